@@ -1,0 +1,82 @@
+"""Augmentation: albumentations built from the configuration's lists, with randomness that belongs to the sample.
+
+A sample's draw depends on (seed, epoch, index) alone, so neither the number of workers nor an interruption changes a
+batch. Albumentations' own seeding follows the worker process instead, which is why `Augmentation` hands it generators.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import random
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version on import
+
+import albumentations as A
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.errors import ConfigError
+
+
+def table() -> dict[str, list[str]]:
+    """Every albumentation that a configuration can name (by plain values), with its arguments, sorted."""
+    found: dict[str, list[str]] = {}
+    for name, thing in vars(A).items():
+        if inspect.isclass(thing) and issubclass(thing, A.ImageOnlyTransform | A.DualTransform):
+            arguments = [p for p in inspect.signature(thing.__init__).parameters if p not in ("self", "args", "kwargs")]
+            if not inspect.isabstract(thing) and name not in ("Lambda", "ImageOnlyTransform", "DualTransform"):
+                found[name] = sorted({*arguments, "p"})
+    return dict(sorted(found.items()))
+
+
+def build(entries: Sequence[Any], where: str) -> A.Compose:
+    """The pipeline that the list `entries` of `where` (its key in the configuration) describes.
+
+    Raises ConfigError for a value that albumentations refuses or silently ignores.
+    """
+    steps = []
+    for position, entry in enumerate(entries):
+        name, arguments = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
+        with warnings.catch_warnings():
+            # Albumentations warns about an argument it drops; a dropped argument is a mistake, not a remark.
+            warnings.simplefilter("error", UserWarning)
+            try:
+                steps.append(getattr(A, name)(**_values(arguments or {})))
+            except (UserWarning, ValueError, TypeError) as error:
+                reason = " ".join(str(error).split("For further information")[0].split())
+                raise ConfigError(f"{where}.{position}: {name}: {reason}") from None
+    return A.Compose(steps)
+
+
+def _values(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
+
+
+class Augmentation:
+    """A pipeline whose randomness is (seed, epoch, index)."""
+
+    def __init__(self, entries: Sequence[Any], where: str, img_size: int, seed: int = 0) -> None:
+        self.pipeline = build(entries, where)
+        self.where = where
+        self.img_size = img_size
+        self.seed = seed
+
+    def __call__(self, image: NDArray[np.uint8], epoch: int, index: int) -> NDArray[np.uint8]:
+        """`image`: (H, W, 3) uint8 RGB. Returns (img_size, img_size, 3) uint8.
+
+        Raises ConfigError when the pipeline leaves another size or type.
+        """
+        generator = np.random.default_rng((self.seed, epoch, index))
+        self.pipeline.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+        out: NDArray[np.uint8] = self.pipeline(image=image)["image"]
+        if out.shape != (self.img_size, self.img_size, 3) or out.dtype != np.uint8:
+            raise ConfigError(
+                f"{self.where}: leaves {'×'.join(map(str, out.shape))} {out.dtype} where the model needs "
+                f"{self.img_size}×{self.img_size}×3 uint8: end the resizing with data.img_size and leave "
+                "normalisation to the trainer"
+            )
+        return np.ascontiguousarray(out)

@@ -1,0 +1,370 @@
+"""The configuration: typed, composed by Hydra, checked before anything else happens. Imports no torch.
+
+Three groups (`model`, `data`, `training`) are chosen by name; every other key is a dotted override such as
+`training.batch_size=32`. `compose` is what the trainer and the launcher call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import ConfigError, nearest
+
+CONF_DIR = Path(__file__).parent / "conf"
+GROUPS = ("model", "data", "training")
+
+
+@dataclass
+class ModelConfig:
+    name: str = "resnet34"
+    """Any name that timm knows."""
+    pretrained: bool = True
+    """Start from timm's ImageNet weights: from the cache of the model hub, else over the network."""
+    weights: str | None = None
+    """A local .safetensors file or state dict to start from instead. Needs no network."""
+
+
+@dataclass
+class DataConfig:
+    root: str | None = None
+    """The data folder; by default $DATA_DIR, else ./data."""
+    format: str = "auto"
+    """csv (train.csv, train/, …), imagefolder (train/<class>/…), or auto."""
+    img_size: int = 768
+    """Side of the square image that the model sees, in pixels."""
+    val_fraction: float = 0.2
+    """Share of the training images that is held out for validation."""
+    split_seed: int = 42
+    """Seed of that split. Not `seed`: every run of a submission shares one split."""
+    group_column: str = "group"
+    """A column of train.csv whose equal values stay on one side of the split. Used where it exists."""
+    train_transforms: list[Any] = field(default_factory=list)
+    """Albumentations, in order: `- Name: {argument: value}`."""
+    val_transforms: list[Any] = field(default_factory=list)
+    """The same for validation and prediction."""
+
+
+@dataclass
+class TrainingConfig:
+    epochs: int = 50
+    batch_size: int = 16
+    """Images per optimiser step, over all devices."""
+    micro_batch: int | None = None
+    """Images per forward pass, over all devices: gradients accumulate up to batch_size. null: batch_size."""
+    num_workers: int = 4
+    """Processes that load images, per device. Changes no result."""
+    pin_memory: bool = True
+    drop_last: bool = True
+    """Leave out the last, smaller batch of an epoch."""
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.05
+    scheduler: str = "cosine"
+    """cosine or constant, per step, after the warm-up."""
+    warmup_epochs: float = 5
+    warmup_start: float = 0.01
+    """The warm-up starts at this share of lr."""
+    min_lr: float = 1e-6
+    gradient_clip: float | None = None
+    """Largest norm of the gradient. null: no limit."""
+    class_weights: bool = True
+    """Weigh the loss of a class by the inverse of its count."""
+    precision: str = "auto"
+    """bf16, fp16, fp32, or auto: what the device gains from."""
+    channels_last: bool | None = None
+    """Memory layout. null: where the device gains from it."""
+    patience: int = 10
+    """Epochs without a better macro F1 after which the run stops early. 0: never."""
+    validate_per_epoch: int = 1
+    """Validations in each epoch."""
+    keep_top: int = 3
+    """How many of the best checkpoints stay, best.ckpt among them: the others lie in top/."""
+    max_steps: int | None = None
+    """Stop after this many optimiser steps. null: epochs alone decide."""
+
+
+@dataclass
+class Config:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    seed: int = 42
+    """Seed of weights, order and augmentation."""
+    device: str = "auto"
+    """cuda, mps, cpu, or auto: the first of them that is there."""
+    devices: int | None = None
+    """How many devices to train on. null: every visible GPU, or the one MPS device or CPU."""
+    resume: str | None = None
+    """A last.ckpt to continue from, or auto: the run directory's own, if there is one."""
+    choices: dict[str, str] = field(default_factory=dict)
+    """The names chosen for the groups; filled in by `compose`."""
+
+
+_CHOICES = {
+    "data.format": ("auto", "csv", "imagefolder"),
+    "training.optimizer": ("adamw", "sgd"),
+    "training.scheduler": ("cosine", "constant"),
+    "training.precision": ("auto", "bf16", "fp16", "fp32"),
+    "device": ("auto", "cuda", "mps", "cpu"),
+}
+# key: (lowest, highest, whether the ends themselves are allowed)
+_RANGES: dict[str, tuple[float, float, bool]] = {
+    "data.img_size": (16, 4096, True),
+    "data.val_fraction": (0, 1, False),
+    "data.split_seed": (0, 2**32 - 1, True),
+    "training.epochs": (1, 100_000, True),
+    "training.batch_size": (1, 65_536, True),
+    "training.micro_batch": (1, 65_536, True),
+    "training.num_workers": (0, 256, True),
+    "training.lr": (0, 100, False),
+    "training.weight_decay": (0, 100, True),
+    "training.warmup_epochs": (0, 100_000, True),
+    "training.warmup_start": (0, 1, True),
+    "training.min_lr": (0, 100, True),
+    "training.gradient_clip": (0, math.inf, False),
+    "training.patience": (0, 100_000, True),
+    "training.validate_per_epoch": (1, 100, True),
+    "training.keep_top": (1, 100, True),
+    "training.max_steps": (1, 10**9, True),
+    "seed": (0, 2**32 - 1, True),
+    "devices": (1, 1024, True),
+}
+
+
+def option_names(group: str) -> list[str]:
+    """The names that `group` (one of `GROUPS`) can be given, sorted."""
+    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+
+
+@functools.cache
+def keys() -> dict[str, str]:
+    """Every dotted key, with its type as written in the schema: `{"training.lr": "float", …}`."""
+    return {key: f.type if isinstance(f.type, str) else f.type.__name__ for key, f in _fields(Config, "")}
+
+
+def describe() -> list[tuple[str, str, str]]:
+    """Every key with its type and its docstring, for `--help`."""
+    docs: dict[str, str] = {}
+    source = Path(__file__).read_text(encoding="utf-8")
+    prefixes = {"ModelConfig": "model.", "DataConfig": "data.", "TrainingConfig": "training.", "Config": ""}
+    for name, body in re.findall(r"^@dataclass\nclass (\w+):\n(.*?)(?=\n\n\n)", source, re.S | re.M):
+        for key, doc in re.findall(r'^    (\w+): [^\n]*\n    """(.*?)"""', body, re.S | re.M):
+            docs[prefixes[name] + key] = doc
+    return [(key, kind, docs.get(key, "")) for key, kind in keys().items() if key != "choices"]
+
+
+def _fields(schema: type, prefix: str) -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    nested = {"model": ModelConfig, "data": DataConfig, "training": TrainingConfig}
+    for f in dataclasses.fields(schema):
+        if not prefix and f.name in nested:
+            yield from _fields(nested[f.name], f.name + ".")
+        else:
+            yield prefix + f.name, f
+
+
+def compose(overrides: Sequence[str] = (), command: str = "train") -> Config:
+    """The configuration that `overrides` (Hydra's grammar: `group=name`, `dotted.key=value`) ask for, checked.
+
+    `command` is only named in messages.
+
+    Raises ConfigError: one line per fault, all of them at once, each with the nearest valid name.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    faults: list[str] = []
+    groups: dict[str, str] = {}
+    values: list[tuple[str, str, Any]] = []
+    for text in overrides:
+        try:
+            key, value = _parse(text, command)
+            if key in GROUPS:
+                if value not in option_names(key):
+                    hint = nearest(str(value), option_names(key))
+                    more = " (any timm model: model.name=…)" if key == "model" else ""
+                    raise ConfigError(f"{text}: there is no {key} called '{value}'; {hint}{more}")
+                groups[key] = value
+            else:
+                _check_key(text, key)
+                values.append((text, key, value))
+        except ConfigError as error:
+            faults.append(str(error))
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+    tree = _compose_groups(*(groups.get(group, "") for group in GROUPS)).copy()
+    for text, key, value in values:
+        try:
+            OmegaConf.update(tree, key, value, merge=False)
+        except OmegaConfBaseException as error:
+            faults.append(f"{text}: {_first_line(error)}")
+        except (IndexError, TypeError, ValueError, AttributeError, KeyError) as error:
+            faults.append(f"{text}: cannot be set: {_first_line(error)}")
+    if faults:
+        raise ConfigError("\n".join(faults))
+    try:
+        config = OmegaConf.to_object(tree)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the configuration does not resolve: {_first_line(error)}") from None
+    assert isinstance(config, Config)
+    faults = check(config)
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return config
+
+
+def _parse(text: str, command: str) -> tuple[str, Any]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import OverrideType
+    from hydra.errors import HydraException
+
+    if text.startswith("-"):
+        raise ConfigError(f"{text}: there is no such option; `python -m trainer {command}` takes key=value")
+    if "=" not in text:
+        raise ConfigError(f"{text}: a value is missing; write {text}=…")
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        raise ConfigError(f"{text}: not understood: {_first_line(error)}") from None
+    if override.type is not OverrideType.CHANGE or override.package:
+        raise ConfigError(f"{text}: write plain key=value: keys are neither added, removed nor moved")
+    if override.is_sweep_override():
+        raise ConfigError(f"{text}: several values are several runs; start them by `launcher submit {text}`")
+    return override.key_or_group, override.value()
+
+
+def _check_key(text: str, key: str) -> None:
+    known = keys()
+    if key == "choices" or key.startswith("choices."):
+        raise ConfigError(f"{text}: choices is filled in by the trainer; choose with model=, data= or training=")
+    if key in known or key.startswith(("data.train_transforms.", "data.val_transforms.")):
+        return
+    leaf = key.rsplit(".", 1)[-1]
+    same_leaf = [name for name in known if name.rsplit(".", 1)[-1] == leaf]
+    hint = f"did you mean '{same_leaf[0]}'?" if same_leaf else nearest(key, [*known, *GROUPS])
+    raise ConfigError(f"{text}: there is no key '{key}'; {hint}")
+
+
+@functools.cache
+def _compose_groups(model: str, data: str, training: str) -> Any:
+    """The tree before value overrides. Cached: a matrix of thousands of runs has few combinations of groups."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    named = {group: name for group, name in zip(GROUPS, (model, data, training), strict=True) if name}
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
+        composed = hydra.compose("config", [f"{group}={name}" for group, name in named.items()], return_hydra_config=True)
+        choices = {group: composed.hydra.runtime.choices[group] for group in GROUPS}
+    plain = OmegaConf.to_container(composed, resolve=False)
+    assert isinstance(plain, dict)
+    plain.pop("hydra")
+    tree = OmegaConf.merge(OmegaConf.structured(Config), plain)
+    tree.choices = choices
+    return tree
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+@functools.cache
+def transforms() -> dict[str, list[str]]:
+    """Every augmentation that can be named, with its arguments: a table made from the pinned albumentations."""
+    return json.loads((CONF_DIR / "transforms.json").read_text(encoding="utf-8"))
+
+
+def check(config: Config) -> list[str]:
+    """What is wrong with the values, a line each; empty when nothing is."""
+    faults = [*_check_values(config)]
+    for name in ("train_transforms", "val_transforms"):
+        for position, entry in enumerate(getattr(config.data, name)):
+            faults += _check_transform(f"data.{name}.{position}", entry)
+    training = config.training
+    if training.micro_batch and training.batch_size % training.micro_batch:
+        divisors = [n for n in range(1, training.batch_size + 1) if training.batch_size % n == 0]
+        close = min(divisors, key=lambda n: abs(n - (training.micro_batch or 1)))
+        faults.append(
+            f"training.micro_batch={training.micro_batch}: training.batch_size={training.batch_size} is not a multiple "
+            f"of it; the nearest that divides it is {close}"
+        )
+    if training.min_lr > training.lr:
+        faults.append(f"training.min_lr={training.min_lr}: more than training.lr={training.lr}")
+    return faults
+
+
+def _check_values(config: Config) -> Iterator[str]:
+    for key, allowed in _CHOICES.items():
+        value = _get(config, key)
+        if value not in allowed:
+            yield f"{key}={value}: {nearest(str(value), allowed)}"
+    for key, (low, high, closed) in _RANGES.items():
+        value = _get(config, key)
+        if value is None:
+            continue
+        if not (low <= value <= high if closed else low < value < high):
+            words = f"from {low:g} to {high:g}" if closed else f"more than {low:g}"
+            yield f"{key}={value}: must be {words}{'' if closed or math.isinf(high) else f' and less than {high:g}'}"
+
+
+def _check_transform(where: str, entry: Any) -> list[str]:
+    if isinstance(entry, str):
+        entry = {entry: {}}
+    if not (isinstance(entry, dict) and len(entry) == 1):
+        return [f"{where}: write one augmentation as `Name: {{argument: value}}`, not {entry!r}"]
+    name, arguments = next(iter(entry.items()))
+    known = transforms()
+    if name not in known:
+        return [f"{where}: there is no augmentation '{name}'; {nearest(str(name), known)}"]
+    if arguments is None:
+        return []
+    if not isinstance(arguments, dict):
+        return [f"{where}: the arguments of {name} must be a mapping, not {arguments!r}"]
+    faults = [
+        f"{where}: {name} has no argument '{argument}'; {nearest(str(argument), known[name])}"
+        for argument in arguments
+        if argument not in known[name]
+    ]
+    p = arguments.get("p")
+    if p is not None and not (isinstance(p, int | float) and 0 <= p <= 1):
+        faults.append(f"{where}: {name}: p={p!r}: a probability is a number from 0 to 1")
+    return faults
+
+
+def _get(config: Config, key: str) -> Any:
+    return functools.reduce(getattr, key.split("."), config)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain dicts, lists, strings and numbers."""
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration as YAML, which `from_dict(yaml.safe_load(…))` reads back."""
+    import yaml
+
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=120)
+
+
+def from_dict(plain: dict[str, Any]) -> Config:
+    """The inverse of `to_dict`. Raises ConfigError where the schema does not fit."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"not a configuration of this trainer: {_first_line(error)}") from None
+    assert isinstance(config, Config)
+    return config
