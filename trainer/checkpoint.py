@@ -1,0 +1,67 @@
+"""best.ckpt: weights and all that prediction needs, in a file that is safe to load (`weights_only=True`)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.config import Config, from_dict
+from trainer.errors import ConfigError
+from trainer.files import replacing
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained classifier."""
+
+    state_dict: dict[str, torch.Tensor]
+    class_names: list[str]
+    labels: list[str]
+    """The label of each class as the data folder writes it."""
+    config: dict[str, Any]
+    preprocessing: dict[str, Any]
+    """img_size (pixels), mean and std (three numbers each, on the scale 0 to 1), transforms (the validation list)."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    validation: dict[str, Any] = field(default_factory=dict)
+    """ids (N strings), targets (N,), probabilities (N, classes), split_fingerprint: what ensembles and analysis read."""
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> Config:
+        """The configuration as it was trained with."""
+        return from_dict(self.config)
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Replace `path` by the checkpoint, whole or not at all."""
+    content = {"format": FORMAT, **{name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__}}
+    with replacing(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU. Raises ConfigError that says what is wrong with the file."""
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise ConfigError(f"{path}: the checkpoint {what}; name a best.ckpt")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises whatever its bytes provoke
+        reason = " ".join(str(error).split(". ")[0].split())[:200]
+        raise ConfigError(f"{path}: not a checkpoint that can be loaded safely: {reason}") from None
+    if not isinstance(content, dict) or "format" not in content or "class_names" not in content:
+        hint = "; last.ckpt is for resuming: name best.ckpt" if path.name == "last.ckpt" else ""
+        raise ConfigError(f"{path}: not a checkpoint of this trainer{hint}")
+    if content["format"] != FORMAT:
+        raise ConfigError(f"{path}: written by another version (format {content['format']}, not {FORMAT})")
+    return Checkpoint(**{name: content[name] for name in Checkpoint.__dataclass_fields__})
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Everything but tensors, for printing."""
+    return {k: v for k, v in asdict(checkpoint).items() if k not in ("state_dict", "validation")}

@@ -1,0 +1,375 @@
+"""Data: what lies in a data folder, checked before anything trains on it, and the images as tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image, ImageOps
+from torch.utils.data import Dataset, Sampler
+
+from trainer.augment import Augmentation
+from trainer.config import DataConfig
+from trainer.errors import DataError, nearest
+from trainer.files import write_text
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
+Image.MAX_IMAGE_PIXELS = 400_000_000  # a 1,200-dpi A4 scan has 140 million pixels; beyond this a file is a bomb
+
+
+@dataclass(frozen=True)
+class Table:
+    """Images and what is known of them. Lists are aligned; `targets` index `class_names` (empty for test images)."""
+
+    ids: list[str]
+    paths: list[Path]
+    targets: list[int]
+    class_names: list[str]
+    labels: list[str]
+    """The label of each class as the data folder writes it: what a submission contains."""
+    groups: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers of the two sides, and a name for the split: equal fingerprints may be compared and ensembled."""
+
+    train: list[int]
+    val: list[int]
+    fingerprint: str
+
+
+def data_root(config: DataConfig) -> Path:
+    """The folder that `data.root`, $DATA_DIR or the default `data` names. Raises DataError where there is none."""
+    for source, value in (("data.root", config.root), ("DATA_DIR", os.environ.get("DATA_DIR")), ("the default", "data")):
+        if value:
+            root = Path(value).expanduser()
+            if not root.is_dir():
+                what = "is not a folder" if root.exists() else "does not exist"
+                raise DataError(
+                    f"{root}: the data folder ({source}) {what}; name one by data.root=DIR or DATA_DIR, "
+                    f"or draw one: python -m trainer sample-data {root}"
+                )
+            return root
+    raise AssertionError("unreachable")
+
+
+def open_image(path: Path) -> Image.Image:
+    """The image as RGB, turned as its EXIF orientation says, transparency over white, 16 bits scaled to 8.
+
+    Raises OSError, ValueError or Image.DecompressionBombError for what is no readable image.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # EXIF oddities; what matters raises
+        with Image.open(path) as opened:
+            opened.load()
+            image = ImageOps.exif_transpose(opened)
+    if image.width == 0 or image.height == 0:
+        raise ValueError("the image has no pixels")
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        if image.mode.startswith("I;16") or values.max(initial=0) > 255:
+            values = values / 257
+        elif image.mode == "F" and values.max(initial=0) <= 1:
+            values = values * 255
+        image = Image.fromarray(np.clip(values + 0.5, 0, 255).astype(np.uint8))
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+        rgba = image.convert("RGBA")
+        paper = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(paper, rgba)
+    return image.convert("RGB")
+
+
+def find_image(root: Path, image_id: str, folder: str = "train") -> Path | None:
+    """The file of `image_id` below `root`/`folder` (or `root` itself, for a plain ImageFolder); an extension may be
+    missing from the id. None where there is none, or where the id points outside the folder."""
+    if Path(image_id).is_absolute() or ".." in Path(image_id).parts or not image_id:
+        return None
+    for base in (root / folder, root):
+        for candidate in (base / image_id, *(base / (image_id + suffix) for suffix in SUFFIXES)):
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+def read_training(root: Path, config: DataConfig, faults_file: Path | None = None) -> Table:
+    """The training images of `root`, every one of them opened and checked.
+
+    Raises DataError that names every fault by file and row: missing, unreadable and empty images, labels that meta.csv
+    does not have, duplicate IDs, classes with one image.
+    """
+    is_csv = (root / "train.csv").is_file()
+    if config.format == "csv" or (config.format == "auto" and is_csv):
+        table, faults, places = _read_csv(root, config)
+    else:
+        table, faults, places = _read_folders(root)
+    counts = Counter(table.targets)
+    for target, name in enumerate(table.class_names):
+        if counts[target] == 1:
+            place = places[table.targets.index(target)]
+            faults.append(f"{place}: class '{name}' has one image: it cannot be trained on and validated; add one")
+    faults += [f"{places[row]}: {reason}" for row, reason in _unreadable(table.paths)]
+    if faults:
+        if faults_file is not None:
+            write_text(faults_file, "\n".join(faults) + "\n")
+        shown = faults[:50]
+        if len(faults) > len(shown):
+            shown.append(f"… and {len(faults) - len(shown)} more" + (f": see {faults_file}" if faults_file else ""))
+        shown.append(f"{len(faults)} fault{'s' * (len(faults) > 1)} in {root}: mend or remove what is named, then run again")
+        raise DataError("\n".join(shown))
+    for target, name in enumerate(table.class_names):
+        if not counts[target]:
+            print(f"note: class '{name}' of meta.csv has no image in train.csv")
+    return table
+
+
+def _read_csv(root: Path, config: DataConfig) -> tuple[Table, list[str], list[str]]:
+    frame = _csv(root / "train.csv", ("ID", "target"))
+    faults: list[str] = []
+    if (root / "meta.csv").is_file():
+        meta = _csv(root / "meta.csv", ("target", "class_name"))
+        meta = meta.iloc[sorted(range(len(meta)), key=lambda i: _label_order(meta["target"].iloc[i]))]
+        labels, names = list(meta["target"]), list(meta["class_name"])
+        for column, values in (("target", labels), ("class_name", names)):
+            faults += [f"meta.csv: {column} '{v}' stands {n} times" for v, n in Counter(values).items() if n > 1]
+        known = f"meta.csv has {labels[0]} to {labels[-1]}" if labels else "meta.csv has none"
+    else:
+        labels = sorted(set(frame["target"]) - {""}, key=_label_order)
+        names, known = [str(label) for label in labels], ""
+    index = {label: position for position, label in enumerate(labels)}
+
+    table = Table([], [], [], names, labels, [] if config.group_column in frame else None)
+    places, first_row = [], {}
+    for row, (image_id, label) in enumerate(zip(frame["ID"], frame["target"], strict=True), start=2):
+        place = f"train.csv:{row}"
+        if image_id in first_row:
+            faults.append(f"{place}: ID '{image_id}' stands in row {first_row[image_id]} already")
+            continue
+        first_row[image_id] = row
+        if label not in index:
+            faults.append(f"{place}: ID '{image_id}': label '{label}' is out of range; {known or 'it is empty'}")
+            continue
+        path = find_image(root, image_id)
+        if path is None:
+            faults.append(f"{place}: train/{image_id}: the file is missing")
+            continue
+        table.ids.append(image_id)
+        table.paths.append(path)
+        table.targets.append(index[label])
+        places.append(f"{place}: train/{image_id}")
+        if table.groups is not None:
+            table.groups.append(frame[config.group_column].iloc[row - 2])
+    if not len(frame):
+        faults.append("train.csv:1: there is no row below the header")
+    return table, faults, places
+
+
+def _read_folders(root: Path) -> tuple[Table, list[str], list[str]]:
+    base = root / "train" if (root / "train").is_dir() else root
+    names = sorted(d.name for d in base.iterdir() if d.is_dir() and not d.name.startswith("."))
+    if base == root:
+        names = [name for name in names if name != "test"]
+    if not names:
+        raise DataError(
+            f"{root}: there is neither a train.csv nor a folder a class below {base}; lay the data out as either, "
+            f"or draw an example: python -m trainer sample-data DIR"
+        )
+    table, places, faults = Table([], [], [], names, names), [], []
+    for target, name in enumerate(names):
+        files = _image_files(base / name)
+        if not files:
+            faults.append(f"{base / name}: there is no image in the folder of class '{name}'")
+        for path in files:
+            table.ids.append(str(path.relative_to(base)))
+            table.paths.append(path)
+            table.targets.append(target)
+            places.append(str(path.relative_to(root)))
+    return table, faults, places
+
+
+def read_test(root: Path) -> Table:
+    """The images to predict: those of sample_submission.csv in its order, else those of test/ by name.
+
+    Raises DataError where one is missing or there is none.
+    """
+    sample = root / "sample_submission.csv"
+    if sample.is_file():
+        ids = list(_csv(sample, ("ID",))["ID"])
+        paths = [find_image(root, image_id, "test") for image_id in ids]
+        repeated = [f"sample_submission.csv: ID '{i}' stands {n} times" for i, n in Counter(ids).items() if n > 1]
+        missing = [
+            f"sample_submission.csv:{row}: test/{image_id}: the file is missing"
+            for row, (image_id, path) in enumerate(zip(ids, paths, strict=True), start=2)
+            if path is None
+        ]
+        if repeated or missing:
+            raise DataError("\n".join([*repeated, *missing]))
+        found = [path for path in paths if path is not None]
+    else:
+        found = _image_files(root / "test")
+        ids = [str(path.relative_to(root / "test")) for path in found]
+    if not found:
+        raise DataError(f"{root}: there is nothing to predict: neither sample_submission.csv nor an image in test/")
+    return Table(ids, found, [], [], [])
+
+
+def _image_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+
+
+def _csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False)
+    except FileNotFoundError:
+        raise DataError(f"{path}: the file is missing") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
+        raise DataError(f"{path}: not a CSV file in UTF-8: {' '.join(str(error).split())}") from None
+    for column in columns:
+        if column not in frame:
+            raise DataError(f"{path}:1: there is no column '{column}'; {nearest(column, map(str, frame.columns))}")
+    return frame
+
+
+def _label_order(label: str) -> tuple[int, int, str]:
+    return (0, int(label), "") if label.isascii() and label.isdigit() else (1, 0, label)
+
+
+def _unreadable(paths: Sequence[Path]) -> Iterator[tuple[int, str]]:
+    """Row and reason of every image that cannot be opened in full.
+
+    A set that passed is remembered in $CACHE_DIR by names, sizes and times, since every run of a matrix reads the same.
+    """
+    stats = [path.stat() for path in paths]
+    key = hashlib.sha256(repr([(str(p), s.st_size, s.st_mtime_ns) for p, s in zip(paths, stats, strict=True)]).encode())
+    cache = os.environ.get("CACHE_DIR")
+    passed = Path(cache) / "checked" / key.hexdigest() if cache else None
+    if passed is not None and passed.exists():
+        return
+    good = True
+    with ThreadPoolExecutor(max_workers=os.process_cpu_count() if hasattr(os, "process_cpu_count") else None) as pool:
+        for row, reason in enumerate(pool.map(_fault, paths)):
+            if reason:
+                good = False
+                yield row, reason
+    if good and passed is not None:
+        write_text(passed, f"{len(paths)} images\n")
+
+
+def _fault(path: Path) -> str | None:
+    if path.stat().st_size == 0:
+        return "the file is empty (0 bytes)"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                # Reading a JPEG at an eighth still decodes every bit of it, at a fraction of the time.
+                image.draft(None, (image.width // 8, image.height // 8))
+                image.load()
+                if image.width == 0 or image.height == 0:
+                    return "the image has no pixels"
+    except Image.DecompressionBombError:
+        return "the image claims more pixels than any scan has"
+    except Exception as error:  # Pillow's decoders raise whatever a broken file provokes
+        return f"not a readable image: {' '.join(str(error).split()).replace(str(path), path.name)}"
+    return None
+
+
+def split(table: Table, config: DataConfig) -> Split:
+    """Stratified by class and seeded by `data.split_seed`; where there are groups, no group is on both sides.
+
+    Raises DataError where the images are too few for it.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedShuffleSplit
+
+    rows = np.arange(len(table))
+    try:
+        if table.groups is not None:
+            folds = max(2, round(1 / config.val_fraction))
+            splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=config.split_seed)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a class with fewer images than folds: checked below in our words
+                train, val = next(splitter.split(rows, table.targets, table.groups))
+        else:
+            shuffle = StratifiedShuffleSplit(1, test_size=config.val_fraction, random_state=config.split_seed)
+            train, val = next(shuffle.split(rows, table.targets))
+    except ValueError as error:
+        raise DataError(
+            f"{len(table)} images in {len(table.class_names)} classes cannot be split with "
+            f"data.val_fraction={config.val_fraction}: {error}"
+        ) from None
+    absent = sorted({table.class_names[t] for t in table.targets} - {table.class_names[table.targets[r]] for r in train})
+    if absent or not len(val):
+        reason = f"every image of {', '.join(absent)} is in one group" if absent else "no group fits"
+        raise DataError(f"no split leaves images to train on for each class: {reason}; see column '{config.group_column}'")
+    parts = [[f"{table.ids[r]}={table.class_names[table.targets[r]]}" for r in side] for side in (train, val)]
+    digest = hashlib.sha256(repr([sorted(part) for part in parts]).encode()).hexdigest()[:16]
+    return Split([int(r) for r in train], sorted(int(r) for r in val), digest)
+
+
+def content_fingerprint(paths: Iterable[Path]) -> str:
+    """A name for what the files hold: the first 16 digits of a SHA-256 over them, in their order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+class ImageDataset(Dataset[tuple[torch.Tensor, int, int]]):
+    """Item (epoch, row) is (image, target, row): uint8 of shape (3, img_size, img_size), target -1 where unknown."""
+
+    def __init__(self, table: Table, augmentation: Augmentation) -> None:
+        self.table = table
+        self.augmentation = augmentation
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, int, int]:
+        epoch, row = item
+        image = np.asarray(open_image(self.table.paths[row]))
+        augmented = self.augmentation(image, epoch, row)
+        target = self.table.targets[row] if self.table.targets else -1
+        return torch.from_numpy(augmented).permute(2, 0, 1).contiguous(), target, row
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Rows with their epoch, shuffled by (seed, epoch) or in order; each of `world` processes takes every world-th.
+
+    The epoch travels with the row because a worker process keeps its copy of the dataset over all epochs. When
+    shuffled, the tail that does not divide by `world` is filled up from the front, so that no process waits for another.
+    """
+
+    def __init__(self, rows: Sequence[int], seed: int | None, rank: int = 0, world: int = 1) -> None:
+        self.rows = list(rows)
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.epoch = 0
+        self.skip = 0
+        """Rows of this process to leave out of the next pass: those that an interrupted epoch has seen."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = self.rows
+        if self.seed is not None:
+            order = list(np.random.default_rng((self.seed, self.epoch)).permutation(self.rows))
+            order += order[: -len(order) % self.world]
+        skip, self.skip = self.skip, 0
+        return iter([(self.epoch, int(row)) for row in order[self.rank :: self.world]][skip:])
+
+    def __len__(self) -> int:
+        total = len(self.rows) if self.seed is None else len(self.rows) + -len(self.rows) % self.world
+        return len(range(self.rank, total, self.world))

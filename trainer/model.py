@@ -1,0 +1,165 @@
+"""Models: any that timm knows, with weights from its hub, from a local file, or from scratch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from trainer.config import ModelConfig
+from trainer.errors import ConfigError, nearest
+
+
+def check_name(name: str) -> None:
+    """Raises ConfigError with the nearest name when timm has no such model."""
+    if not timm.is_model(name):
+        raise ConfigError(f"model.name={name}: timm {timm.__version__} has no such model; {nearest(name, timm.list_models())}")
+
+
+def mean_std(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """The mean and standard deviation that the model was pretrained with, on the scale 0 to 1."""
+    cfg = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+    return tuple(cfg.mean), tuple(cfg.std)  # type: ignore[return-value]
+
+
+def create(config: ModelConfig, classes: int, img_size: int, load_weights: bool = True) -> nn.Module:
+    """The model with a classifier of `classes` outputs for square images of `img_size` pixels, on the CPU.
+
+    Without `load_weights` its weights are random: the caller loads a checkpoint into it.
+
+    Raises ConfigError: unknown model, a size that it cannot take, weights that are missing or do not fit.
+    """
+    check_name(config.name)
+    cfg = timm.get_pretrained_cfg(config.name)
+    sized = {"img_size": img_size} if cfg is not None and cfg.fixed_input_size else {}
+
+    def build(**more: Any) -> nn.Module:
+        try:
+            return timm.create_model(config.name, num_classes=classes, **sized, **more)
+        except (AssertionError, ValueError, TypeError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ConfigError(f"model.name={config.name} cannot be built for data.img_size={img_size}: {reason}") from None
+
+    if not load_weights:
+        return build()
+    if config.weights:
+        model = build()
+        load_file(model, Path(config.weights).expanduser())
+        return model
+    if config.pretrained:
+        return _from_hub(config, build)
+    return build()
+
+
+def _from_hub(config: ModelConfig, build: Callable[..., nn.Module]) -> nn.Module:
+    cfg = timm.get_pretrained_cfg(config.name)
+    if cfg is None or not cfg.has_weights:
+        raise ConfigError(
+            f"model.pretrained=true: timm has no weights for {config.name}; "
+            "give a file by model.weights=FILE, or start from scratch by model.pretrained=false"
+        )
+    cache = os.environ.get("CACHE_DIR")
+    if cache:  # one copy of the weights for every run that shares the cache
+        os.environ.setdefault("HF_HUB_CACHE", str(Path(cache) / "huggingface"))
+        os.environ.setdefault("TORCH_HOME", str(Path(cache) / "torch"))
+    try:
+        return build(pretrained=True)
+    except ConfigError:
+        raise
+    except Exception as error:  # hub clients raise their own, the operating system's and several HTTP libraries' errors
+        reason = " ".join(str(error).split()) or type(error).__name__
+        place = cfg.hf_hub_id or cfg.url
+        raise ConfigError(
+            f"model.pretrained=true: the weights of {config.name} ({place}) are neither in the cache nor to be had over "
+            f"the network ({reason[:160]}). Give a file by model.weights=FILE (.safetensors or a state dict), "
+            "or start from scratch by model.pretrained=false"
+        ) from None
+
+
+def load_file(model: nn.Module, path: Path) -> None:
+    """Load a .safetensors file or a state dict into `model`, by way of timm's own filter for the architecture.
+
+    A classifier of another size is left as initialised. Raises ConfigError that lists every other key that is missing,
+    unexpected or of another shape: nothing is skipped in silence.
+    """
+    if not path.is_file():
+        raise ConfigError(f"model.weights={path}: there is no such file")
+    try:
+        state: dict[str, torch.Tensor] = timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises whatever its bytes provoke
+        raise ConfigError(
+            f"model.weights={path}: not a .safetensors file or state dict that can be loaded safely: "
+            f"{' '.join(str(error).split())[:160]}"
+        ) from None
+    state = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)} if isinstance(state, dict) else {}
+    wanted = model.state_dict()
+    heads = _classifier_names(model)
+    state = {
+        k: v
+        for k, v in state.items()
+        if not (k.startswith(heads) and (k not in wanted or wanted[k].shape != v.shape))
+    }
+    adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if adapt is not None:
+        try:
+            state = adapt(state, model)
+        except (KeyError, RuntimeError, ValueError, AssertionError, AttributeError) as error:
+            raise ConfigError(f"model.weights={path}: not weights of this model: {_short(error)}") from None
+    missing = sorted(k for k in wanted if k not in state and not k.startswith(heads))
+    unexpected = sorted(k for k in state if k not in wanted)
+    shapes = sorted(
+        f"{k} {tuple(v.shape)} where the model has {tuple(wanted[k].shape)}"
+        for k, v in state.items()
+        if k in wanted and wanted[k].shape != v.shape
+    )
+    if missing or unexpected or shapes:
+        raise ConfigError(
+            f"model.weights={path}: does not fit the model:"
+            + _listed("missing", missing)
+            + _listed("unexpected", unexpected)
+            + _listed("of another shape", shapes)
+        )
+    model.load_state_dict(state, strict=False)
+
+
+def _classifier_names(model: nn.Module) -> tuple[str, ...]:
+    cfg: Any = getattr(model, "pretrained_cfg", {})
+    names = cfg.get("classifier", "")
+    return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names) if name)
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def _listed(what: str, keys: list[str]) -> str:
+    if not keys:
+        return ""
+    more = f", … ({len(keys)} in all)" if len(keys) > 10 else ""
+    return f"\n  {what}: {', '.join(keys[:10])}{more}"
+
+
+class Normalized(nn.Module):
+    """`model` behind the normalisation of uint8 images, so that images travel to the device as bytes."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], channels_last: bool) -> None:
+        super().__init__()
+        self.model = model.to(memory_format=torch.channels_last) if channels_last else model  # type: ignore[call-overload]
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (N, 3, H, W) → float32 logits (N, classes)."""
+        values = images.to(memory_format=self.memory_format).float().sub(self.mean).div(self.std)
+        logits: torch.Tensor = self.model(values)
+        return logits.float()
