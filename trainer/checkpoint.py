@@ -28,7 +28,7 @@ class Checkpoint:
     """img_size (pixels), mean and std (three numbers each, on the scale 0 to 1), transforms (the validation list)."""
     metrics: dict[str, Any] = field(default_factory=dict)
     validation: dict[str, Any] = field(default_factory=dict)
-    """ids (N strings), targets (N,), probabilities (N, classes), split_fingerprint: what ensembles and analysis read."""
+    """ids (N strings), targets (N,), probabilities (N, classes), split_fingerprint: for ensembles and analysis."""
     versions: dict[str, str] = field(default_factory=dict)
 
     @property

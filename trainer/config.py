@@ -264,7 +264,9 @@ def _compose_groups(model: str, data: str, training: str) -> Any:
     named = {group: name for group, name in zip(GROUPS, (model, data, training), strict=True) if name}
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
-        composed = hydra.compose("config", [f"{group}={name}" for group, name in named.items()], return_hydra_config=True)
+        composed = hydra.compose(
+            "config", [f"{group}={name}" for group, name in named.items()], return_hydra_config=True
+        )
         choices = {group: composed.hydra.runtime.choices[group] for group in GROUPS}
     plain = OmegaConf.to_container(composed, resolve=False)
     assert isinstance(plain, dict)
@@ -281,7 +283,8 @@ def _first_line(error: BaseException) -> str:
 @functools.cache
 def transforms() -> dict[str, list[str]]:
     """Every augmentation that can be named, with its arguments: a table made from the pinned albumentations."""
-    return json.loads((CONF_DIR / "transforms.json").read_text(encoding="utf-8"))
+    table: dict[str, list[str]] = json.loads((CONF_DIR / "transforms.json").read_text(encoding="utf-8"))
+    return table
 
 
 def check(config: Config) -> list[str]:

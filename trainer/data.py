@@ -53,7 +53,11 @@ class Split:
 
 def data_root(config: DataConfig) -> Path:
     """The folder that `data.root`, $DATA_DIR or the default `data` names. Raises DataError where there is none."""
-    for source, value in (("data.root", config.root), ("DATA_DIR", os.environ.get("DATA_DIR")), ("the default", "data")):
+    for source, value in (
+        ("data.root", config.root),
+        ("DATA_DIR", os.environ.get("DATA_DIR")),
+        ("the default", "data"),
+    ):
         if value:
             root = Path(value).expanduser()
             if not root.is_dir():
@@ -120,14 +124,16 @@ def read_training(root: Path, config: DataConfig, faults_file: Path | None = Non
         if counts[target] == 1:
             place = places[table.targets.index(target)]
             faults.append(f"{place}: class '{name}' has one image: it cannot be trained on and validated; add one")
-    faults += [f"{places[row]}: {reason}" for row, reason in _unreadable(table.paths)]
+    faults += [f"{places[row]}: {reason}" for row, reason in unreadable(table.paths)]
     if faults:
         if faults_file is not None:
             write_text(faults_file, "\n".join(faults) + "\n")
         shown = faults[:50]
         if len(faults) > len(shown):
             shown.append(f"… and {len(faults) - len(shown)} more" + (f": see {faults_file}" if faults_file else ""))
-        shown.append(f"{len(faults)} fault{'s' * (len(faults) > 1)} in {root}: mend or remove what is named, then run again")
+        shown.append(
+            f"{len(faults)} fault{'s' * (len(faults) > 1)} in {root}: mend or remove what is named, then run again"
+        )
         raise DataError("\n".join(shown))
     for target, name in enumerate(table.class_names):
         if not counts[target]:
@@ -151,7 +157,8 @@ def _read_csv(root: Path, config: DataConfig) -> tuple[Table, list[str], list[st
     index = {label: position for position, label in enumerate(labels)}
 
     table = Table([], [], [], names, labels, [] if config.group_column in frame else None)
-    places, first_row = [], {}
+    places: list[str] = []
+    first_row: dict[str, int] = {}
     for row, (image_id, label) in enumerate(zip(frame["ID"], frame["target"], strict=True), start=2):
         place = f"train.csv:{row}"
         if image_id in first_row:
@@ -248,7 +255,7 @@ def _label_order(label: str) -> tuple[int, int, str]:
     return (0, int(label), "") if label.isascii() and label.isdigit() else (1, 0, label)
 
 
-def _unreadable(paths: Sequence[Path]) -> Iterator[tuple[int, str]]:
+def unreadable(paths: Sequence[Path]) -> Iterator[tuple[int, str]]:
     """Row and reason of every image that cannot be opened in full.
 
     A set that passed is remembered in $CACHE_DIR by names, sizes and times, since every run of a matrix reads the same.
@@ -311,10 +318,14 @@ def split(table: Table, config: DataConfig) -> Split:
             f"{len(table)} images in {len(table.class_names)} classes cannot be split with "
             f"data.val_fraction={config.val_fraction}: {error}"
         ) from None
-    absent = sorted({table.class_names[t] for t in table.targets} - {table.class_names[table.targets[r]] for r in train})
+    absent = sorted(
+        {table.class_names[t] for t in table.targets} - {table.class_names[table.targets[r]] for r in train}
+    )
     if absent or not len(val):
         reason = f"every image of {', '.join(absent)} is in one group" if absent else "no group fits"
-        raise DataError(f"no split leaves images to train on for each class: {reason}; see column '{config.group_column}'")
+        raise DataError(
+            f"no split leaves images to train on for each class: {reason}; see column '{config.group_column}'"
+        )
     parts = [[f"{table.ids[r]}={table.class_names[table.targets[r]]}" for r in side] for side in (train, val)]
     digest = hashlib.sha256(repr([sorted(part) for part in parts]).encode()).hexdigest()[:16]
     return Split([int(r) for r in train], sorted(int(r) for r in val), digest)
@@ -346,30 +357,38 @@ class ImageDataset(Dataset[tuple[torch.Tensor, int, int]]):
 class EpochSampler(Sampler[tuple[int, int]]):
     """Rows with their epoch, shuffled by (seed, epoch) or in order; each of `world` processes takes every world-th.
 
-    The epoch travels with the row because a worker process keeps its copy of the dataset over all epochs. When
-    shuffled, the tail that does not divide by `world` is filled up from the front, so that no process waits for another.
+    The epoch travels with the row because a worker process keeps its copy of the dataset over all epochs. Of the
+    shuffled rows the first `usable` make the epoch; when these do not divide by `world`, they are filled up from the
+    front, so that no process waits for another.
     """
 
-    def __init__(self, rows: Sequence[int], seed: int | None, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, rows: Sequence[int], seed: int | None, usable: int, rank: int = 0, world: int = 1) -> None:
         self.rows = list(rows)
         self.seed = seed
+        self.usable = usable
         self.rank = rank
         self.world = world
         self.epoch = 0
         self.skip = 0
-        """Rows of this process to leave out of the next pass: those that an interrupted epoch has seen."""
 
-    def set_epoch(self, epoch: int) -> None:
+    def set_position(self, epoch: int, skip: int = 0) -> None:
+        """The next pass is of `epoch` (from 0), without the first `skip` rows of this process: those already seen."""
         self.epoch = epoch
+        self.skip = skip
+
+    def remaining(self) -> int:
+        """Rows of the next pass of this process."""
+        return len(self._mine())
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter([(self.epoch, int(row)) for row in self._mine()])
+
+    def _mine(self) -> list[int]:
         order = self.rows
         if self.seed is not None:
-            order = list(np.random.default_rng((self.seed, self.epoch)).permutation(self.rows))
+            order = list(np.random.default_rng((self.seed, self.epoch)).permutation(self.rows))[: self.usable]
             order += order[: -len(order) % self.world]
-        skip, self.skip = self.skip, 0
-        return iter([(self.epoch, int(row)) for row in order[self.rank :: self.world]][skip:])
+        return order[self.rank :: self.world][self.skip :]
 
     def __len__(self) -> int:
-        total = len(self.rows) if self.seed is None else len(self.rows) + -len(self.rows) % self.world
-        return len(range(self.rank, total, self.world))
+        return len(self._mine())

@@ -48,7 +48,7 @@ def count(config: Config, device: str) -> int:
 
 
 def precision(asked: str, device: str) -> str:
-    """bf16, fp16 or fp32: for auto what the device gains from. On MPS that is fp32 (mixed precision is unproven there)."""
+    """bf16, fp16 or fp32; auto is what the device gains from. On MPS fp32: mixed precision is unproven there."""
     if asked == "fp16" and device == "cpu":
         raise ConfigError("training.precision=fp16: the CPU has no fast fp16; say bf16, fp32 or auto")
     if asked != "auto":

@@ -1,6 +1,7 @@
 """Errors that end a command, each with the exit code that the contract gives it.
 
-A caller that catches `TrainerError` can print `str(error)` as it stands: it says what was wrong, where, and what to type next.
+A caller that catches `TrainerError` can print `str(error)` as it stands: it says what was wrong, where, and what to
+type next.
 """
 
 from __future__ import annotations

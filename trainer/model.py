@@ -19,7 +19,9 @@ from trainer.errors import ConfigError, nearest
 def check_name(name: str) -> None:
     """Raises ConfigError with the nearest name when timm has no such model."""
     if not timm.is_model(name):
-        raise ConfigError(f"model.name={name}: timm {timm.__version__} has no such model; {nearest(name, timm.list_models())}")
+        raise ConfigError(
+            f"model.name={name}: timm {timm.__version__} has no such model; {nearest(name, timm.list_models())}"
+        )
 
 
 def mean_std(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
@@ -37,14 +39,16 @@ def create(config: ModelConfig, classes: int, img_size: int, load_weights: bool 
     """
     check_name(config.name)
     cfg = timm.get_pretrained_cfg(config.name)
-    sized = {"img_size": img_size} if cfg is not None and cfg.fixed_input_size else {}
+    sized: dict[str, Any] = {"img_size": img_size} if cfg is not None and cfg.fixed_input_size else {}
 
     def build(**more: Any) -> nn.Module:
         try:
             return timm.create_model(config.name, num_classes=classes, **sized, **more)
         except (AssertionError, ValueError, TypeError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise ConfigError(f"model.name={config.name} cannot be built for data.img_size={img_size}: {reason}") from None
+            raise ConfigError(
+                f"model.name={config.name} cannot be built for data.img_size={img_size}: {reason}"
+            ) from None
 
     if not load_weights:
         return build()
@@ -76,8 +80,8 @@ def _from_hub(config: ModelConfig, build: Callable[..., nn.Module]) -> nn.Module
         reason = " ".join(str(error).split()) or type(error).__name__
         place = cfg.hf_hub_id or cfg.url
         raise ConfigError(
-            f"model.pretrained=true: the weights of {config.name} ({place}) are neither in the cache nor to be had over "
-            f"the network ({reason[:160]}). Give a file by model.weights=FILE (.safetensors or a state dict), "
+            f"model.pretrained=true: the weights of {config.name} ({place}) are neither in the cache nor to be "
+            f"had over the network ({reason[:160]}). Give a file by model.weights=FILE (.safetensors or a state dict), "
             "or start from scratch by model.pretrained=false"
         ) from None
 
@@ -101,9 +105,7 @@ def load_file(model: nn.Module, path: Path) -> None:
     wanted = model.state_dict()
     heads = _classifier_names(model)
     state = {
-        k: v
-        for k, v in state.items()
-        if not (k.startswith(heads) and (k not in wanted or wanted[k].shape != v.shape))
+        k: v for k, v in state.items() if not (k.startswith(heads) and (k not in wanted or wanted[k].shape != v.shape))
     }
     adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if adapt is not None:
@@ -153,7 +155,7 @@ class Normalized(nn.Module):
 
     def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], channels_last: bool) -> None:
         super().__init__()
-        self.model = model.to(memory_format=torch.channels_last) if channels_last else model  # type: ignore[call-overload]
+        self.model = model.to(memory_format=torch.channels_last) if channels_last else model
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)

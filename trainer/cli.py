@@ -1,0 +1,252 @@
+"""The trainer's commands: parse, call, print, and turn every error into one message and the contract's exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from trainer import __version__
+from trainer.errors import EXIT_FAILED, EXIT_OK, ConfigError, StoppedError, TrainerError, nearest
+
+COMMANDS = ("train", "predict", "ensemble", "analyze", "sample-data")
+USAGE = """usage: python -m trainer COMMAND …
+
+  train KEY=VALUE …             train one model; `train --help` lists the keys
+  predict checkpoint=FILE       predict the test images: submission.csv, predictions.npz
+  ensemble --checkpoints FILE … join checkpoints: soft_voting, hard_voting or rank_averaging
+  analyze --checkpoint FILE     confusion matrix, report, worst mistakes: analysis_results/
+  sample-data DIR               draw a small set of documents to try everything on
+
+Results go to $RUN_DIR; the data lies in data.root=DIR, $DATA_DIR or ./data."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}\n{self.format_usage().strip()}")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; returns the exit code."""
+    warnings.filterwarnings("ignore", module=r"(lightning_fabric|torch|timm|pydantic)\b.*")
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    try:
+        return _dispatch(list(arguments))
+    except TrainerError as error:
+        prefix = "" if isinstance(error, StoppedError) else "error: "
+        print(f"{prefix}{error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return StoppedError.exit_code
+    except BrokenPipeError:
+        return EXIT_FAILED
+    except Exception as error:
+        if os.environ.get("TRAINER_DEBUG"):
+            raise
+        reason = " ".join(str(error).split()) or "no message"
+        if isinstance(error, OSError):
+            print(f"error: {reason}", file=sys.stderr)
+        else:
+            print(
+                f"error: unexpected {type(error).__name__}: {reason[:500]}\nset TRAINER_DEBUG=1 to see where",
+                file=sys.stderr,
+            )
+        return EXIT_FAILED
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return EXIT_OK
+    if arguments[0] == "--version":
+        print(__version__)
+        return EXIT_OK
+    command, rest = arguments[0], arguments[1:]
+    handlers: dict[str, Callable[[list[str]], int]] = {
+        "train": _train,
+        "predict": _predict,
+        "ensemble": _ensemble,
+        "analyze": _analyze,
+        "sample-data": _sample_data,
+    }
+    if command not in handlers:
+        hint = "is `train` missing before it?" if "=" in command else nearest(command, COMMANDS)
+        raise ConfigError(f"there is no command '{command}'; {hint}\n{USAGE}")
+    _environment()
+    return handlers[command](rest)
+
+
+def _environment() -> None:
+    """Settings that libraries read on import, and .env."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from dotenv import load_dotenv
+
+    load_dotenv(Path.cwd() / ".env")
+
+
+def _train(arguments: list[str]) -> int:
+    from trainer import config
+
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print("usage: python -m trainer train KEY=VALUE …\n")
+        for group in config.GROUPS:
+            print(f"  {group}=  {', '.join(config.option_names(group))}")
+        print()
+        for key, kind, doc in config.describe():
+            print(f"  {key} ({kind})" + (f"\n      {doc}" if doc else ""))
+        return EXIT_OK
+    if "--multirun" in arguments or "-m" in arguments:
+        rest = " ".join(a for a in arguments if a not in ("--multirun", "-m"))
+        raise ConfigError(f"--multirun: the trainer trains one model; several at once: launcher submit {rest}")
+    composed = config.compose(arguments, "train")
+    _quiet()
+    from trainer.stop import Stop
+    from trainer.train import train
+
+    stop = Stop()
+    stop.listen()
+    default = Path("outputs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{composed.choices['model']}"
+    train(composed, Path(os.environ.get("RUN_DIR") or default), stop)
+    return EXIT_OK
+
+
+def _quiet() -> None:
+    """Fabric's, timm's and the hub's remarks on their own working are not this trainer's output."""
+    import logging
+
+    import lightning_fabric  # noqa: F401  # sets its own level on import
+
+    for name in ("lightning_fabric", "timm", "huggingface_hub", "httpx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _parser(command: str, description: str) -> _Parser:
+    parser = _Parser(f"python -m trainer {command}", description=description, allow_abbrev=False)
+    parser.add_argument("--output", type=Path, help="folder for the results (default: $RUN_DIR, else this one)")
+    return parser
+
+
+def _add_model_options(parser: _Parser) -> None:
+    parser.add_argument("--data.root", dest="root", type=Path, help="data folder (default: $DATA_DIR, else ./data)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
+    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"))
+    parser.add_argument("--batch_size", type=_positive, help="images at once (default: as in training)")
+    parser.add_argument("--num_workers", type=_count, help="processes that load images (default: as in training)")
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def _parse(parser: _Parser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Both spellings: `--key value` and `key=value` (also with training. before the key, as for train)."""
+    known = {option for action in parser._actions for option in action.option_strings}
+    words: list[str] = []
+    for argument in arguments:
+        key, separator, value = argument.partition("=")
+        name = "--" + key.lstrip("-").removeprefix("training.")
+        if separator and not Path(argument).exists():
+            if name not in known:
+                raise ConfigError(f"{argument}: there is no option '{key}'; {nearest(name, known)}")
+            words += [name, value]
+        elif argument.startswith("--") and argument not in known:
+            raise ConfigError(f"{argument}: there is no such option; {nearest(argument, known)}")
+        else:
+            words.append(argument)
+    return parser.parse_args(words)
+
+
+def _output(given: Path | None) -> Path:
+    return given or Path(os.environ.get("RUN_DIR") or ".")
+
+
+def _predict(arguments: list[str]) -> int:
+    parser = _parser("predict", "Predict the test images: submission.csv and predictions.npz.")
+    parser.add_argument("--checkpoint", required=True, type=Path, help="a best.ckpt, or an ensemble.json")
+    _add_model_options(parser)
+    options = _parse(parser, arguments)
+    _quiet()
+    from trainer import data
+    from trainer.config import DataConfig
+    from trainer.predict import Options, predict
+
+    root = data.data_root(DataConfig(root=str(options.root) if options.root else None))
+    how = Options(options.device, options.precision, options.batch_size, options.num_workers)
+    predict(options.checkpoint, root, _output(options.output), how)
+    return EXIT_OK
+
+
+def _ensemble(arguments: list[str]) -> int:
+    parser = _parser("ensemble", "Join checkpoints; their validation F1, submission.csv and predictions.npz.")
+    parser.add_argument("--checkpoints", required=True, nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("--method", default="soft_voting", help="soft_voting, hard_voting or rank_averaging")
+    parser.add_argument("--weights", nargs="+", type=float, metavar="W", help="one a member (default: equal)")
+    _add_model_options(parser)
+    options = _parse(parser, arguments)
+    _quiet()
+    from trainer import data
+    from trainer.config import DataConfig
+    from trainer.ensemble import ensemble, make
+    from trainer.predict import Options
+
+    made = make(options.checkpoints, options.method, options.weights)
+    root: Path | None = None
+    if options.root or os.environ.get("DATA_DIR") or Path("data").is_dir():
+        root = data.data_root(DataConfig(root=str(options.root) if options.root else None))
+        if not (root / "sample_submission.csv").is_file() and not (root / "test").is_dir():
+            print(f"note: {root} has no test images: no submission.csv")
+            root = None
+    else:
+        print("note: no data folder is named: no submission.csv (name one by data.root=DIR)")
+    how = Options(options.device, options.precision, options.batch_size, options.num_workers)
+    ensemble(made, root, _output(options.output), how)
+    return EXIT_OK
+
+
+def _analyze(arguments: list[str]) -> int:
+    parser = _parser("analyze", "What a checkpoint gets right and wrong on its validation images.")
+    parser.add_argument("--checkpoint", required=True, type=Path, help="a best.ckpt, or an ensemble.json")
+    parser.add_argument("--data.root", dest="root", type=Path, help="data folder (default: $DATA_DIR, else ./data)")
+    options = _parse(parser, arguments)
+    _quiet()
+    from trainer.analyze import analyze
+
+    root = options.root or Path(os.environ.get("DATA_DIR") or "data")
+    analyze(options.checkpoint, _output(options.output) / "analysis_results", root if root.is_dir() else None)
+    return EXIT_OK
+
+
+def _sample_data(arguments: list[str]) -> int:
+    parser = _Parser(
+        "python -m trainer sample-data", description="Draw a small, seeded set of documents.", allow_abbrev=False
+    )
+    parser.add_argument("out", type=Path, metavar="DIR")
+    parser.add_argument("--classes", type=_positive, default=6)
+    parser.add_argument("--per-class", type=_positive, default=40, help="training images in each class")
+    parser.add_argument("--test-per-class", type=_count, default=10)
+    parser.add_argument("--seed", type=_count, default=0)
+    parser.add_argument("--force", action="store_true", help="replace what an earlier sample-data drew there")
+    options = parser.parse_args(arguments)
+    from trainer.sample_data import write_sample_data
+
+    write_sample_data(
+        options.out, options.classes, options.per_class, options.test_per_class, options.seed, options.force
+    )
+    return EXIT_OK

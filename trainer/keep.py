@@ -1,0 +1,134 @@
+"""What a run keeps: best.ckpt and its validation predictions, the next best in top/, last.ckpt to resume from."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import timm
+import torch
+
+from trainer import __version__, checkpoint, model
+from trainer.config import to_dict
+from trainer.errors import ConfigError
+from trainer.files import replacing
+
+if TYPE_CHECKING:
+    from trainer.loop import Job
+
+LAST_FORMAT = 1
+
+
+def keep(job: Job, figures: dict[str, float], best: bool, validation: dict[str, Any]) -> None:
+    """After a validation: best.ckpt if it is the best, and the few next best in top/. The best of equals is the
+    earliest."""
+    progress, count = job.progress, job.config.training.keep_top
+    name = f"epoch{progress.epoch + 1:03d}-step{progress.step:06d}-f1_{figures['val_f1']:.4f}.ckpt"
+    ranked = sorted([*progress.top, [figures["val_f1"], name]], key=lambda item: -item[0])
+    progress.top = ranked[:count]
+    if [figures["val_f1"], name] not in progress.top:
+        return
+    made = _checkpoint(job, figures, validation)
+    if best:
+        _demote(job.run_dir, [kept for _, kept in progress.top[1:2]])
+        checkpoint.save(job.run_dir / "best.ckpt", made)
+        save_validation(job.run_dir / "val_predictions.npz", made)
+    else:
+        checkpoint.save(job.run_dir / "top" / name, made)
+    for _, dropped in ranked[count:]:
+        (job.run_dir / "top" / dropped).unlink(missing_ok=True)
+
+
+def _demote(run_dir: Path, names: list[str]) -> None:
+    """Give the best.ckpt that is about to be replaced its place in top/. Linked, so that best.ckpt is never missing."""
+    for name in names:
+        place = run_dir / "top" / name
+        if (run_dir / "best.ckpt").exists() and not place.exists():
+            place.parent.mkdir(exist_ok=True)
+            try:
+                os.link(run_dir / "best.ckpt", place)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(run_dir / "best.ckpt", place)
+
+
+def _checkpoint(job: Job, figures: dict[str, float], validation: dict[str, Any]) -> checkpoint.Checkpoint:
+    mean, std = model.mean_std(job.config.model.name)
+    return checkpoint.Checkpoint(
+        state_dict={k: v.detach().cpu() for k, v in job.bare.state_dict().items()},
+        class_names=job.table.class_names,
+        labels=job.table.labels,
+        config=to_dict(job.config),
+        preprocessing={
+            "img_size": job.config.data.img_size,
+            "mean": list(mean),
+            "std": list(std),
+            "transforms": job.config.data.val_transforms,
+        },
+        metrics={**figures, "epoch": job.progress.epoch + 1, "step": job.progress.step},
+        validation={
+            "ids": [job.table.ids[row] for row in validation["rows"]],
+            "targets": validation["targets"],
+            "probabilities": validation["probabilities"],
+            "split_fingerprint": job.split.fingerprint,
+        },
+        versions=versions(),
+    )
+
+
+def save_validation(path: Path, kept: checkpoint.Checkpoint) -> None:
+    """val_predictions.npz: ids (N,), targets (N,), class_names (C,), probabilities (N, C), split_fingerprint."""
+    with replacing(path) as temporary:
+        np.savez_compressed(
+            temporary,
+            ids=np.array(kept.validation["ids"]),
+            targets=kept.validation["targets"].numpy(),
+            class_names=np.array(kept.class_names),
+            probabilities=kept.validation["probabilities"].numpy(),
+            split_fingerprint=np.array(kept.validation["split_fingerprint"]),
+        )
+
+
+def versions() -> dict[str, str]:
+    """What made the checkpoint."""
+    return {
+        "trainer": __version__,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def save_last(job: Job) -> None:
+    """last.ckpt: everything between two optimiser steps."""
+    if not job.chief:
+        return
+    scaler = getattr(job.fabric.strategy.precision, "scaler", None)
+    with replacing(job.run_dir / "last.ckpt") as temporary:
+        torch.save(
+            {
+                "last_format": LAST_FORMAT,
+                "model": job.normalized.state_dict(),
+                "optimizer": job.optimizer.optimizer.state_dict(),
+                "scaler": scaler.state_dict() if scaler is not None else None,
+                "progress": {**vars(job.progress), "loss_sum": float(job.loss_sum)},
+                "class_names": job.table.class_names,
+                "split_fingerprint": job.split.fingerprint,
+                "config": to_dict(job.config),
+            },
+            temporary,
+        )
+
+
+def read_last(path: Path) -> dict[str, Any]:
+    """What `save_last` wrote. Raises ConfigError where it is damaged or something else."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises whatever its bytes provoke
+        raise ConfigError(f"resume: {path} cannot be read: {' '.join(str(error).split())[:160]}") from None
+    if not isinstance(state, dict) or state.get("last_format") != LAST_FORMAT:
+        raise ConfigError(f"resume: {path} is not a last.ckpt of this version of the trainer")
+    return state

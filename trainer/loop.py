@@ -1,0 +1,332 @@
+"""The training loop: optimiser steps, validations, early stopping, and stopping on request.
+
+What stands between two optimiser steps is all there is to resume from. Nothing depends on a random stream: a sample's
+augmentation is drawn from (seed, epoch, row), dropout of a step from (seed, step).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+
+from trainer import data, device, keep, metrics
+from trainer.config import Config, TrainingConfig
+from trainer.errors import StoppedError, TrainerError
+from trainer.files import write_json, write_text
+from trainer.progress import Reporter, duration, validation_line
+from trainer.stop import Stop
+from trainer.tracking import Tracking
+
+
+@dataclass
+class Progress:
+    """Where a run stands between two optimiser steps. Plain values: it travels in last.ckpt."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    validated_at: int = -1
+    best_f1: float | None = None
+    best_epoch: int = 0
+    loss_sum: float = 0.0
+    loss_images: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    top: list[list[Any]] = field(default_factory=list)
+    """[val_f1, file name] of the checkpoints in top/, best first."""
+
+
+@dataclass
+class Job:
+    """All that a run works with."""
+
+    config: Config
+    run_dir: Path
+    table: data.Table
+    split: data.Split
+    fabric: Fabric
+    net: Any
+    optimizer: Any
+    class_weights: torch.Tensor
+    loader: DataLoader[Any]
+    val_loader: DataLoader[Any]
+    sampler: data.EpochSampler
+    steps_per_epoch: int
+    accumulate: int
+    device: str
+    precision: str
+    channels_last: bool
+    stop: Stop
+    progress: Progress
+    reporter: Reporter
+    tracking: Tracking
+    loss_sum: torch.Tensor
+    """Of the images since the last validation; stays on the device, so that no step waits for it."""
+
+    @property
+    def total_steps(self) -> int:
+        return total_steps(self.config, self.steps_per_epoch)
+
+    @property
+    def normalized(self) -> nn.Module:
+        """The module behind Fabric's wrapper (and DistributedDataParallel's, which Fabric looks through)."""
+        return self.net.module  # type: ignore[no-any-return]
+
+    @property
+    def bare(self) -> nn.Module:
+        """The timm model itself."""
+        return self.normalized.model  # type: ignore[return-value]
+
+    @property
+    def chief(self) -> bool:
+        return self.fabric.global_rank == 0
+
+
+def total_steps(config: Config, steps_per_epoch: int) -> int:
+    total = config.training.epochs * steps_per_epoch
+    return min(total, config.training.max_steps or total)
+
+
+def learning_rate(training: TrainingConfig, step: int, steps_per_epoch: int, total: int) -> float:
+    """The learning rate of optimiser step `step` (from 0) of `total`: linear warm-up, then cosine down to min_lr
+    (Loshchilov and Hutter 2017, eq. 5, one period) or constant."""
+    warmup = min(training.warmup_epochs * steps_per_epoch, total)
+    if step < warmup:
+        return training.lr * (training.warmup_start + (1 - training.warmup_start) * step / warmup)
+    if training.scheduler == "constant":
+        return training.lr
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    return training.min_lr + (training.lr - training.min_lr) * (1 + math.cos(math.pi * done)) / 2
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Train until the epochs, the steps or the patience are used up."""
+    progress, training = job.progress, job.config.training
+    job.stop.deferred = True
+    marks = validation_marks(job.steps_per_epoch, training.validate_per_epoch)
+    started = time.monotonic() - progress.seconds
+    while progress.epoch < training.epochs and progress.step < job.total_steps and not _out_of_patience(job):
+        for images in _epoch(job, marks):
+            progress.seconds = time.monotonic() - started
+            job.reporter.step(progress.epoch, progress.step, images, device.memory_in_use(job.device))
+            if _stop_asked(job):
+                _stop(job)
+        progress.epoch += 1
+        progress.step_in_epoch = 0
+        progress.seconds = time.monotonic() - started
+        keep.save_last(job)
+        if _stop_asked(job):
+            _stop(job)
+    return _finish(job)
+
+
+def validation_marks(steps_per_epoch: int, times: int) -> set[int]:
+    """After which steps of an epoch (from 1) to validate: `times` evenly spaced ones, the last step among them."""
+    return {max(1, round(steps_per_epoch * k / times)) for k in range(1, times + 1)}
+
+
+def _epoch(job: Job, marks: set[int]) -> Iterator[int]:
+    """The rest of an epoch: yields the number of images after each optimiser step, validates where it is due."""
+    progress = job.progress
+
+    def validate_if_due() -> None:
+        ends = progress.step == job.total_steps
+        if (progress.step_in_epoch in marks or ends) and progress.validated_at != progress.step:
+            _validate(job)
+
+    job.sampler.set_position(
+        progress.epoch, progress.step_in_epoch * job.config.training.batch_size // job.fabric.world_size
+    )
+    validate_if_due()  # due already where a run was stopped between a step and its validation
+    if progress.step_in_epoch >= job.steps_per_epoch:
+        return
+    job.net.train()
+    group: list[Any] = []
+    left = job.sampler.remaining()
+    for batch in job.loader:
+        group.append(batch)
+        left -= len(batch[0])
+        if len(group) < job.accumulate and left > 0:
+            continue
+        images = _step(job, group)
+        group = []
+        progress.step += 1
+        progress.step_in_epoch += 1
+        yield images * job.fabric.world_size
+        validate_if_due()
+        job.net.train()
+        if progress.step >= job.total_steps:
+            return
+
+
+def _step(job: Job, group: list[Any]) -> int:
+    """One optimiser step over the micro-batches of `group`; returns this process's number of images.
+
+    The loss is the weighted cross-entropy summed over all images of the step and divided by their number, so it does
+    not depend on how they are cut into micro-batches.
+    """
+    size = sum(len(batch[0]) for batch in group)
+    torch.manual_seed((job.config.seed * 1_000_003 + job.progress.step) * 1024 + job.fabric.global_rank)
+    for number, (images, targets, _) in enumerate(group, start=1):
+        images = images.to(job.fabric.device, non_blocking=True)
+        targets = targets.to(job.fabric.device, non_blocking=True)
+        with job.fabric.no_backward_sync(job.net, enabled=number < len(group) and job.fabric.world_size > 1):
+            losses = cross_entropy(job.net(images), targets, reduction="none")
+            loss = (losses * job.class_weights[targets]).sum() / size
+            job.fabric.backward(loss)
+        job.loss_sum += losses.detach().sum()
+    job.progress.loss_images += size
+    if job.config.training.gradient_clip is not None:
+        job.fabric.clip_gradients(job.net, job.optimizer, max_norm=job.config.training.gradient_clip)
+    lr = learning_rate(job.config.training, job.progress.step, job.steps_per_epoch, job.total_steps)
+    for parameters in job.optimizer.param_groups:
+        parameters["lr"] = lr
+    job.optimizer.step()
+    job.optimizer.zero_grad()
+    return size
+
+
+def _validate(job: Job) -> None:
+    """Score the validation split; keep the checkpoint if it is the best so far."""
+    progress = job.progress
+    job.net.eval()
+    rows: list[int] = []
+    parts: list[torch.Tensor] = []
+    with torch.inference_mode():
+        for images, _, batch_rows in job.val_loader:
+            parts.append(job.net(images.to(job.fabric.device, non_blocking=True)).softmax(1).cpu())
+            rows += batch_rows.tolist()
+            job.reporter.beat(progress.epoch, progress.step, device.memory_in_use(job.device))
+            if _stop_asked(job):
+                _stop(job)  # this validation is due again when the run is resumed
+    rows, probabilities = _gather(job, rows, torch.cat(parts) if parts else torch.empty(0, len(job.table.class_names)))
+    targets = torch.tensor([job.table.targets[row] for row in rows])
+    if not bool(torch.isfinite(probabilities).all()):
+        raise TrainerError(
+            f"the loss has become infinite or not a number by step {progress.step}; lower training.lr "
+            f"(now {job.config.training.lr:g}), or say training.precision=fp32"
+        )
+    figures = metrics.scores(probabilities, targets)
+    best = progress.best_f1 is None or figures["val_f1"] > progress.best_f1
+    entry = {
+        "epoch": progress.epoch + 1,
+        "step": progress.step,
+        "train_loss": round(float(job.loss_sum) / max(1, progress.loss_images), 6),
+        **figures,
+        "lr": float(f"{job.optimizer.param_groups[0]['lr']:.6g}"),
+        "seconds": round(progress.seconds, 1),
+        "best": best,
+    }
+    job.loss_sum.zero_()
+    progress.loss_images = 0
+    progress.validated_at = progress.step
+    progress.history.append(entry)
+    if best:
+        progress.best_f1, progress.best_epoch = figures["val_f1"], progress.epoch + 1
+    if job.chief:
+        keep.keep(job, figures, best, {"rows": rows, "targets": targets, "probabilities": probabilities})
+        job.reporter.best_f1 = progress.best_f1
+        eta = job.reporter.eta(progress.step)
+        job.reporter.say(validation_line(entry, job.config.training.epochs, job.reporter.images_per_second, eta))
+        job.reporter.beat(progress.epoch, progress.step, device.memory_in_use(job.device), force=True)
+        job.tracking.log({key: value for key, value in entry.items() if key != "best"}, progress.step)
+        write_text(job.run_dir / "history.csv", _history_csv(progress.history))
+
+
+def _gather(job: Job, rows: list[int], probabilities: torch.Tensor) -> tuple[list[int], torch.Tensor]:
+    """Every process's rows and probabilities, in the order of the rows, each row once."""
+    if job.fabric.world_size > 1:
+        everyone: list[Any] = [None] * job.fabric.world_size
+        torch.distributed.all_gather_object(everyone, (rows, probabilities))
+        rows = [row for part, _ in everyone for row in part]
+        probabilities = torch.cat([part for _, part in everyone])
+    first = {row: position for position, row in reversed(list(enumerate(rows)))}
+    ordered = sorted(first)
+    return ordered, probabilities[[first[row] for row in ordered]]
+
+
+def _history_csv(history: list[dict[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(
+        out, [key for key in history[0] if key != "best"], extrasaction="ignore", lineterminator="\n"
+    )
+    writer.writeheader()
+    writer.writerows(history)
+    return out.getvalue()
+
+
+def _stop_asked(job: Job) -> bool:
+    """Whether any process was asked to stop; all of them get the same answer."""
+    if job.fabric.world_size == 1:
+        return job.stop.requested
+    return bool(job.fabric.strategy.reduce_boolean_decision(job.stop.requested, all=False))
+
+
+def _stop(job: Job) -> None:
+    keep.save_last(job)
+    raise StoppedError(
+        f"stopped in epoch {job.progress.epoch + 1} after step {job.progress.step}; "
+        f"continue with RUN_DIR={job.run_dir} and resume=auto"
+    )
+
+
+def _out_of_patience(job: Job) -> bool:
+    patience = job.config.training.patience
+    if not patience or job.progress.epoch - job.progress.best_epoch < patience or not job.progress.history:
+        return False
+    job.reporter.say(
+        f"stopped early: no better macro F1 in {patience} epochs (best in epoch {job.progress.best_epoch})"
+    )
+    return True
+
+
+def _finish(job: Job) -> dict[str, Any]:
+    progress = job.progress
+    best = max(progress.history, key=lambda entry: (entry["val_f1"], -entry["step"]))
+    summary = {
+        **{key: best[key] for key in ("val_f1", "val_accuracy", "val_loss")},
+        "best_epoch": progress.best_epoch,
+        "epochs": progress.epoch,
+        "steps": progress.step,
+        "seconds": round(progress.seconds, 1),
+        "images_per_second": round(job.reporter.images_per_second, 2),
+        "params": sum(p.numel() for p in job.bare.parameters()),
+        "device": job.device,
+        "devices": job.fabric.world_size,
+        "device_memory_bytes": device.memory_in_use(job.device),
+        "precision": job.precision,
+        "channels_last": job.channels_last,
+        **job.config.choices,
+        "model_name": job.config.model.name,
+        "img_size": job.config.data.img_size,
+        "batch_size": job.config.training.batch_size,
+        "seed": job.config.seed,
+        "train_images": len(job.split.train),
+        "val_images": len(job.split.val),
+        "class_names": job.table.class_names,
+        "split_fingerprint": job.split.fingerprint,
+        "threads": torch.get_num_threads(),
+        "host": os.uname().nodename,
+        "versions": keep.versions(),
+    }
+    if job.chief:
+        write_json(job.run_dir / "metrics.json", summary)
+        job.tracking.finish({key: summary[key] for key in ("val_f1", "val_accuracy", "val_loss", "best_epoch")})
+        job.reporter.say(
+            f"best val_f1 {summary['val_f1']:.4f} in epoch {progress.best_epoch}, after {duration(progress.seconds)}; "
+            f"{job.run_dir / 'best.ckpt'}"
+        )
+    return summary

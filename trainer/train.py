@@ -1,0 +1,225 @@
+"""Train one classifier: device, data, augmentation and model are checked before anything is trained."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+from torch.utils.data import DataLoader
+
+from trainer import data, device, keep, model
+from trainer.augment import Augmentation
+from trainer.config import Config, to_dict, to_yaml
+from trainer.errors import ConfigError, DataError, StoppedError
+from trainer.files import write_text
+from trainer.loop import Job, Progress, run, total_steps
+from trainer.progress import Reporter
+from trainer.stop import Stop, ignore_in_worker
+from trainer.tracking import Tracking
+
+
+def train(config: Config, run_dir: Path, stop: Stop) -> dict[str, Any]:
+    """Run the configuration to its end in `run_dir`, and return what metrics.json holds.
+
+    Raises ConfigError, DataError, DeviceMemoryError or StoppedError. Nothing is trained before data, model and
+    augmentation have been checked.
+    """
+    chosen = device.choose(config.device)
+    devices = device.count(config, chosen)
+    precision = device.precision(config.training.precision, chosen)
+    model.check_name(config.model.name)
+    resume = _resume_file(config, run_dir)
+    state = keep.read_last(resume) if resume else None
+
+    train_view = Augmentation(config.data.train_transforms, "data.train_transforms", config.data.img_size, config.seed)
+    val_view = Augmentation(config.data.val_transforms, "data.val_transforms", config.data.img_size, config.seed)
+    root = data.data_root(config.data)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    table = data.read_training(root, config.data, run_dir / "data_faults.txt")
+    split = data.split(table, config.data)
+    _check_batch(config, len(split.train))
+    _rehearse(table, split, train_view, val_view)
+
+    fabric = Fabric(
+        accelerator={"cuda": "gpu"}.get(chosen, chosen),
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        precision=device.FABRIC_PRECISION[precision],  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    stop.listen()  # launching may have replaced the handlers
+    device.limit_memory(chosen)
+    if chosen == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+    with device.memory_errors(config):
+        job = _prepare(config, run_dir, table, split, (train_view, val_view), fabric, chosen, precision, stop, state)
+        try:
+            return run(job)
+        except BaseException as error:
+            job.tracking.finish({}, exit_code=143 if isinstance(error, StoppedError) else 1)
+            raise
+        finally:
+            stop.deferred = False
+            job.reporter.close()
+
+
+def _resume_file(config: Config, run_dir: Path) -> Path | None:
+    last = run_dir / "last.ckpt"
+    if config.resume is None:
+        if last.exists() or (run_dir / "best.ckpt").exists():
+            raise ConfigError(
+                f"{run_dir}: a run has been here already; continue it by resume=auto, or name another folder by RUN_DIR"
+            )
+        return None
+    if config.resume == "auto":
+        return last if last.exists() else None
+    path = Path(config.resume).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"resume={config.resume}: there is no such file; name a last.ckpt, or say resume=auto")
+    return path
+
+
+def _check_batch(config: Config, images: int) -> None:
+    if config.training.drop_last and images < config.training.batch_size:
+        raise DataError(
+            f"{images} training images make no batch of {config.training.batch_size}; "
+            f"say training.batch_size={max(1, images // 2)} or training.drop_last=false"
+        )
+
+
+def _rehearse(table: data.Table, split: data.Split, *views: Augmentation) -> None:
+    """Augment one image of each class both ways, so that a wrong list ends the run now and not in a worker."""
+    rows = {table.targets[row]: row for row in split.train}.values()
+    for view in views:
+        for row in rows:
+            view(np.asarray(data.open_image(table.paths[row])), 0, row)
+
+
+def _prepare(
+    config: Config,
+    run_dir: Path,
+    table: data.Table,
+    split: data.Split,
+    views: tuple[Augmentation, Augmentation],
+    fabric: Fabric,
+    chosen: str,
+    precision: str,
+    stop: Stop,
+    state: dict[str, Any] | None,
+) -> Job:
+    training = config.training
+    world, rank = fabric.world_size, fabric.global_rank
+    micro = training.micro_batch or training.batch_size
+    usable = len(split.train) - (len(split.train) % training.batch_size if training.drop_last else 0)
+    sampler = data.EpochSampler(split.train, config.seed, usable, rank, world)
+    steps_per_epoch = math.ceil(usable / training.batch_size)
+
+    torch.manual_seed(config.seed)
+    mean, std = model.mean_std(config.model.name)
+    channels_last = device.channels_last(training.channels_last, chosen)
+    bare = model.create(config.model, len(table.class_names), config.data.img_size, load_weights=state is None)
+    net = model.Normalized(bare, mean, std, channels_last)
+    optimizer = _optimizer(config, net)
+    if state is not None:
+        _restore(net, optimizer, state, table, split)
+    wrapped, wrapped_optimizer = fabric.setup(net, optimizer)
+    total = total_steps(config, steps_per_epoch)
+    progress = Progress(**state["progress"]) if state is not None else Progress()
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    if state is not None and scaler is not None and state.get("scaler"):
+        scaler.load_state_dict(state["scaler"])
+    counts = Counter(table.targets[row] for row in split.train)
+    weights = [
+        len(split.train) / (len(counts) * counts[c]) if counts[c] else 0.0 for c in range(len(table.class_names))
+    ]
+    if not training.class_weights:
+        weights = [1.0] * len(weights)
+    sampler.set_position(progress.epoch, progress.step_in_epoch * training.batch_size // world)
+    val_sampler = data.EpochSampler(split.val, None, len(split.val), rank, world)
+    reporter = Reporter(run_dir, training.epochs, total, chosen, rank == 0)
+    reporter.best_f1 = progress.best_f1
+    job = Job(
+        config=config,
+        run_dir=run_dir,
+        table=table,
+        split=split,
+        fabric=fabric,
+        net=wrapped,
+        optimizer=wrapped_optimizer,
+        class_weights=torch.tensor(weights, device=fabric.device),
+        loader=_loader(config, table, views[0], sampler, micro // world),
+        val_loader=_loader(config, table, views[1], val_sampler, max(1, micro // world)),
+        sampler=sampler,
+        steps_per_epoch=steps_per_epoch,
+        accumulate=training.batch_size // micro,
+        device=chosen,
+        precision=precision,
+        channels_last=channels_last,
+        stop=stop,
+        progress=progress,
+        reporter=reporter,
+        tracking=Tracking(to_dict(config), run_dir) if rank == 0 else _Silent(),
+        loss_sum=torch.tensor(progress.loss_sum, device=fabric.device),
+    )
+    if job.chief:
+        write_text(run_dir / "config.yaml", to_yaml(config))
+        job.reporter.say(
+            f"{config.model.name} on {chosen}{f' ×{world}' if world > 1 else ''} in {precision}, "
+            f"{config.data.img_size} px: {len(split.train)} training and {len(split.val)} validation images in "
+            f"{len(table.class_names)} classes; "
+            f"{training.epochs} epochs of {steps_per_epoch} steps of {training.batch_size} images"
+        )
+        if state is not None:
+            job.reporter.say(f"resumed in epoch {progress.epoch + 1} after step {progress.step}")
+    return job
+
+
+class _Silent(Tracking):
+    """What the other processes of a multi-GPU run hold instead of a tracker."""
+
+    def __init__(self) -> None:
+        self._run = None
+
+
+def _loader(
+    config: Config, table: data.Table, view: Augmentation, sampler: data.EpochSampler, batch: int
+) -> DataLoader[Any]:
+    workers = config.training.num_workers
+    return DataLoader(
+        data.ImageDataset(table, view),
+        batch_size=batch,
+        sampler=sampler,  # yields (epoch, row), as the dataset takes it
+        num_workers=workers,
+        pin_memory=config.training.pin_memory and torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+        worker_init_fn=ignore_in_worker if workers else None,
+    )
+
+
+def _optimizer(config: Config, net: nn.Module) -> torch.optim.Optimizer:
+    from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # exported, but not in __all__
+
+    training = config.training
+    name = {"adamw": "adamw", "sgd": "sgd"}[training.optimizer]
+    return create_optimizer_v2(net, opt=name, lr=training.lr, weight_decay=training.weight_decay, momentum=0.9)
+
+
+def _restore(
+    net: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], table: data.Table, split: data.Split
+) -> None:
+    if state["class_names"] != table.class_names or state["split_fingerprint"] != split.fingerprint:
+        raise ConfigError(
+            "resume: the checkpoint was made on other data or another split; resume with the data it began on"
+        )
+    try:
+        net.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ConfigError(f"resume: the checkpoint is of another model: {' '.join(str(error).split())[:200]}") from None
