@@ -96,7 +96,7 @@ def versions() -> dict[str, str]:
     """What made the checkpoint."""
     return {
         "trainer": __version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "timm": timm.__version__,
         "python": platform.python_version(),
     }

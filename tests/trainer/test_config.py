@@ -1,0 +1,125 @@
+"""The configuration: the manual's values, every fault at once, the nearest name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from trainer import augment, config
+from trainer.errors import ConfigError
+
+
+def fault(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as raised:
+        config.compose(overrides)
+    return str(raised.value)
+
+
+def test_defaults_are_the_manuals_best_run() -> None:
+    composed = config.compose()
+    assert composed.choices == {"model": "resnet34", "data": "baseline_aug", "training": "baseline_768"}
+    assert (composed.model.name, composed.data.img_size, composed.training.batch_size) == ("resnet34", 768, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "lr", "weight_decay", "batch", "warmup", "patience", "validations"),
+    [
+        ("baseline_768", 1e-3, 0.05, 16, 5, 10, 2),
+        ("default", 1e-3, 0.05, 32, 5, 10, 1),
+        ("efficientnet", 5e-4, 0.05, 16, 5, 12, 2),
+        ("transformer", 5e-4, 0.1, 16, 10, 15, 2),
+    ],
+)
+def test_training_groups_have_the_manuals_values(
+    name: str, lr: float, weight_decay: float, batch: int, warmup: int, patience: int, validations: int
+) -> None:
+    t = config.compose([f"training={name}"]).training
+    assert (t.lr, t.weight_decay, t.batch_size) == (lr, weight_decay, batch)
+    assert (t.warmup_epochs, t.patience, t.validate_per_epoch) == (warmup, patience, validations)
+    assert (t.epochs, t.num_workers, t.optimizer, t.scheduler) == (50, 4, "adamw", "cosine")
+    assert (t.warmup_start, t.min_lr, t.drop_last, t.keep_top) == (0.01, 1e-6, True, 3)
+
+
+def test_the_six_models_are_the_manuals() -> None:
+    names = {group: config.compose([f"model={group}"]).model.name for group in config.option_names("model")}
+    assert names == {
+        "resnet34": "resnet34",
+        "resnet50": "resnet50",
+        "efficientnet_b4": "efficientnet_b4",
+        "convnext_base": "convnext_base",
+        "swin_base_384": "swin_base_patch4_window12_384",
+        "deit_base_384": "deit_base_patch16_384",
+    }
+
+
+@pytest.mark.parametrize("name", ["baseline_aug", "transformer_384"])
+def test_img_size_reaches_every_size_of_the_augmentation(name: str) -> None:
+    composed = config.compose([f"data={name}", "data.img_size=512"])
+    for entries in (composed.data.train_transforms, composed.data.val_transforms):
+        sizes = {v for entry in entries for args in entry.values() for k, v in args.items() if k in SIZES}
+        assert sizes == {512}
+
+
+SIZES = ("max_size", "min_height", "min_width", "height", "width", "size")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model=resnet43", "did you mean 'resnet34'?"),
+        ("trainin.lr=1", "did you mean 'training.lr'?"),
+        ("batch_size=8", "did you mean 'training.batch_size'?"),
+        ("training.lrr=1", "did you mean 'training.lr'?"),
+        ("training.precision=half", "bf16"),
+        ("training.batch_size=many", "Integer"),
+        ("data.img_size=0", "from 16 to 4096"),
+        ("training.micro_batch=5", "the nearest that divides it is 4"),
+        ("training.lr=0", "more than 0"),
+        ("model=resnet34,resnet50", "launcher submit model=resnet34,resnet50"),
+        ("+extra=1", "plain key=value"),
+        ("lr", "write lr=…"),
+        ("data.train_transforms=[{Rotat: {limit: 5}}]", "did you mean 'Rotate'?"),
+        ("data.train_transforms=[{PadIfNeeded: {value: 255}}]", "PadIfNeeded has no argument 'value'"),
+        ("data.train_transforms.3.Rotate.p=2", "from 0 to 1"),
+        ("model.name=null", "model.name"),
+        ("choices.model=x", "filled in"),
+    ],
+)
+def test_a_fault_names_the_override_and_the_way_out(override: str, said: str) -> None:
+    message = fault(override)
+    assert override.split("=")[0].split(".3.")[0].lstrip("+") in message
+    assert said in message
+
+
+def test_every_fault_is_reported_at_once() -> None:
+    assert len(fault("model=resnet43", "trainin.lr=1", "foo=2").splitlines()) == 3
+    assert len(fault("training.lr=-1", "data.img_size=1", "device=gpu").splitlines()) >= 3
+
+
+def test_a_list_of_augmentations_can_be_changed_by_position() -> None:
+    composed = config.compose(["data.train_transforms.3.Rotate.p=0.9"])
+    assert composed.data.train_transforms[3]["Rotate"]["p"] == 0.9
+    assert config.compose().data.train_transforms[3]["Rotate"]["p"] == 0.3  # the cached groups stay as they are
+
+
+def test_yaml_round_trip() -> None:
+    composed = config.compose(["model=swin_base_384", "data=transformer_384", "training.micro_batch=4", "seed=7"])
+    assert config.from_dict(yaml.safe_load(config.to_yaml(composed))) == composed
+
+
+def test_the_table_of_augmentations_is_that_of_the_pinned_albumentations() -> None:
+    assert config.transforms() == augment.table()
+
+
+def test_help_describes_every_key() -> None:
+    rows = {key: doc for key, _, doc in config.describe()}
+    assert {"training.micro_batch", "data.split_seed", "model.weights", "device"} <= {k for k, d in rows.items() if d}
+
+
+def test_composing_loads_neither_torch_nor_pandas_nor_albumentations() -> None:
+    code = "import sys, trainer.config as c; c.compose(['model=resnet50']); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "pandas", "albumentations", "cv2", "launcher"} & set(loaded)
