@@ -298,17 +298,19 @@ def _fault(path: Path) -> str | None:
 def split(table: Table, config: DataConfig) -> Split:
     """Stratified by class and seeded by `data.split_seed`; where there are groups, no group is on both sides.
 
-    Raises DataError where the images are too few for it.
+    Raises DataError where the images or groups are too few for it.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedShuffleSplit
 
     rows = np.arange(len(table))
+    if table.groups is not None:
+        _check_groups(table, config)
     try:
         if table.groups is not None:
             folds = max(2, round(1 / config.val_fraction))
             splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=config.split_seed)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a class with fewer images than folds: checked below in our words
+                warnings.simplefilter("ignore")  # a class with fewer images than folds: told below in our words
                 train, val = next(splitter.split(rows, table.targets, table.groups))
         else:
             shuffle = StratifiedShuffleSplit(1, test_size=config.val_fraction, random_state=config.split_seed)
@@ -318,17 +320,31 @@ def split(table: Table, config: DataConfig) -> Split:
             f"{len(table)} images in {len(table.class_names)} classes cannot be split with "
             f"data.val_fraction={config.val_fraction}: {error}"
         ) from None
-    absent = sorted(
-        {table.class_names[t] for t in table.targets} - {table.class_names[table.targets[r]] for r in train}
+    classes = {table.class_names[t] for t in table.targets}
+    untrained, unseen = (
+        ", ".join(sorted(classes - {table.class_names[table.targets[r]] for r in s})) for s in (train, val)
     )
-    if absent or not len(val):
-        reason = f"every image of {', '.join(absent)} is in one group" if absent else "no group fits"
-        raise DataError(
-            f"no split leaves images to train on for each class: {reason}; see column '{config.group_column}'"
-        )
+    if untrained:
+        raise DataError(f"the split leaves no image to train on for {untrained}; say another data.split_seed")
+    if unseen:
+        print(f"note: the split leaves no validation image for {unseen}: its groups are too few")
     parts = [[f"{table.ids[r]}={table.class_names[table.targets[r]]}" for r in side] for side in (train, val)]
     digest = hashlib.sha256(repr([sorted(part) for part in parts]).encode()).hexdigest()[:16]
     return Split([int(r) for r in train], sorted(int(r) for r in val), digest)
+
+
+def _check_groups(table: Table, config: DataConfig) -> None:
+    groups: dict[int, set[str]] = {}
+    for target, group in zip(table.targets, table.groups or [], strict=True):
+        groups.setdefault(target, set()).add(group)
+    alone = [
+        f"train.csv: every image of class '{table.class_names[target]}' is in group '{next(iter(found))}' of column "
+        f"'{config.group_column}': it cannot be on both sides of the split"
+        for target, found in sorted(groups.items())
+        if len(found) == 1
+    ]
+    if alone:
+        raise DataError("\n".join([*alone, "add images of another group, or ignore groups by data.group_column=none"]))
 
 
 def content_fingerprint(paths: Iterable[Path]) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
+import urllib.parse
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +75,7 @@ def _from_hub(config: ModelConfig, build: Callable[..., nn.Module]) -> nn.Module
     if cache:  # one copy of the weights for every run that shares the cache
         os.environ.setdefault("HF_HUB_CACHE", str(Path(cache) / "huggingface"))
         os.environ.setdefault("TORCH_HOME", str(Path(cache) / "torch"))
+    _offline_if_unreachable()
     try:
         return build(pretrained=True)
     except ConfigError:
@@ -84,6 +88,19 @@ def _from_hub(config: ModelConfig, build: Callable[..., nn.Module]) -> nn.Module
             f"had over the network ({reason[:160]}). Give a file by model.weights=FILE (.safetensors or a state dict), "
             "or start from scratch by model.pretrained=false"
         ) from None
+
+
+def _offline_if_unreachable() -> None:
+    """Where the hub's name does not resolve, look in the cache alone: its client would try again for a minute."""
+    import huggingface_hub.constants as hub
+
+    host = urllib.parse.urlsplit(hub.ENDPOINT).hostname
+    if hub.HF_HUB_OFFLINE or not host or urllib.request.getproxies():
+        return
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        hub.HF_HUB_OFFLINE = True
 
 
 def load_file(model: nn.Module, path: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read on import
+
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,7 +67,6 @@ def quiet_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
 
 

@@ -1,0 +1,90 @@
+"""Choosing the device. No GPU or Mac is here: what torch reports of one is put in its place."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trainer import config, device
+from trainer.errors import ConfigError, DeviceMemoryError
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, gpus: int = 0, mps: bool = False) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+
+@pytest.mark.parametrize(("gpus", "mps", "expected"), [(1, True, "cuda"), (0, True, "mps"), (0, False, "cpu")])
+def test_auto_prefers_cuda_then_mps_then_cpu(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, mps: bool, expected: str
+) -> None:
+    pretend(monkeypatch, gpus, mps)
+    assert device.choose("auto") == expected
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, mps=True)
+    with pytest.raises(ConfigError, match=r"device=cuda: not there on this machine \(there is: mps, cpu\)"):
+        device.choose("cuda")
+
+
+@pytest.mark.parametrize("model", config.option_names("model"))
+def test_every_model_trains_on_mps_where_there_is_one(monkeypatch: pytest.MonkeyPatch, model: str) -> None:
+    pretend(monkeypatch, mps=True)
+    assert device.choose(config.compose([f"model={model}"]).device) == "mps"
+
+
+def test_every_visible_gpu_is_used_and_shares_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, gpus=4)
+    assert device.count(config.compose(), "cuda") == 4
+    assert device.count(config.compose(["devices=2"]), "cuda") == 2
+    with pytest.raises(ConfigError, match=r"training\.batch_size=10 does not divide among 4 devices"):
+        device.count(config.compose(["training.batch_size=10"]), "cuda")
+    with pytest.raises(ConfigError, match="4 GPUs visible"):
+        device.count(config.compose(["devices=8"]), "cuda")
+
+
+def test_precision_auto_takes_what_the_device_gains_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert device.precision("auto", "cuda") == "bf16"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert device.precision("auto", "cuda") == "fp16"
+    assert device.precision("auto", "mps") == "fp32"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert device.precision("auto", "cpu") == "bf16"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    assert device.precision("auto", "cpu") == "fp32"
+    assert device.precision("fp32", "cuda") == "fp32"
+
+
+def test_out_of_device_memory_names_the_remedies_in_the_manuals_order() -> None:
+    composed = config.compose(["training.batch_size=16"])
+    for error in (torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("MPS backend out of memory (…)")):
+        with pytest.raises(DeviceMemoryError) as raised, device.memory_errors(composed):
+            raise error
+        message = str(raised.value)
+        assert raised.value.exit_code == 75
+        places = [message.index(w) for w in ("training.micro_batch=8", "data.img_size=512", "model=resnet34")]
+        assert places == sorted(places)
+    with pytest.raises(RuntimeError, match="something else"), device.memory_errors(composed):
+        raise RuntimeError("something else")
+
+
+def test_a_wrong_memory_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEVICE_MEMORY_LIMIT", "8g")
+    with pytest.raises(ConfigError, match="DEVICE_MEMORY_LIMIT=8g"):
+        device.limit_memory("cuda")
+
+
+def test_the_memory_limit_caps_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[float, int]] = []
+    pretend(monkeypatch, gpus=2)
+    monkeypatch.setenv("DEVICE_MEMORY_LIMIT", str(8 * 2**30))
+    properties = type("Properties", (), {"total_memory": 32 * 2**30})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda share, index: calls.append((share, index))
+    )
+    device.limit_memory("cuda")
+    assert calls == [(0.25, 0), (0.25, 1)]

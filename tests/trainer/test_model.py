@@ -1,0 +1,112 @@
+"""Models: names, local weights through timm's own filter, sizes, normalisation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from trainer import config, model
+from trainer.config import ModelConfig
+from trainer.errors import ConfigError
+
+
+def test_an_unknown_model_is_named_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"model\.name=resnet43: .* did you mean 'resnet\d+'"):
+        model.create(ModelConfig("resnet43"), 3, 64)
+
+
+def test_pretrained_without_network_or_cache_says_how_to_provide_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"(?s)neither in the cache.*model\.weights=FILE.*model\.pretrained=false"):
+        model.create(ModelConfig("resnet18"), 3, 64)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_local_weights_are_loaded_but_for_the_classifier(tmp_path: Path, suffix: str) -> None:
+    source = timm.create_model("test_resnet", num_classes=1000)
+    path = tmp_path / f"w{suffix}"
+    if suffix == ".pth":
+        torch.save({"state_dict": {f"module.{k}": v for k, v in source.state_dict().items()}}, path)
+    else:
+        save_file(source.state_dict(), path)
+    made = model.create(ModelConfig("test_resnet", weights=str(path)), 3, 64)
+    for key, value in made.state_dict().items():
+        if not key.startswith("fc."):
+            assert torch.equal(value, source.state_dict()[key])
+    assert made.state_dict()["fc.weight"].shape[0] == 3
+
+
+def test_deit_weights_at_another_size_get_resized_position_embeddings(tmp_path: Path) -> None:
+    source = timm.create_model("deit_tiny_patch16_224", num_classes=1000)
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    made = model.create(ModelConfig("deit_tiny_patch16_224", weights=str(tmp_path / "w.safetensors")), 3, 384)
+    assert made.state_dict()["pos_embed"].shape[1] == 1 + 24 * 24
+    assert torch.equal(made.state_dict()["blocks.0.attn.qkv.weight"], source.state_dict()["blocks.0.attn.qkv.weight"])
+    assert made(torch.zeros(1, 3, 384, 384)).shape == (1, 3)
+
+
+def test_weights_that_do_not_fit_are_an_error_that_lists_the_keys(tmp_path: Path) -> None:
+    state = timm.create_model("test_resnet", num_classes=1000).state_dict()
+    gone = "layer1.0.conv1.weight"
+    state.pop(gone)
+    state["extra.weight"] = torch.zeros(1)
+    state["bn1.weight"] = torch.zeros(7)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ConfigError) as raised:
+        model.create(ModelConfig("test_resnet", weights=str(tmp_path / "w.pth")), 3, 64)
+    for part in (f"missing: {gone}", "unexpected: extra.weight", "of another shape: bn1.weight (7,)"):
+        assert part in str(raised.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", None])
+def test_a_file_that_is_no_weights_is_one_clear_error(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "w.pth"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"model\.weights=.*w\.pth: "):
+        model.create(ModelConfig("test_resnet", weights=str(path)), 3, 64)
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (tmp_path / "ran",))  # type: ignore[return-value]
+
+    torch.save({"state_dict": Trap()}, tmp_path / "w.pth")
+    with pytest.raises(ConfigError, match="loaded safely"):
+        model.create(ModelConfig("test_resnet", weights=str(tmp_path / "w.pth")), 3, 64)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_models_own_mean_and_std_are_used() -> None:
+    mean, std = model.mean_std("tf_efficientnet_lite0")
+    assert (mean, std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert model.mean_std("resnet34")[0] == pytest.approx((0.485, 0.456, 0.406))
+    net = model.Normalized(torch.nn.Identity(), mean, std, channels_last=False)
+    images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 4, 4)
+    assert net(images)[0].unique().tolist() == [-1.0] and net(images)[1].unique().tolist() == [1.0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["baseline_aug", "transformer_384"])
+@pytest.mark.parametrize("name", config.option_names("model"))
+def test_every_combination_takes_an_optimisation_step(tmp_path: Path, train, name: str, data: str) -> None:  # type: ignore[no-untyped-def]
+    """At the manual's sizes: convnext at 512 on the Mac, else that of the data configuration; batch 2."""
+    import json
+
+    composed = config.compose([f"model={name}", f"data={data}"])
+    sizes = [composed.data.img_size] + ([512] if (name, data) == ("convnext_base", "baseline_aug") else [])
+    for size in sizes:
+        words = [f"model={name}", f"data={data}", f"model.name={composed.model.name}", f"data.img_size={size}"]
+        run = tmp_path / str(size)
+        assert train(run, *words, "training.batch_size=2", "training.max_steps=1", "training.keep_top=1") == 0
+        summary = json.loads((run / "metrics.json").read_text())
+        assert (summary["steps"], summary["img_size"], summary["model_name"]) == (1, size, composed.model.name)
+        for file in run.glob("*.ckpt"):
+            file.unlink()

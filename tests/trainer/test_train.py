@@ -1,0 +1,314 @@
+"""Training: what a run leaves, and that every setting of the configuration reaches it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import TINY, write_documents
+from sklearn.metrics import accuracy_score, f1_score
+
+from trainer import checkpoint, config, loop, metrics
+from trainer.cli import main
+
+Train = Callable[..., int]
+
+
+def summary(run: Path) -> dict[str, object]:
+    loaded: dict[str, object] = json.loads((run / "metrics.json").read_text())
+    return loaded
+
+
+def history(run: Path) -> list[dict[str, str]]:
+    with (run / "history.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    state = torch.load(path, weights_only=True)
+    found: dict[str, torch.Tensor] = state.get("model") or state["state_dict"]
+    return found
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_run_leaves_what_the_contract_says(trained: list[Path]) -> None:
+    run = trained[0]
+    for name in ("config.yaml", "best.ckpt", "last.ckpt", "metrics.json", "history.csv", "val_predictions.npz"):
+        assert (run / name).stat().st_size > 0
+    assert not [path for path in run.rglob(".*")], "no temporary file stays"
+    progress = json.loads((run / "progress.json").read_text())
+    assert progress["epoch"] == progress["epochs"] == 3 and progress["step"] == progress["steps"]
+    assert config.from_dict(yaml.safe_load((run / "config.yaml").read_text())).data.img_size == 64
+    assert len(history(run)) == 6, "twice an epoch"
+
+
+def test_figures_are_those_of_the_stored_predictions(trained: list[Path]) -> None:
+    for run in trained:
+        with np.load(run / "val_predictions.npz") as stored:
+            predicted, targets = stored["probabilities"].argmax(1), stored["targets"]
+            np.testing.assert_allclose(stored["probabilities"].sum(1), 1, atol=1e-5)
+        assert summary(run)["val_f1"] == pytest.approx(f1_score(targets, predicted, average="macro"), abs=1e-5)
+        assert summary(run)["val_accuracy"] == pytest.approx(accuracy_score(targets, predicted), abs=1e-5)
+        best = max(history(run), key=lambda row: float(row["val_f1"]))
+        assert float(best["val_f1"]) == summary(run)["val_f1"]
+
+
+def test_macro_f1_is_scikit_learns_also_where_classes_are_absent() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for classes in (2, 5, 17):
+        probabilities = torch.rand(40, classes, generator=generator).softmax(1)
+        targets = torch.randint(0, max(2, classes - 3), (40,), generator=generator)
+        expected = f1_score(targets, probabilities.argmax(1), average="macro")
+        assert metrics.scores(probabilities, targets)["val_f1"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_best_ckpt_loads_safely_and_carries_all_that_prediction_needs(trained: list[Path]) -> None:
+    loaded = checkpoint.load(trained[0] / "best.ckpt")
+    assert loaded.class_names == ["stripes", "boxes", "discs"] and loaded.labels == ["0", "1", "2"]
+    assert loaded.preprocessing["img_size"] == 64 and len(loaded.preprocessing["mean"]) == 3
+    assert loaded.settings.model.name == "test_resnet"
+    assert loaded.metrics["val_f1"] == summary(trained[0])["val_f1"]
+
+
+def test_the_same_seed_gives_the_same_run_whatever_the_workers(tmp_path: Path, train: Train) -> None:
+    words = ["training.epochs=1", "training.batch_size=8", "training.precision=fp32"]
+    for name, more in (("a", []), ("b", ["training.num_workers=2"]), ("c", ["seed=7"])):
+        assert train(tmp_path / name, *words, *more) == 0
+    a, b, c = (weights(tmp_path / name / "last.ckpt") for name in "abc")
+    assert same(a, b) and not same(a, c)
+    assert summary(tmp_path / "a")["split_fingerprint"] == summary(tmp_path / "c")["split_fingerprint"]
+
+
+def test_micro_batches_leave_the_effective_batch_as_it_is(tmp_path: Path, train: Train) -> None:
+    """test_vit has no batch statistics, so that the gradients are the same sum."""
+    words = ["model.name=test_vit", "data.img_size=160", "training.epochs=1", "training.batch_size=8"]
+    words += ["training.precision=fp32", "training.optimizer=sgd", "training.lr=0.01"]
+    assert train(tmp_path / "whole", *words) == 0
+    assert train(tmp_path / "parts", *words, "training.micro_batch=2") == 0
+    whole, parts = (torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("whole", "parts"))
+    assert whole["progress"]["step"] == parts["progress"]["step"] == 3
+    for key, value in whole["model"].items():
+        torch.testing.assert_close(parts["model"][key], value, rtol=1e-4, atol=1e-6)
+
+
+def test_drop_last_leaves_out_the_smaller_batch(tmp_path: Path, train: Train) -> None:
+    words = ["training.epochs=1", "training.batch_size=8"]
+    assert train(tmp_path / "drop", *words) == 0
+    assert train(tmp_path / "keep", *words, "training.drop_last=false") == 0
+    assert (summary(tmp_path / "drop")["steps"], summary(tmp_path / "keep")["steps"]) == (3, 4)  # of 28 images
+
+
+def test_fewer_images_than_a_batch_is_a_data_error(
+    tmp_path: Path, train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path / "run", "training.batch_size=64") == 65
+    assert "28 training images make no batch of 64; say training.batch_size=14" in capsys.readouterr().err
+
+
+def test_precision_and_optimizer_reach_the_training(
+    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.dtype] = []
+    optimizers: list[str] = []
+    original = loop._step
+
+    def step(job: loop.Job, group: list[object]) -> int:
+        hook = job.bare.get_submodule("conv1").register_forward_hook(lambda m, i, out: seen.append(out.dtype))
+        optimizers.append(type(job.optimizer.optimizer).__name__)
+        try:
+            return original(job, group)
+        finally:
+            hook.remove()
+
+    monkeypatch.setattr(loop, "_step", step)
+    for number, (precision, optimizer) in enumerate((("bf16", "adamw"), ("fp32", "sgd"))):
+        words = ["training.max_steps=1", f"training.precision={precision}", f"training.optimizer={optimizer}"]
+        assert train(tmp_path / str(number), *words) == 0
+        assert summary(tmp_path / str(number))["precision"] == precision
+    assert seen == [torch.bfloat16, torch.float32]
+    assert optimizers == ["AdamW", "SGD"]
+
+
+def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
+    training = config.compose(["training.epochs=10", "training.warmup_epochs=2"]).training
+    rates = [loop.learning_rate(training, step, 10, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.01 * training.lr)
+    assert rates[20] == max(rates) == pytest.approx(training.lr)
+    assert rates[60] == pytest.approx((training.lr + training.min_lr) / 2, rel=1e-6)
+    assert loop.learning_rate(training, 100, 10, 100) == pytest.approx(training.min_lr)
+    assert all(a < b for a, b in zip(rates[:20], rates[1:21], strict=True))
+    assert all(a > b for a, b in zip(rates[20:99], rates[21:], strict=True))
+    training.scheduler = "constant"
+    assert loop.learning_rate(training, 99, 10, 100) == training.lr
+
+
+def test_the_schedule_reaches_the_optimizer(trained: list[Path]) -> None:
+    rates = [float(row["lr"]) for row in history(trained[0])]
+    training = config.from_dict(yaml.safe_load((trained[0] / "config.yaml").read_text())).training
+    steps = [int(row["step"]) for row in history(trained[0])]
+    expected = [loop.learning_rate(training, step - 1, 3, 9) for step in steps]
+    assert rates == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("steps", "times", "expected"), [(10, 2, {5, 10}), (7, 2, {4, 7}), (1, 2, {1}), (3, 1, {3}), (2, 5, {1, 2})]
+)
+def test_validations_are_spread_over_the_epoch(steps: int, times: int, expected: set[int]) -> None:
+    assert loop.validation_marks(steps, times) == expected
+
+
+def test_patience_counts_epochs_without_a_better_f1(tmp_path: Path, train: Train) -> None:
+    """With weights that do not move nothing gets better after the first epoch, however often it is validated."""
+    words = ["training.epochs=9", "training.patience=2", "training.lr=1e-12", "training.min_lr=0"]
+    assert train(tmp_path / "stuck", *words, "training.weight_decay=0", "training.optimizer=sgd") == 0
+    run = summary(tmp_path / "stuck")
+    assert run["best_epoch"] <= run["epochs"] - 2 < 9 - 2  # type: ignore[operator]
+
+
+def test_a_run_that_improves_is_not_stopped_by_its_own_success(tmp_path: Path, train: Train) -> None:
+    """The implementation that this one replaces watched the F1 with mode min and ended as it rose."""
+    words = ["training.epochs=8", "training.patience=3", "training.warmup_epochs=1", "training.batch_size=8"]
+    assert train(tmp_path / "run", *words, "data.train_transforms=${data.val_transforms}") == 0
+    f1 = [float(row["val_f1"]) for row in history(tmp_path / "run")]
+    assert max(f1[2:]) > f1[0] and summary(tmp_path / "run")["epochs"] > 4  # type: ignore[operator]
+
+
+def test_the_best_few_checkpoints_stay(tmp_path: Path, train: Train) -> None:
+    assert train(tmp_path / "run", "training.epochs=4", "training.batch_size=8", "training.keep_top=3") == 0
+    kept = sorted(
+        (float(checkpoint.load(path).metrics["val_f1"]) for path in (tmp_path / "run" / "top").iterdir()), reverse=True
+    )
+    everything = sorted((float(row["val_f1"]) for row in history(tmp_path / "run")), reverse=True)
+    best = checkpoint.load(tmp_path / "run" / "best.ckpt").metrics["val_f1"]
+    assert [best, *kept] == everything[:3]
+    assert train(tmp_path / "one", "training.epochs=2", "training.batch_size=8", "training.keep_top=1") == 0
+    assert not (tmp_path / "one" / "top").exists()
+
+
+def test_a_directory_with_a_run_in_it_is_not_overwritten(
+    tmp_path: Path, train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path / "run", "training.max_steps=1") == 0
+    before = (tmp_path / "run" / "best.ckpt").read_bytes()
+    assert train(tmp_path / "run", "training.max_steps=1") == 64
+    assert "resume=auto" in capsys.readouterr().err
+    assert (tmp_path / "run" / "best.ckpt").read_bytes() == before
+
+
+def start(run: Path, documents: Path, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "trainer", "train", *TINY, *words]
+    environment = {**os.environ, "RUN_DIR": str(run), "DATA_DIR": str(documents)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if json.loads((run / "progress.json").read_text())["step"] >= step:
+                return
+        except (FileNotFoundError, ValueError):
+            pass
+        time.sleep(0.02)
+    raise AssertionError(f"no step {step}: {process.communicate(timeout=60)[0]}")
+
+
+def test_sigterm_leaves_a_last_ckpt_from_which_the_run_ends_as_if_never_stopped(
+    tmp_path: Path, train: Train, documents: Path
+) -> None:
+    words = ["training.epochs=60", "training.patience=0", "training.batch_size=4", "training.num_workers=1"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train(whole, *words) == 0
+    process = start(parts, documents, *words)
+    wait_for_step(process, parts, 20)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143 and "resume=auto" in output
+    stopped_at = torch.load(parts / "last.ckpt", weights_only=True)["progress"]["step"]
+    assert 20 <= stopped_at < 420
+    assert train(parts, *words, "resume=auto") == 0
+    assert same(weights(whole / "last.ckpt"), weights(parts / "last.ckpt"))
+    assert same(weights(whole / "best.ckpt"), weights(parts / "best.ckpt"))
+    drop = {"seconds"}
+    assert [{k: v for k, v in row.items() if k not in drop} for row in history(whole)] == [
+        {k: v for k, v in row.items() if k not in drop} for row in history(parts)
+    ]
+
+
+def test_two_processes_reach_the_f1_of_one(tmp_path: Path, documents: Path, train: Train) -> None:
+    """Distributed by gloo on the CPU: 13 validation images, an odd number, each counted once."""
+    uneven = write_documents(tmp_path / "uneven", per_class=21)
+    words = ["model.name=test_vit", "data.img_size=160", "training.epochs=2", "training.batch_size=10"]
+    words += ["training.precision=fp32", "training.optimizer=sgd", "training.lr=0.01", "device=cpu"]
+    assert train(tmp_path / "one", *words, data=uneven) == 0
+    process = start(tmp_path / "two", uneven, *words, "devices=2")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    one, two = summary(tmp_path / "one"), summary(tmp_path / "two")
+    assert (one["devices"], two["devices"]) == (1, 2) and one["val_images"] == two["val_images"] == 13
+    assert two["val_f1"] == pytest.approx(one["val_f1"], abs=1e-6)
+    a, b = weights(tmp_path / "one" / "last.ckpt"), weights(tmp_path / "two" / "last.ckpt")
+    for key, value in a.items():
+        torch.testing.assert_close(b[key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_resuming_on_other_data_is_refused(tmp_path: Path, train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path / "run", "training.max_steps=1") == 0
+    other = write_documents(tmp_path / "other", per_class=13)
+    assert train(tmp_path / "run", "training.max_steps=2", "resume=auto", data=other) == 64
+    assert "other data or another split" in capsys.readouterr().err
+    assert (
+        train(tmp_path / "run", "training.max_steps=2", "resume=auto", "model.name=test_vit", "data.img_size=160") == 64
+    )
+    assert "another model" in capsys.readouterr().err
+
+
+def test_bad_data_ends_before_training_with_exit_code_65(
+    tmp_path: Path, train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = write_documents(tmp_path / "bad")
+    (bad / "train" / "1-004.jpg").write_bytes(b"\xff\xd8broken")
+    assert train(tmp_path / "run", data=bad) == 65
+    message = capsys.readouterr().err
+    assert "train.csv:18: train/1-004.jpg: not a readable image" in message and "Traceback" not in message
+    assert not (tmp_path / "run" / "last.ckpt").exists()
+
+
+def test_out_of_device_memory_ends_with_exit_code_75(
+    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(job: loop.Job, group: list[object]) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(loop, "_step", full)
+    assert train(tmp_path / "run", "training.batch_size=8") == 75
+    assert "training.micro_batch=4 (same effective batch)" in capsys.readouterr().err
+
+
+def test_a_diverged_run_says_so(tmp_path: Path, train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["training.lr=99", "training.optimizer=sgd", "training.warmup_epochs=0", "training.epochs=20"]
+    code = train(tmp_path / "run", *words, "training.weight_decay=90", "training.precision=fp32", "training.patience=0")
+    assert code == 1 and "lower training.lr" in capsys.readouterr().err
+
+
+def test_the_default_run_directory_is_below_outputs(
+    documents: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DATA_DIR", str(documents))
+    assert main(["train", *TINY, "training.max_steps=1"]) == 0
+    (made,) = (tmp_path / "outputs").iterdir()
+    assert made.name.endswith("-resnet34") and (made / "best.ckpt").exists()
