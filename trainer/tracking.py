@@ -28,7 +28,7 @@ class Tracking:
                     dir=run_dir,
                     config=config,
                     mode="offline" if mode == "offline" else "online",
-                    settings=wandb.Settings(init_timeout=30, silent=True, console="off"),
+                    settings=wandb.Settings(init_timeout=20, silent=True, console="off"),
                 )
         except Exception as error:  # whatever W&B or its network raises
             self._give_up(error)

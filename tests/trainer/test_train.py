@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import signal
@@ -49,7 +50,7 @@ def test_a_run_leaves_what_the_contract_says(trained: list[Path]) -> None:
     run = trained[0]
     for name in ("config.yaml", "best.ckpt", "last.ckpt", "metrics.json", "history.csv", "val_predictions.npz"):
         assert (run / name).stat().st_size > 0
-    assert not [path for path in run.rglob(".*")], "no temporary file stays"
+    assert not list(run.rglob(".*")), "no temporary file stays"
     progress = json.loads((run / "progress.json").read_text())
     assert progress["epoch"] == progress["epochs"] == 3 and progress["step"] == progress["steps"]
     assert config.from_dict(yaml.safe_load((run / "config.yaml").read_text())).data.img_size == 64
@@ -150,8 +151,8 @@ def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
     assert rates[20] == max(rates) == pytest.approx(training.lr)
     assert rates[60] == pytest.approx((training.lr + training.min_lr) / 2, rel=1e-6)
     assert loop.learning_rate(training, 100, 10, 100) == pytest.approx(training.min_lr)
-    assert all(a < b for a, b in zip(rates[:20], rates[1:21], strict=True))
-    assert all(a > b for a, b in zip(rates[20:99], rates[21:], strict=True))
+    assert all(a < b for a, b in itertools.pairwise(rates))
+    assert all(a > b for a, b in itertools.pairwise(rates))
     training.scheduler = "constant"
     assert loop.learning_rate(training, 99, 10, 100) == training.lr
 

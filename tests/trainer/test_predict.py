@@ -1,0 +1,221 @@
+"""Prediction and ensembles: the manual's own spellings, members of any size and class order, honest validation."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, write_documents
+from sklearn.metrics import f1_score
+
+from trainer import checkpoint, ensemble
+from trainer.cli import main
+
+
+@pytest.fixture(autouse=True)
+def data_dir(documents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA_DIR", str(documents))
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def stored(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+def altered(source: Path, place: Path, **changes: object) -> Path:
+    checkpoint.save(place, replace(checkpoint.load(source), **changes))  # type: ignore[arg-type]
+    return place
+
+
+def test_predict_writes_the_sample_submissions_ids_in_its_order(trained: list[Path], tmp_path: Path) -> None:
+    assert main(["predict", f"checkpoint={trained[0] / 'best.ckpt'}"]) == 0
+    written = rows(tmp_path / "submission.csv")
+    assert [row["ID"] for row in written] == [f"t{n}.jpg" for n in reversed(range(6))]
+    arrays = stored(tmp_path / "predictions.npz")
+    assert arrays["probabilities"].shape == (6, 3)
+    labels = arrays["labels"][arrays["probabilities"].argmax(1)]
+    assert [row["target"] for row in written] == labels.tolist()
+
+
+def test_prediction_repeats_the_validation_of_the_training(
+    trained: list[Path], tmp_path: Path, documents: Path
+) -> None:
+    """The validation images put in the place of the test images get the probabilities that training stored."""
+    member = checkpoint.load(trained[0] / "best.ckpt")
+    root = tmp_path / "again"
+    (root / "test").mkdir(parents=True)
+    for image_id in member.validation["ids"]:
+        (root / "test" / image_id).write_bytes((documents / "train" / image_id).read_bytes())
+    (root / "sample_submission.csv").write_text("ID\n" + "\n".join(member.validation["ids"]))
+    words = [f"checkpoint={trained[0] / 'best.ckpt'}", f"data.root={root}", f"output={tmp_path / 'out'}"]
+    assert main(["predict", *words, "batch_size=3", "num_workers=2"]) == 0
+    again = stored(tmp_path / "out" / "predictions.npz")["probabilities"]
+    np.testing.assert_allclose(again, member.validation["probabilities"].numpy(), atol=0.02)  # bf16, other batches
+    np.testing.assert_array_equal(again.argmax(1), member.validation["probabilities"].argmax(1).numpy())
+
+
+def test_predict_needs_nothing_but_the_checkpoint(trained: list[Path], tmp_path: Path) -> None:
+    alone = tmp_path / "alone" / "copy.ckpt"
+    alone.parent.mkdir()
+    alone.write_bytes((trained[0] / "best.ckpt").read_bytes())
+    assert main(["predict", "--checkpoint", str(alone), "--output", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize("method", ensemble.METHODS)
+def test_the_manuals_ensemble_command(trained: list[Path], tmp_path: Path, method: str) -> None:
+    """Two architectures of 64 and 160 pixels."""
+    members = [str(run / "best.ckpt") for run in trained]
+    assert main(["ensemble", "--checkpoints", *members, "--method", method]) == 0
+    summary = json.loads((tmp_path / "metrics.json").read_text())
+    validation = stored(tmp_path / "val_predictions.npz")
+    predicted = validation["probabilities"].argmax(1)
+    assert summary["val_f1"] == pytest.approx(f1_score(validation["targets"], predicted, average="macro"), abs=1e-5)
+    assert len(rows(tmp_path / "submission.csv")) == 6
+    assert main(["predict", "checkpoint=ensemble.json", "output=again"]) == 0
+    assert (tmp_path / "again" / "submission.csv").read_bytes() == (tmp_path / "submission.csv").read_bytes()
+    (tmp_path / "predictions.npz").unlink()
+    assert main(["predict", "checkpoint=ensemble.json", "output=anew"]) == 0
+    assert (tmp_path / "anew" / "submission.csv").read_bytes() == (tmp_path / "submission.csv").read_bytes()
+
+
+def test_soft_voting_is_the_weighted_mean() -> None:
+    a, b = torch.tensor([[0.8, 0.2]]), torch.tensor([[0.1, 0.9]])
+    assert ensemble.combine("soft_voting", [a, b], [1, 1])[0].tolist() == pytest.approx([0.45, 0.55])
+    assert ensemble.combine("soft_voting", [a, b], [3, 1])[0].tolist() == pytest.approx([0.625, 0.375])
+
+
+def test_hard_voting_counts_votes_and_breaks_ties_by_probability() -> None:
+    a, b, c = torch.tensor([[0.6, 0.4]]), torch.tensor([[0.55, 0.45]]), torch.tensor([[0.01, 0.99]])
+    assert ensemble.combine("hard_voting", [a, b, c], [1, 1, 1]).argmax(1).item() == 0
+    assert ensemble.combine("hard_voting", [a, c], [1, 1]).argmax(1).item() == 1
+    assert ensemble.combine("hard_voting", [a, b, c], [1, 1, 5]).argmax(1).item() == 1
+
+
+def test_rank_averaging_ignores_how_sure_a_member_is() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, other = torch.randn(30, 2, generator=generator), torch.randn(30, 2, generator=generator).softmax(1)
+    calm, sure = logits.softmax(1), (logits * 3).softmax(1)
+    a = ensemble.combine("rank_averaging", [calm, other], [1, 1])
+    b = ensemble.combine("rank_averaging", [sure, other], [1, 1])
+    torch.testing.assert_close(a, b)
+    torch.testing.assert_close(a.sum(1), torch.ones(30))
+
+
+def test_members_may_have_their_classes_in_another_order(trained: list[Path], tmp_path: Path) -> None:
+    member = checkpoint.load(trained[0] / "best.ckpt")
+    order = [2, 0, 1]
+    state = dict(member.state_dict)
+    for key in ("fc.weight", "fc.bias"):
+        state[key] = state[key][order]
+    validation = {
+        **member.validation,
+        "targets": torch.tensor([order.index(t) for t in member.validation["targets"].tolist()]),
+        "probabilities": member.validation["probabilities"][:, order],
+    }
+    turned = altered(
+        trained[0] / "best.ckpt",
+        tmp_path / "turned.ckpt",
+        state_dict=state,
+        class_names=[member.class_names[i] for i in order],
+        labels=[member.labels[i] for i in order],
+        validation=validation,
+    )
+    for name, members in (("same", [trained[0] / "best.ckpt"] * 2), ("mixed", [trained[0] / "best.ckpt", turned])):
+        words = ["--checkpoints", *map(str, members), "--output", str(tmp_path / name)]
+        assert main(["ensemble", *words]) == 0
+    a, b = (stored(tmp_path / name / "predictions.npz")["probabilities"] for name in ("same", "mixed"))
+    np.testing.assert_allclose(a, b, atol=1e-5)
+    a, b = (stored(tmp_path / name / "val_predictions.npz")["probabilities"] for name in ("same", "mixed"))
+    np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_members_of_other_classes_are_refused(
+    trained: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = altered(trained[0] / "best.ckpt", tmp_path / "odd.ckpt", class_names=["stripes", "boxes", "dots"])
+    assert main(["ensemble", "--checkpoints", str(trained[0] / "best.ckpt"), str(odd)]) == 64
+    assert "differ in discs, dots" in capsys.readouterr().err
+    assert not (tmp_path / "ensemble.json").exists()
+
+
+def test_members_of_different_splits_get_no_validation_figure(
+    trained: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUN_DIR", str(tmp_path / "other"))
+    assert main(["train", *TINY, "data.split_seed=9", "training.max_steps=1"]) == 0
+    monkeypatch.delenv("RUN_DIR")
+    members = [str(trained[0] / "best.ckpt"), str(tmp_path / "other" / "best.ckpt")]
+    assert main(["ensemble", "--checkpoints", *members]) == 0
+    summary = json.loads((tmp_path / "metrics.json").read_text())
+    assert summary["val_f1"] is None and "different splits" in summary["why_no_val"]
+
+
+def test_an_ensemble_whose_member_changed_is_refused(
+    trained: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    member = tmp_path / "m.ckpt"
+    member.write_bytes((trained[0] / "best.ckpt").read_bytes())
+    assert main(["ensemble", "--checkpoints", str(member)]) == 0
+    altered(member, member, metrics={})
+    assert main(["predict", "checkpoint=ensemble.json"]) == 64
+    assert "has changed since ensemble.json was made" in capsys.readouterr().err
+
+
+def test_without_test_images_an_ensemble_still_has_its_validation(trained: list[Path], tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    assert main(["ensemble", "--checkpoints", str(trained[0] / "best.ckpt"), f"data.root={root}"]) == 0
+    assert (tmp_path / "ensemble.json").exists() and not (tmp_path / "submission.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["predict", "checkpoint=none.ckpt"], 64, "none.ckpt: the checkpoint does not exist"),
+        (["predict"], 64, "--checkpoint"),
+        (["predict", "checkpint=x"], 64, "did you mean '--checkpoint'?"),
+        (["predict", "checkpoint={first}", "data.root=nowhere"], 65, "nowhere"),
+        (["predict", "checkpoint={first}", "batch_size=0"], 64, "not a whole number above 0"),
+        (["predict", "checkpoint={last}"], 64, "last.ckpt is for resuming: name best.ckpt"),
+        (["predict", "checkpoint={csv}"], 64, "not a checkpoint that can be loaded safely"),
+        (["ensemble", "--checkpoints", "{first}", "--method", "soft_votin"], 64, "did you mean 'soft_voting'?"),
+        (["ensemble", "--checkpoints", "{first}", "--weights", "1", "2"], 64, "2 for 1 members"),
+        (["ensemble", "--checkpoints", "{first}", "--weights", "-1"], 64, "none may be negative"),
+        (["ensemble", "--checkpoints"], 64, "expected at least one argument"),
+    ],
+)
+def test_a_wrong_call_is_one_clear_error(
+    trained: list[Path],
+    documents: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    code: int,
+    said: str,
+) -> None:
+    places = {"first": trained[0] / "best.ckpt", "last": trained[0] / "last.ckpt", "csv": documents / "train.csv"}
+    assert main([word.format(**places) for word in words]) == code
+    message = capsys.readouterr().err
+    assert said in message and "Traceback" not in message
+    assert not list(tmp_path.iterdir()), "nothing is written"
+
+
+def test_unreadable_test_images_are_all_named(
+    trained: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_documents(tmp_path / "data")
+    for name in ("t1.jpg", "t4.jpg"):
+        (root / "test" / name).write_bytes(b"broken")
+    assert main(["predict", f"checkpoint={trained[0] / 'best.ckpt'}", f"data.root={root}"]) == 65
+    message = capsys.readouterr().err
+    assert "test/t1.jpg" in message and "test/t4.jpg" in message
