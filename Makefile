@@ -1,0 +1,52 @@
+# One target a task; each makes what it needs and nothing twice. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# A wheel index for torch and torchvision, for a machine that needs another build than the default one:
+# make demo TORCH_INDEX=<the CPU index that pytorch.org names>
+TORCH_INDEX ?=
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint images/constraints.txt
+SOURCES := launcher trainer tests
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-full lint format bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed ## the virtual environment .venv, with everything
+
+$(VENV)/.installed: pyproject.toml images/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is $$($(PYTHON) --version): 3.11 or newer is needed; say make PYTHON=python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ echo "python3 -m venv failed: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	@test -z "$(TORCH_INDEX)" || $(PIP) --index-url "$(TORCH_INDEX)" torch torchvision
+	@$(PIP) --editable '.[train,dev]'
+	@touch $@
+
+demo: install ## draw documents, train two models, ensemble them: the whole path in a few minutes
+	@test -d build/demo/documents || $(BIN)/python -m trainer sample-data build/demo/documents
+	$(BIN)/launcher submit jobs/quickstart.yaml --engine native --data build/demo/documents --runs build/demo/runs
+
+test: install ## what CI runs: every test but the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+test-full: install ## every test, the slow ones too; prints their figures
+	$(BIN)/python -m pytest -s
+
+lint: install ## formatting, lint and types
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+
+format: install ## format and mend what can be mended
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+bench: install ## ratios of loading and training speed, measured in one run
+	$(BIN)/python -m tests.bench
+
+clean: ## what make made, but for .venv and runs/
+	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis
