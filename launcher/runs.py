@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import fcntl
+import fnmatch
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from trainer.errors import nearest
+from trainer.files import write_json
 
 State = Literal[
     "queued",
@@ -19,6 +32,22 @@ State = Literal[
     "reused",
 ]
 Kind = Literal["train", "ensemble", "predict", "analyze"]
+
+ENDED: frozenset[State] = frozenset(get_args(State)) - {"queued", "starting", "running"}
+GOOD: frozenset[State] = frozenset({"succeeded", "reused"})
+# From each state, where a run may go. What ended may be queued again, as another attempt; what succeeded stays so.
+TRANSITIONS: dict[State, frozenset[State]] = {
+    "queued": frozenset({"starting", "cancelled", "failed", "reused"}),
+    "starting": frozenset({"running", "queued", "failed", "cancelled", "lost"}),
+    "running": ENDED - {"reused"},
+    "succeeded": frozenset(),
+    "reused": frozenset(),
+    **{state: frozenset({"queued"}) for state in ENDED - GOOD},
+}
+
+
+class RunError(Exception):
+    """A run or submission that is not there, or cannot do what was asked. The message is complete."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +65,10 @@ class Resources:
 class RunRequest:
     """A run, resolved: what `run.json` holds. Equal requests on equal data are the same run.
 
-    `command` is what follows `python -m trainer`. A path below the runs folder is written `@runs/<submission>/<run>/file`;
-    the engine puts the folder's place (native path or container mount) for `@runs` when it starts the run.
+    `command` is what follows `python -m trainer`. A path below the runs folder is written
+    `@runs/<submission>/<run>/file`; the engine puts the folder's place (native path or container mount) for `@runs`
+    when it starts the run. A step whose members are known only later has `select` (`{"top": N}` or
+    `{"runs": [globs]}`, and perhaps `submission`).
     """
 
     name: str
@@ -46,11 +77,214 @@ class RunRequest:
     command: list[str]
     overrides: list[str] = field(default_factory=list)
     needs: list[str] = field(default_factory=list)
+    select: dict[str, Any] | None = None
     resources: Resources = field(default_factory=Resources)
     image: str | None = None
     data_dir: str | None = None
+    cwd: str | None = None
     timeout: float | None = None
     attempts: int = 1
     env: list[str] = field(default_factory=list)
     secrets: list[str] = field(default_factory=list)
     identity: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    """What tables show of it: model, data, training, img_size, batch_size, epochs, seed."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """The last event of a run."""
+
+    state: State = "queued"
+    attempt: int = 1
+    reason: str = ""
+    time: float = 0.0
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+def create(run_dir: Path, request: RunRequest) -> None:
+    """A new run directory with its request and the first event of its journal."""
+    run_dir.mkdir(parents=True)
+    write_request(run_dir, request)
+    append_event(run_dir, "queued")
+
+
+def write_request(run_dir: Path, request: RunRequest) -> None:
+    """Replace run.json."""
+    write_json(run_dir / "run.json", dataclasses.asdict(request))
+
+
+def read_request(run_dir: Path) -> RunRequest:
+    """The request in run.json. Raises RunError where `run_dir` is no run directory."""
+    try:
+        content = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+        return RunRequest(**{**content, "resources": Resources(**content["resources"])})
+    except FileNotFoundError:
+        raise RunError(f"{run_dir}: not a run directory: there is no run.json in it") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{run_dir / 'run.json'}: not a request of this launcher: {error}") from None
+
+
+def read_events(run_dir: Path) -> list[dict[str, Any]]:
+    """The journal, oldest first. A line that was cut short by a crash or a full disk is passed over."""
+    try:
+        text = (run_dir / "events.jsonl").read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    events = []
+    for line in text.splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and event.get("state") in TRANSITIONS:
+            events.append(event)
+    return events
+
+
+def append_event(run_dir: Path, state: State, attempt: int | None = None, reason: str = "", **figures: Any) -> Status:
+    """Write the next event into the journal and status.json; `attempt` None is that of the last event.
+
+    Order in the journal counts, not the clock. Raises RunError where `TRANSITIONS` does not allow the step: another
+    process has written meanwhile.
+    """
+    with (run_dir / "events.jsonl").open("a+b") as journal:
+        fcntl.flock(journal, fcntl.LOCK_EX)
+        events = read_events(run_dir)
+        if events and state not in TRANSITIONS[events[-1]["state"]]:
+            raise RunError(f"{run_dir.name}: {events[-1]['state']} already; it cannot become {state}")
+        last = events[-1]["attempt"] if events else 1
+        event = {"time": time.time(), "state": state, "attempt": attempt or last, "reason": reason, **figures}
+        journal.seek(0, os.SEEK_END)
+        if journal.tell():
+            journal.seek(-1, os.SEEK_END)
+            if journal.read(1) != b"\n":
+                journal.write(b"\n")  # close what a crash cut short
+        journal.write(json.dumps(event, ensure_ascii=False).encode() + b"\n")
+        journal.flush()
+        os.fsync(journal.fileno())
+        write_json(run_dir / "status.json", event)
+    return _status(event)
+
+
+def _status(event: dict[str, Any]) -> Status:
+    known = {key: event[key] for key in ("state", "attempt", "reason", "time") if key in event}
+    return Status(**known, figures={key: value for key, value in event.items() if key not in known})
+
+
+def read_status(run_dir: Path) -> Status:
+    """The last event by the journal; status.json is put right where it says something else."""
+    events = read_events(run_dir)
+    if not events:
+        return Status()
+    try:
+        shown = json.loads((run_dir / "status.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        shown = None
+    if shown != events[-1] and os.access(run_dir, os.W_OK):
+        write_json(run_dir / "status.json", events[-1])
+    return _status(events[-1])
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Hold the lock file at `path`; yields False where another process holds it. Freed when the process ends."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+    finally:
+        os.close(descriptor)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether some process holds the lock file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def mark_lost(run_dir: Path) -> bool:
+    """Record as lost a run that is under way by its journal while no process holds it; True if that was so."""
+    if read_status(run_dir).state not in ("starting", "running"):
+        return False
+    with locked(run_dir / "exec.lock") as free:
+        # Looked at again under the lock: it may have ended just now.
+        if not free or read_status(run_dir).state not in ("starting", "running"):
+            return False
+        append_event(run_dir, "lost", reason="its process vanished without a word (killed, or the machine went down)")
+        return True
+
+
+def list_runs(submission_dir: Path) -> list[Path]:
+    """The run directories of a submission, in the order of their index."""
+    return sorted(path.parent for path in submission_dir.glob("*/run.json"))
+
+
+def list_submissions(runs_root: Path) -> list[Path]:
+    """The submissions below `runs_root`, oldest first."""
+    found = [path.parent for path in runs_root.glob("*/submission.json")]
+    return sorted(found, key=lambda path: (path.stat().st_ctime_ns, path.name))
+
+
+def find_submission(runs_root: Path, name: str | None = None) -> Path:
+    """The submission called `name` (or the latest of the job so called, or the one whose name begins so); without a
+    name the latest.
+
+    Raises RunError that names the nearest.
+    """
+    if name and (Path(name) / "submission.json").is_file():
+        return Path(name)
+    found = list_submissions(runs_root)
+    if not found:
+        raise RunError(f"{runs_root}: there is no submission yet; start one: launcher submit jobs/quickstart.yaml")
+    if name is None:
+        return max(found, key=lambda path: (path / "submission.json").stat().st_mtime_ns)
+    names = [path.name for path in found]
+    if name in names:
+        return runs_root / name
+    of_job = [each for each in names if re.fullmatch(re.escape(name) + r"-\d{8}-\d{6}(-\d+)?", each)]
+    if of_job:
+        return runs_root / of_job[-1]
+    beginning = [each for each in names if each.startswith(name)]
+    if len(beginning) == 1:
+        return runs_root / beginning[0]
+    if beginning:
+        raise RunError(f"'{name}' may be any of {', '.join(beginning)}; say which")
+    raise RunError(f"{runs_root}: there is no submission '{name}'; {nearest(name, names)}")
+
+
+def find_run(runs_root: Path, name: str) -> Path:
+    """The run `name`: a directory, `submission/run`, or a run of the latest submission that has one by that name, its
+    number or a pattern. Raises RunError."""
+    if (Path(name) / "run.json").is_file():
+        return Path(name)
+    submission, _, run = name.rpartition("/")
+    candidates = [find_submission(runs_root, submission)] if submission else list_submissions(runs_root)[::-1]
+    if not candidates:
+        find_submission(runs_root)
+    for directory in candidates:
+        paths = list_runs(directory)
+        for matches in (
+            [p for p in paths if p.name == run],
+            [p for p in paths if p.name.partition("-")[0].lstrip("0") == run.lstrip("0") and run.isdigit()],
+            [p for p in paths if p.name.partition("-")[2] == run or fnmatch.fnmatch(p.name, run)],
+        ):
+            if len(matches) > 1:
+                raise RunError(f"'{name}' may be any of {', '.join(p.name for p in matches)}; say which")
+            if matches:
+                return matches[0]
+    names = [path.name for directory in candidates for path in list_runs(directory)]
+    raise RunError(f"there is no run '{name}'; {nearest(run, names)}")

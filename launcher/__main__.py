@@ -1,0 +1,47 @@
+"""`launcher` and `python -m launcher`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+EXIT_FAILED, EXIT_USAGE, EXIT_DATA, EXIT_STOPPED = 1, 64, 65, 130
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and end the process with the contract's exit code; no error shows a traceback."""
+    import click
+
+    from launcher.cli import RefusedError, cli
+
+    try:
+        code = cli.main(arguments, prog_name="launcher", standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.UsageError as error:
+        context = f"\n{error.ctx.get_usage()}" if error.ctx else ""
+        _end(f"error: {error.format_message()}{context}", EXIT_USAGE)
+    except click.ClickException as error:
+        _end(f"error: {error.format_message()}", EXIT_FAILED)
+    except (click.Abort, KeyboardInterrupt):
+        _end("stopped", EXIT_STOPPED)
+    except RefusedError as error:
+        _end(f"error: {error}", error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush has no reader
+        sys.exit(EXIT_FAILED)
+    except Exception as error:
+        if os.environ.get("LAUNCHER_DEBUG"):
+            raise
+        words = " ".join(str(error).split())[:500] or "no message"
+        name = "" if isinstance(error, OSError) else f"unexpected {type(error).__name__}: "
+        _end(f"error: {name}{words}\nset LAUNCHER_DEBUG=1 to see where", EXIT_FAILED)
+
+
+def _end(message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""What this process's control groups allow, in either version of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path("/sys/fs/cgroup")
+
+
+def memory_limit() -> int | None:
+    """The smallest memory limit, bytes, of the groups that this process is in; None where there is none."""
+    limits = [_number(folder / name) for folder, name in _files("memory.max", "memory.limit_in_bytes")]
+    found = [limit for limit in limits if limit is not None and limit < 2**60]
+    return min(found) if found else None
+
+
+def cpu_limit() -> float | None:
+    """How many cores' worth of time the groups allow; None where they allow all."""
+    quotas = []
+    for folder, name in _files("cpu.max", "cpu.cfs_quota_us"):
+        try:
+            words = (folder / name).read_text().split()
+            period = float(words[1]) if name == "cpu.max" else float((folder / "cpu.cfs_period_us").read_text())
+            if words[0] not in ("max", "-1"):
+                quotas.append(float(words[0]) / period)
+        except (OSError, ValueError, IndexError):
+            continue
+    return min(quotas) if quotas else None
+
+
+def oom_kills() -> int:
+    """How many processes of these groups the kernel has killed for want of memory so far."""
+    total = 0
+    for folder, name in _files("memory.events", "memory.oom_control"):
+        try:
+            lines = (folder / name).read_text().splitlines()
+        except OSError:
+            continue
+        total = max(total, *(int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+    return total
+
+
+def _files(v2: str, v1: str) -> list[tuple[Path, str]]:
+    """Where the files may stand: in the process's own group and in the root that a container sees."""
+    found: list[tuple[Path, str]] = []
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        relative = group.lstrip("/")
+        if not controllers:
+            found += [(ROOT / relative, v2), (ROOT, v2)]
+        elif v1.split(".")[0] in controllers.split(","):
+            found += [(ROOT / controllers / relative, v1), (ROOT / v1.split(".")[0] / relative, v1)]
+            found += [(ROOT / v1.split(".")[0], v1)]
+    return [(folder, name) for folder, name in found if (folder / name).is_file()]
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None

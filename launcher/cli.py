@@ -1,0 +1,339 @@
+"""The commands: parse, call, print. Everything heavier than click is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from launcher import __version__
+
+if TYPE_CHECKING:
+    from launcher.machine import Machine
+    from launcher.spec import Job
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class RefusedError(Exception):
+    """What a command cannot do, with the exit code that says of which kind it is."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """Errors of the layers below, as exit codes: 64 for a bad job or machine, 65 for missing data, 1 for the rest."""
+    from launcher.document import JobError
+    from launcher.machine import MachineError
+    from launcher.runs import RunError
+
+    try:
+        yield
+    except (JobError, MachineError) as error:
+        raise RefusedError(str(error), 64) from None
+    except RunError as error:
+        raise RefusedError(str(error), 65 if "data folder" in str(error) else 1) from None
+
+
+def options(*given: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator."""
+
+    def decorate(function: F) -> F:
+        for option in reversed(given):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+runs_option = click.option(
+    "--runs", "runs_root", default=lambda: os.environ.get("LAUNCHER_RUNS", "runs"), type=click.Path(path_type=Path),
+    help="Folder of the submissions (default: $LAUNCHER_RUNS, else runs).",
+)  # fmt: skip
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+job_options = options(
+    click.argument("words", metavar="JOB|KEY=VALUE…", nargs=-1, required=True),
+    click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Change a field of the job file."),
+    click.option("--gpus", metavar="0,1", help="The GPUs that may be used (default: all, or CUDA_VISIBLE_DEVICES)."),
+    click.option("--machine", metavar="NAME|FILE", help="cuda-server, mac-m4-pro or a YAML file (default: this host)."),
+    click.option("--cpu", "cpu_only", is_flag=True, help="Train on the CPU, whatever the job asks for."),
+    click.option("--multirun", is_flag=True, help="Accepted, and needless: `model=a,b` is several runs anyway."),
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, message="%(version)s")
+def cli() -> None:
+    """Train document classifiers as batch jobs: expand a job file into runs, run them, collect what they bring."""
+
+
+@cli.command()
+@job_options
+@json_option
+def plan(
+    words: tuple[str, ...], settings: tuple[str, ...], gpus: str | None, machine: str | None, cpu_only: bool,
+    multirun: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Show the runs of a job, and which of them fit this machine. Starts nothing, needs no data."""
+    from launcher import plans
+
+    with refusals():
+        job, found = _job(words, settings), _machine(machine, gpus)
+        planned = plans.planned(job, found, cpu_only)
+    if as_json:
+        click.echo(json.dumps(plans.as_json(job, planned, found), indent=2, ensure_ascii=False))
+        return
+    _print(plans.table(planned, found))
+    for line in plans.remarks(job, planned, found):
+        click.echo(line)
+
+
+@cli.command()
+@job_options
+@click.option("--engine", type=click.Choice(["auto", "native"]), default="auto", help="How runs are executed.")
+@click.option("--data", metavar="DIR", help="Data folder (default: $DATA_DIR, else data).")
+@runs_option
+def submit(
+    words: tuple[str, ...], settings: tuple[str, ...], gpus: str | None, machine: str | None, cpu_only: bool,
+    multirun: bool, engine: str, data: str | None, runs_root: Path,
+) -> int:  # fmt: skip
+    """Start a job's runs, as many at once as fit, and stay until the last has ended.
+
+    Ends with 0 when all succeeded, 1 when some did not, 64 for a bad job, 65 without data, 130 when stopped. Ctrl-C
+    stops the runs with their checkpoints, a second one at once.
+    """
+    from launcher import plans, submission
+
+    with refusals():
+        job, found = _job(words, settings), _machine(machine, gpus)
+        planned = submission.expand(job, found, cpu_only)
+        submission.refuse_misfits(planned)
+        submission.check_sources(job, runs_root)
+        data_dir = submission.find_data(data, planned)
+        directory = submission.create(job, planned, runs_root.resolve(), data_dir, found, "native")
+        remarks = plans.remarks(job, planned, found)
+    chosen = "native processes" + (" (auto: the one engine there is)" if engine == "auto" else "")
+    click.echo(f"{directory.name}: {len(planned)} runs as {chosen}, on {found.describe()}")
+    for line in remarks:
+        click.echo(line)
+    return _drive(directory, found, job.spec.max_parallel)
+
+
+@cli.command()
+@click.argument("name", metavar="[SUBMISSION]", required=False)
+@click.option("--gpus", metavar="0,1", help="The GPUs that may be used.")
+@click.option("--machine", metavar="NAME|FILE", help="As for submit.")
+@runs_option
+def resume(name: str | None, gpus: str | None, machine: str | None, runs_root: Path) -> int:
+    """Go on with a submission: what was queued, lost or stopped, each from its last checkpoint."""
+    from launcher import runs, submission
+
+    with refusals():
+        directory = runs.find_submission(runs_root, name).resolve()
+        found = _machine(machine, gpus)
+        if runs.is_locked(directory / "supervisor.lock"):
+            raise RefusedError(
+                f"{directory.name}: another launcher drives it; see it: launcher status {directory.name}", 1
+            )
+        again = submission.requeue(directory)
+        limit = submission.read(directory).get("max_parallel")
+    click.echo(f"{directory.name}: {len(again)} runs queued again" + (f": {', '.join(again)}" if again else ""))
+    return _drive(directory, found, limit)
+
+
+def _drive(directory: Path, machine: Machine, max_parallel: int | None) -> int:
+    """Supervise to the end, print what happens, then what came of it."""
+    from launcher import collect, plans, supervisor, watch
+    from launcher.engines.native import NativeEngine
+
+    with refusals():
+        code = supervisor.run(directory, machine, NativeEngine(), max_parallel, plans.Announcer(directory).event)
+        rows, champion = collect.collect(directory)
+    at = f"{directory.name} --runs {_shown(directory.parent)}"
+    state = watch.status_json(directory)["state"]
+    if state in ("running", "unattended"):
+        click.echo(f"the runs go on without this launcher; see them: launcher status {at}")
+        return code
+    click.echo()
+    _print(collect.render(rows))
+    click.echo()
+    for what, path in collect.places(directory):
+        click.echo(f"{what + ':':12} {path}")
+    click.echo(champion)
+    if code == supervisor.EXIT_STOPPED:
+        click.echo(f"stopped; go on with: launcher resume {at}")
+    elif code:
+        failed = [
+            run["name"] for run in watch.status_json(directory)["runs"] if run["state"] not in ("succeeded", "reused")
+        ]
+        log = f"{directory.name}/{failed[0]} --runs {_shown(directory.parent)}"
+        click.echo(f"not succeeded: {', '.join(failed)}; read why: launcher logs {log}")
+    return code
+
+
+@cli.command()
+@click.argument("name", metavar="[SUBMISSION]", required=False)
+@json_option
+@runs_option
+def status(name: str | None, as_json: bool, runs_root: Path) -> None:
+    """Show how a submission's runs fare (default: the latest)."""
+    from launcher import runs, watch
+
+    with refusals():
+        directory = runs.find_submission(runs_root, name)
+        shown = watch.status_json(directory)
+    if as_json:
+        click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
+        return
+    _print(watch.status_table(directory))
+    if shown["state"] == "unattended":
+        at = f"{directory.name} --runs {_shown(runs_root)}"
+        click.echo(f"no launcher drives it: what is queued stays so until: launcher resume {at}")
+
+
+@cli.command()
+@click.argument("run")
+@click.option("-f", "--follow", is_flag=True, help="Go on printing until the run has ended.")
+@runs_option
+def logs(run: str, follow: bool, runs_root: Path) -> None:
+    """Print a run's log. RUN is its directory, SUBMISSION/NAME, or a name or number in the latest submission."""
+    from launcher import runs, watch
+
+    with refusals():
+        watch.follow_log(runs.find_run(runs_root, run), follow)
+
+
+@cli.command()
+@click.argument("name", metavar="[SUBMISSION|RUN]", required=False)
+@runs_option
+def stop(name: str | None, runs_root: Path) -> None:
+    """Stop a run, or all runs of a submission, with their checkpoints (default: the latest submission)."""
+    from launcher import execute, runs, supervisor
+    from launcher.engines.native import NativeEngine
+
+    with refusals():
+        try:
+            targets = runs.list_runs(runs.find_submission(runs_root, name))
+        except runs.RunError:
+            if name is None:
+                raise
+            targets = [runs.find_run(runs_root, name)]
+        touched = supervisor.stop(targets, NativeEngine(), execute.GRACE + 5)
+        still = [path.name for path in targets if runs.read_status(path).state not in runs.ENDED]
+    click.echo(f"stopped: {', '.join(touched)}" if touched else "nothing was running or queued")
+    if still:
+        raise RefusedError(f"not ended yet: {', '.join(still)}", 1)
+
+
+@cli.command("collect")
+@click.argument("name", metavar="[SUBMISSION]", required=False)
+@click.option("--champion", type=click.Path(path_type=Path), help="Folder of the best model (default: RUNS/champion).")
+@click.option("--replace", is_flag=True, help="Replace a champion that was validated on another split, too.")
+@json_option
+@runs_option
+def collect_command(name: str | None, champion: Path | None, replace: bool, as_json: bool, runs_root: Path) -> None:
+    """Write leaderboard.csv, and put the best model into champion/ (default: the latest submission)."""
+    from launcher import collect, runs
+
+    with refusals():
+        directory = runs.find_submission(runs_root, name)
+        rows, line = collect.collect(directory.resolve(), champion, replace)
+    if as_json:
+        click.echo(
+            json.dumps({"submission": directory.name, "rows": rows, "champion": line}, indent=2, ensure_ascii=False)
+        )
+        return
+    _print(collect.render(rows))
+    click.echo(f"{_shown(directory / 'leaderboard.csv')}\n{line}")
+
+
+@cli.command()
+@click.option(
+    "--machine", metavar="NAME|FILE", help="cuda-server, mac-m4-pro, mps-20gb or a file (default: this host)."
+)
+@json_option
+def matrix(machine: str | None, as_json: bool) -> None:
+    """Show the manual's compatibility table for a machine: what each combination needs."""
+    from launcher import compatibility
+
+    if machine in compatibility.ENVIRONMENTS:
+        environment = str(machine)
+    else:
+        with refusals():
+            found = _machine(machine, None)
+        environment = compatibility.environment_of(found.mps, len(found.gpus), found.memory)
+        if not as_json:
+            click.echo(f"{found.describe()}; of the manual's machines, {environment} is nearest")
+    if as_json:
+        rows = compatibility.table(environment)
+        click.echo(json.dumps({"environment": environment, "note": compatibility.NOTE, "rows": rows}, indent=2))
+        return
+    _print(compatibility.render(environment))
+    click.echo(compatibility.NOTE)
+
+
+@cli.command()
+@click.option("--data", metavar="DIR", help="Data folder to look at.")
+@json_option
+@runs_option
+def doctor(data: str | None, as_json: bool, runs_root: Path) -> int:
+    """Say what this machine lacks for training, and the command that mends it."""
+    from launcher.doctor import MARKS, examine
+
+    checks = examine(data, runs_root)
+    if as_json:
+        click.echo(json.dumps([vars(check) for check in checks], indent=2, ensure_ascii=False))
+    else:
+        for check in checks:
+            mend = f"\n               → {check.mend}" if check.mend else ""
+            click.echo(f"{MARKS[check.level]} {check.what:12} {check.said}{mend}")
+    return 1 if any(check.level == "missing" for check in checks) else 0
+
+
+@cli.command("exec")
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--attempt", type=int, hidden=True)
+def exec_command(run_dir: Path, attempt: int | None) -> int:
+    """Execute one run of a submission natively to its end, and record how it ended."""
+    from launcher import execute
+
+    with refusals():
+        return execute.execute(run_dir, attempt)
+
+
+def _job(words: tuple[str, ...], settings: tuple[str, ...]) -> Job:
+    from launcher import spec
+
+    first, rest = words[0], words[1:]
+    if "=" in first and not Path(first).exists():
+        return spec.from_overrides(words, settings)
+    for word in rest:
+        if "=" not in word:
+            raise RefusedError(f"{word}: a job file is named already ({first}); further words are key=value", 64)
+    return spec.load(Path(first), rest, settings)
+
+
+def _machine(name: str | None, gpus: str | None) -> Machine:
+    from launcher import machine
+
+    return machine.choose(name, gpus)
+
+
+def _print(renderable: Any) -> None:
+    """A table: fitted to a terminal, unfolded in a file or pipe."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 220, highlight=False).print(renderable)
+
+
+def _shown(path: Path) -> str:
+    return os.path.relpath(path)

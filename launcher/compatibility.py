@@ -1,0 +1,73 @@
+"""The manual's compatibility table: what each combination needs, by its own estimates."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+ENVIRONMENTS = ("cuda-server", "mac-m4-pro", "mps-20gb")
+NOTE = "The figures are the manual's own estimates; none was measured."
+
+
+@cache
+def _all() -> tuple[dict[str, Any], ...]:
+    import yaml
+
+    text = (Path(__file__).parent / "compatibility.yaml").read_text(encoding="utf-8")
+    return tuple(yaml.safe_load(text))
+
+
+def table(environment: str) -> list[dict[str, Any]]:
+    """The rows of one of `ENVIRONMENTS`."""
+    return [row for row in _all() if row["environment"] == environment]
+
+
+def environment_of(mps: bool, gpus: int, memory: int) -> str:
+    """The environment of the manual that a machine (`memory` in bytes) resembles most."""
+    if mps:
+        return "mac-m4-pro" if memory >= 22 * 2**30 else "mps-20gb"
+    return "cuda-server"
+
+
+def manual_memory(config: dict[str, Any], environment: str) -> float | None:
+    """The manual's figure, GB, for a run's model, data, batch and size; None where it has none."""
+    keys = ("model", "data", "batch_size", "img_size")
+    for row in table(environment):
+        if all(row[key] == config.get(key) for key in keys):
+            return float(row["memory_gb"])
+    return None
+
+
+def render(environment: str) -> Table:
+    """The table for a terminal."""
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False, header_style="bold", title=f"The manual's table for {environment}")
+    shown.title_justify = "left"
+    for title, justify in (
+        ("model", "left"),
+        ("data", "left"),
+        ("batch", "right"),
+        ("size", "right"),
+        ("memory", "right"),
+        ("time", "right"),
+        ("F1 expected", "right"),
+        ("status", "left"),
+    ):
+        shown.add_column(title, justify=justify)  # type: ignore[arg-type]
+    for row in table(environment):
+        shown.add_row(
+            row["model"],
+            row["data"],
+            str(row["batch_size"]),
+            str(row["img_size"]),
+            f"~{row['memory_gb']} GB",
+            "–".join(map(str, row["hours"])) + " h" if row["hours"] else "",
+            "–".join(f"{value:.3g}" for value in dict.fromkeys(row["f1_macro"])) if row["f1_macro"] else "",
+            row["status"],
+        )
+    return shown

@@ -1,0 +1,156 @@
+"""`launcher doctor`: what this machine lacks for training, and the command that mends it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from launcher.machine import here
+from launcher.sizes import GIB
+
+Level = Literal["ok", "note", "missing"]
+MARKS: dict[Level, str] = {"ok": "✓", "note": "!", "missing": "✗"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. `mend` is the command or setting that puts it right."""
+
+    what: str
+    level: Level
+    said: str
+    mend: str = ""
+
+
+def examine(data: str | None, runs_root: Path) -> list[Check]:
+    """Every check, in the order in which a user would meet what is wrong."""
+    return [
+        _python(),
+        _trainer(),
+        *_accelerator(),
+        _memory(),
+        _data(data),
+        _runs(runs_root),
+        _docker(),
+        _wandb(),
+        *_mac(),
+    ]
+
+
+def _python() -> Check:
+    return Check("python", "ok", platform.python_version())
+
+
+def _trainer() -> Check:
+    """The distributions of the `train` extra, by their metadata: importing torch would take seconds."""
+    try:
+        requirements = importlib.metadata.requires("document-classifier-jobs") or []
+    except importlib.metadata.PackageNotFoundError:
+        return Check("trainer", "missing", "the project is not installed", "make install")
+    wanted = [
+        re.split(r"[<>=!~; \[]", line)[0] for line in requirements if 'extra == "train"' in line.replace("'", '"')
+    ]
+    missing = []
+    for name in wanted:
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        return Check(
+            "trainer",
+            "missing",
+            f"not installed: {', '.join(missing)}",
+            "pip install -c images/constraints.txt -e '.[train]'",
+        )
+    return Check(
+        "trainer", "ok", f"torch {importlib.metadata.version('torch')}, timm {importlib.metadata.version('timm')}"
+    )
+
+
+def _accelerator() -> list[Check]:
+    machine = here()
+    if machine.gpus:
+        return [
+            Check(f"gpu {gpu.index}", "ok", f"{gpu.name}, {(gpu.memory or 0) / GIB:.0f} GiB") for gpu in machine.gpus
+        ]
+    if machine.mps:
+        return [Check("gpu", "ok", "MPS")]
+    if Path("/dev/nvidiactl").exists():
+        return [Check("gpu", "note", "an NVIDIA device is there, but its driver does not answer", "nvidia-smi")]
+    return [Check("gpu", "note", f"none: runs train on the CPU ({machine.cpus:g} cores), many times slower")]
+
+
+def _memory() -> Check:
+    memory = here().memory / GIB
+    if memory < 4:
+        return Check(
+            "memory",
+            "note",
+            f"{memory:.1f} GiB: small models and sizes only",
+            "training.micro_batch=1 training.num_workers=1",
+        )
+    return Check("memory", "ok", f"{memory:.1f} GiB")
+
+
+def _data(given: str | None) -> Check:
+    folder = Path(given or os.environ.get("DATA_DIR") or "data").expanduser()
+    mend = f"--data DIR or DATA_DIR; to try without data: python -m trainer sample-data {folder}"
+    if not folder.is_dir():
+        return Check("data", "note", f"{folder}: there is no such folder", mend)
+    if (folder / "train.csv").is_file() or any(path.is_dir() for path in folder.glob("train/*")):
+        return Check("data", "ok", str(folder))
+    return Check("data", "note", f"{folder}: neither train.csv nor train/<class>/ in it", mend)
+
+
+def _runs(root: Path) -> Check:
+    parent = next(path for path in (root, *root.resolve().parents) if path.is_dir())
+    free = shutil.disk_usage(parent).free / GIB
+    if not os.access(parent, os.W_OK):
+        return Check("runs", "missing", f"{parent}: cannot be written to", "--runs DIR, a folder of yours")
+    if free < 20:
+        return Check(
+            "runs",
+            "note",
+            f"{root}: {free:.0f} GiB free; a run of convnext_base keeps about 2 GiB",
+            "training.keep_top=1",
+        )
+    return Check("runs", "ok", f"{root}: {free:.0f} GiB free")
+
+
+def _docker() -> Check:
+    try:
+        import docker
+
+        client = docker.from_env(timeout=3)
+        try:
+            return Check("docker", "ok", f"engine {client.version()['Version']}")
+        finally:
+            client.close()
+    except Exception as error:  # the SDK's and its HTTP library's errors share no base
+        reason = " ".join(str(error).split())[:100]
+        return Check("docker", "note", f"no engine answers ({reason}); runs are native processes here")
+
+
+def _wandb() -> Check:
+    mode = os.environ.get("WANDB_MODE", "")
+    if mode in ("disabled", "offline"):
+        return Check("wandb", "ok", mode)
+    if os.environ.get("WANDB_API_KEY"):
+        return Check("wandb", "ok", "a key is set; list WANDB_API_KEY under secrets: of a job")
+    return Check("wandb", "ok", "off: no key is set")
+
+
+def _mac() -> list[Check]:
+    if sys.platform != "darwin":
+        return []
+    if shutil.which("caffeinate"):
+        return [Check("sleep", "ok", "caffeinate keeps the Mac awake while runs train")]
+    return [Check("sleep", "note", "caffeinate is not on PATH: the Mac may fall asleep", "export PATH=/usr/bin:$PATH")]

@@ -1,0 +1,139 @@
+"""YAML with line numbers: where each value of a job file stands, and every fault of its form as one clear error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.errors import nearest
+
+Path_ = tuple[str | int, ...]
+
+
+class JobError(Exception):
+    """A job that cannot be run as written: all its faults, one a line, each with its place and the way out."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A YAML document: plain values, and the line (from 1) of every key and item by its path."""
+
+    path: str
+    content: dict[str, Any]
+    lines: dict[Path_, int] = field(default_factory=dict)
+
+    def place(self, path: Path_) -> str:
+        """`file:line` of the value at `path`, or of the nearest that encloses it."""
+        while path and path not in self.lines:
+            path = path[:-1]
+        return f"{self.path}:{self.lines.get(path, 1)}"
+
+
+def read(path: Path) -> Document:
+    """Read a YAML mapping. Raises JobError."""
+    if path.is_dir():
+        raise JobError(f"{path}: is a folder; name a job file in it")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise JobError(f"{path}: there is no such file; {_nearest_file(path)}") from None
+    except UnicodeDecodeError:
+        raise JobError(f"{path}: not text in UTF-8") from None
+    except OSError as error:
+        raise JobError(f"{path}: cannot be read: {error.strerror}") from None
+    return parse(text, str(path))
+
+
+def _nearest_file(path: Path) -> str:
+    folder = path.parent if path.parent.is_dir() else Path("jobs")
+    names = [str(each) for each in sorted(folder.glob("*.yaml"))]
+    return nearest(str(path), names) if names else f"{folder} holds no *.yaml"
+
+
+def parse(text: str, name: str) -> Document:
+    """Parse YAML text that `name` stands for in messages. Raises JobError."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is None:
+            raise JobError(f"{name}:1: the file is empty; a job needs at least name: and matrix: or overrides:")
+        lines: dict[Path_, int] = {}
+        faults: list[str] = []
+        _walk(node, (), lines, faults, name, set())
+        if faults:
+            raise JobError("\n".join(faults))
+        content = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise JobError(f"{name}:{line}: not YAML: {' '.join(str(error.problem or error.context).split())}") from None
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
+        raise JobError(f"{name}: not YAML: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(content, dict):
+        raise JobError(f"{name}:1: a job is a mapping of name:, matrix:, overrides: …, not {type(content).__name__}")
+    return Document(name, content, lines)
+
+
+def _walk(node: yaml.Node, path: Path_, lines: dict[Path_, int], faults: list[str], name: str, seen: set[int]) -> None:
+    lines.setdefault(path, node.start_mark.line + 1)
+    if isinstance(node, yaml.ScalarNode):
+        return
+    if id(node) in seen:
+        faults.append(f"{name}:{node.start_mark.line + 1}: an anchor that contains itself")
+        return
+    seen = seen | {id(node)}
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            _walk(item, (*path, index), lines, faults, name, seen)
+    elif isinstance(node, yaml.MappingNode):
+        keys: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                faults.append(f"{name}:{line}: a key must be a plain word")
+                continue
+            if key.value in keys and key.tag != "tag:yaml.org,2002:merge":
+                faults.append(f"{name}:{line}: '{key.value}' stands in line {keys[key.value]} already")
+            keys[key.value] = line
+            lines[(*path, key.value)] = line
+            _walk(value, (*path, key.value), lines, faults, name, seen)
+
+
+def assign(document: Document, setting: str) -> Document:
+    """The document with `path=value` of a `--set` in it; the value is YAML. Raises JobError."""
+    key, separator, text = setting.partition("=")
+    parts = key.split(".")
+    if not separator or not all(parts):
+        raise JobError(f"--set {setting}: write path=value, for instance --set resources.cpus=2")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise JobError(f"--set {setting}: the value is not YAML: {' '.join(str(error).split())}") from None
+    content = _assigned(document.content, parts, value, setting)
+    lines = {path: line for path, line in document.lines.items() if [str(p) for p in path[: len(parts)]] != parts}
+    return Document(document.path, content, lines)
+
+
+def _assigned(content: Any, parts: list[str], value: Any, setting: str) -> Any:
+    if not parts:
+        return value
+    # A dotted key of a mapping (training.batch_size under overrides:) is one key, not a path.
+    if isinstance(content, dict) and ".".join(parts) in content:
+        return {**content, ".".join(parts): value}
+    head, rest = parts[0], parts[1:]
+    if isinstance(content, list):
+        if not head.isdigit() or int(head) >= len(content):
+            raise JobError(f"--set {setting}: there is no item {head}; the list has {len(content)}")
+        return [_assigned(item, rest, value, setting) if i == int(head) else item for i, item in enumerate(content)]
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise JobError(f"--set {setting}: '{head}' is inside a plain value")
+    if head in ("overrides", "matrix") and rest:
+        inner = content.get(head) or {}
+        if not isinstance(inner, dict):
+            raise JobError(f"--set {setting}: '{head}' is no mapping")
+        return {**content, head: {**inner, ".".join(rest): value}}
+    return {**content, head: _assigned(content.get(head), rest, value, setting)}

@@ -1,0 +1,1 @@
+"""How one run is executed: one module an engine, behind the protocol in `base`."""

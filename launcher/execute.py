@@ -1,0 +1,250 @@
+"""`launcher exec RUN_DIR`: execute one run natively to its end, and record how it ended.
+
+The process that does so holds `exec.lock` in the run directory for its whole life, in a session of its own: it outlives
+the supervisor that started it, and anyone can see whether it lives.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from launcher import gpus
+from launcher.cgroup import oom_kills
+from launcher.machine import here
+from launcher.runs import ENDED, RunError, RunRequest, State, append_event, locked, read_request, read_status
+
+GRACE = 30.0
+"""Seconds between SIGTERM and SIGKILL: for the step under way and last.ckpt."""
+FDS = "LAUNCHER_GPU_FDS"
+DEVICES = "LAUNCHER_DEVICES"
+ENTRY = (sys.executable, "-m", "trainer")
+
+
+class _Asked:
+    """Whether this process was asked to stop, and how often."""
+
+    def __init__(self) -> None:
+        self.times = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._count)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that closes ends no run
+
+    def _count(self, number: int, frame: FrameType | None) -> None:
+        self.times += 1
+
+
+def execute(run_dir: Path, attempt: int | None = None, grace: float = GRACE) -> int:
+    """Execute the run; returns 0 when it succeeded, else its exit code (or 1).
+
+    `attempt` is the one a supervisor has announced as `starting`; None starts a new one by hand. Raises RunError where
+    the run is under way, has succeeded, or was taken back meanwhile.
+    """
+    run_dir = run_dir.resolve()
+    request = read_request(run_dir)
+    with locked(run_dir / "exec.lock") as mine:
+        if not mine:
+            raise RunError(f"{run_dir.name}: is being executed already; see it: launcher logs {run_dir} -f")
+        status = read_status(run_dir)
+        held: list[gpus.Held] = []
+        if attempt is None:
+            devices, held = _by_hand(run_dir, request)
+        elif (status.state, status.attempt) != ("starting", attempt):
+            raise RunError(f"{run_dir.name}: attempt {attempt} was taken back: the run is {status.state}")
+        else:
+            devices = [word for word in os.environ.get(DEVICES, "").split(",") if word]
+        try:
+            return _run(run_dir, request, devices, [h.descriptor for h in held], grace)
+        finally:
+            for one in held:
+                one.close()
+
+
+def _by_hand(run_dir: Path, request: RunRequest) -> tuple[list[str], list[gpus.Held]]:
+    """Announce a new attempt and lock the devices it needs, where no supervisor has done so."""
+    status = read_status(run_dir)
+    if status.state in ("starting", "running"):
+        append_event(run_dir, "lost", reason="its process vanished without a word")
+    if read_status(run_dir).state in ENDED:
+        append_event(run_dir, "queued", status.attempt + 1, "executed by hand")
+    machine = here()
+    got: list[tuple[str, gpus.Held]] = []
+    for device in machine.devices if request.resources.gpus else ():
+        one = gpus.acquire(machine.lock_name(device), str(run_dir)) if len(got) < request.resources.gpus else None
+        got += [(device, one)] if one else []
+    if len(got) < request.resources.gpus:
+        for _, one in got:
+            one.close()
+        raise RunError(
+            f"{run_dir.name}: needs {request.resources.gpus} GPU; here are {len(machine.devices)}, {len(got)} free"
+        )
+    append_event(run_dir, "starting", reason="by hand")
+    return [device for device, _ in got], [one for _, one in got]
+
+
+def _run(run_dir: Path, request: RunRequest, devices: Sequence[str], descriptors: Sequence[int], grace: float) -> int:
+    asked = _Asked()
+    inherited = [int(word) for word in os.environ.get(FDS, "").split(",") if word]
+    secrets = _secrets(request)
+    status = read_status(run_dir)
+    kills = oom_kills()
+    command = [*ENTRY, *resolve(request.command, run_dir.parent.parent)]
+    resumes = any(word.startswith("resume=") for word in request.command)
+    if request.kind == "train" and ((run_dir / "last.ckpt").exists() or not resumes):
+        command.append("resume=auto")  # what a retried attempt continues from; the job's own resume= serves the first
+    try:
+        with (run_dir / "log.txt").open("ab", buffering=0) as log:
+            log.write(f"--- attempt {status.attempt}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
+            begin = log.tell()
+            try:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=request.cwd or None,
+                    env=environment(run_dir, request, devices, secrets),
+                    process_group=0,
+                    pass_fds=(*inherited, *descriptors),
+                    preexec_fn=_die_with_parent,
+                )
+            except OSError as error:
+                append_event(run_dir, "failed", reason=f"could not be started: {error}")
+                return 1
+            append_event(
+                run_dir,
+                "running",
+                pid=process.pid,
+                exec_pid=os.getpid(),
+                devices=list(devices),
+                host=os.uname().nodename,
+            )
+            timed_out = _wait(process, asked, request.timeout, grace)
+        state, reason = _verdict(process.returncode, asked.times > 0, timed_out, request, oom_kills() > kills)
+        detail = last_error(run_dir / "log.txt", begin) if state in ("failed", "out_of_device_memory") else ""
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        append_event(
+            run_dir,
+            state,
+            reason=": ".join(part for part in (reason, detail) if part),
+            exit_code=process.returncode,
+            seconds=round(time.time() - read_status(run_dir).time, 1),
+            peak_host_memory_bytes=peak,
+        )
+        return 0 if state == "succeeded" else process.returncode if process.returncode > 0 else 1
+    finally:
+        if secrets is not None:
+            shutil.rmtree(secrets, ignore_errors=True)
+
+
+def _die_with_parent() -> None:
+    """On Linux the trainer gets SIGTERM when this process dies, so that none trains on unseen: prctl(2).
+
+    macOS has no such thing: there an orphan runs to its end, and its locks show it.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _wait(process: subprocess.Popen[bytes], asked: _Asked, timeout: float | None, grace: float) -> bool:
+    """Wait for the end, pass on what this process is asked; True if the time was up."""
+    started = time.monotonic()
+    deadline: float | None = None
+    timed_out = False
+    while True:
+        try:
+            process.wait(timeout=0.1)
+            return timed_out
+        except subprocess.TimeoutExpired:
+            pass
+        now = time.monotonic()
+        if deadline is None and timeout is not None and now - started > timeout:
+            timed_out = True
+        if deadline is None and (asked.times or timed_out):
+            deadline = now + grace
+            process.terminate()
+        if deadline is not None and (now > deadline or asked.times > 1):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _verdict(code: int, asked: bool, timed_out: bool, request: RunRequest, kernel_killed: bool) -> tuple[State, str]:
+    """State and reason by the contract's exit codes and what is known beside them."""
+    if code == 0:
+        return "succeeded", ""
+    if timed_out:
+        return "timed_out", f"the time limit of {request.timeout:g} s was up (timeout: in the job file)"
+    if asked:
+        kept = "last.ckpt is kept" if code == 143 else "stopped before it could write last.ckpt"
+        return "cancelled", f"stopped on request; {kept}"
+    if code == -signal.SIGKILL:
+        if kernel_killed:
+            return (
+                "out_of_host_memory",
+                "the kernel killed it for want of memory: lower training.num_workers or run fewer at once",
+            )
+        return "lost", "killed by SIGKILL from outside"
+    if code == 75:
+        return "out_of_device_memory", ""
+    if code == 143:
+        return "cancelled", "stopped by a signal from outside; last.ckpt is kept"
+    words = {64: "bad configuration", 65: "bad data"}
+    return "failed", words.get(code) or (f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}")
+
+
+def last_error(log: Path, begin: int = 0) -> str:
+    """The last message that the trainer wrote after byte `begin`: from its `error:` on, at most 500 characters."""
+    with log.open("rb") as file:
+        file.seek(begin)
+        text = file.read()[-20_000:].decode(errors="replace")
+    lines = text.splitlines()
+    starts = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    message = lines[starts[-1] :] if starts else lines[-1:]
+    return " ".join(" ".join(message).removeprefix("error: ").split())[:500]
+
+
+def resolve(command: Sequence[str], runs_root: Path) -> list[str]:
+    """The command with the runs folder's place for `@runs`."""
+    return [word.replace("@runs/", f"{runs_root}/") for word in command]
+
+
+def environment(run_dir: Path, request: RunRequest, devices: Sequence[str], secrets: Path | None) -> dict[str, str]:
+    """The contract's variables on top of this process's own, without the secrets' values."""
+    drop = {FDS, DEVICES, *request.secrets}
+    settings = {key: value for key, value in os.environ.items() if key not in drop}
+    settings["RUN_DIR"] = str(run_dir)
+    settings.setdefault("CACHE_DIR", str(run_dir.parent.parent / ".cache"))
+    settings["CUDA_VISIBLE_DEVICES"] = ",".join(device for device in devices if device != "mps")
+    settings["PYTHONUNBUFFERED"] = "1"
+    settings["NO_ALBUMENTATIONS_UPDATE"] = "1"
+    if request.data_dir:
+        settings["DATA_DIR"] = request.data_dir
+    if request.resources.gpu_memory:
+        settings["DEVICE_MEMORY_LIMIT"] = str(request.resources.gpu_memory)
+    if request.resources.cpus:
+        settings["OMP_NUM_THREADS"] = str(max(1, int(request.resources.cpus)))
+    if secrets is not None:
+        settings["SECRETS_DIR"] = str(secrets)
+    return settings
+
+
+def _secrets(request: RunRequest) -> Path | None:
+    """The secrets' values as files that only this user can read, outside the run directory; None without any."""
+    present = [name for name in request.secrets if os.environ.get(name)]
+    if not present:
+        return None
+    folder = Path(tempfile.mkdtemp(prefix="secrets-", dir=os.environ.get("XDG_RUNTIME_DIR") or None))
+    for name in present:
+        path = folder / name
+        path.touch(mode=0o600)
+        path.write_text(os.environ[name], encoding="utf-8")
+    return folder

@@ -1,0 +1,112 @@
+"""One GPU, one run: locks that hold across submissions and users of this host, and the GPUs' own word.
+
+The lock is held by the process that executes the run, so a launcher that dies frees no GPU that is still in use.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+LOCKS = Path("/tmp/launcher-gpu-locks")
+"""The same for every user of the host, so not below TMPDIR or HOME."""
+FOREIGN_USE = 256 * 2**20
+"""Bytes in use on an unlocked GPU from which it counts as somebody else's: an idle driver context holds less."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A locked GPU. The lock lives as long as any copy of the descriptor."""
+
+    gpu: str
+    descriptor: int
+
+    def close(self) -> None:
+        with suppress(OSError):
+            os.close(self.descriptor)
+
+
+def acquire(gpu: str, owner: str) -> Held | None:
+    """Lock `gpu` (its UUID, index or `mps`) for `owner`, a text for others to read; None where it is taken."""
+    descriptor = _open(gpu)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    with suppress(OSError):  # a file of another user may be read-only; the lock holds all the same
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, owner.encode()[:400], 0)
+    return Held(gpu, descriptor)
+
+
+def holder(gpu: str) -> str | None:
+    """What the holder of the lock says of itself, or None where the GPU is not locked."""
+    descriptor = _open(gpu)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        return os.pread(descriptor, 400, 0).decode(errors="replace") or "another run"
+    finally:
+        os.close(descriptor)
+
+
+def _open(gpu: str) -> int:
+    if not LOCKS.is_dir():
+        with suppress(FileExistsError):
+            LOCKS.mkdir()
+            LOCKS.chmod(0o1777)
+    name = gpu if gpu.isalnum() else hashlib.sha256(gpu.encode()).hexdigest()[:24]
+    path = LOCKS / f"{name}.lock"
+    flags = os.O_NOFOLLOW | os.O_CLOEXEC
+    for _ in range(3):
+        # Not O_CREAT on what exists: kernels refuse that on another user's file in a sticky folder.
+        for mode in (os.O_RDWR, os.O_RDONLY):
+            try:
+                descriptor = os.open(path, mode | flags)
+            except FileNotFoundError:
+                break
+            except PermissionError:
+                continue
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return descriptor
+            os.close(descriptor)
+            raise OSError(f"{path}: not a regular file; remove it")
+        with suppress(FileExistsError):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | flags, 0o666)
+            os.fchmod(descriptor, 0o666)
+            return descriptor
+    raise OSError(f"{path}: cannot be opened; remove it")
+
+
+def why_taken(gpu: str, index: int | None) -> str | None:
+    """Why the GPU cannot be had just now (a run's lock, or memory in use by processes that are no runs), or None."""
+    held_by = holder(gpu)
+    if held_by is not None:
+        return f"held by {held_by}"
+    used = _memory_of_processes(index) if index is not None else 0
+    return f"{used / 2**30:.1f} GiB in use by other processes" if used > FOREIGN_USE else None
+
+
+def _memory_of_processes(index: int) -> int:
+    """Bytes that compute processes hold on the NVML device `index`; 0 where no driver answers."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        try:
+            processes: Iterable[object] = pynvml.nvmlDeviceGetComputeRunningProcesses(
+                pynvml.nvmlDeviceGetHandleByIndex(index)
+            )
+            return sum(int(getattr(process, "usedGpuMemory", 0) or 0) for process in processes)
+        finally:
+            pynvml.nvmlShutdown()
+    except Exception:  # NVML's errors share no base with the import's; none of them is a reason to refuse a GPU
+        return 0

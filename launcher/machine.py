@@ -1,0 +1,187 @@
+"""What this host offers, or what a description says that another one does."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.cgroup import cpu_limit, memory_limit
+from launcher.sizes import GIB, SizeError, parse_size
+from trainer.errors import nearest
+
+
+class MachineError(Exception):
+    """A machine that cannot be described as asked. The message is complete."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One CUDA device. `memory` in bytes, None where it is not known."""
+
+    index: int
+    name: str = "GPU"
+    memory: int | None = None
+    uuid: str = ""
+
+    @property
+    def lock_name(self) -> str:
+        return self.uuid or f"gpu{self.index}"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Cores, memory (bytes) and accelerators."""
+
+    name: str
+    cpus: float
+    memory: int
+    gpus: tuple[Gpu, ...] = ()
+    mps: bool = False
+    declared: bool = False
+    """Read from a file or a built-in description, not found on this host."""
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """What a run may be given one of: CUDA indices, or `mps`."""
+        return tuple(str(gpu.index) for gpu in self.gpus) or (("mps",) if self.mps else ())
+
+    def lock_name(self, device: str) -> str:
+        """The name of the host-wide lock of a device."""
+        return next((gpu.lock_name for gpu in self.gpus if str(gpu.index) == device), device)
+
+    def describe(self) -> str:
+        """One line."""
+        named = ", ".join(sorted({gpu.name for gpu in self.gpus}))
+        accelerators = f"{len(self.gpus)} GPU ({named})" if self.gpus else "MPS" if self.mps else "no GPU"
+        return f"{self.name}: {accelerators}, {self.cpus:g} cores, {self.memory / GIB:.1f} GiB"
+
+
+# The manual's two environments, and the device of its older table. It does not say which GPU the server has.
+BUILT_IN = {
+    "cuda-server": Machine("cuda-server", 16, 128 * GIB, (Gpu(0, "NVIDIA GPU"),), declared=True),
+    "mac-m4-pro": Machine("mac-m4-pro", 12, 24 * GIB, mps=True, declared=True),
+    "mps-20gb": Machine("mps-20gb", 8, 20 * GIB, mps=True, declared=True),
+}
+
+
+def choose(machine: str | None, gpus: str | None = None) -> Machine:
+    """The machine called `machine` (a built-in name or a YAML file), else this host; `gpus` names those of its GPUs
+    that may be used (`0,1`, or UUIDs). Raises MachineError."""
+    found = _described(machine) if machine else here()
+    if gpus is None and not found.declared:
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+        where = "CUDA_VISIBLE_DEVICES"
+    else:
+        where = "--gpus"
+    if gpus is None:
+        return found
+    wanted = [word.strip() for word in gpus.split(",") if word.strip() not in ("", "-1", "none", "NoDevFiles")]
+    chosen = []
+    for word in wanted:
+        match = [g for g in found.gpus if word == str(g.index) or (g.uuid and g.uuid.startswith(word))]
+        if not match:
+            if where != "--gpus":  # stale settings in an environment are no demand
+                continue
+            have = ", ".join(str(g.index) for g in found.gpus) or "none"
+            raise MachineError(f"--gpus {gpus}: there is no GPU '{word}' on {found.name}; there is: {have}")
+        if match[0] not in chosen:
+            chosen.append(match[0])
+    return Machine(found.name, found.cpus, found.memory, tuple(chosen), found.mps and not wanted, found.declared)
+
+
+def here() -> Machine:
+    """This host: GPUs by NVML, cores by affinity and control group, memory by control group."""
+    import psutil
+
+    cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    memory = int(psutil.virtual_memory().total)
+    mps = platform.system() == "Darwin" and platform.machine() == "arm64"
+    return Machine(
+        platform.node() or "this host",
+        min(cores, cpu_limit() or cores),
+        min(memory, memory_limit() or memory),
+        _nvml_gpus(),
+        mps,
+    )
+
+
+def _nvml_gpus() -> tuple[Gpu, ...]:
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # no driver, or no NVML: no GPUs
+        return ()
+    try:
+        gpus = []
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            memory = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+            gpus.append(
+                Gpu(index, _text(pynvml.nvmlDeviceGetName(handle)), memory, _text(pynvml.nvmlDeviceGetUUID(handle)))
+            )
+        return tuple(gpus)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _described(name: str) -> Machine:
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    path = Path(name)
+    if not path.is_file():
+        raise MachineError(f"--machine {name}: neither a file nor a known machine; {nearest(name, BUILT_IN)}")
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise MachineError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise MachineError(f"{path}: write cpus:, memory: and gpus: or mps:")
+    known = ("name", "cpus", "memory", "gpus", "mps")
+    for key in content:
+        if key not in known:
+            raise MachineError(f"{path}: there is no field '{key}'; {nearest(str(key), known)}")
+    return Machine(
+        str(content.get("name", path.stem)),
+        _positive(path, "cpus", content.get("cpus", 1)),
+        _size(path, "memory", content.get("memory", "8g")),
+        _gpus(path, content.get("gpus", 0)),
+        bool(content.get("mps", False)),
+        declared=True,
+    )
+
+
+def _gpus(path: Path, value: Any) -> tuple[Gpu, ...]:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 1024:
+        return tuple(Gpu(index) for index in range(value))
+    if not isinstance(value, list):
+        raise MachineError(f"{path}: gpus: must be a number, or a list of {{name: …, memory: …}}, not {value!r}")
+    gpus = []
+    for index, entry in enumerate(value):
+        if not isinstance(entry, dict) or not set(entry) <= {"name", "memory"}:
+            raise MachineError(f"{path}: gpus: {index}: write {{name: …, memory: …}}, not {entry!r}")
+        memory = _size(path, f"gpus: {index}: memory", entry["memory"]) if entry.get("memory") is not None else None
+        gpus.append(Gpu(index, str(entry.get("name", "GPU")), memory))
+    return tuple(gpus)
+
+
+def _positive(path: Path, key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
+        raise MachineError(f"{path}: {key}: must be a number above 0, not {value!r}")
+    return float(value)
+
+
+def _size(path: Path, key: str, value: Any) -> int:
+    try:
+        return parse_size(value)
+    except SizeError as error:
+        raise MachineError(f"{path}: {key}: {error}") from None

@@ -1,0 +1,138 @@
+"""What `plan` and `submit` tell of the runs: tables, JSON, remarks, and a line for each change."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from launcher import compatibility, runs, submission
+from launcher.machine import Machine
+from launcher.sizes import show_duration
+from launcher.spec import Job
+from launcher.steps import figures
+from launcher.submission import Planned
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def planned(job: Job, machine: Machine, cpu_only: bool) -> list[Planned]:
+    """The runs of the job; see `submission.expand`."""
+    return submission.expand(job, machine, cpu_only)
+
+
+def at_once(each: Sequence[Planned], machine: Machine, limit: int | None) -> int:
+    """How many training runs can be under way at the same time."""
+    first = next((p.request.resources for p in each if p.request.kind == "train"), None)
+    if first is None:
+        return 0
+    bounds = [sum(p.request.kind == "train" for p in each), limit or 10**9]
+    if first.gpus:
+        bounds.append(len(machine.devices) // first.gpus)
+    if first.cpus:
+        bounds.append(int(machine.cpus // first.cpus))
+    if first.memory:
+        bounds.append(machine.memory // first.memory)
+    return max(1, min(bounds))
+
+
+def as_json(job: Job, each: Sequence[Planned], machine: Machine) -> dict[str, Any]:
+    """The stable form of `plan --json`."""
+    environment = compatibility.environment_of(machine.mps, len(machine.gpus), machine.memory)
+    return {
+        "name": job.spec.name,
+        "machine": machine.describe(),
+        "parallel": at_once(each, machine, job.spec.max_parallel),
+        "runs": [_plain(p, environment) for p in each if p.request.kind == "train"],
+        "steps": [_plain(p, environment) for p in each if p.request.kind != "train"],
+    }
+
+
+def _plain(p: Planned, environment: str) -> dict[str, Any]:
+    return {
+        "name": p.request.name,
+        "kind": p.request.kind,
+        "overrides": p.request.overrides,
+        "command": p.request.command,
+        "needs": p.request.needs,
+        "config": p.request.config,
+        "resources": vars(p.request.resources),
+        "fits": p.why_not is None,
+        "why_not": p.why_not,
+        "manual_memory_gb": compatibility.manual_memory(p.request.config, environment),
+    }
+
+
+def table(each: Sequence[Planned], machine: Machine) -> Table:
+    """The runs for a terminal."""
+    from rich.table import Table
+
+    environment = compatibility.environment_of(machine.mps, len(machine.gpus), machine.memory)
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for title, justify in (
+        ("run", "left"),
+        ("model", "left"),
+        ("data", "left"),
+        ("training", "left"),
+        ("size", "right"),
+        ("batch", "right"),
+        ("epochs", "right"),
+        ("GPUs", "right"),
+        ("cores", "right"),
+        ("manual says", "right"),
+        ("fits", "left"),
+    ):
+        shown.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for p in each:
+        config, resources = p.request.config, p.request.resources
+        memory = compatibility.manual_memory(config, environment)
+        shown.add_row(
+            p.request.name,
+            *(str(config.get(key, "")) for key in ("model", "data", "training", "img_size", "batch_size", "epochs")),
+            str(resources.gpus),
+            f"{resources.cpus:g}" if resources.cpus else "",
+            f"~{memory:g} GB" if memory else "",
+            "✗ " + p.why_not if p.why_not else "✓",
+        )
+    return shown
+
+
+def remarks(job: Job, each: Sequence[Planned], machine: Machine) -> list[str]:
+    """What a user should know before these runs start."""
+    parallel = at_once(each, machine, job.spec.max_parallel)
+    lines = [f"at most {parallel} at once" if parallel > 1 else "one after another"]
+    limited = [field for field in ("memory", "shm") if any(getattr(p.request.resources, field) for p in each)]
+    if limited:
+        lines.append(
+            f"note: resources.{' and resources.'.join(limited)}: native runs are scheduled by it, but not held to it"
+        )
+    return lines
+
+
+class Announcer:
+    """Prints a line for each change of a run."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.started = time.monotonic()
+
+    def event(self, name: str, status: runs.Status) -> None:
+        """Called by the supervisor."""
+        if status.state == "queued" and not status.reason:
+            return
+        words = [f"{time.strftime('%H:%M:%S')}  {name:40} {status.state}"]
+        if status.state in runs.GOOD:
+            f1 = figures(self.directory / name).get("val_f1")
+            words += [f"val_f1 {f1:.4f}"] if f1 is not None else []
+            words += [f"in {show_duration(status.figures.get('seconds'))}"]
+        elif status.state == "running" and status.figures.get("devices"):
+            words.append("on " + ", ".join(d if d == "mps" else f"GPU {d}" for d in status.figures["devices"]))
+        if status.attempt > 1:
+            words.append(f"(attempt {status.attempt})")
+        if status.reason:
+            words.append(status.reason)
+        click.echo("  ".join(words))

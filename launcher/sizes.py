@@ -1,0 +1,57 @@
+"""Sizes and durations as people write them."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+GIB = 2**30
+_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class SizeError(ValueError):
+    """Text that is no size or duration. The message says how to write one."""
+
+
+def parse_size(value: Any) -> int:
+    """`24g`, `1.5GiB`, `512m` or a number of bytes → bytes (a unit is a power of 1,024). Raises SizeError."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?", str(value).strip().lower())
+    if isinstance(value, bool) or match is None:
+        raise SizeError(f"{value!r} is no size; write it like 24g, 512m or a number of bytes")
+    size = float(match[1]) * _UNITS[match[2]]
+    if not 1 <= size < 2**60:
+        raise SizeError(f"{value!r} is no size that a machine could have")
+    return int(size)
+
+
+def parse_duration(value: Any) -> float:
+    """`8h`, `90s`, `1h30m` or a number of seconds → seconds. Raises SizeError."""
+    text = str(value).strip().lower()
+    if not isinstance(value, bool) and re.fullmatch(r"[0-9]+(\.[0-9]+)?", text):
+        seconds = float(text)
+    else:
+        parts = re.findall(r"([0-9]+(?:\.[0-9]+)?)\s*([smhd])", text)
+        if not parts or re.sub(r"[0-9.]+\s*[smhd]\s*", "", text):
+            raise SizeError(f"{value!r} is no duration; write it like 8h, 30m or 1h30m")
+        seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    if not 0 < seconds < 1e9 or not math.isfinite(seconds):
+        raise SizeError(f"{value!r} is no duration to wait for")
+    return seconds
+
+
+def show_size(size: int | None) -> str:
+    """Bytes → `24 GiB`, `512 MiB`, `–`."""
+    if size is None:
+        return "–"
+    return f"{size / GIB:.3g} GiB" if size >= GIB else f"{size / 2**20:.3g} MiB"
+
+
+def show_duration(seconds: float | None) -> str:
+    """Seconds → `1 h 5 min`, `3 min 20 s`, `8 s`, `–`."""
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,345 @@
+"""The job file's schema. Every error at once, with file, line and the nearest right name."""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from launcher.document import Document, JobError, assign, parse, read
+from launcher.sizes import SizeError, parse_duration, parse_size
+from trainer.errors import nearest
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.I)
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+METHODS = ("soft_voting", "hard_voting", "rank_averaging")
+STEP_ARGS = {
+    "ensemble": ("method", "weights", "batch_size", "num_workers", "device", "precision"),
+    "predict": ("batch_size", "num_workers", "device", "precision"),
+    "analyze": (),
+}
+
+
+def _size(value: Any) -> Any:
+    return value if value in ("auto", None) else _convert(parse_size, value)
+
+
+def _convert(parser: Any, value: Any) -> Any:
+    try:
+        return parser(value)
+    except SizeError as error:
+        raise ValueError(str(error)) from None
+
+
+def _name(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, str | int) or not NAME.fullmatch(str(value)):
+        raise ValueError(f"{value!r}: a name has letters, digits, '.', '_' and '-', at most 64")
+    return str(value)
+
+
+def _variable(value: Any) -> Any:
+    if not isinstance(value, str) or not VARIABLE.fullmatch(value):
+        raise ValueError(f"{value!r} is no name of an environment variable (values are never written here)")
+    return value
+
+
+def _plain_variable(value: Any) -> Any:
+    if SECRET_NAME.search(_variable(value)):
+        raise ValueError(f"{value} looks like a secret: list it under secrets:, which hands it over as a file")
+    return value
+
+
+def _axis(value: Any) -> Any:
+    if isinstance(value, list) and value:
+        return value
+    raise ValueError("must be a list of one value or more, like [resnet34, resnet50]")
+
+
+Size = Annotated[int | Literal["auto"], BeforeValidator(_size)]
+Name = Annotated[str, BeforeValidator(_name)]
+Axis = Annotated[list[Any], BeforeValidator(_axis)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+
+class ResourcesSpec(_Strict):
+    """What each run gets."""
+
+    gpus: Annotated[int, Field(ge=0, le=64, strict=True)] | Literal["auto"] = Field(
+        "auto", description="GPUs to itself. auto: one where the machine has any (MPS counts), else none"
+    )
+    gpu_memory: Size = Field("auto", description="cap of the run's own allocator on each GPU. auto: none")
+    memory: Size = Field("auto", description="host memory; container engines enforce it. auto: no limit")
+    cpus: Annotated[float, Field(gt=0, le=4096)] | Literal["auto"] = Field(
+        "auto",
+        description="cores, and the threads that torch uses. auto: the machine's, shared among its GPUs; 4 on a CPU",
+    )
+    shm: Size = Field(
+        "auto", description="shared memory for loader workers; container engines enforce it. auto: half of memory"
+    )
+
+
+class FromSpec(_Strict):
+    """Which runs a step works on."""
+
+    top: Annotated[int, Field(ge=1, le=1000, strict=True)] | None = Field(
+        None, description="the N best by validation F1"
+    )
+    runs: list[str] | None = Field(None, description="names or patterns (globs), with or without their number")
+    submission: str | None = Field(None, description="of an earlier submission instead of this one")
+
+    @model_validator(mode="after")
+    def _one(self) -> FromSpec:
+        if (self.top is None) == (not self.runs):
+            raise ValueError("say either top: N or runs: [names]")
+        return self
+
+
+class StepSpec(_Strict):
+    """Something to do when runs are over; a run too, with a directory, a state and a log."""
+
+    name: Name = Field(description="what its run is called, and what needs: refers to")
+    step: Literal["ensemble", "predict", "analyze"] = Field(description="ensemble, predict or analyze")
+    from_: FromSpec | None = Field(None, alias="from", description="the training runs it works on")
+    needs: list[str] = Field(
+        default_factory=list, description="steps to wait for; predict and analyze take their result"
+    )
+    args: dict[str, Any] = Field(default_factory=dict, description="options of the trainer's command, like method")
+
+
+class JobSpec(_Strict):
+    """A job file."""
+
+    name: Name = Field("job", description="the submission's name begins with it")
+    image: str = Field("auto", description="for container engines. auto: cuda where the engine has GPUs, else cpu")
+    matrix: dict[str, Axis] = Field(
+        default_factory=dict,
+        description="each axis a Hydra group or a dotted key with its values: every combination is a run",
+    )
+    exclude: list[dict[str, Any]] = Field(default_factory=list, description="combinations to leave out")
+    include: list[dict[str, Any]] = Field(
+        default_factory=list, description="values to add to the combinations that they fit, else further combinations"
+    )
+    overrides: dict[str, Any] = Field(default_factory=dict, description="for every run; the matrix wins")
+    resources: ResourcesSpec = Field(
+        default_factory=lambda: ResourcesSpec.model_validate({}), description="what each run gets"
+    )
+    max_parallel: Annotated[int, Field(ge=1, strict=True)] | None = Field(
+        None, description="runs at once at most. null: as many as fit"
+    )
+    timeout: Annotated[float, BeforeValidator(lambda v: _convert(parse_duration, v))] | None = Field(
+        None, description="a run's time limit, like 8h or 1h30m. null: none"
+    )
+    env: list[Annotated[str, BeforeValidator(_plain_variable)]] = Field(
+        default_factory=list, description="names of variables to pass as they are; never a secret"
+    )
+    secrets: list[Annotated[str, BeforeValidator(_variable)]] = Field(
+        default_factory=list, description="names of variables handed over as files that only the run's user can read"
+    )
+    after: list[StepSpec] = Field(default_factory=list, description="steps to do when runs are over")
+
+
+class Job:
+    """A checked job with its document (for places in messages) and what the command line adds."""
+
+    def __init__(self, spec: JobSpec, document: Document, overrides: Sequence[str] = (), source: bytes = b"") -> None:
+        self.spec = spec
+        self.document = document
+        self.overrides = list(overrides)
+        self.source = source
+        """The job file, byte for byte."""
+
+
+def load(path: Path, overrides: Sequence[str] = (), settings: Sequence[str] = ()) -> Job:
+    """The job in a file; `settings` are `path=value` of --set. Raises JobError with every fault."""
+    document = read(path)
+    source = path.read_bytes()
+    for setting in settings:
+        document = assign(document, setting)
+    if "name" not in document.content and NAME.fullmatch(path.stem):
+        document.content["name"] = path.stem
+    return Job(_validate(document), document, overrides, source)
+
+
+def from_overrides(words: Sequence[str], settings: Sequence[str] = ()) -> Job:
+    """The job that `key=value` words ask for; `a,b` is an axis of the matrix. Raises JobError."""
+    import yaml
+
+    matrix: dict[str, list[str]] = {}
+    single: list[str] = []
+    for word in words:
+        key, separator, text = word.partition("=")
+        if not separator:
+            raise JobError(
+                f"{word}: neither a job file nor key=value; say for instance jobs/quickstart.yaml or model=resnet34"
+            )
+        values = split_values(text)
+        if len(values) > 1:
+            if key in matrix:
+                raise JobError(f"{word}: '{key}' is named twice")
+            matrix[key] = values
+        else:
+            single.append(word)
+    content: dict[str, Any] = {"name": "run" if not matrix else "multirun"}
+    if matrix:
+        content["matrix"] = matrix
+    document = parse(yaml.safe_dump(content, sort_keys=False), "the command line")
+    for setting in settings:
+        document = assign(document, setting)
+    document = Document(document.path, document.content)
+    text = (
+        "# launcher submit "
+        + " ".join(words)
+        + "\n"
+        + yaml.safe_dump({**document.content, "overrides": dict(w.split("=", 1) for w in single)}, sort_keys=False)
+    )
+    return Job(_validate(document), document, single, text.encode())
+
+
+def split_values(text: str) -> list[str]:
+    """`a,b` → [a, b]; commas inside brackets, braces, parentheses or quotes do not separate."""
+    values, depth, quote, start = [], 0, "", 0
+    for position, character in enumerate(text):
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        elif character in "[{(":
+            depth += 1
+        elif character in "]})":
+            depth -= 1
+        elif character == "," and depth == 0:
+            values.append(text[start:position])
+            start = position + 1
+    return [value.strip() for value in [*values, text[start:]]]
+
+
+def _validate(document: Document) -> JobSpec:
+    try:
+        spec = JobSpec.model_validate(document.content)
+    except ValidationError as error:
+        faults = []
+        for problem in error.errors():
+            faults.append(_fault(document, problem))
+        raise JobError("\n".join(dict.fromkeys(faults))) from None
+    except RecursionError:
+        raise JobError(f"{document.path}: nested too deeply") from None
+    faults = [f"{document.place(path)}: {text}" for path, text in _rules(spec)]
+    if faults:
+        raise JobError("\n".join(faults))
+    return spec
+
+
+def _fault(document: Document, problem: Any) -> str:
+    # Pydantic names the branch of a union in its location; only what stands in the file helps.
+    path: list[str | int] = []
+    for part in problem["loc"]:
+        here = document.content if not path else _at(document.content, path)
+        stands = part in here if isinstance(here, dict) else isinstance(here, list) and isinstance(part, int)
+        if stands or (problem["type"] == "missing" and part == problem["loc"][-1]):
+            path.append(part)
+    shown = ".".join(map(str, path)) or "the job"
+    place = document.place(tuple(path))
+    kind, message = problem["type"], problem["msg"]
+    if kind == "extra_forbidden":
+        return f"{place}: {shown}: there is no such field; {nearest(str(path[-1]), _fields_beside(path))}"
+    if kind == "missing":
+        return f"{place}: {shown}: is missing"
+    if kind == "literal_error":
+        allowed = re.findall(r"'([^']*)'", message)
+        value = problem["input"]
+        return f"{place}: {shown}: {value!r} cannot be; {nearest(str(value), allowed)}"
+    message = message.removeprefix("Value error, ").removeprefix("Input ")
+    return f"{place}: {shown}: {message}" + ("" if kind == "value_error" else f", not {_short(problem['input'])}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _at(content: Any, path: Sequence[str | int]) -> Any:
+    for part in path:
+        content = content[part]
+    return content
+
+
+def _fields_beside(path: Sequence[str | int]) -> list[str]:
+    models: dict[str, type[BaseModel]] = {"resources": ResourcesSpec, "from": FromSpec, "after": StepSpec}
+    parents = [str(part) for part in path[:-1] if isinstance(part, str)]
+    model = models.get(parents[-1], JobSpec) if parents else JobSpec
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _rules(spec: JobSpec) -> list[tuple[tuple[str | int, ...], str]]:
+    """What the fields' types cannot say: names that refer to each other, options of steps."""
+    faults: list[tuple[tuple[str | int, ...], str]] = []
+    names = [step.name for step in spec.after]
+    for index, step in enumerate(spec.after):
+        at: tuple[str | int, ...] = ("after", index)
+        if step.name in names[:index]:
+            faults.append(((*at, "name"), f"after.{index}.name: there is a step '{step.name}' already"))
+        for need in step.needs:
+            if need == step.name or need not in names:
+                faults.append(
+                    ((*at, "needs"), f"after.{index}.needs: there is no step '{need}'; {nearest(need, names)}")
+                )
+            elif names.index(need) > index:
+                faults.append(((*at, "needs"), f"after.{index}.needs: '{need}' comes later; write it first"))
+        if step.from_ is None and not step.needs:
+            faults.append(
+                (at, f"after.{index}: step '{step.name}' has nothing to work on; say from: {{top: 1}} or needs: [step]")
+            )
+        if step.step == "ensemble" and step.from_ is None:
+            faults.append(
+                (at, f"after.{index}: an ensemble takes training runs; say from: {{top: 3}} or {{runs: [names]}}")
+            )
+        for key, value in step.args.items():
+            where = (*at, "args", key)
+            if key not in STEP_ARGS[step.step]:
+                hint = nearest(key, STEP_ARGS[step.step]) if STEP_ARGS[step.step] else "it has none"
+                faults.append((where, f"after.{index}.args.{key}: {step.step} has no such option; {hint}"))
+            elif key == "method" and value not in METHODS:
+                faults.append(
+                    (where, f"after.{index}.args.method: there is no method {value!r}; {nearest(str(value), METHODS)}")
+                )
+    for index, entry in enumerate(spec.exclude):
+        for key in entry:
+            if key not in spec.matrix:
+                faults.append(
+                    (("exclude", index, key), f"exclude.{index}: '{key}' is no axis; {nearest(key, spec.matrix)}")
+                )
+    return faults
+
+
+def reference() -> str:
+    """The job file's fields as a Markdown table, made from the schema."""
+    lines = ["| field | default | what it is |", "| --- | --- | --- |"]
+
+    def add(model: type[BaseModel], prefix: str) -> None:
+        for name, field in model.model_fields.items():
+            key = prefix + (field.alias or name)
+            inner = ResourcesSpec if name == "resources" else FromSpec if name == "from_" else None
+            default = "–" if field.is_required() or inner else _default(field.get_default(call_default_factory=True))
+            lines.append(f"| `{key}` | {default} | {field.description} |")
+            if inner is not None:
+                add(inner, key + ".")
+            elif name == "after":
+                add(StepSpec, "after[].")
+
+    add(JobSpec, "")
+    return "\n".join(lines)
+
+
+def _default(value: Any) -> str:
+    return "null" if value is None else "none" if value in ([], {}) else f"{value}"
+
+
+typing.get_type_hints(JobSpec)  # a schema that cannot be resolved fails on import, not on the first job

@@ -1,0 +1,348 @@
+"""Submissions: a job expanded into checked runs, and their directories, made whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher import __version__, matrix, runs, steps
+from launcher.document import JobError
+from launcher.machine import Machine
+from launcher.runs import Resources, RunError, RunRequest
+from launcher.sizes import show_size
+from launcher.spec import Job
+from trainer import config as trainer_config
+from trainer.errors import ConfigError
+from trainer.files import write_json
+
+CPU_CORES = 4
+"""Cores of a run that trains on the CPU, where the job does not say: beyond them a small model gains little."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run, and why it cannot run on the machine asked about (None: it can)."""
+
+    request: RunRequest
+    why_not: str | None = None
+    place: str = ""
+    """Where the job file asks for what cannot be had."""
+
+
+def expand(job: Job, machine: Machine, cpu_only: bool = False) -> list[Planned]:
+    """Every run and step of the job, composed and checked, training runs first.
+
+    Raises JobError with every fault of every run: each once, at the line that the value comes from.
+    """
+    spec = job.spec
+    entries = [] if _trains_nothing(job) else matrix.expand(spec.matrix, spec.exclude, spec.include)
+    faults = [
+        f"{job.document.place(('exclude', position))}: exclude.{position}: leaves no combination out; check its values"
+        for position in matrix.unmatched(spec.matrix, spec.exclude)
+    ]
+    if not entries and not _trains_nothing(job):
+        faults.append(f"{job.document.place(('exclude',))}: exclude leaves no run")
+    keys = matrix.differing([entry.values for entry in entries])
+    resources, why_not, place = _resources(job, machine, cpu_only)
+    width = max(3, len(str(len(entries))))
+    planned: list[Planned] = []
+    for index, entry in enumerate(entries, start=1):
+        words, origins = _overrides(job, entry)
+        try:
+            composed = trainer_config.compose(words)
+        except ConfigError as error:
+            faults += [_attributed(line, origins, job) for line in str(error).splitlines()]
+            continue
+        name = matrix.run_name(index, entry.values, keys, composed.choices["model"])
+        plain = trainer_config.to_dict(composed)
+        request = RunRequest(
+            name=name.zfill(len(name) + width - len(name.split("-")[0])),
+            index=index,
+            kind="train",
+            command=["train", *words],
+            overrides=words,
+            resources=resources,
+            image=spec.image,
+            timeout=spec.timeout,
+            env=spec.env,
+            secrets=spec.secrets,
+            identity=hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest(),
+            config=_summary(composed, words),
+        )
+        planned.append(Planned(request, why_not, place))
+    if faults:
+        raise JobError("\n".join(dict.fromkeys(faults)))
+    return planned + _steps(job, [p.request for p in planned], resources)
+
+
+def _trains_nothing(job: Job) -> bool:
+    """A job of steps alone, on the runs of an earlier submission."""
+    spec = job.spec
+    elsewhere = [step.from_ is None or step.from_.submission is not None for step in spec.after]
+    return not (spec.matrix or spec.include or spec.overrides or job.overrides) and bool(elsewhere) and all(elsewhere)
+
+
+def _overrides(job: Job, entry: matrix.Entry) -> tuple[list[str], dict[str, tuple[str | int, ...] | None]]:
+    """The run's overrides in Hydra's grammar, and where each key's value stands (None: on the command line)."""
+    values: dict[str, str] = {}
+    origins: dict[str, tuple[str | int, ...] | None] = {}
+    for key, value in job.spec.overrides.items():
+        values[key], origins[key] = matrix.override_value(value), ("overrides", key)
+    for key, value in entry.values.items():
+        values[key] = matrix.override_value(value)
+        axis = job.spec.matrix.get(key, [])
+        position = next((i for i, v in enumerate(axis) if matrix.override_value(v) == values[key]), None)
+        including = [i for i in entry.includes if key in job.spec.include[i]]
+        if including:
+            origins[key] = ("include", including[-1], key)
+        else:
+            origins[key] = ("matrix", key) if position is None else ("matrix", key, position)
+    words = {key: f"{key}={value}" for key, value in values.items()}
+    for word in job.overrides:
+        key = word.partition("=")[0]
+        words[key], origins[key] = word, None
+    return list(words.values()), origins
+
+
+def _attributed(line: str, origins: dict[str, tuple[str | int, ...] | None], job: Job) -> str:
+    """A fault of the trainer's with the place that its value comes from."""
+    key = line.partition("=")[0].partition(":")[0].strip()
+    known = next((k for k in origins if k == key or key.startswith(k + ".") or k.startswith(key + ".")), None)
+    if known is None:
+        return f"{job.document.place(())}: {line}"
+    path = origins[known]
+    return f"the command line: {line}" if path is None else f"{job.document.place(path)}: {line}"
+
+
+def _summary(composed: trainer_config.Config, words: Sequence[str]) -> dict[str, Any]:
+    named = any(word.startswith("model.name=") for word in words)
+    return {
+        "model": composed.model.name if named else composed.choices["model"],
+        "data": composed.choices["data"],
+        "training": composed.choices["training"],
+        "img_size": composed.data.img_size,
+        "batch_size": composed.training.batch_size,
+        "epochs": composed.training.epochs,
+        "seed": composed.seed,
+        "root": composed.data.root,
+    }
+
+
+def _resources(job: Job, machine: Machine, cpu_only: bool) -> tuple[Resources, str | None, str]:
+    """What each run gets on this machine; why that cannot be, and where it is asked for."""
+    asked = job.spec.resources
+    devices = () if cpu_only else machine.devices
+    gpus = min(1, len(devices)) if asked.gpus == "auto" else 0 if cpu_only else asked.gpus
+    if asked.cpus != "auto":
+        cpus = asked.cpus
+    elif gpus:
+        cpus = max(1.0, machine.cpus * gpus // max(1, len(devices)))
+    else:
+        cpus = max(1.0, min(machine.cpus, CPU_CORES))
+    memory = None if asked.memory == "auto" else asked.memory
+    why, field = None, ""
+    if gpus > len(devices):
+        field, why = "gpus", f"{gpus} GPU asked for, {len(devices)} there (--cpu trains without)"
+    elif cpus > machine.cpus:
+        field, why = "cpus", f"{cpus:g} cores asked for, {machine.cpus:g} there"
+    elif memory is not None and memory > machine.memory:
+        field, why = "memory", f"{show_size(memory)} asked for, {show_size(machine.memory)} there"
+    return (
+        Resources(
+            gpus=gpus,
+            gpu_memory=None if asked.gpu_memory == "auto" else asked.gpu_memory,
+            memory=memory,
+            cpus=cpus,
+            shm=None if asked.shm == "auto" else asked.shm,
+        ),
+        f"{machine.name}: {why}" if why else None,
+        f"{job.document.place(('resources', field))}: resources.{field}" if why else "",
+    )
+
+
+def _steps(job: Job, trained: Sequence[RunRequest], resources: Resources) -> list[Planned]:
+    made: dict[str, RunRequest] = {}
+    for offset, step in enumerate(job.spec.after):
+        index = len(trained) + 1 + offset
+        options: list[str] = []
+        for key, value in step.args.items():
+            values = value if isinstance(value, list) else [value]
+            options += [f"--{key}", *(matrix.override_value(v) for v in values)]
+        select: dict[str, Any] | None = None
+        command = options
+        needs = [made[need].name for need in step.needs]
+        if step.from_ is not None:
+            select = step.from_.model_dump(exclude_none=True)
+            if "submission" not in select:
+                needs = [run.name for run in _selected(job, offset, select, trained)] + needs
+        else:
+            source = made[step.needs[-1]]
+            command = steps.command(step.step, [f"@submission/{source.name}/ensemble.json"], options)
+            if source.kind != "ensemble":
+                place = job.document.place(("after", offset, "needs"))
+                raise JobError(
+                    f"{place}: after.{offset}.needs: '{step.needs[-1]}' leaves no model; name an ensemble, or say from:"
+                )
+        made[step.name] = RunRequest(
+            name=f"{index:03d}-{step.name}",
+            index=index,
+            kind=step.step,
+            command=command,
+            needs=needs,
+            select=select,
+            resources=resources,
+            image=job.spec.image,
+            timeout=job.spec.timeout,
+            env=job.spec.env,
+            secrets=job.spec.secrets,
+            config={"model": step.args.get("method", "soft_voting") if step.step == "ensemble" else step.step},
+        )
+    return [Planned(request) for request in made.values()]
+
+
+def _selected(job: Job, offset: int, select: dict[str, Any], trained: Sequence[RunRequest]) -> Sequence[RunRequest]:
+    """The runs that a step waits for. Raises JobError for a pattern that no run's name fits."""
+    if "top" in select:
+        return trained
+    for position, pattern in enumerate(select["runs"]):
+        if not any(steps.matches(run.name, pattern) for run in trained):
+            place = job.document.place(("after", offset, "from", "runs", position))
+            names = ", ".join(run.name for run in trained[:12])
+            raise JobError(f"{place}: after.{offset}.from.runs: no run is called '{pattern}'; there are {names}")
+    return [run for run in trained if any(steps.matches(run.name, pattern) for pattern in select["runs"])]
+
+
+def refuse_misfits(planned: Sequence[Planned]) -> None:
+    """Raises JobError when a run asks for more than the machine has."""
+    faults = {f"{each.place}: {each.why_not}" for each in planned if each.why_not}
+    if faults:
+        raise JobError("\n".join(sorted(faults)) + "\nask for less by --set resources.<field>=…, or see: launcher plan")
+
+
+def find_data(given: str | None, planned: Sequence[Planned]) -> str | None:
+    """The data folder of the runs: --data, $DATA_DIR or ./data, or None where every run names its own.
+
+    Raises RunError where it is not there.
+    """
+    own = {each.request.config.get("root") for each in planned if each.request.kind == "train"}
+    folders = {(root, "data.root") for root in own if root}
+    if None in own or not own:
+        given = given or os.environ.get("DATA_DIR") or None
+        folders.add((given or "data", "--data" if given else "the default"))
+    for folder, source in sorted(folders):
+        if not Path(folder).expanduser().is_dir():
+            raise RunError(
+                f"{folder}: the data folder ({source}) does not exist; name one by --data DIR or DATA_DIR, "
+                f"or draw one: python -m trainer sample-data {folder}"
+            )
+    shared = [folder for folder, source in folders if source != "data.root"]
+    return str(Path(shared[0]).expanduser().resolve()) if shared else None
+
+
+def check_sources(job: Job, runs_root: Path) -> None:
+    """Raises JobError where a step takes runs of an earlier submission and there are none."""
+    for index, step in enumerate(job.spec.after):
+        if step.from_ is not None and step.from_.submission is not None:
+            try:
+                steps.members(step.from_.model_dump(exclude_none=True), runs_root / "any")
+            except RunError as error:
+                place = job.document.place(("after", index, "from", "submission"))
+                raise JobError(f"{place}: after.{index}.from: {error}") from None
+
+
+def create(
+    job: Job, planned: Sequence[Planned], runs_root: Path, data_dir: str | None, machine: Machine, engine: str
+) -> Path:
+    """The submission's directory with everything in it, moved into place at once. Raises RunError."""
+    try:
+        runs_root.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=".new-", dir=runs_root))
+    except OSError as error:
+        raise RunError(
+            f"{runs_root}: cannot be written to ({error.strerror}); name another folder by --runs DIR"
+        ) from None
+    try:
+        name = _free_name(runs_root, f"{job.spec.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        requests = [
+            dataclasses.replace(
+                each.request,
+                data_dir=data_dir,
+                cwd=str(Path.cwd()),
+                command=[word.replace("@submission/", f"@runs/{name}/") for word in each.request.command],
+            )
+            for each in planned
+        ]
+        (building / "job.yaml").write_bytes(job.source)
+        write_json(
+            building / "submission.json",
+            {
+                "name": name,
+                "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "launcher": __version__,
+                "git_sha": _git_sha(),
+                "job_file": job.document.path,
+                "engine": engine,
+                "machine": machine.describe(),
+                "data_dir": data_dir,
+                "max_parallel": job.spec.max_parallel,
+                "runs": [request.name for request in requests if request.kind == "train"],
+                "steps": [request.name for request in requests if request.kind != "train"],
+            },
+        )
+        for request in requests:
+            runs.create(building / request.name, request)
+        building.chmod(0o755)
+        building.rename(runs_root / name)
+    except OSError as error:
+        raise RunError(f"{runs_root}: the submission cannot be written: {error.strerror}") from None
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return runs_root / name
+
+
+def _free_name(runs_root: Path, name: str) -> str:
+    taken = (name, *(f"{name}-{number}" for number in range(2, 1000)))
+    return next(each for each in taken if not (runs_root / each).exists())
+
+
+def _git_sha() -> str | None:
+    """The commit of the code that runs, where it is a checkout."""
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def read(submission: Path) -> dict[str, Any]:
+    """submission.json. Raises RunError."""
+    try:
+        content: dict[str, Any] = json.loads((submission / "submission.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{submission / 'submission.json'}: cannot be read: {error}") from None
+    return content
+
+
+def requeue(submission: Path) -> list[str]:
+    """Queue again what was lost, cancelled, ran out of time or memory, or failed for no fault of its configuration or
+    data. Returns the names."""
+    names = []
+    for run_dir in runs.list_runs(submission):
+        runs.mark_lost(run_dir)
+        status = runs.read_status(run_dir)
+        hopeless = status.figures.get("exit_code") in (64, 65)
+        if status.state in runs.ENDED - runs.GOOD and not hopeless:
+            runs.append_event(run_dir, "queued", status.attempt + 1, f"resumed after {status.state}")
+            names.append(run_dir.name)
+    return names

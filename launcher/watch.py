@@ -1,0 +1,123 @@
+"""Looking at submissions: tables, JSON and logs. Reads run directories alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher import runs
+from launcher.sizes import show_duration, show_size
+from launcher.steps import figures
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MARKS = {
+    "queued": "·",
+    "starting": "→",
+    "running": "▶",
+    "succeeded": "✓",
+    "reused": "✓",
+    "cancelled": "–",
+}
+
+
+def observe(submission: Path) -> list[tuple[Path, runs.RunRequest, runs.Status]]:
+    """Every run with its status; a run whose process vanished is recorded as lost on the way."""
+    found = []
+    for run_dir in runs.list_runs(submission):
+        runs.mark_lost(run_dir)
+        found.append((run_dir, runs.read_request(run_dir), runs.read_status(run_dir)))
+    return found
+
+
+def submission_state(submission: Path, statuses: list[runs.Status]) -> str:
+    """running, unattended (runs are queued or under way, and no launcher drives them), succeeded, failed or stopped."""
+    states = {status.state for status in statuses}
+    if states & {"queued", "starting", "running"}:
+        return "running" if runs.is_locked(submission / "supervisor.lock") else "unattended"
+    if states <= runs.GOOD:
+        return "succeeded"
+    return "stopped" if states <= runs.GOOD | {"cancelled"} else "failed"
+
+
+def status_json(submission: Path) -> dict[str, Any]:
+    """The stable form of `status --json`."""
+    observed = observe(submission)
+    found = []
+    for run_dir, request, status in observed:
+        progress = _progress(run_dir) if status.state in ("starting", "running") else {}
+        found.append(
+            {
+                "name": run_dir.name,
+                "kind": request.kind,
+                "state": status.state,
+                "attempt": status.attempt,
+                "reason": status.reason,
+                "val_f1": figures(run_dir).get("val_f1") if status.state in runs.GOOD else progress.get("best_f1"),
+                "devices": status.figures.get("devices", []),
+                "progress": progress,
+                "directory": str(run_dir),
+            }
+        )
+    return {
+        "submission": submission.name,
+        "state": submission_state(submission, [status for _, _, status in observed]),
+        "directory": str(submission),
+        "runs": found,
+    }
+
+
+def status_table(submission: Path) -> Table:
+    """The same for a terminal."""
+    from rich.table import Table
+
+    shown = status_json(submission)
+    table = Table(box=None, pad_edge=False, header_style="bold", title=f"{shown['submission']}: {shown['state']}")
+    table.title_justify = "left"
+    for title in ("run", "state", "epoch", "images/s", "ETA", "best F1", "memory", "reason"):
+        table.add_column(title, overflow="fold")
+    for run in shown["runs"]:
+        progress = run["progress"]
+        memory = progress.get("device_memory_bytes") or None
+        table.add_row(
+            run["name"],
+            f"{MARKS.get(run['state'], '✗')} {run['state']}" + (f" ({run['attempt']})" if run["attempt"] > 1 else ""),
+            f"{progress['epoch']}/{progress['epochs']}" if progress else "",
+            f"{progress['images_per_second']:.1f}" if progress else "",
+            show_duration(progress["eta_seconds"]) if progress else "",
+            f"{run['val_f1']:.4f}" if run["val_f1"] is not None else "",
+            show_size(memory) if memory else "",
+            run["reason"],
+        )
+    return table
+
+
+def _progress(run_dir: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((run_dir / "progress.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) and "epoch" in content else {}
+
+
+def follow_log(run_dir: Path, follow: bool) -> None:
+    """Print the run's log; with `follow` what is added too, over all attempts, until the run has ended."""
+    path = run_dir / "log.txt"
+    position = 0
+    while True:
+        runs.mark_lost(run_dir)
+        ended = runs.read_status(run_dir).state in runs.ENDED
+        if path.exists():
+            with path.open("rb") as log:
+                log.seek(position)
+                text = log.read()
+                position += len(text)
+            sys.stdout.write(text.decode(errors="replace"))
+            sys.stdout.flush()
+        if not follow or ended:
+            return
+        time.sleep(0.3)
