@@ -1,0 +1,81 @@
+"""Analysis: figures that agree with the run's own, pictures that can be opened."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from trainer import checkpoint
+from trainer.cli import main
+
+
+@pytest.fixture(autouse=True)
+def data_dir(documents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA_DIR", str(documents))
+
+
+def test_the_manuals_command_leaves_matrix_report_and_mistakes(trained: list[Path], tmp_path: Path) -> None:
+    assert main(["analyze", "--checkpoint", str(trained[0] / "best.ckpt")]) == 0
+    out = tmp_path / "analysis_results"
+    metrics = json.loads((trained[0] / "metrics.json").read_text())
+    report = pd.read_csv(out / "classification_report.csv", index_col="class")
+    assert report.loc["macro avg", "f1-score"] == pytest.approx(metrics["val_f1"], abs=1e-4)
+    assert report.loc["accuracy", "f1-score"] == pytest.approx(metrics["val_accuracy"], abs=1e-4)
+    for name in ("confusion_matrix.png", "worst_mistakes.png"):
+        with Image.open(out / name) as picture:
+            assert picture.width > 300 and len(picture.convert("L").getcolors() or range(300)) > 20, "a blank picture"
+
+
+def test_an_ensemble_is_analysed_by_its_validation(trained: list[Path], tmp_path: Path) -> None:
+    assert main(["ensemble", "--checkpoints", *(str(run / "best.ckpt") for run in trained)]) == 0
+    assert main(["analyze", "checkpoint=ensemble.json", "output=there"]) == 0
+    report = pd.read_csv(tmp_path / "there" / "analysis_results" / "classification_report.csv", index_col="class")
+    expected = json.loads((tmp_path / "metrics.json").read_text())["val_f1"]
+    assert report.loc["macro avg", "f1-score"] == pytest.approx(expected, abs=1e-4)
+
+
+def with_validation(source: Path, place: Path, targets: list[int], predicted: list[int], classes: int) -> Path:
+    probabilities = torch.full((len(targets), classes), 0.01)
+    probabilities[range(len(targets)), predicted] = 0.9
+    validation = {
+        "ids": [f"{number}.jpg" for number in range(len(targets))],
+        "targets": torch.tensor(targets),
+        "probabilities": probabilities,
+        "split_fingerprint": "x",
+    }
+    names = [f"a class with a rather long name {number}" for number in range(classes)]
+    checkpoint.save(place, replace(checkpoint.load(source), validation=validation, class_names=names, labels=names))
+    return place
+
+
+def test_seventeen_classes_without_mistakes_or_pictures(
+    trained: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    perfect = list(np.arange(34) % 17)
+    path = with_validation(trained[0] / "best.ckpt", tmp_path / "perfect.ckpt", perfect, perfect, 17)
+    assert main(["analyze", "--checkpoint", str(path)]) == 0
+    assert "macro F1 1.0000, 0 mistakes" in capsys.readouterr().out
+    wrong = [(target + 1) % 17 for target in perfect]
+    path = with_validation(trained[0] / "best.ckpt", tmp_path / "wrong.ckpt", perfect, wrong, 17)
+    assert main(["analyze", "--checkpoint", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "macro F1 0.0000, 34 mistakes" in out and "shown without picture: 0.jpg" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("none.ckpt", "does not exist"), ("none.json", "there is no such file")],
+)
+def test_what_cannot_be_analysed_is_one_clear_error(
+    name: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["analyze", "--checkpoint", name]) == 64
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "analysis_results").exists()
