@@ -36,7 +36,8 @@ class Validation:
 
     @property
     def predicted(self) -> NDArray[np.int64]:
-        return np.argmax(self.probabilities, axis=1).astype(np.int64)
+        predicted: NDArray[np.int64] = np.argmax(self.probabilities, axis=1)
+        return predicted
 
 
 def analyze(path: Path, output: Path, root: Path | None) -> dict[str, Any]:

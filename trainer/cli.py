@@ -83,7 +83,11 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _environment() -> None:
-    """Settings that libraries read on import, and .env."""
+    """Settings that libraries read on import, the secrets that a launcher hands over as files, and .env."""
+    secrets = os.environ.get("SECRETS_DIR")
+    for path in sorted(Path(secrets).iterdir()) if secrets and Path(secrets).is_dir() else ():
+        if path.is_file():
+            os.environ.setdefault(path.name, path.read_text(encoding="utf-8").strip())
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -57,13 +57,7 @@ class Tracking:
 
 
 def choose_mode() -> str:
-    """online, offline or disabled: WANDB_MODE's word, else online where a key is there, else disabled.
-
-    A key may lie in $SECRETS_DIR/WANDB_API_KEY, where the launcher hands secrets over.
-    """
-    secret = Path(os.environ.get("SECRETS_DIR") or "/nonexistent") / "WANDB_API_KEY"
-    if not os.environ.get("WANDB_API_KEY") and secret.is_file():
-        os.environ["WANDB_API_KEY"] = secret.read_text(encoding="utf-8").strip()
+    """online, offline or disabled: WANDB_MODE's word, else online where a key is there, else disabled."""
     mode = os.environ.get("WANDB_MODE", "").lower()
     if mode in ("offline", "dryrun"):
         return "offline"

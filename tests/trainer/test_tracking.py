@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -29,10 +30,13 @@ def test_mode(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expe
 
 
 def test_a_key_may_be_handed_over_as_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "WANDB_API_KEY").write_text("y" * 40 + "\n")
-    monkeypatch.setenv("SECRETS_DIR", str(tmp_path))
-    monkeypatch.setenv("WANDB_API_KEY", "")
-    assert tracking.choose_mode() == "online"
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "WANDB_API_KEY").write_text("y" * 40 + "\n")
+    monkeypatch.setenv("SECRETS_DIR", str(tmp_path / "secrets"))
+    monkeypatch.setenv("WANDB_API_KEY", "x")  # so that it is taken back afterwards
+    monkeypatch.delenv("WANDB_API_KEY")
+    assert main(["predict", "checkpoint=none.ckpt"]) == 64
+    assert os.environ["WANDB_API_KEY"] == "y" * 40 and tracking.choose_mode() == "online"
 
 
 def test_off_offline_and_refusing_give_the_same_run(
