@@ -35,7 +35,7 @@ def test_a_key_may_be_handed_over_as_a_file(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setenv("SECRETS_DIR", str(tmp_path / "secrets"))
     monkeypatch.setenv("WANDB_API_KEY", "x")  # so that it is taken back afterwards
     monkeypatch.delenv("WANDB_API_KEY")
-    assert main(["predict", "checkpoint=none.ckpt"]) == 64
+    assert main(["ensemble", "--checkpoints", "none.ckpt"]) == 64
     assert os.environ["WANDB_API_KEY"] == "y" * 40 and tracking.choose_mode() == "online"
 
 
