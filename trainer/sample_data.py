@@ -21,12 +21,13 @@ MARKER = ".sample-data"
 Colour = tuple[int, int, int]
 
 WORDS = (
-    "account address amount annex article balance branch building carbon charge city client code committee copy cover "
-    "credit customer date deadline delivery department draft due early east evening factor final form garden general "
-    "harbour hour item journal labour letter line local manager market measure member minute month morning north "
-    "notice number office open order other page paper part payment person place point present price project public quarter "
-    "receipt record remark report return river road room sample school second section service signed small south state "
-    "station street subject table tax term thank total tower train travel unit value water week west window work year"
+    "account address amount annex article balance branch building carbon charge city client code committee "
+    "copy cover credit customer date deadline delivery department draft due early east evening factor final "
+    "form garden general harbour hour item journal labour letter line local manager market measure member "
+    "minute month morning north notice number office open order other page paper part payment person place "
+    "point present price project public quarter receipt record remark report return river road room sample "
+    "school second section service signed small south state station street subject table tax term thank total "
+    "tower train travel unit value water week west window work year "
 ).split()
 NAMES = (
     "Adler Berg Castro Dubois Ellis Ferrer Grant Haas Ibsen Jansen Keller Lund Meyer Novak Olsen Quinn Rossi".split()

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TINY
 
+from tests.trainer.conftest import TINY
 from trainer.cli import main
 
 

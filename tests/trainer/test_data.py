@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import draw, write_documents
 from PIL import Image
 
+from tests.trainer.conftest import draw, write_documents
 from trainer import data
 from trainer.config import DataConfig
 from trainer.errors import DataError

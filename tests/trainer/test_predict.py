@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, write_documents
 from sklearn.metrics import f1_score
 
+from tests.trainer.conftest import TINY, write_documents
 from trainer import checkpoint, ensemble
 from trainer.cli import main
 

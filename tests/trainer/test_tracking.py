@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
 
+from tests.trainer.conftest import TINY
 from trainer import tracking
 from trainer.cli import main
 

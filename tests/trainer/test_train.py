@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import TINY, write_documents
 from sklearn.metrics import accuracy_score, f1_score
 
+from tests.trainer.conftest import TINY, write_documents
 from trainer import checkpoint, config, loop, metrics
 from trainer.cli import main
 

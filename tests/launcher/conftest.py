@@ -1,0 +1,111 @@
+"""The launcher's commands in processes of their own, over a trainer that keeps the contract and takes milliseconds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher import gpus, runs
+
+FAKE = Path(__file__).parent / "fake"
+REPOSITORY = Path(__file__).parents[2]
+
+
+def wait_for(condition: Callable[[], Any], what: str = "condition", seconds: float = 60) -> Any:
+    """The first true value of `condition`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"never came: {what}")
+
+
+@dataclass
+class Lab:
+    """A folder with data, runs and a journal of what the fake trainer was asked."""
+
+    root: Path
+    plan: dict[str, dict[str, Any]] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    def _arguments(self) -> dict[str, Any]:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(FAKE),
+            "FAKE_PLAN": json.dumps(self.plan),
+            "FAKE_LOG": str(self.root / "journal"),
+            "LAUNCHER_RUNS": str(self.runs),
+            **self.environment,
+        }
+        for name in ("CUDA_VISIBLE_DEVICES", "DATA_DIR"):
+            environment.pop(name, None)
+        return {"cwd": self.root, "env": environment, "text": True}
+
+    def launcher(self, *words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "launcher", *words]
+        return subprocess.run(command, capture_output=True, **self._arguments())
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "launcher", *words]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(command, start_new_session=True, **pipes, **self._arguments())
+        self.processes.append(process)
+        return process
+
+    def job(self, text: str, name: str = "job.yaml") -> str:
+        (self.root / name).write_text(text)
+        return name
+
+    def machine(self, gpus: int = 0, cpus: int = 16, memory: str = "64g") -> str:
+        (self.root / "machine.yaml").write_text(f"{{gpus: {gpus}, cpus: {cpus}, memory: {memory}}}")
+        return "--machine=machine.yaml"
+
+    def journal(self, what: str | None = None) -> list[dict[str, Any]]:
+        try:
+            lines = (self.root / "journal").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        events = [json.loads(line) for line in lines]
+        return [event for event in events if what in (None, event["what"])]
+
+    def submission(self) -> Path:
+        return runs.find_submission(self.runs)
+
+    def states(self, submission: Path | None = None) -> dict[str, str]:
+        paths = runs.list_runs(submission or self.submission())
+        return {path.name.partition("-")[2]: runs.read_status(path).state for path in paths}
+
+    def status(self, run: str) -> runs.Status:
+        return runs.read_status(runs.find_run(self.runs, run))
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Any:
+    gpus.LOCKS.mkdir(exist_ok=True)
+    (tmp_path / "data").mkdir()
+    made = Lab(tmp_path)
+    yield made
+    for process in made.processes:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+    for event in made.journal("begin"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(event["pid"], 9)

@@ -1,0 +1,65 @@
+"""Behaves as the contract says a trainer does, in milliseconds.
+
+$FAKE_PLAN: run name → what it does; $FAKE_LOG: a journal.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+run_dir = Path(os.environ["RUN_DIR"])
+plans = json.loads(os.environ.get("FAKE_PLAN", "{}"))
+plan = {**plans.get("*", {}), **plans.get(run_dir.name.partition("-")[2], {})}
+
+
+def note(what: str) -> None:
+    names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "DATA_DIR", "SECRETS_DIR", "DEVICE_MEMORY_LIMIT", "TOKEN")
+    line = {"run": run_dir.name, "what": what, "time": time.monotonic(), "pid": os.getpid(), "argv": sys.argv[1:]}
+    line["env"] = {name: os.environ[name] for name in names if name in os.environ}
+    line["secrets"] = {}
+    for path in Path(os.environ.get("SECRETS_DIR", "/nonexistent")).glob("*"):
+        line["secrets"][path.name] = [path.read_text(), oct(path.stat().st_mode & 0o777)]
+    with Path(os.environ["FAKE_LOG"]).open("a") as log:
+        log.write(json.dumps(line) + "\n")
+
+
+def stop(number: int, frame: object) -> None:
+    if plan.get("stubborn"):
+        return
+    (run_dir / "last.ckpt").write_text("state")
+    note("stopped")
+    sys.exit(143)
+
+
+signal.signal(signal.SIGTERM, stop)
+note("begin")
+print("working", flush=True)
+deadline = time.monotonic() + plan.get("seconds", 0.05)
+while time.monotonic() < deadline or (plan.get("until") and not Path(plan["until"]).exists()):
+    time.sleep(0.01)
+if "print" in plan:
+    print(plan["print"], file=sys.stderr, flush=True)
+if plan.get("signal"):
+    signal.signal(plan["signal"], signal.SIG_DFL) if plan["signal"] != signal.SIGKILL else None
+    os.kill(os.getpid(), plan["signal"])
+code = plan.get("exit", 0)
+if code == 0:
+    metrics = {
+        "val_f1": plan.get("f1", 0.5),
+        "val_accuracy": 0.5,
+        "seconds": 1.0,
+        "split_fingerprint": "s",
+        "epochs": 1,
+    }
+    if sys.argv[1] == "train":
+        (run_dir / "best.ckpt").write_text(run_dir.name)
+    if sys.argv[1] == "ensemble":
+        members = [word for word in sys.argv if word.endswith("best.ckpt")]
+        metrics |= {"members": [{"checkpoint": m} for m in members], "method": "soft_voting"}
+        (run_dir / "ensemble.json").write_text("{}")
+    (run_dir / "metrics.json").write_text(json.dumps(metrics))
+note("end")
+sys.exit(code)

@@ -1,0 +1,338 @@
+"""Submissions as their user lives through them: real processes, killed and stopped in the middle."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launcher import gpus, runs
+from tests.launcher.conftest import Lab, wait_for
+
+SEEDS = "matrix: {{seed: [{}]}}\noverrides: {{model: resnet34}}\n"
+
+
+def seeds(count: int, more: str = "") -> str:
+    return SEEDS.format(", ".join(map(str, range(count)))) + more
+
+
+def test_a_submission_leaves_every_run_succeeded_and_a_leaderboard(lab: Lab) -> None:
+    lab.plan = {"seed0": {"f1": 0.7}, "seed1": {"f1": 0.9}, "seed2": {"f1": 0.8}, "vote": {"f1": 0.95}}
+    after = "after:\n  - {name: vote, step: ensemble, from: {top: 2}}\n  - {name: out, step: predict, needs: [vote]}\n"
+    done = lab.launcher("submit", lab.job(seeds(3, after)), lab.machine())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(lab.states().values()) == {"succeeded"}
+    lines = (lab.submission() / "leaderboard.csv").read_text().splitlines()
+    order = [line.split(",")[1].partition("-")[2] for line in lines[1:]]
+    assert order == ["vote", "seed1", "seed2", "seed0"]
+    assert (lab.runs / "champion" / "best_model.ckpt").read_text() == "002-seed1"
+    argv = {event["run"].partition("-")[2]: event["argv"] for event in lab.journal("begin")}
+    runs_dir = f"{lab.submission()}/"
+    assert argv["vote"] == [
+        "ensemble",
+        "--checkpoints",
+        f"{runs_dir}002-seed1/best.ckpt",
+        f"{runs_dir}003-seed2/best.ckpt",
+    ]
+    assert argv["out"] == ["predict", "--checkpoint", f"{runs_dir}004-vote/ensemble.json"]
+    assert argv["seed0"] == ["train", "model=resnet34", "seed=0", "resume=auto"]
+    assert "004-vote" in done.stdout and "0.9500" in done.stdout and "submission.csv" not in done.stderr
+
+
+def test_the_job_file_is_kept_byte_for_byte(lab: Lab) -> None:
+    text = "# a comment, ümlauts\n" + seeds(1) + "\n\n"
+    lab.launcher("submit", lab.job(text), lab.machine())
+    assert (lab.submission() / "job.yaml").read_text() == text
+
+
+def test_failed_runs_stop_no_others_and_steps_take_what_succeeded(lab: Lab) -> None:
+    lab.plan = {
+        "seed0": {"exit": 64, "print": "error: training.lr=0: must be more"},
+        "seed1": {"exit": 65, "print": "error: train.csv:7: the file is missing"},
+        "seed2": {"exit": 75, "print": "error: out of device memory at micro-batch 16"},
+        "seed3": {"exit": 3},
+        "seed4": {"signal": int(signal.SIGKILL)},
+        "seed5": {"signal": int(signal.SIGSEGV)},
+    }
+    after = "after:\n  - {name: vote, step: ensemble, from: {top: 3}}\n"
+    done = lab.launcher("submit", lab.job(seeds(7, after)), lab.machine())
+    assert done.returncode == 1
+    assert lab.states() == {
+        "seed0": "failed",
+        "seed1": "failed",
+        "seed2": "out_of_device_memory",
+        "seed3": "failed",
+        "seed4": "lost",
+        "seed5": "failed",
+        "seed6": "succeeded",
+        "vote": "succeeded",
+    }
+    assert lab.status("1").reason == "bad configuration: training.lr=0: must be more"
+    assert lab.status("seed1").reason == "bad data: train.csv:7: the file is missing"
+    assert "micro-batch 16" in lab.status("seed2").reason
+    assert lab.status("seed3").reason.startswith("exit code 3") and lab.status("seed3").figures["exit_code"] == 3
+    assert "SIGKILL" in lab.status("seed4").reason and "SIGSEGV" in lab.status("seed5").reason
+    assert "launcher logs" in done.stdout
+
+
+def test_a_step_without_a_run_to_work_on_fails_and_takes_its_followers_along(lab: Lab) -> None:
+    lab.plan = {"*": {"exit": 1}}
+    after = "after:\n  - {name: vote, step: ensemble, from: {top: 2}}\n  - {name: out, step: predict, needs: [vote]}\n"
+    assert lab.launcher("submit", lab.job(seeds(2, after)), lab.machine()).returncode == 1
+    assert lab.states() == {"seed0": "failed", "seed1": "failed", "vote": "failed", "out": "cancelled"}
+    assert "no run of" in lab.status("vote").reason and "'003-vote' failed" in lab.status("out").reason
+
+
+def overlaps(lab: Lab, key: str = "CUDA_VISIBLE_DEVICES") -> int:
+    """How many pairs of runs had a GPU at the same time."""
+    spans = []
+    for begin in lab.journal("begin"):
+        end = next(e for e in lab.journal("end") if e["pid"] == begin["pid"])
+        spans.append((begin["env"][key].split(","), begin["time"], end["time"]))
+    return sum(bool(set(a[0]) & set(b[0])) and a[1] < b[2] and b[1] < a[2] for a, b in itertools.combinations(spans, 2))
+
+
+def test_each_gpu_has_one_run_at_a_time(lab: Lab) -> None:
+    lab.plan = {"*": {"seconds": 0.3}}
+    assert lab.launcher("submit", lab.job(seeds(6)), lab.machine(gpus=2)).returncode == 0
+    used = {event["env"]["CUDA_VISIBLE_DEVICES"] for event in lab.journal("begin")}
+    assert used == {"0", "1"} and overlaps(lab) == 0
+
+
+def test_two_submissions_share_the_hosts_gpus(lab: Lab) -> None:
+    lab.plan = {"*": {"seconds": 0.3}}
+    machine, job = lab.machine(gpus=2), lab.job(seeds(3))
+    both = [lab.start("submit", job, machine, f"--set=name={name}") for name in ("one", "two")]
+    assert [process.wait(60) for process in both] == [0, 0]
+    assert len(lab.journal("end")) == 6 and overlaps(lab) == 0
+
+
+def test_a_gpu_that_another_holds_is_waited_for(lab: Lab) -> None:
+    held = gpus.acquire("gpu0", "somebody's run")
+    assert held is not None
+    process = lab.start("submit", lab.job(seeds(1)), lab.machine(gpus=1))
+    assert process.stdout is not None
+    line = next(line for line in process.stdout if "waiting" in line)
+    assert "GPU 0 is held by somebody's run" in line and not lab.journal()
+    held.close()
+    assert process.wait(60) == 0
+
+
+def test_runs_on_the_cpu_get_their_cores_and_no_gpu(lab: Lab) -> None:
+    job = lab.job(seeds(2, "resources: {cpus: 2, gpus: 0, gpu_memory: 4g}\n"))
+    assert lab.launcher("submit", job, lab.machine(gpus=1, cpus=2)).returncode == 0
+    for event in lab.journal("begin"):
+        assert event["env"]["CUDA_VISIBLE_DEVICES"] == "" and event["env"]["OMP_NUM_THREADS"] == "2"
+        assert event["env"]["DEVICE_MEMORY_LIMIT"] == str(4 * 2**30)
+        assert event["env"]["DATA_DIR"] == str(lab.root / "data")
+    assert overlaps(lab, "OMP_NUM_THREADS") == 0, "two runs of two cores do not fit two cores"
+
+
+def test_killed_with_9_the_supervisor_takes_no_run_along(lab: Lab) -> None:
+    gate = lab.root / "gate"
+    lab.plan = {"*": {"until": str(gate)}}
+    process = lab.start("submit", lab.job(seeds(3, "max_parallel: 2\n")), lab.machine())
+    wait_for(lambda: len(lab.journal("begin")) == 2, "two runs")
+    process.kill()
+    process.wait()
+    shown = json.loads(lab.launcher("status", "--json").stdout)
+    assert shown["state"] == "unattended"
+    assert [run["state"] for run in shown["runs"]] == ["running", "running", "queued"]
+    gate.touch()
+    wait_for(
+        lambda: list(lab.states().values()) == ["succeeded", "succeeded", "queued"], "both to finish by themselves"
+    )
+    text = lab.launcher("status").stdout
+    assert "unattended" in text and "launcher resume" in text
+    assert lab.launcher("resume", lab.machine()).returncode == 0
+    assert set(lab.states().values()) == {"succeeded"}
+    assert len(lab.journal("begin")) == 3, "nothing ran twice"
+
+
+def test_a_new_supervisor_adopts_what_still_runs(lab: Lab) -> None:
+    gate = lab.root / "gate"
+    lab.plan = {"*": {"until": str(gate)}}
+    process = lab.start("submit", lab.job(seeds(2)), lab.machine())
+    wait_for(lambda: len(lab.journal("begin")) == 2, "two runs")
+    process.kill()
+    process.wait()
+    again = lab.start("resume", lab.machine())
+    wait_for(lambda: runs.is_locked(lab.submission() / "supervisor.lock"), "the new supervisor")
+    gate.touch()
+    assert again.wait(60) == 0 and len(lab.journal("begin")) == 2
+
+
+def test_a_second_supervisor_is_refused(lab: Lab) -> None:
+    gate = lab.root / "gate"
+    lab.plan = {"*": {"until": str(gate)}}
+    process = lab.start("submit", lab.job(seeds(1)), lab.machine())
+    wait_for(lambda: lab.journal("begin"), "a run")
+    refused = lab.launcher("resume", lab.machine())
+    assert refused.returncode == 1 and "another launcher drives it" in refused.stderr
+    gate.touch()
+    assert process.wait(60) == 0
+
+
+def test_a_run_whose_process_is_killed_is_lost_and_its_trainer_ends(lab: Lab) -> None:
+    lab.plan = {"*": {"seconds": 60}}
+    process = lab.start("submit", lab.job(seeds(1)), lab.machine())
+    wait_for(lambda: lab.journal("begin"), "a run")
+    os.kill(wait_for(lambda: lab.status("1").figures.get("exec_pid"), "its process"), signal.SIGKILL)
+    assert process.wait(60) == 1
+    assert lab.status("1").state == "lost"
+    if sys.platform == "linux":
+        wait_for(lambda: lab.journal("stopped"), "the orphan to be told")
+    lab.plan = {"*": {"seconds": 0}}
+    assert lab.launcher("resume", lab.machine()).returncode == 0
+    assert (lab.status("1").state, lab.status("1").attempt) == ("succeeded", 2)
+
+
+def test_ctrl_c_stops_with_checkpoints(lab: Lab) -> None:
+    lab.plan = {"*": {"seconds": 60}}
+    process = lab.start("submit", lab.job(seeds(3, "max_parallel: 2\n")), lab.machine())
+    wait_for(lambda: len(lab.journal("begin")) == 2, "two runs")
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert set(lab.states().values()) == {"cancelled"} and len(lab.journal("stopped")) == 2
+    assert "last.ckpt is kept" in lab.status("1").reason and "launcher resume" in output
+    assert "Traceback" not in output
+
+
+def test_a_second_ctrl_c_does_not_wait(lab: Lab) -> None:
+    lab.plan = {"*": {"seconds": 600, "stubborn": True}}
+    process = lab.start("submit", lab.job(seeds(1)), lab.machine())
+    wait_for(lambda: lab.journal("begin"), "a run")
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.6)
+    assert process.poll() is None, "the first one waits"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    assert lab.status("1").state == "cancelled" and "before it could" in lab.status("1").reason
+
+
+def test_hanging_up_leaves_the_runs_running(lab: Lab) -> None:
+    gate = lab.root / "gate"
+    lab.plan = {"*": {"until": str(gate)}}
+    process = lab.start("submit", lab.job(seeds(1)), lab.machine())
+    wait_for(lambda: lab.journal("begin"), "a run")
+    process.send_signal(signal.SIGHUP)
+    assert "go on without this launcher" in process.communicate(timeout=30)[0]
+    assert lab.status("1").state == "running"
+    gate.touch()
+    wait_for(lambda: lab.status("1").state == "succeeded", "its end")
+
+
+def test_a_run_beyond_its_time_limit_is_stopped(lab: Lab) -> None:
+    lab.plan = {"*": {"seconds": 60}}
+    assert lab.launcher("submit", lab.job(seeds(1, "timeout: 0.3s\n")), lab.machine()).returncode == 1
+    assert lab.status("1").state == "timed_out" and "timeout:" in lab.status("1").reason
+    assert lab.journal("stopped"), "it was asked before it was killed"
+
+
+def test_stop_ends_one_run_or_all(lab: Lab) -> None:
+    gate = lab.root / "gate"
+    lab.plan = {"*": {"until": str(gate)}}
+    process = lab.start("submit", lab.job(seeds(4, "max_parallel: 2\n")), lab.machine())
+    wait_for(lambda: len(lab.journal("begin")) == 2, "two runs")
+    assert "001-seed0" in lab.launcher("stop", "seed0").stdout
+    assert lab.status("1").state == "cancelled" and lab.status("seed1").state == "running"
+    wait_for(lambda: len(lab.journal("begin")) == 3, "the next run")
+    assert lab.launcher("stop").returncode == 0
+    assert process.wait(60) == 1
+    assert set(lab.states().values()) == {"cancelled"} and len(lab.journal("begin")) == 3
+    assert "nothing was running" in lab.launcher("stop").stdout
+
+
+def test_exec_executes_one_run_by_hand(lab: Lab) -> None:
+    lab.plan = {"*": {"exit": 3}}
+    lab.launcher("submit", lab.job(seeds(1)), lab.machine())
+    run_dir = runs.find_run(lab.runs, "1")
+    lab.plan = {}
+    assert lab.launcher("exec", str(run_dir)).returncode == 0
+    assert (lab.status("1").state, lab.status("1").attempt) == ("succeeded", 2)
+    log = (run_dir / "log.txt").read_text()
+    assert "--- attempt 1" in log and "--- attempt 2" in log
+    done = lab.launcher("exec", str(run_dir))
+    assert done.returncode == 1 and "succeeded" in done.stderr and len(lab.journal("begin")) == 2
+    assert lab.launcher("exec", str(lab.root)).returncode == 1
+
+
+def test_exec_of_a_run_under_way_is_refused(lab: Lab) -> None:
+    gate = lab.root / "gate"
+    lab.plan = {"*": {"until": str(gate)}}
+    process = lab.start("submit", lab.job(seeds(1)), lab.machine())
+    wait_for(lambda: lab.journal("begin"), "a run")
+    done = lab.launcher("exec", str(runs.find_run(lab.runs, "1")))
+    assert done.returncode == 1 and "is being executed already" in done.stderr
+    gate.touch()
+    assert process.wait(60) == 0
+
+
+def test_secrets_are_files_of_the_run_and_nowhere_else(lab: Lab) -> None:
+    lab.environment = {"TOKEN": "hunter2-hunter2"}
+    job = lab.job(seeds(1, "secrets: [TOKEN, NOT_SET]\n"))
+    done = lab.launcher("submit", job, lab.machine())
+    assert done.returncode == 0
+    (event,) = lab.journal("begin")
+    assert event["secrets"] == {"TOKEN": ["hunter2-hunter2", "0o600"]} and "TOKEN" not in event["env"]
+    assert not Path(event["env"]["SECRETS_DIR"]).exists()
+    found = subprocess.run(["grep", "-rl", "hunter2", str(lab.runs)], capture_output=True, text=True)
+    assert found.stdout == "" and "hunter2" not in done.stdout
+
+
+def test_a_log_is_followed_until_the_run_ends(lab: Lab) -> None:
+    gate = lab.root / "gate"
+    lab.plan = {"*": {"until": str(gate), "print": "the last words"}}
+    process = lab.start("submit", lab.job(seeds(1)), lab.machine())
+    wait_for(lambda: lab.journal("begin"), "a run")
+    follower = lab.start("logs", "1", "-f")
+    assert follower.stdout is not None
+    wait_for(lambda: "working" in (follower.stdout.readline() if follower.stdout else ""), "the first line")
+    gate.touch()
+    assert "the last words" in follower.communicate(timeout=30)[0]
+    assert process.wait(60) == 0
+
+
+def test_an_ensemble_of_an_earlier_submission_trains_nothing(lab: Lab) -> None:
+    lab.plan = {"seed1": {"f1": 0.9}}
+    lab.launcher("submit", lab.job(seeds(3), "first.yaml"), lab.machine())
+    first = lab.submission()
+    job = lab.job("after: [{name: vote, step: ensemble, from: {top: 2, submission: first}}]\n", "second.yaml")
+    assert lab.launcher("submit", job, lab.machine()).returncode == 0
+    (event,) = [e for e in lab.journal("begin") if e["run"] == "001-vote"]
+    assert event["argv"][2] == f"{first}/002-seed1/best.ckpt" and lab.submission() != first
+    wrong = lab.launcher("submit", job, lab.machine(), "--set", "after.0.from.submission=frist")
+    assert wrong.returncode == 64 and "there is no submission 'frist'" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["submit", "job.yaml", "--data", "nowhere"], 65, "nowhere: the data folder (--data) does not exist"),
+        (["submit", "job.yaml", "--set", "resources.gpus=3"], 64, "3 GPU asked for"),
+        (["submit", "job.yaml", "--set", "resources.cpus=4000"], 64, "4000 cores asked for"),
+        (["submit", "job.yaml", "--set", "resources.memory=9t"], 64, "9.22e+03 GiB asked for"),
+        (["submit", "job.yaml", "modle=resnet34"], 64, "the command line: modle=resnet34: there is no key"),
+        (["submit", "job.yaml", "--gpus", "7"], 64, "there is no GPU '7'"),
+        (["submit", "job.yaml", "--runs", "/proc/runs"], 1, "/proc/runs: cannot be written to"),
+        (["submit", "job.yaml", "--enigne", "native"], 64, "--engine"),
+        (["submit"], 64, "Missing argument"),
+        (["submti"], 64, "No such command 'submti'"),
+        (["status", "nothing"], 1, "there is no submission"),
+        (["logs", "nothing"], 1, "there is no submission"),
+    ],
+)
+def test_a_wrong_call_is_one_clear_error_and_leaves_nothing(lab: Lab, words: list[str], code: int, said: str) -> None:
+    lab.job(seeds(2))
+    done = lab.launcher(*words)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr and "Traceback" not in done.stderr
+    assert not lab.runs.exists() or not list(lab.runs.iterdir())
