@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -81,8 +82,14 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False) -> list[Planned]:
         )
         planned.append(Planned(request, why_not, place))
     if faults:
-        raise JobError("\n".join(dict.fromkeys(faults)))
+        raise JobError("\n".join(sorted(dict.fromkeys(faults), key=_line)))
     return planned + _steps(job, [p.request for p in planned], resources)
+
+
+def _line(fault: str) -> int:
+    """The line that a fault names, so that faults come in the order of the file; 0 for the command line's."""
+    match = re.match(r"[^:]*:(\d+):", fault)
+    return int(match[1]) if match else 0
 
 
 def _trains_nothing(job: Job) -> bool:

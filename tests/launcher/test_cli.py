@@ -1,0 +1,197 @@
+"""Commands that start nothing: plan, matrix, doctor, help; and what the command line loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher import gpus, machine, sizes
+from tests.launcher.conftest import Lab
+
+REPOSITORY = Path(__file__).parents[2]
+JOBS = sorted(path.name for path in (REPOSITORY / "jobs").glob("*.yaml"))
+
+
+def launcher(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "launcher", *words]
+    return subprocess.run(command, cwd=REPOSITORY, env={**os.environ, **environment}, capture_output=True, text=True)
+
+
+def loaded(code: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=REPOSITORY,
+    )
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_the_command_line_loads_lazily() -> None:
+    assert not {"pydantic", "docker", "hydra", "pandas", "torch", "rich", "yaml"} & loaded("import launcher.cli")
+
+
+def test_the_launcher_never_loads_torch() -> None:
+    code = (
+        "import pkgutil, importlib, launcher\n"
+        "for m in pkgutil.walk_packages(launcher.__path__, 'launcher.'):\n"
+        "    if not m.name.endswith('__main__'): importlib.import_module(m.name)\n"
+        "from launcher import spec, submission, machine\n"
+        "submission.expand(spec.from_overrides(['model=resnet34,resnet50']), machine.here())"
+    )
+    assert not {"torch", "pandas", "albumentations", "cv2"} & loaded(code)
+
+
+def test_the_trainer_never_names_the_launcher() -> None:
+    for path in (REPOSITORY / "trainer").rglob("*.py"):
+        assert "import launcher" not in path.read_text() and "from launcher" not in path.read_text(), path
+
+
+def test_plan_of_the_benchmark_lists_twelve_valid_runs() -> None:
+    plan = json.loads(launcher("plan", "jobs/benchmark.yaml", "--json").stdout)
+    assert len(plan["runs"]) == 12 and all(run["fits"] for run in plan["runs"])
+    assert len({(run["config"]["model"], run["config"]["data"]) for run in plan["runs"]}) == 12
+    assert [step["name"] for step in plan["steps"]] == ["013-vote", "014-submission"]
+    assert set(plan["runs"][0]) >= {"name", "kind", "overrides", "command", "resources", "config", "fits", "why_not"}
+
+
+@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("where", ["", "cuda-server", "mac-m4-pro"])
+def test_every_job_of_the_project_plans_everywhere(name: str, where: str) -> None:
+    words = ["--machine", where] if where else []
+    done = launcher("plan", f"jobs/{name}", *words, "--json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert all(run["fits"] for run in plan["runs"]) and (plan["runs"] or plan["steps"])
+    assert {run["resources"]["gpus"] for run in plan["runs"]} <= ({1} if where else {0, 1})
+
+
+def test_plan_shows_the_manuals_memory_beside_its_own_combinations() -> None:
+    plan = json.loads(launcher("plan", "jobs/mac-safe.yaml", "--machine", "mac-m4-pro", "--json").stdout)
+    assert [run["manual_memory_gb"] for run in plan["runs"]] == [8, 10, 12, 12] and plan["parallel"] == 1
+
+
+def test_plan_marks_what_does_not_fit_here() -> None:
+    done = launcher("plan", "model=resnet34", "--set", "resources.gpus=8", "--machine", "cuda-server")
+    assert done.returncode == 0 and "✗ cuda-server: 8 GPU asked for, 1 there" in done.stdout
+
+
+@pytest.mark.parametrize(("environment", "rows"), [("cuda-server", 7), ("mac-m4-pro", 9), ("mps-20gb", 12)])
+def test_matrix_shows_the_manuals_table(environment: str, rows: int) -> None:
+    shown = json.loads(launcher("matrix", "--machine", environment, "--json").stdout)
+    assert len(shown["rows"]) == rows and "none was measured" in shown["note"]
+    assert "none was measured" in launcher("matrix", "--machine", environment).stdout
+
+
+def test_doctor_says_what_is_missing_and_how_to_mend_it() -> None:
+    done = launcher("doctor", "--data", "nowhere", "--json")
+    checks = {check["what"]: check for check in json.loads(done.stdout)}
+    assert done.returncode == 0 and checks["trainer"]["level"] == "ok"
+    assert checks["data"]["level"] == "note" and "sample-data nowhere" in checks["data"]["mend"]
+    assert launcher("doctor", "--runs", "/proc/runs").returncode == 1
+
+
+def test_help_and_version() -> None:
+    assert launcher("--version").stdout.strip() == "0.1.0"
+    out = launcher("-h").stdout
+    assert all(
+        word in out for word in ("plan", "submit", "status", "logs", "stop", "collect", "matrix", "doctor", "exec")
+    )
+    assert "--multirun" in launcher("submit", "--help").stdout
+
+
+def test_a_reader_that_goes_away_shows_no_traceback() -> None:
+    command = f"{sys.executable} -m launcher plan jobs/benchmark.yaml --json | head -c 10"
+    done = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.stderr == "" and len(done.stdout) == 10
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("gpu: 2", "did you mean 'gpus'?"),
+        ("gpus: many", "gpus: must be a number"),
+        ("cpus: -1", "cpus: must be a number above 0"),
+        ("memory: lots", "is no size"),
+        ("[", "not YAML"),
+        ("- a", "write cpus:"),
+    ],
+)
+def test_a_wrong_machine_file_is_one_clear_error(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "m.yaml").write_text(text)
+    done = launcher("plan", "model=resnet34", "--machine", str(tmp_path / "m.yaml"))
+    assert done.returncode == 64 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_unknown_machine_names_the_nearest() -> None:
+    assert "did you mean 'mac-m4-pro'?" in launcher("plan", "model=resnet34", "--machine", "mac-m4").stderr
+
+
+def test_gpus_of_a_machine_can_be_restricted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_text("{gpus: 4, cpus: 8, memory: 64g}")
+    assert machine.choose(str(tmp_path / "m.yaml"), "1,3").devices == ("1", "3")
+    found = machine.Machine("x", 8, 1, (machine.Gpu(0, uuid="GPU-aa"), machine.Gpu(1, uuid="GPU-bb")))
+    monkeypatch.setattr(machine, "here", lambda: found)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-bb")
+    assert machine.choose(None).devices == ("1",)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert machine.choose(None).devices == ()
+    assert machine.choose(None, "0").devices == ("0",)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("24g", 24 * 2**30), ("1.5GiB", 3 * 2**29), ("512m", 2**29), (1024, 1024), ("1 kb", 1024)]
+)
+def test_sizes(text: object, size: int) -> None:
+    assert sizes.parse_size(text) == size
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("8h", 28800), ("1h30m", 5400), ("90s", 90), (45, 45), ("0.5s", 0.5)])
+def test_durations(text: object, seconds: float) -> None:
+    assert sizes.parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("wrong", ["", "g", "-1", "1x", "nan", True, None, "1e400", "99999999t"])
+def test_what_is_neither_size_nor_duration(wrong: object) -> None:
+    for parse in (sizes.parse_size, sizes.parse_duration):
+        with pytest.raises(sizes.SizeError):
+            parse(wrong)
+
+
+def test_a_gpu_lock_ends_with_its_process_and_holds_across_users(lab: Lab) -> None:
+    code = "import sys; from launcher import gpus; h = gpus.acquire('test-gpu', 'a run'); print(h is not None, flush=True); sys.stdin.read()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+    )
+    assert other.stdout is not None and other.stdout.readline() == "True\n"
+    assert gpus.acquire("test-gpu", "me") is None and gpus.holder("test-gpu") == "a run"
+    assert gpus.why_taken("test-gpu", None) == "held by a run"
+    if os.geteuid() == 0:  # another user sees the lock, and may take it afterwards
+        probe = "import os; os.setgid(65534); os.setuid(65534); from launcher import gpus; print(gpus.acquire('test-gpu', 'other') is None)"
+        assert _as_nobody(probe) == "True"
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    if os.geteuid() == 0:
+        assert _as_nobody(probe) == "False"
+    held = gpus.acquire("test-gpu", "me")
+    assert held is not None
+    held.close()
+
+
+def _as_nobody(code: str) -> str:
+    # Imported first: the checkout may lie where another user cannot read.
+    done = subprocess.run(
+        [sys.executable, "-c", "from launcher import gpus\n" + code],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        check=True,
+    )
+    return done.stdout.strip()

@@ -1,0 +1,84 @@
+"""Leaderboard and champion."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from launcher import collect, runs
+from launcher.runs import RunRequest, State
+
+
+def submission(root: Path, name: str, results: dict[str, float | State], fingerprint: str = "s") -> Path:
+    """A submission whose runs have ended: a figure is the F1 of one that succeeded, a word the state of another."""
+    for index, (run, result) in enumerate(results.items(), start=1):
+        run_dir = root / name / f"{index:03d}-{run}"
+        kind = "ensemble" if run == "vote" else "train"
+        runs.create(run_dir, RunRequest(run_dir.name, index, kind, [kind], config={"model": run, "img_size": 64}))  # type: ignore[arg-type]
+        runs.append_event(run_dir, "starting")
+        runs.append_event(run_dir, "running")
+        runs.append_event(run_dir, "succeeded" if isinstance(result, float) else result)
+        if isinstance(result, float):
+            (run_dir / "best.ckpt").write_text(f"{name}/{run}")
+            figures = {
+                "val_f1": result,
+                "val_accuracy": result,
+                "seconds": 60,
+                "split_fingerprint": fingerprint,
+                "epochs": 3,
+            }
+            members = (
+                {"members": [{"checkpoint": "../001-a/best.ckpt"}], "method": "soft_voting"}
+                if kind == "ensemble"
+                else {}
+            )
+            runs.write_json(run_dir / "metrics.json", {**figures, **members})
+    runs.write_json(root / name / "submission.json", {"name": name})
+    return root / name
+
+
+def test_the_best_stands_on_top_and_what_failed_at_the_end(tmp_path: Path) -> None:
+    directory = submission(tmp_path, "one", {"a": 0.5, "b": "failed", "c": 0.9, "vote": 0.95})
+    rows, _ = collect.collect(directory)
+    assert [(row["rank"], row["run"]) for row in rows] == [(1, "004-vote"), (2, "003-c"), (3, "001-a"), ("", "002-b")]
+    header, *lines = (directory / "leaderboard.csv").read_text().splitlines()
+    assert header.split(",") == list(collect.COLUMNS) and len(lines) == 4
+    assert rows[0]["members"] == "001-a" and rows[1]["checkpoint"] == "003-c/best.ckpt" and rows[1]["minutes"] == 1
+
+
+def champion(root: Path) -> tuple[str, float]:
+    info = json.loads((root / "champion" / "champion_info.json").read_text())
+    assert (root / "champion" / "best_model.ckpt").read_text() == info["run"].replace("001-", "").replace("002-", "")
+    return info["run"], info["val_f1"]
+
+
+def test_the_champion_is_the_best_single_model_on_the_same_split(tmp_path: Path) -> None:
+    _, line = collect.collect(submission(tmp_path, "one", {"a": 0.5, "vote": 0.99}))
+    assert champion(tmp_path) == ("one/001-a", 0.5) and line.startswith("champion: one/001-a")
+    _, line = collect.collect(submission(tmp_path, "worse", {"a": 0.4}))
+    assert champion(tmp_path) == ("one/001-a", 0.5) and "stays one/001-a" in line
+    collect.collect(submission(tmp_path, "better", {"a": 0.6}))
+    assert champion(tmp_path) == ("better/001-a", 0.6)
+    other = submission(tmp_path, "other", {"a": 0.9}, fingerprint="t")
+    _, line = collect.collect(other)
+    assert champion(tmp_path) == ("better/001-a", 0.6) and "another split" in line and "--replace" in line
+    collect.collect(other, replace=True)
+    assert champion(tmp_path) == ("other/001-a", 0.9)
+
+
+def test_without_a_success_there_is_no_champion(tmp_path: Path) -> None:
+    rows, line = collect.collect(submission(tmp_path, "one", {"a": "lost"}))
+    assert "no champion" in line and rows[0]["state"] == "lost" and not (tmp_path / "champion").exists()
+
+
+def test_collects_at_the_same_time_leave_the_best(tmp_path: Path) -> None:
+    directories = [submission(tmp_path, f"s{n}", {"a": 0.1 * n}) for n in range(1, 9)]
+    threads = [threading.Thread(target=collect.collect, args=(directory,)) for directory in directories]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert champion(tmp_path) == ("s8/001-a", pytest.approx(0.8))

@@ -1,0 +1,217 @@
+"""The job file: every error at once, with its line and the nearest right name; never a traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from launcher import document, machine, spec, submission
+from launcher.document import JobError
+
+HERE = machine.Machine("here", 8, 32 * 2**30)
+REPOSITORY = Path(__file__).parents[2]
+
+
+def expand(text: str, *overrides: str, sets: tuple[str, ...] = ()) -> list[submission.Planned]:
+    parsed = document.parse(text, "job.yaml")
+    for setting in sets:
+        parsed = document.assign(parsed, setting)
+    return submission.expand(spec.Job(spec._validate(parsed), parsed, overrides), HERE)
+
+
+def faults(text: str, *overrides: str, sets: tuple[str, ...] = ()) -> list[str]:
+    with pytest.raises(JobError) as raised:
+        expand(text, *overrides, sets=sets)
+    return str(raised.value).splitlines()
+
+
+def test_the_canonical_job_file_expands() -> None:
+    """As the design shows it: include extends the combination that it fits."""
+    planned = expand(
+        """
+name: benchmark
+image: auto
+matrix:
+  model: [resnet34, resnet50, efficientnet_b4, convnext_base, swin_base_384, deit_base_384]
+  data: [baseline_aug, transformer_384]
+exclude: []
+include:
+  - {model: convnext_base, data: baseline_aug, training.batch_size: 64}
+overrides: {training: baseline_768, training.batch_size: 32}
+resources: {gpus: auto, gpu_memory: auto, memory: 24g, cpus: 8, shm: 8g}
+max_parallel: null
+timeout: 8h
+env: [WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE]
+secrets: [WANDB_API_KEY]
+after:
+  - {name: vote, step: ensemble, from: {top: 3}, args: {method: soft_voting}}
+  - {name: submission, step: predict, needs: [vote]}
+"""
+    )
+    trained = [p.request for p in planned if p.request.kind == "train"]
+    assert len(trained) == 12 and len({r.name for r in trained}) == 12
+    batches = {r.name: r.config["batch_size"] for r in trained}
+    assert batches.pop("007-convnext_base-baseline_aug-batch_size64") == 64 and set(batches.values()) == {32}
+    first = trained[0]
+    assert (first.timeout, first.resources.memory, first.resources.shm) == (8 * 3600, 24 * 2**30, 8 * 2**30)
+    assert first.secrets == ["WANDB_API_KEY"]
+    vote, predict = (p.request for p in planned[12:])
+    assert vote.select == {"top": 3} and vote.needs == [r.name for r in trained]
+    assert predict.needs == [vote.name] and predict.command[-1].endswith("/ensemble.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("nmae: x\n", "job.yaml:1: nmae: there is no such field; did you mean 'name'?"),
+        ("name: x\nresources:\n  gpu: 1\n", "job.yaml:3: resources.gpu: there is no such field; did you mean 'gpus'?"),
+        ("resources: {memory: lots}\n", "job.yaml:1: resources.memory: 'lots' is no size; write it like 24g"),
+        ("name: x\ntimeout: soon\n", "job.yaml:2: timeout: 'soon' is no duration; write it like 8h"),
+        ("resources: {gpus: -1}\n", "job.yaml:1: resources.gpus:"),
+        ("matrix: {model: resnet34}\n", "job.yaml:1: matrix.model: must be a list"),
+        ("matrix: {model: []}\n", "job.yaml:1: matrix.model: must be a list"),
+        ("max_parallel: 0\n", "job.yaml:1: max_parallel:"),
+        ("env:\n  - WANDB_API_KEY\n", "job.yaml:2: env.0: WANDB_API_KEY looks like a secret: list it under secrets:"),
+        ("secrets: [a=b]\n", "is no name of an environment variable"),
+        ("name: ../x\n", "job.yaml:1: name: '../x': a name has letters"),
+        ("name: x\nname: y\n", "job.yaml:2: 'name' stands in line 1 already"),
+        ("after:\n  - {name: a, step: ensamble, from: {top: 1}}\n", "job.yaml:2: after.0.step: 'ensamble' cannot be; did you mean 'ensemble'?"),
+        ("after: [{name: a, step: predict}]\n", "has nothing to work on"),
+        ("after: [{name: a, step: ensemble, needs: [b]}]\n", "there is no step 'b'"),
+        ("after: [{name: a, step: predict, needs: [a]}]\n", "there is no step 'a'"),
+        ("after: [{name: a, step: ensemble, from: {top: 1, runs: [x]}}]\n", "say either top: N or runs:"),
+        ("after: [{name: a, step: ensemble, from: {top: 1}, args: {methd: x}}]\n", "did you mean 'method'?"),
+        ("after: [{name: a, step: ensemble, from: {top: 1}, args: {method: soft_votin}}]\n", "there is no method 'soft_votin'; did you mean 'soft_voting'?"),
+        ("after: [{name: a, step: ensemble, from: {runs: ['xyz*']}}]\n", "no run is called 'xyz*'; there are 001-resnet34"),
+        ("matrix:\n  seed: [1, 2]\nexclude:\n  - {sead: 1}\n", "job.yaml:4: exclude.0: 'sead' is no axis; did you mean 'seed'?"),
+        ("matrix:\n  seed: [1, 2]\nexclude:\n  - {seed: 3}\n", "job.yaml:4: exclude.0: leaves no combination out"),
+        ("matrix:\n  seed: [1]\nexclude:\n  - {seed: 1}\n", "exclude leaves no run"),
+        ("matrix:\n  model:\n    - resnet34\n    - resnet43\n", "job.yaml:4: model=resnet43: there is no model called 'resnet43'; did you mean 'resnet34'?"),
+        ("overrides:\n  training.batchsize: 3\n", "job.yaml:2: training.batchsize=3: there is no key 'training.batchsize'; did you mean 'training.batch_size'?"),
+        ("matrix: {seed: [1]}\ninclude:\n  - {data.img_size: big}\n", "job.yaml:3: data.img_size=big"),
+        ("overrides: {data.img_size: 1}\n", "job.yaml:1: data.img_size=1: must be from 16 to 4096"),
+        ("", "job.yaml:1: the file is empty"),
+        ("- a\n- b\n", "job.yaml:1: a job is a mapping"),
+        ("name: [x\n", "not YAML"),
+        ("name:\tx\n\ty: 1", "not YAML"),
+        ("a: &x [*x]\n", "job.yaml:1: an anchor that contains itself"),
+        ("? [a]\n: b\n", "a key must be a plain word"),
+    ],
+)  # fmt: skip
+def test_a_fault_has_its_line_and_the_way_out(text: str, expected: str) -> None:
+    assert any(expected in line for line in faults(text)), faults(text)
+
+
+def test_every_fault_is_reported_at_once_and_each_once() -> None:
+    found = faults("nmae: x\ntimeout: soon\nmax_parallel: 0\n")
+    assert [line.split(":")[1] for line in sorted(found)] == ["1", "2", "3"]
+    found = faults("matrix:\n  model: [resnet43, resnet50]\n  seed: [1, 2, 3]\noverrides: {trainin.lr: 1}\n")
+    assert len(found) == 2 and found[0].startswith("job.yaml:2:") and found[1].startswith("job.yaml:4:")
+
+
+def test_the_command_line_wins_over_the_matrix_and_that_over_overrides() -> None:
+    text = "matrix: {seed: [1, 2]}\noverrides: {seed: 9, training.lr: 0.1}\n"
+    assert [p.request.config["seed"] for p in expand(text)] == [1, 2]
+    assert [p.request.config["seed"] for p in expand(text, "seed=5")] == [5, 5]
+    assert faults(text, "sead=5")[0].startswith("the command line: sead=5: there is no key")
+
+
+def test_set_changes_the_job_file() -> None:
+    text = "name: x\nresources: {cpus: 4}\noverrides: {training.lr: 0.1}\nafter: [{name: v, step: ensemble, from: {top: 3}}]\n"
+    (run, vote) = expand(text, sets=("resources.cpus=2", "overrides.training.lr=0.5", "after.0.from.top=1"))
+    assert run.request.resources.cpus == 2 and "training.lr=0.5" in run.request.overrides
+    assert vote.request.select == {"top": 1}
+    for wrong, said in (
+        ("resources.cpus", "path=value"),
+        ("after.7.name=x", "there is no item 7"),
+        ("name.x=1", "plain value"),
+    ):
+        assert any(said in line for line in faults(text, sets=(wrong,)))
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("a,b", ["a", "b"]),
+        ("[1,2],[3]", ["[1,2]", "[3]"]),
+        ("'a,b'", ["'a,b'"]),
+        ("{a:1,b:2}", ["{a:1,b:2}"]),
+        ("one", ["one"]),
+    ],
+)
+def test_commas_inside_brackets_and_quotes_do_not_separate(text: str, values: list[str]) -> None:
+    assert spec.split_values(text) == values
+
+
+def test_words_alone_make_a_matrix() -> None:
+    job = spec.from_overrides(["model=resnet34,resnet50", "data=baseline_aug", "training.batch_size=32"])
+    planned = submission.expand(job, HERE)
+    assert [p.request.name for p in planned] == ["001-resnet34", "002-resnet50"]
+    assert {p.request.config["batch_size"] for p in planned} == {32}
+    assert yaml.safe_load(job.source)["matrix"] == {"model": ["resnet34", "resnet50"]}
+    with pytest.raises(JobError, match=r"neither a job file nor key=value"):
+        spec.from_overrides(["resnet34"])
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: None, "there is no such file"),
+        (lambda path: path.mkdir(), "is a folder"),
+        (lambda path: path.write_bytes(b"\xff\xfe\x00"), "not text in UTF-8"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_clear_error(tmp_path: Path, make, said: str) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "job.yaml"
+    make(path)
+    with pytest.raises(JobError, match=said):
+        spec.load(path)
+
+
+def test_a_misspelt_job_file_names_the_nearest() -> None:
+    with pytest.raises(JobError, match=r"did you mean '.*jobs/benchmark\.yaml'"):
+        spec.load(REPOSITORY / "jobs" / "benchmrk.yaml")
+
+
+GOOD = """
+name: x
+matrix: {seed: [1, 2], data: [baseline_aug]}
+overrides: {model: resnet34}
+resources: {gpus: auto, memory: 4g}
+after:
+  - {name: v, step: ensemble, from: {top: 2}}
+"""
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+fields = st.sampled_from([*spec.JobSpec.model_fields, "nonsense"])
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.text(max_size=60) | st.binary(max_size=60).map(lambda b: b.decode("latin1")))
+def test_any_text_is_a_job_or_a_clear_error(text: str) -> None:
+    try:
+        expand(text)
+    except JobError as error:
+        assert str(error).strip()
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(fields, anything)
+def test_a_job_with_anything_in_a_field_is_a_job_or_a_clear_error(field: str, value: object) -> None:
+    job = {**yaml.safe_load(GOOD), field: value}
+    try:
+        expand(yaml.safe_dump(job))
+    except JobError as error:
+        assert str(error).strip()
+
+
+def test_the_readme_has_the_schemas_reference() -> None:
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert spec.reference() in text, "put the output of launcher.spec.reference() into the README"
