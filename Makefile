@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A wheel index for torch and torchvision, for a machine that needs another build than the default one:
 # make demo TORCH_INDEX=<the CPU index that pytorch.org names>
 TORCH_INDEX ?=
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint images/constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet --constraint images/constraints.txt
 SOURCES := launcher trainer tests
 
 .DEFAULT_GOAL := help
@@ -27,7 +27,7 @@ $(VENV)/.installed: pyproject.toml images/constraints.txt
 	@touch $@
 
 demo: install ## draw documents, train two models, ensemble them: the whole path in a few minutes
-	@test -d build/demo/documents || $(BIN)/python -m trainer sample-data build/demo/documents
+	@test -d build/demo/documents || $(BIN)/python -m trainer sample-data build/demo/documents --classes 10 --per-class 24
 	$(BIN)/launcher submit jobs/quickstart.yaml --engine native --data build/demo/documents --runs build/demo/runs
 
 test: install ## what CI runs: every test but the slow ones

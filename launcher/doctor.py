@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -113,7 +114,9 @@ def _data(given: str | None) -> Check:
 def _runs(root: Path) -> Check:
     parent = next(path for path in (root, *root.resolve().parents) if path.is_dir())
     free = shutil.disk_usage(parent).free / GIB
-    if not os.access(parent, os.W_OK):
+    try:
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError:
         return Check("runs", "missing", f"{parent}: cannot be written to", "--runs DIR, a folder of yours")
     if free < 20:
         return Check(

@@ -266,6 +266,11 @@ def find_submission(runs_root: Path, name: str | None = None) -> Path:
     raise RunError(f"{runs_root}: there is no submission '{name}'; {nearest(name, names)}")
 
 
+def fits(name: str, pattern: str) -> bool:
+    """Whether a run's name, with or without its number, fits a glob."""
+    return fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name.partition("-")[2], pattern)
+
+
 def find_run(runs_root: Path, name: str) -> Path:
     """The run `name`: a directory, `submission/run`, or a run of the latest submission that has one by that name, its
     number or a pattern. Raises RunError."""
@@ -280,7 +285,8 @@ def find_run(runs_root: Path, name: str) -> Path:
         for matches in (
             [p for p in paths if p.name == run],
             [p for p in paths if p.name.partition("-")[0].lstrip("0") == run.lstrip("0") and run.isdigit()],
-            [p for p in paths if p.name.partition("-")[2] == run or fnmatch.fnmatch(p.name, run)],
+            [p for p in paths if p.name.partition("-")[2] == run],
+            [p for p in paths if fits(p.name, run)],
         ):
             if len(matches) > 1:
                 raise RunError(f"'{name}' may be any of {', '.join(p.name for p in matches)}; say which")

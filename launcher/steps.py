@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,18 +40,13 @@ def members(select: dict[str, Any], submission: Path) -> list[Path]:
     if "top" in select:
         wanted = found[: int(select["top"])]
     elif "runs" in select:
-        wanted = [path for path in found if any(matches(path.name, pattern) for pattern in select["runs"])]
+        wanted = [path for path in found if any(runs.fits(path.name, pattern) for pattern in select["runs"])]
     if not wanted:
         names = ", ".join(path.name for path in found) or "none succeeded"
         raise RunError(
             f"no run of {submission.name} is left to work on: from: {json.dumps(select)} finds none of: {names}"
         )
     return wanted
-
-
-def matches(name: str, pattern: str) -> bool:
-    """Whether a run's name, with or without its number, fits a glob."""
-    return fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name.partition("-")[2], pattern)
 
 
 def resolve(request: RunRequest, submission: Path) -> RunRequest:

@@ -222,11 +222,11 @@ def _selected(job: Job, offset: int, select: dict[str, Any], trained: Sequence[R
     if "top" in select:
         return trained
     for position, pattern in enumerate(select["runs"]):
-        if not any(steps.matches(run.name, pattern) for run in trained):
+        if not any(runs.fits(run.name, pattern) for run in trained):
             place = job.document.place(("after", offset, "from", "runs", position))
             names = ", ".join(run.name for run in trained[:12])
             raise JobError(f"{place}: after.{offset}.from.runs: no run is called '{pattern}'; there are {names}")
-    return [run for run in trained if any(steps.matches(run.name, pattern) for pattern in select["runs"])]
+    return [run for run in trained if any(runs.fits(run.name, pattern) for pattern in select["runs"])]
 
 
 def refuse_misfits(planned: Sequence[Planned]) -> None:
