@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from launcher.document import Document, JobError, assign, parse, read
+from launcher.document import Document, JobError, assign, read
 from launcher.sizes import SizeError, parse_duration, parse_size
 from trainer.errors import nearest
 
@@ -147,12 +147,25 @@ class JobSpec(_Strict):
 
 
 class Job:
-    """A checked job with its document (for places in messages) and what the command line adds."""
+    """A checked job with its document (for places in messages) and what the command line adds.
 
-    def __init__(self, spec: JobSpec, document: Document, overrides: Sequence[str] = (), source: bytes = b"") -> None:
+    A `key=value` word replaces the axis `key` of the matrix where there is one; `key=a,b` is an axis in any case; every
+    other word is an override of all runs.
+    """
+
+    def __init__(self, spec: JobSpec, document: Document, words: Sequence[str] = (), source: bytes = b"") -> None:
+        self.axes: dict[str, list[str]] = {}
+        self.overrides: list[str] = []
+        for word in words:
+            key, _, text = word.partition("=")
+            values = split_values(text)
+            if key in spec.matrix or len(values) > 1:
+                self.axes[key] = values
+            else:
+                self.overrides.append(word)
+        self.matrix: dict[str, list[Any]] = {**spec.matrix, **self.axes}
         self.spec = spec
         self.document = document
-        self.overrides = list(overrides)
         self.source = source
         """The job file, byte for byte."""
 
@@ -172,35 +185,23 @@ def from_overrides(words: Sequence[str], settings: Sequence[str] = ()) -> Job:
     """The job that `key=value` words ask for; `a,b` is an axis of the matrix. Raises JobError."""
     import yaml
 
-    matrix: dict[str, list[str]] = {}
-    single: list[str] = []
-    for word in words:
-        key, separator, text = word.partition("=")
+    for position, word in enumerate(words):
+        key, separator, _ = word.partition("=")
         if not separator:
-            raise JobError(
-                f"{word}: neither a job file nor key=value; say for instance jobs/quickstart.yaml or model=resnet34"
-            )
-        values = split_values(text)
-        if len(values) > 1:
-            if key in matrix:
-                raise JobError(f"{word}: '{key}' is named twice")
-            matrix[key] = values
-        else:
-            single.append(word)
-    content: dict[str, Any] = {"name": "run" if not matrix else "multirun"}
-    if matrix:
-        content["matrix"] = matrix
-    document = parse(yaml.safe_dump(content, sort_keys=False), "the command line")
+            hint = "say for instance jobs/quickstart.yaml or model=resnet34"
+            raise JobError(f"{word}: neither a job file nor key=value; {hint}")
+        if key in [other.partition("=")[0] for other in words[:position]]:
+            raise JobError(f"{word}: '{key}' is named twice")
+    axes = {
+        key: values for key, _, text in (word.partition("=") for word in words) if len(values := split_values(text)) > 1
+    }
+    document = Document("the command line", {"name": "multirun" if axes else "run"})
     for setting in settings:
         document = assign(document, setting)
-    document = Document(document.path, document.content)
-    text = (
-        "# launcher submit "
-        + " ".join(words)
-        + "\n"
-        + yaml.safe_dump({**document.content, "overrides": dict(w.split("=", 1) for w in single)}, sort_keys=False)
-    )
-    return Job(_validate(document), document, single, text.encode())
+    single = dict(word.split("=", 1) for word in words if word.partition("=")[0] not in axes)
+    text = yaml.safe_dump({**document.content, "matrix": axes, "overrides": single}, sort_keys=False)
+    source = f"# launcher submit {' '.join(words)}\n{text}".encode()
+    return Job(_validate(document), document, words, source)
 
 
 def split_values(text: str) -> list[str]:

@@ -46,10 +46,10 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False) -> list[Planned]:
     Raises JobError with every fault of every run: each once, at the line that the value comes from.
     """
     spec = job.spec
-    entries = [] if _trains_nothing(job) else matrix.expand(spec.matrix, spec.exclude, spec.include)
+    entries = [] if _trains_nothing(job) else matrix.expand(job.matrix, spec.exclude, spec.include)
     faults = [
         f"{job.document.place(('exclude', position))}: exclude.{position}: leaves no combination out; check its values"
-        for position in matrix.unmatched(spec.matrix, spec.exclude)
+        for position in matrix.unmatched(spec.matrix, spec.exclude)  # of the file's own axes
     ]
     if not entries and not _trains_nothing(job):
         faults.append(f"{job.document.place(('exclude',))}: exclude leaves no run")
@@ -96,7 +96,7 @@ def _trains_nothing(job: Job) -> bool:
     """A job of steps alone, on the runs of an earlier submission."""
     spec = job.spec
     elsewhere = [step.from_ is None or step.from_.submission is not None for step in spec.after]
-    return not (spec.matrix or spec.include or spec.overrides or job.overrides) and bool(elsewhere) and all(elsewhere)
+    return not (job.matrix or spec.include or spec.overrides or job.overrides) and bool(elsewhere) and all(elsewhere)
 
 
 def _overrides(job: Job, entry: matrix.Entry) -> tuple[list[str], dict[str, tuple[str | int, ...] | None]]:
@@ -106,11 +106,13 @@ def _overrides(job: Job, entry: matrix.Entry) -> tuple[list[str], dict[str, tupl
     for key, value in job.spec.overrides.items():
         values[key], origins[key] = matrix.override_value(value), ("overrides", key)
     for key, value in entry.values.items():
-        values[key] = matrix.override_value(value)
+        values[key] = value if key in job.axes else matrix.override_value(value)
         axis = job.spec.matrix.get(key, [])
         position = next((i for i, v in enumerate(axis) if matrix.override_value(v) == values[key]), None)
         including = [i for i in entry.includes if key in job.spec.include[i]]
-        if including:
+        if key in job.axes:
+            origins[key] = None
+        elif including:
             origins[key] = ("include", including[-1], key)
         else:
             origins[key] = ("matrix", key) if position is None else ("matrix", key, position)

@@ -114,10 +114,20 @@ def test_every_fault_is_reported_at_once_and_each_once() -> None:
 
 
 def test_the_command_line_wins_over_the_matrix_and_that_over_overrides() -> None:
-    text = "matrix: {seed: [1, 2]}\noverrides: {seed: 9, training.lr: 0.1}\n"
+    text = "matrix: {seed: [1, 2]}\noverrides: {seed: 9, training.epochs: 3}\n"
     assert [p.request.config["seed"] for p in expand(text)] == [1, 2]
-    assert [p.request.config["seed"] for p in expand(text, "seed=5")] == [5, 5]
+    assert [p.request.config["epochs"] for p in expand(text, "training.epochs=5")] == [5, 5]
     assert faults(text, "sead=5")[0].startswith("the command line: sead=5: there is no key")
+
+
+def test_a_word_on_the_command_line_replaces_an_axis() -> None:
+    text = (
+        "matrix:\n  seed: [1, 2]\n  data: [baseline_aug, transformer_384]\nexclude: [{seed: 2, data: baseline_aug}]\n"
+    )
+    assert [p.request.config["seed"] for p in expand(text, "seed=1")] == [1, 1]
+    assert [p.request.config["seed"] for p in expand(text, "seed=7,8", "data=baseline_aug")] == [7, 8]
+    assert len(expand(text, "training.lr=0.1,0.2")) == 6
+    assert faults(text, "data=baseline_aug,basline")[0].startswith("the command line: data=basline")
 
 
 def test_set_changes_the_job_file() -> None:
