@@ -218,8 +218,11 @@ def is_locked(path: Path) -> bool:
 
 def mark_lost(run_dir: Path) -> bool:
     """Record as lost a run that is under way by its journal while no process holds it; True if that was so."""
-    if read_status(run_dir).state not in ("starting", "running"):
+    status = read_status(run_dir)
+    if status.state not in ("starting", "running"):
         return False
+    if status.figures.get("host", os.uname().nodename) != os.uname().nodename:
+        return False  # locks of another host do not show here
     with locked(run_dir / "exec.lock") as free:
         # Looked at again under the lock: it may have ended just now.
         if not free or read_status(run_dir).state not in ("starting", "running"):

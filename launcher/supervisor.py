@@ -148,7 +148,7 @@ class Supervision:
                 held.append(one)
             try:
                 self._resolve(run_dir)
-                runs.append_event(run_dir, "starting", devices=list(start.devices), engine=self.engine.name)
+                runs.append_event(run_dir, "starting", devices=list(start.devices), host=os.uname().nodename)
                 self.engine.start(run_dir, attempt, start.devices, held)
             except (OSError, RunError) as error:
                 if runs.read_status(run_dir).state in ("queued", "starting"):

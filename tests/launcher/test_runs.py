@@ -113,6 +113,11 @@ def test_a_run_without_a_process_is_marked_lost_but_not_one_with(run_dir: Path) 
     assert runs.mark_lost(run_dir) and runs.read_status(run_dir).state == "lost"
 
 
+def test_a_run_of_another_host_is_not_judged_from_here(run_dir: Path) -> None:
+    runs.append_event(run_dir, "starting", host="elsewhere")
+    assert not runs.mark_lost(run_dir) and runs.read_status(run_dir).state == "starting"
+
+
 def test_submissions_and_runs_are_found_by_what_people_type(run_dir: Path) -> None:
     root, submission = run_dir.parents[1], run_dir.parent
     for name in (None, submission.name, "job", "job-2026", str(submission)):
