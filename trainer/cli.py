@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
 import warnings
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
         return _dispatch(list(arguments))
     except TrainerError as error:
         prefix = "" if isinstance(error, StoppedError) else "error: "
-        print(f"{prefix}{error}", file=sys.stderr)
+        print(f"{prefix}{_message(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     except Exception as error:
         if os.environ.get("TRAINER_DEBUG"):
             raise
-        reason = " ".join(str(error).split()) or "no message"
+        reason = " ".join(_message(error).split()) or "no message"
         if isinstance(error, OSError):
             print(f"error: {reason}", file=sys.stderr)
         else:
@@ -58,6 +59,15 @@ def main(arguments: Sequence[str]) -> int:
                 file=sys.stderr,
             )
         return EXIT_FAILED
+
+
+def _message(error: Exception) -> str:
+    """The error's own words: what a DataLoader worker raised comes wrapped in that worker's traceback."""
+    text = str(error)
+    if "in DataLoader worker process" in text:
+        found = re.search(r"\n[\w.]+(?:Error|Exception): (?!.*\n[\w.]+(?:Error|Exception): )(.*)", text, re.S)
+        return found[1].strip() if found else text.splitlines()[0]
+    return text
 
 
 def _dispatch(arguments: list[str]) -> int:

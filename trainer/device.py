@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from trainer.config import Config
-from trainer.errors import ConfigError, DeviceMemoryError
+from trainer.errors import ConfigError, DeviceMemoryError, TrainerError
 
 FABRIC_PRECISION = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
 
@@ -93,11 +93,21 @@ def memory_in_use(device: str) -> int:
 
 @contextmanager
 def memory_errors(config: Config) -> Iterator[None]:
-    """Turn the device's out-of-memory errors into DeviceMemoryError with the manual's remedies, in its order."""
+    """Turn the device's out-of-memory errors into DeviceMemoryError with the manual's remedies, in its order, and
+    the host's into a TrainerError, since a container engine has the last word on those."""
     try:
         yield
     except RuntimeError as error:
         text = str(error)
+        if "DataLoader worker" in text and "killed by signal" in text:
+            raise TrainerError(
+                f"a process that loads images was killed ({' '.join(text.split())[:120]}): the host's memory or "
+                "/dev/shm is full; lower training.num_workers, or give containers more by --shm-size"
+            ) from None
+        if "DefaultCPUAllocator" in text:
+            raise TrainerError(
+                f"out of host memory: {' '.join(text.split())[-160:]}; lower training.micro_batch or data.img_size"
+            ) from None
         if not (isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in text):
             raise
         micro = config.training.micro_batch or config.training.batch_size

@@ -210,8 +210,10 @@ def _validate(job: Job) -> None:
             parts.append(job.net(images.to(job.fabric.device, non_blocking=True)).softmax(1).cpu())
             rows += batch_rows.tolist()
             job.reporter.beat(progress.epoch, progress.step, device.memory_in_use(job.device))
-            if _stop_asked(job):
-                _stop(job)  # this validation is due again when the run is resumed
+            # Alone it may stop here, and the validation is due again. Several processes have different numbers of
+            # batches, so that they can agree only afterwards.
+            if job.fabric.world_size == 1 and job.stop.requested:
+                _stop(job)
     rows, probabilities = _gather(job, rows, torch.cat(parts) if parts else torch.empty(0, len(job.table.class_names)))
     targets = torch.tensor([job.table.targets[row] for row in rows])
     if not bool(torch.isfinite(probabilities).all()):

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score
 
 from tests.trainer.conftest import TINY, write_documents
@@ -251,9 +252,9 @@ def test_sigterm_leaves_a_last_ckpt_from_which_the_run_ends_as_if_never_stopped(
 
 
 def test_two_processes_reach_the_f1_of_one(tmp_path: Path, documents: Path, train: Train) -> None:
-    """Distributed by gloo on the CPU: 13 validation images, an odd number, each counted once."""
+    """Distributed by gloo on the CPU: 13 validation images, each counted once, in 4 batches here and 3 there."""
     uneven = write_documents(tmp_path / "uneven", per_class=21)
-    words = ["model.name=test_vit", "data.img_size=160", "training.epochs=2", "training.batch_size=10"]
+    words = ["model.name=test_vit", "data.img_size=160", "training.epochs=2", "training.batch_size=4"]
     words += ["training.precision=fp32", "training.optimizer=sgd", "training.lr=0.01", "device=cpu"]
     assert train(tmp_path / "one", *words, data=uneven) == 0
     process = start(tmp_path / "two", uneven, *words, "devices=2")
@@ -298,6 +299,18 @@ def test_out_of_device_memory_ends_with_exit_code_75(
     monkeypatch.setattr(loop, "_step", full)
     assert train(tmp_path / "run", "training.batch_size=8") == 75
     assert "training.micro_batch=4 (same effective batch)" in capsys.readouterr().err
+
+
+def test_what_a_worker_raises_is_told_without_its_traceback(
+    tmp_path: Path, train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One image is smaller than the crop, which no rehearsal on one image of each class can see."""
+    small = write_documents(tmp_path / "small")
+    Image.new("RGB", (20, 20)).save(small / "train" / "1-003.jpg")
+    crop = "data.train_transforms=[{RandomCrop: {height: 56, width: 56}}, {Resize: {height: 64, width: 64}}]"
+    code = train(tmp_path / "run", crop, "training.num_workers=1", "training.epochs=1", "data.split_seed=1", data=small)
+    message = capsys.readouterr().err
+    assert code == 1 and "Traceback" not in message and "File" not in message and "crop" in message.lower(), message
 
 
 def test_a_diverged_run_says_so(tmp_path: Path, train: Train, capsys: pytest.CaptureFixture[str]) -> None:
