@@ -72,12 +72,11 @@ def _from_hub(config: ModelConfig, build: Callable[..., nn.Module]) -> nn.Module
             "give a file by model.weights=FILE, or start from scratch by model.pretrained=false"
         )
     cache = os.environ.get("CACHE_DIR")
-    if cache:  # one copy of the weights for every run that shares the cache
-        os.environ.setdefault("HF_HUB_CACHE", str(Path(cache) / "huggingface"))
-        os.environ.setdefault("TORCH_HOME", str(Path(cache) / "torch"))
+    # One copy of the weights for every run that shares the cache, unless the user keeps the hub's cache elsewhere.
+    own = cache and not {"HF_HOME", "HF_HUB_CACHE"} & set(os.environ)
     _offline_if_unreachable()
     try:
-        return build(pretrained=True)
+        return build(pretrained=True, cache_dir=Path(cache or "") / "weights" if own else None)
     except ConfigError:
         raise
     except Exception as error:  # hub clients raise their own, the operating system's and several HTTP libraries' errors
