@@ -126,14 +126,13 @@ def read_training(root: Path, config: DataConfig, faults_file: Path | None = Non
             faults.append(f"{place}: class '{name}' has one image: it cannot be trained on and validated; add one")
     faults += [f"{places[row]}: {reason}" for row, reason in unreadable(table.paths)]
     if faults:
-        if faults_file is not None:
-            write_text(faults_file, "\n".join(faults) + "\n")
-        shown = faults[:50]
-        if len(faults) > len(shown):
-            shown.append(f"… and {len(faults) - len(shown)} more" + (f": see {faults_file}" if faults_file else ""))
-        shown.append(
-            f"{len(faults)} fault{'s' * (len(faults) > 1)} in {root}: mend or remove what is named, then run again"
-        )
+        shown, more = faults[:50], len(faults) - 50
+        if more > 0:
+            shown.append(f"… and {more} more" + (f": see {faults_file}" if faults_file else ""))
+            if faults_file is not None:
+                write_text(faults_file, "\n".join(faults) + "\n")
+        plural = "s" * (len(faults) > 1)
+        shown.append(f"{len(faults)} fault{plural} in {root}: mend or remove what is named, then run again")
         raise DataError("\n".join(shown))
     for target, name in enumerate(table.class_names):
         if not counts[target]:

@@ -71,12 +71,9 @@ def _from_hub(config: ModelConfig, build: Callable[..., nn.Module]) -> nn.Module
             f"model.pretrained=true: timm has no weights for {config.name}; "
             "give a file by model.weights=FILE, or start from scratch by model.pretrained=false"
         )
-    cache = os.environ.get("CACHE_DIR")
-    # One copy of the weights for every run that shares the cache, unless the user keeps the hub's cache elsewhere.
-    own = cache and not {"HF_HOME", "HF_HUB_CACHE"} & set(os.environ)
     _offline_if_unreachable()
     try:
-        return build(pretrained=True, cache_dir=Path(cache or "") / "weights" if own else None)
+        return build(pretrained=True, cache_dir=_cache(cfg.hf_hub_id))
     except ConfigError:
         raise
     except Exception as error:  # hub clients raise their own, the operating system's and several HTTP libraries' errors
@@ -87,6 +84,16 @@ def _from_hub(config: ModelConfig, build: Callable[..., nn.Module]) -> nn.Module
             f"had over the network ({reason[:160]}). Give a file by model.weights=FILE (.safetensors or a state dict), "
             "or start from scratch by model.pretrained=false"
         ) from None
+
+
+def _cache(hub_id: str | None) -> Path | None:
+    """Where the hub's client keeps weights: baked into an image, in the cache that runs share, or (None) its own place,
+    which a user may have set by HF_HOME."""
+    baked = os.environ.get("BAKED_WEIGHTS")
+    if baked and hub_id and (Path(baked) / f"models--{hub_id.replace('/', '--')}").is_dir():
+        return Path(baked)
+    cache = os.environ.get("CACHE_DIR")
+    return Path(cache) / "weights" if cache and not {"HF_HOME", "HF_HUB_CACHE"} & set(os.environ) else None
 
 
 def _offline_if_unreachable() -> None:

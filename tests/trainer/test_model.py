@@ -27,19 +27,20 @@ def test_pretrained_without_network_or_cache_says_how_to_provide_weights(
         model.create(ModelConfig("resnet18"), 3, 64)
 
 
-def test_pretrained_weights_are_found_in_the_shared_cache_without_a_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("variable", "folder"), [("CACHE_DIR", "weights"), ("BAKED_WEIGHTS", ".")])
+def test_pretrained_weights_are_found_in_a_cache_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, folder: str
 ) -> None:
-    """In the layout in which the hub's client keeps them."""
+    """That of the runs, or one baked into an image, in the layout in which the hub's client keeps them."""
     source = timm.create_model("test_resnet", num_classes=1000)
-    stored = tmp_path / "weights" / ("models--" + source.pretrained_cfg["hf_hub_id"].replace("/", "--"))
+    stored = tmp_path / folder / ("models--" + source.pretrained_cfg["hf_hub_id"].replace("/", "--"))
     (stored / "snapshots" / "abc").mkdir(parents=True)
     (stored / "refs").mkdir()
     (stored / "refs" / "main").write_text("abc")
     save_file(source.state_dict(), stored / "snapshots" / "abc" / "model.safetensors")
-    for name in ("HF_HOME", "HF_HUB_CACHE"):
+    for name in ("HF_HOME", "HF_HUB_CACHE", "CACHE_DIR", "BAKED_WEIGHTS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv(variable, str(tmp_path))
     made = model.create(ModelConfig("test_resnet"), 3, 64)
     key = "layer1.0.conv1.weight"
     assert torch.equal(made.state_dict()[key], source.state_dict()[key])

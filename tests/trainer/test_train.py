@@ -152,8 +152,8 @@ def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
     assert rates[20] == max(rates) == pytest.approx(training.lr)
     assert rates[60] == pytest.approx((training.lr + training.min_lr) / 2, rel=1e-6)
     assert loop.learning_rate(training, 100, 10, 100) == pytest.approx(training.min_lr)
-    assert all(a < b for a, b in itertools.pairwise(rates))
-    assert all(a > b for a, b in itertools.pairwise(rates))
+    assert all(a < b for a, b in itertools.pairwise(rates[:21]))
+    assert all(a > b for a, b in itertools.pairwise(rates[20:]))
     training.scheduler = "constant"
     assert loop.learning_rate(training, 99, 10, 100) == training.lr
 

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# A base image for places without a registry: Debian with python3, made from Debian's packages and imported.
+# usage: images/make-base.sh [NAME]        then: docker build --build-arg BASE_IMAGE=NAME …
+# Needs mmdebstrap and docker. A site's own CA bundle (SSL_CERT_FILE, else the host's) goes into the image, so that pip
+# and apt can check certificates behind a proxy that signs its own.
+set -euo pipefail
+name=${1:-document-classifier-base:bookworm}
+bundle=${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}
+mmdebstrap --quiet --variant=minbase --include=python3,python3-venv,ca-certificates \
+    --customize-hook="copy-in $bundle /etc/ssl/certs" bookworm - |
+    docker import --change 'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' - "$name"
