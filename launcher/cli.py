@@ -146,7 +146,8 @@ def resume(name: str | None, gpus: str | None, machine: str | None, runs_root: P
             )
         again = submission.requeue(directory)
         limit = submission.read(directory).get("max_parallel")
-    click.echo(f"{directory.name}: {len(again)} runs queued again" + (f": {', '.join(again)}" if again else ""))
+    what = f"{len(again)} runs queued again: {', '.join(again)}" if again else "nothing to repeat"
+    click.echo(f"{directory.name}: goes on; {what}")
     return _drive(directory, found, limit)
 
 

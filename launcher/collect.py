@@ -187,8 +187,9 @@ def places(submission: Path) -> list[tuple[str, str]]:
     found = [("leaderboard", submission / "leaderboard.csv"), ("runs", submission)]
     for run_dir in runs.list_runs(submission):
         request = runs.read_request(run_dir)
-        if runs.read_status(run_dir).state in runs.GOOD and request.kind in ("ensemble", "predict"):
-            kept = [run_dir / name for name in ("ensemble.json", "submission.csv") if (run_dir / name).exists()]
+        if runs.read_status(run_dir).state in runs.GOOD and request.kind != "train":
+            names = ("ensemble.json", "submission.csv", "analysis_results")
+            kept = [run_dir / name for name in names if (run_dir / name).exists()]
             found += [(request.kind, path) for path in kept]
     champion = submission.parent / "champion" / "best_model.ckpt"
     found += [("champion", champion)] if champion.exists() else []

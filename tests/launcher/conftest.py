@@ -45,7 +45,8 @@ class Lab:
     def runs(self) -> Path:
         return self.root / "runs"
 
-    def _arguments(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
+        """Of `subprocess.run`, for a command in the lab."""
         environment = {
             **os.environ,
             "PYTHONPATH": str(FAKE),
@@ -60,12 +61,12 @@ class Lab:
 
     def launcher(self, *words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "launcher", *words]
-        return subprocess.run(command, capture_output=True, **self._arguments())
+        return subprocess.run(command, capture_output=True, **self.arguments())
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "launcher", *words]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        process = subprocess.Popen(command, start_new_session=True, **pipes, **self._arguments())
+        process = subprocess.Popen(command, start_new_session=True, **pipes, **self.arguments())
         self.processes.append(process)
         return process
 

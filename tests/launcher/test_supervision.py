@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -336,3 +337,29 @@ def test_a_wrong_call_is_one_clear_error_and_leaves_nothing(lab: Lab, words: lis
     assert done.returncode == code, done.stderr
     assert said in done.stderr and "Traceback" not in done.stderr
     assert not lab.runs.exists() or not list(lab.runs.iterdir())
+
+
+@pytest.fixture
+def small_group() -> Iterator[Path]:
+    """A control group with 300 MB, of either version."""
+    root = Path("/sys/fs/cgroup")
+    v1 = (root / "memory").is_dir()
+    group = root / ("memory" if v1 else "") / f"launcher-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / ("memory.limit_in_bytes" if v1 else "memory.max")).write_text(str(300 * 2**20))
+    except OSError as error:
+        pytest.skip(f"no control group can be made here ({error.strerror}): this needs root and a writable {root}")
+    yield group
+    wait_for(lambda: not (group / "cgroup.procs").read_text().strip(), "its processes to end")
+    group.rmdir()
+
+
+def test_a_run_that_the_kernel_kills_for_memory_is_told_from_one_that_was_killed(lab: Lab, small_group: Path) -> None:
+    lab.plan = {"*": {"megabytes": 600}}
+    job = lab.job(seeds(1))
+    enter = f"echo $$ > {small_group}/cgroup.procs; exec {sys.executable} -m launcher submit {job}"
+    done = subprocess.run(["bash", "-c", enter], capture_output=True, **lab.arguments())
+    assert done.returncode == 1, done.stderr
+    assert lab.status("1").state == "out_of_host_memory" and "for want of memory" in lab.status("1").reason
+    assert "0.3 GiB" in done.stdout, "the machine's memory is what the group allows"

@@ -37,6 +37,7 @@ def stop(number: int, frame: object) -> None:
 signal.signal(signal.SIGTERM, stop)
 note("begin")
 print("working", flush=True)
+ballast = bytearray(plan.get("megabytes", 0) * 2**20)
 deadline = time.monotonic() + plan.get("seconds", 0.05)
 while time.monotonic() < deadline or (plan.get("until") and not Path(plan["until"]).exists()):
     time.sleep(0.01)
