@@ -111,8 +111,11 @@ def submit(
     Ends with 0 when all succeeded, 1 when some did not, 64 for a bad job, 65 without data, 130 when stopped. Ctrl-C
     stops the runs with their checkpoints, a second one at once.
     """
-    from launcher import plans, submission
+    from launcher import doctor, plans, submission
 
+    missing = doctor.missing_packages()
+    if missing:
+        raise RefusedError(f"runs need what is not installed here: {', '.join(missing)}\nsay: {doctor.INSTALL}", 1)
     with refusals():
         job, found = _job(words, settings), _machine(machine, gpus)
         planned = submission.expand(job, found, cpu_only)
@@ -282,11 +285,11 @@ def matrix(machine: str | None, as_json: bool) -> None:
     click.echo(compatibility.NOTE)
 
 
-@cli.command()
+@cli.command("doctor")
 @click.option("--data", metavar="DIR", help="Data folder to look at.")
 @json_option
 @runs_option
-def doctor(data: str | None, as_json: bool, runs_root: Path) -> int:
+def doctor_command(data: str | None, as_json: bool, runs_root: Path) -> int:
     """Say what this machine lacks for training, and the command that mends it."""
     from launcher.doctor import MARKS, examine
 

@@ -49,12 +49,18 @@ def _python() -> Check:
     return Check("python", "ok", platform.python_version())
 
 
-def _trainer() -> Check:
-    """The distributions of the `train` extra, by their metadata: importing torch would take seconds."""
+INSTALL = "pip install -c images/constraints.txt -e '.[train]'"
+
+
+def missing_packages() -> list[str]:
+    """What of the `train` extra is not installed, by the distributions' metadata: importing torch would take seconds.
+
+    Empty also where the project itself runs uninstalled, and so nothing is known of what it needs.
+    """
     try:
         requirements = importlib.metadata.requires("document-classifier-jobs") or []
     except importlib.metadata.PackageNotFoundError:
-        return Check("trainer", "missing", "the project is not installed", "make install")
+        return []
     wanted = [
         re.split(r"[<>=!~; \[]", line)[0] for line in requirements if 'extra == "train"' in line.replace("'", '"')
     ]
@@ -64,16 +70,18 @@ def _trainer() -> Check:
             importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             missing.append(name)
+    return missing
+
+
+def _trainer() -> Check:
+    missing = missing_packages()
     if missing:
-        return Check(
-            "trainer",
-            "missing",
-            f"not installed: {', '.join(missing)}",
-            "pip install -c images/constraints.txt -e '.[train]'",
-        )
-    return Check(
-        "trainer", "ok", f"torch {importlib.metadata.version('torch')}, timm {importlib.metadata.version('timm')}"
-    )
+        return Check("trainer", "missing", f"not installed: {', '.join(missing)}", INSTALL)
+    try:
+        versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "timm")]
+    except importlib.metadata.PackageNotFoundError as error:
+        return Check("trainer", "missing", f"not installed: {error.name}", INSTALL)
+    return Check("trainer", "ok", ", ".join(versions))
 
 
 def _accelerator() -> list[Check]:

@@ -216,8 +216,9 @@ def is_locked(path: Path) -> bool:
         os.close(descriptor)
 
 
-def mark_lost(run_dir: Path) -> bool:
-    """Record as lost a run that is under way by its journal while no process holds it; True if that was so."""
+def mark_lost(run_dir: Path, state: Literal["lost", "cancelled"] = "lost") -> bool:
+    """Record as lost (or as cancelled, where it was asked to stop) a run that is under way by its journal while no
+    process holds it; True if that was so."""
     status = read_status(run_dir)
     if status.state not in ("starting", "running"):
         return False
@@ -227,7 +228,8 @@ def mark_lost(run_dir: Path) -> bool:
         # Looked at again under the lock: it may have ended just now.
         if not free or read_status(run_dir).state not in ("starting", "running"):
             return False
-        append_event(run_dir, "lost", reason="its process vanished without a word (killed, or the machine went down)")
+        vanished = "its process vanished without a word (killed, or the machine went down)"
+        append_event(run_dir, state, reason=vanished if state == "lost" else "stopped while it started")
         return True
 
 

@@ -61,7 +61,8 @@ class Supervision:
         """The run's status as its journal has it; told to `on_event` when it changed."""
         status = runs.read_status(self.dir(name))
         if status.state in ("starting", "running") and not self.engine.alive(self.dir(name)):
-            runs.mark_lost(self.dir(name))
+            # A request to stop may come before a starting process can hear it.
+            runs.mark_lost(self.dir(name), "cancelled" if self.asked else "lost")
             status = runs.read_status(self.dir(name))
         if self.shown.get(name) != (status.state, status.attempt):
             self.shown[name] = (status.state, status.attempt)

@@ -51,7 +51,10 @@ def main(arguments: Sequence[str]) -> int:
         if os.environ.get("TRAINER_DEBUG"):
             raise
         reason = " ".join(_message(error).split()) or "no message"
-        if isinstance(error, OSError):
+        if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("trainer"):
+            say = "pip install -c images/constraints.txt -e '.[train]'"
+            print(f"error: the trainer needs a package that is not installed: {error.name}; {say}", file=sys.stderr)
+        elif isinstance(error, OSError):
             print(f"error: {reason}", file=sys.stderr)
         else:
             print(
