@@ -318,12 +318,18 @@ def _job(words: tuple[str, ...], settings: tuple[str, ...]) -> Job:
     from launcher import spec
 
     first, rest = words[0], words[1:]
-    if "=" in first and not Path(first).exists():
+    if "=" in first and not _is_file(first):
         return spec.from_overrides(words, settings)
     for word in rest:
         if "=" not in word:
             raise RefusedError(f"{word}: a job file is named already ({first}); further words are key=value", 64)
     return spec.load(Path(first), rest, settings)
+
+
+def _is_file(word: str) -> bool:
+    with contextlib.suppress(OSError):  # a word too long for a file name is none
+        return Path(word).is_file()
+    return False
 
 
 def _machine(name: str | None, gpus: str | None) -> Machine:
@@ -336,7 +342,7 @@ def _print(renderable: Any) -> None:
     """A table: fitted to a terminal, unfolded in a file or pipe."""
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 220, highlight=False).print(renderable)
+    Console(width=None if sys.stdout.isatty() else 220, highlight=False, markup=False).print(renderable)
 
 
 def _shown(path: Path) -> str:

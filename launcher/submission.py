@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -280,8 +281,8 @@ def create(
         raise RunError(
             f"{runs_root}: cannot be written to ({error.strerror}); name another folder by --runs DIR"
         ) from None
+    name = _reserve(runs_root, f"{job.spec.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     try:
-        name = _free_name(runs_root, f"{job.spec.name}-{time.strftime('%Y%m%d-%H%M%S')}")
         requests = [
             dataclasses.replace(
                 each.request,
@@ -316,12 +317,20 @@ def create(
         raise RunError(f"{runs_root}: the submission cannot be written: {error.strerror}") from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (runs_root / name).rmdir()  # the reservation, where nothing was moved over it
     return runs_root / name
 
 
-def _free_name(runs_root: Path, name: str) -> str:
-    taken = (name, *(f"{name}-{number}" for number in range(2, 1000)))
-    return next(each for each in taken if not (runs_root / each).exists())
+def _reserve(runs_root: Path, name: str) -> str:
+    """Take a name that no other submission has, also one of the same second, by an empty folder in its place."""
+    for each in (name, *(f"{name}-{number}" for number in range(2, 10_000))):
+        try:
+            (runs_root / each).mkdir()
+        except FileExistsError:
+            continue
+        return each
+    raise RunError(f"{runs_root}: there are thousands of submissions called {name}; wait a second")
 
 
 def _git_sha() -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from trainer.config import Config, from_dict
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, TrainerError
 from trainer.files import replacing
 
 FORMAT = 1
@@ -40,8 +40,22 @@ class Checkpoint:
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Replace `path` by the checkpoint, whole or not at all."""
     content = {"format": FORMAT, **{name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__}}
+    write(path, content)
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Replace `path` by what torch.save makes of `content`. Raises TrainerError when the disk is full; what stood at
+    `path` then still does."""
     with replacing(path) as temporary:
-        torch.save(content, temporary)
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # torch's writer does not say what the operating system said
+            if "inline_container" not in str(error):
+                raise
+            raise TrainerError(
+                f"{path}: could not be written: the disk is full, or nearly so; make room, then go on with resume=auto "
+                "(training.keep_top=1 keeps fewer checkpoints)"
+            ) from None
 
 
 def load(path: Path) -> Checkpoint:

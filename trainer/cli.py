@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import sys
@@ -179,7 +180,7 @@ def _parse(parser: _Parser, arguments: Sequence[str]) -> argparse.Namespace:
     for argument in arguments:
         key, separator, value = argument.partition("=")
         name = "--" + key.lstrip("-").removeprefix("training.")
-        if separator and not Path(argument).exists():
+        if separator and not _is_file(argument):
             if name not in known:
                 raise ConfigError(f"{argument}: there is no option '{key}'; {nearest(name, known)}")
             words += [name, value]
@@ -188,6 +189,12 @@ def _parse(parser: _Parser, arguments: Sequence[str]) -> argparse.Namespace:
         else:
             words.append(argument)
     return parser.parse_args(words)
+
+
+def _is_file(word: str) -> bool:
+    with contextlib.suppress(OSError):  # a word too long for a file name is none
+        return Path(word).is_file()
+    return False
 
 
 def _output(given: Path | None) -> Path:

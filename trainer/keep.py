@@ -107,20 +107,19 @@ def save_last(job: Job) -> None:
     if not job.chief:
         return
     scaler = getattr(job.fabric.strategy.precision, "scaler", None)
-    with replacing(job.run_dir / "last.ckpt") as temporary:
-        torch.save(
-            {
-                "last_format": LAST_FORMAT,
-                "model": job.normalized.state_dict(),
-                "optimizer": job.optimizer.optimizer.state_dict(),
-                "scaler": scaler.state_dict() if scaler is not None else None,
-                "progress": {**vars(job.progress), "loss_sum": float(job.loss_sum)},
-                "class_names": job.table.class_names,
-                "split_fingerprint": job.split.fingerprint,
-                "config": to_dict(job.config),
-            },
-            temporary,
-        )
+    checkpoint.write(
+        job.run_dir / "last.ckpt",
+        {
+            "last_format": LAST_FORMAT,
+            "model": job.normalized.state_dict(),
+            "optimizer": job.optimizer.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "progress": {**vars(job.progress), "loss_sum": float(job.loss_sum)},
+            "class_names": job.table.class_names,
+            "split_fingerprint": job.split.fingerprint,
+            "config": to_dict(job.config),
+        },
+    )
 
 
 def read_last(path: Path) -> dict[str, Any]:

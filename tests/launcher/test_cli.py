@@ -98,6 +98,11 @@ def test_doctor_says_what_is_missing_and_how_to_mend_it() -> None:
     assert launcher("doctor", "--runs", "/proc/runs").returncode == 1
 
 
+def test_a_word_longer_than_any_file_name_is_a_word() -> None:
+    done = launcher("plan", "seed=" + ",".join(map(str, range(100))), "--json")
+    assert len(json.loads(done.stdout)["runs"]) == 100
+
+
 def test_help_and_version() -> None:
     assert launcher("--version").stdout.strip() == "0.1.0"
     out = launcher("-h").stdout

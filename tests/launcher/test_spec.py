@@ -157,6 +157,11 @@ def test_commas_inside_brackets_and_quotes_do_not_separate(text: str, values: li
     assert spec.split_values(text) == values
 
 
+def test_a_thousand_values_are_a_thousand_runs() -> None:
+    job = spec.from_overrides(["seed=" + ",".join(map(str, range(1000)))])
+    assert len(submission.expand(job, HERE)) == 1000
+
+
 def test_words_alone_make_a_matrix() -> None:
     job = spec.from_overrides(["model=resnet34,resnet50", "data=baseline_aug", "training.batch_size=32"])
     planned = submission.expand(job, HERE)

@@ -47,6 +47,14 @@ def test_a_submission_leaves_every_run_succeeded_and_a_leaderboard(lab: Lab) -> 
     assert "004-vote" in done.stdout and "0.9500" in done.stdout and "submission.csv" not in done.stderr
 
 
+def test_submissions_of_the_same_second_do_not_meet(lab: Lab) -> None:
+    job, machine = lab.job(seeds(1)), lab.machine()
+    processes = [lab.start("submit", job, machine) for _ in range(6)]
+    assert [process.wait(60) for process in processes] == [0] * 6
+    assert len(runs.list_submissions(lab.runs)) == 6 and len(lab.journal("end")) == 6
+    assert not list(lab.runs.glob(".new-*"))
+
+
 def test_the_job_file_is_kept_byte_for_byte(lab: Lab) -> None:
     text = "# a comment, ümlauts\n" + seeds(1) + "\n\n"
     lab.launcher("submit", lab.job(text), lab.machine())
@@ -58,7 +66,7 @@ def test_failed_runs_stop_no_others_and_steps_take_what_succeeded(lab: Lab) -> N
         "seed0": {"exit": 64, "print": "error: training.lr=0: must be more"},
         "seed1": {"exit": 65, "print": "error: train.csv:7: the file is missing"},
         "seed2": {"exit": 75, "print": "error: out of device memory at micro-batch 16"},
-        "seed3": {"exit": 3},
+        "seed3": {"exit": 3, "print": "error: [enforce fail at x.cc:1] odd"},
         "seed4": {"signal": int(signal.SIGKILL)},
         "seed5": {"signal": int(signal.SIGSEGV)},
     }
@@ -80,7 +88,7 @@ def test_failed_runs_stop_no_others_and_steps_take_what_succeeded(lab: Lab) -> N
     assert "micro-batch 16" in lab.status("seed2").reason
     assert lab.status("seed3").reason.startswith("exit code 3") and lab.status("seed3").figures["exit_code"] == 3
     assert "SIGKILL" in lab.status("seed4").reason and "SIGSEGV" in lab.status("seed5").reason
-    assert "launcher logs" in done.stdout
+    assert "launcher logs" in done.stdout and "[enforce fail at x.cc:1] odd" in done.stdout
 
 
 def test_a_step_without_a_run_to_work_on_fails_and_takes_its_followers_along(lab: Lab) -> None:
