@@ -124,6 +124,9 @@ def read_training(root: Path, config: DataConfig, faults_file: Path | None = Non
         if counts[target] == 1:
             place = places[table.targets.index(target)]
             faults.append(f"{place}: class '{name}' has one image: it cannot be trained on and validated; add one")
+    if len(counts) == 1:
+        only = table.class_names[table.targets[0]]
+        faults.append(f"{root}: all {len(table)} images are of one class, '{only}': there is nothing to tell apart")
     faults += [f"{places[row]}: {reason}" for row, reason in unreadable(table.paths)]
     if faults:
         shown, more = faults[:50], len(faults) - 50

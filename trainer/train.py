@@ -40,7 +40,10 @@ def train(config: Config, run_dir: Path, stop: Stop) -> dict[str, Any]:
     train_view = Augmentation(config.data.train_transforms, "data.train_transforms", config.data.img_size, config.seed)
     val_view = Augmentation(config.data.val_transforms, "data.val_transforms", config.data.img_size, config.seed)
     root = data.data_root(config.data)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{run_dir}: cannot be made ({error.strerror}); name another folder by RUN_DIR") from None
     table = data.read_training(root, config.data, run_dir / "data_faults.txt")
     split = data.split(table, config.data)
     _check_batch(config, len(split.train))

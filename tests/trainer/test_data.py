@@ -100,6 +100,13 @@ def test_a_broken_table_is_one_clear_error(tmp_path: Path, file: str, content: s
     assert said in str(raised.value)
 
 
+def test_one_class_alone_is_nothing_to_train_on(tmp_path: Path) -> None:
+    root = write_documents(tmp_path / "data")
+    lines = (root / "train.csv").read_text().splitlines()
+    (root / "train.csv").write_text("\n".join([lines[0], *(line for line in lines[1:] if line.endswith(",0"))]))
+    assert "all 12 images are of one class, 'stripes'" in faults(root)
+
+
 def test_a_missing_folder_names_the_ways_to_give_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match=r"nowhere: the data folder \(DATA_DIR\) does not exist.*sample-data"):

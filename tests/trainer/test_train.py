@@ -211,6 +211,14 @@ def test_a_directory_with_a_run_in_it_is_not_overwritten(
     assert (tmp_path / "run" / "best.ckpt").read_bytes() == before
 
 
+def test_a_run_directory_that_cannot_be_made_is_one_clear_error(
+    tmp_path: Path, train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert train(tmp_path / "file", "training.max_steps=1") == 64
+    assert "name another folder by RUN_DIR" in capsys.readouterr().err
+
+
 def start(run: Path, documents: Path, *words: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "trainer", "train", *TINY, *words]
     environment = {**os.environ, "RUN_DIR": str(run), "DATA_DIR": str(documents)}
