@@ -93,7 +93,7 @@ def open_image(path: Path) -> Image.Image:
         rgba = image.convert("RGBA")
         paper = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         image = Image.alpha_composite(paper, rgba)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def find_image(root: Path, image_id: str, folder: str = "train") -> Path | None:
