@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,9 @@ def train(config: Config, run_dir: Path, stop: Stop) -> dict[str, Any]:
         strategy="ddp" if devices > 1 else "auto",
         precision=device.FABRIC_PRECISION[precision],  # type: ignore[arg-type]
     )
+    if devices > 1:
+        # A default that has the time in it is made once, not by each process.
+        os.environ["RUN_DIR"] = str(run_dir.resolve())
     fabric.launch()
     stop.listen()  # launching may have replaced the handlers
     device.limit_memory(chosen)

@@ -265,13 +265,15 @@ def test_two_processes_reach_the_f1_of_one(tmp_path: Path, documents: Path, trai
     words = ["model.name=test_vit", "data.img_size=160", "training.epochs=2", "training.batch_size=4"]
     words += ["training.precision=fp32", "training.optimizer=sgd", "training.lr=0.01", "device=cpu"]
     assert train(tmp_path / "one", *words, data=uneven) == 0
-    process = start(tmp_path / "two", uneven, *words, "devices=2")
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    one, two = summary(tmp_path / "one"), summary(tmp_path / "two")
+    command = [sys.executable, "-m", "trainer", "train", *TINY, *words, "devices=2"]
+    environment = {**os.environ, "DATA_DIR": str(uneven)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (made,) = (tmp_path / "outputs").iterdir()
+    one, two = summary(tmp_path / "one"), summary(made)
     assert (one["devices"], two["devices"]) == (1, 2) and one["val_images"] == two["val_images"] == 13
     assert two["val_f1"] == pytest.approx(one["val_f1"], abs=1e-6)
-    a, b = weights(tmp_path / "one" / "last.ckpt"), weights(tmp_path / "two" / "last.ckpt")
+    a, b = weights(tmp_path / "one" / "last.ckpt"), weights(made / "last.ckpt")
     for key, value in a.items():
         torch.testing.assert_close(b[key], value, rtol=1e-3, atol=1e-5)
 
