@@ -9,7 +9,7 @@ ROOT = Path("/sys/fs/cgroup")
 
 def memory_limit() -> int | None:
     """The smallest memory limit, bytes, of the groups that this process is in; None where there is none."""
-    limits = [_number(folder / name) for folder, name in _files("memory.max", "memory.limit_in_bytes")]
+    limits = [number(folder / name) for folder, name in _files("memory.max", "memory.limit_in_bytes")]
     found = [limit for limit in limits if limit is not None and limit < 2**60]
     return min(found) if found else None
 
@@ -40,11 +40,17 @@ def oom_kills() -> int:
     return total
 
 
-def _files(v2: str, v1: str) -> list[tuple[Path, str]]:
+def peak_files(pid: int) -> list[Path]:
+    """Where the kernel says how many bytes the group of a process has held at most: file caches count, too."""
+    found = _files("memory.peak", "memory.max_usage_in_bytes", str(pid))
+    return [folder / name for folder, name in found if folder not in (ROOT, ROOT / "memory")][:1]
+
+
+def _files(v2: str, v1: str, pid: str = "self") -> list[tuple[Path, str]]:
     """Where the files may stand: in the process's own group and in the root that a container sees."""
     found: list[tuple[Path, str]] = []
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
     except OSError:
         return []
     for line in lines:
@@ -58,7 +64,8 @@ def _files(v2: str, v1: str) -> list[tuple[Path, str]]:
     return [(folder, name) for folder, name in found if (folder / name).is_file()]
 
 
-def _number(path: Path) -> int | None:
+def number(path: Path) -> int | None:
+    """The number in a file of a control group; None where there is none."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):

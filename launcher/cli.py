@@ -15,6 +15,7 @@ import click
 from launcher import __version__
 
 if TYPE_CHECKING:
+    from launcher.choice import Choice
     from launcher.machine import Machine
     from launcher.spec import Job
 
@@ -99,7 +100,12 @@ def plan(
 
 @cli.command()
 @job_options
-@click.option("--engine", type=click.Choice(["auto", "native"]), default="auto", help="How runs are executed.")
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "docker", "native"]),
+    default="auto",
+    help="How runs are executed. auto: docker where an engine and a matching image are there, else native.",
+)
 @click.option("--data", metavar="DIR", help="Data folder (default: $DATA_DIR, else data).")
 @runs_option
 def submit(
@@ -111,24 +117,23 @@ def submit(
     Ends with 0 when all succeeded, 1 when some did not, 64 for a bad job, 65 without data, 130 when stopped. Ctrl-C
     stops the runs with their checkpoints, a second one at once.
     """
-    from launcher import doctor, plans, submission
+    from launcher import choice, plans, submission
 
-    missing = doctor.missing_packages()
-    if missing:
-        raise RefusedError(f"runs need what is not installed here: {', '.join(missing)}\nsay: {doctor.INSTALL}", 1)
     with refusals():
         job, found = _job(words, settings), _machine(machine, gpus)
-        planned = submission.expand(job, found, cpu_only)
+        wants_gpus = bool(found.devices) and not cpu_only and job.spec.resources.gpus != 0
+        chosen = choice.choose(engine, job.spec.image, found, wants_gpus)
+        planned = submission.expand(job, chosen.machine, cpu_only)
         submission.refuse_misfits(planned)
         submission.check_sources(job, runs_root)
         data_dir = submission.find_data(data, planned)
-        directory = submission.create(job, planned, runs_root.resolve(), data_dir, found, "native")
-        remarks = plans.remarks(job, planned, found)
-    chosen = "native processes" + (" (auto: the one engine there is)" if engine == "auto" else "")
-    click.echo(f"{directory.name}: {len(planned)} runs as {chosen}, on {found.describe()}")
-    for line in remarks:
+        choice.check_readable(data_dir, runs_root, chosen)
+        directory = submission.create(job, planned, runs_root.resolve(), data_dir, chosen)
+        remarks = plans.remarks(job, planned, chosen.machine, native=chosen.image is None)
+    click.echo(f"{directory.name}: {len(planned)} runs as {chosen.said}, on {chosen.machine.describe()}")
+    for line in (*chosen.warnings, *remarks):
         click.echo(line)
-    return _drive(directory, found, job.spec.max_parallel)
+    return _drive(directory, chosen, job.spec.max_parallel)
 
 
 @cli.command()
@@ -138,29 +143,29 @@ def submit(
 @runs_option
 def resume(name: str | None, gpus: str | None, machine: str | None, runs_root: Path) -> int:
     """Go on with a submission: what was queued, lost or stopped, each from its last checkpoint."""
-    from launcher import runs, submission
+    from launcher import choice, runs, submission
 
     with refusals():
         directory = runs.find_submission(runs_root, name).resolve()
-        found = _machine(machine, gpus)
+        written = submission.read(directory)
+        chosen = choice.again(str(written.get("engine")), _machine(machine, gpus))
         if runs.is_locked(directory / "supervisor.lock"):
             raise RefusedError(
                 f"{directory.name}: another launcher drives it; see it: launcher status {directory.name}", 1
             )
         again = submission.requeue(directory)
-        limit = submission.read(directory).get("max_parallel")
     what = f"{len(again)} runs queued again: {', '.join(again)}" if again else "nothing to repeat"
     click.echo(f"{directory.name}: goes on; {what}")
-    return _drive(directory, found, limit)
+    return _drive(directory, chosen, written.get("max_parallel"))
 
 
-def _drive(directory: Path, machine: Machine, max_parallel: int | None) -> int:
+def _drive(directory: Path, chosen: Choice, max_parallel: int | None) -> int:
     """Supervise to the end, print what happens, then what came of it."""
     from launcher import collect, plans, supervisor, watch
-    from launcher.engines.native import NativeEngine
 
     with refusals():
-        code = supervisor.run(directory, machine, NativeEngine(), max_parallel, plans.Announcer(directory).event)
+        announcer = plans.Announcer(directory)
+        code = supervisor.run(directory, chosen.machine, chosen.engine, max_parallel, announcer.event)
         rows, champion = collect.collect(directory)
     at = f"{directory.name} --runs {_shown(directory.parent)}"
     state = watch.status_json(directory)["state"]
@@ -222,7 +227,6 @@ def logs(run: str, follow: bool, runs_root: Path) -> None:
 def stop(name: str | None, runs_root: Path) -> None:
     """Stop a run, or all runs of a submission, with their checkpoints (default: the latest submission)."""
     from launcher import execute, runs, supervisor
-    from launcher.engines.native import NativeEngine
 
     with refusals():
         try:
@@ -231,7 +235,7 @@ def stop(name: str | None, runs_root: Path) -> None:
             if name is None:
                 raise
             targets = [runs.find_run(runs_root, name)]
-        touched = supervisor.stop(targets, NativeEngine(), execute.GRACE + 5)
+        touched = supervisor.stop(targets, execute.GRACE + 5)
         still = [path.name for path in targets if runs.read_status(path).state not in runs.ENDED]
     click.echo(f"stopped: {', '.join(touched)}" if touched else "nothing was running or queued")
     if still:
@@ -303,14 +307,101 @@ def doctor_command(data: str | None, as_json: bool, runs_root: Path) -> int:
     return 1 if any(check.level == "missing" for check in checks) else 0
 
 
+@cli.command()
+@click.argument("variant", type=click.Choice(["cpu", "cuda"]))
+@click.option("--base", metavar="IMAGE", help="Base image (default: a public slim Python).")
+@click.option("--build-arg", "arguments", multiple=True, metavar="KEY=VALUE", help="TORCH_INDEX, WEIGHTS, …")
+@click.option(
+    "--tag", "tags", multiple=True, metavar="NAME", help="Name of the image (default: document-classifier:VARIANT)."
+)
+@click.option("-v", "--verbose", is_flag=True, help="Print everything that the builder says.")
+def build(variant: Any, base: str | None, arguments: tuple[str, ...], tags: tuple[str, ...], verbose: bool) -> None:
+    """Build an image of the trainer from this checkout.
+
+    Without a registry, make a base first: images/make-base.sh; then --base document-classifier-base:bookworm.
+    --build-arg WEIGHTS=resnet34,resnet50 (or a folder) bakes ImageNet weights in; TORCH_INDEX=… takes torch from
+    another wheel index.
+    """
+    from launcher import containers, images, plans
+
+    for word in arguments:
+        if "=" not in word:
+            raise RefusedError(f"--build-arg {word}: write KEY=VALUE", 64)
+    with refusals():
+        client = containers.connect()
+        image, seconds = plans.timed(
+            lambda: images.build(
+                client, variant, base, dict(word.split("=", 1) for word in arguments),
+                tags or (images.default_tag(variant),), plans.builder_output(verbose),
+            )
+        )  # fmt: skip
+    click.echo(f"{', '.join(image.tags)}: {image.size / 1e9:.2f} GB, built in {seconds:.1f} s")
+
+
+@cli.command("images")
+@json_option
+def images_command(as_json: bool) -> None:
+    """List the trainer's images, and whether each is what this checkout would build."""
+    from launcher import containers, images, plans
+
+    with refusals():
+        found = images.listed(containers.connect())
+    if as_json:
+        click.echo(json.dumps([vars(image) for image in found], indent=2))
+    elif found:
+        _print(plans.image_table(found))
+        for warning in filter(None, (images.stale_warning(image) for image in found if image.tags)):
+            click.echo(warning)
+    else:
+        click.echo("there is no image of the trainer; make one: launcher build cpu (or cuda)")
+
+
+@cli.command("prune")
+@click.option("--yes", is_flag=True, help="Free it without asking.")
+@json_option
+@runs_option
+def prune_command(yes: bool, as_json: bool, runs_root: Path) -> int:
+    """Free what is never missed: finished runs' last.ckpt, leftover containers, replaced images. Shows it first.
+
+    Best checkpoints, metrics, logs and predictions stay, and so does what `launcher resume` needs.
+    """
+    from launcher import plans, prune
+
+    with refusals():
+        found, remarks = prune.find(runs_root)
+    if as_json:
+        listed = [{"what": w.what, "bytes": w.size, "why": w.why} for w in found]
+        click.echo(json.dumps({"found": listed, "remarks": remarks}, indent=2, ensure_ascii=False))
+    else:
+        _print(plans.waste_table(found)) if found else click.echo("nothing to free")
+        for remark in remarks:
+            click.echo(f"note: {remark}")
+    if not found:
+        return 0
+    if not yes:
+        if as_json or not sys.stdin.isatty():
+            None if as_json else click.echo("nothing was freed; say it with --yes")
+            return 0
+        if not click.confirm("free all of this?", default=False):
+            return 0
+    failed = prune.free(found)
+    for line in failed:
+        click.echo(f"not freed: {line}", err=True)
+    if not as_json:
+        click.echo(f"freed: {len(found) - len(failed)} of {len(found)}")
+    return 1 if failed else 0
+
+
 @cli.command("exec")
 @click.argument("run_dir", type=click.Path(path_type=Path))
 @click.option("--attempt", type=int, hidden=True)
 def exec_command(run_dir: Path, attempt: int | None) -> int:
     """Execute one run of a submission natively to its end, and record how it ended."""
-    from launcher import execute
+    from launcher import engines, execute
 
     with refusals():
+        if attempt is None:
+            engines.settle(run_dir)
         return execute.execute(run_dir, attempt)
 
 

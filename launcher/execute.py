@@ -9,17 +9,15 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from launcher import gpus
+from launcher import gpus, secret_files
 from launcher.cgroup import oom_kills
 from launcher.machine import here
 from launcher.runs import ENDED, RunError, RunRequest, State, append_event, locked, read_request, read_status
@@ -74,6 +72,8 @@ def _by_hand(run_dir: Path, request: RunRequest) -> tuple[list[str], list[gpus.H
     """Announce a new attempt and lock the devices it needs, where no supervisor has done so."""
     status = read_status(run_dir)
     if status.state in ("starting", "running"):
+        if status.figures.get("engine", "native") != "native":
+            raise RunError(f"{run_dir.name}: is under way in a container; see it: launcher logs {run_dir} -f")
         append_event(run_dir, "lost", reason="its process vanished without a word")
     if read_status(run_dir).state in ENDED:
         append_event(run_dir, "queued", status.attempt + 1, "executed by hand")
@@ -88,14 +88,14 @@ def _by_hand(run_dir: Path, request: RunRequest) -> tuple[list[str], list[gpus.H
         raise RunError(
             f"{run_dir.name}: needs {request.resources.gpus} GPU; here are {len(machine.devices)}, {len(got)} free"
         )
-    append_event(run_dir, "starting", reason="by hand")
+    append_event(run_dir, "starting", reason="by hand", engine="native")
     return [device for device, _ in got], [one for _, one in got]
 
 
 def _run(run_dir: Path, request: RunRequest, devices: Sequence[str], descriptors: Sequence[int], grace: float) -> int:
     asked = _Asked()
     inherited = [int(word) for word in os.environ.get(FDS, "").split(",") if word]
-    secrets = _secrets(request)
+    secrets = secret_files.hand_over(request.secrets)
     status = read_status(run_dir)
     kills = oom_kills()
     command = [*ENTRY, *resolve(request.command, run_dir.parent.parent)]
@@ -124,13 +124,18 @@ def _run(run_dir: Path, request: RunRequest, devices: Sequence[str], descriptors
             append_event(
                 run_dir,
                 "running",
+                engine="native",
                 pid=process.pid,
                 exec_pid=os.getpid(),
                 devices=list(devices),
                 host=os.uname().nodename,
             )
             timed_out = _wait(process, asked, request.timeout, grace)
-        state, reason = _verdict(process.returncode, asked.times > 0, timed_out, request, oom_kills() > kills)
+        killed_for_memory = process.returncode == -signal.SIGKILL and oom_kills() > kills
+        want = "the kernel killed it for want of memory: lower training.num_workers or run fewer at once"
+        state, reason = verdict(
+            process.returncode, asked.times > 0, timed_out, request, want if killed_for_memory else ""
+        )
         detail = last_error(run_dir / "log.txt", begin) if state in ("failed", "out_of_device_memory") else ""
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         append_event(
@@ -143,8 +148,7 @@ def _run(run_dir: Path, request: RunRequest, devices: Sequence[str], descriptors
         )
         return 0 if state == "succeeded" else process.returncode if process.returncode > 0 else 1
     finally:
-        if secrets is not None:
-            shutil.rmtree(secrets, ignore_errors=True)
+        secret_files.take_back(secrets)
 
 
 def _die_with_parent() -> None:
@@ -177,8 +181,11 @@ def _wait(process: subprocess.Popen[bytes], asked: _Asked, timeout: float | None
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _verdict(code: int, asked: bool, timed_out: bool, request: RunRequest, kernel_killed: bool) -> tuple[State, str]:
-    """State and reason by the contract's exit codes and what is known beside them."""
+def verdict(code: int, asked: bool, timed_out: bool, request: RunRequest, want_of_memory: str) -> tuple[State, str]:
+    """State and reason by the contract's exit codes (negative: the signal) and what is known beside them.
+
+    `want_of_memory` is what to say where the kernel or the engine ended it for want of host memory, else empty.
+    """
     if code == 0:
         return "succeeded", ""
     if timed_out:
@@ -186,12 +193,9 @@ def _verdict(code: int, asked: bool, timed_out: bool, request: RunRequest, kerne
     if asked:
         kept = "last.ckpt is kept" if code == 143 else "stopped before it could write last.ckpt"
         return "cancelled", f"stopped on request; {kept}"
+    if want_of_memory:
+        return "out_of_host_memory", want_of_memory
     if code == -signal.SIGKILL:
-        if kernel_killed:
-            return (
-                "out_of_host_memory",
-                "the kernel killed it for want of memory: lower training.num_workers or run fewer at once",
-            )
         return "lost", "killed by SIGKILL from outside"
     if code == 75:
         return "out_of_device_memory", ""
@@ -235,16 +239,3 @@ def environment(run_dir: Path, request: RunRequest, devices: Sequence[str], secr
     if secrets is not None:
         settings["SECRETS_DIR"] = str(secrets)
     return settings
-
-
-def _secrets(request: RunRequest) -> Path | None:
-    """The secrets' values as files that only this user can read, outside the run directory; None without any."""
-    present = [name for name in request.secrets if os.environ.get(name)]
-    if not present:
-        return None
-    folder = Path(tempfile.mkdtemp(prefix="secrets-", dir=os.environ.get("XDG_RUNTIME_DIR") or None))
-    for name in present:
-        path = folder / name
-        path.touch(mode=0o600)
-        path.write_text(os.environ[name], encoding="utf-8")
-    return folder

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from launcher import compatibility, runs, submission
 from launcher.machine import Machine
-from launcher.sizes import show_duration
+from launcher.sizes import show_duration, show_size
 from launcher.spec import Job
 from launcher.steps import figures
 from launcher.submission import Planned
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from launcher.images import Image
+    from launcher.prune import Waste
+
+T = TypeVar("T")
 
 
 def planned(job: Job, machine: Machine, cpu_only: bool) -> list[Planned]:
@@ -101,12 +107,12 @@ def table(each: Sequence[Planned], machine: Machine) -> Table:
     return shown
 
 
-def remarks(job: Job, each: Sequence[Planned], machine: Machine) -> list[str]:
+def remarks(job: Job, each: Sequence[Planned], machine: Machine, native: bool = True) -> list[str]:
     """What a user should know before these runs start."""
     parallel = at_once(each, machine, job.spec.max_parallel)
     lines = [f"at most {parallel} at once" if parallel > 1 else "one after another"]
     limited = [field for field in ("memory", "shm") if any(getattr(p.request.resources, field) for p in each)]
-    if limited:
+    if limited and native:
         lines.append(
             f"note: resources.{' and resources.'.join(limited)}: native runs are scheduled by it, but not held to it"
         )
@@ -136,3 +142,51 @@ class Announcer:
         if status.reason:
             words.append(status.reason)
         click.echo("  ".join(words))
+
+
+def timed(action: Callable[[], T]) -> tuple[T, float]:
+    """What `action` returns, and how many seconds it took."""
+    began = time.monotonic()
+    return action(), time.monotonic() - began
+
+
+def builder_output(verbose: bool) -> Callable[[str], None]:
+    """Prints what a builder says: everything, or the line that begins each step."""
+
+    def say(line: str) -> None:
+        step = re.match(r"(#\d+ \[|Step \d+)", line) and "[internal]" not in line
+        if verbose or step or not re.match(r"(#\d+ |#\d+$|$| --->|Removing|Successfully|sha256:)", line):
+            click.echo(line)
+
+    return say
+
+
+def image_table(found: Sequence[Image]) -> Table:
+    """The trainer's images for a terminal."""
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("image", "variant", "size", "built (UTC)", "version", "commit", "weights", "against this checkout"):
+        shown.add_column(title, overflow="fold")
+    words = {True: "stale", False: "the same", None: "unknown: not built by `launcher build`"}
+    for image in found:
+        dirty = "-dirty" if image.git_sha.endswith("-dirty") else ""
+        name = ", ".join(image.tags) or f"{image.name} (replaced)"
+        shown.add_row(
+            name, image.variant, f"{image.size / 1e9:.2f} GB", image.created.replace("T", " "), image.version,
+            image.git_sha[:10] + dirty, image.weights, words[image.stale],
+        )  # fmt: skip
+    return shown
+
+
+def waste_table(found: Sequence[Waste]) -> Table:
+    """What `prune` would free."""
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False, header_style="bold", show_footer=True)
+    shown.add_column("what", "all of it", overflow="fold")
+    shown.add_column("size", show_size(sum(waste.size for waste in found)), justify="right")
+    shown.add_column("why", overflow="fold")
+    for waste in found:
+        shown.add_row(waste.what, show_size(waste.size) if waste.size else "", waste.why)
+    return shown

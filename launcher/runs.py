@@ -80,6 +80,14 @@ class RunRequest:
     select: dict[str, Any] | None = None
     resources: Resources = field(default_factory=Resources)
     image: str | None = None
+    image_id: str | None = None
+    """The image that `image` named when the run was submitted."""
+    network: bool | None = None
+    """None: only where W&B or weights need it."""
+    fetches: str | None = None
+    """timm's name of the model whose weights come from a hub."""
+    memory_place: str = ""
+    """Where the job asks for `resources.memory`: file and line."""
     data_dir: str | None = None
     cwd: str | None = None
     timeout: float | None = None
@@ -220,7 +228,7 @@ def mark_lost(run_dir: Path, state: Literal["lost", "cancelled"] = "lost") -> bo
     """Record as lost (or as cancelled, where it was asked to stop) a run that is under way by its journal while no
     process holds it; True if that was so."""
     status = read_status(run_dir)
-    if status.state not in ("starting", "running"):
+    if status.state not in ("starting", "running") or status.figures.get("engine", "native") != "native":
         return False
     if status.figures.get("host", os.uname().nodename) != os.uname().nodename:
         return False  # locks of another host do not show here

@@ -131,6 +131,9 @@ class JobSpec(_Strict):
     resources: ResourcesSpec = Field(
         default_factory=lambda: ResourcesSpec.model_validate({}), description="what each run gets"
     )
+    network: bool | Literal["auto"] = Field(
+        "auto", description="whether containers have one. auto: only to tell W&B or to fetch weights"
+    )
     max_parallel: Annotated[int, Field(ge=1, strict=True)] | None = Field(
         None, description="runs at once at most. null: as many as fit"
     )

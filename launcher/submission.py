@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
@@ -17,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher import __version__, matrix, runs, steps
+from launcher import __version__, engines, matrix, runs, steps
+from launcher.checkout import git_sha
+from launcher.choice import Choice
 from launcher.document import JobError
 from launcher.machine import Machine
 from launcher.runs import Resources, RunError, RunRequest
@@ -74,10 +75,8 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False) -> list[Planned]:
             command=["train", *words],
             overrides=words,
             resources=resources,
-            image=spec.image,
-            timeout=spec.timeout,
-            env=spec.env,
-            secrets=spec.secrets,
+            fetches=composed.model.name if composed.model.pretrained and not composed.model.weights else None,
+            **_common(job),
             identity=hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest(),
             config=_summary(composed, words),
         )
@@ -85,6 +84,19 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False) -> list[Planned]:
     if faults:
         raise JobError("\n".join(sorted(dict.fromkeys(faults), key=_line)))
     return planned + _steps(job, [p.request for p in planned], resources)
+
+
+def _common(job: Job) -> dict[str, Any]:
+    """What all requests of a job have in common."""
+    spec = job.spec
+    return {
+        "image": spec.image,
+        "network": None if spec.network == "auto" else spec.network,
+        "memory_place": f"{job.document.place(('resources', 'memory'))}" if spec.resources.memory != "auto" else "",
+        "timeout": spec.timeout,
+        "env": spec.env,
+        "secrets": spec.secrets,
+    }
 
 
 def _line(fault: str) -> int:
@@ -211,10 +223,7 @@ def _steps(job: Job, trained: Sequence[RunRequest], resources: Resources) -> lis
             needs=needs,
             select=select,
             resources=resources,
-            image=job.spec.image,
-            timeout=job.spec.timeout,
-            env=job.spec.env,
-            secrets=job.spec.secrets,
+            **_common(job),
             config={"model": step.args.get("method", "soft_voting") if step.step == "ensemble" else step.step},
         )
     return [Planned(request) for request in made.values()]
@@ -270,9 +279,7 @@ def check_sources(job: Job, runs_root: Path) -> None:
                 raise JobError(f"{place}: after.{index}.from: {error}") from None
 
 
-def create(
-    job: Job, planned: Sequence[Planned], runs_root: Path, data_dir: str | None, machine: Machine, engine: str
-) -> Path:
+def create(job: Job, planned: Sequence[Planned], runs_root: Path, data_dir: str | None, choice: Choice) -> Path:
     """The submission's directory with everything in it, moved into place at once. Raises RunError."""
     try:
         runs_root.mkdir(parents=True, exist_ok=True)
@@ -287,6 +294,8 @@ def create(
             dataclasses.replace(
                 each.request,
                 data_dir=data_dir,
+                image=choice.image.name if choice.image else None,
+                image_id=choice.image.id if choice.image else None,
                 cwd=str(Path.cwd()),
                 command=[word.replace("@submission/", f"@runs/{name}/") for word in each.request.command],
             )
@@ -299,10 +308,11 @@ def create(
                 "name": name,
                 "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 "launcher": __version__,
-                "git_sha": _git_sha(),
+                "git_sha": git_sha(),
                 "job_file": job.document.path,
-                "engine": engine,
-                "machine": machine.describe(),
+                "engine": choice.engine.name,
+                "image": dataclasses.asdict(choice.image) if choice.image else None,
+                "machine": choice.machine.describe(),
                 "data_dir": data_dir,
                 "max_parallel": job.spec.max_parallel,
                 "runs": [request.name for request in requests if request.kind == "train"],
@@ -333,16 +343,6 @@ def _reserve(runs_root: Path, name: str) -> str:
     raise RunError(f"{runs_root}: there are thousands of submissions called {name}; wait a second")
 
 
-def _git_sha() -> str | None:
-    """The commit of the code that runs, where it is a checkout."""
-    here = Path(__file__).parent
-    try:
-        done = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
-
-
 def read(submission: Path) -> dict[str, Any]:
     """submission.json. Raises RunError."""
     try:
@@ -357,7 +357,7 @@ def requeue(submission: Path) -> list[str]:
     data. Returns the names."""
     names = []
     for run_dir in runs.list_runs(submission):
-        runs.mark_lost(run_dir)
+        engines.settle(run_dir)
         status = runs.read_status(run_dir)
         hopeless = status.figures.get("exit_code") in (64, 65)
         if status.state in runs.ENDED - runs.GOOD and not hopeless:

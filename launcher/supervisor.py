@@ -6,6 +6,7 @@ All state lies in the run directories. A supervisor that is killed leaves its ru
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import signal
 import time
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from launcher import gpus, runs, scheduler
+from launcher import engines, gpus, runs, scheduler
 from launcher.engines.base import Engine
 from launcher.machine import Machine
 from launcher.runs import ENDED, GOOD, RunError, RunRequest, Status
@@ -38,6 +39,7 @@ class Supervision:
         self.requests = {path.name: runs.read_request(path) for path in runs.list_runs(submission)}
         self.shown: dict[str, tuple[str, int]] = {}
         self.waiting_for: dict[str, str] = {}
+        self.trouble: str | None = None
         self.asked = 0
         self.detached = False
 
@@ -60,9 +62,7 @@ class Supervision:
     def status(self, name: str) -> Status:
         """The run's status as its journal has it; told to `on_event` when it changed."""
         status = runs.read_status(self.dir(name))
-        if status.state in ("starting", "running") and not self.engine.alive(self.dir(name)):
-            # A request to stop may come before a starting process can hear it.
-            runs.mark_lost(self.dir(name), "cancelled" if self.asked else "lost")
+        if status.state in ("starting", "running") and not self.engine.poll(self.dir(name)):
             status = runs.read_status(self.dir(name))
         if self.shown.get(name) != (status.state, status.attempt):
             self.shown[name] = (status.state, status.attempt)
@@ -85,7 +85,8 @@ class Supervision:
             if not self.asked:
                 self._cancel_hopeless(states)
                 self._start(states, under_way)
-            time.sleep(POLL)
+            self._tell_trouble(self.engine.trouble)
+            self.engine.wait(POLL)
         if self.asked:
             return EXIT_STOPPED
         return EXIT_OK if all(s.state in GOOD for s in states.values()) else EXIT_SOME_FAILED
@@ -116,6 +117,8 @@ class Supervision:
         taken = {}
         if any(self.requests[name].resources.gpus for name, s in states.items() if s.state == "queued"):
             mine = {device for s in under_way.values() for device in s.figures.get("devices", [])}
+            of_containers = self.engine.taken() if self.machine.gpus else {}
+            taken = {device: f"held by {run}" for device, run in of_containers.items() if device not in mine}
             for device in self.machine.devices:
                 index = int(device) if device.isdigit() and not self.machine.declared else None
                 why = None if device in mine else gpus.why_taken(self.machine.lock_name(device), index)
@@ -131,6 +134,11 @@ class Supervision:
             self._start_one(start, states[start.name].attempt)
         if taken and not under_way and queue:
             self._tell_waiting(queue[0].name, taken)
+
+    def _tell_trouble(self, trouble: str | None) -> None:
+        if trouble != self.trouble:
+            self.trouble = trouble
+            self.on_event(self.submission.name, Status("queued", reason=trouble or "goes on"))
 
     def _tell_waiting(self, name: str, taken: dict[str, str]) -> None:
         reason = "waiting: " + "; ".join(f"GPU {device} is {why}" for device, why in sorted(taken.items()))
@@ -149,9 +157,14 @@ class Supervision:
                 held.append(one)
             try:
                 self._resolve(run_dir)
-                runs.append_event(run_dir, "starting", devices=list(start.devices), host=os.uname().nodename)
+                runs.append_event(
+                    run_dir, "starting", devices=list(start.devices), host=os.uname().nodename, **self.engine.mark()
+                )
                 self.engine.start(run_dir, attempt, start.devices, held)
             except (OSError, RunError) as error:
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    self._tell_trouble(f"{error.strerror}: {self.submission.parent}; what is queued waits for space")
+                    return
                 if runs.read_status(run_dir).state in ("queued", "starting"):
                     runs.append_event(run_dir, "failed", reason=str(error))
         finally:
@@ -192,24 +205,27 @@ def run(
         return supervision.drive()
 
 
-def stop(run_dirs: list[Path], engine: Engine, grace: float) -> list[str]:
+def stop(run_dirs: list[Path], grace: float) -> list[str]:
     """Ask these runs to end, wait up to `grace` seconds; returns the names of those that had not ended already.
 
     A run that is still queued is cancelled, and no supervisor starts it any more.
     """
     touched = []
     for run_dir in run_dirs:
-        runs.mark_lost(run_dir)
+        engines.settle(run_dir)
         state = runs.read_status(run_dir).state
         if state == "queued":
             runs.append_event(run_dir, "cancelled", reason="stopped before it began")
         elif state in ("starting", "running"):
-            engine.stop(run_dir)
+            engines.of(run_dir).stop(run_dir)
         if state not in ENDED:
             touched.append(run_dir.name)
     deadline = time.monotonic() + grace
-    while time.monotonic() < deadline and any(
-        runs.read_status(run_dir).state not in ENDED and engine.alive(run_dir) for run_dir in run_dirs
-    ):
+    waiting = list(run_dirs)
+    while time.monotonic() < deadline and waiting:
         time.sleep(0.1)
+        for run_dir in list(waiting):
+            engines.settle(run_dir)
+            if runs.read_status(run_dir).state in ENDED:
+                waiting.remove(run_dir)
     return touched

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import runs
+from launcher import engines, runs
 from launcher.sizes import show_duration, show_size
 from launcher.steps import figures
 
@@ -26,11 +27,14 @@ MARKS = {
 
 
 def observe(submission: Path) -> list[tuple[Path, runs.RunRequest, runs.Status]]:
-    """Every run with its status; a run whose process vanished is recorded as lost on the way."""
+    """Every run with its status; a run that ended without anybody noticing is recorded so on the way."""
     found = []
     for run_dir in runs.list_runs(submission):
-        runs.mark_lost(run_dir)
-        found.append((run_dir, runs.read_request(run_dir), runs.read_status(run_dir)))
+        unknown = engines.settle(run_dir)
+        status = runs.read_status(run_dir)
+        if unknown and status.state not in runs.ENDED:
+            status = dataclasses.replace(status, reason=unknown)
+        found.append((run_dir, runs.read_request(run_dir), status))
     return found
 
 
@@ -109,7 +113,7 @@ def follow_log(run_dir: Path, follow: bool) -> None:
     path = run_dir / "log.txt"
     position = 0
     while True:
-        runs.mark_lost(run_dir)
+        engines.settle(run_dir)
         ended = runs.read_status(run_dir).state in runs.ENDED
         if path.exists():
             with path.open("rb") as log:

@@ -60,7 +60,12 @@ def create(config: ModelConfig, classes: int, img_size: int, load_weights: bool 
         load_file(model, Path(config.weights).expanduser())
         return model
     if config.pretrained:
-        return _from_hub(config, build)
+        stored = _stored_file(config.name)
+        if stored is None:
+            return _from_hub(config, build)
+        model = build()
+        load_file(model, stored)
+        return model
     return build()
 
 
@@ -84,6 +89,14 @@ def _from_hub(config: ModelConfig, build: Callable[..., nn.Module]) -> nn.Module
             f"had over the network ({reason[:160]}). Give a file by model.weights=FILE (.safetensors or a state dict), "
             "or start from scratch by model.pretrained=false"
         ) from None
+
+
+def _stored_file(name: str) -> Path | None:
+    """<name>.safetensors where weights are kept: baked into an image, or put into the cache that runs share."""
+    cache = os.environ.get("CACHE_DIR")
+    folders = [os.environ.get("BAKED_WEIGHTS"), f"{cache}/weights" if cache else None]
+    files = [Path(folder) / f"{name}.safetensors" for folder in folders if folder]
+    return next((path for path in files if path.is_file()), None)
 
 
 def _cache(hub_id: str | None) -> Path | None:

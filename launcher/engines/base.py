@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from launcher.gpus import Held
 
 
 class Engine(Protocol):
-    """Executes runs. Whatever it starts outlives the supervisor, and records its own end in the journal."""
+    """Executes runs. Whatever it starts outlives the supervisor."""
 
     name: str
+    trouble: str | None
+    """What keeps the engine from doing its work just now; None while it does."""
+
+    def mark(self) -> dict[str, Any]:
+        """What events of its runs carry, so that others know whom to ask about them: `engine`, and which one."""
 
     def start(self, run_dir: Path, attempt: int, devices: Sequence[str], held: Sequence[Held]) -> None:
         """Start the run that the journal announces as `starting`; returns at once.
@@ -21,11 +26,23 @@ class Engine(Protocol):
         cannot be started.
         """
 
-    def alive(self, run_dir: Path) -> bool:
-        """Whether the run is under way, whoever started it."""
+    def poll(self, run_dir: Path) -> bool:
+        """Look after a run that is under way by its journal, whoever started it: True while it is.
+
+        On False its end is in the journal, also where it vanished without a word.
+        """
+
+    def settle(self, run_dir: Path) -> bool:
+        """The same for one who only looks: takes nothing over, and waits for nothing."""
 
     def stop(self, run_dir: Path) -> None:
         """Ask the run to write its checkpoint and end."""
 
     def kill(self, run_dir: Path) -> None:
         """End the run at once."""
+
+    def wait(self, seconds: float) -> None:
+        """Return when the time is up, or sooner when a run has changed."""
+
+    def taken(self) -> dict[str, str]:
+        """GPUs (their index) that containers hold, and which run it is: locks die with the launcher that held them."""

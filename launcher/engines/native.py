@@ -7,22 +7,35 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+from launcher import runs
 from launcher.execute import DEVICES, FDS
 from launcher.gpus import Held
 from launcher.runs import is_locked, read_status
+
+if TYPE_CHECKING:
+    from docker import DockerClient
 
 
 class NativeEngine:
     """Starts `launcher exec` in a session of its own, so that neither a terminal nor the supervisor ends it."""
 
     name = "native"
+    trouble: str | None = None
 
     def __init__(self) -> None:
         self._children: dict[Path, subprocess.Popen[bytes]] = {}
+        self._asked: set[Path] = set()
+        self._containers: DockerClient | Literal["unknown"] | None = "unknown"
+
+    def mark(self) -> dict[str, Any]:
+        """See `Engine.mark`."""
+        return {"engine": self.name}
 
     def start(self, run_dir: Path, attempt: int, devices: Sequence[str], held: Sequence[Held]) -> None:
         """See `Engine.start`."""
@@ -41,20 +54,44 @@ class NativeEngine:
                 start_new_session=True,
             )
 
-    def alive(self, run_dir: Path) -> bool:
-        """See `Engine.alive`. Between its start and its lock, a run of this supervisor's is known by its process."""
+    def poll(self, run_dir: Path) -> bool:
+        """See `Engine.poll`. Between its start and its lock, a run of this supervisor's is known by its process."""
         child = self._children.get(run_dir)
         if child is not None and child.poll() is None:
             return True
-        return is_locked(run_dir / "exec.lock")
+        return self.settle(run_dir)
+
+    def settle(self, run_dir: Path) -> bool:
+        """See `Engine.settle`."""
+        # A request to stop may come before a starting process can hear it.
+        runs.mark_lost(run_dir, "cancelled" if run_dir in self._asked else "lost")
+        return runs.read_status(run_dir).state not in runs.ENDED
+
+    def wait(self, seconds: float) -> None:
+        """See `Engine.wait`."""
+        time.sleep(seconds)
+
+    def taken(self) -> dict[str, str]:
+        """See `Engine.taken`. Where no Docker engine answers there are no containers."""
+        from launcher import containers
+
+        if self._containers == "unknown":
+            self._containers = None
+            with suppress(containers.EngineError):
+                self._containers = containers.connect(timeout=3)
+        with suppress(Exception):  # the GPU's own word on who uses it remains
+            if self._containers is not None:
+                return containers.devices_in_use(self._containers)
+        return {}
 
     def stop(self, run_dir: Path) -> None:
         """See `Engine.stop`."""
+        self._asked.add(run_dir)
         self._signal(run_dir, signal.SIGTERM)
 
     def kill(self, run_dir: Path) -> None:
         """See `Engine.kill`. The second request makes `launcher exec` kill the trainer and record it."""
-        self._signal(run_dir, signal.SIGTERM)
+        self.stop(run_dir)
         self._signal(run_dir, signal.SIGINT)
 
     def _signal(self, run_dir: Path, number: signal.Signals) -> None:

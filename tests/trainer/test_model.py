@@ -27,17 +27,22 @@ def test_pretrained_without_network_or_cache_says_how_to_provide_weights(
         model.create(ModelConfig("resnet18"), 3, 64)
 
 
+@pytest.mark.parametrize("layout", ["hub", "file"])
 @pytest.mark.parametrize(("variable", "folder"), [("CACHE_DIR", "weights"), ("BAKED_WEIGHTS", ".")])
 def test_pretrained_weights_are_found_in_a_cache_without_a_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, folder: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, folder: str, layout: str
 ) -> None:
-    """That of the runs, or one baked into an image, in the layout in which the hub's client keeps them."""
+    """That of the runs, or one baked into an image; as the hub's client keeps them, or a file named by the model."""
     source = timm.create_model("test_resnet", num_classes=1000)
-    stored = tmp_path / folder / ("models--" + source.pretrained_cfg["hf_hub_id"].replace("/", "--"))
-    (stored / "snapshots" / "abc").mkdir(parents=True)
-    (stored / "refs").mkdir()
-    (stored / "refs" / "main").write_text("abc")
-    save_file(source.state_dict(), stored / "snapshots" / "abc" / "model.safetensors")
+    if layout == "file":
+        (tmp_path / folder).mkdir(exist_ok=True)
+        save_file(source.state_dict(), tmp_path / folder / "test_resnet.safetensors")
+    else:
+        stored = tmp_path / folder / ("models--" + source.pretrained_cfg["hf_hub_id"].replace("/", "--"))
+        (stored / "snapshots" / "abc").mkdir(parents=True)
+        (stored / "refs").mkdir()
+        (stored / "refs" / "main").write_text("abc")
+        save_file(source.state_dict(), stored / "snapshots" / "abc" / "model.safetensors")
     for name in ("HF_HOME", "HF_HUB_CACHE", "CACHE_DIR", "BAKED_WEIGHTS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, str(tmp_path))

@@ -1,0 +1,126 @@
+"""Which engine executes a job's runs, with which image, on what of this machine; and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher import doctor, engines, images
+from launcher.containers import EngineError, explain
+from launcher.engines.base import Engine
+from launcher.engines.container import run_user
+from launcher.machine import Machine
+from launcher.runs import RunError
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+    from launcher.engines.docker import DockerEngine
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The engine, what it may use, and what to tell of it."""
+
+    engine: Engine
+    machine: Machine
+    said: str
+    image: images.Image | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+def choose(wanted: str, image: str, machine: Machine, gpus: bool) -> Choice:
+    """The engine for `wanted` (docker, native or auto) and a job's `image:`; `gpus`: whether its runs take any.
+
+    auto is Docker where an engine and an image that matches this checkout are there, else native. Raises RunError where
+    that cannot be had.
+    """
+    if wanted == "docker":
+        return _docker(image, machine, gpus, "")
+    if wanted == "native":
+        return _native(machine, "")
+    if machine.mps and gpus:
+        return _native(machine, " (auto: containers cannot use MPS)")
+    try:
+        choice = _docker(image, machine, gpus, " (auto: an engine and its image are there)")
+        assert choice.image is not None
+        if gpus and not machine.declared:
+            probe_gpus(engines.engine("docker").client, choice.image, ["0"])  # type: ignore[attr-defined]
+    except EngineError as error:
+        return _native(machine, f" (auto: {error})")
+    if choice.image.stale and not doctor.missing_packages():
+        build = (images.stale_warning(choice.image) or "").rpartition(": ")[2]
+        return _native(machine, f" (auto: image {choice.image.name} is older than what is here; renew it: {build})")
+    return choice
+
+
+def again(engine: str, machine: Machine) -> Choice:
+    """The engine that a submission was started with, for going on with it. Raises RunError."""
+    if engine != "docker":
+        return _native(machine, "")
+    docker = _engine()
+    return Choice(docker, offered(docker, machine), "containers")
+
+
+def _native(machine: Machine, why: str) -> Choice:
+    missing = doctor.missing_packages()
+    if missing:
+        also = f"; or use containers{why}" if why else ""
+        raise RunError(f"runs need what is not installed here: {', '.join(missing)}\nsay: {doctor.INSTALL}{also}")
+    return Choice(engines.engine("native"), machine, f"native processes{why}")
+
+
+def _docker(image: str, machine: Machine, gpus: bool, why: str) -> Choice:
+    docker = _engine()
+    found = images.resolve(docker.client, image, gpus and bool(machine.gpus))
+    warning = images.stale_warning(found)
+    version = docker.info.get("ServerVersion", "")
+    said = f"containers of {found.name}, Docker {version}{why}"
+    return Choice(docker, offered(docker, machine), said, found, [warning] if warning else [])
+
+
+def _engine() -> DockerEngine:
+    docker: DockerEngine = engines.engine("docker")  # type: ignore[assignment]
+    docker.client  # noqa: B018  # raises where no engine answers
+    docker.mark()
+    return docker
+
+
+def offered(docker: DockerEngine, machine: Machine) -> Machine:
+    """What of the machine containers can have: a Mac's engine is a virtual machine, and another host's is another."""
+    if machine.declared:
+        return machine
+    cpus, memory = docker.info.get("NCPU") or machine.cpus, docker.info.get("MemTotal") or machine.memory
+    return dataclasses.replace(
+        machine, cpus=min(machine.cpus, float(cpus)), memory=min(machine.memory, int(memory)), mps=False
+    )
+
+
+def probe_gpus(client: DockerClient, image: images.Image, devices: list[str]) -> None:
+    """Raises EngineError where the engine starts no container with these GPUs."""
+    from docker.types import DeviceRequest
+
+    request = DeviceRequest(device_ids=devices, capabilities=[["gpu", "compute", "utility"]])
+    try:
+        client.containers.run(
+            image.id, [], entrypoint=["/bin/true"], device_requests=[request], network_mode="none", remove=True
+        )
+    except Exception as error:  # the SDK's errors share no base with its HTTP library's
+        raise EngineError(f"the Docker engine has no GPUs: {explain(error)}") from None
+
+
+def check_readable(data_dir: str | None, runs_root: Path, choice: Choice) -> None:
+    """Raises RunError where the runs' user cannot read the data folder: root hands runs over to another user."""
+    if data_dir is None or choice.image is None or os.getuid() != 0:
+        return
+    user = run_user(runs_root) if runs_root.is_dir() else (1000, 1000)
+    stat = Path(data_dir).stat()
+    bits = stat.st_mode >> (6 if stat.st_uid == user[0] else 3 if stat.st_gid == user[1] else 0)
+    if user[0] and bits & 0o5 != 0o5:
+        raise RunError(
+            f"{data_dir}: the data folder cannot be read by the runs' user {user[0]}:{user[1]} "
+            f"(for root that is the owner of the runs folder, else 1000); say: chmod -R a+rX {data_dir}"
+        )

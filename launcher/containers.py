@@ -1,0 +1,65 @@
+"""The Docker engine that DOCKER_HOST or the current docker context names, and the labels by which its containers and
+images are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.runs import RunError
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+    from docker.models.containers import Container
+
+PREFIX = "document-classifier."
+DIRECTORY, ATTEMPT, DEVICES, LOCKS = (PREFIX + word for word in ("directory", "attempt", "devices", "locks"))
+SUBMISSION, RUN = PREFIX + "submission", PREFIX + "run"
+VARIANT, CONTENT, WEIGHTS = PREFIX + "variant", PREFIX + "content", PREFIX + "weights"
+
+
+class EngineError(RunError):
+    """What the Docker engine cannot do, or that there is none. The message is complete."""
+
+
+def connect(timeout: int = 60) -> DockerClient:
+    """A client of the engine, which has answered once. Raises EngineError."""
+    import docker
+
+    try:
+        client = docker.from_env(timeout=timeout, max_pool_size=64)
+        client.ping()
+    except Exception as error:  # the SDK's, its HTTP library's and the context's errors share no base
+        raise EngineError(f"no Docker engine answers ({explain(error)})") from None
+    return client
+
+
+def explain(error: Exception) -> str:
+    """The engine's own words on one line, with the way out where it is known."""
+    text = str(getattr(error, "explanation", None) or error)
+    text = " ".join(text.split())
+    if "Permission denied" in text or "PermissionError" in text:
+        return "its socket may not be opened by this user; say: sudo usermod -aG docker $USER, then log in again"
+    if "FileNotFoundError" in text or ("No such file or directory" in text and "socket" in text.lower()):
+        return "nothing listens on its socket; start it, or name another by DOCKER_HOST or `docker context use`"
+    if "ConnectionRefused" in text or "Connection refused" in text:
+        return "nothing listens there; start it, or name another by DOCKER_HOST or `docker context use`"
+    if "could not select device driver" in text or "nvidia-container" in text:
+        return f"{text[:200]}; the host needs NVIDIA's driver and container toolkit, see: launcher doctor"
+    if "no space left" in text:
+        return f"{text[:200]}; free some by: launcher prune"
+    return text[:300]
+
+
+def of_run(client: DockerClient, run_dir: Path) -> list[Container]:
+    """The containers of a run, all attempts, newest first. Raises the SDK's errors."""
+    return client.containers.list(all=True, filters={"label": f"{DIRECTORY}={run_dir}"}, ignore_removed=True)
+
+
+def devices_in_use(client: DockerClient) -> dict[str, str]:
+    """GPU index → the run that has it, by the labels of running containers, whoever started them."""
+    used = {}
+    for container in client.containers.list(filters={"label": DEVICES}, ignore_removed=True):
+        for device in filter(None, container.labels[DEVICES].split(",")):
+            used[device] = f"{container.labels.get(SUBMISSION)}/{container.labels.get(RUN)}"
+    return used

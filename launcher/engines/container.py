@@ -1,0 +1,197 @@
+"""What the container of a run is: every option of it, made from the run's request and nothing else. Pure but for looks
+at the host's files; starts nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher import containers
+from launcher.execute import GRACE
+from launcher.runs import RunRequest
+from launcher.sizes import GIB
+
+PIDS = 4096
+"""Processes and threads of one container at most: loader workers and their threads need hundreds, a fork bomb more."""
+SHM = GIB
+"""Bytes of /dev/shm where neither shm nor memory is named. The engine's own 64 MB end loader workers."""
+FILES = ("model.weights", "data.root", "resume")
+"""Keys of the trainer whose value is a path on this host: it is mounted at the same place, read-only."""
+DATA, RUNS, CACHE, SECRETS, COMPILED = "/data", "/runs", "/cache", "/run/secrets", "/compiled"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run's container starts: the `image` (with its own entry point), who runs it, what it may reach."""
+
+    image: str
+    entrypoint: tuple[str, ...]
+    user: tuple[int, int]
+    groups: tuple[int, ...] = ()
+    cache: Path = Path()
+    secrets: Path | None = None
+    network: bool = False
+
+
+def run_user(runs_root: Path, rootless: bool = False) -> tuple[int, int]:
+    """uid and gid of the runs: the caller's; for root the runs folder's owner; if that is root too, 1000:1000.
+
+    In a rootless engine, root inside is the caller outside.
+    """
+    if rootless:
+        return 0, 0
+    uid, gid = os.getuid(), os.getgid()
+    if uid == 0:
+        stat = runs_root.stat()
+        uid, gid = stat.st_uid, stat.st_gid
+    return (uid, gid) if uid else (1000, 1000)
+
+
+def network_reason(request: RunRequest, environment: Mapping[str, str], cache: Path, baked: str) -> str | None:
+    """Why the run gets a network, or None: it asks for one, it tells W&B, or its weights have to be fetched.
+
+    `baked` are the names of the weights in the image.
+    """
+    if request.network is not None:
+        return "the job asks for it (network: true)" if request.network else None
+    if request.kind != "train":
+        return None
+    mode = environment.get("WANDB_MODE", "").lower() if "WANDB_MODE" in request.env else ""
+    key = "WANDB_API_KEY" in request.secrets and environment.get("WANDB_API_KEY")
+    if mode == "online" or (key and mode not in ("offline", "dryrun", "disabled", "off")):
+        return "W&B is online"
+    name = request.fetches
+    if name is None or name in baked.split(",") or (cache / "weights" / f"{name}.safetensors").is_file():
+        return None
+    if any((cache / "weights").glob(f"models--timm--{name}.*")) or (cache / f"weights/models--timm--{name}").is_dir():
+        return None
+    return f"the weights of {name} are neither in the image nor in {cache}"
+
+
+def words(request: RunRequest, run_dir: Path) -> tuple[list[str], list[Path]]:
+    """The trainer's words as they hold in the container, and the host's files that they name, to be mounted.
+
+    Raises FileNotFoundError.
+    """
+    told, files = [], []
+    for word in request.command:
+        word = word.replace("@runs/", RUNS + "/")
+        key, separator, value = word.partition("=")
+        value = re.sub(r"^(['\"])(.*)\1$", r"\2", value)
+        if separator and key in FILES and value not in ("", "null", "auto") and not value.startswith(RUNS + "/"):
+            path = Path(os.path.abspath(Path(request.cwd or ".") / Path(value).expanduser()))  # noqa: PTH100  # keeps links
+            if not path.exists():
+                raise FileNotFoundError(f"{key}={value}: there is no such file")
+            files.append(path)
+            word = f"{key}={_quoted(str(path))}"
+        told.append(word)
+    if request.kind == "train" and ((run_dir / "last.ckpt").exists() or not any(w.startswith("resume=") for w in told)):
+        told.append("resume=auto")
+    return told, files
+
+
+def _quoted(text: str) -> str:
+    from launcher.matrix import override_value
+
+    return override_value(text)
+
+
+def environment(request: RunRequest, place: Place, run_dir: Path, gpus: bool) -> dict[str, str]:
+    """The contract's variables and those that the job names; nothing else of this process's environment."""
+    settings = {name: os.environ[name] for name in request.env if name in os.environ}
+    settings |= {
+        "RUN_DIR": f"{RUNS}/{run_dir.parent.name}/{run_dir.name}",
+        "CACHE_DIR": CACHE,
+        "PYTHONUNBUFFERED": "1",
+        "NO_ALBUMENTATIONS_UPDATE": "1",
+        "TORCHINDUCTOR_CACHE_DIR": f"{COMPILED}/inductor",
+        "TRITON_CACHE_DIR": f"{COMPILED}/triton",
+    }
+    if not gpus:
+        settings["NVIDIA_VISIBLE_DEVICES"] = "void"  # a host's default runtime would give it all of them
+    if request.data_dir:
+        settings["DATA_DIR"] = DATA
+    if request.resources.gpu_memory:
+        settings["DEVICE_MEMORY_LIMIT"] = str(request.resources.gpu_memory)
+    if request.resources.cpus:
+        settings["OMP_NUM_THREADS"] = str(max(1, int(request.resources.cpus)))
+    if place.secrets is not None:
+        settings["SECRETS_DIR"] = SECRETS
+    return settings
+
+
+def options(
+    request: RunRequest, place: Place, run_dir: Path, attempt: int, devices: Sequence[str], locks: Sequence[str]
+) -> dict[str, Any]:
+    """Arguments of `APIClient.create_container`, with `host_config` as those of `create_host_config`.
+
+    Everything the trainer prints goes to the run's log.txt from inside, so that the log is whole whoever watches.
+    Raises FileNotFoundError for a file that the run names.
+    """
+    from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
+
+    told, files = words(request, run_dir)
+    resources = request.resources
+    mounts = [Mount(f"{RUNS}/{run_dir.parent.name}/{run_dir.name}", str(run_dir), type="bind")]
+    if any(word.startswith(RUNS + "/") or f"={RUNS}/" in word for word in told):
+        mounts.append(Mount(RUNS, str(run_dir.parent.parent), type="bind", read_only=True))
+    mounts.append(Mount(CACHE, str(place.cache), type="bind"))
+    if request.data_dir:
+        mounts.append(Mount(DATA, request.data_dir, type="bind", read_only=True))
+    if place.secrets is not None:
+        mounts.append(Mount(SECRETS, str(place.secrets), type="bind", read_only=True))
+    mounts += [Mount(str(path), str(path), type="bind", read_only=True) for path in dict.fromkeys(files)]
+    host: dict[str, Any] = {
+        "mounts": mounts,
+        "network_mode": "bridge" if place.network else "none",
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges:true"],
+        "read_only": True,
+        "tmpfs": {
+            "/tmp": "rw,noexec,nosuid,nodev,mode=1777",
+            COMPILED: "rw,exec,nosuid,nodev,mode=1777",
+        },
+        "init": True,
+        "pids_limit": PIDS,
+        "shm_size": resources.shm or (resources.memory // 2 if resources.memory else SHM),
+        "ulimits": [Ulimit(name="core", soft=0, hard=0)],
+        "log_config": LogConfig(type=LogConfig.types.JSON, config={"max-size": "1m", "max-file": "1"}),
+        "group_add": [str(group) for group in place.groups],
+    }
+    if resources.memory:
+        host |= {"mem_limit": resources.memory, "memswap_limit": resources.memory}
+    if resources.cpus:
+        host["nano_cpus"] = int(resources.cpus * 1e9)
+    if devices:
+        host["device_requests"] = [
+            DeviceRequest(device_ids=list(devices), capabilities=[["gpu", "compute", "utility"]])
+        ]
+    return {
+        "image": place.image,
+        "name": name(run_dir, attempt),
+        "entrypoint": ["/bin/sh", "-c", 'exec "$@" >>"$RUN_DIR/log.txt" 2>&1', "sh"],
+        "command": [*place.entrypoint, *told],
+        "environment": environment(request, place, run_dir, bool(devices)),
+        "user": f"{place.user[0]}:{place.user[1]}",
+        "working_dir": "/tmp",
+        "labels": {
+            containers.SUBMISSION: run_dir.parent.name,
+            containers.RUN: run_dir.name,
+            containers.ATTEMPT: str(attempt),
+            containers.DIRECTORY: str(run_dir),
+            containers.DEVICES: ",".join(devices),
+            containers.LOCKS: ",".join(locks),
+        },
+        "stop_signal": "SIGTERM",
+        "stop_timeout": int(GRACE),
+        "host_config": host,
+    }
+
+
+def name(run_dir: Path, attempt: int) -> str:
+    """The container's name: readable, and one for each attempt."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", f"{run_dir.parent.name}.{run_dir.name}.{attempt}")[-200:].lstrip("_.-")

@@ -1,0 +1,450 @@
+"""Runs as containers of a Docker engine, one a run, each looked after by a thread of this process.
+
+The engine keeps a container whatever becomes of the launcher, and its labels say whose it is: the next launcher adopts
+it, and `launcher status` records how it ended.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher import cgroup, containers, gpus, images, runs, secret_files
+from launcher.containers import EngineError, explain
+from launcher.engines import container as recipe
+from launcher.execute import GRACE, last_error, verdict
+from launcher.gpus import Held
+from launcher.runs import RunError, RunRequest
+from launcher.sizes import show_size
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+SLICE = 10
+"""Seconds of one wait for a container's end; after that the engine is asked whether it still answers."""
+PATIENCE = 1.0
+"""Seconds between two attempts to reach an engine that does not answer, or to write on a full disk."""
+STOP = "stop.requested"
+"""In a run directory: somebody asked its container to end."""
+
+
+@dataclass
+class _Watched:
+    """A container that a thread of this process looks after."""
+
+    run_dir: Path
+    attempt: int
+    request: RunRequest
+    held: list[Held] = field(default_factory=list)
+    id: str = ""
+    began: float = 0.0
+    timed_out: bool = False
+    peak: int | None = None
+    log_begin: int = 0
+    memory_files: list[Path] = field(default_factory=list)
+    thread: threading.Thread | None = None
+
+
+class DockerEngine:
+    """See `Engine`."""
+
+    name = "docker"
+
+    def __init__(self) -> None:
+        self.trouble: str | None = None
+        self._watched: dict[Path, _Watched] = {}
+        self._changed = threading.Event()
+        self._images: dict[str, images.Image] = {}
+
+    @cached_property
+    def client(self) -> DockerClient:
+        """Raises EngineError where no engine answers."""
+        return containers.connect()
+
+    @cached_property
+    def info(self) -> dict[str, Any]:
+        """What the engine says of itself."""
+        told: dict[str, Any] = self._asked(self.client.info)
+        return told
+
+    def mark(self) -> dict[str, Any]:
+        """See `Engine.mark`."""
+        return {"engine": self.name, "engine_id": str(self.info.get("ID", ""))}
+
+    # -- a run's way
+
+    def start(self, run_dir: Path, attempt: int, devices: Sequence[str], held: Sequence[Held]) -> None:
+        """See `Engine.start`."""
+        kept = [Held(one.gpu, os.dup(one.descriptor)) for one in held]
+        watched = _Watched(run_dir, attempt, runs.read_request(run_dir), kept)
+        (run_dir / STOP).unlink(missing_ok=True)
+        self._in_thread(watched, lambda: self._begin(watched, devices))
+
+    def _in_thread(self, watched: _Watched, work: Callable[[], None]) -> None:
+        def body() -> None:
+            try:
+                with runs.locked(watched.run_dir / "exec.lock") as mine:
+                    if mine:
+                        work()
+            except RunError:
+                pass  # the journal has another word already
+            finally:
+                for one in watched.held:
+                    one.close()
+                self._changed.set()
+
+        watched.thread = threading.Thread(target=body, name=watched.run_dir.name, daemon=True)
+        self._watched[watched.run_dir] = watched
+        watched.thread.start()
+
+    def _begin(self, watched: _Watched, devices: Sequence[str]) -> None:
+        run_dir, secrets = watched.run_dir, None
+        try:
+            place = self._place(watched.request, run_dir.parent.parent)
+            secrets = place.secrets
+            given = recipe.options(
+                watched.request, place, run_dir, watched.attempt, devices, [one.gpu for one in watched.held]
+            )
+            _hand_over(run_dir, place.user)
+            watched.log_begin = (run_dir / "log.txt").stat().st_size if (run_dir / "log.txt").exists() else 0
+            _write_log(run_dir, f"--- attempt {watched.attempt}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n", place.user)
+            watched.id = self._create(given)
+            self.client.api.start(watched.id)
+            watched.began = time.time()
+        except Exception as error:  # the SDK's and its HTTP library's errors, and the host's about files
+            self._remove(watched.id)
+            secret_files.take_back(secrets)
+            reason = str(error) if isinstance(error, EngineError | FileNotFoundError) else explain(error)
+            runs.append_event(run_dir, "failed", reason=f"could not be started: {reason}", **self.mark())
+            return
+        try:
+            runs.append_event(
+                run_dir, "running", devices=list(devices), host=os.uname().nodename, container=watched.id[:12],
+                image=place.image, network=place.network, **self.mark(),
+            )  # fmt: skip
+        except RunError:  # taken back meanwhile
+            self._remove(watched.id)
+            secret_files.take_back(secrets)
+            raise
+        self._find_memory(watched)
+        if (run_dir / STOP).exists():
+            self._end(watched, at_once=False)
+        self._attend(watched)
+
+    def _attend(self, watched: _Watched) -> None:
+        """Wait for the container's end, however long the engine is silent meanwhile, and record it."""
+        from docker.errors import NotFound
+
+        while True:
+            try:
+                self.client.api.wait(watched.id, timeout=SLICE)
+                self._finish(watched)
+                self.trouble = None
+                return
+            except NotFound:
+                runs.append_event(
+                    watched.run_dir, "lost", reason="its container vanished (removed by somebody)", **self.mark()
+                )
+                return
+            except RunError:
+                raise
+            except OSError as error:  # also what requests raises: a silent engine, or a slice that is over
+                if isinstance(error, TimeoutError) or "Read timed out" in str(error):
+                    if self._answers():
+                        self.trouble = None
+                        continue
+                    self.trouble = "the Docker engine does not answer; its containers are waited for"
+                elif getattr(error, "errno", None) is not None and error.errno and not _is_network(error):
+                    self.trouble = f"{watched.run_dir.name}: its end cannot be recorded yet: {error.strerror}"
+                else:
+                    self.trouble = "the Docker engine does not answer; its containers are waited for"
+            except Exception as error:  # APIError: an engine that is going down, or is in trouble itself
+                self.trouble = f"the Docker engine is in trouble: {explain(error)}"
+            time.sleep(PATIENCE)
+
+    def _answers(self) -> bool:
+        with suppress(Exception):
+            return bool(self.client.api.ping())
+        return False
+
+    def _finish(self, watched: _Watched) -> None:
+        """Record how the container ended, with everything that it printed, and remove it."""
+        run_dir = watched.run_dir
+        details = self._details(watched)
+        state, code = details["State"], int(details["State"]["ExitCode"])
+        if code > 128 and code != 143 and code - 128 in {int(number) for number in signal.Signals}:
+            code = 128 - code
+        asked = (run_dir / STOP).exists()
+        memory = self._want_of_memory(watched.request) if state.get("OOMKilled") else ""
+        began = _seconds(state["StartedAt"])
+        outside = self.client.api.logs(watched.id).decode(errors="replace")
+        if outside.strip():  # what was said before the log was open: by the shell, or the engine's init
+            _write_log(run_dir, outside)
+        word, reason = verdict(code, asked, watched.timed_out, watched.request, memory)
+        detail = str(state.get("Error") or "")
+        if word in ("failed", "out_of_device_memory"):
+            detail = detail or last_error(run_dir / "log.txt", watched.log_begin)
+        if runs.read_status(run_dir).state not in runs.ENDED:
+            runs.append_event(
+                run_dir, word, reason=": ".join(part for part in (reason, detail) if part), exit_code=code,
+                oom_killed=bool(state.get("OOMKilled")), seconds=round(_seconds(state["FinishedAt"]) - began, 1),
+                peak_host_memory_bytes=self._peak(watched), **self.mark(),
+            )  # fmt: skip
+        (run_dir / STOP).unlink(missing_ok=True)
+        for mount in details.get("Mounts", []):
+            if mount.get("Destination") == recipe.SECRETS:
+                secret_files.take_back(Path(mount["Source"]))
+        self._remove(watched.id)
+
+    def _details(self, watched: _Watched) -> dict[str, Any]:
+        """The container as the engine sees it. That memory was short arrives a little after the end that it caused."""
+        for _ in range(10):
+            details: dict[str, Any] = self.client.api.inspect_container(watched.id)
+            if details["State"]["ExitCode"] != 137 or details["State"].get("OOMKilled"):
+                break
+            if watched.timed_out or (watched.run_dir / STOP).exists() or not watched.request.resources.memory:
+                break
+            time.sleep(0.05)
+        return details
+
+    def _want_of_memory(self, request: RunRequest) -> str:
+        if not request.resources.memory:
+            return "the host ran out of memory: ask for less at once by resources.memory or max_parallel"
+        place = f" ({request.memory_place})" if request.memory_place else ""
+        size = show_size(request.resources.memory)
+        return f"it needs more than resources.memory: {size}{place}; raise that, or lower training.num_workers"
+
+    def poll(self, run_dir: Path) -> bool:
+        """See `Engine.poll`."""
+        watched = self._watched.get(run_dir)
+        if watched is None:
+            return self._adopt(run_dir)
+        if watched.thread is not None and not watched.thread.is_alive():
+            del self._watched[run_dir]
+            return runs.read_status(run_dir).state not in runs.ENDED
+        self._sample(watched)
+        limit = watched.request.timeout
+        if limit and watched.began and not watched.timed_out and time.time() - watched.began > limit:
+            watched.timed_out = True
+            self._end(watched, at_once=False)
+        return True
+
+    def _adopt(self, run_dir: Path) -> bool:
+        """Look after a container that another launcher started; where there is none, record that."""
+        found = self._known(run_dir)
+        if found is None:
+            return self.settle(run_dir)
+        held = [gpus.acquire(lock, f"{run_dir.parent.name}/{run_dir.name}") for lock in found["locks"]]
+        watched = _Watched(run_dir, found["attempt"], runs.read_request(run_dir), [one for one in held if one])
+        watched.id, watched.began = found["id"], found["began"]
+        self._find_memory(watched)
+        self._in_thread(watched, lambda: self._attend(watched))
+        return True
+
+    def _known(self, run_dir: Path) -> dict[str, Any] | None:
+        """The container of the run's present attempt. None: there is none, or none can be asked for."""
+        with suppress(Exception):
+            attempt = str(runs.read_status(run_dir).attempt)
+            for each in containers.of_run(self.client, run_dir):
+                if each.labels.get(containers.ATTEMPT) == attempt:
+                    began = _seconds(each.attrs["State"]["StartedAt"])
+                    locks = [word for word in each.labels.get(containers.LOCKS, "").split(",") if word]
+                    return {"id": each.id, "attempt": int(attempt), "began": began, "locks": locks}
+        return None
+
+    def settle(self, run_dir: Path) -> bool:
+        """See `Engine.settle`."""
+        status = runs.read_status(run_dir)
+        if status.state in runs.ENDED or status.state == "queued":
+            return False
+        if status.figures.get("engine_id") != self.mark()["engine_id"]:
+            self.trouble = f"{run_dir.name} is a container of another Docker engine: set DOCKER_HOST as it was then"
+            return True
+        with runs.locked(run_dir / "exec.lock") as free:
+            if not free:
+                return True  # a launcher looks after it
+            status = runs.read_status(run_dir)
+            found = self._asked(lambda: containers.of_run(self.client, run_dir))
+            mine = [each for each in found if each.labels.get(containers.ATTEMPT) == str(status.attempt)]
+            if status.state not in ("starting", "running"):
+                return False
+            if not mine:
+                asked = (run_dir / STOP).exists()
+                reason = "stopped while it started" if asked else "its container is gone, and nobody saw it end"
+                runs.append_event(run_dir, "cancelled" if asked else "lost", reason=reason, **self.mark())
+                return False
+            state = mine[0].attrs["State"]
+            if state["Status"] in ("running", "paused", "restarting"):
+                return True
+            if status.state == "starting":
+                if state["Status"] == "created":  # its launcher died between creating and starting it
+                    runs.append_event(run_dir, "lost", reason="its launcher died while it started", **self.mark())
+                    self._remove(mine[0].id)
+                    return False
+                runs.append_event(run_dir, "running", container=str(mine[0].id)[:12], **self.mark())
+            watched = _Watched(run_dir, status.attempt, runs.read_request(run_dir), id=mine[0].id)
+            self._asked(lambda: self._finish(watched))
+        return False
+
+    def stop(self, run_dir: Path) -> None:
+        """See `Engine.stop`."""
+        self._request_end(run_dir, at_once=False)
+
+    def kill(self, run_dir: Path) -> None:
+        """See `Engine.kill`."""
+        self._request_end(run_dir, at_once=True)
+
+    def _request_end(self, run_dir: Path, at_once: bool) -> None:
+        (run_dir / STOP).touch()
+        watched = self._watched.get(run_dir)
+        if watched is None:
+            found = self._known(run_dir)
+            if found is None:
+                return
+            watched = _Watched(run_dir, found["attempt"], runs.read_request(run_dir), id=found["id"])
+        self._end(watched, at_once)
+
+    def _end(self, watched: _Watched, at_once: bool) -> None:
+        """SIGTERM, and SIGKILL after the grace period, by the engine: it does so even if this process ends first."""
+        if not watched.id:
+            return  # the thread that starts it will see the request
+        container = watched.id
+
+        def body() -> None:
+            with suppress(Exception):  # it has ended by itself, or the engine is silent: `_attend` sees either
+                if at_once:
+                    self.client.api.kill(container)
+                else:
+                    self.client.api.stop(container, timeout=int(GRACE))
+
+        thread = threading.Thread(target=body, daemon=not at_once)
+        thread.start()
+
+    def wait(self, seconds: float) -> None:
+        """See `Engine.wait`."""
+        self._changed.wait(seconds)
+        self._changed.clear()
+
+    def taken(self) -> dict[str, str]:
+        """See `Engine.taken`."""
+        try:
+            return containers.devices_in_use(self.client)
+        except Exception as error:
+            self.trouble = f"the Docker engine is in trouble: {explain(error)}"
+            return {}
+
+    # -- small parts
+
+    def _asked(self, question: Callable[[], Any]) -> Any:
+        """The engine's answer. Raises EngineError in place of the SDK's errors."""
+        try:
+            return question()
+        except RunError:
+            raise
+        except Exception as error:
+            raise EngineError(f"the Docker engine does not answer as it should: {explain(error)}") from None
+
+    def _place(self, request: RunRequest, runs_root: Path) -> recipe.Place:
+        reference = request.image_id or request.image or "auto"
+        if reference not in self._images:
+            found = images.find(self.client, reference) or images.resolve(self.client, request.image or "auto", False)
+            self._images[reference] = found
+        image = self._images[reference]
+        options = list(self.info.get("SecurityOptions") or [])
+        user = recipe.run_user(runs_root, any("name=rootless" in word for word in options))
+        cache = Path(os.environ.get("CACHE_DIR") or runs_root / ".cache").absolute()
+        cache.mkdir(parents=True, exist_ok=True)
+        if os.getuid() == 0 and cache.stat().st_uid == 0 and user != (0, 0):
+            os.chown(cache, *user)
+        groups = tuple(os.getgroups()) if os.getuid() else ()
+        network = recipe.network_reason(request, os.environ, cache, image.weights) is not None
+        owner = user if os.getuid() == 0 else None
+        secrets = secret_files.hand_over(request.secrets, owner)
+        return recipe.Place(image.id, image.entrypoint, user, groups, cache, secrets, network)
+
+    def _create(self, given: dict[str, Any]) -> str:
+        from docker.errors import APIError
+
+        api = self.client.api
+        given = {**given, "host_config": api.create_host_config(**given["host_config"])}
+        try:
+            return str(api.create_container(**given)["Id"])
+        except APIError as error:
+            if error.status_code != 409:
+                raise
+        # Of this very attempt: of a launcher that died before it could start it. Anything else is somebody's own.
+        standing = api.inspect_container(given["name"])
+        same = (standing["Config"].get("Labels") or {}).get(containers.DIRECTORY) == given["labels"][
+            containers.DIRECTORY
+        ]
+        if not same or standing["State"]["Running"]:
+            raise EngineError(
+                f"a container called {given['name']} is there already; remove it: docker rm {given['name']}"
+            )
+        self._remove(standing["Id"])
+        return str(api.create_container(**given)["Id"])
+
+    def _remove(self, container: str) -> None:
+        if container:
+            with suppress(Exception):  # gone already, or later by `launcher prune`
+                self.client.api.remove_container(container, force=True, v=True)
+
+    def _find_memory(self, watched: _Watched) -> None:
+        with suppress(Exception):
+            pid = int(self.client.api.inspect_container(watched.id)["State"]["Pid"])
+            watched.memory_files = cgroup.peak_files(pid)
+
+    def _sample(self, watched: _Watched) -> None:
+        seen = [number for path in watched.memory_files if (number := cgroup.number(path)) is not None]
+        if seen:
+            watched.peak = max(watched.peak or 0, *seen)
+
+    def _peak(self, watched: _Watched) -> int | None:
+        self._sample(watched)
+        return watched.peak
+
+
+def _is_network(error: OSError) -> bool:
+    import requests
+
+    return isinstance(error, requests.RequestException | ConnectionError)
+
+
+def _seconds(text: str) -> float:
+    """The engine's `2026-11-24T12:00:00.123456789Z` as seconds of the epoch; 0 for what has not come yet."""
+    from datetime import datetime
+
+    whole, _, fraction = text.rstrip("Z").partition(".")
+    moment = datetime.fromisoformat(whole + "+00:00").timestamp()
+    return max(0.0, moment + float(f"0.{fraction or 0}"))
+
+
+def _hand_over(run_dir: Path, user: tuple[int, int]) -> None:
+    """Give the run directory to the run's user, where this process is root and that user is not."""
+    if os.getuid() != 0 or user[0] == 0:
+        return
+    for path in (run_dir, *run_dir.rglob("*")):
+        if path.name not in ("events.jsonl", "exec.lock", "run.json", "status.json"):
+            os.chown(path, *user, follow_symlinks=False)
+
+
+def _write_log(run_dir: Path, text: str, user: tuple[int, int] | None = None) -> None:
+    """Add to the run's log, which is the run's user's: a link that this user may have put in its place is not
+    followed."""
+    descriptor = os.open(
+        run_dir / "log.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644
+    )
+    with os.fdopen(descriptor, "ab") as log:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            if user is not None and os.getuid() == 0:
+                os.fchown(descriptor, *user)
+            log.write(text.encode(errors="replace"))
