@@ -5,30 +5,47 @@ BIN := $(VENV)/bin
 # A wheel index for torch and torchvision, for a machine that needs another build than the default one:
 # make demo TORCH_INDEX=<the CPU index that pytorch.org names>
 TORCH_INDEX ?=
+# The base of the images, where the public one cannot be had: make demo-docker BASE=document-classifier-base:bookworm
+BASE ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet --constraint images/constraints.txt
 SOURCES := launcher trainer tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-full lint format bench clean
+.PHONY: help install demo demo-docker test test-full lint format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed ## the virtual environment .venv, with everything
 
-$(VENV)/.installed: pyproject.toml images/constraints.txt
+$(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is $$($(PYTHON) --version): 3.11 or newer is needed; say make PYTHON=python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 		{ echo "python3 -m venv failed: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
+	@touch $@
+
+# The launcher alone: enough to build images and run jobs in them.
+$(VENV)/.launcher: pyproject.toml images/constraints.txt | $(VENV)/.python
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml images/constraints.txt | $(VENV)/.python
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	@test -z "$(TORCH_INDEX)" || $(PIP) --index-url "$(TORCH_INDEX)" torch torchvision
 	@$(PIP) --editable '.[train,dev]'
-	@touch $@
+	@touch $@ $(VENV)/.launcher
 
 demo: install ## draw documents, train two models, ensemble them: the whole path in a few minutes
 	@test -d build/demo/documents || $(BIN)/python -m trainer sample-data build/demo/documents --classes 10 --per-class 24
 	$(BIN)/launcher submit jobs/quickstart.yaml --engine native --data build/demo/documents --runs build/demo/runs
+
+demo-docker: $(VENV)/.launcher ## the same in containers: builds the CPU image; the host needs Docker, and no torch
+	$(BIN)/launcher build cpu $(if $(BASE),--base $(BASE)) $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX))
+	@mkdir -p build/demo
+	@test -d build/demo/documents || docker run --rm --network none --user "$$(id -u):$$(id -g)" \
+		-v "$(CURDIR)/build/demo:/demo" document-classifier:cpu sample-data /demo/documents --classes 10 --per-class 24
+	$(BIN)/launcher submit jobs/quickstart.yaml --engine docker --data build/demo/documents --runs build/demo/docker-runs
 
 test: install ## what CI runs: every test but the slow ones
 	$(BIN)/python -m pytest -m "not slow"
@@ -47,6 +64,7 @@ format: install ## format and mend what can be mended
 
 bench: install ## ratios of loading and training speed, measured in one run
 	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench_containers
 
 clean: ## what make made, but for .venv and runs/
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING
 from launcher import doctor, engines, images
 from launcher.containers import EngineError, explain
 from launcher.engines.base import Engine
-from launcher.engines.container import run_user
+from launcher.engines.container import cache_dir, network_reason, run_user
 from launcher.machine import Machine
-from launcher.runs import RunError
+from launcher.runs import RunError, RunRequest
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -110,6 +111,16 @@ def probe_gpus(client: DockerClient, image: images.Image, devices: list[str]) ->
         )
     except Exception as error:  # the SDK's errors share no base with its HTTP library's
         raise EngineError(f"the Docker engine has no GPUs: {explain(error)}") from None
+
+
+def network_remarks(requests: Sequence[RunRequest], runs_root: Path, chosen: Choice) -> list[str]:
+    """Which runs' containers have a network, and why."""
+    if chosen.image is None:
+        return []
+    cache = cache_dir(runs_root)
+    reasons = [network_reason(request, os.environ, cache, chosen.image.weights) for request in requests]
+    why = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
+    return [f"{sum(map(bool, reasons))} of {len(reasons)} runs have a network: {why}"] if why else []
 
 
 def check_readable(data_dir: str | None, runs_root: Path, choice: Choice) -> None:

@@ -130,6 +130,7 @@ def submit(
         choice.check_readable(data_dir, runs_root, chosen)
         directory = submission.create(job, planned, runs_root.resolve(), data_dir, chosen)
         remarks = plans.remarks(job, planned, chosen.machine, native=chosen.image is None)
+        remarks += choice.network_remarks([each.request for each in planned], runs_root, chosen)
     click.echo(f"{directory.name}: {len(planned)} runs as {chosen.said}, on {chosen.machine.describe()}")
     for line in (*chosen.warnings, *remarks):
         click.echo(line)

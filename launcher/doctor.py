@@ -32,6 +32,8 @@ class Check:
 
 def examine(data: str | None, runs_root: Path) -> list[Check]:
     """Every check, in the order in which a user would meet what is wrong."""
+    from launcher import engine_checks
+
     return [
         _python(),
         _trainer(),
@@ -39,7 +41,7 @@ def examine(data: str | None, runs_root: Path) -> list[Check]:
         _memory(),
         _data(data),
         _runs(runs_root),
-        _docker(),
+        *engine_checks.examine(runs_root),
         _wandb(),
         *_mac(),
     ]
@@ -134,20 +136,6 @@ def _runs(root: Path) -> Check:
             "training.keep_top=1",
         )
     return Check("runs", "ok", f"{root}: {free:.0f} GiB free")
-
-
-def _docker() -> Check:
-    try:
-        import docker
-
-        client = docker.from_env(timeout=3)
-        try:
-            return Check("docker", "ok", f"engine {client.version()['Version']}")
-        finally:
-            client.close()
-    except Exception as error:  # the SDK's and its HTTP library's errors share no base
-        reason = " ".join(str(error).split())[:100]
-        return Check("docker", "note", f"no engine answers ({reason}); runs are native processes here")
 
 
 def _wandb() -> Check:

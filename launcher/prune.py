@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,7 +67,7 @@ def _containers(client: DockerClient) -> list[Waste]:
             if runs.is_locked(run_dir / "exec.lock") or (current and status.state not in runs.ENDED):
                 continue
             why = f"the run is {status.state}"
-        found.append(Waste(f"container {each.name}", 0, why, lambda each=each: each.remove(force=True, v=True)))  # type: ignore[misc]
+        found.append(Waste(f"container {each.name}", 0, why, partial(each.remove, force=True, v=True)))
     return found
 
 
@@ -86,12 +87,22 @@ def _images(client: DockerClient, runs_root: Path) -> list[Waste]:
         if image and not over:
             needed.add(image["id"])
     found = []
+    own = _unshared(client)
     for image in images.listed(client):
         if not image.tags and image.id not in needed:
             what = f"image {image.name} ({image.variant}, {image.created})"
-            why = "a later build took its name; layers that other images share stay"
-            found.append(Waste(what, image.size, why, lambda id=image.id: client.images.remove(id, force=True)))  # type: ignore[misc]
+            why = "a later build took its name; the size is that of layers that no other image has"
+            found.append(Waste(what, own.get(image.id, 0), why, partial(client.images.remove, image.id, force=True)))
     return found
+
+
+def _unshared(client: DockerClient) -> dict[str, int]:
+    """Image → bytes of the layers that it alone has."""
+    try:
+        listed = client.df()["Images"] or []
+    except Exception:  # an engine that is busy counting answers with an error; a size is no reason to fail
+        return {}
+    return {each["Id"]: max(0, int(each["Size"]) - max(0, int(each["SharedSize"]))) for each in listed}
 
 
 def free(found: list[Waste]) -> list[str]:

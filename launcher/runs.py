@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -171,7 +171,8 @@ def append_event(run_dir: Path, state: State, attempt: int | None = None, reason
         journal.write(json.dumps(event, ensure_ascii=False).encode() + b"\n")
         journal.flush()
         os.fsync(journal.fileno())
-        write_json(run_dir / "status.json", event)
+        with suppress(OSError):  # a full disk: the journal is the truth, and the next look puts this right
+            write_json(run_dir / "status.json", event)
     return _status(event)
 
 
@@ -190,7 +191,8 @@ def read_status(run_dir: Path) -> Status:
     except (OSError, ValueError):
         shown = None
     if shown != events[-1] and os.access(run_dir, os.W_OK):
-        write_json(run_dir / "status.json", events[-1])
+        with suppress(OSError):
+            write_json(run_dir / "status.json", events[-1])
     return _status(events[-1])
 
 

@@ -6,8 +6,8 @@ All state lies in the run directories. A supervisor that is killed leaves its ru
 from __future__ import annotations
 
 import dataclasses
-import errno
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -18,10 +18,13 @@ from launcher import engines, gpus, runs, scheduler
 from launcher.engines.base import Engine
 from launcher.machine import Machine
 from launcher.runs import ENDED, GOOD, RunError, RunRequest, Status
+from launcher.sizes import show_size
 
 EXIT_OK, EXIT_SOME_FAILED, EXIT_STOPPED = 0, 1, 130
 POLL = 0.25
 """Seconds between two looks at the runs."""
+ROOM = 16 * 2**20
+"""Bytes free on the runs' disk, below which no run is started: it could not even say why it failed."""
 Event = Callable[[str, Status], None]
 
 
@@ -84,6 +87,10 @@ class Supervision:
                 break
             if not self.asked:
                 self._cancel_hopeless(states)
+                if full := self._full_disk():
+                    self._tell_trouble(full)
+                    self.engine.wait(POLL)
+                    continue
                 self._start(states, under_way)
             self._tell_trouble(self.engine.trouble)
             self.engine.wait(POLL)
@@ -135,6 +142,11 @@ class Supervision:
         if taken and not under_way and queue:
             self._tell_waiting(queue[0].name, taken)
 
+    def _full_disk(self) -> str | None:
+        free = shutil.disk_usage(self.submission).free
+        folder = self.submission.parent
+        return f"{folder}: no space left ({show_size(free)}); what is queued waits for it" if free < ROOM else None
+
     def _tell_trouble(self, trouble: str | None) -> None:
         if trouble != self.trouble:
             self.trouble = trouble
@@ -162,9 +174,6 @@ class Supervision:
                 )
                 self.engine.start(run_dir, attempt, start.devices, held)
             except (OSError, RunError) as error:
-                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    self._tell_trouble(f"{error.strerror}: {self.submission.parent}; what is queued waits for space")
-                    return
                 if runs.read_status(run_dir).state in ("queued", "starting"):
                     runs.append_event(run_dir, "failed", reason=str(error))
         finally:

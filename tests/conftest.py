@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.docker_engine import Dockerd, missing
+
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -28,3 +30,15 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"{SHARED} is not there: the real documents and weights are needed")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def dockerd() -> Generator[Dockerd, None, None]:
+    """A Docker engine of the tests' own."""
+    lacking = missing()
+    if lacking:
+        pytest.skip(lacking)
+    engine = Dockerd()
+    engine.start()
+    yield engine
+    engine.stop()

@@ -25,6 +25,9 @@ def test_the_commands_run_as_they_stand(tmp_path: Path) -> None:
     """In an empty folder with the project's jobs/, one after another as a user would type them."""
     (tmp_path / "jobs").symlink_to(REPOSITORY / "jobs")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment["DOCKER_HOST"] = (
+        "unix:///nonexistent/docker.sock"  # what --engine auto finds must not depend on the host
+    )
     for name in ("RUN_DIR", "DATA_DIR", "CACHE_DIR", "LAUNCHER_RUNS"):
         environment.pop(name, None)
     for words, block in BLOCKS:

@@ -27,6 +27,8 @@ def test_two_models_and_their_ensemble_learn_real_documents(shared: Path, tmp_pa
         "submit",
         "jobs/quickstart.yaml",
         *words,
+        "--engine",
+        "native",
         "--data",
         str(shared / "documents"),
     ]

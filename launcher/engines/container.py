@@ -51,6 +51,11 @@ def run_user(runs_root: Path, rootless: bool = False) -> tuple[int, int]:
     return (uid, gid) if uid else (1000, 1000)
 
 
+def cache_dir(runs_root: Path) -> Path:
+    """The folder that all runs share: $CACHE_DIR, else .cache beside the submissions."""
+    return Path(os.environ.get("CACHE_DIR") or runs_root / ".cache").expanduser().absolute()
+
+
 def network_reason(request: RunRequest, environment: Mapping[str, str], cache: Path, baked: str) -> str | None:
     """Why the run gets a network, or None: it asks for one, it tells W&B, or its weights have to be fetched.
 

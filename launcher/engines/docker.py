@@ -361,7 +361,7 @@ class DockerEngine:
         image = self._images[reference]
         options = list(self.info.get("SecurityOptions") or [])
         user = recipe.run_user(runs_root, any("name=rootless" in word for word in options))
-        cache = Path(os.environ.get("CACHE_DIR") or runs_root / ".cache").absolute()
+        cache = recipe.cache_dir(runs_root)
         cache.mkdir(parents=True, exist_ok=True)
         if os.getuid() == 0 and cache.stat().st_uid == 0 and user != (0, 0):
             os.chown(cache, *user)
@@ -375,7 +375,10 @@ class DockerEngine:
         from docker.errors import APIError
 
         api = self.client.api
-        given = {**given, "host_config": api.create_host_config(**given["host_config"])}
+        host = dict(given["host_config"])
+        if "nano_cpus" in host and self.info.get("NCPU"):  # the engine refuses more than it has
+            host["nano_cpus"] = min(host["nano_cpus"], int(self.info["NCPU"]) * 10**9)
+        given = {**given, "host_config": api.create_host_config(**host)}
         try:
             return str(api.create_container(**given)["Id"])
         except APIError as error:

@@ -18,6 +18,7 @@ import pytest
 from launcher import gpus, runs
 
 FAKE = Path(__file__).parent / "fake"
+NO_ENGINE = "unix:///nonexistent/docker.sock"
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -53,6 +54,7 @@ class Lab:
             "FAKE_PLAN": json.dumps(self.plan),
             "FAKE_LOG": str(self.root / "journal"),
             "LAUNCHER_RUNS": str(self.runs),
+            "DOCKER_HOST": NO_ENGINE,
             **self.environment,
         }
         for name in ("CUDA_VISIBLE_DEVICES", "DATA_DIR"):

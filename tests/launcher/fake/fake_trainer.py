@@ -6,6 +6,7 @@ $FAKE_PLAN: run name → what it does; $FAKE_LOG: a journal.
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -16,13 +17,26 @@ plan = {**plans.get("*", {}), **plans.get(run_dir.name.partition("-")[2], {})}
 
 
 def note(what: str) -> None:
-    names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "DATA_DIR", "SECRETS_DIR", "DEVICE_MEMORY_LIMIT", "TOKEN")
+    names = (
+        "CUDA_VISIBLE_DEVICES",
+        "NVIDIA_VISIBLE_DEVICES",
+        "HOME",
+        "UNASKED",
+        "OMP_NUM_THREADS",
+        "DATA_DIR",
+        "SECRETS_DIR",
+        "DEVICE_MEMORY_LIMIT",
+        "TOKEN",
+    )
     line = {"run": run_dir.name, "what": what, "time": time.monotonic(), "pid": os.getpid(), "argv": sys.argv[1:]}
     line["env"] = {name: os.environ[name] for name in names if name in os.environ}
     line["secrets"] = {}
     for path in Path(os.environ.get("SECRETS_DIR", "/nonexistent")).glob("*"):
         line["secrets"][path.name] = [path.read_text(), oct(path.stat().st_mode & 0o777)]
-    with Path(os.environ["FAKE_LOG"]).open("a") as log:
+    for path in Path("/sys/class/net").glob("*"):
+        line.setdefault("interfaces", []).append(path.name)
+    line["uid"], line["gid"] = os.getuid(), os.getgid()
+    with Path(os.environ.get("FAKE_LOG") or run_dir / "journal").open("a") as log:
         log.write(json.dumps(line) + "\n")
 
 
@@ -41,6 +55,27 @@ ballast = bytearray(plan.get("megabytes", 0) * 2**20)
 deadline = time.monotonic() + plan.get("seconds", 0.05)
 while time.monotonic() < deadline or (plan.get("until") and not Path(plan["until"]).exists()):
     time.sleep(0.01)
+if plan.get("probe"):
+    tried = {}
+    for folder in plan["probe"]:
+        try:
+            (Path(folder) / "probe").write_text("x")
+            tried[folder] = "written"
+        except OSError as error:
+            tried[folder] = os.strerror(error.errno)
+    script = Path("/tmp/script")
+    script.write_text("#!/bin/sh\necho ran")
+    script.chmod(0o755)
+    tried["exec in /tmp"] = os.access(script, os.X_OK) and os.spawnv(os.P_WAIT, str(script), [str(script)]) == 0
+    try:
+        socket.create_connection(("192.0.2.1", 80), timeout=3)
+    except OSError as error:
+        tried["network"] = type(error).__name__ + ": " + str(error)
+    words = Path("/proc/self/status").read_text().split("\n")
+    tried |= {
+        line.split(":")[0]: line.split(":")[1].strip() for line in words if line.startswith(("Cap", "NoNewPrivs"))
+    }
+    (run_dir / "probe.json").write_text(json.dumps(tried))
 if "print" in plan:
     print(plan["print"], file=sys.stderr, flush=True)
 if plan.get("signal"):

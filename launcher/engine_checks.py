@@ -1,0 +1,173 @@
+"""What `launcher doctor` finds out about the Docker engine: by a container that lives about a second."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher import containers, images
+from launcher.containers import EngineError, explain
+from launcher.doctor import Check
+from launcher.engines.container import run_user
+from launcher.machine import here
+from launcher.sizes import GIB
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+LIMIT = 256 * 2**20
+"""Memory, bytes, of the container that tries out whether limits hold."""
+# Runs inside: says what it sees. torch's CUDA version is read, not imported: that would take seconds.
+_LOOK = """
+import importlib.metadata, json, os, pathlib, re
+def read(*names):
+    for name in names:
+        try:
+            return int(pathlib.Path(name).read_text())
+        except (OSError, ValueError):
+            pass
+try:
+    pathlib.Path("/mounted/written").write_text("x")
+    written = True
+except OSError:
+    written = False
+place = importlib.metadata.distribution("torch").locate_file("torch/version.py")
+cuda = re.search(r"^cuda\\b[^=]*=\\s*'([\\d.]+)'", pathlib.Path(place).read_text(), re.M)
+print(json.dumps({
+    "memory": read("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+    "written": written,
+    "torch": importlib.metadata.version("torch"),
+    "cuda": cuda and cuda[1],
+    "gpus": len(list(pathlib.Path("/dev").glob("nvidia[0-9]*"))),
+}))
+"""
+
+
+def examine(runs_root: Path) -> list[Check]:
+    """The engine, its images, and what a container of it can do."""
+    try:
+        client = containers.connect(timeout=5)
+        info = client.info()
+    except EngineError as error:
+        return [Check("docker", "note", f"{error}; runs are native processes here")]
+    except Exception as error:  # an engine that answers a ping and nothing else
+        return [Check("docker", "note", f"the engine is in trouble: {explain(error)}")]
+    memory, cores = int(info.get("MemTotal") or 0) / GIB, info.get("NCPU")
+    checks = [Check("docker", "ok", f"engine {info.get('ServerVersion')}, {cores} cores, {memory:.1f} GiB")]
+    gpus = [str(gpu.index) for gpu in here().gpus]
+    found = {variant: images.find(client, images.default_tag(variant)) for variant in ("cpu", "cuda")}
+    for variant, image in found.items():
+        if image is None:
+            level = "note" if variant == "cuda" or not found["cuda"] else "ok"
+            if variant == "cpu" or gpus:
+                checks.append(
+                    Check(f"image {variant}", level, "not there", f"launcher build {variant}")  # type: ignore[arg-type]
+                )
+        elif image.stale:
+            checks.append(Check(f"image {variant}", "note", "older than what is here now", f"launcher build {variant}"))
+        else:
+            checks.append(Check(f"image {variant}", "ok", f"{image.name}, {image.size / 1e9:.2f} GB"))
+    image = (found["cuda"] if gpus else None) or found["cpu"] or found["cuda"]
+    if image is None:
+        return checks
+    return checks + _container(client, image, runs_root, gpus)
+
+
+def _container(client: DockerClient, image: images.Image, runs_root: Path, gpus: list[str]) -> list[Check]:
+    seen = _look(client, image, runs_root, [])
+    if isinstance(seen, str):
+        return [Check("container", "missing", f"none starts: {seen}", "docker run --rm hello-world")]
+    checks = [
+        Check("memory limit", "ok", "holds in containers")
+        if seen["memory"] and seen["memory"] <= LIMIT
+        else Check("memory limit", "note", "is not enforced by this engine", "enable the kernel's memory cgroup"),
+        Check("mounts", "ok", "a run can write its directory, and no more")
+        if seen["written"]
+        else Check(
+            "mounts", "missing", f"a run cannot write below {runs_root}", "--runs DIR, on a disk the engine has"
+        ),
+    ]
+    if not gpus:
+        return checks
+    with_gpus = _look(client, image, runs_root, gpus)
+    if isinstance(with_gpus, str):
+        return [*checks, Check("gpu access", "missing", with_gpus, "install the NVIDIA container toolkit")]
+    if with_gpus["gpus"] < len(gpus):
+        said = f"containers see {with_gpus['gpus']} of {len(gpus)} GPUs"
+        return [*checks, Check("gpu access", "missing", said, "nvidia-ctk runtime configure; restart the engine")]
+    checks.append(Check("gpu access", "ok", f"{len(gpus)} GPUs in containers"))
+    return [*checks, cuda_check(driver_cuda(), seen["cuda"], seen["torch"])]
+
+
+def _look(client: DockerClient, image: images.Image, runs_root: Path, gpus: list[str]) -> dict[str, Any] | str:
+    """What a container sees, or why none started."""
+    from docker.types import DeviceRequest, Mount
+
+    parent = next(path for path in (runs_root.resolve(), *runs_root.resolve().parents) if path.is_dir())
+    requests = [DeviceRequest(device_ids=gpus, capabilities=[["gpu", "compute", "utility"]])] if gpus else []
+    try:
+        with tempfile.TemporaryDirectory(prefix=".doctor-", dir=parent) as folder:
+            user = run_user(parent)
+            if os.getuid() == 0:
+                os.chown(folder, *user)
+            said = client.containers.run(
+                image.id, ["-c", _LOOK], entrypoint=["python"], user=f"{user[0]}:{user[1]}", mem_limit=LIMIT,
+                memswap_limit=LIMIT, mounts=[Mount("/mounted", folder, type="bind")], read_only=True,
+                cap_drop=["ALL"], network_mode="none", device_requests=requests, remove=True, stderr=False,
+            )  # fmt: skip
+        seen: dict[str, Any] = json.loads(said)
+    except (
+        Exception
+    ) as error:  # the SDK's and its HTTP library's share no base; an image of somebody else's says anything
+        return explain(error)
+    return seen
+
+
+def driver_cuda() -> tuple[int, int] | None:
+    """The newest CUDA that the host's driver serves, as (major, minor); None without a driver."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        try:
+            version = int(pynvml.nvmlSystemGetCudaDriverVersion_v2())
+        finally:
+            pynvml.nvmlShutdown()
+    except Exception:  # NVML's errors share no base with the import's
+        return None
+    return version // 1000, version % 1000 // 10
+
+
+def cuda_check(driver: tuple[int, int] | None, built: str | None, torch: str) -> Check:
+    """Whether the host's driver serves the CUDA (like 13.0) that the image's torch was built for.
+
+    A driver serves every release of its own CUDA's major version and of earlier ones: NVIDIA, CUDA Compatibility guide,
+    "minor version compatibility".
+    """
+    if built is None:
+        return Check(
+            "cuda", "missing", f"the image's torch {torch} is a CPU build", "launcher build cuda (no TORCH_INDEX)"
+        )
+    if driver is None:
+        return Check(
+            "cuda", "note", f"the driver does not say what it serves; torch {torch} was built for CUDA {built}"
+        )
+    ours = f"the driver serves CUDA {driver[0]}.{driver[1]}, torch {torch} was built for {built}"
+    if driver[0] >= int(built.partition(".")[0]):
+        return Check("cuda", "ok", ours)
+    index = wheel_index(driver)
+    if index is None:
+        return Check("cuda", "missing", ours, "a newer driver: no wheel of this torch serves one so old")
+    return Check(
+        "cuda", "missing", ours,
+        f"a newer driver, or: launcher build cuda --build-arg TORCH_INDEX=<PyTorch's wheel index>/{index}",
+    )  # fmt: skip
+
+
+def wheel_index(driver: tuple[int, int]) -> str | None:
+    """The last part of the newest of PyTorch's wheel indices whose CUDA a driver serves (its names since torch 2.7)."""
+    known: list[tuple[tuple[int, int], str]] = [((13, 0), "cu130"), ((12, 8), "cu128"), ((12, 0), "cu126")]
+    return next((name for least, name in known if driver >= least), None)

@@ -1,0 +1,118 @@
+"""Part of `make bench`: what the launcher costs over a plain loop on the Docker SDK, for containers that do nothing.
+
+Twenty containers, four at once, by turns and in one run: `launcher submit` as a user types it (start-up, checks,
+directories, journals, leaderboard and all), a thread loop with the same container options, and one with the SDK's own.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tests.docker_engine import Dockerd, missing
+
+COUNT, PARALLEL, ROUNDS = 20, 4, 3
+CONFINED: dict[str, Any] = {
+    "network_mode": "none",
+    "cap_drop": ["ALL"],
+    "security_opt": ["no-new-privileges:true"],
+    "read_only": True,
+    "tmpfs": {"/tmp": ""},
+    "init": True,
+    "pids_limit": 4096,
+    "user": "1000:1000",
+    "nano_cpus": 500_000_000,
+}
+JOB = """
+image: trivial:bench
+matrix: {{seed: [{seeds}]}}
+overrides: {{model: resnet34, model.pretrained: false}}
+resources: {{cpus: 0.5}}
+max_parallel: {parallel}
+"""
+
+
+def plain(dockerd: Dockerd, folder: Path, options: dict[str, Any]) -> None:
+    """Start, wait, log, remove: by a pool of threads, as anybody would write it."""
+    client = dockerd.client()
+    mounts = {str(folder): {"bind": "/runs", "mode": "rw"}}
+
+    def one(number: int) -> int:
+        container = client.containers.run("trivial:bench", [str(number)], detach=True, volumes=mounts, **options)
+        code: int = container.wait()["StatusCode"]
+        container.logs()
+        container.remove()
+        return code
+
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        assert set(pool.map(one, range(COUNT))) == {0}
+
+
+def launched(dockerd: Dockerd, folder: Path) -> None:
+    """The same through the launcher."""
+    words = ["submit", str(folder / "job.yaml"), "--engine", "docker", "--data", str(folder / "data")]
+    command = [sys.executable, "-m", "launcher", *words, "--runs", str(folder / "runs")]
+    subprocess.run(command, check=True, env=dockerd.environment, stdout=subprocess.DEVNULL)
+
+
+def timed(action: Callable[[], None]) -> float:
+    begin = time.perf_counter()
+    action()
+    return time.perf_counter() - begin
+
+
+def measure(dockerd: Dockerd) -> dict[str, float]:
+    """Medians in seconds."""
+    image = f'FROM {dockerd.base()}\nENTRYPOINT ["/bin/true"]\n'
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "data").mkdir()
+        (folder / "image").mkdir()
+        (folder / "image" / "Dockerfile").write_text(image)
+        seeds = ", ".join(map(str, range(COUNT)))
+        (folder / "job.yaml").write_text(JOB.format(seeds=seeds, parallel=PARALLEL))
+        dockerd.client().images.build(path=str(folder / "image"), tag="trivial:bench")
+        ways: dict[str, Callable[[], None]] = {
+            "launcher": lambda: launched(dockerd, folder),
+            "same options": lambda: plain(dockerd, folder, CONFINED),
+            "SDK defaults": lambda: plain(dockerd, folder, {}),
+        }
+        for way in ways.values():
+            way()  # what is only slow once
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(ROUNDS):
+            for name, way in ways.items():
+                times[name].append(timed(way))
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def main() -> None:
+    lacking = missing()
+    if lacking:
+        print(f"containers: not measured: {lacking}")
+        return
+    dockerd = Dockerd()
+    dockerd.start()
+    try:
+        medians = measure(dockerd)
+    finally:
+        dockerd.stop()
+    print(f"{COUNT} containers that do nothing, {PARALLEL} at once; medians of {ROUNDS} turns on {platform.machine()}")
+    for name, seconds in medians.items():
+        ratio = "" if name == "launcher" else f"   launcher / this: {medians['launcher'] / seconds:.2f}"
+        print(f"  {name:14} {seconds:6.2f} s{ratio}")
+    print(json.dumps(medians))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""A Docker engine of the tests' own: started and stopped here, killed where a test says so, with a stub GPU runtime."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import docker
+
+REPOSITORY = Path(__file__).parents[1]
+FOLDER = REPOSITORY / "build" / "test-engine"
+BASE = "document-classifier-base:bookworm"
+HOOK = "nvidia-container-runtime-hook"
+
+
+def missing() -> str | None:
+    """What this machine lacks for an engine of the tests' own."""
+    if os.getuid() != 0:
+        return "root is needed to start a Docker engine"
+    absent = [tool for tool in ("dockerd", "mmdebstrap") if shutil.which(tool) is None]
+    return f"not installed: {', '.join(absent)} (apt-get install docker.io mmdebstrap)" if absent else None
+
+
+class Dockerd:
+    """A dockerd with folders and a socket of its own. What it built stays in build/ for the next time."""
+
+    def __init__(self) -> None:
+        self.socket = FOLDER / "docker.sock"
+        self.host = f"unix://{self.socket}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of commands that use it. The docker client of docker.io first: one without buildx may stand before it."""
+        return {**os.environ, "DOCKER_HOST": self.host, "PATH": f"/usr/bin:{os.environ['PATH']}"}
+
+    def client(self) -> docker.DockerClient:
+        return docker.DockerClient(base_url=self.host, timeout=60)
+
+    def start(self) -> None:
+        """Start it and wait until it answers. A former one that was killed leaves files that must not matter."""
+        hooks = FOLDER / "hooks"
+        hooks.mkdir(parents=True, exist_ok=True)
+        hook = hooks / HOOK
+        hook.write_text("#!/bin/sh\ncat >/dev/null\n")  # takes the container's description, does nothing
+        hook.chmod(0o755)
+        for stale in (FOLDER / "docker.pid", FOLDER / "exec" / "containerd" / "containerd.pid", self.socket):
+            stale.unlink(missing_ok=True)
+        command = ["dockerd", "--host", self.host, "--data-root", str(FOLDER / "data")]
+        command += ["--exec-root", str(FOLDER / "exec"), "--pidfile", str(FOLDER / "docker.pid")]
+        environment = {**os.environ, "PATH": f"{hooks}:{os.environ['PATH']}"}
+        with (FOLDER / "dockerd.log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            try:
+                if self.client().ping():
+                    return
+            except Exception:
+                time.sleep(0.1)
+            if self.process.poll() is not None:
+                break
+        raise RuntimeError((FOLDER / "dockerd.log").read_text()[-3000:])
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def stop(self) -> None:
+        """End it with everything it started."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.terminate()
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+
+    def kill(self) -> None:
+        """End dockerd and its containerd as a power cut would, but for what runs in containers."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def run(self, *command: str, **more: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, cwd=REPOSITORY, **more)
+
+    def base(self) -> str:
+        """The base image, made by the recipe that the README names."""
+        if not self.client().images.list(name=BASE):
+            done = self.run("bash", "images/make-base.sh", BASE)
+            assert done.returncode == 0, done.stdout + done.stderr
+        return BASE
+
+    def trainer(self, variant: str) -> str:
+        """The trainer's image, built by the launcher where it is not what this checkout holds."""
+        import sys
+
+        self.base()
+        done = self.run(sys.executable, "-m", "launcher", "build", variant, "--base", BASE)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return f"document-classifier:{variant}"
+
+    def fake(self) -> str:
+        """A small image whose entry point is the fake trainer."""
+        source = REPOSITORY / "tests" / "launcher" / "fake" / "fake_trainer.py"
+        context = FOLDER / "fake"
+        context.mkdir(exist_ok=True)
+        shutil.copy(source, context)
+        text = f"FROM {self.base()}\nCOPY fake_trainer.py /\n"
+        text += 'ENV HOME=/tmp/home NVIDIA_VISIBLE_DEVICES=all\nENTRYPOINT ["python3", "-S", "/fake_trainer.py"]\n'
+        (context / "Dockerfile").write_text(text)
+        self.client().images.build(path=str(context), tag="fake-trainer:test", rm=True)
+        return "fake-trainer:test"

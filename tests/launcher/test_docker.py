@@ -1,0 +1,424 @@
+"""Runs as containers of a real Docker engine, over a trainer that keeps the contract and takes milliseconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher import gpus, runs
+from tests.docker_engine import Dockerd
+from tests.launcher.conftest import Lab, wait_for
+
+LABEL = "document-classifier.directory"
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def image(dockerd: Dockerd) -> str:
+    return dockerd.fake()
+
+
+@pytest.fixture
+def box(lab: Lab, dockerd: Dockerd, image: str) -> Iterator[Lab]:
+    """A lab whose runs are containers: `job` files name the image and pass the plan."""
+    lab.root.chmod(0o755)
+    lab.environment = {"DOCKER_HOST": dockerd.host, "PATH": dockerd.environment["PATH"], "FAKE_LOG": ""}
+    yield lab
+    for container in dockerd.client().containers.list(all=True, filters={"label": LABEL}):
+        if container.labels[LABEL].startswith(str(lab.root)):
+            container.remove(force=True)
+
+
+def job(box: Lab, image: str, count: int = 1, more: str = "", name: str = "job.yaml", pretrained: str = "false") -> str:
+    values = ", ".join(map(str, range(count)))
+    text = f"image: {image}\nenv: [FAKE_PLAN]\nmatrix: {{seed: [{values}]}}\n"
+    return box.job(text + f"overrides: {{model: resnet34, model.pretrained: {pretrained}}}\n" + more, name)
+
+
+def submit(box: Lab, *words: str) -> subprocess.CompletedProcess[str]:
+    return box.launcher("submit", *words, "--engine", "docker", box.machine())
+
+
+def journal(box: Lab, what: str) -> list[dict[str, Any]]:
+    lines = [line for path in sorted(box.runs.glob("*/*/journal")) for line in path.read_text().splitlines()]
+    return [event for event in map(json.loads, lines) if event["what"] == what]
+
+
+def containers(dockerd: Dockerd, box: Lab, everything: bool = True) -> list[Any]:
+    found = dockerd.client().containers.list(all=everything, filters={"label": LABEL})
+    return [each for each in found if each.labels[LABEL].startswith(str(box.root))]
+
+
+def one_container(dockerd: Dockerd, box: Lab) -> Any:
+    wait_for(lambda: journal(box, "begin"), "a run")
+    (found,) = containers(dockerd, box)
+    return found
+
+
+def test_containers_leave_what_processes_leave(box: Lab, dockerd: Dockerd, image: str) -> None:
+    box.plan = {"seed0": {"f1": 0.7, "print": "error: not really", "seconds": 0.6}, "seed1": {"f1": 0.9}}
+    after = "after:\n  - {name: vote, step: ensemble, from: {top: 2}}\n  - {name: out, step: predict, needs: [vote]}\n"
+    done = submit(box, job(box, image, 2, after))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(box.states().values()) == {"succeeded"} and containers(dockerd, box) == []
+    assert f"containers of {image}" in done.stdout
+    submission = box.submission()
+    argv = {event["run"].partition("-")[2]: event["argv"] for event in journal(box, "begin")}
+    inside = f"/runs/{submission.name}"
+    assert argv["vote"][2:] == [f"{inside}/002-seed1/best.ckpt", f"{inside}/001-seed0/best.ckpt"]
+    assert argv["out"] == ["predict", "--checkpoint", f"{inside}/003-vote/ensemble.json"]
+    assert argv["seed0"] == ["train", "model=resnet34", "model.pretrained=false", "seed=0", "resume=auto"]
+    figures = box.status("1").figures
+    assert figures["exit_code"] == 0 and figures["oom_killed"] is False and 0.5 < figures["seconds"] < 30
+    assert 3 * MIB < figures["peak_host_memory_bytes"] < 500 * MIB
+    log = (submission / "001-seed0" / "log.txt").read_text().splitlines()
+    assert log[0].startswith("--- attempt 1, ") and log[1:] == ["working", "error: not really"]
+    resolved = json.loads((submission / "submission.json").read_text())
+    assert resolved["engine"] == "docker" and resolved["image"]["id"].startswith("sha256:")
+
+
+def test_a_container_has_what_the_job_says_and_nothing_else(box: Lab, dockerd: Dockerd, image: str) -> None:
+    gate = box.root / "data" / "gate"
+    box.plan = {"*": {"until": "/data/gate"}}
+    box.environment |= {"UNASKED": "of the host"}
+    limits = "resources: {memory: 200m, cpus: 1.5, shm: 70m}\n"
+    process = box.start("submit", job(box, image, 1, limits), "--engine", "docker", box.machine())
+    details = one_container(dockerd, box).attrs
+    gate.touch()
+    assert process.wait(60) == 0
+    host, config = details["HostConfig"], details["Config"]
+    assert host["Memory"] == host["MemorySwap"] == 200 * MIB and host["NanoCpus"] == 1_500_000_000
+    assert host["ShmSize"] == 70 * MIB and host["PidsLimit"] == 4096 and host["Init"] is True
+    assert host["CapDrop"] == ["ALL"] and host["SecurityOpt"] == ["no-new-privileges:true"]
+    assert host["ReadonlyRootfs"] is True and host["NetworkMode"] == "none" and not host["Privileged"]
+    assert config["StopTimeout"] == 30 and config["User"] == "1000:1000"
+    mounts = {mount["Target"]: mount.get("ReadOnly", False) for mount in host["Mounts"]}
+    run_dir = runs.list_runs(box.submission())[0]
+    assert mounts == {f"/runs/{run_dir.parent.name}/{run_dir.name}": False, "/cache": False, "/data": True}
+    labels = {key.partition(".")[2]: value for key, value in config["Labels"].items() if key.startswith("document-cl")}
+    assert labels["submission"] == run_dir.parent.name and labels["run"] == run_dir.name and labels["attempt"] == "1"
+    (event,) = journal(box, "begin")
+    assert event["env"] == {
+        "DATA_DIR": "/data", "HOME": "/tmp/home", "NVIDIA_VISIBLE_DEVICES": "void", "OMP_NUM_THREADS": "1"
+    }  # fmt: skip
+    assert event["uid"] == event["gid"] == 1000 and event["interfaces"] == ["lo"]
+
+
+def test_a_container_cannot_leave_its_mounts(box: Lab, image: str) -> None:
+    places = ["/", "/etc", "/data", "/runs", "/dev", "/tmp", "/compiled", "/cache"]
+    box.plan = {"*": {"probe": places}}
+    after = "after: [{name: vote, step: ensemble, from: {top: 1}}]\n"
+    done = submit(box, job(box, image, 1, after))
+    assert done.returncode == 0, done.stdout
+    for name in ("001-resnet34", "002-vote"):
+        tried = json.loads((box.submission() / name / "probe.json").read_text())
+        written = {place for place in places if tried[place] == "written"}
+        assert written <= {"/tmp", "/compiled", "/cache"} and "/cache" in written, tried
+        assert tried["exec in /tmp"] is False and "unreachable" in tried["network"]
+        assert {tried[key] for key in ("CapEff", "CapPrm", "CapBnd", "CapInh")} == {"0" * 16}
+        assert tried["NoNewPrivs"] == "1"
+
+
+def test_a_job_that_asks_for_a_network_has_one(box: Lab, image: str) -> None:
+    assert submit(box, job(box, image, 1, "network: true\n")).returncode == 0
+    (event,) = journal(box, "begin")
+    assert len(event["interfaces"]) > 1 and box.status("1").state == "succeeded"
+
+
+def test_a_run_that_has_to_fetch_weights_has_a_network_and_it_is_said(box: Lab, image: str) -> None:
+    done = submit(box, job(box, image, 2, pretrained="true"))
+    assert done.returncode == 0 and all(len(event["interfaces"]) > 1 for event in journal(box, "begin"))
+    assert "2 of 2 runs have a network: the weights of resnet34 are neither in the image nor in " in done.stdout
+    (box.runs / ".cache" / "weights").mkdir()
+    (box.runs / ".cache" / "weights" / "resnet34.safetensors").touch()
+    done = submit(box, job(box, image, 2, pretrained="true"))
+    assert done.returncode == 0 and "network" not in done.stdout
+    assert [len(event["interfaces"]) for event in journal(box, "begin")][2:] == [1, 1]
+
+
+def test_secrets_are_files_of_the_run_and_nowhere_else(box: Lab, dockerd: Dockerd, image: str) -> None:
+    gate = box.root / "data" / "gate"
+    box.plan = {"*": {"until": "/data/gate"}}
+    box.environment |= {"TOKEN": "hunter2-hunter2"}
+    text = job(box, image, 1, "secrets: [TOKEN, NOT_SET]\n")
+    process = box.start("submit", text, "--engine", "docker", box.machine())
+    container = one_container(dockerd, box)
+    (event,) = journal(box, "begin")
+    told = json.dumps(container.attrs) + container.logs().decode()
+    source = next(m["Source"] for m in container.attrs["Mounts"] if m["Destination"] == "/run/secrets")
+    assert Path(source).stat().st_mode & 0o777 == 0o700 and (Path(source) / "TOKEN").stat().st_uid == 1000
+    found = subprocess.run(
+        ["grep", "-rl", "--exclude=journal", "hunter2", str(box.runs)], capture_output=True, text=True
+    )
+    gate.touch()
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "hunter2" not in told + out + found.stdout
+    assert event["secrets"] == {"TOKEN": ["hunter2-hunter2", "0o600"]} and "TOKEN" not in event["env"]
+    assert event["env"]["SECRETS_DIR"] == "/run/secrets" and not Path(source).exists()
+
+
+def test_memory_that_is_too_little_names_the_line_to_change(box: Lab, image: str) -> None:
+    box.plan = {"*": {"megabytes": 600}}
+    done = submit(box, job(box, image, 1, "resources:\n  cpus: 1\n  memory: 300m\n"))
+    status = box.status("1")
+    assert done.returncode == 1 and status.state == "out_of_host_memory" and status.figures["oom_killed"]
+    assert "300 MiB (job.yaml:7)" in status.reason and "launcher logs" in done.stdout
+    assert status.figures["peak_host_memory_bytes"] > 290 * MIB
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"), [("kill", "killed by SIGKILL from outside"), ("rm", "its container vanished")]
+)
+def test_a_container_that_somebody_ends_is_lost(
+    box: Lab, dockerd: Dockerd, image: str, command: str, reason: str
+) -> None:
+    box.plan = {"*": {"until": "/data/never"}}
+    process = box.start("submit", job(box, image), "--engine", "docker", box.machine())
+    container = one_container(dockerd, box)
+    container.kill() if command == "kill" else container.remove(force=True)
+    assert process.wait(60) == 1
+    assert box.status("1").state == "lost" and box.status("1").reason.startswith(reason)
+
+
+def test_a_run_that_takes_too_long_is_timed_out(box: Lab, dockerd: Dockerd, image: str) -> None:
+    box.plan = {"*": {"until": "/data/never"}}
+    done = submit(box, job(box, image, 1, "timeout: 1s\n"))
+    assert done.returncode == 1 and box.status("1").state == "timed_out" and containers(dockerd, box) == []
+    assert "the time limit of 1 s" in box.status("1").reason
+    assert (box.submission() / "001-resnet34" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize("way", ["Ctrl-C", "launcher stop", "twice"])
+def test_a_request_to_stop_leaves_a_checkpoint_and_resume_goes_on(
+    box: Lab, dockerd: Dockerd, image: str, way: str
+) -> None:
+    box.plan = {"*": {"until": "/data/gate", "stubborn": way == "twice"}}
+    text = job(box, image, 2, "max_parallel: 1\n")
+    process = box.start("submit", text, "--engine", "docker", box.machine())
+    one_container(dockerd, box)
+    if way == "launcher stop":
+        stopped = box.launcher("stop")
+        assert stopped.returncode == 0 and "001-seed0, 002-seed1" in stopped.stdout
+    else:
+        process.send_signal(signal.SIGINT)
+    if way == "twice":
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+    assert process.wait(60) == (1 if way == "launcher stop" else 130)
+    assert box.states() == {"seed0": "cancelled", "seed1": "cancelled"} and containers(dockerd, box) == []
+    assert (box.submission() / "001-seed0" / "last.ckpt").exists() == (way != "twice")
+    (box.root / "data" / "gate").touch()
+    again = box.launcher("resume", box.machine())
+    assert again.returncode == 0 and set(box.states().values()) == {"succeeded"}, again.stdout + again.stderr
+    assert box.status("1").attempt == 2
+    log = (box.submission() / "001-seed0" / "log.txt").read_text()
+    assert "--- attempt 1" in log and "--- attempt 2" in log
+
+
+def test_containers_outlive_a_killed_launcher_and_are_adopted(box: Lab, dockerd: Dockerd, image: str) -> None:
+    box.plan = {"seed0": {"until": "/data/first"}, "*": {"until": "/data/second"}}
+    text = job(box, image, 3, "max_parallel: 2\n")
+    process = box.start("submit", text, "--engine", "docker", box.machine())
+    wait_for(lambda: len(journal(box, "begin")) == 2, "two runs")
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert json.loads(box.launcher("status", "--json").stdout)["state"] == "unattended"
+    assert box.states() == {"seed0": "running", "seed1": "running", "seed2": "queued"}
+    (box.root / "data" / "first").touch()  # one ends while nobody looks
+    wait_for(lambda: journal(box, "end"), "its end")
+    wait_for(lambda: '"succeeded"' in box.launcher("status", "--json").stdout, "status finds out how it ended")
+    assert box.states() == {"seed0": "succeeded", "seed1": "running", "seed2": "queued"}
+    refused = box.launcher("exec", str(runs.find_run(box.runs, "2")))
+    assert refused.returncode == 1 and "under way in a container" in refused.stderr
+    resumed = box.start("resume", box.machine())
+    wait_for(lambda: box.states()["seed2"] == "running", "the queue to go on")
+    (box.root / "data" / "second").touch()
+    assert resumed.wait(60) == 0
+    assert len(journal(box, "begin")) == 3 and containers(dockerd, box) == [], "nothing ran twice"
+
+
+def gpu_spans(box: Lab) -> list[tuple[str, float, float]]:
+    ends = {event["run"]: event["time"] for event in journal(box, "end")}
+    begins = journal(box, "begin")
+    return [(event["env"]["NVIDIA_VISIBLE_DEVICES"], event["time"], ends[event["run"]]) for event in begins]
+
+
+def assert_exclusive(spans: list[tuple[str, float, float]]) -> None:
+    for number, (gpu, begin, end) in enumerate(spans):
+        for other, its_begin, its_end in spans[number + 1 :]:
+            assert gpu != other or end <= its_begin or its_end <= begin
+
+
+def test_gpus_are_pinned_by_id_and_exclusive_over_submissions(box: Lab, dockerd: Dockerd, image: str) -> None:
+    box.plan = {"*": {"seconds": 0.5}}
+    text, machine = job(box, image, 4), box.machine(gpus=2)
+    processes = [box.start("submit", text, "--engine", "docker", machine) for _ in range(2)]
+    assert [process.wait(120) for process in processes] == [0, 0]
+    ends = {(e["run"], e["uid"], e["time"]): e for e in journal(box, "end")}
+    assert len(ends) == 8
+    spans = []
+    for path in sorted(box.runs.glob("*/*/journal")):
+        begin, end = (json.loads(line) for line in path.read_text().splitlines())
+        spans.append((begin["env"]["NVIDIA_VISIBLE_DEVICES"], begin["time"], end["time"]))
+    assert {gpu for gpu, _, _ in spans} == {"0", "1"}
+    assert_exclusive(spans)
+
+
+def test_a_gpu_whose_launcher_was_killed_stays_taken(box: Lab, dockerd: Dockerd, image: str) -> None:
+    box.plan = {"*": {"until": "/data/gate"}}
+    text, machine = job(box, image), box.machine(gpus=1)
+    process = box.start("submit", text, "--engine", "docker", machine)
+    container = one_container(dockerd, box)
+    (request,) = container.attrs["HostConfig"]["DeviceRequests"]
+    assert request["DeviceIDs"] == ["0"] and set(request["Capabilities"][0]) == {"gpu", "compute", "utility"}
+    assert request["Count"] == 0
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    first = box.submission()
+    assert gpus.holder("gpu0") is None, "its lock died with it"
+    second = box.start("submit", text, "--engine", "docker", machine)
+    assert second.stdout is not None
+    wait_for(lambda: "waiting: GPU 0 is held by " + first.name in (second.stdout.readline() or ""), "word of the wait")
+    time.sleep(1)
+    assert len(journal(box, "begin")) == 1
+    (box.root / "data" / "gate").touch()
+    assert second.wait(60) == 0
+
+
+def test_an_engine_that_stops_answering_is_waited_for(box: Lab, dockerd: Dockerd, image: str) -> None:
+    box.plan = {"*": {"until": "/data/gate"}}
+    process = box.start("submit", job(box, image), "--engine", "docker", box.machine())
+    one_container(dockerd, box)
+    dockerd.signal(signal.SIGSTOP)
+    try:
+        assert process.stdout is not None
+        wait_for(lambda: "does not answer" in (process.stdout.readline() or ""), "word of it", 120)  # type: ignore[union-attr]
+        assert box.states() == {"resnet34": "running"}
+        (box.root / "data" / "gate").touch()
+        wait_for(lambda: journal(box, "end"), "the run to end by itself")
+    finally:
+        dockerd.signal(signal.SIGCONT)
+    assert process.wait(90) == 0 and box.states() == {"resnet34": "succeeded"}
+
+
+def test_an_engine_that_dies_takes_its_runs_along_and_resume_goes_on(box: Lab, dockerd: Dockerd, image: str) -> None:
+    box.plan = {"*": {"until": "/data/gate"}}
+    process = box.start("submit", job(box, image), "--engine", "docker", box.machine())
+    one_container(dockerd, box)
+    dockerd.stop()  # asks containers to end first, as a reboot does
+    try:
+        wait_for(lambda: journal(box, "stopped"), "the trainer to write its checkpoint")
+        offline = box.launcher("status")
+        assert offline.returncode == 0 and "001-resnet34" in offline.stdout
+    finally:
+        dockerd.start()
+    assert process.wait(90) == 1
+    assert box.states() == {"resnet34": "cancelled"} and "last.ckpt is kept" in box.status("1").reason
+    (box.root / "data" / "gate").touch()
+    assert box.launcher("resume", box.machine()).returncode == 0 and box.states() == {"resnet34": "succeeded"}
+
+
+def test_a_full_disk_loses_nothing(box: Lab, dockerd: Dockerd, image: str) -> None:
+    box.plan = {"*": {"until": "/data/gate"}}
+    box.runs.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(box.runs)], check=True)
+    try:
+        text = job(box, image, 2, "max_parallel: 1\n")
+        process = box.start("submit", text, "--engine", "docker", box.machine())
+        one_container(dockerd, box)
+        filler = box.runs / "filler"
+        with pytest.raises(OSError, match="No space"), filler.open("wb") as file:
+            while True:
+                file.write(b"x" * 512)
+                file.flush()
+        (box.root / "data" / "gate").touch()
+        assert process.stdout is not None
+        said = [process.stdout.readline()]
+        while said[-1] and "no space left" not in said[-1]:
+            said.append(process.stdout.readline())
+        assert "what is queued waits for it" in said[-1]
+        wait_for(lambda: not containers(dockerd, box, everything=False), "the first to end")
+        time.sleep(1)
+        assert box.states()["seed1"] == "queued" and process.poll() is None
+        filler.unlink()
+        process.communicate(timeout=60)
+        # The first may have met the full disk itself; what must not be is a run without an end.
+        assert box.states()["seed0"] in ("succeeded", "failed") and box.states()["seed1"] == "succeeded"
+    finally:
+        subprocess.run(["umount", "--lazy", str(box.runs)], check=True)
+
+
+def test_a_name_in_use_is_said(box: Lab, dockerd: Dockerd, image: str) -> None:
+    box.plan = {"*": {"until": "/data/gate"}}
+    text = job(box, image, 2, "max_parallel: 1\n")
+    process = box.start("submit", text, "--engine", "docker", box.machine())
+    one_container(dockerd, box)
+    other = dockerd.client().containers.create(image, name=f"{box.submission().name}.002-seed1.1")
+    try:
+        (box.root / "data" / "gate").touch()
+        assert process.wait(60) == 1
+        assert box.states() == {"seed0": "succeeded", "seed1": "failed"}
+        assert f"docker rm {other.name}" in box.status("2").reason
+    finally:
+        other.remove(force=True)
+
+
+def test_a_file_that_the_run_names_is_mounted_or_missed(box: Lab, image: str) -> None:
+    (box.root / "my weights.safetensors").write_text("w")
+    assert submit(box, job(box, image), "model.weights='my weights.safetensors'").returncode == 0
+    (event,) = journal(box, "begin")
+    path = box.root / "my weights.safetensors"
+    assert f"model.weights='{path}'" in event["argv"]
+    (box.root / "my weights.safetensors").rename(box.root / "gone")
+    done = submit(box, job(box, image), "model.weights='my weights.safetensors'")
+    assert done.returncode == 1 and "there is no such file" in box.status("1").reason
+
+
+def test_what_docker_lacks_is_said_before_anything_starts(box: Lab, image: str) -> None:
+    done = submit(box, job(box, "nobody/nothing:1"))
+    assert done.returncode == 1 and "docker pull nobody/nothing:1" in done.stderr
+    done = submit(box, box.job("overrides: {model.pretrained: false}"), "--set", "image=document-classifier:cpx")
+    assert done.returncode == 1 and "image document-classifier:cpx is not on the Docker engine" in done.stderr
+    box.environment["DOCKER_HOST"] = "unix:///nonexistent.sock"
+    done = submit(box, job(box, image))
+    assert done.returncode == 1 and "no Docker engine answers (nothing listens" in done.stderr
+    assert not box.runs.exists() or not list(box.runs.iterdir())
+    auto = box.launcher("submit", job(box, image), box.machine())
+    assert auto.returncode == 0 and "native processes (auto: no Docker engine answers" in auto.stdout
+
+
+def test_auto_is_docker_where_engine_and_image_are(box: Lab, image: str) -> None:
+    done = box.launcher("submit", job(box, image), box.machine())
+    assert done.returncode == 0 and f"containers of {image}, Docker" in done.stdout
+    assert "(auto: an engine and its image are there)" in done.stdout
+
+
+def test_data_that_the_runs_user_cannot_read_is_said(box: Lab, image: str) -> None:
+    (box.root / "data").chmod(0o700)
+    done = submit(box, job(box, image))
+    assert done.returncode == 65 and "chmod -R a+rX" in done.stderr and "1000:1000" in done.stderr
+
+
+def test_prune_shows_first_and_frees_what_is_never_missed(box: Lab, dockerd: Dockerd, image: str) -> None:
+    box.plan = {"seed1": {"exit": 1}}
+    assert submit(box, job(box, image, 2)).returncode == 1
+    directory = box.submission()
+    for name in ("001-seed0", "002-seed1"):
+        (directory / name / "last.ckpt").write_bytes(b"x" * 1000)
+    left = dockerd.client().containers.create(image, labels={LABEL: str(directory / "001-seed0")}, name="leftover")
+    shown = box.launcher("prune")
+    assert shown.returncode == 0 and "001-seed0/last.ckpt" in shown.stdout and "container leftover" in shown.stdout
+    assert "002-seed1/last.ckpt" not in shown.stdout, "resume needs it"
+    assert (directory / "001-seed0" / "last.ckpt").exists() and "nothing was freed" in shown.stdout
+    freed = box.launcher("prune", "--yes")
+    assert freed.returncode == 0 and not (directory / "001-seed0" / "last.ckpt").exists(), freed.stderr
+    assert (directory / "002-seed1" / "last.ckpt").exists() and (directory / "001-seed0" / "best.ckpt").exists()
+    assert left.name not in [each.name for each in dockerd.client().containers.list(all=True)]
