@@ -49,7 +49,7 @@ def choose(wanted: str, image: str, machine: Machine, gpus: bool) -> Choice:
         choice = _docker(image, machine, gpus, " (auto: an engine and its image are there)")
         assert choice.image is not None
         if gpus and not machine.declared:
-            probe_gpus(engines.engine("docker").client, choice.image, ["0"])  # type: ignore[attr-defined]
+            probe_gpus(engines.engine("docker").client, choice.image, list(machine.devices[:1]))  # type: ignore[attr-defined]
     except EngineError as error:
         return _native(machine, f" (auto: {error})")
     if choice.image.stale and not doctor.missing_packages():

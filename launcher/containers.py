@@ -53,7 +53,7 @@ def explain(error: Exception) -> str:
 
 def of_run(client: DockerClient, run_dir: Path) -> list[Container]:
     """The containers of a run, all attempts, newest first. Raises the SDK's errors."""
-    return client.containers.list(all=True, filters={"label": f"{DIRECTORY}={run_dir}"}, ignore_removed=True)
+    return client.containers.list(all=True, filters={"label": f"{DIRECTORY}={run_dir.resolve()}"}, ignore_removed=True)
 
 
 def devices_in_use(client: DockerClient) -> dict[str, str]:

@@ -82,7 +82,8 @@ class ResourcesSpec(_Strict):
         description="cores, and the threads that torch uses. auto: the machine's, shared among its GPUs; 4 on a CPU",
     )
     shm: Size = Field(
-        "auto", description="shared memory for loader workers; container engines enforce it. auto: half of memory"
+        "auto",
+        description="shared memory for loader workers; container engines enforce it. auto: half of memory, else 1g",
     )
 
 

@@ -66,7 +66,8 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False) -> list[Planned]:
         except ConfigError as error:
             faults += [_attributed(line, origins, job) for line in str(error).splitlines()]
             continue
-        name = matrix.run_name(index, entry.values, keys, composed.choices["model"])
+        summary = _summary(composed, words)
+        name = matrix.run_name(index, entry.values, keys, summary["model"])
         plain = trainer_config.to_dict(composed)
         request = RunRequest(
             name=name.zfill(len(name) + width - len(name.split("-")[0])),
@@ -78,7 +79,7 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False) -> list[Planned]:
             fetches=composed.model.name if composed.model.pretrained and not composed.model.weights else None,
             **_common(job),
             identity=hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest(),
-            config=_summary(composed, words),
+            config=summary,
         )
         planned.append(Planned(request, why_not, place))
     if faults:

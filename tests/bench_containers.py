@@ -1,7 +1,8 @@
 """Part of `make bench`: what the launcher costs over a plain loop on the Docker SDK, for containers that do nothing.
 
-Twenty containers, four at once, by turns and in one run: `launcher submit` as a user types it (start-up, checks,
-directories, journals, leaderboard and all), a thread loop with the same container options, and one with the SDK's own.
+Twenty containers, four at once, by turns and in one run, each way a process of its own: `launcher submit` as a user types
+it (checks, directories, journals, leaderboard and all), a thread loop with the same container options, and one with the
+SDK's own.
 """
 
 from __future__ import annotations
@@ -14,24 +15,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from tests.docker_engine import Dockerd, missing
 
 COUNT, PARALLEL, ROUNDS = 20, 4, 3
-CONFINED: dict[str, Any] = {
-    "network_mode": "none",
-    "cap_drop": ["ALL"],
-    "security_opt": ["no-new-privileges:true"],
-    "read_only": True,
-    "tmpfs": {"/tmp": ""},
-    "init": True,
-    "pids_limit": 4096,
-    "user": "1000:1000",
-    "nano_cpus": 500_000_000,
-}
 JOB = """
 image: trivial:bench
 matrix: {{seed: [{seeds}]}}
@@ -41,20 +29,36 @@ max_parallel: {parallel}
 """
 
 
-def plain(dockerd: Dockerd, folder: Path, options: dict[str, Any]) -> None:
-    """Start, wait, log, remove: by a pool of threads, as anybody would write it."""
-    client = dockerd.client()
-    mounts = {str(folder): {"bind": "/runs", "mode": "rw"}}
+# Start, wait, log, remove: by a pool of threads, as anybody would write it.
+LOOP = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
-    def one(number: int) -> int:
-        container = client.containers.run("trivial:bench", [str(number)], detach=True, volumes=mounts, **options)
-        code: int = container.wait()["StatusCode"]
-        container.logs()
-        container.remove()
-        return code
+import docker
 
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        assert set(pool.map(one, range(COUNT))) == {0}
+client = docker.from_env()
+folder, count, parallel, confined = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "confined"
+options = dict(
+    network_mode="none", cap_drop=["ALL"], security_opt=["no-new-privileges:true"], read_only=True, tmpfs={"/tmp": ""},
+    init=True, pids_limit=4096, user="1000:1000", nano_cpus=500_000_000,
+) if confined else {}
+def one(number):
+    container = client.containers.run(
+        "trivial:bench", [str(number)], detach=True, volumes={folder: {"bind": "/runs", "mode": "rw"}}, **options
+    )
+    code = container.wait()["StatusCode"]
+    container.logs()
+    container.remove()
+    return code
+with ThreadPoolExecutor(parallel) as pool:
+    assert set(pool.map(one, range(count))) == {0}
+"""
+
+
+def plain(dockerd: Dockerd, folder: Path, options: str) -> None:
+    """A loop on the SDK."""
+    command = [sys.executable, "-c", LOOP, str(folder), str(COUNT), str(PARALLEL), options]
+    subprocess.run(command, check=True, env=dockerd.environment)
 
 
 def launched(dockerd: Dockerd, folder: Path) -> None:
@@ -84,8 +88,8 @@ def measure(dockerd: Dockerd) -> dict[str, float]:
         dockerd.client().images.build(path=str(folder / "image"), tag="trivial:bench")
         ways: dict[str, Callable[[], None]] = {
             "launcher": lambda: launched(dockerd, folder),
-            "same options": lambda: plain(dockerd, folder, CONFINED),
-            "SDK defaults": lambda: plain(dockerd, folder, {}),
+            "same options": lambda: plain(dockerd, folder, "confined"),
+            "SDK defaults": lambda: plain(dockerd, folder, ""),
         }
         for way in ways.values():
             way()  # what is only slow once

@@ -66,7 +66,7 @@ def test_a_container_trains_what_a_process_trains(dockerd: Dockerd, cpu: str, sh
         }
         assert (root / "champion" / "best_model.ckpt").exists()
     print(left["docker"])
-    assert left["docker"] == left["native"] and left["docker"]["001-resnet10t"][0] > 0
+    assert left["docker"] == left["native"] and all(f1 > 0 for f1, _, _ in list(left["docker"].values())[:2])
     # What was made inside serves outside: the members of an ensemble are found.
     (ensemble,) = (tmp_path / "docker").glob("*/002-vote/ensemble.json")
     command = [sys.executable, "-m", "trainer", "predict", "--checkpoint", str(ensemble)]
@@ -79,7 +79,7 @@ def test_a_container_trains_what_a_process_trains(dockerd: Dockerd, cpu: str, sh
 
 def test_runs_on_gpus_get_the_cuda_image(dockerd: Dockerd, cuda: str, documents: Path, tmp_path: Path) -> None:
     (tmp_path / "machine.yaml").write_text("{gpus: 2, cpus: 2, memory: 16g}")
-    words = ["submit", "model.name=resnet10t", "seed=1,2,3,4", *SMALL, "training.epochs=1", "--machine", "machine.yaml"]
+    words = ["submit", "model.name=resnet10t", "seed=1,2,3,4", *SMALL, "--machine", "machine.yaml"]
     words += ["--engine", "docker", "--data", str(documents), "--runs", "runs", "--set", "resources.cpus=1"]
     done = launch(dockerd, *words, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -222,6 +222,7 @@ def compose(overrides: Sequence[str] = (), command: str = "train") -> Config:
     return config
 
 
+@functools.cache
 def _parse(text: str, command: str) -> tuple[str, Any]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import OverrideType

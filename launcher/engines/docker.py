@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import stat
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from launcher import cgroup, containers, gpus, images, runs, secret_files
 from launcher.containers import EngineError, explain
 from launcher.engines import container as recipe
+from launcher.engines.run_files import hand_over, write_log
 from launcher.execute import GRACE, last_error, verdict
 from launcher.gpus import Held
 from launcher.runs import RunError, RunRequest
@@ -28,11 +28,14 @@ from launcher.sizes import show_size
 
 if TYPE_CHECKING:
     from docker import DockerClient
+    from docker.models.containers import Container
 
 SLICE = 10
 """Seconds of one wait for a container's end; after that the engine is asked whether it still answers."""
 PATIENCE = 1.0
 """Seconds between two attempts to reach an engine that does not answer, or to write on a full disk."""
+POLL = 0.25
+"""Age in seconds from which a container's memory is looked at."""
 STOP = "stop.requested"
 """In a run directory: somebody asked its container to end."""
 
@@ -50,7 +53,7 @@ class _Watched:
     timed_out: bool = False
     peak: int | None = None
     log_begin: int = 0
-    memory_files: list[Path] = field(default_factory=list)
+    memory_files: list[Path] | None = None
     thread: threading.Thread | None = None
 
 
@@ -114,9 +117,9 @@ class DockerEngine:
             given = recipe.options(
                 watched.request, place, run_dir, watched.attempt, devices, [one.gpu for one in watched.held]
             )
-            _hand_over(run_dir, place.user)
+            hand_over(run_dir, place.user)
             watched.log_begin = (run_dir / "log.txt").stat().st_size if (run_dir / "log.txt").exists() else 0
-            _write_log(run_dir, f"--- attempt {watched.attempt}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n", place.user)
+            write_log(run_dir, f"--- attempt {watched.attempt}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n", place.user)
             watched.id = self._create(given)
             self.client.api.start(watched.id)
             watched.began = time.time()
@@ -135,7 +138,6 @@ class DockerEngine:
             self._remove(watched.id)
             secret_files.take_back(secrets)
             raise
-        self._find_memory(watched)
         if (run_dir / STOP).exists():
             self._end(watched, at_once=False)
         self._attend(watched)
@@ -186,9 +188,11 @@ class DockerEngine:
         asked = (run_dir / STOP).exists()
         memory = self._want_of_memory(watched.request) if state.get("OOMKilled") else ""
         began = _seconds(state["StartedAt"])
+        if state.get("OOMKilled") and watched.request.resources.memory:
+            watched.peak = watched.request.resources.memory
         outside = self.client.api.logs(watched.id).decode(errors="replace")
         if outside.strip():  # what was said before the log was open: by the shell, or the engine's init
-            _write_log(run_dir, outside)
+            write_log(run_dir, outside)
         word, reason = verdict(code, asked, watched.timed_out, watched.request, memory)
         detail = str(state.get("Error") or "")
         if word in ("failed", "out_of_device_memory"):
@@ -197,8 +201,9 @@ class DockerEngine:
             runs.append_event(
                 run_dir, word, reason=": ".join(part for part in (reason, detail) if part), exit_code=code,
                 oom_killed=bool(state.get("OOMKilled")), seconds=round(_seconds(state["FinishedAt"]) - began, 1),
-                peak_host_memory_bytes=self._peak(watched), **self.mark(),
+                peak_host_memory_bytes=watched.peak, **self.mark(),
             )  # fmt: skip
+        self._changed.set()  # the next may start while this one is cleared away
         (run_dir / STOP).unlink(missing_ok=True)
         for mount in details.get("Mounts", []):
             if mount.get("Destination") == recipe.SECRETS:
@@ -231,7 +236,8 @@ class DockerEngine:
         if watched.thread is not None and not watched.thread.is_alive():
             del self._watched[run_dir]
             return runs.read_status(run_dir).state not in runs.ENDED
-        self._sample(watched)
+        if watched.began and time.time() - watched.began > POLL:
+            self._sample(watched)
         limit = watched.request.timeout
         if limit and watched.began and not watched.timed_out and time.time() - watched.began > limit:
             watched.timed_out = True
@@ -240,26 +246,35 @@ class DockerEngine:
 
     def _adopt(self, run_dir: Path) -> bool:
         """Look after a container that another launcher started; where there is none, record that."""
-        found = self._known(run_dir)
-        if found is None:
-            return self.settle(run_dir)
-        held = [gpus.acquire(lock, f"{run_dir.parent.name}/{run_dir.name}") for lock in found["locks"]]
-        watched = _Watched(run_dir, found["attempt"], runs.read_request(run_dir), [one for one in held if one])
-        watched.id, watched.began = found["id"], found["began"]
-        self._find_memory(watched)
+        try:
+            found = self._find(run_dir)
+            if found is None:
+                return self.settle(run_dir)
+        except EngineError as error:
+            self.trouble = str(error)
+            return True
+        locks = [word for word in found.labels.get(containers.LOCKS, "").split(",") if word]
+        held = [gpus.acquire(lock, f"{run_dir.parent.name}/{run_dir.name}") for lock in locks]
+        attempt = runs.read_status(run_dir).attempt
+        watched = _Watched(run_dir, attempt, runs.read_request(run_dir), [one for one in held if one], str(found.id))
+        watched.began = _seconds(found.attrs["State"]["StartedAt"])
         self._in_thread(watched, lambda: self._attend(watched))
         return True
 
-    def _known(self, run_dir: Path) -> dict[str, Any] | None:
-        """The container of the run's present attempt. None: there is none, or none can be asked for."""
-        with suppress(Exception):
-            attempt = str(runs.read_status(run_dir).attempt)
-            for each in containers.of_run(self.client, run_dir):
-                if each.labels.get(containers.ATTEMPT) == attempt:
-                    began = _seconds(each.attrs["State"]["StartedAt"])
-                    locks = [word for word in each.labels.get(containers.LOCKS, "").split(",") if word]
-                    return {"id": each.id, "attempt": int(attempt), "began": began, "locks": locks}
-        return None
+    def _find(self, run_dir: Path) -> Container | None:
+        """The container of the run's present attempt: that of its last event, else by labels. Raises EngineError."""
+        from docker.errors import NotFound
+
+        status = runs.read_status(run_dir)
+        if named := status.figures.get("container"):
+            try:
+                return self.client.containers.get(str(named))
+            except NotFound:
+                return None
+            except Exception as error:
+                raise EngineError(f"the Docker engine does not answer as it should: {explain(error)}") from None
+        found: list[Container] = self._asked(lambda: containers.of_run(self.client, run_dir))
+        return next((one for one in found if one.labels.get(containers.ATTEMPT) == str(status.attempt)), None)
 
     def settle(self, run_dir: Path) -> bool:
         """See `Engine.settle`."""
@@ -273,25 +288,24 @@ class DockerEngine:
             if not free:
                 return True  # a launcher looks after it
             status = runs.read_status(run_dir)
-            found = self._asked(lambda: containers.of_run(self.client, run_dir))
-            mine = [each for each in found if each.labels.get(containers.ATTEMPT) == str(status.attempt)]
             if status.state not in ("starting", "running"):
                 return False
-            if not mine:
+            found = self._find(run_dir)
+            if found is None:
                 asked = (run_dir / STOP).exists()
                 reason = "stopped while it started" if asked else "its container is gone, and nobody saw it end"
                 runs.append_event(run_dir, "cancelled" if asked else "lost", reason=reason, **self.mark())
                 return False
-            state = mine[0].attrs["State"]
+            state = found.attrs["State"]
             if state["Status"] in ("running", "paused", "restarting"):
                 return True
             if status.state == "starting":
                 if state["Status"] == "created":  # its launcher died between creating and starting it
                     runs.append_event(run_dir, "lost", reason="its launcher died while it started", **self.mark())
-                    self._remove(mine[0].id)
+                    self._remove(str(found.id))
                     return False
-                runs.append_event(run_dir, "running", container=str(mine[0].id)[:12], **self.mark())
-            watched = _Watched(run_dir, status.attempt, runs.read_request(run_dir), id=mine[0].id)
+                runs.append_event(run_dir, "running", container=str(found.id)[:12], **self.mark())
+            watched = _Watched(run_dir, status.attempt, runs.read_request(run_dir), id=str(found.id))
             self._asked(lambda: self._finish(watched))
         return False
 
@@ -307,10 +321,10 @@ class DockerEngine:
         (run_dir / STOP).touch()
         watched = self._watched.get(run_dir)
         if watched is None:
-            found = self._known(run_dir)
+            found = self._find(run_dir)
             if found is None:
                 return
-            watched = _Watched(run_dir, found["attempt"], runs.read_request(run_dir), id=found["id"])
+            watched = _Watched(run_dir, runs.read_status(run_dir).attempt, runs.read_request(run_dir), id=str(found.id))
         self._end(watched, at_once)
 
     def _end(self, watched: _Watched, at_once: bool) -> None:
@@ -401,19 +415,15 @@ class DockerEngine:
             with suppress(Exception):  # gone already, or later by `launcher prune`
                 self.client.api.remove_container(container, force=True, v=True)
 
-    def _find_memory(self, watched: _Watched) -> None:
-        with suppress(Exception):
-            pid = int(self.client.api.inspect_container(watched.id)["State"]["Pid"])
-            watched.memory_files = cgroup.peak_files(pid)
-
     def _sample(self, watched: _Watched) -> None:
+        if watched.memory_files is None:
+            watched.memory_files = []
+            with suppress(Exception):  # the figure is missing then
+                pid = int(self.client.api.inspect_container(watched.id)["State"]["Pid"])
+                watched.memory_files = cgroup.peak_files(pid)
         seen = [number for path in watched.memory_files if (number := cgroup.number(path)) is not None]
         if seen:
             watched.peak = max(watched.peak or 0, *seen)
-
-    def _peak(self, watched: _Watched) -> int | None:
-        self._sample(watched)
-        return watched.peak
 
 
 def _is_network(error: OSError) -> bool:
@@ -429,25 +439,3 @@ def _seconds(text: str) -> float:
     whole, _, fraction = text.rstrip("Z").partition(".")
     moment = datetime.fromisoformat(whole + "+00:00").timestamp()
     return max(0.0, moment + float(f"0.{fraction or 0}"))
-
-
-def _hand_over(run_dir: Path, user: tuple[int, int]) -> None:
-    """Give the run directory to the run's user, where this process is root and that user is not."""
-    if os.getuid() != 0 or user[0] == 0:
-        return
-    for path in (run_dir, *run_dir.rglob("*")):
-        if path.name not in ("events.jsonl", "exec.lock", "run.json", "status.json"):
-            os.chown(path, *user, follow_symlinks=False)
-
-
-def _write_log(run_dir: Path, text: str, user: tuple[int, int] | None = None) -> None:
-    """Add to the run's log, which is the run's user's: a link that this user may have put in its place is not
-    followed."""
-    descriptor = os.open(
-        run_dir / "log.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644
-    )
-    with os.fdopen(descriptor, "ab") as log:
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            if user is not None and os.getuid() == 0:
-                os.fchown(descriptor, *user)
-            log.write(text.encode(errors="replace"))
