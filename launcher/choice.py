@@ -53,8 +53,8 @@ def choose(wanted: str, image: str, machine: Machine, gpus: bool) -> Choice:
     except EngineError as error:
         return _native(machine, f" (auto: {error})")
     if choice.image.stale and not doctor.missing_packages():
-        build = (images.stale_warning(choice.image) or "").rpartition(": ")[2]
-        return _native(machine, f" (auto: image {choice.image.name} is older than what is here; renew it: {build})")
+        renew = choice.image.build_command
+        return _native(machine, f" (auto: image {choice.image.name} is older than what is here; renew it: {renew})")
     return choice
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 PREFIX = "document-classifier."
 DIRECTORY, ATTEMPT, DEVICES, LOCKS = (PREFIX + word for word in ("directory", "attempt", "devices", "locks"))
 SUBMISSION, RUN = PREFIX + "submission", PREFIX + "run"
-VARIANT, CONTENT, WEIGHTS = PREFIX + "variant", PREFIX + "content", PREFIX + "weights"
+VARIANT, CONTENT, WEIGHTS, HOW = (PREFIX + word for word in ("variant", "content", "weights", "built-with"))
 
 
 class EngineError(RunError):

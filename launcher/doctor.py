@@ -34,14 +34,16 @@ def examine(data: str | None, runs_root: Path) -> list[Check]:
     """Every check, in the order in which a user would meet what is wrong."""
     from launcher import engine_checks
 
+    engine = engine_checks.examine(runs_root)
+    containers_work = any((check.what, check.level) == ("mounts", "ok") for check in engine)
     return [
         _python(),
-        _trainer(),
+        _trainer(containers_work),
         *_accelerator(),
         _memory(),
         _data(data),
         _runs(runs_root),
-        *engine_checks.examine(runs_root),
+        *engine,
         _wandb(),
         *_mac(),
     ]
@@ -75,8 +77,10 @@ def missing_packages() -> list[str]:
     return missing
 
 
-def _trainer() -> Check:
+def _trainer(containers_work: bool) -> Check:
     missing = missing_packages()
+    if missing and containers_work:
+        return Check("trainer", "note", "not installed here: runs are containers", f"for native runs: {INSTALL}")
     if missing:
         return Check("trainer", "missing", f"not installed: {', '.join(missing)}", INSTALL)
     try:

@@ -67,7 +67,7 @@ def examine(runs_root: Path) -> list[Check]:
                     Check(f"image {variant}", level, "not there", f"launcher build {variant}")  # type: ignore[arg-type]
                 )
         elif image.stale:
-            checks.append(Check(f"image {variant}", "note", "older than what is here now", f"launcher build {variant}"))
+            checks.append(Check(f"image {variant}", "note", "older than what is here now", image.build_command))
         else:
             checks.append(Check(f"image {variant}", "ok", f"{image.name}, {image.size / 1e9:.2f} GB"))
     image = (found["cuda"] if gpus else None) or found["cpu"] or found["cuda"]

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from launcher import __version__
 from launcher.checkout import ROOT, git_sha
-from launcher.containers import CONTENT, VARIANT, WEIGHTS, EngineError, explain
+from launcher.containers import CONTENT, HOW, VARIANT, WEIGHTS, EngineError, explain
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -43,10 +44,20 @@ class Image:
     weights: str
     stale: bool | None
     entrypoint: tuple[str, ...] = ()
+    built_with: tuple[str, ...] = ()
+    """The options of `launcher build` that it was built with."""
 
     @property
     def name(self) -> str:
         return self.tags[0] if self.tags else self.id.removeprefix("sha256:")[:12]
+
+    @property
+    def build_command(self) -> str:
+        """The command that builds it anew from this checkout, under the same name and with the same options."""
+        words = ["launcher", "build", self.variant, *self.built_with]
+        if self.tags and default_tag(self.variant) not in self.tags:
+            words += ["--tag", self.tags[0]]
+        return shlex.join(words)
 
 
 def default_tag(variant: str) -> str:
@@ -89,6 +100,7 @@ def describe(attributes: Mapping[str, Any], root: Path = ROOT) -> Image:
         labels.get(WEIGHTS, ""),
         stale,
         tuple((attributes.get("Config") or {}).get("Entrypoint") or ()),
+        tuple(shlex.split(labels.get(HOW, ""))),
     )
 
 
@@ -139,11 +151,9 @@ def stale_warning(image: Image) -> str | None:
     """What to tell of an image that is not what this checkout would build."""
     if not image.stale:
         return None
-    build = f"launcher build {image.variant}"
-    if image.tags and default_tag(image.variant) not in image.tags:
-        build += f" --tag {image.tags[0]}"
     return (
-        f"warning: image {image.name} is not what is here now (the trainer or its pins have changed); renew it: {build}"
+        f"warning: image {image.name} is not what is here now (the trainer or its pins have changed); "
+        f"renew it: {image.build_command}"
     )
 
 
@@ -160,6 +170,10 @@ def build(
     builder; every line of either goes to `say`. Raises EngineError."""
     if not (root / f"Dockerfile.{variant}").is_file():
         raise EngineError(f"{root}: there is no Dockerfile.{variant}; images are built from a checkout of the project")
+    how = ["--base", base] if base else []
+    for key, value in arguments.items():
+        if "@" not in value:  # the address of an index may hold a password, and labels are for all to read
+            how += ["--build-arg", f"{key}={value}"]
     values = dict(arguments)
     weights = Path(values.get("WEIGHTS", "")).expanduser()
     folder = weights if values.get("WEIGHTS") and weights.is_dir() else None
@@ -168,7 +182,10 @@ def build(
             raise EngineError(f"WEIGHTS={folder}: holds no <timm name>.safetensors and no folder of a hub's cache")
         values["WEIGHTS"] = ""
     names = [name for name in values.get("WEIGHTS", "").split(",") if name]
-    labels = {WEIGHTS: ",".join(sorted({*names, *_stored(folder or root / "images" / "weights")}))}
+    labels = {
+        WEIGHTS: ",".join(sorted({*names, *_stored(folder or root / "images" / "weights")})),
+        HOW: shlex.join(how),
+    }
     if base:
         values["BASE_IMAGE"] = base
     values |= {

@@ -2,7 +2,7 @@
 
 Twenty containers, four at once, by turns and in one run, each way a process of its own: `launcher submit` as a user types
 it (checks, directories, journals, leaderboard and all), a thread loop with the same container options, and one with the
-SDK's own.
+SDK's own. Then how long a real run takes to its first step, in a container and as a process.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.docker_engine import Dockerd, missing
+from launcher import runs
+from tests.docker_engine import REPOSITORY, Dockerd, missing
+from trainer.sample_data import write_sample_data
 
 COUNT, PARALLEL, ROUNDS = 20, 4, 3
 JOB = """
@@ -100,6 +102,33 @@ def measure(dockerd: Dockerd) -> dict[str, float]:
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
+def first_step(dockerd: Dockerd, folder: Path, engine: str, runs_root: Path) -> float:
+    """Seconds from the announcement of a run to the end of its first optimiser step."""
+    words = ["submit", "model.name=resnet10t", "model.pretrained=false", "data.img_size=64", "training.max_steps=1"]
+    words += ["training.batch_size=8", "training.num_workers=1", "--set", "resources.cpus=1", "--engine", engine]
+    command = [sys.executable, "-m", "launcher", *words, "--data", str(folder), "--runs", str(runs_root)]
+    subprocess.run(command, check=True, env=dockerd.environment, stdout=subprocess.DEVNULL, cwd=REPOSITORY)
+    (run_dir,) = runs.list_runs(runs.find_submission(runs_root))
+    announced = next(event["time"] for event in runs.read_events(run_dir) if event["state"] == "starting")
+    progress = json.loads((run_dir / "progress.json").read_text())
+    return float(progress["first_step_time"]) - float(announced)
+
+
+def measure_starts(dockerd: Dockerd) -> dict[str, float]:
+    """Medians in seconds."""
+    dockerd.trainer("cpu")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        write_sample_data(folder / "data", classes=3, per_class=10)
+        times: dict[str, list[float]] = {"docker": [], "native": []}
+        for turn in range(ROUNDS + 1):
+            for engine, seconds in times.items():
+                took = first_step(dockerd, folder / "data", engine, folder / engine)
+                seconds += [took] if turn else []  # the first turn warms up
+    return {engine: statistics.median(seconds) for engine, seconds in times.items()}
+
+
 def main() -> None:
     lacking = missing()
     if lacking:
@@ -109,13 +138,17 @@ def main() -> None:
     dockerd.start()
     try:
         medians = measure(dockerd)
+        starts = measure_starts(dockerd)
     finally:
         dockerd.stop()
     print(f"{COUNT} containers that do nothing, {PARALLEL} at once; medians of {ROUNDS} turns on {platform.machine()}")
     for name, seconds in medians.items():
         ratio = "" if name == "launcher" else f"   launcher / this: {medians['launcher'] / seconds:.2f}"
         print(f"  {name:14} {seconds:6.2f} s{ratio}")
-    print(json.dumps(medians))
+    print(f"from the start of a run to the end of its first step, resnet10t at 64 px; medians of {ROUNDS} turns")
+    for engine, seconds in starts.items():
+        print(f"  {engine:14} {seconds:6.2f} s   this / native: {seconds / starts['native']:.2f}")
+    print(json.dumps({"containers": medians, "first_step": starts}))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ class Reporter:
         self._images = 0
         self._started = time.monotonic()
         self._first_step: int | None = None
+        self._first_step_time: float | None = None
         self._written = 0.0
         self._bar: Progress | None = None
         if active and sys.stdout.isatty():
@@ -48,7 +49,7 @@ class Reporter:
         """After optimiser step `step` (from 1) of the run, in epoch `epoch` (from 0), over `images` images."""
         self._images += images
         if self._first_step is None:
-            self._first_step = step - 1
+            self._first_step, self._first_step_time = step - 1, time.time()
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=f"epoch {epoch + 1}/{self.epochs}")
         self.beat(epoch, step, memory)
@@ -77,6 +78,7 @@ class Reporter:
                 "device": self.device,
                 "device_memory_bytes": memory,
                 "best_f1": self.best_f1,
+                "first_step_time": self._first_step_time,
             },
         )
 
