@@ -3,6 +3,7 @@ images are known."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,8 +28,14 @@ def connect(timeout: int = 60) -> DockerClient:
     import docker
 
     try:
-        client = docker.from_env(timeout=timeout, max_pool_size=64)
+        named = os.environ.get("DOCKER_CONTEXT")
+        if not os.environ.get("DOCKER_HOST") and docker.ContextAPI.get_context(named) is None:
+            # The SDK would take the default engine in its place.
+            raise EngineError(f"the docker context{f' {named}' if named else ''} is not there; see: docker context ls")
+        client = docker.from_env(timeout=timeout, max_pool_size=64, use_ssh_client=True)
         client.ping()
+    except EngineError:
+        raise
     except Exception as error:  # the SDK's, its HTTP library's and the context's errors share no base
         raise EngineError(f"no Docker engine answers ({explain(error)})") from None
     return client
@@ -38,6 +45,8 @@ def explain(error: Exception) -> str:
     """The engine's own words on one line, with the way out where it is known."""
     text = str(getattr(error, "explanation", None) or error)
     text = " ".join(text.split())
+    if "paramiko" in text:
+        return "one behind ssh:// needs a package that is not installed; say: pip install 'docker[ssh]'"
     if "Permission denied" in text or "PermissionError" in text:
         return "its socket may not be opened by this user; say: sudo usermod -aG docker $USER, then log in again"
     if "FileNotFoundError" in text or ("No such file or directory" in text and "socket" in text.lower()):

@@ -95,8 +95,8 @@ def _by_hand(run_dir: Path, request: RunRequest) -> tuple[list[str], list[gpus.H
 def _run(run_dir: Path, request: RunRequest, devices: Sequence[str], descriptors: Sequence[int], grace: float) -> int:
     asked = _Asked()
     inherited = [int(word) for word in os.environ.get(FDS, "").split(",") if word]
-    secrets = secret_files.hand_over(request.secrets)
     status = read_status(run_dir)
+    secrets = secret_files.hand_over(request.secrets, run_dir, status.attempt)
     kills = oom_kills()
     command = [*ENTRY, *resolve(request.command, run_dir.parent.parent)]
     resumes = any(word.startswith("resume=") for word in request.command)
@@ -148,7 +148,7 @@ def _run(run_dir: Path, request: RunRequest, devices: Sequence[str], descriptors
         )
         return 0 if state == "succeeded" else process.returncode if process.returncode > 0 else 1
     finally:
-        secret_files.take_back(secrets)
+        secret_files.take_back(run_dir, status.attempt)
 
 
 def _die_with_parent() -> None:
@@ -207,7 +207,11 @@ def verdict(code: int, asked: bool, timed_out: bool, request: RunRequest, want_o
 
 def last_error(log: Path, begin: int = 0) -> str:
     """The last message that the trainer wrote after byte `begin`: from its `error:` on, at most 500 characters."""
-    with log.open("rb") as file:
+    try:
+        descriptor = os.open(log, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    with os.fdopen(descriptor, "rb") as file:
         file.seek(begin)
         text = file.read()[-20_000:].decode(errors="replace")
     lines = text.splitlines()

@@ -156,7 +156,7 @@ def append_event(run_dir: Path, state: State, attempt: int | None = None, reason
     Order in the journal counts, not the clock. Raises RunError where `TRANSITIONS` does not allow the step: another
     process has written meanwhile.
     """
-    with (run_dir / "events.jsonl").open("a+b") as journal:
+    with open(run_dir / "events.jsonl", "a+b", opener=_no_link) as journal:  # Path.open has no opener
         fcntl.flock(journal, fcntl.LOCK_EX)
         events = read_events(run_dir)
         if events and state not in TRANSITIONS[events[-1]["state"]]:
@@ -174,6 +174,11 @@ def append_event(run_dir: Path, state: State, attempt: int | None = None, reason
         with suppress(OSError):  # a full disk: the journal is the truth, and the next look puts this right
             write_json(run_dir / "status.json", event)
     return _status(event)
+
+
+def _no_link(path: str, flags: int) -> int:
+    """The journal lies in a folder of the run's user: where this process is root, no link there may lead it astray."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
 
 
 def _status(event: dict[str, Any]) -> Status:
@@ -197,18 +202,25 @@ def read_status(run_dir: Path) -> Status:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[bool]:
-    """Hold the lock file at `path`; yields False where another process holds it. Freed when the process ends."""
+def locked(path: Path, patience: float = 0.1) -> Iterator[bool]:
+    """Hold the lock file at `path`; yields False where another holds it for `patience` seconds, since one who only
+    looks (`is_locked`) does so for a moment. Freed when the process ends."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    deadline = time.monotonic() + patience
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        while not (mine := _lock(descriptor)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        yield mine
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def is_locked(path: Path) -> bool:
@@ -234,6 +246,8 @@ def mark_lost(run_dir: Path, state: Literal["lost", "cancelled"] = "lost") -> bo
         return False
     if status.figures.get("host", os.uname().nodename) != os.uname().nodename:
         return False  # locks of another host do not show here
+    if is_locked(run_dir / "exec.lock"):
+        return False
     with locked(run_dir / "exec.lock") as free:
         # Looked at again under the lock: it may have ended just now.
         if not free or read_status(run_dir).state not in ("starting", "running"):

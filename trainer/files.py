@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_UMASK = os.umask(0)  # it can be read only by setting it, which threads must not do at once
+os.umask(_UMASK)
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -22,9 +25,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes it private; the result is as readable as any other file
+        temporary.chmod(0o666 & ~_UMASK)  # mkstemp makes it private; the result is as readable as any other file
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

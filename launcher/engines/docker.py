@@ -36,6 +36,8 @@ PATIENCE = 1.0
 """Seconds between two attempts to reach an engine that does not answer, or to write on a full disk."""
 POLL = 0.25
 """Age in seconds from which a container's memory is looked at."""
+CLEARING = 30.0
+"""Seconds that a run waits for its former attempt to be cleared away."""
 STOP = "stop.requested"
 """In a run directory: somebody asked its container to end."""
 
@@ -95,7 +97,8 @@ class DockerEngine:
     def _in_thread(self, watched: _Watched, work: Callable[[], None]) -> None:
         def body() -> None:
             try:
-                with runs.locked(watched.run_dir / "exec.lock") as mine:
+                # A former attempt may be being cleared away by its own thread, for a moment.
+                with runs.locked(watched.run_dir / "exec.lock", patience=CLEARING) as mine:
                     if mine:
                         work()
             except RunError:
@@ -110,10 +113,9 @@ class DockerEngine:
         watched.thread.start()
 
     def _begin(self, watched: _Watched, devices: Sequence[str]) -> None:
-        run_dir, secrets = watched.run_dir, None
+        run_dir = watched.run_dir
         try:
-            place = self._place(watched.request, run_dir.parent.parent)
-            secrets = place.secrets
+            place = self._place(watched)
             given = recipe.options(
                 watched.request, place, run_dir, watched.attempt, devices, [one.gpu for one in watched.held]
             )
@@ -124,8 +126,7 @@ class DockerEngine:
             self.client.api.start(watched.id)
             watched.began = time.time()
         except Exception as error:  # the SDK's and its HTTP library's errors, and the host's about files
-            self._remove(watched.id)
-            secret_files.take_back(secrets)
+            self._clear(watched)
             reason = str(error) if isinstance(error, EngineError | FileNotFoundError) else explain(error)
             runs.append_event(run_dir, "failed", reason=f"could not be started: {reason}", **self.mark())
             return
@@ -135,8 +136,7 @@ class DockerEngine:
                 image=place.image, network=place.network, **self.mark(),
             )  # fmt: skip
         except RunError:  # taken back meanwhile
-            self._remove(watched.id)
-            secret_files.take_back(secrets)
+            self._clear(watched)
             raise
         if (run_dir / STOP).exists():
             self._end(watched, at_once=False)
@@ -153,6 +153,7 @@ class DockerEngine:
                 self.trouble = None
                 return
             except NotFound:
+                secret_files.take_back(watched.run_dir, watched.attempt)
                 runs.append_event(
                     watched.run_dir, "lost", reason="its container vanished (removed by somebody)", **self.mark()
                 )
@@ -182,6 +183,7 @@ class DockerEngine:
         """Record how the container ended, with everything that it printed, and remove it."""
         run_dir = watched.run_dir
         details = self._details(watched)
+        secret_files.take_back(run_dir, watched.attempt)  # before the journal says that the run is over
         state, code = details["State"], int(details["State"]["ExitCode"])
         if code > 128 and code != 143 and code - 128 in {int(number) for number in signal.Signals}:
             code = 128 - code
@@ -205,10 +207,7 @@ class DockerEngine:
             )  # fmt: skip
         self._changed.set()  # the next may start while this one is cleared away
         (run_dir / STOP).unlink(missing_ok=True)
-        for mount in details.get("Mounts", []):
-            if mount.get("Destination") == recipe.SECRETS:
-                secret_files.take_back(Path(mount["Source"]))
-        self._remove(watched.id)
+        self._clear(watched)
 
     def _details(self, watched: _Watched) -> dict[str, Any]:
         """The container as the engine sees it. That memory was short arrives a little after the end that it caused."""
@@ -292,6 +291,7 @@ class DockerEngine:
                 return False
             found = self._find(run_dir)
             if found is None:
+                secret_files.take_back(run_dir, status.attempt)
                 asked = (run_dir / STOP).exists()
                 reason = "stopped while it started" if asked else "its container is gone, and nobody saw it end"
                 runs.append_event(run_dir, "cancelled" if asked else "lost", reason=reason, **self.mark())
@@ -302,7 +302,7 @@ class DockerEngine:
             if status.state == "starting":
                 if state["Status"] == "created":  # its launcher died between creating and starting it
                     runs.append_event(run_dir, "lost", reason="its launcher died while it started", **self.mark())
-                    self._remove(str(found.id))
+                    self._clear(_Watched(run_dir, status.attempt, runs.read_request(run_dir), id=str(found.id)))
                     return False
                 runs.append_event(run_dir, "running", container=str(found.id)[:12], **self.mark())
             watched = _Watched(run_dir, status.attempt, runs.read_request(run_dir), id=str(found.id))
@@ -367,7 +367,8 @@ class DockerEngine:
         except Exception as error:
             raise EngineError(f"the Docker engine does not answer as it should: {explain(error)}") from None
 
-    def _place(self, request: RunRequest, runs_root: Path) -> recipe.Place:
+    def _place(self, watched: _Watched) -> recipe.Place:
+        request, runs_root = watched.request, watched.run_dir.parent.parent
         reference = request.image_id or request.image or "auto"
         if reference not in self._images:
             found = images.find(self.client, reference) or images.resolve(self.client, request.image or "auto", False)
@@ -382,7 +383,7 @@ class DockerEngine:
         groups = tuple(os.getgroups()) if os.getuid() else ()
         network = recipe.network_reason(request, os.environ, cache, image.weights) is not None
         owner = user if os.getuid() == 0 else None
-        secrets = secret_files.hand_over(request.secrets, owner)
+        secrets = secret_files.hand_over(request.secrets, watched.run_dir, watched.attempt, owner)
         return recipe.Place(image.id, image.entrypoint, user, groups, cache, secrets, network)
 
     def _create(self, given: dict[str, Any]) -> str:
@@ -409,6 +410,11 @@ class DockerEngine:
             )
         self._remove(standing["Id"])
         return str(api.create_container(**given)["Id"])
+
+    def _clear(self, watched: _Watched) -> None:
+        """Remove what an attempt leaves outside its run directory."""
+        secret_files.take_back(watched.run_dir, watched.attempt)
+        self._remove(watched.id)
 
     def _remove(self, container: str) -> None:
         if container:

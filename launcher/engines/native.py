@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from launcher import runs
+from launcher import runs, secret_files
 from launcher.execute import DEVICES, FDS
 from launcher.gpus import Held
 from launcher.runs import is_locked, read_status
@@ -64,7 +64,8 @@ class NativeEngine:
     def settle(self, run_dir: Path) -> bool:
         """See `Engine.settle`."""
         # A request to stop may come before a starting process can hear it.
-        runs.mark_lost(run_dir, "cancelled" if run_dir in self._asked else "lost")
+        if runs.mark_lost(run_dir, "cancelled" if run_dir in self._asked else "lost"):
+            secret_files.take_back(run_dir, runs.read_status(run_dir).attempt)
         return runs.read_status(run_dir).state not in runs.ENDED
 
     def wait(self, seconds: float) -> None:
