@@ -165,6 +165,27 @@ def test_secrets_are_files_of_the_run_and_nowhere_else(box: Lab, dockerd: Docker
     assert event["env"]["SECRETS_DIR"] == "/run/secrets" and not Path(source).exists()
 
 
+@pytest.mark.parametrize("way", ["its container is removed", "its launcher is killed", "both"])
+def test_secrets_do_not_outlive_a_run_whatever_becomes_of_it(box: Lab, dockerd: Dockerd, image: str, way: str) -> None:
+    box.plan = {"*": {"until": "/data/gate"}}
+    box.environment |= {"TOKEN": "hunter2-hunter2"}
+    process = box.start("submit", job(box, image, 1, "secrets: [TOKEN]\n"), "--engine", "docker", box.machine())
+    container = one_container(dockerd, box)
+    source = Path(next(m["Source"] for m in container.attrs["Mounts"] if m["Destination"] == "/run/secrets"))
+    assert source.is_dir()
+    if way != "its container is removed":
+        process.kill()
+        process.wait()
+    if way == "its launcher is killed":
+        (box.root / "data" / "gate").touch()
+        wait_for(lambda: journal(box, "end"), "its end")
+    else:
+        container.remove(force=True)
+    wait_for(lambda: box.launcher("status").returncode == 0 and box.status("1").state in runs.ENDED, "word of its end")
+    assert box.status("1").state == ("succeeded" if way == "its launcher is killed" else "lost")
+    wait_for(lambda: not source.exists(), "the secrets to go")
+
+
 def test_memory_that_is_too_little_names_the_line_to_change(box: Lab, image: str) -> None:
     box.plan = {"*": {"megabytes": 600}}
     done = submit(box, job(box, image, 1, "resources:\n  cpus: 1\n  memory: 300m\n"))
@@ -388,6 +409,10 @@ def test_what_docker_lacks_is_said_before_anything_starts(box: Lab, image: str) 
     assert done.returncode == 1 and "docker pull nobody/nothing:1" in done.stderr
     done = submit(box, box.job("overrides: {model.pretrained: false}"), "--set", "image=document-classifier:cpx")
     assert done.returncode == 1 and "image document-classifier:cpx is not on the Docker engine" in done.stderr
+    box.environment |= {"DOCKER_HOST": "", "DOCKER_CONTEXT": "nowhere"}
+    assert "the docker context nowhere is not there; see: docker context ls" in submit(box, job(box, image)).stderr
+    box.environment |= {"DOCKER_HOST": "ssh://somebody@localhost", "DOCKER_CONTEXT": ""}
+    assert "pip install 'docker[ssh]'" in submit(box, job(box, image)).stderr
     box.environment["DOCKER_HOST"] = "unix:///nonexistent.sock"
     done = submit(box, job(box, image))
     assert done.returncode == 1 and "no Docker engine answers (nothing listens" in done.stderr

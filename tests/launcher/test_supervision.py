@@ -297,6 +297,20 @@ def test_secrets_are_files_of_the_run_and_nowhere_else(lab: Lab) -> None:
     assert found.stdout == "" and "hunter2" not in done.stdout
 
 
+def test_secrets_of_a_run_that_was_killed_are_taken_back(lab: Lab) -> None:
+    lab.plan = {"*": {"seconds": 60}}
+    lab.environment = {"TOKEN": "hunter2-hunter2"}
+    process = lab.start("submit", lab.job(seeds(1, "secrets: [TOKEN]\n")), lab.machine())
+    (begin,) = wait_for(lambda: lab.journal("begin"), "a run")
+    folder = Path(begin["env"]["SECRETS_DIR"])
+    assert (folder / "TOKEN").exists()
+    process.kill()
+    process.wait()
+    os.kill(lab.status("1").figures["exec_pid"], signal.SIGKILL)
+    wait_for(lambda: lab.launcher("status").returncode == 0 and lab.states() == {"resnet34": "lost"}, "word of its end")
+    assert not folder.exists()
+
+
 def test_a_log_is_followed_until_the_run_ends(lab: Lab) -> None:
     gate = lab.root / "gate"
     lab.plan = {"*": {"until": str(gate), "print": "the last words"}}
