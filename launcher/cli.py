@@ -134,7 +134,7 @@ def submit(
     click.echo(f"{directory.name}: {len(planned)} runs as {chosen.said}, on {chosen.machine.describe()}")
     for line in (*chosen.warnings, *remarks):
         click.echo(line)
-    return _drive(directory, chosen, job.spec.max_parallel)
+    return _drive(directory, chosen)
 
 
 @cli.command()
@@ -144,29 +144,29 @@ def submit(
 @runs_option
 def resume(name: str | None, gpus: str | None, machine: str | None, runs_root: Path) -> int:
     """Go on with a submission: what was queued, lost or stopped, each from its last checkpoint."""
-    from launcher import choice, runs, submission
+    from launcher import choice, lease, runs, submission
 
     with refusals():
         directory = runs.find_submission(runs_root, name).resolve()
         written = submission.read(directory)
         chosen = choice.again(str(written.get("engine")), _machine(machine, gpus))
-        if runs.is_locked(directory / "supervisor.lock"):
+        if lease.is_driven(directory):
             raise RefusedError(
                 f"{directory.name}: another launcher drives it; see it: launcher status {directory.name}", 1
             )
         again = submission.requeue(directory)
     what = f"{len(again)} runs queued again: {', '.join(again)}" if again else "nothing to repeat"
     click.echo(f"{directory.name}: goes on; {what}")
-    return _drive(directory, chosen, written.get("max_parallel"))
+    return _drive(directory, chosen)
 
 
-def _drive(directory: Path, chosen: Choice, max_parallel: int | None) -> int:
+def _drive(directory: Path, chosen: Choice) -> int:
     """Supervise to the end, print what happens, then what came of it."""
-    from launcher import collect, plans, supervisor, watch
+    from launcher import collect, plans, submission, supervisor, watch
 
     with refusals():
         announcer = plans.Announcer(directory)
-        code = supervisor.run(directory, chosen.machine, chosen.engine, max_parallel, announcer.event)
+        code = supervisor.run(directory, chosen.machine, chosen.engine, submission.rules(directory), announcer.event)
         rows, champion = collect.collect(directory)
     at = f"{directory.name} --runs {_shown(directory.parent)}"
     state = watch.status_json(directory)["state"]

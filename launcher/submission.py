@@ -24,6 +24,7 @@ from launcher.machine import Machine
 from launcher.runs import Resources, RunError, RunRequest
 from launcher.sizes import show_size
 from launcher.spec import Job
+from launcher.supervisor import Rules
 from trainer import config as trainer_config
 from trainer.errors import ConfigError
 from trainer.files import write_json
@@ -95,6 +96,7 @@ def _common(job: Job) -> dict[str, Any]:
         "network": None if spec.network == "auto" else spec.network,
         "memory_place": f"{job.document.place(('resources', 'memory'))}" if spec.resources.memory != "auto" else "",
         "timeout": spec.timeout,
+        "retry": runs.Retry(spec.retry.attempts, tuple(spec.retry.on), spec.retry.backoff),
         "env": spec.env,
         "secrets": spec.secrets,
     }
@@ -270,9 +272,14 @@ def find_data(given: str | None, planned: Sequence[Planned]) -> str | None:
 
 
 def check_sources(job: Job, runs_root: Path) -> None:
-    """Raises JobError where a step takes runs of an earlier submission and there are none."""
+    """Raises JobError where the job follows a submission, or a step takes runs of one, and there is none such."""
+    if job.spec.follows:
+        try:
+            runs.find_submission(runs_root, job.spec.follows)
+        except RunError as error:
+            raise JobError(f"{job.document.place(('follows',))}: follows: {error}") from None
     for index, step in enumerate(job.spec.after):
-        if step.from_ is not None and step.from_.submission is not None:
+        if step.from_ is not None and step.from_.submission is not None and not job.spec.follows:
             try:
                 steps.members(step.from_.model_dump(exclude_none=True), runs_root / "any")
             except RunError as error:
@@ -289,6 +296,7 @@ def create(job: Job, planned: Sequence[Planned], runs_root: Path, data_dir: str 
         raise RunError(
             f"{runs_root}: cannot be written to ({error.strerror}); name another folder by --runs DIR"
         ) from None
+    follows = runs.find_submission(runs_root, job.spec.follows).name if job.spec.follows else None
     name = _reserve(runs_root, f"{job.spec.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     try:
         requests = [
@@ -316,6 +324,8 @@ def create(job: Job, planned: Sequence[Planned], runs_root: Path, data_dir: str 
                 "machine": choice.machine.describe(),
                 "data_dir": data_dir,
                 "max_parallel": job.spec.max_parallel,
+                "on_failure": job.spec.on_failure,
+                "follows": follows,
                 "runs": [request.name for request in requests if request.kind == "train"],
                 "steps": [request.name for request in requests if request.kind != "train"],
             },
@@ -351,6 +361,12 @@ def read(submission: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RunError(f"{submission / 'submission.json'}: cannot be read: {error}") from None
     return content
+
+
+def rules(submission: Path) -> Rules:
+    """What the job says of all its runs together. Raises RunError."""
+    written = read(submission)
+    return Rules(written.get("max_parallel"), written.get("on_failure", "continue"), written.get("follows"))
 
 
 def requeue(submission: Path) -> list[str]:
