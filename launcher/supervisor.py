@@ -90,10 +90,13 @@ class Supervision:
         status = runs.read_status(self.dir(name))
         if status.state in ("starting", "running") and not self.engine.poll(self.dir(name)):
             status = runs.read_status(self.dir(name))
+        self._show(name, status)
+        return status
+
+    def _show(self, name: str, status: Status) -> None:
         if self.shown.get(name) != (status.state, status.attempt):
             self.shown[name] = (status.state, status.attempt)
             self.on_event(name, status)
-        return status
 
     def drive(self) -> int:
         handled = 0
@@ -149,6 +152,7 @@ class Supervision:
                     retry=retry.retries(events) + 1, **more,
                 )  # fmt: skip
                 self.not_before[name] = time.monotonic() + again.wait
+                self._show(name, states[name])
             elif again is not None:
                 self.on_event(name, dataclasses.replace(status, reason=again))
 
