@@ -104,6 +104,9 @@ class RunRequest:
     env: list[str] = field(default_factory=list)
     secrets: list[str] = field(default_factory=list)
     identity: str = ""
+    data: str = ""
+    code: str = ""
+    """What it trains on and with: see `reuse`."""
     config: dict[str, Any] = field(default_factory=dict)
     """What tables show of it: model, data, training, img_size, batch_size, epochs, seed."""
 
