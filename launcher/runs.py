@@ -9,7 +9,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -191,6 +191,19 @@ def append_event(run_dir: Path, state: State, attempt: int | None = None, reason
         with suppress(OSError):  # a full disk: the journal is the truth, and the next look puts this right
             write_json(run_dir / "status.json", event)
     return _status(event)
+
+
+def replay(events: Sequence[Mapping[str, Any]]) -> Status:
+    """The status that a journal ends in. Raises RunError at the first step that `TRANSITIONS` does not allow."""
+    status = Status()
+    for number, event in enumerate(events, start=1):
+        if (number == 1 and event["state"] != "queued") or (
+            number > 1 and event["state"] not in TRANSITIONS[status.state]
+        ):
+            before = status.state if number > 1 else "nothing"
+            raise RunError(f"line {number}: {event['state']} cannot follow {before}")
+        status = _status(dict(event))
+    return status
 
 
 def _no_link(path: str, flags: int) -> int:
