@@ -107,17 +107,21 @@ def plan(
     help="How runs are executed. auto: docker where an engine and a matching image are there, else native.",
 )
 @click.option("--data", metavar="DIR", help="Data folder (default: $DATA_DIR, else data).")
+@click.option("--fresh", is_flag=True, help="Train everything anew, also what equals an earlier run that succeeded.")
+@click.option("--reuse-stale", is_flag=True, help="Reuse equal runs of another version of the trainer, too.")
 @runs_option
 def submit(
     words: tuple[str, ...], settings: tuple[str, ...], gpus: str | None, machine: str | None, cpu_only: bool,
-    multirun: bool, engine: str, data: str | None, runs_root: Path,
+    multirun: bool, engine: str, data: str | None, fresh: bool, reuse_stale: bool, runs_root: Path,
 ) -> int:  # fmt: skip
     """Start a job's runs, as many at once as fit, and stay until the last has ended.
+
+    A run that equals an earlier one of the same runs folder (configuration, data and trainer) is reused.
 
     Ends with 0 when all succeeded, 1 when some did not, 64 for a bad job, 65 without data, 130 when stopped. Ctrl-C
     stops the runs with their checkpoints, a second one at once.
     """
-    from launcher import choice, plans, submission
+    from launcher import choice, plans, reuse, submission
 
     with refusals():
         job, found = _job(words, settings), _machine(machine, gpus)
@@ -128,13 +132,18 @@ def submit(
         submission.check_sources(job, runs_root)
         data_dir = submission.find_data(data, planned)
         choice.check_readable(data_dir, runs_root, chosen)
-        directory = submission.create(job, planned, runs_root.resolve(), data_dir, chosen)
+        root = runs_root.resolve()
+        completed = submission.complete(planned, root, data_dir, chosen)
+        equal = {} if fresh else reuse.find(completed, root)
+        serving = {name: found.source for name, found in equal.items() if reuse_stale or not found.stale}
+        directory = submission.create(job, completed, serving, root, data_dir, chosen)
         remarks = plans.remarks(job, planned, chosen.machine, native=chosen.image is None)
-        remarks += choice.network_remarks([each.request for each in planned], runs_root, chosen)
+        remarks += choice.network_remarks([each for each in completed if each.name not in serving], root, chosen)
+        remarks += plans.reuse_remarks(equal, serving)
     click.echo(f"{directory.name}: {len(planned)} runs as {chosen.said}, on {chosen.machine.describe()}")
     for line in (*chosen.warnings, *remarks):
         click.echo(line)
-    return _drive(directory, chosen, job.spec.max_parallel)
+    return _drive(directory, chosen)
 
 
 @cli.command()
@@ -144,29 +153,29 @@ def submit(
 @runs_option
 def resume(name: str | None, gpus: str | None, machine: str | None, runs_root: Path) -> int:
     """Go on with a submission: what was queued, lost or stopped, each from its last checkpoint."""
-    from launcher import choice, runs, submission
+    from launcher import choice, lease, runs, submission
 
     with refusals():
         directory = runs.find_submission(runs_root, name).resolve()
         written = submission.read(directory)
         chosen = choice.again(str(written.get("engine")), _machine(machine, gpus))
-        if runs.is_locked(directory / "supervisor.lock"):
+        if lease.is_driven(directory):
             raise RefusedError(
                 f"{directory.name}: another launcher drives it; see it: launcher status {directory.name}", 1
             )
         again = submission.requeue(directory)
     what = f"{len(again)} runs queued again: {', '.join(again)}" if again else "nothing to repeat"
     click.echo(f"{directory.name}: goes on; {what}")
-    return _drive(directory, chosen, written.get("max_parallel"))
+    return _drive(directory, chosen)
 
 
-def _drive(directory: Path, chosen: Choice, max_parallel: int | None) -> int:
+def _drive(directory: Path, chosen: Choice) -> int:
     """Supervise to the end, print what happens, then what came of it."""
-    from launcher import collect, plans, supervisor, watch
+    from launcher import collect, plans, submission, supervisor, watch
 
     with refusals():
         announcer = plans.Announcer(directory)
-        code = supervisor.run(directory, chosen.machine, chosen.engine, max_parallel, announcer.event)
+        code = supervisor.run(directory, chosen.machine, chosen.engine, submission.rules(directory), announcer.event)
         rows, champion = collect.collect(directory)
     at = f"{directory.name} --runs {_shown(directory.parent)}"
     state = watch.status_json(directory)["state"]

@@ -64,7 +64,7 @@ def parse(text: str, name: str) -> Document:
         _walk(node, (), lines, faults, name, set())
         if faults:
             raise JobError("\n".join(faults))
-        content = yaml.safe_load(text)
+        content = _construct(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
@@ -74,6 +74,26 @@ def parse(text: str, name: str) -> Document:
     if not isinstance(content, dict):
         raise JobError(f"{name}:1: a job is a mapping of name:, matrix:, overrides: …, not {type(content).__name__}")
     return Document(name, content, lines)
+
+
+def _construct(node: yaml.Node | None) -> Any:
+    """Plain values. Keys are words, whatever YAML 1.1 takes them for: `on:` is no truth value."""
+    if node is None:
+        return None
+    waiting, seen = [node], set()
+    while waiting:
+        each = waiting.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, yaml.MappingNode):
+            for key, value in each.value:
+                if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                    key.tag = "tag:yaml.org,2002:str"
+                waiting.append(value)
+        elif isinstance(each, yaml.SequenceNode):
+            waiting += each.value
+    return yaml.SafeLoader("").construct_document(node)
 
 
 def _walk(node: yaml.Node, path: Path_, lines: dict[Path_, int], faults: list[str], name: str, seen: set[int]) -> None:
@@ -108,7 +128,7 @@ def assign(document: Document, setting: str) -> Document:
     if not separator or not all(parts):
         raise JobError(f"--set {setting}: write path=value, for instance --set resources.cpus=2")
     try:
-        value = yaml.safe_load(text)
+        value = _construct(yaml.compose(text, Loader=yaml.SafeLoader))
     except yaml.YAMLError as error:
         raise JobError(f"--set {setting}: the value is not YAML: {' '.join(str(error).split())}") from None
     content = _assigned(document.content, parts, value, setting)

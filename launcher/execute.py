@@ -17,10 +17,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from launcher import gpus, secret_files
+from launcher import gpus, retry, secret_files
 from launcher.cgroup import oom_kills
 from launcher.machine import here
-from launcher.runs import ENDED, RunError, RunRequest, State, append_event, locked, read_request, read_status
+from launcher.runs import (
+    ENDED,
+    RunError,
+    RunRequest,
+    State,
+    append_event,
+    locked,
+    read_events,
+    read_request,
+    read_status,
+)
 
 GRACE = 30.0
 """Seconds between SIGTERM and SIGKILL: for the step under way and last.ckpt."""
@@ -98,8 +108,9 @@ def _run(run_dir: Path, request: RunRequest, devices: Sequence[str], descriptors
     status = read_status(run_dir)
     secrets = secret_files.hand_over(request.secrets, run_dir, status.attempt)
     kills = oom_kills()
-    command = [*ENTRY, *resolve(request.command, run_dir.parent.parent)]
-    resumes = any(word.startswith("resume=") for word in request.command)
+    words = retry.command(request, read_events(run_dir))
+    command = [*ENTRY, *resolve(words, run_dir.parent.parent)]
+    resumes = any(word.startswith("resume=") for word in words)
     if request.kind == "train" and ((run_dir / "last.ckpt").exists() or not resumes):
         command.append("resume=auto")  # what a retried attempt continues from; the job's own resume= serves the first
     try:
@@ -200,7 +211,7 @@ def verdict(code: int, asked: bool, timed_out: bool, request: RunRequest, want_o
     if code == 75:
         return "out_of_device_memory", ""
     if code == 143:
-        return "cancelled", "stopped by a signal from outside; last.ckpt is kept"
+        return "lost", "stopped from outside (docker stop, kill, or a host that went down); last.ckpt is kept"
     words = {64: "bad configuration", 65: "bad data"}
     return "failed", words.get(code) or (f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from launcher.images import Image
     from launcher.prune import Waste
+    from launcher.reuse import Found
 
 T = TypeVar("T")
 
@@ -115,6 +116,20 @@ def remarks(job: Job, each: Sequence[Planned], machine: Machine, native: bool = 
     if limited and native:
         lines.append(
             f"note: resources.{' and resources.'.join(limited)}: native runs are scheduled by it, but not held to it"
+        )
+    return lines
+
+
+def reuse_remarks(equal: Mapping[str, Found], serving: Mapping[str, Path]) -> list[str]:
+    """Which runs are reused, and which could be."""
+    lines = []
+    if serving:
+        sources = ", ".join(sorted({source.parent.name for source in serving.values()}))
+        lines.append(f"reused: {len(serving)} runs that equal runs of {sources} (--fresh trains them anew)")
+    if passed := [name for name in equal if name not in serving]:
+        lines.append(
+            f"trained anew: {len(passed)} runs that equal earlier ones by another version of the trainer "
+            "(--reuse-stale takes those as they are)"
         )
     return lines
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher import containers, engines, images, runs, submission
+from launcher import containers, engines, images, lease, runs, submission
 from launcher.containers import EngineError, explain
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def _checkpoints(runs_root: Path) -> list[Waste]:
     """`last.ckpt` of runs that succeeded, in submissions that nobody drives."""
     found = []
     for directory in runs.list_submissions(runs_root):
-        if runs.is_locked(directory / "supervisor.lock"):
+        if lease.is_driven(directory):
             continue
         for run_dir in runs.list_runs(directory):
             path = run_dir / "last.ckpt"

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +62,15 @@ class Resources:
 
 
 @dataclass(frozen=True)
+class Retry:
+    """How often a run is attempted in all, after which ends, and how many seconds later (twice as many each time)."""
+
+    attempts: int = 3
+    on: tuple[State, ...] = ("out_of_device_memory",)
+    backoff: float = 30.0
+
+
+@dataclass(frozen=True)
 class RunRequest:
     """A run, resolved: what `run.json` holds. Equal requests on equal data are the same run.
 
@@ -91,10 +100,13 @@ class RunRequest:
     data_dir: str | None = None
     cwd: str | None = None
     timeout: float | None = None
-    attempts: int = 1
+    retry: Retry = field(default_factory=Retry)
     env: list[str] = field(default_factory=list)
     secrets: list[str] = field(default_factory=list)
     identity: str = ""
+    data: str = ""
+    code: str = ""
+    """What it trains on and with: see `reuse`."""
     config: dict[str, Any] = field(default_factory=dict)
     """What tables show of it: model, data, training, img_size, batch_size, epochs, seed."""
 
@@ -126,7 +138,10 @@ def read_request(run_dir: Path) -> RunRequest:
     """The request in run.json. Raises RunError where `run_dir` is no run directory."""
     try:
         content = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
-        return RunRequest(**{**content, "resources": Resources(**content["resources"])})
+        content.pop("attempts", None)  # of an earlier version
+        retry = {**content.get("retry", {})}
+        retry["on"] = tuple(retry.get("on", Retry.on))
+        return RunRequest(**{**content, "resources": Resources(**content["resources"]), "retry": Retry(**retry)})
     except FileNotFoundError:
         raise RunError(f"{run_dir}: not a run directory: there is no run.json in it") from None
     except (ValueError, TypeError, KeyError) as error:
@@ -153,14 +168,16 @@ def read_events(run_dir: Path) -> list[dict[str, Any]]:
 def append_event(run_dir: Path, state: State, attempt: int | None = None, reason: str = "", **figures: Any) -> Status:
     """Write the next event into the journal and status.json; `attempt` None is that of the last event.
 
-    Order in the journal counts, not the clock. Raises RunError where `TRANSITIONS` does not allow the step: another
-    process has written meanwhile.
+    Order in the journal counts, not the clock. Raises RunError where `TRANSITIONS` does not allow the step, or where
+    a launcher with a higher `fence` than the one given has written: another process was faster.
     """
     with open(run_dir / "events.jsonl", "a+b", opener=_no_link) as journal:  # Path.open has no opener
         fcntl.flock(journal, fcntl.LOCK_EX)
         events = read_events(run_dir)
         if events and state not in TRANSITIONS[events[-1]["state"]]:
             raise RunError(f"{run_dir.name}: {events[-1]['state']} already; it cannot become {state}")
+        if figures.get("fence") and any(event.get("fence", 0) > figures["fence"] for event in events):
+            raise RunError(f"{run_dir.name}: another launcher has taken over; this one writes no more")
         last = events[-1]["attempt"] if events else 1
         event = {"time": time.time(), "state": state, "attempt": attempt or last, "reason": reason, **figures}
         journal.seek(0, os.SEEK_END)
@@ -174,6 +191,19 @@ def append_event(run_dir: Path, state: State, attempt: int | None = None, reason
         with suppress(OSError):  # a full disk: the journal is the truth, and the next look puts this right
             write_json(run_dir / "status.json", event)
     return _status(event)
+
+
+def replay(events: Sequence[Mapping[str, Any]]) -> Status:
+    """The status that a journal ends in. Raises RunError at the first step that `TRANSITIONS` does not allow."""
+    status = Status()
+    for number, event in enumerate(events, start=1):
+        if (number == 1 and event["state"] != "queued") or (
+            number > 1 and event["state"] not in TRANSITIONS[status.state]
+        ):
+            before = status.state if number > 1 else "nothing"
+            raise RunError(f"line {number}: {event['state']} cannot follow {before}")
+        status = _status(dict(event))
+    return status
 
 
 def _no_link(path: str, flags: int) -> int:

@@ -87,6 +87,26 @@ class ResourcesSpec(_Strict):
     )
 
 
+Retried = Literal["out_of_device_memory", "lost", "failed", "timed_out"]
+
+
+class RetrySpec(_Strict):
+    """Which ends of a run are followed by another attempt."""
+
+    attempts: Annotated[int, Field(ge=1, le=100, strict=True)] = Field(3, description="attempts of a run in all")
+    on: list[Retried] = Field(
+        default=["out_of_device_memory"],
+        description="after which ends: out_of_device_memory (with half the micro-batch, the effective batch stays), "
+        "lost, failed, timed_out. Bad configuration or data and a lack of host memory never",
+    )
+    backoff: Annotated[
+        float, BeforeValidator(lambda v: 0.0 if v in (0, "0", "0s") else _convert(parse_duration, v))
+    ] = Field(
+        30.0,
+        description="wait before the second attempt, twice as long before each further one; none for want of memory",
+    )
+
+
 class FromSpec(_Strict):
     """Which runs a step works on."""
 
@@ -140,6 +160,16 @@ class JobSpec(_Strict):
     )
     timeout: Annotated[float, BeforeValidator(lambda v: _convert(parse_duration, v))] | None = Field(
         None, description="a run's time limit, like 8h or 1h30m. null: none"
+    )
+    retry: RetrySpec = Field(
+        default_factory=lambda: RetrySpec.model_validate({}), description="further attempts of runs that ended badly"
+    )
+    on_failure: Literal["continue", "stop"] = Field(
+        "continue",
+        description="when a run has failed for good. continue: the others go on; stop: what has not begun is cancelled",
+    )
+    follows: str | None = Field(
+        None, description="a submission (its name, or its job's) to wait for before any run starts"
     )
     env: list[Annotated[str, BeforeValidator(_plain_variable)]] = Field(
         default_factory=list, description="names of variables to pass as they are; never a secret"
@@ -277,7 +307,12 @@ def _at(content: Any, path: Sequence[str | int]) -> Any:
 
 
 def _fields_beside(path: Sequence[str | int]) -> list[str]:
-    models: dict[str, type[BaseModel]] = {"resources": ResourcesSpec, "from": FromSpec, "after": StepSpec}
+    models: dict[str, type[BaseModel]] = {
+        "resources": ResourcesSpec,
+        "retry": RetrySpec,
+        "from": FromSpec,
+        "after": StepSpec,
+    }
     parents = [str(part) for part in path[:-1] if isinstance(part, str)]
     model = models.get(parents[-1], JobSpec) if parents else JobSpec
     return [field.alias or name for name, field in model.model_fields.items()]
@@ -331,7 +366,8 @@ def reference() -> str:
     def add(model: type[BaseModel], prefix: str) -> None:
         for name, field in model.model_fields.items():
             key = prefix + (field.alias or name)
-            inner = ResourcesSpec if name == "resources" else FromSpec if name == "from_" else None
+            parts: dict[str, type[BaseModel]] = {"resources": ResourcesSpec, "retry": RetrySpec, "from_": FromSpec}
+            inner = parts.get(name)
             default = "–" if field.is_required() or inner else _default(field.get_default(call_default_factory=True))
             lines.append(f"| `{key}` | {default} | {field.description} |")
             if inner is not None:
@@ -344,7 +380,9 @@ def reference() -> str:
 
 
 def _default(value: Any) -> str:
-    return "null" if value is None else "none" if value in ([], {}) else f"{value}"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "null" if value is None else "none" if value == {} else f"{value}"
 
 
 typing.get_type_hints(JobSpec)  # a schema that cannot be resolved fails on import, not on the first job

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher import __version__, engines, matrix, runs, steps
+from launcher import __version__, engines, matrix, reuse, runs, steps
 from launcher.checkout import git_sha
 from launcher.choice import Choice
 from launcher.document import JobError
+from launcher.engines.container import cache_dir
 from launcher.machine import Machine
 from launcher.runs import Resources, RunError, RunRequest
 from launcher.sizes import show_size
 from launcher.spec import Job
+from launcher.supervisor import Rules
 from trainer import config as trainer_config
 from trainer.errors import ConfigError
 from trainer.files import write_json
@@ -78,7 +79,7 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False) -> list[Planned]:
             resources=resources,
             fetches=composed.model.name if composed.model.pretrained and not composed.model.weights else None,
             **_common(job),
-            identity=hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest(),
+            identity=reuse.identity(plain),
             config=summary,
         )
         planned.append(Planned(request, why_not, place))
@@ -95,6 +96,7 @@ def _common(job: Job) -> dict[str, Any]:
         "network": None if spec.network == "auto" else spec.network,
         "memory_place": f"{job.document.place(('resources', 'memory'))}" if spec.resources.memory != "auto" else "",
         "timeout": spec.timeout,
+        "retry": runs.Retry(spec.retry.attempts, tuple(spec.retry.on), spec.retry.backoff),
         "env": spec.env,
         "secrets": spec.secrets,
     }
@@ -158,6 +160,7 @@ def _summary(composed: trainer_config.Config, words: Sequence[str]) -> dict[str,
         "epochs": composed.training.epochs,
         "seed": composed.seed,
         "root": composed.data.root,
+        "weights": composed.model.weights,
     }
 
 
@@ -270,9 +273,14 @@ def find_data(given: str | None, planned: Sequence[Planned]) -> str | None:
 
 
 def check_sources(job: Job, runs_root: Path) -> None:
-    """Raises JobError where a step takes runs of an earlier submission and there are none."""
+    """Raises JobError where the job follows a submission, or a step takes runs of one, and there is none such."""
+    if job.spec.follows:
+        try:
+            runs.find_submission(runs_root, job.spec.follows)
+        except RunError as error:
+            raise JobError(f"{job.document.place(('follows',))}: follows: {error}") from None
     for index, step in enumerate(job.spec.after):
-        if step.from_ is not None and step.from_.submission is not None:
+        if step.from_ is not None and step.from_.submission is not None and not job.spec.follows:
             try:
                 steps.members(step.from_.model_dump(exclude_none=True), runs_root / "any")
             except RunError as error:
@@ -280,8 +288,39 @@ def check_sources(job: Job, runs_root: Path) -> None:
                 raise JobError(f"{place}: after.{index}.from: {error}") from None
 
 
-def create(job: Job, planned: Sequence[Planned], runs_root: Path, data_dir: str | None, choice: Choice) -> Path:
-    """The submission's directory with everything in it, moved into place at once. Raises RunError."""
+def complete(planned: Sequence[Planned], runs_root: Path, data_dir: str | None, choice: Choice) -> list[RunRequest]:
+    """The requests with all that is known only here and now: image, data, code. Raises RunError."""
+    code = reuse.code_of(choice.image)
+    cache = cache_dir(runs_root)
+    known: dict[tuple[str, str | None], str] = {}
+    requests = []
+    for each in planned:
+        request = dataclasses.replace(
+            each.request,
+            data_dir=data_dir,
+            image=choice.image.name if choice.image else None,
+            image_id=choice.image.id if choice.image else None,
+            cwd=str(Path.cwd()),
+        )
+        if request.kind == "train":
+            key = (str(request.config.get("root") or data_dir), request.config.get("weights"))
+            if key not in known:
+                weights = Path(key[1]).expanduser() if key[1] else None
+                try:
+                    known[key] = reuse.data_of(Path(key[0]).expanduser(), weights, cache)
+                except OSError as error:
+                    raise RunError(f"{error.filename}: the data folder cannot be read: {error.strerror}") from None
+            request = dataclasses.replace(request, code=code, data=known[key])
+        requests.append(request)
+    return requests
+
+
+def create(
+    job: Job, completed: Sequence[RunRequest], reused: Mapping[str, Path], runs_root: Path, data_dir: str | None,
+    choice: Choice,
+) -> Path:  # fmt: skip
+    """The submission's directory with everything in it, moved into place at once. `reused`: earlier run directories
+    that serve for runs, by their names. Raises RunError."""
     try:
         runs_root.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=".new-", dir=runs_root))
@@ -289,18 +328,12 @@ def create(job: Job, planned: Sequence[Planned], runs_root: Path, data_dir: str 
         raise RunError(
             f"{runs_root}: cannot be written to ({error.strerror}); name another folder by --runs DIR"
         ) from None
+    follows = runs.find_submission(runs_root, job.spec.follows).name if job.spec.follows else None
     name = _reserve(runs_root, f"{job.spec.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     try:
         requests = [
-            dataclasses.replace(
-                each.request,
-                data_dir=data_dir,
-                image=choice.image.name if choice.image else None,
-                image_id=choice.image.id if choice.image else None,
-                cwd=str(Path.cwd()),
-                command=[word.replace("@submission/", f"@runs/{name}/") for word in each.request.command],
-            )
-            for each in planned
+            dataclasses.replace(each, command=[word.replace("@submission/", f"@runs/{name}/") for word in each.command])
+            for each in completed
         ]
         (building / "job.yaml").write_bytes(job.source)
         write_json(
@@ -316,12 +349,19 @@ def create(job: Job, planned: Sequence[Planned], runs_root: Path, data_dir: str 
                 "machine": choice.machine.describe(),
                 "data_dir": data_dir,
                 "max_parallel": job.spec.max_parallel,
+                "on_failure": job.spec.on_failure,
+                "follows": follows,
                 "runs": [request.name for request in requests if request.kind == "train"],
                 "steps": [request.name for request in requests if request.kind != "train"],
             },
         )
         for request in requests:
+            source = reused.get(request.name)
+            if source is not None:  # trained by what its source was trained by
+                request = dataclasses.replace(request, code=runs.read_request(source).code)
             runs.create(building / request.name, request)
+            if source is not None:
+                reuse.link(source, building / request.name)
         building.chmod(0o755)
         building.rename(runs_root / name)
     except OSError as error:
@@ -351,6 +391,12 @@ def read(submission: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RunError(f"{submission / 'submission.json'}: cannot be read: {error}") from None
     return content
+
+
+def rules(submission: Path) -> Rules:
+    """What the job says of all its runs together. Raises RunError."""
+    written = read(submission)
+    return Rules(written.get("max_parallel"), written.get("on_failure", "continue"), written.get("follows"))
 
 
 def requeue(submission: Path) -> list[str]:

@@ -11,10 +11,12 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from launcher import engines, gpus, runs, scheduler
+from launcher import engines, gpus, lease, retry, runs, scheduler
 from launcher.engines.base import Engine
 from launcher.machine import Machine
 from launcher.runs import ENDED, GOOD, RunError, RunRequest, Status
@@ -23,26 +25,47 @@ from launcher.sizes import show_size
 EXIT_OK, EXIT_SOME_FAILED, EXIT_STOPPED = 0, 1, 130
 POLL = 0.25
 """Seconds between two looks at the runs."""
+FOLLOW = 2.0
+"""Seconds between two looks at the submission that this one follows."""
 ROOM = 16 * 2**20
 """Bytes free on the runs' disk, below which no run is started: it could not even say why it failed."""
 Event = Callable[[str, Status], None]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a job says of all its runs together."""
+
+    max_parallel: int | None = None
+    on_failure: str = "continue"
+    follows: str | None = None
+    """The name of the submission that has to be over first."""
 
 
 class Supervision:
     """One drive of a submission. Use `run`."""
 
     def __init__(
-        self, submission: Path, machine: Machine, engine: Engine, max_parallel: int | None, on_event: Event | None
-    ) -> None:
+        self, held: lease.Lease, submission: Path, machine: Machine, engine: Engine, rules: Rules,
+        on_event: Event | None,
+    ) -> None:  # fmt: skip
+        self.lease = held
+        self.rules = rules
         self.submission = submission
         self.machine = machine
         self.engine = engine
         self.on_event = on_event or (lambda name, status: None)
-        self.capacity = scheduler.Capacity(machine.devices, machine.cpus, machine.memory, max_parallel)
+        self.capacity = scheduler.Capacity(machine.devices, machine.cpus, machine.memory, rules.max_parallel)
         self.requests = {path.name: runs.read_request(path) for path in runs.list_runs(submission)}
         self.shown: dict[str, tuple[str, int]] = {}
         self.waiting_for: dict[str, str] = {}
         self.trouble: str | None = None
+        self.judged: set[tuple[str, int]] = set()
+        """Attempts of which it is decided whether another one follows."""
+        self.not_before: dict[str, float] = {}
+        """By the monotonic clock: when a repeated run may start."""
+        self.followed = submission.parent / rules.follows if rules.follows else None
+        self.next_look = 0.0
         self.asked = 0
         self.detached = False
 
@@ -67,25 +90,32 @@ class Supervision:
         status = runs.read_status(self.dir(name))
         if status.state in ("starting", "running") and not self.engine.poll(self.dir(name)):
             status = runs.read_status(self.dir(name))
+        self._show(name, status)
+        return status
+
+    def _show(self, name: str, status: Status) -> None:
         if self.shown.get(name) != (status.state, status.attempt):
             self.shown[name] = (status.state, status.attempt)
             self.on_event(name, status)
-        return status
 
     def drive(self) -> int:
         handled = 0
         while True:
+            self.lease.check()
             states = {name: self.status(name) for name in self.requests}
             under_way = {name: s for name, s in states.items() if s.state in ("starting", "running")}
             if self.detached:
                 return EXIT_STOPPED
+            if not self.asked:
+                self._repeat(states)
+                self._stop_after_failure(states)
             if self.asked > handled:
                 handled = self.asked
                 self._stop(states, at_once=self.asked > 1)
                 continue
             if not under_way and (self.asked or not any(s.state == "queued" for s in states.values())):
                 break
-            if not self.asked:
+            if not self.asked and not self._follows():
                 self._cancel_hopeless(states)
                 if full := self._full_disk():
                     self._tell_trouble(full)
@@ -98,10 +128,66 @@ class Supervision:
             return EXIT_STOPPED
         return EXIT_OK if all(s.state in GOOD for s in states.values()) else EXIT_SOME_FAILED
 
+    def _append(self, name: str, state: runs.State, attempt: int | None = None, **more: Any) -> Status:
+        """The next event of a run, in the name of this drive's lease; where another process was faster, what that
+        one wrote stands."""
+        try:
+            return runs.append_event(self.dir(name), state, attempt, fence=self.lease.fence, **more)
+        except RunError:
+            self.lease.check()
+            return runs.read_status(self.dir(name))
+
+    def _repeat(self, states: dict[str, Status]) -> None:
+        """Queue again what the job's policy gives another attempt; `states` follow."""
+        for name, status in list(states.items()):
+            if status.state not in ENDED - GOOD or (name, status.attempt) in self.judged:
+                continue
+            self.judged.add((name, status.attempt))
+            events = runs.read_events(self.dir(name))
+            again = retry.decide(self.requests[name], events)
+            if isinstance(again, retry.Again):
+                more = {"micro_batch": again.micro_batch} if again.micro_batch else {}
+                states[name] = self._append(
+                    name, "queued", status.attempt + 1, reason=f"after {status.state}: {again.why}",
+                    retry=retry.retries(events) + 1, **more,
+                )  # fmt: skip
+                self.not_before[name] = time.monotonic() + again.wait
+                self._show(name, states[name])
+            elif again is not None:
+                self.on_event(name, dataclasses.replace(status, reason=again))
+
+    def _stop_after_failure(self, states: dict[str, Status]) -> None:
+        """`on_failure: stop`: cancel what has not begun, once a run has failed for good."""
+        failed = next((name for name, s in states.items() if s.state in ENDED - GOOD - {"cancelled"}), None)
+        if self.rules.on_failure != "stop" or failed is None:
+            return
+        for name, status in list(states.items()):
+            if status.state == "queued":
+                reason = f"{failed} is {states[failed].state} (on_failure: stop)"
+                states[name] = self._append(name, "cancelled", reason=reason)
+
+    def _follows(self) -> bool:
+        """Whether the submission that has to be over first still is not."""
+        if self.followed is None or time.monotonic() < self.next_look:
+            return self.followed is not None
+        self.next_look = time.monotonic() + FOLLOW
+        if lease.is_driven(self.followed):
+            why = "is under way"
+        else:
+            for run_dir in runs.list_runs(self.followed):
+                engines.settle(run_dir)
+            if all(runs.read_status(run_dir).state in ENDED for run_dir in runs.list_runs(self.followed)):
+                self.followed = None
+                return False
+            why = f"is unattended; go on with it: launcher resume {self.followed.name}"
+        first = next(iter(self.requests), self.submission.name)
+        self._tell(first, f"waiting: {self.followed.name} {why}")
+        return True
+
     def _stop(self, states: dict[str, Status], at_once: bool) -> None:
         for name, status in states.items():
             if status.state == "queued":
-                runs.append_event(self.dir(name), "cancelled", reason="stopped before it began")
+                self._append(name, "cancelled", reason="stopped before it began")
             elif status.state in ("starting", "running"):
                 (self.engine.kill if at_once else self.engine.stop)(self.dir(name))
 
@@ -110,10 +196,8 @@ class Supervision:
         for name, status in states.items():
             for need in self.requests[name].needs:
                 if status.state == "queued" and self._failed_step(need, states):
-                    runs.append_event(
-                        self.dir(name),
-                        "cancelled",
-                        reason=f"'{need}' {states[need].state}: there is nothing to work on",
+                    self._append(
+                        name, "cancelled", reason=f"'{need}' {states[need].state}: there is nothing to work on"
                     )
                     break
 
@@ -131,7 +215,9 @@ class Supervision:
                 why = None if device in mine else gpus.why_taken(self.machine.lock_name(device), index)
                 if why:
                     taken[device] = why
-        queue = [_demand(self.requests[name]) for name, s in states.items() if s.state == "queued"]
+        now = time.monotonic()
+        due = [name for name, s in states.items() if s.state == "queued" and self.not_before.get(name, 0) <= now]
+        queue = [_demand(self.requests[name]) for name in due]
         running = {
             name: (_demand(self.requests[name]), tuple(status.figures.get("devices", [])))
             for name, status in under_way.items()
@@ -153,7 +239,10 @@ class Supervision:
             self.on_event(self.submission.name, Status("queued", reason=trouble or "goes on"))
 
     def _tell_waiting(self, name: str, taken: dict[str, str]) -> None:
-        reason = "waiting: " + "; ".join(f"GPU {device} is {why}" for device, why in sorted(taken.items()))
+        self._tell(name, "waiting: " + "; ".join(f"GPU {device} is {why}" for device, why in sorted(taken.items())))
+
+    def _tell(self, name: str, reason: str) -> None:
+        """Why a queued run waits, once."""
         if self.waiting_for.get(name) != reason:
             self.waiting_for[name] = reason
             self.on_event(name, Status("queued", reason=reason))
@@ -169,13 +258,16 @@ class Supervision:
                 held.append(one)
             try:
                 self._resolve(run_dir)
+                named = retry.latest(runs.read_events(run_dir), "micro_batch")
+                more = {"micro_batch": named} if named else {}
                 runs.append_event(
-                    run_dir, "starting", devices=list(start.devices), host=os.uname().nodename, **self.engine.mark()
-                )
+                    run_dir, "starting", fence=self.lease.fence, devices=list(start.devices),
+                    host=os.uname().nodename, **self.engine.mark(), **more,
+                )  # fmt: skip
                 self.engine.start(run_dir, attempt, start.devices, held)
             except (OSError, RunError) as error:
                 if runs.read_status(run_dir).state in ("queued", "starting"):
-                    runs.append_event(run_dir, "failed", reason=str(error))
+                    self._append(start.name, "failed", reason=str(error))
         finally:
             for one in held:
                 one.close()  # the run holds copies
@@ -199,17 +291,19 @@ def _demand(request: RunRequest) -> scheduler.Demand:
 
 
 def run(
-    submission: Path, machine: Machine, engine: Engine, max_parallel: int | None = None, on_event: Event | None = None
+    submission: Path, machine: Machine, engine: Engine, rules: Rules | None = None, on_event: Event | None = None
 ) -> int:
     """Drive the submission until every run has ended: 0 all succeeded, 1 some did not, 130 stopped on request.
 
-    Raises RunError where another supervisor drives it already.
+    Raises RunError where another supervisor drives it already, or has taken it over.
     """
-    with runs.locked(submission / "supervisor.lock") as mine:
-        if not mine:
-            raise RunError(f"{submission.name}: another launcher drives it; see it: launcher status {submission.name}")
-        (submission / "supervisor.lock").write_text(f"{os.getpid()} on {os.uname().nodename}\n")
-        supervision = Supervision(submission, machine, engine, max_parallel, on_event)
+
+    def say(line: str) -> None:
+        if on_event is not None:
+            on_event(submission.name, Status("queued", reason=line))
+
+    with lease.held(submission, say) as mine:
+        supervision = Supervision(mine, submission, machine, engine, rules or Rules(), on_event)
         supervision.listen()
         return supervision.drive()
 

@@ -105,7 +105,15 @@ def measure(dockerd: Dockerd) -> dict[str, float]:
 def first_step(dockerd: Dockerd, folder: Path, engine: str, runs_root: Path) -> float:
     """Seconds from the announcement of a run to the end of its first optimiser step."""
     words = ["submit", "model.name=resnet10t", "model.pretrained=false", "data.img_size=64", "training.max_steps=1"]
-    words += ["training.batch_size=8", "training.num_workers=1", "--set", "resources.cpus=1", "--engine", engine]
+    words += [
+        "training.batch_size=8",
+        "training.num_workers=1",
+        "--set",
+        "resources.cpus=1",
+        "--engine",
+        engine,
+        "--fresh",
+    ]
     command = [sys.executable, "-m", "launcher", *words, "--data", str(folder), "--runs", str(runs_root)]
     subprocess.run(command, check=True, env=dockerd.environment, stdout=subprocess.DEVNULL, cwd=REPOSITORY)
     (run_dir,) = runs.list_runs(runs.find_submission(runs_root))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from launcher import runs
+from launcher import lease, runs
 from launcher.engines.base import Engine
 
 
@@ -32,7 +32,7 @@ def settle(run_dir: Path) -> str | None:
     A run whose submission is driven is left to the launcher that drives it.
     """
     status = runs.read_status(run_dir)
-    if status.state not in ("starting", "running") or runs.is_locked(run_dir.parent / "supervisor.lock"):
+    if status.state not in ("starting", "running") or lease.is_driven(run_dir.parent):
         return None
     its = of(run_dir)
     try:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher import containers
+from launcher import containers, retry, runs
 from launcher.execute import GRACE
 from launcher.runs import RunRequest
 from launcher.sizes import GIB
@@ -83,7 +83,7 @@ def words(request: RunRequest, run_dir: Path) -> tuple[list[str], list[Path]]:
     Raises FileNotFoundError.
     """
     told, files = [], []
-    for word in request.command:
+    for word in retry.command(request, runs.read_events(run_dir)):
         word = word.replace("@runs/", RUNS + "/")
         key, separator, value = word.partition("=")
         value = re.sub(r"^(['\"])(.*)\1$", r"\2", value)

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 
 from launcher import gpus, runs
+from tests.docker_engine import Dockerd
 
 FAKE = Path(__file__).parent / "fake"
 NO_ENGINE = "unix:///nonexistent/docker.sock"
 REPOSITORY = Path(__file__).parents[2]
+LABEL = "document-classifier.directory"
 
 
 def wait_for(condition: Callable[[], Any], what: str = "condition", seconds: float = 60) -> Any:
@@ -112,3 +114,19 @@ def lab(tmp_path: Path) -> Any:
     for event in made.journal("begin"):
         with contextlib.suppress(ProcessLookupError):
             os.kill(event["pid"], 9)
+
+
+@pytest.fixture(scope="module")
+def image(dockerd: Dockerd) -> str:
+    return dockerd.fake()
+
+
+@pytest.fixture
+def box(lab: Lab, dockerd: Dockerd, image: str) -> Iterator[Lab]:
+    """A lab whose runs are containers: `job` files name the image and pass the plan."""
+    lab.root.chmod(0o755)
+    lab.environment = {"DOCKER_HOST": dockerd.host, "PATH": dockerd.environment["PATH"], "FAKE_LOG": ""}
+    yield lab
+    for container in dockerd.client().containers.list(all=True, filters={"label": LABEL}):
+        if container.labels[LABEL].startswith(str(lab.root)):
+            container.remove(force=True)

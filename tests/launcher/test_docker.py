@@ -7,60 +7,14 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from launcher import gpus, runs
 from tests.docker_engine import Dockerd
-from tests.launcher.conftest import Lab, wait_for
-
-LABEL = "document-classifier.directory"
-MIB = 2**20
-
-
-@pytest.fixture(scope="module")
-def image(dockerd: Dockerd) -> str:
-    return dockerd.fake()
-
-
-@pytest.fixture
-def box(lab: Lab, dockerd: Dockerd, image: str) -> Iterator[Lab]:
-    """A lab whose runs are containers: `job` files name the image and pass the plan."""
-    lab.root.chmod(0o755)
-    lab.environment = {"DOCKER_HOST": dockerd.host, "PATH": dockerd.environment["PATH"], "FAKE_LOG": ""}
-    yield lab
-    for container in dockerd.client().containers.list(all=True, filters={"label": LABEL}):
-        if container.labels[LABEL].startswith(str(lab.root)):
-            container.remove(force=True)
-
-
-def job(box: Lab, image: str, count: int = 1, more: str = "", name: str = "job.yaml", pretrained: str = "false") -> str:
-    values = ", ".join(map(str, range(count)))
-    text = f"image: {image}\nenv: [FAKE_PLAN]\nmatrix: {{seed: [{values}]}}\n"
-    return box.job(text + f"overrides: {{model: resnet34, model.pretrained: {pretrained}}}\n" + more, name)
-
-
-def submit(box: Lab, *words: str) -> subprocess.CompletedProcess[str]:
-    return box.launcher("submit", *words, "--engine", "docker", box.machine())
-
-
-def journal(box: Lab, what: str) -> list[dict[str, Any]]:
-    lines = [line for path in sorted(box.runs.glob("*/*/journal")) for line in path.read_text().splitlines()]
-    return [event for event in map(json.loads, lines) if event["what"] == what]
-
-
-def containers(dockerd: Dockerd, box: Lab, everything: bool = True) -> list[Any]:
-    found = dockerd.client().containers.list(all=everything, filters={"label": LABEL})
-    return [each for each in found if each.labels[LABEL].startswith(str(box.root))]
-
-
-def one_container(dockerd: Dockerd, box: Lab) -> Any:
-    wait_for(lambda: journal(box, "begin"), "a run")
-    (found,) = containers(dockerd, box)
-    return found
+from tests.launcher.boxes import MIB, containers, job, journal, one_container, submit
+from tests.launcher.conftest import LABEL, Lab, wait_for
 
 
 def test_containers_leave_what_processes_leave(box: Lab, dockerd: Dockerd, image: str) -> None:

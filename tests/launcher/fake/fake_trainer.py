@@ -82,6 +82,16 @@ if plan.get("signal"):
     signal.signal(plan["signal"], signal.SIG_DFL) if plan["signal"] != signal.SIGKILL else None
     os.kill(os.getpid(), plan["signal"])
 code = plan.get("exit", 0)
+began = run_dir / "attempts"  # of this run, so far
+with began.open("a") as file:
+    file.write("x")
+if began.stat().st_size <= plan.get("bad_attempts", 0):
+    print("error: a bad day", file=sys.stderr, flush=True)
+    code = plan.get("bad_exit", 3)
+micro = next((int(w.partition("=")[2]) for w in sys.argv if w.startswith("training.micro_batch=")), 16)
+if micro > plan.get("largest_micro_batch", micro):
+    print(f"error: out of device memory at micro-batch {micro}", file=sys.stderr, flush=True)
+    code = 75
 if code == 0:
     metrics = {
         "val_f1": plan.get("f1", 0.5),

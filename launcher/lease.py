@@ -1,0 +1,164 @@
+"""Who drives a submission: one launcher, on whatever host.
+
+Within a host `supervisor.lock` is locked (flock): it is free the moment its holder dies. File systems that hosts share
+do not all carry such locks, so the holder also writes `supervisor.json`: a lease with a heartbeat and a fencing number
+that grows with every holder. Whether a holder on another host lives is judged by watching its heartbeat change, never
+by comparing clocks; one that was taken over finds a higher number in the lease and the journals, and writes no more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from launcher import runs
+from launcher.runs import RunError
+from trainer.files import write_json
+
+BEAT = 5.0
+"""Seconds between two heartbeats."""
+EXPIRY = 30.0
+"""Seconds without a heartbeat after which a holder on another host counts as gone."""
+SETTLE = 1.5
+"""Seconds after which, of two hosts that took a lease at once, the one whose word stands in the file has it."""
+
+
+class LeaseLostError(RunError):
+    """Another launcher has taken the submission over: this one must write nothing more."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """What supervisor.json holds. `beat` counts heartbeats; `released`: its holder has ended in good order."""
+
+    host: str
+    boot: str
+    pid: int
+    fence: int
+    token: str
+    beat: int = 0
+    released: bool = False
+
+
+class Lease:
+    """Held while a launcher drives a submission."""
+
+    def __init__(self, path: Path, word: Word) -> None:
+        self.path = path
+        self.word = word
+        self._beaten = time.monotonic()
+
+    @property
+    def fence(self) -> int:
+        return self.word.fence
+
+    def check(self) -> None:
+        """Go on holding it: beats the heart where that is due. Raises LeaseLostError."""
+        found = read(self.path.parent)
+        if found is not None and found.token != self.word.token:
+            raise LeaseLostError(
+                f"{self.path.parent.name}: the launcher on {found.host} (process {found.pid}) has taken it over"
+            )
+        if time.monotonic() - self._beaten >= BEAT:
+            self._write(beat=self.word.beat + 1)
+
+    def release(self) -> None:
+        """Say that nobody holds it any more, unless somebody does."""
+        found = read(self.path.parent)
+        if found is None or found.token == self.word.token:
+            self._write(released=True)
+
+    def _write(self, beat: int | None = None, released: bool = False) -> None:
+        beat = self.word.beat if beat is None else beat
+        self.word = Word(**{**asdict(self.word), "beat": beat, "released": released})
+        with suppress(OSError):  # a full disk must not end the drive; others go by the lock then
+            write_json(self.path, asdict(self.word))
+        self._beaten = time.monotonic()
+
+
+@contextmanager
+def held(submission: Path, say: Callable[[str], None] = lambda line: None) -> Iterator[Lease]:
+    """The lease of the submission. `say` is told of a wait.
+
+    Raises RunError where another launcher drives it.
+    """
+    with runs.locked(submission / "supervisor.lock") as mine:
+        if not mine:
+            raise RunError(
+                f"{submission.name}: another launcher drives it{_who(read(submission))}; "
+                f"see it: launcher status {submission.name}"
+            )
+        before = read(submission)
+        foreign = before is not None and not _of_this_host(before)
+        if before is not None and foreign and not before.released:
+            say(f"it was driven from {before.host}; looking for {EXPIRY:g} s whether it still is")
+            if _lives(submission, before):
+                raise RunError(
+                    f"{submission.name}: another launcher drives it{_who(before)}; "
+                    f"see it there: launcher status {submission.name}"
+                )
+        word = Word(os.uname().nodename, boot_id(), os.getpid(), (before.fence if before else 0) + 1, uuid.uuid4().hex)
+        lease = Lease(submission / "supervisor.json", word)
+        lease._write()
+        if foreign:
+            time.sleep(SETTLE)
+        lease.check()
+        try:
+            yield lease
+        finally:
+            lease.release()
+
+
+def _of_this_host(word: Word) -> bool:
+    """Where the lock is the whole truth. Since its last start, too: hosts may share a name, and none shares this."""
+    return word.host == os.uname().nodename and word.boot in ("", boot_id())
+
+
+def _lives(submission: Path, before: Word) -> bool:
+    deadline = time.monotonic() + EXPIRY
+    while time.monotonic() < deadline:
+        time.sleep(min(0.5, EXPIRY / 10))
+        now = read(submission)
+        if now is not None and (now.token, now.beat) != (before.token, before.beat):
+            return not now.released
+    return False
+
+
+def _who(word: Word | None) -> str:
+    return f" (on {word.host}, process {word.pid})" if word is not None else ""
+
+
+def read(submission: Path) -> Word | None:
+    """What the lease says; None where there is none, or none that can be understood."""
+    try:
+        return Word(**json.loads((submission / "supervisor.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def is_driven(submission: Path) -> bool:
+    """Whether a launcher drives the submission, as far as a look can tell: by the lock, or by a fresh heartbeat of
+    another host."""
+    if runs.is_locked(submission / "supervisor.lock"):
+        return True
+    word = read(submission)
+    if word is None or word.released or _of_this_host(word):
+        return False
+    try:
+        age = time.time() - (submission / "supervisor.json").stat().st_mtime
+    except OSError:
+        return False
+    return age < EXPIRY
+
+
+def boot_id() -> str:
+    """What tells this start of the machine from its other ones; empty where the system does not say."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""

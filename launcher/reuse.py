@@ -1,0 +1,138 @@
+"""Runs that need not be done again: the same configuration, data and trainer have succeeded before.
+
+A run is known by its configuration (`RunRequest.identity`), by what its data and weights hold (`data`), and by the
+trainer's code (`code`). What is reused is linked into the new submission, so that it is as whole as any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trainer
+from launcher import runs
+from launcher.runs import RunRequest
+from trainer.files import write_json
+
+if TYPE_CHECKING:
+    from launcher.images import Image
+
+KEPT = ("best.ckpt", "metrics.json", "history.csv", "val_predictions.npz", "config.yaml")
+"""What a reused run has of its source."""
+NEEDED = KEPT[:2]
+UNIMPORTANT = ("data.root", "model.weights", "resume", "training.num_workers", "training.pin_memory")
+"""Keys that change no result, or whose files are compared in their place."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """An earlier run that equals one of a job. `stale`: by another version of the trainer."""
+
+    source: Path
+    stale: bool
+
+
+def identity(plain: Mapping[str, Any]) -> str:
+    """SHA-256 of a whole configuration, but for what changes no result."""
+    kept = json.loads(json.dumps(plain))
+    for key in UNIMPORTANT:
+        *path, leaf = key.split(".")
+        inner = kept
+        for part in path:
+            inner = inner.get(part, {})
+        inner.pop(leaf, None)
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def code_of(image: Image | None) -> str:
+    """What tells one version of the trainer from another: its sources here; an image that was not built from these is
+    its own version."""
+    if image is not None and image.stale is not False:
+        return image.id
+    folder = Path(trainer.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            digest.update(f"\0{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def data_of(folder: Path, weights: Path | None, cache: Path) -> str:
+    """SHA-256 of what a run trains on: train.csv, meta.csv and the files below train/, and its weights; empty where
+    there is nothing to train on.
+
+    What the files hold is read anew only when a name, size or time of change has changed; `cache` is a folder that
+    remembers it.
+    """
+    files = [path for name in ("train.csv", "meta.csv") if (path := folder / name).is_file()]
+    files += sorted(path for path in (folder / "train").rglob("*") if path.is_file())
+    if not files:
+        return ""
+    listed = [(path.relative_to(folder).as_posix(), path) for path in files]
+    if weights is not None and weights.is_file():
+        listed.append(("weights", weights))
+    return _remembered(listed, cache / "fingerprints")
+
+
+def _remembered(listed: Sequence[tuple[str, Path]], cache: Path) -> str:
+    look = hashlib.sha256()
+    for name, path in listed:
+        stat = path.stat()
+        look.update(f"\0{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ino}".encode())
+    place = cache / f"{look.hexdigest()}.json"
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads(place.read_text(encoding="utf-8"))["sha256"])
+    digest = hashlib.sha256()
+    for name, path in listed:
+        with path.open("rb") as file:
+            digest.update(f"\0{name}\0".encode() + hashlib.file_digest(file, "sha256").digest())
+    with suppress(OSError):  # it is only slower without
+        write_json(place, {"sha256": digest.hexdigest()})
+    return digest.hexdigest()
+
+
+def find(wanted: Iterable[RunRequest], runs_root: Path) -> dict[str, Found]:
+    """The latest equal run that succeeded, by the names of those that are `wanted`; one of the same code before one of
+    another."""
+    asked: dict[tuple[str, str], list[RunRequest]] = {}
+    for request in wanted:
+        if request.kind == "train" and request.identity and request.data:
+            asked.setdefault((request.identity, request.data), []).append(request)
+    found: dict[str, Found] = {}
+    if not asked:
+        return found
+    for directory in reversed(runs.list_submissions(runs_root)):
+        for run_dir in runs.list_runs(directory):
+            with suppress(runs.RunError):
+                known = runs.read_request(run_dir)
+                for request in asked.get((known.identity, known.data), ()):
+                    stale = known.code != request.code
+                    better = request.name not in found or (found[request.name].stale and not stale)
+                    if better and _is_whole(run_dir):
+                        found[request.name] = Found(run_dir, stale)
+    return found
+
+
+def _is_whole(run_dir: Path) -> bool:
+    good = runs.read_status(run_dir).state in runs.GOOD
+    return good and all((run_dir / name).is_file() for name in NEEDED)
+
+
+def link(source: Path, run_dir: Path) -> None:
+    """Give `run_dir` what `source` has brought: by hard links where the file system and the files' owner allow them.
+    The trainer replaces files and never writes into them, so that neither changes the other. Raises OSError."""
+    for name in KEPT:
+        if (source / name).is_file():
+            try:
+                os.link(source / name, run_dir / name, follow_symlinks=False)
+            except OSError:
+                shutil.copyfile(source / name, run_dir / name)
+    origin = runs.read_status(source).figures.get("source") or f"{source.parent.name}/{source.name}"
+    runs.append_event(run_dir, "reused", reason=f"equals {origin}", source=origin)

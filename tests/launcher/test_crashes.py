@@ -1,0 +1,241 @@
+"""Nothing is lost and nothing runs twice, whenever the launcher, the engine, a container or the disk fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher import lease, runs
+from tests.docker_engine import Dockerd
+from tests.launcher.boxes import containers, job, journal, one_container
+from tests.launcher.conftest import Lab, wait_for
+from tests.launcher.test_supervision import seeds
+
+RUNS = 6
+
+
+def begun(box: Lab) -> Counter[str]:
+    return Counter(event["run"] for event in journal(box, "begin"))
+
+
+def killed_and_resumed(box: Lab, text: str, moment: float) -> None:
+    """Submit, kill -9 the supervisor after `moment` seconds, resume; no run may be lost or begin twice."""
+    process = box.start("submit", text, "--engine", "docker", box.machine())
+    time.sleep(moment)
+    process.kill()
+    process.wait()
+    if not box.runs.is_dir() or not [path for path in runs.list_submissions(box.runs) if path.is_dir()]:
+        assert not journal(box, "begin"), "a run without a submission"
+        return
+    done = box.launcher("resume", box.machine())
+    states = box.states()
+    assert done.returncode == 0, (moment, done.stdout, done.stderr)
+    assert set(states.values()) == {"succeeded"} and len(states) == RUNS, (moment, states)
+    ours = {f"{path.name}" for path in runs.list_runs(box.submission())}
+    assert {name: count for name, count in begun(box).items() if count > 1} == {} and set(begun(box)) == ours, moment
+    for path in runs.list_runs(box.submission()):
+        runs.replay(runs.read_events(path))
+
+
+def kills(box: Lab, dockerd: Dockerd, image: str, count: int, seed: int) -> None:
+    box.plan = {"*": {"seconds": 0.3}}
+    text, draw = job(box, image, RUNS, "max_parallel: 2\nresources: {cpus: 0.5}\n"), random.Random(seed)
+    for number in range(count):
+        box.environment["LAUNCHER_RUNS"] = str(box.root / f"runs{number}")
+        killed_and_resumed(Again(box, number), text, draw.uniform(0.3, 4.0))
+    left = containers(dockerd, box)
+    assert [each.name for each in left if each.status == "running"] == []
+
+
+class Again(Lab):
+    """The lab with a runs folder of its own for each turn."""
+
+    def __init__(self, lab: Lab, number: int) -> None:
+        super().__init__(lab.root, lab.plan, lab.environment, lab.processes)
+        self.number = number
+
+    @property
+    def runs(self) -> Path:
+        return self.root / f"runs{self.number}"
+
+
+def test_a_supervisor_killed_at_any_moment_loses_nothing(box: Lab, dockerd: Dockerd, image: str) -> None:
+    kills(box, dockerd, image, 5, seed=5)
+
+
+@pytest.mark.slow
+def test_a_supervisor_killed_at_twenty_moments_loses_nothing(box: Lab, dockerd: Dockerd, image: str) -> None:
+    kills(box, dockerd, image, 20, seed=20)
+
+
+def test_native_runs_survive_a_supervisor_killed_at_any_moment(lab: Lab) -> None:
+    lab.plan = {"*": {"seconds": 0.4}}
+    text, draw = lab.job(seeds(RUNS, "max_parallel: 2\n")), random.Random(7)
+    for number in range(5):
+        log = lab.root / f"journal{number}"
+        lab.environment |= {"LAUNCHER_RUNS": str(lab.root / f"runs{number}"), "FAKE_LOG": str(log)}
+        again = Again(lab, number)
+        process = again.start("submit", text, again.machine())
+        time.sleep(draw.uniform(0.3, 3.0))
+        process.kill()
+        process.wait()
+        if not again.runs.is_dir() or not runs.list_submissions(again.runs):
+            continue
+        done = again.launcher("resume", again.machine())
+        assert done.returncode == 0 and set(again.states().values()) == {"succeeded"}, done.stdout + done.stderr
+        begins = [json.loads(line) for line in log.read_text().splitlines() if '"begin"' in line]
+        assert sorted(event["run"] for event in begins) == [path.name for path in runs.list_runs(again.submission())]
+        for path in runs.list_runs(again.submission()):
+            runs.replay(runs.read_events(path))
+
+
+def test_a_killed_container_is_repeated_from_its_checkpoint(box: Lab, dockerd: Dockerd, image: str) -> None:
+    box.plan = {"*": {"until": "/data/gate"}}
+    text = job(box, image, 1, "retry: {on: [lost], backoff: 0s}\n")
+    process = box.start("submit", text, "--engine", "docker", box.machine())
+    container = one_container(dockerd, box)
+    (box.submission() / "001-resnet34" / "last.ckpt").write_text("state")
+    container.kill()
+    wait_for(lambda: len(journal(box, "begin")) == 2, "the second attempt")
+    (box.root / "data" / "gate").touch()
+    assert process.wait(60) == 0 and box.status("1").attempt == 2 and box.states() == {"resnet34": "succeeded"}
+
+
+def test_an_engine_that_is_restarted_loses_runs_that_are_repeated(
+    box: Lab,
+    dockerd: Dockerd,
+    image: str,
+) -> None:
+    box.plan = {"*": {"until": "/data/gate"}}
+    text = job(box, image, 2, "retry: {on: [lost], backoff: 0s}\nresources: {cpus: 0.5}\n")
+    process = box.start("submit", text, "--engine", "docker", box.machine())
+    wait_for(lambda: len(journal(box, "begin")) == 2, "two runs")
+    dockerd.stop()
+    dockerd.start()
+    wait_for(lambda: len(journal(box, "begin")) == 4, "their second attempts")
+    assert all((path / "last.ckpt").exists() for path in runs.list_runs(box.submission()))
+    (box.root / "data" / "gate").touch()
+    assert process.wait(90) == 0
+    for path in runs.list_runs(box.submission()):
+        words = [(event["state"], event["attempt"]) for event in runs.read_events(path)]
+        assert ("lost", 1) in words and words[-1] == ("succeeded", 2)
+
+
+def test_what_a_crash_left_half_written_is_put_right(lab: Lab) -> None:
+    lab.plan = {"*": {"f1": 0.8}}
+    assert lab.launcher("submit", lab.job(seeds(2)), lab.machine()).returncode == 0
+    first, second = runs.list_runs(lab.submission())
+    (first / "status.json").write_text('{"state": "runn')
+    with (second / "events.jsonl").open("ab") as file:
+        file.write(b'{"time": 1, "state": "fai')
+    (lab.submission() / "supervisor.json").write_text("{")
+    shown = json.loads(lab.launcher("status", "--json").stdout)
+    assert [run["state"] for run in shown["runs"]] == ["succeeded", "succeeded"]
+    assert json.loads((first / "status.json").read_text())["state"] == "succeeded"
+    assert lab.launcher("resume", lab.machine()).returncode == 0
+
+
+def test_a_clock_that_goes_back_changes_no_order(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir = lab.root / "run"
+    clock = iter(range(1000, 0, -100))
+    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
+    runs.create(run_dir, runs.RunRequest("run", 1, "train", []))
+    for state in ("starting", "running", "lost", "queued"):
+        runs.append_event(run_dir, state)  # type: ignore[arg-type]
+    assert runs.read_status(run_dir).state == "queued"
+    assert [event["state"] for event in runs.read_events(run_dir)][-2:] == ["lost", "queued"]
+
+
+def test_journals_replay_or_say_where_they_do_not() -> None:
+    steps = ["queued", "starting", "running", "lost", "queued", "starting", "running", "succeeded"]
+    events = [{"state": state, "attempt": 1 + (number > 3)} for number, state in enumerate(steps)]
+    assert runs.replay(events).state == "succeeded" and runs.replay(events).attempt == 2
+    with pytest.raises(runs.RunError, match="line 2: running cannot follow queued"):
+        runs.replay([events[0], *events[2:]])
+    with pytest.raises(runs.RunError, match="line 1: starting cannot follow nothing"):
+        runs.replay(events[1:])
+
+
+# -- one driver
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name, seconds in (("EXPIRY", 0.6), ("BEAT", 0.1), ("SETTLE", 0.05)):
+        monkeypatch.setattr(lease, name, seconds)
+    yield
+
+
+def elsewhere(tmp_path: Path, **more: Any) -> lease.Word:
+    word = lease.Word("another-host", "b", 7, 4, "token", **more)
+    (tmp_path / "supervisor.json").write_text(json.dumps(vars(word)))
+    return word
+
+
+def test_a_holder_on_another_host_that_is_gone_is_taken_over(quick: None, tmp_path: Path) -> None:
+    elsewhere(tmp_path)
+    said: list[str] = []
+    with lease.held(tmp_path, said.append) as mine:
+        assert mine.fence == 5 and "another-host" in said[0] and lease.is_driven(tmp_path)
+    after = lease.read(tmp_path)
+    assert after is not None and after.released and not lease.is_driven(tmp_path)
+
+
+def test_a_holder_on_another_host_that_lives_is_left_alone(quick: None, tmp_path: Path) -> None:
+    def live(line: str) -> None:
+        word = elsewhere(tmp_path)
+        pid = os.fork()
+        if pid == 0:
+            for beat in range(1, 30):
+                time.sleep(0.05)
+                (tmp_path / "new").write_text(json.dumps({**vars(word), "beat": beat}))
+                (tmp_path / "new").replace(tmp_path / "supervisor.json")
+            os._exit(0)
+
+    elsewhere(tmp_path)
+    with pytest.raises(runs.RunError, match="on another-host, process 7"), lease.held(tmp_path, live):
+        pass
+
+
+def test_one_who_was_taken_over_writes_no_more(quick: None, tmp_path: Path) -> None:
+    run_dir = tmp_path / "001-x"
+    runs.create(run_dir, runs.RunRequest("001-x", 1, "train", []))
+    with lease.held(tmp_path) as mine:
+        elsewhere(tmp_path)
+        with pytest.raises(lease.LeaseLostError, match="another-host"):
+            mine.check()
+        runs.append_event(run_dir, "starting", fence=4)
+        with pytest.raises(runs.RunError, match="another launcher has taken over"):
+            runs.append_event(run_dir, "running", fence=mine.fence)
+    after = lease.read(tmp_path)
+    assert after is not None and after.token == "token" and not after.released
+
+
+def test_the_heart_beats_while_it_is_looked_after(quick: None, tmp_path: Path) -> None:
+    with lease.held(tmp_path) as mine:
+        time.sleep(0.15)
+        mine.check()
+        word = lease.read(tmp_path)
+        assert word is not None and word.beat == 1
+        with pytest.raises(runs.RunError, match="another launcher drives it"), lease.held(tmp_path):
+            pass
+
+
+def test_a_supervisor_that_is_taken_over_leaves_the_runs_alone(lab: Lab) -> None:
+    lab.plan = {"*": {"until": str(lab.root / "gate")}}
+    process = lab.start("submit", lab.job(seeds(2, "max_parallel: 1\n")), lab.machine())
+    wait_for(lambda: lab.journal("begin"), "a run")
+    elsewhere(lab.submission())
+    assert process.wait(30) == 1
+    assert lab.states() == {"seed0": "running", "seed1": "queued"}, "neither stopped nor started"
+    assert json.loads((lab.submission() / "supervisor.json").read_text())["host"] == "another-host"
+    os.kill(lab.journal("begin")[0]["pid"], signal.SIGKILL)

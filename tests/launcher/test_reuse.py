@@ -1,0 +1,137 @@
+"""Submitting again: what equals an earlier run is reused, and nothing else is."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from launcher import reuse
+from tests.launcher.conftest import Lab
+from tests.launcher.test_supervision import seeds
+from trainer.config import compose, to_dict
+
+
+@pytest.fixture
+def full(lab: Lab) -> Lab:
+    """A lab with something to train on."""
+    (lab.root / "data" / "train").mkdir()
+    (lab.root / "data" / "train.csv").write_text("ID,target\na.jpg,0\n")
+    (lab.root / "data" / "train" / "a.jpg").write_bytes(b"image")
+    lab.plan = {"seed0": {"f1": 0.7}, "seed1": {"f1": 0.9}}
+    return lab
+
+
+def begun(lab: Lab) -> list[str]:
+    return [event["run"].partition("-")[2] for event in lab.journal("begin")]
+
+
+def test_submitting_again_reuses_equal_runs_and_does_steps_anew(full: Lab) -> None:
+    after = "after: [{name: vote, step: ensemble, from: {top: 2}}]\n"
+    assert full.launcher("submit", full.job(seeds(2, after)), full.machine()).returncode == 0
+    first = full.submission()
+    done = full.launcher("submit", full.job(seeds(3, after)), full.machine())
+    assert done.returncode == 0, done.stdout
+    assert sorted(begun(full)[:2]) == ["seed0", "seed1"] and begun(full)[2:] == ["vote", "seed2", "vote"]
+    assert full.states() == {"seed0": "reused", "seed1": "reused", "seed2": "succeeded", "vote": "succeeded"}
+    assert f"reused: 2 runs that equal runs of {first.name}" in done.stdout
+    second = full.submission()
+    assert full.status("1").figures["source"] == f"{first.name}/001-seed0" and second != first
+    assert (second / "002-seed1" / "best.ckpt").read_text() == "002-seed1"
+    assert (second / "002-seed1" / "best.ckpt").samefile(first / "002-seed1" / "best.ckpt")
+    lines = (second / "leaderboard.csv").read_text().splitlines()
+    assert lines[1].split(",")[1] == "002-seed1" and ",0.9," in lines[1]
+    vote = full.journal("begin")[-1]["argv"]
+    assert vote[2] == f"{second}/002-seed1/best.ckpt"
+    third = full.launcher("submit", full.job(seeds(1)), full.machine())
+    assert third.returncode == 0 and begun(full)[5:] == []
+    assert full.status("1").figures["source"] == f"{first.name}/001-seed0", "the origin, not the copy"
+
+
+@pytest.mark.parametrize("change", ["--fresh", "an override", "an image", "a label", "failed", "an artifact is gone"])
+def test_what_differs_is_trained(full: Lab, change: str) -> None:
+    if change == "failed":
+        full.plan = {"*": {"exit": 1}}
+    full.launcher("submit", full.job(seeds(1)), full.machine())
+    words = ["--fresh"] if change == "--fresh" else ["training.lr=0.5"] if change == "an override" else []
+    if change == "an image":
+        (full.root / "data" / "train" / "a.jpg").write_bytes(b"IMAGE")
+    if change == "a label":
+        (full.root / "data" / "train.csv").write_text("ID,target\na.jpg,1\n")
+    if change == "an artifact is gone":
+        (full.submission() / "001-resnet34" / "best.ckpt").unlink()
+    full.launcher("submit", full.job(seeds(1)), *words, full.machine())
+    assert len(begun(full)) == 2
+
+
+def test_what_changes_no_result_is_no_difference(full: Lab) -> None:
+    full.launcher("submit", full.job(seeds(1)), full.machine())
+    os.utime(full.root / "data" / "train" / "a.jpg")
+    full.launcher("submit", full.job("name: other\n" + seeds(1)), "training.num_workers=1", full.machine())
+    assert len(begun(full)) == 1 and full.states() == {"resnet34": "reused"}
+
+
+def test_runs_of_another_trainer_are_stale_and_taken_only_when_asked_for(full: Lab) -> None:
+    full.launcher("submit", full.job(seeds(1)), full.machine())
+    path = full.submission() / "001-resnet34" / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "code": "of last week"}))
+    done = full.launcher("submit", full.job(seeds(1)), full.machine(), "--reuse-stale")
+    assert done.returncode == 0 and len(begun(full)) == 1 and full.states() == {"resnet34": "reused"}
+    done = full.launcher("submit", full.job(seeds(1)), full.machine(), "--fresh")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "identity": "gone"}))
+    assert len(begun(full)) == 2, done.stdout
+    path = full.submission() / "001-resnet34" / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "code": "of last week"}))
+    done = full.launcher("submit", full.job(seeds(1)), full.machine())
+    assert "--reuse-stale takes those as they are" in done.stdout and len(begun(full)) == 3
+
+
+def test_a_reused_run_stays_as_it_was_when_its_source_goes_on(full: Lab) -> None:
+    full.launcher("submit", full.job(seeds(1)), full.machine())
+    first = full.submission() / "001-resnet34"
+    full.launcher("submit", full.job(seeds(1)), full.machine())
+    second = full.submission() / "001-resnet34"
+    from trainer.files import write_text
+
+    write_text(first / "best.ckpt", "another")
+    assert (second / "best.ckpt").read_text() == "001-resnet34"
+
+
+def test_identity_is_the_configuration_but_for_what_changes_nothing() -> None:
+    def of(*words: str) -> str:
+        return reuse.identity(to_dict(compose(list(words))))
+
+    assert of() == of("training.num_workers=0", "data.root=/elsewhere", "training.pin_memory=false")
+    different = [of(), of("seed=1"), of("model=resnet50"), of("training.lr=0.1"), of("training.micro_batch=8")]
+    assert len(set(different)) == len(different)
+
+
+def test_the_fingerprint_is_of_what_files_hold(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name / "train" / "a").mkdir(parents=True)
+        (tmp_path / name / "train" / "a" / "1.png").write_bytes(b"1")
+        (tmp_path / name / "test").mkdir()
+        (tmp_path / name / "test" / f"{name}.png").write_bytes(name.encode())
+    cache = tmp_path / "cache"
+    known = reuse.data_of(tmp_path / "one", None, cache)
+    assert known == reuse.data_of(tmp_path / "two", None, cache) == reuse.data_of(tmp_path / "one", None, tmp_path)
+    (tmp_path / "w").write_bytes(b"weights")
+    assert reuse.data_of(tmp_path / "one", tmp_path / "w", cache) != known
+    (tmp_path / "two" / "train" / "a" / "1.png").rename(tmp_path / "two" / "train" / "a" / "2.png")
+    assert reuse.data_of(tmp_path / "two", None, cache) != known
+    assert reuse.data_of(tmp_path / "cache", None, cache) == ""
+    (place,) = [p for p in (cache / "fingerprints").iterdir() if known in p.read_text() and p.stat().st_size][:1]
+    place.write_text("{")
+    assert reuse.data_of(tmp_path / "one", None, cache) == known, "a damaged memory is made anew"
+
+
+def test_an_image_of_another_trainer_is_another_version() -> None:
+    from launcher.images import Image
+
+    def image(stale: bool | None) -> Image:
+        return Image("sha256:1", ("x:1",), "cpu", "", 0, "", "", "", stale)
+
+    assert reuse.code_of(image(False)) == reuse.code_of(None) != reuse.code_of(image(True)) == "sha256:1"
+    assert reuse.code_of(image(None)) == "sha256:1"
