@@ -20,7 +20,17 @@ from types import FrameType
 from launcher import gpus, secret_files
 from launcher.cgroup import oom_kills
 from launcher.machine import here
-from launcher.runs import ENDED, RunError, RunRequest, State, append_event, locked, read_request, read_status
+from launcher.runs import (
+    ENDED,
+    RunError,
+    RunRequest,
+    State,
+    append_event,
+    device_limit,
+    locked,
+    read_request,
+    read_status,
+)
 
 GRACE = 30.0
 """Seconds between SIGTERM and SIGKILL: for the step under way and last.ckpt."""
@@ -232,8 +242,8 @@ def environment(run_dir: Path, request: RunRequest, devices: Sequence[str], secr
     settings["NO_ALBUMENTATIONS_UPDATE"] = "1"
     if request.data_dir:
         settings["DATA_DIR"] = request.data_dir
-    if request.resources.gpu_memory:
-        settings["DEVICE_MEMORY_LIMIT"] = str(request.resources.gpu_memory)
+    if limit := device_limit(request):
+        settings["DEVICE_MEMORY_LIMIT"] = str(limit)
     if request.resources.cpus:
         settings["OMP_NUM_THREADS"] = str(max(1, int(request.resources.cpus)))
     if secrets is not None:

@@ -10,11 +10,11 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 
-from launcher import engines, gpus, runs, scheduler
+from launcher import durations, engines, gpus, runs, scheduler
 from launcher.engines.base import Engine
 from launcher.machine import Machine
 from launcher.runs import ENDED, GOOD, RunError, RunRequest, Status
@@ -38,7 +38,8 @@ class Supervision:
         self.machine = machine
         self.engine = engine
         self.on_event = on_event or (lambda name, status: None)
-        self.capacity = scheduler.Capacity(machine.devices, machine.cpus, machine.memory, max_parallel)
+        sizes = {str(gpu.index): gpu.memory for gpu in machine.gpus if gpu.memory}
+        self.capacity = scheduler.Capacity(machine.devices, machine.cpus, machine.memory, max_parallel, sizes)
         self.requests = {path.name: runs.read_request(path) for path in runs.list_runs(submission)}
         self.shown: dict[str, tuple[str, int]] = {}
         self.waiting_for: dict[str, str] = {}
@@ -131,9 +132,17 @@ class Supervision:
                 why = None if device in mine else gpus.why_taken(self.machine.lock_name(device), index)
                 if why:
                     taken[device] = why
-        queue = [_demand(self.requests[name]) for name, s in states.items() if s.state == "queued"]
+        paces = durations.learned(self.requests, states)
+        queue = [_demand(self.requests[name], paces) for name, s in states.items() if s.state == "queued"]
+        for demand in queue:
+            if why := scheduler.why_never(demand, self.capacity):
+                runs.append_event(self.dir(demand.name), "failed", reason=why)
         running = {
-            name: (_demand(self.requests[name]), tuple(status.figures.get("devices", [])))
+            name: scheduler.Running(
+                _demand(self.requests[name], paces),
+                tuple(status.figures.get("devices", [])),
+                durations.remaining(self.dir(name), self.requests[name], status, paces),
+            )
             for name, status in under_way.items()
         }
         over = {name for name, status in states.items() if status.state in ENDED}
@@ -163,7 +172,7 @@ class Supervision:
         held: list[gpus.Held] = []
         try:
             for device in start.devices:
-                one = gpus.acquire(self.machine.lock_name(device), f"{self.submission.name}/{start.name}")
+                one = gpus.acquire_for(self.machine.lock_name(device), run_dir, self.requests[start.name].share_gpu)
                 if one is None:
                     return  # another submission was faster; the next look will see that
                 held.append(one)
@@ -191,10 +200,19 @@ class Supervision:
             self.requests[run_dir.name] = dataclasses.replace(request)
 
 
-def _demand(request: RunRequest) -> scheduler.Demand:
+def _demand(request: RunRequest, paces: Mapping[durations.Kind, float]) -> scheduler.Demand:
     resources = request.resources
     return scheduler.Demand(
-        request.name, resources.gpus, resources.cpus or 0, resources.memory or 0, tuple(request.needs)
+        request.name,
+        resources.gpus,
+        resources.cpus or 0,
+        resources.memory or 0,
+        tuple(request.needs),
+        gpu_memory=(runs.device_need(request) or 0) if resources.gpus else 0,
+        share=request.share_gpu,
+        priority=request.priority,
+        cost=durations.cost(request),
+        seconds=durations.expected(request, paces),
     )
 
 
