@@ -151,7 +151,7 @@ POLICIES: dict[str, tuple[Policy, str]] = {
 
 
 def ratios(seeds: Sequence[int]) -> dict[str, list[float]]:
-    """Makespan over the lower bound, of each policy on each set."""
+    """Makespan over the lower bound, of each policy on the set of each seed."""
     found: dict[str, list[float]] = {name: [] for name in POLICIES}
     for seed, (name, (policy, how)) in itertools.product(seeds, POLICIES.items()):
         jobs, capacity = random_set(seed)
