@@ -62,7 +62,8 @@ format: install ## format and mend what can be mended
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
-bench: install ## ratios of loading and training speed, measured in one run
+bench: install ## ratios of loading and training speed, measured in one run; simulated makespans
+	$(BIN)/python -m tests.simulate_scheduler
 	$(BIN)/python -m tests.bench
 	$(BIN)/python -m tests.bench_containers
 

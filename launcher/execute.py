@@ -26,6 +26,7 @@ from launcher.runs import (
     RunRequest,
     State,
     append_event,
+    device_limit,
     locked,
     read_events,
     read_request,
@@ -247,8 +248,8 @@ def environment(run_dir: Path, request: RunRequest, devices: Sequence[str], secr
     settings["NO_ALBUMENTATIONS_UPDATE"] = "1"
     if request.data_dir:
         settings["DATA_DIR"] = request.data_dir
-    if request.resources.gpu_memory:
-        settings["DEVICE_MEMORY_LIMIT"] = str(request.resources.gpu_memory)
+    if limit := device_limit(request):
+        settings["DEVICE_MEMORY_LIMIT"] = str(limit)
     if request.resources.cpus:
         settings["OMP_NUM_THREADS"] = str(max(1, int(request.resources.cpus)))
     if secrets is not None:

@@ -1,6 +1,9 @@
-"""One GPU, one run: locks that hold across submissions and users of this host, and the GPUs' own word.
+"""One GPU, one run, or several of one submission that share it: locks that hold across submissions and users of this
+host, and the GPUs' own word.
 
-The lock is held by the process that executes the run, so a launcher that dies frees no GPU that is still in use.
+The lock is held by the process that executes the run, so a launcher that dies frees no GPU that is still in use. Runs
+that share hold it together (LOCK_SH), and the lock file names the group that they belong to. Only who has the lock
+alone (LOCK_EX) may write into the file: while anyone shares it the name stands, and whoever finds another's lets go.
 """
 
 from __future__ import annotations
@@ -32,28 +35,64 @@ class Held:
             os.close(self.descriptor)
 
 
-def acquire(gpu: str, owner: str) -> Held | None:
-    """Lock `gpu` (its UUID, index or `mps`) for `owner`, a text for others to read; None where it is taken."""
+def acquire(gpu: str, owner: str, group: str = "") -> Held | None:
+    """Lock `gpu` (its UUID, index or `mps`) for `owner`, a text for others to read; None where it is taken.
+
+    With a `group` the lock is shared with others of the same group, and with nobody else.
+    """
     descriptor = _open(gpu)
+    if _claim(descriptor, owner, group):
+        return Held(gpu, descriptor)
+    os.close(descriptor)
+    return None
+
+
+def _claim(descriptor: int, owner: str, group: str) -> bool:
+    if _lock(descriptor, fcntl.LOCK_EX):
+        written = _write(descriptor, owner, group)
+        if not group or not written:  # unwritten, others could not tell who may join: it is held alone
+            return True
+    # Going from alone to shared lets go for a moment: somebody else may have come, and gone or stayed.
+    return bool(group) and _lock(descriptor, fcntl.LOCK_SH) and _read(descriptor)[1] == group
+
+
+def acquire_for(gpu: str, run_dir: Path, share: bool) -> Held | None:
+    """Lock `gpu` for a run: alone, or with `share` together with runs of its submission. None where it is taken."""
+    submission = run_dir.parent.resolve()
+    if not share:
+        return acquire(gpu, f"{submission.name}/{run_dir.name}")
+    return acquire(gpu, f"{submission.name} (runs that share it)", hashlib.sha256(str(submission).encode()).hexdigest())
+
+
+def _lock(descriptor: int, how: int) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(descriptor)
-        return None
-    with suppress(OSError):  # a file of another user may be read-only; the lock holds all the same
+        return False
+    return True
+
+
+def _write(descriptor: int, owner: str, group: str) -> bool:
+    """False where it cannot be: a file of another user may be read-only; the lock holds all the same."""
+    try:
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, owner.encode()[:400], 0)
-    return Held(gpu, descriptor)
+        os.pwrite(descriptor, " ".join(owner.split()).encode()[:400] + b"\n" + group.encode(), 0)
+    except OSError:
+        return False
+    return True
+
+
+def _read(descriptor: int) -> tuple[str, str]:
+    """The owner's text, and the group that shares the lock (empty: none)."""
+    owner, _, group = os.pread(descriptor, 1000, 0).decode(errors="replace").partition("\n")
+    return owner, group
 
 
 def holder(gpu: str) -> str | None:
     """What the holder of the lock says of itself, or None where the GPU is not locked."""
     descriptor = _open(gpu)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return None
-    except BlockingIOError:
-        return os.pread(descriptor, 400, 0).decode(errors="replace") or "another run"
+        return None if _lock(descriptor, fcntl.LOCK_EX) else _read(descriptor)[0] or "another run"
     finally:
         os.close(descriptor)
 

@@ -34,17 +34,25 @@ def planned(job: Job, machine: Machine, cpu_only: bool) -> list[Planned]:
 
 def at_once(each: Sequence[Planned], machine: Machine, limit: int | None) -> int:
     """How many training runs can be under way at the same time."""
-    first = next((p.request.resources for p in each if p.request.kind == "train"), None)
-    if first is None:
+    train = next((p for p in each if p.request.kind == "train"), None)
+    if train is None:
         return 0
+    first = train.request.resources
     bounds = [sum(p.request.kind == "train" for p in each), limit or 10**9]
     if first.gpus:
-        bounds.append(len(machine.devices) // first.gpus)
+        packed = sum(_beside(train, gpu.memory) for gpu in machine.gpus) or len(machine.devices)
+        bounds.append(packed // first.gpus)
     if first.cpus:
         bounds.append(int(machine.cpus // first.cpus))
     if first.memory:
         bounds.append(machine.memory // first.memory)
     return max(1, min(bounds))
+
+
+def _beside(p: Planned, memory: int | None) -> int:
+    """How many runs like this one a device of `memory` bytes takes; one where nothing is known."""
+    need = runs.device_need(p.request) if p.request.share_gpu else None
+    return memory // need if need and memory else 1
 
 
 def as_json(job: Job, each: Sequence[Planned], machine: Machine) -> dict[str, Any]:
@@ -68,6 +76,8 @@ def _plain(p: Planned, environment: str) -> dict[str, Any]:
         "needs": p.request.needs,
         "config": p.request.config,
         "resources": vars(p.request.resources),
+        "share_gpu": p.request.share_gpu,
+        "priority": p.request.priority,
         "fits": p.why_not is None,
         "why_not": p.why_not,
         "manual_memory_gb": compatibility.manual_memory(p.request.config, environment),
@@ -112,6 +122,12 @@ def remarks(job: Job, each: Sequence[Planned], machine: Machine, native: bool = 
     """What a user should know before these runs start."""
     parallel = at_once(each, machine, job.spec.max_parallel)
     lines = [f"at most {parallel} at once" if parallel > 1 else "one after another"]
+    unknown = any(runs.device_need(p.request) is None for p in each if p.request.kind == "train")
+    if job.spec.resources.share_gpu and (unknown or any(gpu.memory is None for gpu in machine.gpus)):
+        lines.append(
+            "note: resources.share_gpu: a run of unknown need, or on a GPU of unknown memory, has the GPU to itself; "
+            "resources.gpu_memory says the need"
+        )
     limited = [field for field in ("memory", "shm") if any(getattr(p.request.resources, field) for p in each)]
     if limited and native:
         lines.append(

@@ -103,12 +103,32 @@ class RunRequest:
     retry: Retry = field(default_factory=Retry)
     env: list[str] = field(default_factory=list)
     secrets: list[str] = field(default_factory=list)
+    share_gpu: bool = False
+    """Whether it may be packed onto a GPU beside other runs of its submission."""
+    priority: int = 0
+    """The scheduler's: higher starts first."""
+    predicted_memory: int | None = None
+    """Bytes that it is expected to need on each device; None: not known."""
     identity: str = ""
     data: str = ""
     code: str = ""
     """What it trains on and with: see `reuse`."""
     config: dict[str, Any] = field(default_factory=dict)
     """What tables show of it: model, data, training, img_size, batch_size, epochs, seed."""
+
+
+def device_need(request: RunRequest) -> int | None:
+    """Bytes on each device with which the run is scheduled: the job's own cap, else the prediction; None: unknown."""
+    return request.resources.gpu_memory or request.predicted_memory
+
+
+def device_limit(request: RunRequest) -> int | None:
+    """Bytes to which the run's allocator is capped on each device; None: not at all.
+
+    A run that shares a GPU is held to what it was packed by, so that it takes nothing from those beside it.
+    """
+    shares = request.share_gpu and request.resources.gpus > 0
+    return device_need(request) if shares else request.resources.gpu_memory
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.I)
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 METHODS = ("soft_voting", "hard_voting", "rank_averaging")
+PRIORITY = "priority"
+"""In entries of include: the scheduler's, and no setting of the run."""
+PRIORITY_HINT = "runs get theirs by an entry of include, like {model: resnet34, priority: 10}"
 STEP_ARGS = {
     "ensemble": ("method", "weights", "batch_size", "num_workers", "device", "precision"),
     "predict": ("batch_size", "num_workers", "device", "precision"),
@@ -75,11 +78,19 @@ class ResourcesSpec(_Strict):
     gpus: Annotated[int, Field(ge=0, le=64, strict=True)] | Literal["auto"] = Field(
         "auto", description="GPUs to itself. auto: one where the machine has any (MPS counts), else none"
     )
-    gpu_memory: Size = Field("auto", description="cap of the run's own allocator on each GPU. auto: none")
+    gpu_memory: Size = Field(
+        "auto", description="cap of the run's own allocator on each GPU, which must have as much. auto: none"
+    )
+    share_gpu: Annotated[bool, Field(strict=True)] = Field(
+        False,
+        description="pack several runs of the job on one GPU, as far as gpu_memory (auto: the predicted need) allows; "
+        "each allocator is capped at it. A run of unknown need has its GPU to itself",
+    )
     memory: Size = Field("auto", description="host memory; container engines enforce it. auto: no limit")
     cpus: Annotated[float, Field(gt=0, le=4096)] | Literal["auto"] = Field(
         "auto",
-        description="cores, and the threads that torch uses. auto: the machine's, shared among its GPUs; 4 on a CPU",
+        description="cores, and the threads that torch uses. auto: the machine's, shared among its GPUs; "
+        "4 on a CPU or a shared GPU",
     )
     shm: Size = Field(
         "auto",
@@ -146,7 +157,9 @@ class JobSpec(_Strict):
     )
     exclude: list[dict[str, Any]] = Field(default_factory=list, description="combinations to leave out")
     include: list[dict[str, Any]] = Field(
-        default_factory=list, description="values to add to the combinations that they fit, else further combinations"
+        default_factory=list,
+        description="values to add to the combinations that they fit, else further combinations. The key priority is "
+        "the scheduler's: -100 to 100, higher starts first (0 for all others)",
     )
     overrides: dict[str, Any] = Field(default_factory=dict, description="for every run; the matrix wins")
     resources: ResourcesSpec = Field(
@@ -284,6 +297,8 @@ def _fault(document: Document, problem: Any) -> str:
     place = document.place(tuple(path))
     kind, message = problem["type"], problem["msg"]
     if kind == "extra_forbidden":
+        if path[-1] == PRIORITY:
+            return f"{place}: {shown}: {PRIORITY_HINT}"
         return f"{place}: {shown}: there is no such field; {nearest(str(path[-1]), _fields_beside(path))}"
     if kind == "missing":
         return f"{place}: {shown}: is missing"
@@ -350,6 +365,18 @@ def _rules(spec: JobSpec) -> list[tuple[tuple[str | int, ...], str]]:
                 faults.append(
                     (where, f"after.{index}.args.method: there is no method {value!r}; {nearest(str(value), METHODS)}")
                 )
+    for key, values in (("matrix", spec.matrix), ("overrides", spec.overrides)):
+        if PRIORITY in values:
+            faults.append(((key, PRIORITY), f"{key}.{PRIORITY}: {PRIORITY_HINT}"))
+    for index, entry in enumerate(spec.include):
+        value = entry.get(PRIORITY, 0)
+        if isinstance(value, bool) or not isinstance(value, int) or abs(value) > 100:
+            faults.append(
+                (
+                    ("include", index, PRIORITY),
+                    f"include.{index}.{PRIORITY}: must be a whole number from -100 to 100, not {_short(value)}",
+                )
+            )
     for index, entry in enumerate(spec.exclude):
         for key in entry:
             if key not in spec.matrix:
@@ -382,6 +409,8 @@ def reference() -> str:
 def _default(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
+    if isinstance(value, bool):
+        return str(value).lower()
     return "null" if value is None else "none" if value == {} else f"{value}"
 
 

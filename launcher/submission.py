@@ -23,7 +23,7 @@ from launcher.engines.container import cache_dir
 from launcher.machine import Machine
 from launcher.runs import Resources, RunError, RunRequest
 from launcher.sizes import show_size
-from launcher.spec import Job
+from launcher.spec import PRIORITY, Job
 from launcher.supervisor import Rules
 from trainer import config as trainer_config
 from trainer.errors import ConfigError
@@ -56,11 +56,12 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False) -> list[Planned]:
     ]
     if not entries and not _trains_nothing(job):
         faults.append(f"{job.document.place(('exclude',))}: exclude leaves no run")
+    priorities = [int(entry.values.pop(PRIORITY, 0)) for entry in entries]
     keys = matrix.differing([entry.values for entry in entries])
     resources, why_not, place = _resources(job, machine, cpu_only)
     width = max(3, len(str(len(entries))))
     planned: list[Planned] = []
-    for index, entry in enumerate(entries, start=1):
+    for index, (entry, priority) in enumerate(zip(entries, priorities, strict=True), start=1):
         words, origins = _overrides(job, entry)
         try:
             composed = trainer_config.compose(words)
@@ -79,6 +80,7 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False) -> list[Planned]:
             resources=resources,
             fetches=composed.model.name if composed.model.pretrained and not composed.model.weights else None,
             **_common(job),
+            priority=priority,
             identity=reuse.identity(plain),
             config=summary,
         )
@@ -97,6 +99,7 @@ def _common(job: Job) -> dict[str, Any]:
         "memory_place": f"{job.document.place(('resources', 'memory'))}" if spec.resources.memory != "auto" else "",
         "timeout": spec.timeout,
         "retry": runs.Retry(spec.retry.attempts, tuple(spec.retry.on), spec.retry.backoff),
+        "share_gpu": spec.resources.share_gpu,
         "env": spec.env,
         "secrets": spec.secrets,
     }
@@ -171,14 +174,18 @@ def _resources(job: Job, machine: Machine, cpu_only: bool) -> tuple[Resources, s
     gpus = min(1, len(devices)) if asked.gpus == "auto" else 0 if cpu_only else asked.gpus
     if asked.cpus != "auto":
         cpus = asked.cpus
-    elif gpus:
+    elif gpus and not asked.share_gpu:
         cpus = max(1.0, machine.cpus * gpus // max(1, len(devices)))
     else:
         cpus = max(1.0, min(machine.cpus, CPU_CORES))
     memory = None if asked.memory == "auto" else asked.memory
+    cap = None if asked.gpu_memory == "auto" else asked.gpu_memory
+    large = [gpu for gpu in machine.gpus if gpu.memory is None or gpu.memory >= (cap or 0)]
     why, field = None, ""
     if gpus > len(devices):
         field, why = "gpus", f"{gpus} GPU asked for, {len(devices)} there (--cpu trains without)"
+    elif cap is not None and gpus and machine.gpus and gpus > len(large):
+        field, why = "gpu_memory", f"{gpus} GPU with {show_size(cap)} asked for, {len(large)} there"
     elif cpus > machine.cpus:
         field, why = "cpus", f"{cpus:g} cores asked for, {machine.cpus:g} there"
     elif memory is not None and memory > machine.memory:
@@ -186,7 +193,7 @@ def _resources(job: Job, machine: Machine, cpu_only: bool) -> tuple[Resources, s
     return (
         Resources(
             gpus=gpus,
-            gpu_memory=None if asked.gpu_memory == "auto" else asked.gpu_memory,
+            gpu_memory=cap,
             memory=memory,
             cpus=cpus,
             shm=None if asked.shm == "auto" else asked.shm,

@@ -10,13 +10,13 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from launcher import engines, gpus, lease, retry, runs, scheduler
+from launcher import durations, engines, gpus, lease, retry, runs, scheduler
 from launcher.engines.base import Engine
 from launcher.machine import Machine
 from launcher.runs import ENDED, GOOD, RunError, RunRequest, Status
@@ -55,7 +55,8 @@ class Supervision:
         self.machine = machine
         self.engine = engine
         self.on_event = on_event or (lambda name, status: None)
-        self.capacity = scheduler.Capacity(machine.devices, machine.cpus, machine.memory, rules.max_parallel)
+        sizes = {str(gpu.index): gpu.memory for gpu in machine.gpus if gpu.memory}
+        self.capacity = scheduler.Capacity(machine.devices, machine.cpus, machine.memory, rules.max_parallel, sizes)
         self.requests = {path.name: runs.read_request(path) for path in runs.list_runs(submission)}
         self.shown: dict[str, tuple[str, int]] = {}
         self.waiting_for: dict[str, str] = {}
@@ -215,11 +216,19 @@ class Supervision:
                 why = None if device in mine else gpus.why_taken(self.machine.lock_name(device), index)
                 if why:
                     taken[device] = why
+        paces = durations.learned(self.requests, states)
         now = time.monotonic()
         due = [name for name, s in states.items() if s.state == "queued" and self.not_before.get(name, 0) <= now]
-        queue = [_demand(self.requests[name]) for name in due]
+        queue = [_demand(self.requests[name], paces) for name in due]
+        for demand in queue:
+            if why := scheduler.why_never(demand, self.capacity):
+                self._append(demand.name, "failed", reason=why)
         running = {
-            name: (_demand(self.requests[name]), tuple(status.figures.get("devices", [])))
+            name: scheduler.Running(
+                _demand(self.requests[name], paces),
+                tuple(status.figures.get("devices", [])),
+                durations.remaining(self.dir(name), self.requests[name], status, paces),
+            )
             for name, status in under_way.items()
         }
         over = {name for name, status in states.items() if status.state in ENDED}
@@ -252,7 +261,7 @@ class Supervision:
         held: list[gpus.Held] = []
         try:
             for device in start.devices:
-                one = gpus.acquire(self.machine.lock_name(device), f"{self.submission.name}/{start.name}")
+                one = gpus.acquire_for(self.machine.lock_name(device), run_dir, self.requests[start.name].share_gpu)
                 if one is None:
                     return  # another submission was faster; the next look will see that
                 held.append(one)
@@ -280,13 +289,22 @@ class Supervision:
 
             request = resolve(request, self.submission)
             runs.write_request(run_dir, request)
-            self.requests[run_dir.name] = dataclasses.replace(request)
+            self.requests[run_dir.name] = request
 
 
-def _demand(request: RunRequest) -> scheduler.Demand:
+def _demand(request: RunRequest, paces: Mapping[durations.Kind, float]) -> scheduler.Demand:
     resources = request.resources
     return scheduler.Demand(
-        request.name, resources.gpus, resources.cpus or 0, resources.memory or 0, tuple(request.needs)
+        request.name,
+        resources.gpus,
+        resources.cpus or 0,
+        resources.memory or 0,
+        tuple(request.needs),
+        gpu_memory=(runs.device_need(request) or 0) if resources.gpus else 0,
+        share=request.share_gpu,
+        priority=request.priority,
+        cost=durations.cost(request),
+        seconds=durations.expected(request, paces),
     )
 
 

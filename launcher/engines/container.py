@@ -12,7 +12,7 @@ from typing import Any
 
 from launcher import containers, retry, runs
 from launcher.execute import GRACE
-from launcher.runs import RunRequest
+from launcher.runs import RunRequest, device_limit
 from launcher.sizes import GIB
 
 PIDS = 4096
@@ -120,8 +120,8 @@ def environment(request: RunRequest, place: Place, run_dir: Path, gpus: bool) ->
         settings["NVIDIA_VISIBLE_DEVICES"] = "void"  # a host's default runtime would give it all of them
     if request.data_dir:
         settings["DATA_DIR"] = DATA
-    if request.resources.gpu_memory:
-        settings["DEVICE_MEMORY_LIMIT"] = str(request.resources.gpu_memory)
+    if limit := device_limit(request):
+        settings["DEVICE_MEMORY_LIMIT"] = str(limit)
     if request.resources.cpus:
         settings["OMP_NUM_THREADS"] = str(max(1, int(request.resources.cpus)))
     if place.secrets is not None:

@@ -253,9 +253,9 @@ class DockerEngine:
             self.trouble = str(error)
             return True
         locks = [word for word in found.labels.get(containers.LOCKS, "").split(",") if word]
-        held = [gpus.acquire(lock, f"{run_dir.parent.name}/{run_dir.name}") for lock in locks]
-        attempt = runs.read_status(run_dir).attempt
-        watched = _Watched(run_dir, attempt, runs.read_request(run_dir), [one for one in held if one], str(found.id))
+        request, attempt = runs.read_request(run_dir), runs.read_status(run_dir).attempt
+        held = [gpus.acquire_for(lock, run_dir, request.share_gpu) for lock in locks]
+        watched = _Watched(run_dir, attempt, request, [one for one in held if one], str(found.id))
         watched.began = _seconds(found.attrs["State"]["StartedAt"])
         self._in_thread(watched, lambda: self._attend(watched))
         return True

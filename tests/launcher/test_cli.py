@@ -190,6 +190,54 @@ def test_a_gpu_lock_ends_with_its_process_and_holds_across_users(lab: Lab) -> No
     held.close()
 
 
+def test_a_shared_gpu_lock_has_one_group_at_a_time(lab: Lab) -> None:
+    first, second = gpus.acquire("test-gpu-2", "a", "group a"), gpus.acquire("test-gpu-2", "a", "group a")
+    assert first is not None and second is not None
+    first.close()  # whoever goes first
+    assert gpus.acquire("test-gpu-2", "b", "group b") is None and gpus.acquire("test-gpu-2", "alone") is None
+    assert gpus.holder("test-gpu-2") == "a"
+    third = gpus.acquire("test-gpu-2", "a", "group a")
+    assert third is not None
+    second.close()
+    third.close()
+    assert gpus.holder("test-gpu-2") is None
+    alone = gpus.acquire("test-gpu-2", "alone")
+    assert alone is not None and gpus.acquire("test-gpu-2", "a", "group a") is None
+    alone.close()
+    other = gpus.acquire("test-gpu-2", "b", "group b")
+    assert other is not None and gpus.acquire("test-gpu-2", "a", "group a") is None
+    other.close()
+
+
+def test_two_groups_never_hold_a_gpu_together(lab: Lab) -> None:
+    """Processes of two groups take and leave the lock as fast as they can; each marks its group while it has it."""
+    code = """
+import sys, time, pathlib
+from launcher import gpus
+group, folder = sys.argv[1], pathlib.Path(sys.argv[2])
+mark, got, end = folder / f"{group}.{sys.argv[3]}", 0, time.monotonic() + 1.5
+while time.monotonic() < end:
+    held = gpus.acquire("test-gpu-3", group, "" if group == "alone" else group)
+    if held is not None:
+        mark.touch()
+        others = [p.name for p in folder.iterdir() if p.name != mark.name and (group == "alone" or not p.name.startswith(group))]
+        assert not others, others
+        mark.unlink()
+        got += 1
+        held.close()
+print(got)
+"""
+    command = [sys.executable, "-c", code]
+    processes = [
+        subprocess.Popen(
+            [*command, group, str(lab.root / "data"), number], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+        )
+        for group, number in (("a", "1"), ("a", "2"), ("b", "1"), ("b", "2"), ("alone", "1"))
+    ]
+    got = [int(process.communicate()[0] or -1) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 5 and sum(got) > 100
+
+
 def _as_nobody(code: str) -> str:
     # Imported first: the checkout may lie where another user cannot read.
     done = subprocess.run(

@@ -269,6 +269,34 @@ def test_a_gpu_whose_launcher_was_killed_stays_taken(box: Lab, dockerd: Dockerd,
     assert second.wait(60) == 0
 
 
+def test_containers_that_share_a_gpu_keep_it_after_their_launcher_was_killed(
+    box: Lab, dockerd: Dockerd, image: str
+) -> None:
+    box.plan = {"*": {"until": "/data/gate"}}
+    text = job(box, image, 2, "resources: {share_gpu: true, gpu_memory: 10g, cpus: 1}\n")
+    (box.root / "machine.yaml").write_text("{gpus: [{memory: 24g}], cpus: 16, memory: 64g}")
+    machine = "--machine=machine.yaml"
+    process = box.start("submit", text, "--engine", "docker", machine)
+    wait_for(lambda: len(journal(box, "begin")) == 2, "two runs on one GPU")
+    for event in journal(box, "begin"):
+        assert event["env"]["DEVICE_MEMORY_LIMIT"] == str(10 * 2**30) and event["env"]["NVIDIA_VISIBLE_DEVICES"] == "0"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    first = box.submission()
+    assert gpus.holder("gpu0") is None, "its lock died with it"
+    second = box.start("submit", text, "--engine", "docker", machine)
+    assert second.stdout is not None
+    wait_for(lambda: "waiting: GPU 0 is held by " + first.name in (second.stdout.readline() or ""), "word of the wait")
+    resumed = box.start("resume", first.name, machine)
+    wait_for(lambda: gpus.holder("gpu0") == f"{first.name} (runs that share it)", "the lock to be taken again")
+    held = [gpus.acquire_for("gpu0", first / "001-seed0", True), gpus.acquire_for("gpu0", box.submission() / "x", True)]
+    assert held[0] is not None and held[1] is None
+    held[0].close()
+    assert len(journal(box, "begin")) == 2
+    (box.root / "data" / "gate").touch()
+    assert resumed.wait(60) == 0 and second.wait(60) == 0
+
+
 def test_an_engine_that_stops_answering_is_waited_for(box: Lab, dockerd: Dockerd, image: str) -> None:
     box.plan = {"*": {"until": "/data/gate"}}
     process = box.start("submit", job(box, image), "--engine", "docker", box.machine())

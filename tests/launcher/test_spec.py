@@ -9,7 +9,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launcher import document, machine, spec, submission
+from launcher import document, machine, plans, spec, submission
 from launcher.document import JobError
 
 HERE = machine.Machine("here", 8, 32 * 2**30)
@@ -75,6 +75,13 @@ after:
         ("matrix: {model: resnet34}\n", "job.yaml:1: matrix.model: must be a list"),
         ("matrix: {model: []}\n", "job.yaml:1: matrix.model: must be a list"),
         ("max_parallel: 0\n", "job.yaml:1: max_parallel:"),
+        ("resources: {share_gpu: 2}\n", "job.yaml:1: resources.share_gpu:"),
+        ("name: x\npriority: 3\n", "job.yaml:2: priority: runs get theirs by an entry of include, like {model: resnet34, priority: 10}"),
+        ("matrix:\n  seed: [1]\n  priority: [3]\n", "job.yaml:3: matrix.priority: runs get theirs by an entry of include"),
+        ("overrides: {priority: 3}\n", "job.yaml:1: overrides.priority: runs get theirs by an entry of include"),
+        ("include:\n  - {seed: 1, priority: 101}\n", "job.yaml:2: include.0.priority: must be a whole number from -100 to 100, not 101"),
+        ("include:\n  - {seed: 1, priority: high}\n", "job.yaml:2: include.0.priority: must be a whole number from -100 to 100, not 'high'"),
+        ("include:\n  - {seed: 1, priority: true}\n", "job.yaml:2: include.0.priority: must be a whole number from -100 to 100, not True"),
         ("env:\n  - WANDB_API_KEY\n", "job.yaml:2: env.0: WANDB_API_KEY looks like a secret: list it under secrets:"),
         ("secrets: [a=b]\n", "is no name of an environment variable"),
         ("name: ../x\n", "job.yaml:1: name: '../x': a name has letters"),
@@ -230,3 +237,27 @@ def test_a_job_with_anything_in_a_field_is_a_job_or_a_clear_error(field: str, va
 def test_the_readme_has_the_schemas_reference() -> None:
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     assert spec.reference() in text, "put the output of launcher.spec.reference() into the README"
+
+
+def test_a_priority_is_the_schedulers_and_changes_nothing_of_the_run() -> None:
+    text = "matrix: {{model: [resnet34, resnet50], seed: [1, 2]}}\n{}"
+    plain = [p.request for p in expand(text.format(""))]
+    include = "include: [{model: resnet50, priority: 7}, {model: resnet50, seed: 2, priority: -7}]\n"
+    found = [p.request for p in expand(text.format(include))]
+    assert [request.priority for request in found] == [0, 0, 7, -7]
+    assert [(r.name, r.command, r.identity) for r in found] == [(r.name, r.command, r.identity) for r in plain]
+
+
+def test_runs_that_share_a_gpu_leave_cores_for_each_other() -> None:
+    gpu = machine.Machine("server", 32, 64 * 2**30, (machine.Gpu(0, memory=24 * 2**30),))
+    for text, cpus, parallel in (
+        ("matrix: {seed: [1, 2, 3, 4]}\n", 32, 1),
+        ("matrix: {seed: [1, 2, 3, 4]}\nresources: {share_gpu: true, gpu_memory: 8g}\n", 4, 3),
+        ("matrix: {seed: [1, 2, 3, 4]}\nresources: {share_gpu: true}\n", 4, 1),
+    ):
+        parsed = document.parse(text, "job.yaml")
+        job = spec.Job(spec._validate(parsed), parsed)
+        planned = submission.expand(job, gpu)
+        assert planned[0].request.resources.cpus == cpus
+        assert plans.at_once(planned, gpu, None) == parallel
+        assert any("share_gpu" in line for line in plans.remarks(job, planned, gpu)) == ("true}" in text)

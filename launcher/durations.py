@@ -1,0 +1,74 @@
+"""How long runs take, as far as it can be told without torch: what the scheduler orders and backfills by."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from launcher.runs import RunRequest, Status
+
+KMACS = {
+    "resnet34": 73,
+    "resnet50": 81,
+    "efficientnet_b4": 30,
+    "convnext_base": 306,
+    "swin_base_384": 319,
+    "deit_base_384": 376,
+}
+"""Thousand multiplications of a forward pass for each pixel of the image, by torch.utils.flop_counter over timm's
+models: at 384 px for the last two, at 224 px for the others. They grow about as the pixels do."""
+Kind = tuple[object, ...]
+
+
+def cost(request: RunRequest) -> float | None:
+    """Epochs × pixels × the model's weight: good enough to say which of two runs is the longer one. None for steps, and
+    for models that are not known here."""
+    config = request.config
+    weight = KMACS.get(str(config.get("model")))
+    epochs, size = config.get("epochs"), config.get("img_size")
+    return float(epochs * size**2 * weight) if request.kind == "train" and weight and epochs and size else None
+
+
+def kind(request: RunRequest) -> Kind:
+    """What runs have in common whose times an epoch are comparable."""
+    shape = [request.config.get(key) for key in ("model", "data", "training", "img_size", "batch_size")]
+    return (request.kind, *shape, request.resources.gpus, request.share_gpu)
+
+
+def learned(requests: Mapping[str, RunRequest], states: Mapping[str, Status]) -> dict[Kind, float]:
+    """Seconds an epoch of each kind of run that has succeeded in this submission: the slowest one's. A kind without
+    epochs counts as one."""
+    found: dict[Kind, float] = {}
+    for name, status in states.items():
+        if status.state == "succeeded" and status.attempt == 1 and status.figures.get("seconds"):
+            request = requests[name]
+            pace = float(status.figures["seconds"]) / _epochs(request)
+            found[kind(request)] = max(pace, found.get(kind(request), 0.0))
+    return found
+
+
+def expected(request: RunRequest, paces: Mapping[Kind, float]) -> float | None:
+    """Seconds that the run takes by what was `learned`, at most its time limit; None where neither is known."""
+    pace = paces.get(kind(request))
+    known = [value for value in (pace and pace * _epochs(request), request.timeout) if value]
+    return min(known, default=None)
+
+
+def remaining(run_dir: Path, request: RunRequest, status: Status, paces: Mapping[Kind, float]) -> float | None:
+    """Seconds until a run under way ends: by its own heartbeat, else by what was `learned`. None where neither is
+    known: a time limit says nothing of when a run ends."""
+    now = time.time()
+    try:
+        beat = json.loads((run_dir / "progress.json").read_text(encoding="utf-8"))
+        if beat["time"] >= status.time:  # else of a former attempt
+            return float(beat["eta_seconds"]) - max(0.0, now - float(beat["time"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    pace = paces.get(kind(request))
+    return None if pace is None else pace * _epochs(request) - max(0.0, now - status.time)
+
+
+def _epochs(request: RunRequest) -> int:
+    return int(request.config.get("epochs") or 1)
