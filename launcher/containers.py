@@ -47,7 +47,9 @@ def explain(error: Exception) -> str:
     text = " ".join(text.split())
     if "paramiko" in text:
         return "one behind ssh:// needs a package that is not installed; say: pip install 'docker[ssh]'"
-    if "Permission denied" in text or "PermissionError" in text:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    if ("Permission denied" in text or "PermissionError" in text) and "onnection" in text:
         return "its socket may not be opened by this user; say: sudo usermod -aG docker $USER, then log in again"
     if "FileNotFoundError" in text or ("No such file or directory" in text and "socket" in text.lower()):
         return "nothing listens on its socket; start it, or name another by DOCKER_HOST or `docker context use`"

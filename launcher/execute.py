@@ -146,7 +146,7 @@ def _run(run_dir: Path, request: RunRequest, devices: Sequence[str], descriptors
         killed_for_memory = process.returncode == -signal.SIGKILL and oom_kills() > kills
         want = "the kernel killed it for want of memory: lower training.num_workers or run fewer at once"
         state, reason = verdict(
-            process.returncode, asked.times > 0, timed_out, request, want if killed_for_memory else ""
+            process.returncode, asked.times > 0, timed_out, request, want if killed_for_memory else "", run_dir
         )
         detail = last_error(run_dir / "log.txt", begin) if state in ("failed", "out_of_device_memory") else ""
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -193,17 +193,19 @@ def _wait(process: subprocess.Popen[bytes], asked: _Asked, timeout: float | None
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def verdict(code: int, asked: bool, timed_out: bool, request: RunRequest, want_of_memory: str) -> tuple[State, str]:
+def verdict(
+    code: int, asked: bool, timed_out: bool, request: RunRequest, want_of_memory: str, run_dir: Path
+) -> tuple[State, str]:
     """State and reason by the contract's exit codes (negative: the signal) and what is known beside them.
 
     `want_of_memory` is what to say where the kernel or the engine ended it for want of host memory, else empty.
     """
+    kept = "last.ckpt is kept" if (run_dir / "last.ckpt").exists() else "it begins anew when it is resumed"
     if code == 0:
         return "succeeded", ""
     if timed_out:
         return "timed_out", f"the time limit of {request.timeout:g} s was up (timeout: in the job file)"
     if asked:
-        kept = "last.ckpt is kept" if code == 143 else "stopped before it could write last.ckpt"
         return "cancelled", f"stopped on request; {kept}"
     if want_of_memory:
         return "out_of_host_memory", want_of_memory
@@ -212,7 +214,7 @@ def verdict(code: int, asked: bool, timed_out: bool, request: RunRequest, want_o
     if code == 75:
         return "out_of_device_memory", ""
     if code == 143:
-        return "lost", "stopped from outside (docker stop, kill, or a host that went down); last.ckpt is kept"
+        return "lost", f"stopped from outside (docker stop, kill, or a host that went down); {kept}"
     words = {64: "bad configuration", 65: "bad data"}
     return "failed", words.get(code) or (f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}")
 

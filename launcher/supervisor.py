@@ -122,7 +122,8 @@ class Supervision:
                     self._tell_trouble(full)
                     self.engine.wait(POLL)
                     continue
-                self._start(states, under_way)
+                if self.engine.ready():
+                    self._start(states, under_way)
             self._tell_trouble(self.engine.trouble)
             self.engine.wait(POLL)
         if self.asked:
@@ -232,6 +233,8 @@ class Supervision:
             for name, status in under_way.items()
         }
         over = {name for name, status in states.items() if status.state in ENDED}
+        if not self.engine.ready():  # it was lost while it was asked
+            return
         for start in scheduler.choose(queue, running, over, self.capacity, taken):
             self._start_one(start, states[start.name].attempt)
         if taken and not under_way and queue:
@@ -323,7 +326,10 @@ def run(
     with lease.held(submission, say) as mine:
         supervision = Supervision(mine, submission, machine, engine, rules or Rules(), on_event)
         supervision.listen()
-        return supervision.drive()
+        try:
+            return supervision.drive()
+        finally:
+            engine.close()
 
 
 def stop(run_dirs: list[Path], grace: float) -> list[str]:

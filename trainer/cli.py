@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import re
+import signal
 import sys
 import time
 import warnings
@@ -37,8 +38,13 @@ def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
     warnings.filterwarnings("ignore", module=r"(lightning_fabric|torch|timm|pydantic)\b.*")
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        return _dispatch(list(arguments))
+        try:
+            return _dispatch(list(arguments))
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)  # nothing is left that a late signal should interrupt in its own way
     except TrainerError as error:
         prefix = "" if isinstance(error, StoppedError) else "error: "
         print(f"{prefix}{_message(error)}", file=sys.stderr)

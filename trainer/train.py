@@ -75,6 +75,7 @@ def train(config: Config, run_dir: Path, stop: Stop) -> dict[str, Any]:
         finally:
             stop.deferred = False
             job.reporter.close()
+            _end_workers(job.loader, job.val_loader)
 
 
 def _resume_file(config: Config, run_dir: Path) -> Path | None:
@@ -208,6 +209,15 @@ def _loader(
         persistent_workers=workers > 0,
         worker_init_fn=ignore_in_worker if workers else None,
     )
+
+
+def _end_workers(*loaders: DataLoader[Any]) -> None:
+    """End the processes that load images. Left to the garbage collector they may outlive it, and Python then waits for
+    them for good at its end, since they heed no signal."""
+    for loader in loaders:
+        iterator = loader._iterator
+        if iterator is not None and hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
 
 
 def _optimizer(config: Config, net: nn.Module) -> torch.optim.Optimizer:

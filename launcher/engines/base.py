@@ -46,3 +46,9 @@ class Engine(Protocol):
 
     def taken(self) -> dict[str, str]:
         """GPUs (their index) that containers hold, and which run it is: locks die with the launcher that held them."""
+
+    def ready(self) -> bool:
+        """Whether runs can be started now; where not, `trouble` says why."""
+
+    def close(self) -> None:
+        """Wait, within reason, until what ended runs leave is cleared away."""

@@ -3,9 +3,11 @@ at the host's files; starts nothing."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ SHM = GIB
 """Bytes of /dev/shm where neither shm nor memory is named. The engine's own 64 MB end loader workers."""
 FILES = ("model.weights", "data.root", "resume")
 """Keys of the trainer whose value is a path on this host: it is mounted at the same place, read-only."""
+RECORDS = ("run.json", "events.jsonl", "exec.lock")
+"""Files of the run directory by which the launcher judges the run, and asks for its next attempt."""
 DATA, RUNS, CACHE, SECRETS, COMPILED = "/data", "/runs", "/cache", "/run/secrets", "/compiled"
 
 
@@ -49,6 +53,17 @@ def run_user(runs_root: Path, rootless: bool = False) -> tuple[int, int]:
         stat = runs_root.stat()
         uid, gid = stat.st_uid, stat.st_gid
     return (uid, gid) if uid else (1000, 1000)
+
+
+def run_groups() -> tuple[int, ...]:
+    """Further groups of the runs: the caller's, by which data may be readable, but never the one that may command the
+    Docker engine; none for root."""
+    if os.getuid() == 0:
+        return ()
+    with suppress(OSError):
+        engine = Path("/var/run/docker.sock").stat().st_gid
+        return tuple(group for group in os.getgroups() if group != engine)
+    return tuple(os.getgroups())
 
 
 def cache_dir(runs_root: Path) -> Path:
@@ -89,7 +104,7 @@ def words(request: RunRequest, run_dir: Path) -> tuple[list[str], list[Path]]:
         value = re.sub(r"^(['\"])(.*)\1$", r"\2", value)
         if separator and key in FILES and value not in ("", "null", "auto") and not value.startswith(RUNS + "/"):
             path = Path(os.path.abspath(Path(request.cwd or ".") / Path(value).expanduser()))  # noqa: PTH100  # keeps links
-            if not path.exists():
+            if not (path.is_file() or path.is_dir()):
                 raise FileNotFoundError(f"{key}={value}: there is no such file")
             files.append(path)
             word = f"{key}={_quoted(str(path))}"
@@ -141,7 +156,14 @@ def options(
 
     told, files = words(request, run_dir)
     resources = request.resources
-    mounts = [Mount(f"{RUNS}/{run_dir.parent.name}/{run_dir.name}", str(run_dir), type="bind")]
+    inside = f"{RUNS}/{run_dir.parent.name}/{run_dir.name}"
+    mounts = [Mount(inside, str(run_dir), type="bind")]
+    # What the launcher goes by is not the run's to write.
+    mounts += [
+        Mount(f"{inside}/{name}", str(run_dir / name), type="bind", read_only=True)
+        for name in RECORDS
+        if (run_dir / name).is_file()
+    ]
     if any(word.startswith(RUNS + "/") or f"={RUNS}/" in word for word in told):
         mounts.append(Mount(RUNS, str(run_dir.parent.parent), type="bind", read_only=True))
     mounts.append(Mount(CACHE, str(place.cache), type="bind"))
@@ -198,5 +220,6 @@ def options(
 
 
 def name(run_dir: Path, attempt: int) -> str:
-    """The container's name: readable, and one for each attempt."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", f"{run_dir.parent.name}.{run_dir.name}.{attempt}")[-200:].lstrip("_.-")
+    """The container's name: readable, one for each attempt, and not that of a run of another runs folder."""
+    readable = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{run_dir.parent.name}.{run_dir.name}.{attempt}")
+    return readable[-200:].lstrip("_.-") + "." + hashlib.sha256(os.fsencode(run_dir)).hexdigest()[:6]

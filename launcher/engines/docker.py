@@ -17,10 +17,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import cgroup, containers, gpus, images, runs, secret_files
+from launcher import cgroup, containers, gpus, images, retry, runs, secret_files
 from launcher.containers import EngineError, explain
 from launcher.engines import container as recipe
-from launcher.engines.run_files import hand_over, write_log
+from launcher.engines.run_files import give_cache, hand_over, touch, write_log
 from launcher.execute import GRACE, last_error, verdict
 from launcher.gpus import Held
 from launcher.runs import RunError, RunRequest
@@ -36,6 +36,8 @@ PATIENCE = 1.0
 """Seconds between two attempts to reach an engine that does not answer, or to write on a full disk."""
 POLL = 0.25
 """Age in seconds from which a container's memory is looked at."""
+FAILED_FOR = 10.0
+"""Seconds for which an engine that could not be reached is not tried again by one who only looks."""
 CLEARING = 30.0
 """Seconds that a run waits for its former attempt to be cleared away."""
 STOP = "stop.requested"
@@ -69,11 +71,29 @@ class DockerEngine:
         self._watched: dict[Path, _Watched] = {}
         self._changed = threading.Event()
         self._images: dict[str, images.Image] = {}
+        self._client: DockerClient | None = None
+        self._failure: EngineError | None = None
+        self._failed = 0.0
+        self._down = False
+        self._warned: dict[str, str] = {}
+
+    @property
+    def client(self) -> DockerClient:
+        """Raises EngineError where no engine answers; one that did not a moment ago is not asked again at once."""
+        if self._client is None:
+            if self._failure is not None and time.monotonic() - self._failed < FAILED_FOR:
+                raise self._failure
+            try:
+                self._client = containers.connect()
+            except EngineError as error:
+                self._failure, self._failed = error, time.monotonic()
+                raise
+        return self._client
 
     @cached_property
-    def client(self) -> DockerClient:
-        """Raises EngineError where no engine answers."""
-        return containers.connect()
+    def is_local(self) -> bool:
+        """Whether the engine's containers are processes of this host, as far as its address tells."""
+        return str(self.client.api.base_url).startswith(("http+docker", "http+unix", "unix"))
 
     @cached_property
     def info(self) -> dict[str, Any]:
@@ -127,13 +147,19 @@ class DockerEngine:
             watched.began = time.time()
         except Exception as error:  # the SDK's and its HTTP library's errors, and the host's about files
             self._clear(watched)
+            if not isinstance(error, RunError) and not self._answers():
+                # For no fault of the run's: it stays in the queue, and none is started until the engine is back.
+                self._down = True
+                done = retry.retries(runs.read_events(run_dir))
+                runs.append_event(run_dir, "queued", reason="the Docker engine does not answer", retry=done)
+                return
             reason = str(error) if isinstance(error, EngineError | FileNotFoundError) else explain(error)
             runs.append_event(run_dir, "failed", reason=f"could not be started: {reason}", **self.mark())
             return
         try:
             runs.append_event(
                 run_dir, "running", devices=list(devices), host=os.uname().nodename, container=watched.id[:12],
-                image=place.image, network=place.network, **self.mark(),
+                image=place.image, network=place.network, **self.mark(), **self._warnings(watched.id),
             )  # fmt: skip
         except RunError:  # taken back meanwhile
             self._clear(watched)
@@ -164,6 +190,8 @@ class DockerEngine:
                 if isinstance(error, TimeoutError) or "Read timed out" in str(error):
                     if self._answers():
                         self.trouble = None
+                        if watched.timed_out or (watched.run_dir / STOP).exists():
+                            self._end(watched, at_once=False)  # the engine may have been silent when it was asked
                         continue
                     self.trouble = "the Docker engine does not answer; its containers are waited for"
                 elif getattr(error, "errno", None) is not None and error.errno and not _is_network(error):
@@ -195,7 +223,7 @@ class DockerEngine:
         outside = self.client.api.logs(watched.id).decode(errors="replace")
         if outside.strip():  # what was said before the log was open: by the shell, or the engine's init
             write_log(run_dir, outside)
-        word, reason = verdict(code, asked, watched.timed_out, watched.request, memory)
+        word, reason = verdict(code, asked, watched.timed_out, watched.request, memory, run_dir)
         detail = str(state.get("Error") or "")
         if word in ("failed", "out_of_device_memory"):
             detail = detail or last_error(run_dir / "log.txt", watched.log_begin)
@@ -257,8 +285,23 @@ class DockerEngine:
         held = [gpus.acquire_for(lock, run_dir, request.share_gpu) for lock in locks]
         watched = _Watched(run_dir, attempt, request, [one for one in held if one], str(found.id))
         watched.began = _seconds(found.attrs["State"]["StartedAt"])
-        self._in_thread(watched, lambda: self._attend(watched))
+        self._in_thread(watched, lambda: self._take_over(watched, found))
         return True
+
+    def _take_over(self, watched: _Watched, found: Container) -> None:
+        """Attend to a container of another launcher, which may have died while it started it."""
+        status = runs.read_status(watched.run_dir)
+        if status.state == "starting":
+            if found.attrs["State"]["Status"] == "created":
+                self._clear(watched)
+                runs.append_event(watched.run_dir, "lost", reason="its launcher died while it started", **self.mark())
+                return
+            devices = status.figures.get("devices", [])
+            runs.append_event(
+                watched.run_dir, "running", devices=devices, host=os.uname().nodename, container=watched.id[:12],
+                **self.mark(),
+            )  # fmt: skip
+        self._attend(watched)
 
     def _find(self, run_dir: Path) -> Container | None:
         """The container of the run's present attempt: that of its last event, else by labels. Raises EngineError."""
@@ -301,10 +344,13 @@ class DockerEngine:
                 return True
             if status.state == "starting":
                 if state["Status"] == "created":  # its launcher died between creating and starting it
-                    runs.append_event(run_dir, "lost", reason="its launcher died while it started", **self.mark())
                     self._clear(_Watched(run_dir, status.attempt, runs.read_request(run_dir), id=str(found.id)))
+                    runs.append_event(run_dir, "lost", reason="its launcher died while it started", **self.mark())
                     return False
-                runs.append_event(run_dir, "running", container=str(found.id)[:12], **self.mark())
+                devices = status.figures.get("devices", [])
+                runs.append_event(
+                    run_dir, "running", devices=devices, container=str(found.id)[:12], **self.mark()
+                )  # fmt: skip
             watched = _Watched(run_dir, status.attempt, runs.read_request(run_dir), id=str(found.id))
             self._asked(lambda: self._finish(watched))
         return False
@@ -318,7 +364,7 @@ class DockerEngine:
         self._request_end(run_dir, at_once=True)
 
     def _request_end(self, run_dir: Path, at_once: bool) -> None:
-        (run_dir / STOP).touch()
+        touch(run_dir / STOP)
         watched = self._watched.get(run_dir)
         if watched is None:
             found = self._find(run_dir)
@@ -353,8 +399,24 @@ class DockerEngine:
         try:
             return containers.devices_in_use(self.client)
         except Exception as error:
+            self._down = True  # who holds what is not known: nothing may start
             self.trouble = f"the Docker engine is in trouble: {explain(error)}"
             return {}
+
+    def ready(self) -> bool:
+        """See `Engine.ready`."""
+        if self._down:
+            self._down = not self._answers()
+            self.trouble = "the Docker engine does not answer; it is waited for" if self._down else None
+        return not self._down
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        deadline = time.monotonic() + CLEARING
+        for watched in list(self._watched.values()):
+            over = runs.read_status(watched.run_dir).state in runs.ENDED
+            if watched.thread is not None and over:
+                watched.thread.join(max(0.0, deadline - time.monotonic()))
 
     # -- small parts
 
@@ -371,18 +433,23 @@ class DockerEngine:
         request, runs_root = watched.request, watched.run_dir.parent.parent
         reference = request.image_id or request.image or "auto"
         if reference not in self._images:
-            found = images.find(self.client, reference) or images.resolve(self.client, request.image or "auto", False)
+            found = images.find(self.client, reference)
+            if found is None:
+                raise EngineError(
+                    f"the image {request.image} that it was submitted with ({reference[7:19]}) is gone; "
+                    "submit the job again: finished runs are reused"
+                )
             self._images[reference] = found
         image = self._images[reference]
         options = list(self.info.get("SecurityOptions") or [])
         user = recipe.run_user(runs_root, any("name=rootless" in word for word in options))
         cache = recipe.cache_dir(runs_root)
-        cache.mkdir(parents=True, exist_ok=True)
-        if os.getuid() == 0 and cache.stat().st_uid == 0 and user != (0, 0):
-            os.chown(cache, *user)
-        groups = tuple(os.getgroups()) if os.getuid() else ()
+        give_cache(cache, runs_root, user)
+        groups = recipe.run_groups()
         network = recipe.network_reason(request, os.environ, cache, image.weights) is not None
         owner = user if os.getuid() == 0 else None
+        if not self.is_local and any(os.environ.get(name) for name in request.secrets):
+            raise EngineError("secrets are files of this host, and the engine is on another: leave secrets: out there")
         secrets = secret_files.hand_over(request.secrets, watched.run_dir, watched.attempt, owner)
         return recipe.Place(image.id, image.entrypoint, user, groups, cache, secrets, network)
 
@@ -391,11 +458,13 @@ class DockerEngine:
 
         api = self.client.api
         host = dict(given["host_config"])
-        if "nano_cpus" in host and self.info.get("NCPU"):  # the engine refuses more than it has
-            host["nano_cpus"] = min(host["nano_cpus"], int(self.info["NCPU"]) * 10**9)
+        if "nano_cpus" in host:  # the engine refuses more than it has, and any where the kernel cannot limit them
+            host["nano_cpus"] = min(host["nano_cpus"], int(self.info.get("NCPU") or 4096) * 10**9)
+            if self.info.get("CpuCfsQuota") is False:
+                del host["nano_cpus"]
         given = {**given, "host_config": api.create_host_config(**host)}
         try:
-            return str(api.create_container(**given)["Id"])
+            return self._created(api.create_container(**given))
         except APIError as error:
             if error.status_code != 409:
                 raise
@@ -409,7 +478,17 @@ class DockerEngine:
                 f"a container called {given['name']} is there already; remove it: docker rm {given['name']}"
             )
         self._remove(standing["Id"])
-        return str(api.create_container(**given)["Id"])
+        return self._created(api.create_container(**given))
+
+    def _created(self, answer: dict[str, Any]) -> str:
+        """The new container's id. What the engine warned of (a limit that it cannot hold) is kept for the journal."""
+        if answer.get("Warnings"):
+            self._warned[str(answer["Id"])] = "; ".join(answer["Warnings"])
+        return str(answer["Id"])
+
+    def _warnings(self, container: str) -> dict[str, Any]:
+        warned = self._warned.pop(container, None)
+        return {"reason": f"the engine warns: {warned}"} if warned else {}
 
     def _clear(self, watched: _Watched) -> None:
         """Remove what an attempt leaves outside its run directory."""
@@ -424,6 +503,8 @@ class DockerEngine:
     def _sample(self, watched: _Watched) -> None:
         if watched.memory_files is None:
             watched.memory_files = []
+            if not self.is_local:
+                return
             with suppress(Exception):  # the figure is missing then
                 pid = int(self.client.api.inspect_container(watched.id)["State"]["Pid"])
                 watched.memory_files = cgroup.peak_files(pid)

@@ -68,6 +68,13 @@ class NativeEngine:
             secret_files.take_back(run_dir, runs.read_status(run_dir).attempt)
         return runs.read_status(run_dir).state not in runs.ENDED
 
+    def ready(self) -> bool:
+        """See `Engine.ready`."""
+        return True
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+
     def wait(self, seconds: float) -> None:
         """See `Engine.wait`."""
         time.sleep(seconds)

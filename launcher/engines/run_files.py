@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -17,13 +18,38 @@ def hand_over(run_dir: Path, user: tuple[int, int]) -> None:
 
 
 def write_log(run_dir: Path, text: str, user: tuple[int, int] | None = None) -> None:
-    """Add to the run's log, which is the run's user's: a link that this user may have put in its place is not
-    followed."""
-    descriptor = os.open(
-        run_dir / "log.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644
-    )
-    with os.fdopen(descriptor, "ab") as log:
+    """Add to the run's log, which is the run's user's."""
+    with os.fdopen(_own(run_dir / "log.txt", os.O_APPEND), "ab") as log:
+        if user is not None and os.getuid() == 0:
+            os.fchown(log.fileno(), *user)
+        log.write(text.encode(errors="replace"))
+
+
+def touch(path: Path) -> None:
+    """Make an empty file in a run directory."""
+    os.close(_own(path))
+
+
+def _own(path: Path, flags: int = 0) -> int:
+    """Open for writing a regular file in a folder of the run's user. Whatever else that user has put there (a link, a
+    pipe) is replaced, not followed. Raises OSError."""
+    flags |= os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with suppress(OSError):
+        descriptor = os.open(path, flags, 0o644)
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            if user is not None and os.getuid() == 0:
-                os.fchown(descriptor, *user)
-            log.write(text.encode(errors="replace"))
+            return descriptor
+        os.close(descriptor)
+    path.unlink(missing_ok=True)
+    return os.open(path, flags | os.O_EXCL, 0o644)
+
+
+def give_cache(cache: Path, runs_root: Path, user: tuple[int, int]) -> None:
+    """Make the shared cache, and see that the runs' user can write it. A folder that the caller has named and made is
+    left as it is. Raises OSError."""
+    new = not cache.exists()
+    cache.mkdir(parents=True, exist_ok=True)
+    if os.getuid() != 0 or user[0] == 0 or not (new or cache == runs_root / ".cache"):
+        return
+    for path in (cache, *cache.iterdir()):
+        if path.lstat().st_uid == 0:
+            os.chown(path, *user, follow_symlinks=False)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from launcher import gpus, runs
+from launcher.engines import container
 from tests.docker_engine import Dockerd
 from tests.launcher.boxes import MIB, containers, job, journal, one_container, submit
 from tests.launcher.conftest import LABEL, Lab, wait_for
@@ -56,7 +57,9 @@ def test_a_container_has_what_the_job_says_and_nothing_else(box: Lab, dockerd: D
     assert config["StopTimeout"] == 30 and config["User"] == "1000:1000"
     mounts = {mount["Target"]: mount.get("ReadOnly", False) for mount in host["Mounts"]}
     run_dir = runs.list_runs(box.submission())[0]
-    assert mounts == {f"/runs/{run_dir.parent.name}/{run_dir.name}": False, "/cache": False, "/data": True}
+    inside = f"/runs/{run_dir.parent.name}/{run_dir.name}"
+    records = {f"{inside}/{name}": True for name in ("run.json", "events.jsonl", "exec.lock")}
+    assert mounts == {inside: False, "/cache": False, "/data": True} | records
     labels = {key.partition(".")[2]: value for key, value in config["Labels"].items() if key.startswith("document-cl")}
     assert labels["submission"] == run_dir.parent.name and labels["run"] == run_dir.name and labels["attempt"] == "1"
     (event,) = journal(box, "begin")
@@ -325,9 +328,88 @@ def test_an_engine_that_dies_takes_its_runs_along_and_resume_goes_on(box: Lab, d
     finally:
         dockerd.start()
     assert process.wait(90) == 1
-    assert box.states() == {"resnet34": "cancelled"} and "last.ckpt is kept" in box.status("1").reason
+    assert box.states() == {"resnet34": "lost"} and "last.ckpt is kept" in box.status("1").reason
     (box.root / "data" / "gate").touch()
     assert box.launcher("resume", box.machine()).returncode == 0 and box.states() == {"resnet34": "succeeded"}
+
+
+def test_an_engine_that_goes_away_fails_nothing_that_waits(box: Lab, dockerd: Dockerd, image: str) -> None:
+    box.plan = {"*": {"until": "/data/gate"}}
+    text = job(box, image, 4, "max_parallel: 2\nretry: {on: [lost], backoff: 0s}\n")
+    process = box.start("submit", text, "--engine", "docker", box.machine())
+    wait_for(lambda: len(journal(box, "begin")) == 2, "two runs")
+    dockerd.stop()
+    try:
+        assert process.stdout is not None
+        wait_for(lambda: "does not answer" in (process.stdout.readline() or ""), "word of it")  # type: ignore[union-attr]
+        time.sleep(3)
+        assert "failed" not in box.states().values() and process.poll() is None
+    finally:
+        dockerd.start()
+    (box.root / "data" / "gate").touch()
+    process.communicate(timeout=90)
+    assert process.returncode == 0 and set(box.states().values()) == {"succeeded"}
+
+
+def test_a_stop_that_the_engine_did_not_hear_is_asked_for_again(box: Lab, dockerd: Dockerd, image: str) -> None:
+    box.plan = {"*": {"until": "/data/never"}}
+    process = box.start("submit", job(box, image), "--engine", "docker", box.machine())
+    one_container(dockerd, box)
+    dockerd.signal(signal.SIGSTOP)
+    try:
+        process.send_signal(signal.SIGINT)
+        time.sleep(70)  # longer than the launcher waits for the engine's answer
+    finally:
+        dockerd.signal(signal.SIGCONT)
+    assert process.wait(90) == 130 and box.states() == {"resnet34": "cancelled"}
+    assert journal(box, "stopped")
+
+
+@pytest.mark.parametrize("moment", ["created", "started"])
+def test_a_container_whose_launcher_died_while_it_started_it(
+    box: Lab, dockerd: Dockerd, image: str, moment: str
+) -> None:
+    """As the launcher leaves it when it is killed just before, or just after, the engine starts the container."""
+    box.plan = {"*": {"until": "/data/gate"}}
+    process = box.start("submit", job(box, image), "--engine", "docker", box.machine())
+    found = one_container(dockerd, box)
+    process.kill()
+    process.wait()
+    run_dir = runs.find_run(box.runs, "1")
+    lines = (run_dir / "events.jsonl").read_text().splitlines()
+    assert '"running"' in lines[-1]
+    (run_dir / "events.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    if moment == "created":
+        labels, name = found.labels, found.name
+        found.remove(force=True)
+        dockerd.client().containers.create(image, name=name, labels=labels)
+    (box.root / "data" / "gate").touch()
+    assert box.launcher("resume", box.machine()).returncode == 0
+    assert box.states() == {"resnet34": "succeeded"} and containers(dockerd, box) == []
+    assert len(journal(box, "begin")) == (2 if moment == "created" else 1)
+    assert box.status("1").attempt == (2 if moment == "created" else 1)
+
+
+def test_a_run_cannot_rewrite_what_the_launcher_goes_by(box: Lab, image: str) -> None:
+    places = ["run.json", "events.jsonl", "exec.lock"]
+    box.plan = {"*": {"overwrite": places}}
+    assert submit(box, job(box, image)).returncode == 0
+    run_dir = runs.find_run(box.runs, "1")
+    tried = json.loads((run_dir / "overwritten.json").read_text())
+    assert set(tried) == set(places) and all("Read-only" in words or "busy" in words for words in tried.values()), tried
+    assert runs.read_request(run_dir).network is None and runs.read_status(run_dir).state == "succeeded"
+
+
+def test_links_that_a_run_leaves_lead_nobody_astray(box: Lab, dockerd: Dockerd, image: str) -> None:
+    box.plan = {"*": {"until": "/data/gate", "links": {"stop.requested": "victim", "log.txt": "victim"}}}
+    process = box.start("submit", job(box, image), "--engine", "docker", box.machine())
+    one_container(dockerd, box)
+    run_dir = runs.find_run(box.runs, "1")
+    wait_for(lambda: (run_dir / "stop.requested").is_symlink(), "the links")
+    process.send_signal(signal.SIGINT)
+    (box.root / "data" / "gate").touch()
+    process.communicate(timeout=90)
+    assert not (run_dir / "victim").exists() and box.status("1").state in runs.ENDED
 
 
 def test_a_full_disk_loses_nothing(box: Lab, dockerd: Dockerd, image: str) -> None:
@@ -365,7 +447,8 @@ def test_a_name_in_use_is_said(box: Lab, dockerd: Dockerd, image: str) -> None:
     text = job(box, image, 2, "max_parallel: 1\n")
     process = box.start("submit", text, "--engine", "docker", box.machine())
     one_container(dockerd, box)
-    other = dockerd.client().containers.create(image, name=f"{box.submission().name}.002-seed1.1")
+    name = container.name(box.submission() / "002-seed1", 1)
+    other = dockerd.client().containers.create(image, name=name)
     try:
         (box.root / "data" / "gate").touch()
         assert process.wait(60) == 1

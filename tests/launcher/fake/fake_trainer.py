@@ -48,8 +48,29 @@ def stop(number: int, frame: object) -> None:
     sys.exit(143)
 
 
+def overwrite(name: str) -> str:
+    """Try all ways to change a file of the run directory; what the system says to the last."""
+    said = "changed"
+    for way in (
+        lambda: (run_dir / name).write_text("{}"),
+        lambda: (run_dir / name).unlink(),
+        lambda: (run_dir / name).rename(run_dir / "moved"),
+    ):
+        try:
+            way()
+            return "changed"
+        except OSError as error:
+            said = os.strerror(error.errno)
+    return said
+
+
 signal.signal(signal.SIGTERM, stop)
 note("begin")
+if "overwrite" in plan:
+    (run_dir / "overwritten.json").write_text(json.dumps({name: overwrite(name) for name in plan["overwrite"]}))
+for name, target in plan.get("links", {}).items():
+    (run_dir / name).unlink(missing_ok=True)
+    (run_dir / name).symlink_to(target)
 print("working", flush=True)
 ballast = bytearray(plan.get("megabytes", 0) * 2**20)
 deadline = time.monotonic() + plan.get("seconds", 0.05)
