@@ -50,7 +50,7 @@ class Lab:
         """Of `subprocess.run`, for a command in the lab."""
         environment = {
             **os.environ,
-            "PYTHONPATH": str(FAKE),
+            "PYTHONPATH": f"{FAKE}{os.pathsep}{REPOSITORY}",  # this tree, wherever the venv points
             "FAKE_PLAN": json.dumps(self.plan),
             "FAKE_LOG": str(self.root / "journal"),
             "LAUNCHER_RUNS": str(self.runs),

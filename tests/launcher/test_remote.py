@@ -20,7 +20,7 @@ from launcher import host_option, remote, runs
 from tests.launcher.conftest import Lab, wait_for
 from tests.ssh_server import SshServer, missing
 
-TWO = "name: two\nmatrix: {seed: [1, 2]}\n"
+TWO = "name: two\nmatrix: {seed: [1, 2]}\nresources: {cpus: 0.1}\n"
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def submitted(lab: Lab, server: SshServer, *words: str) -> Path:
 
 
 def test_a_submission_runs_on_the_server_and_comes_back(lab: Lab, server: SshServer) -> None:
-    plan(server, {"1": {"f1": 0.7}, "2": {"f1": 0.9}})
+    plan(server, {"seed1": {"f1": 0.7}, "seed2": {"f1": 0.9}})
     (lab.root / "jobs").mkdir()
     lab.job("# mine\n" + TWO, "jobs/mine.yaml")
     done = lab.launcher("submit", "jobs/mine.yaml", "--host", server.host, "--engine=native")
@@ -95,9 +95,9 @@ def test_a_submission_runs_on_the_server_and_comes_back(lab: Lab, server: SshSer
         if path.is_file() and path.suffix != ".lock":
             assert (copy / path.relative_to(submission)).read_bytes() == path.read_bytes(), path
     assert not list(copy.rglob("*.lock")) and not list(copy.rglob(".*"))
-    assert (lab.runs / "champion" / "best_model.ckpt").read_text() == "002-2"
+    assert (lab.runs / "champion" / "best_model.ckpt").read_text() == "002-seed2"
     assert json.loads(lab.launcher("status", "--json").stdout)["state"] == "succeeded"
-    assert "002-2" in lab.launcher("collect").stdout
+    assert "002-seed2" in lab.launcher("collect").stdout
     again = lab.launcher("collect", "--host", server.host)
     assert again.returncode == 0 and "champion: " in again.stdout, again.stderr
 
@@ -163,7 +163,7 @@ def test_stop_and_resume_over_ssh(lab: Lab, server: SshServer) -> None:
     submission = submitted(lab, server)
     wait_for(lambda: len(lab.journal("begin")) == 2, "both to begin")
     done = lab.launcher("stop", "--host", server.host)
-    assert done.returncode == 0 and done.stdout == "stopped: 001-1, 002-2\n", done.stderr
+    assert done.returncode == 0 and done.stdout == "stopped: 001-seed1, 002-seed2\n", done.stderr
     assert states(submission) == ["cancelled", "cancelled"]
     (lab.root / "go").touch()
     wait_for(lambda: not runs.is_locked(submission / "supervisor.lock"), "the supervisor's end")
@@ -176,15 +176,16 @@ def test_stop_and_resume_over_ssh(lab: Lab, server: SshServer) -> None:
 def test_words_arrive_as_they_were_typed(lab: Lab, server: SshServer) -> None:
     """Spaces, quotes, $, ; and the like, in overrides, settings and paths."""
     odd = """a b'c"d$HOME;`id`\\ & *~!#"""
+    word = "model.name='" + odd.replace("'", r"\'") + "'"
     data = server.folder / "my data; $(touch oops) 'x'"
     data.mkdir()
     words = ["--data", data.name, "--cpu", "--set", "env=[A, 'B']", "--runs", "more runs"]
-    done = lab.launcher("submit", f"model.name={json.dumps(odd)}", "seed=3", *words, "--host", server.host)
+    done = lab.launcher("submit", word, "seed=3", *words, "--host", server.host)
     assert done.returncode == 0, done.stderr
     submission = runs.find_submission(server.folder / "more runs")
     assert f"status {submission.name} --host '{server.host}' --runs 'more runs'" in done.stdout
     request = runs.read_request(runs.list_runs(submission)[0])
-    assert request.config["model"] == odd and request.config["seed"] == 3
+    assert word in request.overrides and request.config["model"] == odd and request.config["seed"] == 3
     assert request.data_dir == str(data) and request.env == ["A", "B"] and request.resources.gpus == 0
     assert not (server.folder / "oops").exists()
     wait_for(lambda: states(submission) == ["succeeded"], "the run's end")
@@ -259,7 +260,7 @@ def test_an_interrupted_collect_goes_on_where_it_was(lab: Lab, server: SshServer
 def test_ctrl_c_keeps_what_has_come(lab: Lab, server: SshServer) -> None:
     submission = submitted(lab, server)
     wait_for(lambda: over(server), "the runs' end")
-    (submission / "001-1" / "best.ckpt").write_bytes(os.urandom(8 * 2**20))
+    (submission / "001-seed1" / "best.ckpt").write_bytes(os.urandom(8 * 2**20))
     slow = lab.root / "slow"
     slow.mkdir()
     (slow / "rsync").write_text(f'#!/bin/sh\nexec {shutil.which("rsync")} --bwlimit=1m "$@"\n')
@@ -271,11 +272,11 @@ def test_ctrl_c_keeps_what_has_come(lab: Lab, server: SshServer) -> None:
     os.killpg(process.pid, signal.SIGINT)
     out = process.communicate(timeout=60)[0]
     assert process.returncode == 130 and "stopped; what has come is kept" in out, out
-    assert (copy / "001-1" / ".partial" / "best.ckpt").exists()
+    assert (copy / "001-seed1" / ".partial" / "best.ckpt").exists()
 
 
 def test_a_submission_under_way_can_be_collected(lab: Lab, server: SshServer) -> None:
-    plan(server, {"2": {"until": str(lab.root / "go")}})
+    plan(server, {"seed2": {"until": str(lab.root / "go")}})
     submitted(lab, server)
     wait_for(lambda: states(there(server)) == ["succeeded", "running"], "the first to end")
     done = lab.launcher("collect", "--host", server.host)
@@ -371,12 +372,12 @@ def test_rsync_missing_here_or_there_is_one_clear_error(lab: Lab, server: SshSer
 def test_nothing_is_left_of_a_connection(lab: Lab, server: SshServer) -> None:
     before = set(Path("/tmp").glob("launcher-*"))
     process = lab.start("logs", "x", "--host", server.host)
-    process.communicate()
+    process.communicate(timeout=60)
     assert set(Path("/tmp").glob("launcher-*")) <= before
     submitted(lab, server)
     process = lab.start("logs", "1", "-f", "--host", server.host)
     process.kill()  # even a launcher that is killed leaves no connection behind
-    process.communicate()
+    process.communicate(timeout=60)
     wait_for(lambda: not _connections(server), "the connection's end")
 
 
@@ -411,7 +412,7 @@ def test_a_detached_submission_that_is_over_at_once_is_no_failure(lab: Lab) -> N
     [
         ("gpu", "gpu", "."),
         ("me@gpu.example.org", "me@gpu.example.org", "."),
-        ("me@gpu:", None, ""),
+        ("me@gpu:", "me@gpu", "."),
         ("me@gpu:a b/c", "me@gpu", "a b/c"),
         ("gpu:~/project", "gpu", "project"),
         ("gpu:~", "gpu", "."),
