@@ -40,6 +40,9 @@ def server(lab: Lab) -> Iterator[SshServer]:
     made.start()
     yield made
     made.stop()
+    for submission in runs.list_submissions(made.folder / "runs"):  # of a test that failed
+        if runs.is_locked(submission / "supervisor.lock"):
+            os.kill(int((submission / "supervisor.lock").read_text().split()[0]), signal.SIGKILL)
 
 
 def plan(server: SshServer, what: dict[str, dict[str, Any]]) -> None:
