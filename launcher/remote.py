@@ -93,7 +93,7 @@ def connect(host: Host) -> Iterator[Connection]:
         yield Connection(host, [*shared, "ControlMaster=no", "-o", "LogLevel=QUIET"], master)
     finally:
         if master is not None:
-            master.terminate()
+            master.kill()  # it may hear a softer signal only at its next ServerAliveInterval
             master.wait()
             assert master.stdin is not None
             master.stdin.close()
