@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from launcher import __version__
+from launcher.host_option import on_host
+from launcher.refusals import RefusedError, refusals
 
 if TYPE_CHECKING:
     from launcher.choice import Choice
@@ -20,29 +21,6 @@ if TYPE_CHECKING:
     from launcher.spec import Job
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class RefusedError(Exception):
-    """What a command cannot do, with the exit code that says of which kind it is."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
-@contextlib.contextmanager
-def refusals() -> Iterator[None]:
-    """Errors of the layers below, as exit codes: 64 for a bad job or machine, 65 for missing data, 1 for the rest."""
-    from launcher.document import JobError
-    from launcher.machine import MachineError
-    from launcher.runs import RunError
-
-    try:
-        yield
-    except (JobError, MachineError) as error:
-        raise RefusedError(str(error), 64) from None
-    except RunError as error:
-        raise RefusedError(str(error), 65 if "data folder" in str(error) else 1) from None
 
 
 def options(*given: Callable[[F], F]) -> Callable[[F], F]:
@@ -60,6 +38,7 @@ runs_option = click.option(
     "--runs", "runs_root", default=lambda: os.environ.get("LAUNCHER_RUNS", "runs"), type=click.Path(path_type=Path),
     help="Folder of the submissions (default: $LAUNCHER_RUNS, else runs).",
 )  # fmt: skip
+detach_option = click.option("--detach", is_flag=True, help="Leave them to a process of its own, and return at once.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 job_options = options(
     click.argument("words", metavar="JOB|KEY=VALUE…", nargs=-1, required=True),
@@ -78,6 +57,7 @@ def cli() -> None:
 
 
 @cli.command()
+@on_host(job=True)
 @job_options
 @json_option
 def plan(
@@ -99,6 +79,7 @@ def plan(
 
 
 @cli.command()
+@on_host(job=True, detached=True)
 @job_options
 @click.option(
     "--engine",
@@ -109,10 +90,11 @@ def plan(
 @click.option("--data", metavar="DIR", help="Data folder (default: $DATA_DIR, else data).")
 @click.option("--fresh", is_flag=True, help="Train everything anew, also what equals an earlier run that succeeded.")
 @click.option("--reuse-stale", is_flag=True, help="Reuse equal runs of another version of the trainer, too.")
+@detach_option
 @runs_option
 def submit(
     words: tuple[str, ...], settings: tuple[str, ...], gpus: str | None, machine: str | None, cpu_only: bool,
-    multirun: bool, engine: str, data: str | None, fresh: bool, reuse_stale: bool, runs_root: Path,
+    multirun: bool, engine: str, data: str | None, fresh: bool, reuse_stale: bool, detach: bool, runs_root: Path,
 ) -> int:  # fmt: skip
     """Start a job's runs, as many at once as fit, and stay until the last has ended.
 
@@ -121,7 +103,7 @@ def submit(
     Ends with 0 when all succeeded, 1 when some did not, 64 for a bad job, 65 without data, 130 when stopped. Ctrl-C
     stops the runs with their checkpoints, a second one at once.
     """
-    from launcher import choice, plans, reuse, submission
+    from launcher import choice, detached, plans, reuse, submission
 
     with refusals():
         job, found = _job(words, settings), _machine(machine, gpus)
@@ -140,20 +122,24 @@ def submit(
         remarks = plans.remarks(job, planned, chosen.machine, native=chosen.image is None)
         remarks += choice.network_remarks([each for each in completed if each.name not in serving], root, chosen)
         remarks += plans.reuse_remarks(equal, serving)
+        if detach:
+            detached.detach(directory, gpus, machine)
     click.echo(f"{directory.name}: {len(planned)} runs as {chosen.said}, on {chosen.machine.describe()}")
     for line in (*chosen.warnings, *remarks):
         click.echo(line)
-    return _drive(directory, chosen)
+    return 0 if detach else _drive(directory, chosen)
 
 
 @cli.command()
+@on_host(detached=True)
 @click.argument("name", metavar="[SUBMISSION]", required=False)
 @click.option("--gpus", metavar="0,1", help="The GPUs that may be used.")
 @click.option("--machine", metavar="NAME|FILE", help="As for submit.")
+@detach_option
 @runs_option
-def resume(name: str | None, gpus: str | None, machine: str | None, runs_root: Path) -> int:
+def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool, runs_root: Path) -> int:
     """Go on with a submission: what was queued, lost or stopped, each from its last checkpoint."""
-    from launcher import choice, lease, runs, submission
+    from launcher import choice, detached, lease, runs, submission
 
     with refusals():
         directory = runs.find_submission(runs_root, name).resolve()
@@ -163,6 +149,9 @@ def resume(name: str | None, gpus: str | None, machine: str | None, runs_root: P
             raise RefusedError(
                 f"{directory.name}: another launcher drives it; see it: launcher status {directory.name}", 1
             )
+        if detach:
+            click.echo(detached.detach(directory, gpus, machine))
+            return 0
         again = submission.requeue(directory)
     what = f"{len(again)} runs queued again: {', '.join(again)}" if again else "nothing to repeat"
     click.echo(f"{directory.name}: goes on; {what}")
@@ -200,6 +189,7 @@ def _drive(directory: Path, chosen: Choice) -> int:
 
 
 @cli.command()
+@on_host()
 @click.argument("name", metavar="[SUBMISSION]", required=False)
 @json_option
 @runs_option
@@ -220,6 +210,7 @@ def status(name: str | None, as_json: bool, runs_root: Path) -> None:
 
 
 @cli.command()
+@on_host()
 @click.argument("run")
 @click.option("-f", "--follow", is_flag=True, help="Go on printing until the run has ended.")
 @runs_option
@@ -232,6 +223,7 @@ def logs(run: str, follow: bool, runs_root: Path) -> None:
 
 
 @cli.command()
+@on_host()
 @click.argument("name", metavar="[SUBMISSION|RUN]", required=False)
 @runs_option
 def stop(name: str | None, runs_root: Path) -> None:
@@ -253,6 +245,7 @@ def stop(name: str | None, runs_root: Path) -> None:
 
 
 @cli.command("collect")
+@on_host(brings=True)
 @click.argument("name", metavar="[SUBMISSION]", required=False)
 @click.option("--champion", type=click.Path(path_type=Path), help="Folder of the best model (default: RUNS/champion).")
 @click.option("--replace", is_flag=True, help="Replace a champion that was validated on another split, too.")
@@ -367,6 +360,7 @@ def images_command(as_json: bool) -> None:
 
 
 @cli.command("prune")
+@on_host()
 @click.option("--yes", is_flag=True, help="Free it without asking.")
 @json_option
 @runs_option
@@ -416,21 +410,16 @@ def exec_command(run_dir: Path, attempt: int | None) -> int:
 
 
 def _job(words: tuple[str, ...], settings: tuple[str, ...]) -> Job:
-    from launcher import spec
+    from launcher import document, spec
 
+    sent: bytes | None = click.get_current_context().obj
     first, rest = words[0], words[1:]
-    if "=" in first and not _is_file(first):
+    if sent is None and not document.names_file(first):
         return spec.from_overrides(words, settings)
     for word in rest:
         if "=" not in word:
             raise RefusedError(f"{word}: a job file is named already ({first}); further words are key=value", 64)
-    return spec.load(Path(first), rest, settings)
-
-
-def _is_file(word: str) -> bool:
-    with contextlib.suppress(OSError):  # a word too long for a file name is none
-        return Path(word).is_file()
-    return False
+    return spec.load(Path(first), rest, settings, sent)
 
 
 def _machine(name: str | None, gpus: str | None) -> Machine:

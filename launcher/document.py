@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,13 @@ class Document:
         while path and path not in self.lines:
             path = path[:-1]
         return f"{self.path}:{self.lines.get(path, 1)}"
+
+
+def names_file(word: str) -> bool:
+    """Whether the first word of a command is a job file, not `key=value`."""
+    with contextlib.suppress(OSError):  # a word too long for a file name is none
+        return "=" not in word or Path(word).is_file()
+    return False
 
 
 def read(path: Path) -> Document:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from launcher.document import Document, JobError, assign, read
+from launcher.document import Document, JobError, assign, parse, read
 from launcher.sizes import SizeError, parse_duration, parse_size
 from trainer.errors import nearest
 
@@ -217,10 +217,13 @@ class Job:
         """The job file, byte for byte."""
 
 
-def load(path: Path, overrides: Sequence[str] = (), settings: Sequence[str] = ()) -> Job:
-    """The job in a file; `settings` are `path=value` of --set. Raises JobError with every fault."""
-    document = read(path)
-    source = path.read_bytes()
+def load(path: Path, overrides: Sequence[str] = (), settings: Sequence[str] = (), source: bytes | None = None) -> Job:
+    """The job in a file; `settings` are `path=value` of --set. Raises JobError with every fault.
+
+    `source` is what the file holds, where `path` only names it: the file of another machine.
+    """
+    document = read(path) if source is None else parse(source.decode("utf-8-sig", "replace"), str(path))
+    source = path.read_bytes() if source is None else source
     for setting in settings:
         document = assign(document, setting)
     if "name" not in document.content and NAME.fullmatch(path.stem):

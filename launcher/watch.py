@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import select
 import sys
 import time
 from pathlib import Path
@@ -124,4 +125,18 @@ def follow_log(run_dir: Path, follow: bool) -> None:
             sys.stdout.flush()
         if not follow or ended:
             return
+        if _reader_gone():
+            raise BrokenPipeError
         time.sleep(0.3)
+
+
+def _reader_gone() -> bool:
+    """Whether nobody reads what is printed any more: the pipe's other end or the connection is closed. A log that is
+    silent for hours would not show it."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (OSError, ValueError):  # no file at all
+        return False
+    watched = select.poll()
+    watched.register(descriptor, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in watched.poll(0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from contextlib import suppress
@@ -34,13 +35,14 @@ def _own(path: Path, flags: int = 0) -> int:
     """Open for writing a regular file in a folder of the run's user. Whatever else that user has put there (a link, a
     pipe) is replaced, not followed. Raises OSError."""
     flags |= os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with suppress(OSError):
-        descriptor = os.open(path, flags, 0o644)
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return descriptor
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            path.unlink()
+    descriptor = os.open(path, flags, 0o644)  # raises where a link has come back meanwhile
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-    path.unlink(missing_ok=True)
-    return os.open(path, flags | os.O_EXCL, 0o644)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor
 
 
 def give_cache(cache: Path, runs_root: Path, user: tuple[int, int]) -> None:

@@ -1,0 +1,53 @@
+"""A supervisor that outlives the command, the terminal or the connection that it was started from."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from launcher import lease
+from launcher.runs import RunError
+
+LOG = "supervisor.log"
+
+
+def detach(submission: Path, gpus: str | None = None, machine: str | None = None) -> str:
+    """Start `launcher resume` on the submission in a session of its own, and return once it drives it; returns the
+    first line that it printed.
+
+    Raises RunError with its last words where it ends before it drives anything.
+    """
+    command = [sys.executable, "-m", "launcher", "resume", str(submission), "--runs", str(submission.parent)]
+    command += [*(["--gpus", gpus] if gpus is not None else []), *(["--machine", machine] if machine else [])]
+    log = submission / LOG
+    with log.open("ab") as out:
+        begin = out.tell()
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    while True:
+        # Asked first whether it lives, then what it wrote: one that has ended has written all that it will. The lock
+        # itself is left alone: whoever tries it holds it for a moment, and the child would find it taken.
+        ended = child.poll() is not None
+        if _driver(submission) == child.pid:
+            return _said(log, begin).partition("\n")[0]
+        if ended:
+            said = _said(log, begin).removeprefix("error: ") or f"exit code {child.returncode}"
+            raise RunError(
+                f"{submission.name}: nothing was started: {said}\nthe submission is there; go on with: "
+                f"launcher resume {submission.name} --runs {os.path.relpath(submission.parent)}"
+            )
+        time.sleep(0.05)
+
+
+def _driver(submission: Path) -> int | None:
+    """The process that drives the submission, or drove it last, by its lease."""
+    word = lease.read(submission)
+    return word.pid if word is not None else None
+
+
+def _said(log: Path, begin: int) -> str:
+    return log.read_bytes()[begin:].decode(errors="replace").strip()

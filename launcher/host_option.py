@@ -1,0 +1,139 @@
+"""`--host` for a command: it runs on a server instead, with the words that it was given here. Loads click alone."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from launcher.refusals import RefusedError, refusals
+
+F = TypeVar("F", bound=Callable[..., Any])
+COMMANDLINE = click.core.ParameterSource.COMMANDLINE
+FORM = re.compile(r"(?P<user>[^-:\s][^:\s]*@)?(?P<server>\[[\w:.%]+\]|[^-@:\s\[][^@:\s]*)(:(?P<folder>.+)?)?")
+
+
+@dataclass(frozen=True)
+class Host:
+    """A server, and where on it the launcher is."""
+
+    given: str
+    """As the user wrote it."""
+    user: str
+    """`user@`, or nothing."""
+    server: str
+    folder: str
+    """From the login folder, or absolute."""
+
+    @property
+    def destination(self) -> str:
+        """For ssh, which takes an IPv6 address without brackets."""
+        return self.user + self.server.strip("[]")
+
+
+def parse(text: str) -> Host:
+    """`user@server:DIR`; without DIR it is $LAUNCHER_HOST_DIR, else the login folder. Raises click.BadParameter."""
+    match = FORM.fullmatch(text)
+    if match is None:
+        raise click.BadParameter(f"'{text}' is no server; write user@server or user@server:DIR", param_hint="--host")
+    folder = match["folder"] or os.environ.get("LAUNCHER_HOST_DIR") or "."
+    # ssh begins in the login folder; a quoted ~ would be a folder of that name.
+    folder = "." if folder in ("~", "~/") else folder.removeprefix("~/")
+    return Host(text, match["user"] or "", match["server"], folder)
+
+
+def on_host(job: bool = False, detached: bool = False, brings: bool = False) -> Callable[[F], F]:
+    """The option `--host` of a command.
+
+    `job`: its first word may be a job file, which is sent along. `detached`: there it must outlive the connection.
+    `brings`: what it is about comes here first, and the command then works on the copy.
+    """
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def wrapper(*, host: str | None, **given: Any) -> Any:
+            size, into = given.pop("job_bytes", None), given.pop("into", None)
+            if size is not None:
+                click.get_current_context().obj = _receive(size)
+            if host is None:
+                if into is not None:
+                    raise click.UsageError("--into goes with --host: it says where the copy shall lie")
+                return function(**given)
+            from launcher import fetch, remote
+
+            there, context = parse(host), click.get_current_context()
+            with refusals():
+                if brings:
+                    words = _words(context, "name", "runs_root")
+                    copy = fetch.fetch(there, words, into or _runs_here(), quiet=given["as_json"])
+                    given |= {"name": str(copy), "runs_root": copy.parent}
+                    return function(**given)
+                words = [*(["--detach"] if detached else []), *_words(context)]
+                file = remote.read_job(given["words"][0]) if job else None
+                if detached:
+                    return remote.submit(there, context.command.name or "", words, file, _shown_runs(context))
+                return remote.run(there, context.command.name or "", words, file)
+
+        options = [click.option("--host", metavar="USER@SERVER[:DIR]", help="Do it on that server, over ssh.")]
+        if job:
+            options.append(click.option("--job-bytes", type=int, hidden=True))
+        if brings:
+            kept = click.Path(path_type=Path, file_okay=False)
+            options.append(
+                click.option("--into", type=kept, help="With --host: folder for the copy (default: as for --runs).")
+            )
+        made: Any = wrapper
+        for option in options:
+            made = option(made)
+        return made  # type: ignore[no-any-return]
+
+    return decorate
+
+
+def _receive(size: int) -> bytes:
+    """The job file that another machine's launcher sends: whole, or a connection was cut and nothing is begun."""
+    content = sys.stdin.buffer.read(size)
+    if len(content) < size:
+        raise RefusedError(f"{len(content)} of the job file's {size} bytes came; nothing was started", 1)
+    return content
+
+
+def _runs_here() -> Path:
+    return Path(os.environ.get("LAUNCHER_RUNS", "runs"))
+
+
+def _shown_runs(context: click.Context) -> str:
+    """` --runs DIR` for the next command, where this one was given it."""
+    given = context.get_parameter_source("runs_root") is COMMANDLINE
+    return f" --runs {shlex.quote(str(context.params['runs_root']))}" if given else ""
+
+
+def _words(context: click.Context, *names: str) -> list[str]:
+    """What was given on the command line (for these parameters; by default for all), to be said again elsewhere.
+
+    Defaults and what comes from the environment stay here: the server has its own.
+    """
+    options, arguments = [], []
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name in ("host", "detach") or (names and name not in names):
+            continue
+        if context.get_parameter_source(name) is not COMMANDLINE:
+            continue
+        value = context.params[name]
+        values = list(value) if isinstance(value, tuple) else [value]
+        if isinstance(parameter, click.Argument):
+            arguments += [str(each) for each in values]
+        elif isinstance(parameter, click.Option) and parameter.is_flag:
+            options.append(max(parameter.opts, key=len))
+        else:
+            options += [f"{max(parameter.opts, key=len)}={each}" for each in values]
+    return [*options, "--", *arguments]

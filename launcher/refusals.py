@@ -1,0 +1,29 @@
+"""What ends a command: one message, and the contract's exit code. Loads nothing heavy."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+
+class RefusedError(Exception):
+    """What a command cannot do, with the exit code that says of which kind it is."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """Errors of the layers below, as exit codes: 64 for a bad job or machine, 65 for missing data, 1 for the rest."""
+    from launcher.document import JobError
+    from launcher.machine import MachineError
+    from launcher.runs import RunError
+
+    try:
+        yield
+    except (JobError, MachineError) as error:
+        raise RefusedError(str(error), 64) from None
+    except RunError as error:
+        raise RefusedError(str(error), 65 if "data folder" in str(error) else 1) from None

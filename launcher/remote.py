@@ -1,0 +1,270 @@
+"""The launcher on a server, over the system's ssh: one connection for all that a command needs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+from typing import IO, Any
+
+import click
+
+from launcher import __version__, document
+from launcher.host_option import Host
+from launcher.runs import RunError
+
+OPTIONS = {
+    "BatchMode": "yes",  # a question that nobody sees would hang for ever
+    "ConnectTimeout": "20",
+    "ServerAliveInterval": "15",  # a connection that died while this machine slept is noticed
+    "ServerAliveCountMax": "4",
+    "ControlPersist": "no",
+    "RemoteCommand": "none",
+    "ClearAllForwardings": "yes",
+    "PermitLocalCommand": "no",
+}
+PATIENCE = 60
+"""Seconds until a server that says nothing is given up."""
+EXIT_SSH = 255
+"""ssh's own exit code: no connection, or it was lost."""
+
+
+@dataclass(frozen=True)
+class Connection:
+    """An open connection; further sessions go through it without another login."""
+
+    host: Host
+    ssh: list[str]
+    """The ssh command with its options, without the destination."""
+    master: subprocess.Popen[bytes]
+
+    def lost(self) -> bool:
+        """Whether the connection has ended; it may take a moment to show."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.master.wait(1)
+        return self.master.poll() is not None
+
+
+def ssh_command() -> list[str]:
+    """The ssh to use: $LAUNCHER_SSH, else ssh. Raises RunError where it is not there."""
+    command = shlex.split(os.environ.get("LAUNCHER_SSH") or "ssh")
+    if not command or shutil.which(command[0]) is None:
+        name = command[0] if command else "ssh"
+        raise RunError(
+            f"{name}: --host needs ssh, which is not installed here; on Debian: apt-get install openssh-client"
+        )
+    return command
+
+
+@contextlib.contextmanager
+def connect(host: Host) -> Iterator[Connection]:
+    """Log in. Raises RunError with what to do where that fails."""
+    command = ssh_command()
+    # A socket's path has a hundred characters at most, and some systems' own temporary folder takes half of them.
+    folder = Path(tempfile.mkdtemp(prefix="launcher-", dir="/tmp"))
+    options = [word for name, value in OPTIONS.items() for word in ("-o", f"{name}={value}")]
+    shared = [*command, *options, "-o", f"ControlPath={folder / 's'}", "-o"]
+    master = None
+    try:
+        with (folder / "said").open("wb") as said:
+            # It lives as long as its `cat` there, and that as long as this process: a killed launcher leaves nothing.
+            # In a session of its own, so that Ctrl-C ends what uses it first.
+            master = subprocess.Popen(
+                [*shared, "ControlMaster=yes", "-o", "LogLevel=ERROR", "-T", host.destination, "exec cat"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + PATIENCE
+        while not (folder / "s").exists():
+            if master.poll() is not None or time.monotonic() > deadline:
+                raise RunError(_why_not(host, (folder / "said").read_text(errors="replace")))
+            time.sleep(0.02)
+        yield Connection(host, [*shared, "ControlMaster=no", "-o", "LogLevel=QUIET"], master)
+    finally:
+        if master is not None:
+            master.kill()  # it may hear a softer signal only at its next ServerAliveInterval
+            master.wait()
+            assert master.stdin is not None
+            master.stdin.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _why_not(host: Host, said: str) -> str:
+    """ssh's own words for a login that failed, as one message that says what to do."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    last = lines[-1] if lines else f"no answer within {PATIENCE} s"
+    by_hand = shlex.join([*ssh_command(), host.destination])
+    text = said.lower()
+    if "host identification has changed" in text:
+        return (
+            f"{host.given}: the server shows another host key than the one known here: it was set up anew, or "
+            "another machine answers in its place. Ask whoever runs it; then: "
+            f"ssh-keygen -R {host.server.strip('[]')}, {by_hand}"
+        )
+    if "host key" in text:
+        return (
+            f"{host.given}: the server's host key is not known here ({last}); look at it and accept it once: {by_hand}"
+        )
+    if "permission denied" in text or "authentication" in text:
+        return (
+            f"{host.given}: the login was refused ({last}); --host needs a key, since it never asks for a password: "
+            f"ssh-copy-id {host.destination} (and ssh-add, where the key has a passphrase)"
+        )
+    if "could not resolve" in text:
+        return f"{host.given}: there is no such server ({last}); check the name, or ~/.ssh/config"
+    return f"{host.given}: cannot be reached ({last}); see whether this works: {by_hand}"
+
+
+def launcher_script(host: Host, words: Sequence[str]) -> str:
+    """What the server's shell does to start the launcher there with these words."""
+    return (
+        f"{enter(host)}"
+        "if [ -x .venv/bin/launcher ]; then l=.venv/bin/launcher; "
+        "elif command -v launcher >/dev/null 2>&1; then l=launcher; "
+        f"else {_say_error(_no_launcher(host))}; exit 1; fi; "
+        # Its standard input is the job file's.
+        f'v=$("$l" --version </dev/null) || {{ {_say_error(_broken(host))}; exit 1; }}; '
+        f'[ "$v" = {__version__} ] || printf "note: the launcher on %s is version %s, this one {__version__}\\n" '
+        f'{quote(host.destination)} "$v" >&2; '
+        f'exec "$l" {shlex.join(words)}'
+    )
+
+
+def enter(host: Host) -> str:
+    """The beginning of every script: into the server's folder, or one clear error."""
+    absent = f"{host.given}: there is no folder {host.folder} to go into; name the project's: --host {_plain(host)}:DIR"
+    return f"cd {quote(host.folder)} >/dev/null 2>&1 || {{ {_say_error(absent)}; exit 1; }}; "
+
+
+def _plain(host: Host) -> str:
+    return host.user + host.server
+
+
+def _no_launcher(host: Host) -> str:
+    place = "the login folder" if host.folder == "." else host.folder
+    return (
+        f"{host.given}: there is no launcher: neither .venv/bin/launcher in {place}, nor launcher on the PATH; name "
+        f"the project's checkout by --host {_plain(host)}:DIR, or say there: make install"
+    )
+
+
+def _broken(host: Host) -> str:
+    return f"{host.given}: the launcher in {host.folder} does not start; say there: make install"
+
+
+def _say_error(message: str) -> str:
+    return f"printf '%s\\n' {quote('error: ' + message)} >&2"
+
+
+def session(connection: Connection, script: str, tty: bool = False) -> list[str]:
+    """The local command that has the server's sh run `script`, whatever the user's login shell is."""
+    kind = "-t" if tty else "-T"
+    return [*connection.ssh, kind, connection.host.destination, f"sh -c {quote(script)}"]
+
+
+def read_job(word: str) -> bytes | None:
+    """The job file that a command's first word names; None where it is `key=value`. Raises JobError."""
+    if not document.names_file(word):
+        return None
+    document.read(Path(word))
+    return Path(word).read_bytes()
+
+
+def run(host: Host, command: str, words: Sequence[str], job: bytes | None = None) -> int:
+    """A command on the server: what it prints is printed here. Returns its exit code. Raises RunError."""
+    with connect(host) as connection:
+        # On a terminal it has one there too: it can ask, and fit its tables.
+        tty = job is None and sys.stdin.isatty() and sys.stdout.isatty()
+        with _start(connection, command, words, job, tty=tty) as process:
+            try:
+                code = process.wait()
+            except KeyboardInterrupt:
+                click.echo(f"\nno longer looking; what runs on {host.given} goes on", err=True)
+                return 130
+        return checked(connection, code)
+
+
+def submit(host: Host, command: str, words: Sequence[str], job: bytes | None, runs: str) -> int:
+    """`submit` or `resume` on the server, which leaves the runs to a process there, and how to go on from here.
+
+    `runs` is ` --runs DIR` where that was given. Returns the exit code. Raises RunError.
+    """
+    name = ""
+    with connect(host) as connection:
+        with _start(connection, command, words, job, stdout=subprocess.PIPE) as process:
+            try:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    name = name or line.decode(errors="replace").partition(": ")[0]
+                    sys.stdout.buffer.write(line)
+                    sys.stdout.flush()
+                code = process.wait()
+            except KeyboardInterrupt:
+                look = f"launcher status --host {quote(host.given)}{runs}"
+                click.echo(f"\nno longer waiting; whether {host.given} has begun: {look}", err=True)
+                return 130
+        code = checked(connection, code)
+    if code == 0:
+        at = f"{name} --host {quote(host.given)}{runs}"
+        click.echo(f"it goes on there without this machine; see it: launcher status {at}")
+        click.echo(f"bring back what it leaves: launcher collect {at}")
+    return code
+
+
+def capture(connection: Connection, command: str, words: Sequence[str]) -> bytes:
+    """What a command on the server prints. Ends this command, too, where that one fails, with its exit code."""
+    with _start(connection, command, words, None, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        printed = process.stdout.read()
+        code = process.wait()
+    if checked(connection, code):
+        raise click.exceptions.Exit(code)
+    return printed
+
+
+@contextlib.contextmanager
+def _start(
+    connection: Connection, command: str, words: Sequence[str], job: bytes | None, stdout: int | None = None,
+    tty: bool = False,
+) -> Iterator[subprocess.Popen[bytes]]:  # fmt: skip
+    given: list[str] = [command]
+    stdin: IO[Any] | int | None = None if tty else subprocess.DEVNULL
+    with contextlib.ExitStack() as stack:
+        if job is not None:
+            given.append(f"--job-bytes={len(job)}")
+            stdin = stack.enter_context(tempfile.TemporaryFile())
+            stdin.write(job)
+            stdin.seek(0)
+        sys.stdout.flush()
+        script = launcher_script(connection.host, [*given, *words])
+        process = subprocess.Popen(session(connection, script, tty), stdin=stdin, stdout=stdout)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+
+
+def checked(connection: Connection, code: int) -> int:
+    """The exit code of a session, where it is the server's own. Raises RunError where it is ssh's."""
+    if code != EXIT_SSH:
+        return code
+    look = f"launcher status --host {quote(connection.host.given)}"
+    if connection.lost():
+        raise RunError(
+            f"{connection.host.given}: the connection was lost; what was started there goes on. Look again: {look}"
+        )
+    raise RunError(f"{connection.host.given}: the launcher was killed there; runs that it started go on. See: {look}")
