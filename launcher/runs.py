@@ -97,6 +97,8 @@ class RunRequest:
     identity: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     """What tables show of it: model, data, training, img_size, batch_size, epochs, seed."""
+    predicted_memory: int | None = None
+    """Bytes on each device that the run is foreseen to need, the allowance for a CUDA context included."""
 
 
 @dataclass(frozen=True)
