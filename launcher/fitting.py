@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from launcher import memory
 from launcher.machine import Machine
@@ -39,61 +40,74 @@ def budgets(machine: Machine, cap: int | None = None) -> dict[str, int]:
     return {device: min(sizes) for device, sizes in found.items() if sizes}
 
 
+class _Key(NamedTuple):
+    """What decides the memory of a step, as `memory.predict` takes it."""
+
+    model_name: str
+    img_size: int
+    precision: str
+    optimizer: str
+    device: str
+
+
 def fit(config: Config, resources: Resources, machine: Machine) -> Fit:
     """Foresee a run, and cut its batch into the micro-batches with which it fits every device that can train it at all,
-    unless the configuration names a micro-batch. What is not in the table is traced only where a device's memory is
-    known. On a CPU nothing is foreseen."""
+    unless the configuration names a micro-batch.
+
+    What is not in the table is traced (seconds), but only where a device's memory is known. On a CPU nothing is
+    foreseen.
+    """
     training = config.training
     asked = training.micro_batch or training.batch_size
-    if not resources.gpus or config.device == "cpu":
-        return Fit(asked)
+    if not resources.gpus or config.device == "cpu" or asked % resources.gpus or training.batch_size % resources.gpus:
+        return Fit(asked)  # what does not divide among the devices, the trainer refuses in its own words
     there = budgets(machine, resources.gpu_memory)
-    kind = "cuda" if machine.gpus else "mps"
-    key = (config.model.name, config.data.img_size, memory.precision_of(training.precision, kind), training.optimizer)
-    need, why = memory.predict(*key, kind), ""
+    device = "cuda" if machine.gpus else "mps"
+    precision = memory.precision_of(training.precision, device)
+    key = _Key(config.model.name, config.data.img_size, precision, training.optimizer, device)
+    need, why = memory.predict(*key), ""
     if need is None and there:
-        need, why = memory.trace(*key, kind, memory.cache_folder())
+        need, why = memory.trace(*key, memory.cache_folder())
     if need is None:
-        return Fit(asked, notes=(f"the memory of {key[0]} at {key[1]} px is not known: {why}",) if why else ())
-    devices = resources.gpus
-    if asked % devices or training.batch_size % devices:
-        return Fit(asked)  # the trainer refuses it in its own words
-    # Each of several devices keeps the gradients a second time, to exchange them.
-    shared = need.weights if devices > 1 else 0
+        unknown = f"the memory of {key.model_name} at {key.img_size} px is not known: {why}"
+        return Fit(asked, notes=(unknown,) if why else ())
+    return _cut(key, need, training.batch_size, training.micro_batch, resources.gpus, there, len(machine.devices))
+
+
+def _cut(key: _Key, need: Need, batch: int, asked: int | None, gpus: int, there: dict[str, int], devices: int) -> Fit:
+    """`there` are the budgets of those of the machine's `devices` whose memory is known; a run takes `gpus` of them,
+    which share its batch."""
+    beside = CONTEXT + (need.weights if gpus > 1 else 0)  # several keep the gradients a second time, to exchange them
 
     def total(micro: int) -> int:
-        return need.at(micro // devices, micro < training.batch_size) + shared + CONTEXT
+        return need.at(micro // gpus, micro < batch) + beside
 
-    room = {device: size - shared - CONTEXT for device, size in there.items()}
-    cut = {d: memory.fitting_micro_batch(need, size, training.batch_size // devices) for d, size in room.items()}
-    possible = [size * devices for size in cut.values() if size is not None]
-    unknown = len(machine.devices) - len(there)
-    micro = asked
-    words: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    if possible and len(possible) + unknown >= devices:
-        if training.micro_batch is None:
-            micro = min(possible)
-            words = (f"training.micro_batch={micro}",) if micro < training.batch_size else ()
-        elif min(possible) < asked:
-            notes = (f"training.micro_batch={asked} is not foreseen to fit everywhere; {min(possible)} is",)
-    elif len(possible) + unknown < devices <= len(machine.devices):
-        micro = devices
-        why_not = _refusal(config, need, key, kind, micro, total(micro), max(there.values()), max(room.values()))
-        return Fit(micro, total(micro), dict.fromkeys(there, False), why_not=why_not)
-    return Fit(micro, total(micro), {d: total(micro) <= size for d, size in there.items()}, words, notes=notes)
+    cut = {d: memory.fitting_micro_batch(need, size - beside, batch // gpus) for d, size in there.items()}
+    possible = [size * gpus for size in cut.values() if size is not None]
+    unknown = devices - len(there)
+    if len(possible) + unknown < gpus <= devices:
+        decides = sorted(there.values(), reverse=True)[gpus - 1 - unknown]
+        smaller = _remedy(key, need, decides - beside)
+        why = f"needs {total(gpus) / GIB:.1f} GiB at micro-batch {gpus}, {decides / GIB:.1f} GiB there; {smaller}"
+        return Fit(gpus, total(gpus), {d: size is not None for d, size in cut.items()}, why_not=why)
+    fitting = min(possible, default=batch)
+    micro = asked or fitting
+    return Fit(
+        micro,
+        total(micro),
+        {d: total(micro) <= size for d, size in there.items()},
+        words=(f"training.micro_batch={micro}",) if micro < batch and asked is None else (),
+        notes=(f"training.micro_batch={micro} is not foreseen to fit everywhere; {fitting} is",)
+        if micro > fitting
+        else (),
+    )
 
 
-def _refusal(
-    config: Config, need: Need, key: tuple[str, int, str, str], kind: str, micro: int, total: int, there: int, room: int
-) -> str:
-    """Why the run cannot be, and what could."""
-    name, size, precision, optimizer = key
-    smaller = memory.largest_size(name, precision, optimizer, room, kind)
-    if smaller is not None and smaller < size:
-        hint = f"data.img_size={smaller} would fit"
-    elif need.update > room:
-        hint = "no data.img_size would fit; take a smaller model, like model=resnet34"
-    else:
-        hint = "a smaller data.img_size or model=resnet34 might fit"
-    return f"needs {total / GIB:.1f} GiB at micro-batch {micro}, {there / GIB:.1f} GiB there; {hint}"
+def _remedy(key: _Key, need: Need, room: int) -> str:
+    """What could be trained in `room` bytes in place of a run that cannot."""
+    smaller = memory.largest_size(key.model_name, key.precision, key.optimizer, room, key.device)
+    if smaller is not None and smaller < key.img_size:
+        return f"data.img_size={smaller} would fit"
+    if need.update > room:
+        return "no data.img_size would fit; take a smaller model, like model=resnet34"
+    return "a smaller data.img_size or model=resnet34 might fit"
