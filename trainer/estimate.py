@@ -33,7 +33,7 @@ CLASSES = 17
 PRECISIONS = ("fp32", "bf16")
 TABLE_SIZES = (384, 512, 768)
 TABLE_DEVICES = ("cuda", "mps")
-_BATCHES = (4, 8)
+_BATCHES = (2, 8)
 # What CUDA's autocast computes in float32 and the CPU's does not (torch.amp's documentation, "CUDA Ops that can
 # autocast to float32"). Attention and normalisation keep more memory by it.
 _FLOAT32_OPS = frozenset(
@@ -69,7 +69,7 @@ class Estimate:
     """With gradients that are kept from one micro-batch to the next."""
     per_image: int
     spared: int
-    """How much lower the line is where the step has one micro-batch."""
+    """How much lower the line is where the step has one micro-batch. A little more in large ones, which is left out."""
     update: int
     """The least that any step needs: weights, gradients, state and temporaries of the optimiser."""
 
@@ -152,7 +152,7 @@ def estimate(config: Config, classes: int = CLASSES, precisions: tuple[str, ...]
             activations_per_image=per_image - image,
             fixed=high.further - per_image * large,
             per_image=per_image,
-            spared=high.further - high.one,
+            spared=min(low.further - low.one, high.further - high.one),
             update=high.update,
         )
     return found
