@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet 
 SOURCES := launcher trainer tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-docker test test-full lint format bench clean
+.PHONY: help install demo demo-docker test test-full lint format bench memory-table clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ bench: install ## ratios of loading and training speed, measured in one run; sim
 	$(BIN)/python -m tests.simulate_scheduler
 	$(BIN)/python -m tests.bench
 	$(BIN)/python -m tests.bench_containers
+
+memory-table: install ## trace the six models' training memory anew: launcher/memory_table.csv, in some minutes
+	$(BIN)/python -m trainer estimate --table launcher/memory_table.csv
 
 clean: ## what make made, but for .venv and runs/
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -271,25 +271,25 @@ def collect_command(name: str | None, champion: Path | None, replace: bool, as_j
 @click.option(
     "--machine", metavar="NAME|FILE", help="cuda-server, mac-m4-pro, mps-20gb or a file (default: this host)."
 )
+@click.option("--memory", metavar="24g", help="Memory of each accelerator; on a Mac, all of its memory.")
 @json_option
-def matrix(machine: str | None, as_json: bool) -> None:
-    """Show the manual's compatibility table for a machine: what each combination needs."""
-    from launcher import compatibility
+def matrix(machine: str | None, memory: str | None, as_json: bool) -> None:
+    """Show what a machine can train, at which micro-batch, and what the manual says of it."""
+    from launcher import combinations, compatibility
 
+    with refusals():
+        found = _machine(machine, None)
+        found = combinations.with_memory(found, memory) if memory else found
+    environment = compatibility.environment_of(found.mps, len(found.gpus), found.memory)
     if machine in compatibility.ENVIRONMENTS:
         environment = str(machine)
-    else:
-        with refusals():
-            found = _machine(machine, None)
-        environment = compatibility.environment_of(found.mps, len(found.gpus), found.memory)
-        if not as_json:
-            click.echo(f"{found.describe()}; of the manual's machines, {environment} is nearest")
     if as_json:
-        rows = compatibility.table(environment)
-        click.echo(json.dumps({"environment": environment, "note": compatibility.NOTE, "rows": rows}, indent=2))
+        click.echo(json.dumps(combinations.as_json(found, environment), indent=2, ensure_ascii=False))
         return
-    _print(compatibility.render(environment))
-    click.echo(compatibility.NOTE)
+    click.echo(found.describe())
+    _print(combinations.render(found, environment))
+    for line in combinations.remarks(found, environment):
+        click.echo(line)
 
 
 @cli.command("doctor")

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from typing import Any
 
 ENVIRONMENTS = ("cuda-server", "mac-m4-pro", "mps-20gb")
 NOTE = "The figures are the manual's own estimates; none was measured."
@@ -40,34 +37,3 @@ def manual_memory(config: dict[str, Any], environment: str) -> float | None:
         if all(row[key] == config.get(key) for key in keys):
             return float(row["memory_gb"])
     return None
-
-
-def render(environment: str) -> Table:
-    """The table for a terminal."""
-    from rich.table import Table
-
-    shown = Table(box=None, pad_edge=False, header_style="bold", title=f"The manual's table for {environment}")
-    shown.title_justify = "left"
-    for title, justify in (
-        ("model", "left"),
-        ("data", "left"),
-        ("batch", "right"),
-        ("size", "right"),
-        ("memory", "right"),
-        ("time", "right"),
-        ("F1 expected", "right"),
-        ("status", "left"),
-    ):
-        shown.add_column(title, justify=justify)  # type: ignore[arg-type]
-    for row in table(environment):
-        shown.add_row(
-            row["model"],
-            row["data"],
-            str(row["batch_size"]),
-            str(row["img_size"]),
-            f"~{row['memory_gb']} GB",
-            "–".join(map(str, row["hours"])) + " h" if row["hours"] else "",
-            "–".join(f"{value:.3g}" for value in dict.fromkeys(row["f1_macro"])) if row["f1_macro"] else "",
-            row["status"],
-        )
-    return shown

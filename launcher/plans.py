@@ -12,7 +12,8 @@ import click
 
 from launcher import compatibility, runs, submission
 from launcher.machine import Machine
-from launcher.sizes import show_duration, show_size
+from launcher.memory import CONTEXT
+from launcher.sizes import GIB, show_duration, show_size
 from launcher.spec import Job
 from launcher.steps import figures
 from launcher.submission import Planned
@@ -81,6 +82,9 @@ def _plain(p: Planned, environment: str) -> dict[str, Any]:
         "fits": p.why_not is None,
         "why_not": p.why_not,
         "manual_memory_gb": compatibility.manual_memory(p.request.config, environment),
+        "predicted_memory_bytes": p.request.predicted_memory,
+        "micro_batch": p.fit.micro_batch if p.fit else None,
+        "fits_on": p.fit.fits_on if p.fit else {},
     }
 
 
@@ -100,6 +104,8 @@ def table(each: Sequence[Planned], machine: Machine) -> Table:
         ("epochs", "right"),
         ("GPUs", "right"),
         ("cores", "right"),
+        ("micro", "right"),
+        ("needs", "right"),
         ("manual says", "right"),
         ("fits", "left"),
     ):
@@ -112,10 +118,20 @@ def table(each: Sequence[Planned], machine: Machine) -> Table:
             *(str(config.get(key, "")) for key in ("model", "data", "training", "img_size", "batch_size", "epochs")),
             str(resources.gpus),
             f"{resources.cpus:g}" if resources.cpus else "",
+            str(p.fit.micro_batch) if p.fit else "",
+            f"{p.request.predicted_memory / GIB:.1f} GiB" if p.request.predicted_memory else "",
             f"~{memory:g} GB" if memory else "",
-            "✗ " + p.why_not if p.why_not else "✓",
+            "✗ " + p.why_not if p.why_not else _fits(p),
         )
     return shown
+
+
+def _fits(p: Planned) -> str:
+    """On which devices, where they differ."""
+    found = p.fit.fits_on if p.fit else {}
+    if len(set(found.values())) < 2:
+        return "✓" if all(found.values()) else "✗ at this micro-batch"
+    return " ".join(f"{'✓' if fits else '✗'} {device}" for device, fits in found.items())
 
 
 def remarks(job: Job, each: Sequence[Planned], machine: Machine, native: bool = True) -> list[str]:
@@ -128,6 +144,11 @@ def remarks(job: Job, each: Sequence[Planned], machine: Machine, native: bool = 
             "note: resources.share_gpu: a run of unknown need, or on a GPU of unknown memory, has the GPU to itself; "
             "resources.gpu_memory says the need"
         )
+    if any(p.fit and p.fit.words for p in each):
+        lines.append("training.micro_batch was chosen to fit the devices' memory; the effective batch stays")
+    if any(p.request.predicted_memory for p in each):
+        lines.append(f"needs: foreseen, with {show_size(CONTEXT)} for the device's context; not verified on a GPU")
+    lines += [f"note: {note}" for note in dict.fromkeys(note for p in each if p.fit for note in p.fit.notes)]
     limited = [field for field in ("memory", "shm") if any(getattr(p.request.resources, field) for p in each)]
     if limited and native:
         lines.append(

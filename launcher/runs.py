@@ -107,14 +107,14 @@ class RunRequest:
     """Whether it may be packed onto a GPU beside other runs of its submission."""
     priority: int = 0
     """The scheduler's: higher starts first."""
-    predicted_memory: int | None = None
-    """Bytes that it is expected to need on each device; None: not known."""
     identity: str = ""
     data: str = ""
     code: str = ""
     """What it trains on and with: see `reuse`."""
     config: dict[str, Any] = field(default_factory=dict)
     """What tables show of it: model, data, training, img_size, batch_size, epochs, seed."""
+    predicted_memory: int | None = None
+    """Bytes on each device that the run is foreseen to need, the allowance for a CUDA context included."""
 
 
 def device_need(request: RunRequest) -> int | None:
@@ -128,7 +128,11 @@ def device_limit(request: RunRequest) -> int | None:
     A run that shares a GPU is held to what it was packed by, so that it takes nothing from those beside it.
     """
     shares = request.share_gpu and request.resources.gpus > 0
-    return device_need(request) if shares else request.resources.gpu_memory
+    if shares and not request.resources.gpu_memory and request.predicted_memory:
+        from launcher.memory import CONTEXT
+
+        return max(1, request.predicted_memory - CONTEXT)  # the context is not the allocator's
+    return request.resources.gpu_memory
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher import __version__, engines, matrix, reuse, runs, steps
+from launcher import __version__, engines, fitting, matrix, reuse, runs, steps
 from launcher.checkout import git_sha
 from launcher.choice import Choice
 from launcher.document import JobError
@@ -41,6 +41,8 @@ class Planned:
     why_not: str | None = None
     place: str = ""
     """Where the job file asks for what cannot be had."""
+    fit: fitting.Fit | None = None
+    """What is foreseen of a training run's device memory."""
 
 
 def expand(job: Job, machine: Machine, cpu_only: bool = False) -> list[Planned]:
@@ -71,20 +73,28 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False) -> list[Planned]:
         summary = _summary(composed, words)
         name = matrix.run_name(index, entry.values, keys, summary["model"])
         plain = trainer_config.to_dict(composed)
+        # The micro-batch that this adds is left out of the identity: on another machine it is the same run.
+        fit = fitting.fit(composed, resources, machine)
         request = RunRequest(
             name=name.zfill(len(name) + width - len(name.split("-")[0])),
             index=index,
             kind="train",
-            command=["train", *words],
-            overrides=words,
+            command=["train", *words, *fit.words],
+            overrides=[*words, *fit.words],
             resources=resources,
             fetches=composed.model.name if composed.model.pretrained and not composed.model.weights else None,
             **_common(job),
             priority=priority,
             identity=reuse.identity(plain),
             config=summary,
+            predicted_memory=fit.predicted,
         )
-        planned.append(Planned(request, why_not, place))
+        if fit.why_not and not why_not:
+            key = next((key for key in ("data.img_size", "model.name", "model", "data") if key in origins), "")
+            where = f"{_place(origins.get(key, ()), job)}: {request.name}"
+            planned.append(Planned(request, f"{machine.name}: {fit.why_not}", where, fit))
+        else:
+            planned.append(Planned(request, why_not, place, fit))
     if faults:
         raise JobError("\n".join(sorted(dict.fromkeys(faults), key=_line)))
     return planned + _steps(job, [p.request for p in planned], resources)
@@ -148,8 +158,11 @@ def _attributed(line: str, origins: dict[str, tuple[str | int, ...] | None], job
     known = next((k for k in origins if k == key or key.startswith(k + ".") or k.startswith(key + ".")), None)
     if known is None:
         return f"{job.document.place(())}: {line}"
-    path = origins[known]
-    return f"the command line: {line}" if path is None else f"{job.document.place(path)}: {line}"
+    return f"{_place(origins[known], job)}: {line}"
+
+
+def _place(path: tuple[str | int, ...] | None, job: Job) -> str:
+    return "the command line" if path is None else job.document.place(path)
 
 
 def _summary(composed: trainer_config.Config, words: Sequence[str]) -> dict[str, Any]:
@@ -256,7 +269,8 @@ def refuse_misfits(planned: Sequence[Planned]) -> None:
     """Raises JobError when a run asks for more than the machine has."""
     faults = {f"{each.place}: {each.why_not}" for each in planned if each.why_not}
     if faults:
-        raise JobError("\n".join(sorted(faults)) + "\nask for less by --set resources.<field>=…, or see: launcher plan")
+        remedy = "ask for less by --set resources.<field>=…, or " if any(": resources." in f for f in faults) else ""
+        raise JobError("\n".join(sorted(faults)) + f"\n{remedy}see: launcher plan")
 
 
 def find_data(given: str | None, planned: Sequence[Planned]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import re
 import signal
@@ -17,13 +18,14 @@ from typing import NoReturn
 from trainer import __version__
 from trainer.errors import EXIT_FAILED, EXIT_OK, ConfigError, StoppedError, TrainerError, nearest
 
-COMMANDS = ("train", "predict", "ensemble", "analyze", "sample-data")
+COMMANDS = ("train", "predict", "ensemble", "analyze", "estimate", "sample-data")
 USAGE = """usage: python -m trainer COMMAND …
 
   train KEY=VALUE …             train one model; `train --help` lists the keys
   predict checkpoint=FILE       predict the test images: submission.csv, predictions.npz
   ensemble --checkpoints FILE … join checkpoints: soft_voting, hard_voting or rank_averaging
   analyze --checkpoint FILE     confusion matrix, report, worst mistakes: analysis_results/
+  estimate KEY=VALUE …          the device memory that training needs, without data or a GPU
   sample-data DIR               draw a small set of documents to try everything on
 
 Results go to $RUN_DIR; the data lies in data.root=DIR, $DATA_DIR or ./data."""
@@ -93,6 +95,7 @@ def _dispatch(arguments: list[str]) -> int:
         "predict": _predict,
         "ensemble": _ensemble,
         "analyze": _analyze,
+        "estimate": _estimate,
         "sample-data": _sample_data,
     }
     if command not in handlers:
@@ -260,6 +263,39 @@ def _analyze(arguments: list[str]) -> int:
 
     root = options.root or Path(os.environ.get("DATA_DIR") or "data")
     analyze(options.checkpoint, _output(options.output) / "analysis_results", root if root.is_dir() else None)
+    return EXIT_OK
+
+
+def _estimate(arguments: list[str]) -> int:
+    parser = _Parser(
+        "python -m trainer estimate",
+        usage="python -m trainer estimate KEY=VALUE … [--json] [--classes N]\n"
+        "       python -m trainer estimate --table FILE",
+        description="The memory that one training step needs on its device, traced without data or a GPU. Takes the "
+        "keys of `train`; device=mps traces a step on Apple's GPUs, device=cpu one on the CPU, all else one on CUDA.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for `train`")
+    parser.add_argument("--classes", type=_positive, default=17, help="of the classifier (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON, in bytes")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write the launcher's table of all models instead")
+    options = parser.parse_args(arguments)
+    from trainer import config
+
+    if options.table and (options.overrides or options.json):
+        raise ConfigError(f"--table {options.table}: it is of all models and sizes; take the other words away")
+    composed = config.compose(options.overrides, "estimate")
+    from trainer import estimate
+    from trainer.files import write_text
+
+    if options.table:
+        write_text(options.table, estimate.as_csv(list(estimate.table())))
+        return EXIT_OK
+    found = estimate.estimate(composed, options.classes)
+    if options.json:
+        print(json.dumps(estimate.as_json(composed, found, options.classes), indent=2))
+    else:
+        print(estimate.as_text(composed, found))
     return EXIT_OK
 
 

@@ -15,7 +15,7 @@ import timm
 import torch
 from torch import nn
 
-from trainer.config import ModelConfig
+from trainer.config import ModelConfig, TrainingConfig
 from trainer.errors import ConfigError, nearest
 
 
@@ -201,3 +201,11 @@ class Normalized(nn.Module):
         values = images.to(memory_format=self.memory_format).float().sub(self.mean).div(self.std)
         logits: torch.Tensor = self.model(values)
         return logits.float()
+
+
+def make_optimizer(training: TrainingConfig, net: nn.Module) -> torch.optim.Optimizer:
+    """The configuration's optimiser; biases and normalisation layers have no weight decay, as timm has it."""
+    from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # exported, but not in __all__
+
+    name = {"adamw": "adamw", "sgd": "sgd"}[training.optimizer]
+    return create_optimizer_v2(net, opt=name, lr=training.lr, weight_decay=training.weight_decay, momentum=0.9)

@@ -134,7 +134,7 @@ def _prepare(
     channels_last = device.channels_last(training.channels_last, chosen)
     bare = model.create(config.model, len(table.class_names), config.data.img_size, load_weights=state is None)
     net = model.Normalized(bare, mean, std, channels_last)
-    optimizer = _optimizer(config, net)
+    optimizer = model.make_optimizer(training, net)
     if state is not None:
         _restore(net, optimizer, state, table, split)
     wrapped, wrapped_optimizer = fabric.setup(net, optimizer)
@@ -218,14 +218,6 @@ def _end_workers(*loaders: DataLoader[Any]) -> None:
         iterator = loader._iterator
         if iterator is not None and hasattr(iterator, "_shutdown_workers"):
             iterator._shutdown_workers()
-
-
-def _optimizer(config: Config, net: nn.Module) -> torch.optim.Optimizer:
-    from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # exported, but not in __all__
-
-    training = config.training
-    name = {"adamw": "adamw", "sgd": "sgd"}[training.optimizer]
-    return create_optimizer_v2(net, opt=name, lr=training.lr, weight_decay=training.weight_decay, momentum=0.9)
 
 
 def _restore(

@@ -17,7 +17,7 @@ import click
 import psutil
 import pytest
 
-from launcher import host_option, remote, runs
+from launcher import host_option, lease, remote, runs
 from tests.launcher.conftest import Lab, wait_for
 from tests.ssh_server import SshServer, missing
 
@@ -43,7 +43,7 @@ def server(lab: Lab) -> Iterator[SshServer]:
     made.stop()
     for submission in runs.list_submissions(made.folder / "runs"):  # of a test that failed
         if runs.is_locked(submission / "supervisor.lock"):
-            os.kill(int((submission / "supervisor.lock").read_text().split()[0]), signal.SIGKILL)
+            os.kill(lease.read(submission).pid, signal.SIGKILL)  # type: ignore[union-attr]
 
 
 def plan(server: SshServer, what: dict[str, dict[str, Any]]) -> None:

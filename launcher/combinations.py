@@ -1,0 +1,151 @@
+"""What a machine can train of the manual's combinations: the memory foreseen, and what the manual says beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from launcher import compatibility, memory
+from launcher.fitting import budgets
+from launcher.machine import Gpu, Machine, MachineError
+from launcher.memory import CONTEXT
+from launcher.sizes import GIB, SizeError, parse_size, show_size
+from trainer import config as trainer_config
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+BATCH = 16
+"""Of a combination that the manual does not have for a machine: its default."""
+
+
+def with_memory(machine: Machine, text: str) -> Machine:
+    """The machine with memory of this size (`24g`) on each accelerator; one without any gets a GPU. Raises
+    MachineError."""
+    try:
+        size = parse_size(text)
+    except SizeError as error:
+        raise MachineError(f"--memory: {error}") from None
+    if machine.mps and not machine.gpus:
+        return dataclasses.replace(machine, memory=size)
+    given = tuple(dataclasses.replace(gpu, name="GPU", memory=size) for gpu in machine.gpus)
+    named = f"{machine.name} with {show_size(size)} on each GPU"
+    return dataclasses.replace(machine, name=named, gpus=given or (Gpu(0, "GPU", size),), mps=False)
+
+
+def rows(machine: Machine, environment: str) -> list[dict[str, Any]]:
+    """Every model with both data configurations, batch and size as in the manual's row for the environment (several
+    where it has several), else batch `BATCH` and the size of the data configuration. Sizes in bytes, of one device; the
+    smallest device decides, and `None` is what is not known.
+    """
+    there = budgets(machine)
+    budget = min(there.values(), default=None)
+    kind = "mps" if machine.mps and not machine.gpus else "cuda"
+    precision = memory.precision_of("auto", kind)
+    found = []
+    for model in trainer_config.option_names("model"):
+        for data in trainer_config.option_names("data"):
+            config = trainer_config.compose([f"model={model}", f"data={data}"])
+            manual = [r for r in compatibility.table(environment) if (r["model"], r["data"]) == (model, data)]
+            for row in manual or [{"batch_size": BATCH, "img_size": config.data.img_size}]:
+                key = (config.model.name, row["img_size"], precision, "adamw", kind)
+                found.append(
+                    {
+                        "model": model,
+                        "data": data,
+                        "batch_size": row["batch_size"],
+                        "img_size": row["img_size"],
+                        "precision": precision,
+                        **_foreseen(key, row["batch_size"], budget),
+                        "manual_memory_gb": row.get("memory_gb"),
+                        "manual_status": row.get("status"),
+                        "manual_hours": row.get("hours"),
+                        "manual_f1_macro": row.get("f1_macro"),
+                    }
+                )
+    return found
+
+
+def _foreseen(key: tuple[str, int, str, str, str], batch: int, budget: int | None) -> dict[str, Any]:
+    need = memory.predict(*key)
+    foreseen: dict[str, Any] = dict.fromkeys(
+        ("predicted_memory_bytes", "micro_batch", "predicted_at_micro_batch_bytes", "largest_img_size")
+    )
+    if need is None:
+        return foreseen
+    foreseen["predicted_memory_bytes"] = need.at(batch, accumulates=False) + CONTEXT
+    if budget is not None:
+        name, _, precision, optimizer, kind = key
+        micro = memory.fitting_micro_batch(need, budget - CONTEXT, batch)
+        foreseen["micro_batch"] = micro
+        foreseen["largest_img_size"] = memory.largest_size(name, precision, optimizer, budget - CONTEXT, kind)
+        if micro is not None:
+            foreseen["predicted_at_micro_batch_bytes"] = need.at(micro, micro < batch) + CONTEXT
+    return foreseen
+
+
+def as_json(machine: Machine, environment: str) -> dict[str, Any]:
+    """The stable form of `matrix --json`: `rows` is the manual's table, `combinations` what is foreseen."""
+    return {
+        "environment": environment,
+        "note": compatibility.NOTE,
+        "rows": compatibility.table(environment),
+        "machine": machine.describe(),
+        "usable_memory_bytes": budgets(machine),
+        "context_bytes": CONTEXT,
+        "combinations": rows(machine, environment),
+    }
+
+
+def remarks(machine: Machine, environment: str) -> list[str]:
+    """What the figures mean."""
+    there = budgets(machine)
+    usable = ", ".join(f"{show_size(size)} on {_device(device)}" for device, size in there.items())
+    lines = (
+        [f"a run may use {usable}"] if usable else ["no accelerator's memory is known: say --memory 24g, or --machine"]
+    )
+    if "mps" in there:
+        lines[0] += f": what Metal lets a process use of {show_size(machine.memory)} (not verified)"
+    lines.append(
+        f"needs: foreseen by tracing a step, with {show_size(CONTEXT)} for the device's context and workspaces; not "
+        "verified on a GPU. The micro-batch keeps the effective batch"
+    )
+    return [*lines, f"the manual's columns are those of {environment}. {compatibility.NOTE}"]
+
+
+def _device(name: str) -> str:
+    return f"GPU {name}" if name.isdigit() else name.upper()
+
+
+def render(machine: Machine, environment: str) -> Table:
+    """The combinations for a terminal."""
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("model", "data", "batch", "size", "", "needs", "micro-batch", "needs then", "manual says", "status",
+                  "time", "F1 expected"):  # fmt: skip
+        left = title in ("model", "data", "", "status")
+        shown.add_column(title, justify="left" if left else "right", overflow="fold")
+    for row in rows(machine, environment):
+        then, largest = row["predicted_at_micro_batch_bytes"], row["largest_img_size"]
+        misfit = (f"✗ ({largest} px fits)" if largest else "✗") if budgets(machine) else ""
+        gb, f1 = row["manual_memory_gb"], row["manual_f1_macro"]
+        shown.add_row(
+            row["model"],
+            row["data"],
+            str(row["batch_size"]),
+            str(row["img_size"]),
+            row["precision"],
+            _gib(row["predicted_memory_bytes"]),
+            str(row["micro_batch"] or misfit),
+            _gib(then),
+            f"~{gb} GB" if gb else "",
+            row["manual_status"] or "",
+            "–".join(map(str, row["manual_hours"])) + " h" if row["manual_hours"] else "",
+            "–".join(f"{value:.3g}" for value in dict.fromkeys(f1)) if f1 else "",
+        )
+    return shown
+
+
+def _gib(size: int | None) -> str:
+    return f"{size / GIB:.1f} GiB" if size is not None else ""

@@ -1,0 +1,113 @@
+"""How training runs are cut to fit their devices: the memory foreseen, and the micro-batch that follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from launcher import memory
+from launcher.machine import Machine
+from launcher.memory import CONTEXT, METAL_SHARE, Need
+from launcher.runs import Resources
+from launcher.sizes import GIB
+from trainer.config import Config
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What is foreseen of a training run. Where nothing is, only `micro_batch` says something."""
+
+    micro_batch: int
+    """Images per forward pass, over all devices of the run."""
+    predicted: int | None = None
+    """Bytes on each device, `CONTEXT` included."""
+    fits_on: dict[str, bool] = field(default_factory=dict)
+    """Of the devices whose memory is known."""
+    words: tuple[str, ...] = ()
+    """Overrides that the run is given, so that it fits."""
+    why_not: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def budgets(machine: Machine, cap: int | None = None) -> dict[str, int]:
+    """What each device whose memory is known lets a run use, bytes, `CONTEXT` included. `cap`: the limit that the run
+    sets its own allocator (`resources.gpu_memory`)."""
+    known = {str(gpu.index): gpu.memory for gpu in machine.gpus}
+    if not known and machine.mps:
+        known = {"mps": int(machine.memory * METAL_SHARE)}
+    capped = None if cap is None else cap + CONTEXT  # the context is not the allocator's
+    found = {device: [size for size in (there, capped) if size is not None] for device, there in known.items()}
+    return {device: min(sizes) for device, sizes in found.items() if sizes}
+
+
+class _Key(NamedTuple):
+    """What decides the memory of a step, as `memory.predict` takes it."""
+
+    model_name: str
+    img_size: int
+    precision: str
+    optimizer: str
+    device: str
+
+
+def fit(config: Config, resources: Resources, machine: Machine) -> Fit:
+    """Foresee a run, and cut its batch into the micro-batches with which it fits every device that can train it at all,
+    unless the configuration names a micro-batch.
+
+    What is not in the table is traced (seconds), but only where a device's memory is known. On a CPU nothing is
+    foreseen.
+    """
+    training = config.training
+    asked = training.micro_batch or training.batch_size
+    if not resources.gpus or config.device == "cpu" or asked % resources.gpus or training.batch_size % resources.gpus:
+        return Fit(asked)  # what does not divide among the devices, the trainer refuses in its own words
+    there = budgets(machine, resources.gpu_memory)
+    device = "cuda" if machine.gpus else "mps"
+    precision = memory.precision_of(training.precision, device)
+    key = _Key(config.model.name, config.data.img_size, precision, training.optimizer, device)
+    need, why = memory.predict(*key), ""
+    if need is None and there:
+        need, why = memory.trace(*key, memory.cache_folder())
+    if need is None:
+        unknown = f"the memory of {key.model_name} at {key.img_size} px is not known: {why}"
+        return Fit(asked, notes=(unknown,) if why else ())
+    return _cut(key, need, training.batch_size, training.micro_batch, resources.gpus, there, len(machine.devices))
+
+
+def _cut(key: _Key, need: Need, batch: int, asked: int | None, gpus: int, there: dict[str, int], devices: int) -> Fit:
+    """`there` are the budgets of those of the machine's `devices` whose memory is known; a run takes `gpus` of them,
+    which share its batch."""
+    beside = CONTEXT + (need.weights if gpus > 1 else 0)  # several keep the gradients a second time, to exchange them
+
+    def total(micro: int) -> int:
+        return need.at(micro // gpus, micro < batch) + beside
+
+    cut = {d: memory.fitting_micro_batch(need, size - beside, batch // gpus) for d, size in there.items()}
+    possible = [size * gpus for size in cut.values() if size is not None]
+    unknown = devices - len(there)
+    if len(possible) + unknown < gpus <= devices:
+        decides = sorted(there.values(), reverse=True)[gpus - 1 - unknown]
+        smaller = _remedy(key, need, decides - beside)
+        why = f"needs {total(gpus) / GIB:.1f} GiB at micro-batch {gpus}, {decides / GIB:.1f} GiB there; {smaller}"
+        return Fit(gpus, total(gpus), {d: size is not None for d, size in cut.items()}, why_not=why)
+    fitting = min(possible, default=batch)
+    micro = asked or fitting
+    return Fit(
+        micro,
+        total(micro),
+        {d: total(micro) <= size for d, size in there.items()},
+        words=(f"training.micro_batch={micro}",) if micro < batch and asked is None else (),
+        notes=(f"training.micro_batch={micro} is not foreseen to fit everywhere; {fitting} is",)
+        if micro > fitting
+        else (),
+    )
+
+
+def _remedy(key: _Key, need: Need, room: int) -> str:
+    """What could be trained in `room` bytes in place of a run that cannot."""
+    smaller = memory.largest_size(key.model_name, key.precision, key.optimizer, room, key.device)
+    if smaller is not None and smaller < key.img_size:
+        return f"data.img_size={smaller} would fit"
+    if need.update > room:
+        return "no data.img_size would fit; take a smaller model, like model=resnet34"
+    return "a smaller data.img_size or model=resnet34 might fit"
