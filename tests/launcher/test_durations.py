@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from launcher import durations, runs
+from launcher.memory import CONTEXT
 from launcher.runs import Resources, RunRequest, Status
 
 
@@ -56,15 +57,15 @@ def test_what_remains_is_what_the_run_itself_says(tmp_path: Path) -> None:
 
 
 def test_a_run_that_shares_is_held_to_what_it_was_packed_by() -> None:
-    gpu, capped = Resources(gpus=1), Resources(gpus=1, gpu_memory=5)
+    gpu, capped, foreseen = Resources(gpus=1), Resources(gpus=1, gpu_memory=5), CONTEXT + 7
     for made, need, limit in (
         (request(resources=gpu), None, None),
-        (request(resources=gpu, predicted_memory=7), 7, None),
-        (request(resources=gpu, predicted_memory=7, share_gpu=True), 7, 7),
-        (request(resources=capped, predicted_memory=7, share_gpu=True), 5, 5),
-        (request(resources=capped, predicted_memory=7), 5, 5),
+        (request(resources=gpu, predicted_memory=foreseen), foreseen, None),
+        (request(resources=gpu, predicted_memory=foreseen, share_gpu=True), foreseen, 7),
+        (request(resources=capped, predicted_memory=foreseen, share_gpu=True), 5, 5),
+        (request(resources=capped, predicted_memory=foreseen), 5, 5),
         (request(resources=gpu, share_gpu=True), None, None),
-        (request(predicted_memory=7, share_gpu=True), 7, None),  # on the CPU there is nothing to share
+        (request(predicted_memory=foreseen, share_gpu=True), foreseen, None),  # on the CPU there is nothing to share
     ):
         assert (runs.device_need(made), runs.device_limit(made)) == (need, limit)
 

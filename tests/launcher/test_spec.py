@@ -253,11 +253,16 @@ def test_runs_that_share_a_gpu_leave_cores_for_each_other() -> None:
     for text, cpus, parallel in (
         ("matrix: {seed: [1, 2, 3, 4]}\n", 32, 1),
         ("matrix: {seed: [1, 2, 3, 4]}\nresources: {share_gpu: true, gpu_memory: 8g}\n", 4, 3),
-        ("matrix: {seed: [1, 2, 3, 4]}\nresources: {share_gpu: true}\n", 4, 1),
+        ("matrix: {seed: [1, 2, 3, 4]}\nresources: {share_gpu: true}\n", 4, 4),  # by what is foreseen: 4.4 GiB each
+        (
+            "matrix: {seed: [1, 2, 3, 4]}\noverrides: {model.name: nobody_knows_it}\nresources: {share_gpu: true}\n",
+            4,
+            1,
+        ),
     ):
         parsed = document.parse(text, "job.yaml")
         job = spec.Job(spec._validate(parsed), parsed)
         planned = submission.expand(job, gpu)
         assert planned[0].request.resources.cpus == cpus
         assert plans.at_once(planned, gpu, None) == parallel
-        assert any("share_gpu" in line for line in plans.remarks(job, planned, gpu)) == ("true}" in text)
+        assert any("share_gpu" in line for line in plans.remarks(job, planned, gpu)) == ("nobody" in text)
