@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -90,9 +89,13 @@ def smaller(now: int | None, batch: int) -> int | None:
 
 
 def command(request: RunRequest, events: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The trainer's words of the present attempt: the request's, with the micro-batch that the journal names."""
-    named = latest(events, "micro_batch")
-    if named is None:
-        return list(request.command)
-    words = [word for word in request.command if not re.match(rf"{re.escape(MICRO_BATCH)}=", word)]
-    return [*words, f"{MICRO_BATCH}={named}"]
+    """The trainer's words of the present attempt: the request's, with the micro-batch that the journal names, and with
+    the kind of device that it was given, so that a run whose GPU is missing fails instead of training on the CPU."""
+    words = list(request.command)
+    if named := latest(events, "micro_batch"):
+        words = [word for word in words if not word.startswith(f"{MICRO_BATCH}=")] + [f"{MICRO_BATCH}={named}"]
+    starts = [event for event in events if event["state"] == "starting"]
+    devices = starts[-1].get("devices") if starts else None
+    if request.kind == "train" and devices and not any(word.startswith("device=") for word in words):
+        words.append("device=mps" if devices == ["mps"] else "device=cuda")
+    return words

@@ -81,6 +81,9 @@ def test_runs_on_gpus_get_the_cuda_image(dockerd: Dockerd, cuda: str, documents:
     (tmp_path / "machine.yaml").write_text("{gpus: 2, cpus: 2, memory: 16g}")
     words = ["submit", "model.name=resnet10t", "seed=1,2,3,4", *SMALL, "--machine", "machine.yaml"]
     words += ["--engine", "docker", "--data", str(documents), "--runs", "runs", "--set", "resources.cpus=1"]
+    missing = launch(dockerd, *words, cwd=tmp_path)  # the stub runtime has no device to give
+    assert missing.returncode == 1 and "device=cuda: not there on this machine" in missing.stdout
+    words.append("device=cpu")
     done = launch(dockerd, *words, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "document-classifier:cuda" in done.stdout

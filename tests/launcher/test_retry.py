@@ -86,6 +86,22 @@ def test_the_micro_batch_shrinks_to_a_divisor_of_the_effective_batch(
     assert seen == sizes and again == "not repeated: micro-batch 1 cannot be halved"
 
 
+@pytest.mark.parametrize(
+    ("devices", "words", "told"),
+    [
+        ([], (), None),
+        (["0"], (), "device=cuda"),
+        (["0", "3"], (), "device=cuda"),
+        (["mps"], (), "device=mps"),
+        (["0"], ("device=cpu",), "device=cpu"),
+    ],
+)
+def test_a_run_is_told_the_device_it_was_given(devices: list[str], words: tuple[str, ...], told: str | None) -> None:
+    events = [{"state": "queued"}, {"state": "starting", "devices": devices}]
+    given = retry.command(request(16, *words), events)
+    assert [word for word in given if word.startswith("device=")] == ([told] if told else [])
+
+
 def test_a_run_without_device_memory_goes_on_at_once_with_half_the_micro_batch(lab: Lab) -> None:
     lab.plan = {"*": {"largest_micro_batch": 4}}
     done = lab.launcher("submit", lab.job(seeds(1, "retry: {attempts: 3, backoff: 1h}\n")), lab.machine())
