@@ -369,6 +369,7 @@ def _by_engine(
         )  # fmt: skip
         for event in stream:
             if "error" in event:
+                say("")  # nothing more of the step that it was at
                 raise EngineError(failure(variant, values.get("BASE_IMAGE"), [*last, str(event["error"])]))
             for line in str(event.get("stream", "")).splitlines():
                 if line.strip():

@@ -199,7 +199,9 @@ def builder_output(verbose: bool) -> Callable[[str], None]:
             seen.add(step[2])
             current = step[1] or "Step"
             click.echo(step[2], nl=False)
-        elif not step and not re.match(r"(#\d+ |#\d+$|$|-+$| > \[| --->|Removing|Successfully|sha256:)", line):
+        elif not step and not re.match(
+            r"(#\d+ |#\d+$|$|-+$| > \[| --->|Removing|Successfully|sha256:|failed to solve|executor failed)", line
+        ):
             click.echo(line)
 
     return say
