@@ -7,12 +7,17 @@ here=$(dirname "$0")
 
 case $1 in
 packages)
-    python3 -m venv /opt/venv
+    # What pip keeps belongs into a cache that the builder mounts, else nowhere: it would stay in the layer.
+    grep -q ' /root/.cache/pip ' /proc/self/mountinfo || export PIP_NO_CACHE_DIR=1
+    base=$(command -v python3)
+    "$base" -m venv /opt/venv
     if [ -n "${TORCH_INDEX:-}" ]; then
         python -m pip install -q -c "$here/constraints.txt" --index-url "$TORCH_INDEX" torch torchvision
     fi
     python -m pip install -q -c "$here/constraints.txt" -r "$here/requirements.txt"
-    python -m pip uninstall -q -y pip # what an image does not need, it should not have
+    # What an image does not need, it should not have; some bases bring a pip of their own.
+    python -m pip uninstall -q -y pip
+    "$base" -m pip uninstall -q -y pip 2>/dev/null || true
     rm -rf "$here"
     ;;
 weights)

@@ -332,13 +332,17 @@ def build(variant: Any, base: str | None, arguments: tuple[str, ...], tags: tupl
             raise RefusedError(f"--build-arg {word}: write KEY=VALUE", 64)
     with refusals():
         client = containers.connect()
-        image, seconds = plans.timed(
-            lambda: images.build(
-                client, variant, base, dict(word.split("=", 1) for word in arguments),
-                tags or (images.default_tag(variant),), plans.builder_output(verbose),
-            )
-        )  # fmt: skip
-    click.echo(f"{', '.join(image.tags)}: {image.size / 1e9:.2f} GB, built in {seconds:.1f} s")
+        try:
+            image, seconds = plans.timed(
+                lambda: images.build(
+                    client, variant, base, dict(word.split("=", 1) for word in arguments),
+                    tags or (images.default_tag(variant),), plans.builder_output(verbose),
+                )
+            )  # fmt: skip
+        except images.ArgumentError as error:
+            raise RefusedError(str(error), 64) from None
+    baked = f"; weights: {image.weights.replace(',', ', ')}" if image.weights else ""
+    click.echo(f"{', '.join(image.tags)}: {image.size / 1e9:.2f} GB, built in {seconds:.1f} s{baked}")
 
 
 @cli.command("images")
@@ -367,7 +371,8 @@ def images_command(as_json: bool) -> None:
 def prune_command(yes: bool, as_json: bool, runs_root: Path) -> int:
     """Free what is never missed: finished runs' last.ckpt, leftover containers, replaced images. Shows it first.
 
-    Best checkpoints, metrics, logs and predictions stay, and so does what `launcher resume` needs.
+    All containers and images of the project on the Docker engine are looked at, also those of other checkouts and runs
+    folders. Best checkpoints, metrics, logs and predictions stay, and so does what `launcher resume` needs.
     """
     from launcher import plans, prune
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher import containers, images
 from launcher.containers import EngineError, explain
-from launcher.doctor import Check
+from launcher.doctor import Check, Level
 from launcher.engines.container import run_user
 from launcher.machine import here
 from launcher.sizes import GIB
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 LIMIT = 256 * 2**20
 """Memory, bytes, of the container that tries out whether limits hold."""
+PATIENCE = 60
+"""Seconds for each answer of the engine about that container: a cold disk and a GPU's first use take their time."""
 # Runs inside: says what it sees. torch's CUDA version is read, not imported: that would take seconds.
 _LOOK = """
 import importlib.metadata, json, os, pathlib, re
@@ -29,16 +32,18 @@ def read(*names):
             return int(pathlib.Path(name).read_text())
         except (OSError, ValueError):
             pass
-try:
-    pathlib.Path("/mounted/written").write_text("x")
-    written = True
-except OSError:
-    written = False
+def write(name):
+    try:
+        pathlib.Path(name).write_text("x")
+    except OSError:
+        return False
+    return True
 place = importlib.metadata.distribution("torch").locate_file("torch/version.py")
 cuda = re.search(r"^cuda\\b[^=]*=\\s*'([\\d.]+)'", pathlib.Path(place).read_text(), re.M)
 print(json.dumps({
     "memory": read("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-    "written": written,
+    "written": write("/mounted/written"),
+    "outside": [name for name in ("/written", "/tmp/written", "/opt/app/written") if write(name)],
     "torch": importlib.metadata.version("torch"),
     "cuda": cuda and cuda[1],
     "gpus": len(list(pathlib.Path("/dev").glob("nvidia[0-9]*"))),
@@ -50,30 +55,41 @@ def examine(runs_root: Path) -> list[Check]:
     """The engine, its images, and what a container of it can do."""
     try:
         client = containers.connect(timeout=5)
-        info = client.info()
     except EngineError as error:
         return [Check("docker", "note", f"{error}; runs are native processes here")]
-    except Exception as error:  # an engine that answers a ping and nothing else
-        return [Check("docker", "note", f"the engine is in trouble: {explain(error)}")]
-    memory, cores = int(info.get("MemTotal") or 0) / GIB, info.get("NCPU")
-    checks = [Check("docker", "ok", f"engine {info.get('ServerVersion')}, {cores} cores, {memory:.1f} GiB")]
-    gpus = [str(gpu.index) for gpu in here().gpus]
-    found = {variant: images.find(client, images.default_tag(variant)) for variant in ("cpu", "cuda")}
+    checks: list[Check] = []
+    try:
+        info = client.info()
+        memory, cores = int(info.get("MemTotal") or 0) / GIB, info.get("NCPU")
+        checks.append(Check("docker", "ok", f"engine {info.get('ServerVersion')}, {cores} cores, {memory:.1f} GiB"))
+        gpus = [str(gpu.index) for gpu in here().gpus]
+        found = {variant: images.find(client, images.default_tag(variant)) for variant in ("cpu", "cuda")}
+        checks += _images(found, bool(gpus))
+        image = (found["cuda"] if gpus else None) or found["cpu"] or found["cuda"]
+        if image is not None:
+            checks += _container(containers.connect(timeout=PATIENCE), image, runs_root, gpus)
+    except Exception as error:  # an engine that answers a ping and little else may say, or leave out, anything
+        checks.append(Check("docker", "note", f"the engine is in trouble: {explain(error)}"))
+    return checks
+
+
+def _images(found: Mapping[str, images.Image | None], gpus: bool) -> list[Check]:
+    """Whether the images for this host are there and up to date."""
+    checks = []
     for variant, image in found.items():
+        if variant == "cuda" and found["cpu"] and not gpus:
+            continue  # nothing here would use it
         if image is None:
-            level = "note" if variant == "cuda" or not found["cuda"] else "ok"
+            level: Level = "note" if variant == "cuda" or not found["cuda"] else "ok"
             if variant == "cpu" or gpus:
-                checks.append(
-                    Check(f"image {variant}", level, "not there", f"launcher build {variant}")  # type: ignore[arg-type]
-                )
+                checks.append(Check(f"image {variant}", level, "not there", f"launcher build {variant}"))
         elif image.stale:
             checks.append(Check(f"image {variant}", "note", "older than what is here now", image.build_command))
+        elif images.stale_warning(image):
+            checks.append(Check(f"image {variant}", "note", "does not say what is baked in", image.build_command))
         else:
             checks.append(Check(f"image {variant}", "ok", f"{image.name}, {image.size / 1e9:.2f} GB"))
-    image = (found["cuda"] if gpus else None) or found["cpu"] or found["cuda"]
-    if image is None:
-        return checks
-    return checks + _container(client, image, runs_root, gpus)
+    return checks
 
 
 def _container(client: DockerClient, image: images.Image, runs_root: Path, gpus: list[str]) -> list[Check]:
@@ -84,11 +100,7 @@ def _container(client: DockerClient, image: images.Image, runs_root: Path, gpus:
         Check("memory limit", "ok", "holds in containers")
         if seen["memory"] and seen["memory"] <= LIMIT
         else Check("memory limit", "note", "is not enforced by this engine", "enable the kernel's memory cgroup"),
-        Check("mounts", "ok", "a run can write its directory, and no more")
-        if seen["written"]
-        else Check(
-            "mounts", "missing", f"a run cannot write below {runs_root}", "--runs DIR, on a disk the engine has"
-        ),
+        mounts_check(seen, runs_root),
     ]
     if not gpus:
         return checks
@@ -100,6 +112,20 @@ def _container(client: DockerClient, image: images.Image, runs_root: Path, gpus:
         return [*checks, Check("gpu access", "missing", said, "nvidia-ctk runtime configure; restart the engine")]
     checks.append(Check("gpu access", "ok", f"{len(gpus)} GPUs in containers"))
     return [*checks, cuda_check(driver_cuda(), seen["cuda"], seen["torch"])]
+
+
+def mounts_check(seen: Mapping[str, Any], runs_root: Path) -> Check:
+    """Whether what a run writes arrives below `runs_root`, and nowhere else."""
+    if not seen["written"]:
+        said = f"a run cannot write below {runs_root}"
+        return Check("mounts", "missing", said, "--runs DIR, on a disk the engine has")
+    if not seen["arrived"]:
+        said = f"what a run writes does not arrive below {runs_root}: the engine has a disk of its own"
+        return Check("mounts", "missing", said, "DOCKER_HOST of an engine on this host, or --runs DIR on a shared disk")
+    if seen["outside"]:
+        said = f"a run can write outside its directory: {', '.join(seen['outside'])}"
+        return Check("mounts", "missing", said, "an engine that keeps root file systems read-only")
+    return Check("mounts", "ok", "a run can write its directory, and no more")
 
 
 def _look(client: DockerClient, image: images.Image, runs_root: Path, gpus: list[str]) -> dict[str, Any] | str:
@@ -118,7 +144,8 @@ def _look(client: DockerClient, image: images.Image, runs_root: Path, gpus: list
                 memswap_limit=LIMIT, mounts=[Mount("/mounted", folder, type="bind")], read_only=True,
                 cap_drop=["ALL"], network_mode="none", device_requests=requests, remove=True, stderr=False,
             )  # fmt: skip
-        seen: dict[str, Any] = json.loads(said)
+            arrived = (Path(folder) / "written").is_file()
+        seen: dict[str, Any] = {**json.loads(said), "arrived": arrived}
     except (
         Exception
     ) as error:  # the SDK's and its HTTP library's share no base; an image of somebody else's says anything

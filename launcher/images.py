@@ -6,11 +6,13 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import re
 import shlex
 import shutil
 import subprocess
 import tempfile
+import textwrap
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from launcher import __version__
 from launcher.checkout import ROOT, git_sha
 from launcher.containers import CONTENT, HOW, VARIANT, WEIGHTS, EngineError, explain
+from trainer.errors import nearest
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -27,12 +30,19 @@ if TYPE_CHECKING:
 Variant = Literal["cpu", "cuda"]
 REPOSITORY = "document-classifier"
 _BAKED = ("trainer", "images/constraints.txt", "images/install.sh", "images/requirements.py")
-_UNKNOWN = ("", "unknown", None)
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
+"""Build arguments that every builder takes, in small letters too, and keeps out of the image's history."""
+_OWN = ("VERSION", "GIT_SHA", "CONTENT_HASH")
+"""Build arguments that `build` sets itself."""
+
+
+class ArgumentError(EngineError):
+    """A build argument that the Dockerfile does not have, or whose value cannot be. The message is complete."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """An image of the trainer on the engine. `size` in bytes; `stale` None where nothing says what is baked in."""
+    """An image of the trainer on the engine. `size` in bytes; `stale` None where it cannot be compared."""
 
     id: str
     tags: tuple[str, ...]
@@ -46,6 +56,8 @@ class Image:
     entrypoint: tuple[str, ...] = ()
     built_with: tuple[str, ...] = ()
     """The options of `launcher build` that it was built with."""
+    content: str = ""
+    """The hash of what is baked in; empty where its labels do not say, as after a `docker build` by hand."""
 
     @property
     def name(self) -> str:
@@ -84,9 +96,11 @@ def content_hash(root: Path, variant: str) -> str:
 def describe(attributes: Mapping[str, Any], root: Path = ROOT) -> Image:
     """An image by what the engine says of it (`docker image inspect`)."""
     labels = (attributes.get("Config") or {}).get("Labels") or {}
-    variant, content = labels.get(VARIANT, ""), labels.get(CONTENT)
+    variant, content = labels.get(VARIANT, ""), labels.get(CONTENT, "")
+    if content == "unknown":  # as the Dockerfile has it where nobody says
+        content = ""
     stale = None
-    if variant and content not in _UNKNOWN:
+    if variant and content:
         with contextlib.suppress(OSError, KeyError, ValueError):  # no checkout here: nothing to compare with
             stale = content_hash(root, variant) != content
     return Image(
@@ -101,6 +115,7 @@ def describe(attributes: Mapping[str, Any], root: Path = ROOT) -> Image:
         stale,
         tuple((attributes.get("Config") or {}).get("Entrypoint") or ()),
         tuple(shlex.split(labels.get(HOW, ""))),
+        content,
     )
 
 
@@ -148,7 +163,12 @@ def resolve(client: DockerClient, wanted: str, gpus: bool) -> Image:
 
 
 def stale_warning(image: Image) -> str | None:
-    """What to tell of an image that is not what this checkout would build."""
+    """What to tell of an image that is not what this checkout would build, or does not say what it is."""
+    if image.variant and not image.content:
+        return (
+            f"warning: image {image.name} does not say what is baked in (it was built without the launcher); "
+            f"build it anew: {image.build_command}"
+        )
     if not image.stale:
         return None
     return (
@@ -167,21 +187,24 @@ def build(
     root: Path = ROOT,
 ) -> Image:
     """Build an image from the checkout at `root`, with BuildKit where a docker client has it, else by the engine's own
-    builder; every line of either goes to `say`. Raises EngineError."""
+    builder; every line of either goes to `say`. Raises EngineError, and ArgumentError before anything is built."""
     if not (root / f"Dockerfile.{variant}").is_file():
         raise EngineError(f"{root}: there is no Dockerfile.{variant}; images are built from a checkout of the project")
+    _check_arguments(root, variant, arguments)
     how = ["--base", base] if base else []
     for key, value in arguments.items():
-        if "@" not in value:  # the address of an index may hold a password, and labels are for all to read
+        if key.upper() not in _PROXIES or "@" not in value:  # labels are for all to read, a proxy's password is not
             how += ["--build-arg", f"{key}={value}"]
     values = dict(arguments)
-    weights = Path(values.get("WEIGHTS", "")).expanduser()
-    folder = weights if values.get("WEIGHTS") and weights.is_dir() else None
+    folder = _weights_folder(values.get("WEIGHTS", ""))
     if folder is not None:
-        if not _stored(folder):
-            raise EngineError(f"WEIGHTS={folder}: holds no <timm name>.safetensors and no folder of a hub's cache")
         values["WEIGHTS"] = ""
     names = [name for name in values.get("WEIGHTS", "").split(",") if name]
+    if variant == "cpu" and not values.get("TORCH_INDEX") and platform.machine() in ("x86_64", "AMD64"):
+        say(
+            "note: without TORCH_INDEX torch is its CUDA build, and this image as large as the CUDA one; "
+            "--build-arg TORCH_INDEX=<CPU wheel index> saves gigabytes"
+        )
     labels = {
         WEIGHTS: ",".join(sorted({*names, *_stored(folder or root / "images" / "weights")})),
         HOW: shlex.join(how),
@@ -193,10 +216,10 @@ def build(
         "GIT_SHA": _revision(root),
         "CONTENT_HASH": content_hash(root, variant),
     }
-    tool = buildkit_client()
-    with _context(root, variant, folder, with_mounts=tool is not None) as context:
-        if tool:
-            _by_buildkit(tool, context, variant, values, labels, tags, say)
+    command = buildkit_command()
+    with _context(root, variant, folder, with_mounts=command is not None) as context:
+        if command:
+            _by_buildkit(command, context, variant, values, labels, tags, say)
         else:
             say("no docker client with BuildKit is on PATH: the engine's own builder, without its cache of packages")
             _by_engine(client, context, variant, values, labels, tags, say)
@@ -208,17 +231,48 @@ def build(
     return image
 
 
-def buildkit_client() -> str | None:
-    """A docker client on PATH that builds with BuildKit: one with buildx, or one before 23, which needs none."""
+def _check_arguments(root: Path, variant: str, arguments: Mapping[str, str]) -> None:
+    """Raises ArgumentError for what the Dockerfile has no ARG for, and for a secret that would stay in the image."""
+    text = (root / f"Dockerfile.{variant}").read_text(encoding="utf-8")
+    valid = [name for name in dict.fromkeys(re.findall(r"^ARG (\w+)", text, re.M)) if name not in _OWN]
+    for key in arguments:
+        if key not in valid and key.upper() not in _PROXIES:
+            near = nearest(key, valid)
+            every = "" if near.startswith("valid") else f" (valid: {', '.join(valid)})"
+            raise ArgumentError(f"--build-arg {key}: Dockerfile.{variant} has no such argument; {near}{every}")
+    if "@" in arguments.get("TORCH_INDEX", "").partition("?")[0]:
+        raise ArgumentError(
+            "TORCH_INDEX: holds a user or password, which the image's history would show to all; "
+            "name an index that needs none, like a mirror or a proxy in your network"
+        )
+
+
+def _weights_folder(value: str) -> Path | None:
+    """The folder that WEIGHTS names; None where it names models. Raises ArgumentError for one that cannot serve."""
+    folder = Path(value).expanduser()
+    if value and folder.is_dir():
+        if not _stored(folder):
+            raise ArgumentError(f"WEIGHTS={value}: holds no <timm name>.safetensors and no folder of a hub's cache")
+        return folder
+    for word in value.split(","):
+        if word.startswith((".", "~")) or ("/" in word and ":" not in word):  # but hf-hub:organisation/model
+            raise ArgumentError(f"WEIGHTS={value}: there is no folder {word}; name one, or models by timm's names")
+    return None
+
+
+def buildkit_command() -> list[str] | None:
+    """The command that builds with BuildKit, by a docker client on PATH: one with buildx, or one before 23, which needs
+    none."""
     for folder in os.environ.get("PATH", "").split(os.pathsep):
         tool = shutil.which("docker", path=folder) if folder else None
         if tool is None:
             continue
         if _answers(tool, "buildx", "version"):
-            return tool
+            # A builder of buildx keeps what it built to itself without --load, which `docker build` need not know.
+            return [tool, "buildx", "build", "--load"]
         version = re.search(r"version (\d+)\.", _answers(tool, "--version"))
         if version and 18 <= int(version[1]) < 23:
-            return tool
+            return [tool, "build"]
     return None
 
 
@@ -238,7 +292,7 @@ def _stored(folder: Path) -> list[str]:
 
 @contextlib.contextmanager
 def _context(root: Path, variant: str, weights: Path | None, with_mounts: bool) -> Iterator[Path]:
-    """A folder with just what the Dockerfile copies, and that file: without `--mount` for builders that know none."""
+    """A folder with just what the Dockerfile copies, and that file: with pip's cache mounted, for builders that can."""
     with tempfile.TemporaryDirectory(prefix="image-") as name:
         context = Path(name)
         shutil.copy(root / "pyproject.toml", context)
@@ -248,10 +302,16 @@ def _context(root: Path, variant: str, weights: Path | None, with_mounts: bool) 
         if weights:
             shutil.copytree(weights, context / "images" / "weights", copy_function=_link)
         text = (root / f"Dockerfile.{variant}").read_text(encoding="utf-8")
-        if not with_mounts:
-            text = re.sub(r"--mount=\S+\s+", "", text)
+        if with_mounts:
+            text = with_cache(text)
         (context / "Dockerfile").write_text(text, encoding="utf-8")
         yield context
+
+
+def with_cache(dockerfile: str) -> str:
+    """A Dockerfile whose step that installs packages keeps them for the next build."""
+    step = r"^RUN (?=sh \S+/install\.sh packages$)"
+    return re.sub(step, "RUN --mount=type=cache,target=/root/.cache/pip ", dockerfile, flags=re.M)
 
 
 def _link(source: str, target: str) -> str:
@@ -264,18 +324,16 @@ def _link(source: str, target: str) -> str:
 
 
 def _by_buildkit(
-    tool: str, context: Path, variant: str, values: Mapping[str, str], labels: Mapping[str, str], tags: Sequence[str],
-    say: Callable[[str], None],
+    command: Sequence[str], context: Path, variant: str, values: Mapping[str, str], labels: Mapping[str, str],
+    tags: Sequence[str], say: Callable[[str], None],
 ) -> None:  # fmt: skip
-    command = [tool, "build", "--progress=plain"]
+    command = [*command, "--progress=plain"]
     for tag in tags:
         command += ["--tag", tag]
     for key, value in values.items():
         command += ["--build-arg", f"{key}={value}"]
     for key, value in labels.items():
         command += ["--label", f"{key}={value}"]
-    if _answers(tool, "buildx", "version"):
-        command.append("--load")  # a buildx builder of its own keeps what it built to itself
     process = subprocess.Popen(
         [*command, str(context)],
         env={**os.environ, "DOCKER_BUILDKIT": "1"},
@@ -290,13 +348,13 @@ def _by_buildkit(
     try:
         for line in process.stdout:
             say(line.rstrip())
-            last = [*last, line.strip()][-12:]
+            last = [*last, line.strip()][-_KEPT:]
         code = process.wait()
     finally:
         if process.poll() is None:
             process.terminate()
     if code:
-        raise EngineError(f"Dockerfile.{variant} could not be built: {_why(last)}")
+        raise EngineError(failure(variant, values.get("BASE_IMAGE"), last))
 
 
 def _by_engine(
@@ -311,11 +369,12 @@ def _by_engine(
         )  # fmt: skip
         for event in stream:
             if "error" in event:
-                raise EngineError(f"Dockerfile.{variant} could not be built: {_why([*last, event['error']])}")
+                say("")  # nothing more of the step that it was at
+                raise EngineError(failure(variant, values.get("BASE_IMAGE"), [*last, str(event["error"])]))
             for line in str(event.get("stream", "")).splitlines():
                 if line.strip():
                     say(line.rstrip())
-                    last = [*last, line.strip()][-12:]
+                    last = [*last, line.strip()][-_KEPT:]
         image = client.images.get(tags[0])
         for tag in tags[1:]:
             image.tag(tag)
@@ -325,23 +384,43 @@ def _by_engine(
         raise EngineError(f"Dockerfile.{variant} could not be built: {explain(error)}") from None
 
 
-def _why(lines: Sequence[str]) -> str:
-    """The builder's last words, and the way out of what commonly goes wrong."""
-    text = " ".join(line for line in lines if line)
-    if (
-        "pull access denied" in text
-        or "failed to resolve" in text
-        or "lookup" in text
-        or "failed to do request" in text
-    ):
-        hint = "; without a registry: images/make-base.sh, then --base document-classifier-base:bookworm"
+_KEPT = 60
+"""Lines of a builder that are kept to tell why it failed: pip says it in the last few."""
+_NOISE = re.compile(
+    r"$|-+$|#\d+ |> \[|\[|sha256:|(DONE|CACHED|CANCELED)\b|Step \d+/|--->|Removing intermediate|Dockerfile:\d+$|\d+ \|"
+)
+_REPEATED = re.compile(r"(ERROR: )?(executor failed|failed to (solve|build)|process \"|The command ')")
+"""The builder's own words for a step that failed: it says more itself."""
+
+
+def failure(variant: str, base: str | None, lines: Sequence[str]) -> str:
+    """What failed by a builder's last lines, the way out of what commonly goes wrong, and the step's own last words."""
+    lines = [re.sub(r"\x1b\[[\d;]*m", "", line).strip() for line in lines]
+    step = next((line for line in reversed(lines) if re.match(r"> \[|Step \d+/\d+ : ", line)), "")
+    number = next((found[1] for line in lines if (found := re.match(r"#(\d+) ERROR", line))), None)
+    # BuildKit does several steps at once: only those lines count that bear the number of the one that failed.
+    own = [line.removeprefix(f"#{number} ") for line in lines if line.startswith(f"#{number} ")] if number else lines
+    said = [line for line in (re.sub(r"^\d+\.\d+ ", "", line) for line in own) if not _NOISE.match(line)]
+    text = " ".join(said)
+    if "no space left" in text.lower():
+        what, hint = "the engine's disk is full", "free some: launcher prune"
+    elif "load metadata for" in step or re.search(r"(: |\] )FROM ", step):
+        what = f"the base image{f' {base}' if base else ''} could not be fetched"
+        hint = "without a registry: images/make-base.sh, then --base document-classifier-base:bookworm"
     elif "CERTIFICATE_VERIFY_FAILED" in text:
-        hint = "; a proxy signs its own certificates here: images/make-base.sh puts the site's CA bundle into a base"
-    elif "no space left" in text.lower():
-        hint = "; the engine's disk is full: launcher prune"
+        what = "what it downloads comes from a server whose certificate the base image does not trust"
+        hint = "behind a proxy that signs its own: images/make-base.sh puts the site's CA bundle into a base"
+    elif "install.sh packages" in step:
+        what = "a package could not be installed"
+        hint = "is the package index reachable, and does TORCH_INDEX, if given, have the versions of constraints.txt?"
+    elif "install.sh weights" in step:
+        what = "weights could not be downloaded"
+        hint = "without a network: --build-arg WEIGHTS=FOLDER takes <timm name>.safetensors files"
     else:
-        hint = ""
-    return text[-500:] + hint
+        what, hint = " ".join(("the builder failed", step.strip("> :"))).strip(), ""
+    telling = list(dict.fromkeys(line for line in said if not _REPEATED.match(line))) or said or lines
+    shown = ["  " + (textwrap.shorten(line, 300, placeholder=" …") if " " in line else line) for line in telling[-3:]]
+    return "\n".join([f"Dockerfile.{variant} could not be built: {what}", *([f"→ {hint}"] if hint else []), *shown])
 
 
 def _revision(root: Path) -> str:

@@ -203,11 +203,26 @@ def timed(action: Callable[[], T]) -> tuple[T, float]:
 
 
 def builder_output(verbose: bool) -> Callable[[str], None]:
-    """Prints what a builder says: everything, or the line that begins each step."""
+    """Prints what a builder says: everything, or a line for each step, once, which says whether it was cached."""
+    seen: set[str] = set()
+    current = ""  # the step whose line is not ended yet: what the builder says next tells whether it had it
 
     def say(line: str) -> None:
-        step = re.match(r"(#\d+ \[|Step \d+)", line) and "[internal]" not in line
-        if verbose or step or not re.match(r"(#\d+ |#\d+$|$| --->|Removing|Successfully|sha256:)", line):
+        nonlocal current
+        if verbose:
+            click.echo(line)
+            return
+        step = re.match(r"(#\d+ |)(\[(?!internal\]).*|Step \d+/.*)", line)
+        if current and not re.match(r"#\d+ sha256:", line):
+            click.echo("  cached" if line in (f"{current}CACHED", " ---> Using cache") else "")
+            current = ""
+        if step and step[2] not in seen:
+            seen.add(step[2])
+            current = step[1] or "Step"
+            click.echo(step[2], nl=False)
+        elif not step and not re.match(
+            r"(#\d+ |#\d+$|$|-+$| > \[| --->|Removing|Successfully|sha256:|failed to solve|executor failed)", line
+        ):
             click.echo(line)
 
     return say

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,10 +11,14 @@ from typing import TYPE_CHECKING
 
 from launcher import containers, engines, images, lease, runs, submission
 from launcher.containers import EngineError, explain
+from launcher.runs import RunError
 
 if TYPE_CHECKING:
     from docker import DockerClient
     from docker.models.containers import Container
+
+REMOVAL = 300
+"""Seconds for each removal: gigabytes of layers on a slow disk take their time."""
 
 
 @dataclass(frozen=True)
@@ -28,47 +33,77 @@ class Waste:
 
 def find(runs_root: Path) -> tuple[list[Waste], list[str]]:
     """Everything that may go, and remarks on what could not be looked at. Frees nothing."""
-    found = _checkpoints(runs_root)
+    remarks: list[str] = []
+    found = _checkpoints(runs_root, remarks)
     try:
         client = containers.connect(timeout=10)
-        return found + _containers(client) + _images(client, runs_root), []
+        found += leftovers(client, remarks)
+        found += _images(client, runs_root, remarks)
     except EngineError as error:
-        return found, [f"containers and images were not looked at: {error}"]
+        remarks.append(f"containers and images were not looked at, or not all: {error}")
+    return found, remarks
 
 
-def _checkpoints(runs_root: Path) -> list[Waste]:
+def _checkpoints(runs_root: Path, remarks: list[str]) -> list[Waste]:
     """`last.ckpt` of runs that succeeded, in submissions that nobody drives."""
     found = []
     for directory in runs.list_submissions(runs_root):
-        if lease.is_driven(directory):
-            continue
-        for run_dir in runs.list_runs(directory):
-            path = run_dir / "last.ckpt"
-            if path.is_file() and runs.read_status(run_dir).state in runs.GOOD:
-                name = f"{directory.name}/{run_dir.name}/last.ckpt"
-                found.append(Waste(name, path.stat().st_size, "the run succeeded", path.unlink))
+        try:
+            if lease.is_driven(directory):
+                continue
+            for run_dir in runs.list_runs(directory):
+                path = run_dir / "last.ckpt"
+                if path.is_file() and runs.read_status(run_dir).state in runs.GOOD:
+                    name = f"{directory.name}/{run_dir.name}/last.ckpt"
+                    found.append(Waste(name, path.stat().st_size, "the run succeeded", path.unlink))
+        except (OSError, RunError) as error:  # another user's, or one that is broken
+            remarks.append(f"{directory.name} was not looked at, or not all of it: {error}")
     return found
 
 
-def _containers(client: DockerClient) -> list[Waste]:
-    """Containers of runs that are over or gone, and that nobody looks after."""
+def leftovers(client: DockerClient, remarks: list[str]) -> list[Waste]:
+    """Containers of runs that are over or gone, and that nobody looks after. Raises EngineError."""
     found = []
     for each in _list(client):
         run_dir = Path(each.labels[containers.DIRECTORY])
-        if not (run_dir / "run.json").is_file():
-            # Of another runs folder, perhaps of another host: only what has ended is nobody's.
-            if each.status in ("running", "paused", "restarting"):
-                continue
-            why = "its run directory is gone"
-        else:
-            engines.settle(run_dir)
-            status = runs.read_status(run_dir)
-            current = str(status.attempt) == each.labels.get(containers.ATTEMPT)
-            if runs.is_locked(run_dir / "exec.lock") or (current and status.state not in runs.ENDED):
-                continue
-            why = f"the run is {status.state}"
-        found.append(Waste(f"container {each.name}", 0, why, partial(each.remove, force=True, v=True)))
+        try:
+            why = _why_left(each, run_dir, remarks)
+        except (OSError, RunError) as error:  # another user's folder may be closed to this one
+            remarks.append(f"container {each.name} stays: its run cannot be looked at: {error}")
+            continue
+        if why:
+            found.append(Waste(f"container {each.name}", 0, why, partial(_remove_container, str(each.id))))
     return found
+
+
+def _why_left(container: Container, run_dir: Path, remarks: list[str]) -> str | None:
+    """Why nobody needs the container; None where somebody may. Raises OSError and RunError."""
+    try:
+        (run_dir / "run.json").stat()  # not is_file(): what may not be looked at is not gone
+    except (FileNotFoundError, NotADirectoryError):
+        # Of another runs folder, perhaps of another host: only what has ended is nobody's.
+        if container.status in ("running", "paused", "restarting"):
+            remarks.append(
+                f"container {container.name} is {container.status}, and its run directory {run_dir} is not here (on "
+                f"another host?): it stays; where nobody needs it: docker rm -f {container.name}"
+            )
+            return None
+        return "its run directory is gone"
+    if os.getuid() in (0, run_dir.stat().st_uid):  # how another user's run ended is for that user to record
+        engines.settle(run_dir)
+    status = runs.read_status(run_dir)
+    current = str(status.attempt) == container.labels.get(containers.ATTEMPT)
+    if runs.is_locked(run_dir / "exec.lock") or (current and status.state not in runs.ENDED):
+        return None
+    return f"the run is {status.state}"
+
+
+def _remove_container(identity: str) -> None:
+    containers.connect(timeout=REMOVAL).containers.get(identity).remove(force=True, v=True)
+
+
+def _remove_image(identity: str) -> None:
+    containers.connect(timeout=REMOVAL).images.remove(identity, force=True)
 
 
 def _list(client: DockerClient) -> list[Container]:
@@ -78,12 +113,17 @@ def _list(client: DockerClient) -> list[Container]:
         raise EngineError(explain(error)) from None
 
 
-def _images(client: DockerClient, runs_root: Path) -> list[Waste]:
-    """Images of the trainer that a later build took the name from, but for those of unfinished submissions."""
+def _images(client: DockerClient, runs_root: Path, remarks: list[str]) -> list[Waste]:
+    """Images of the trainer that a later build took the name from, but for those of unfinished submissions. Raises
+    EngineError."""
     needed = set()
     for directory in runs.list_submissions(runs_root):
-        over = all(runs.read_status(run_dir).state in runs.GOOD for run_dir in runs.list_runs(directory))
-        image = submission.read(directory).get("image")
+        try:
+            over = all(runs.read_status(run_dir).state in runs.GOOD for run_dir in runs.list_runs(directory))
+            image = submission.read(directory).get("image")
+        except (OSError, RunError) as error:
+            remarks.append(f"replaced images stay: which of them {directory.name} needs cannot be known: {error}")
+            return []
         if image and not over:
             needed.add(image["id"])
     found = []
@@ -92,7 +132,7 @@ def _images(client: DockerClient, runs_root: Path) -> list[Waste]:
         if not image.tags and image.id not in needed:
             what = f"image {image.name} ({image.variant}, {image.created})"
             why = "a later build took its name; the size is that of layers that no other image has"
-            found.append(Waste(what, own.get(image.id, 0), why, partial(client.images.remove, image.id, force=True)))
+            found.append(Waste(what, own.get(image.id, 0), why, partial(_remove_image, image.id)))
     return found
 
 

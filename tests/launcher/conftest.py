@@ -104,6 +104,8 @@ class Lab:
 @pytest.fixture
 def lab(tmp_path: Path) -> Any:
     gpus.LOCKS.mkdir(exist_ok=True)
+    with contextlib.suppress(PermissionError):  # another user's already
+        gpus.LOCKS.chmod(0o1777)  # as gpus makes it: for every user of the host
     (tmp_path / "data").mkdir()
     made = Lab(tmp_path)
     yield made

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from launcher import engine_checks, images
+from launcher import engine_checks, images, plans
 from launcher.containers import EngineError
 from launcher.engines import container
 from launcher.runs import Resources, RunRequest
@@ -59,9 +62,41 @@ def test_an_image_is_stale_when_the_checkout_has_moved_on(tree: Path) -> None:
     (tree / "trainer" / "metrics.py").write_text("# changed\n")
     warning = images.stale_warning(images.describe(described, tree))
     assert warning and warning.endswith("renew it: launcher build cpu --tag mine:1")
-    by_hand = {"document-classifier.content": "unknown"}
-    assert images.describe(attributes(tree, **by_hand), tree).stale is None
-    assert images.describe(described, tree / "nowhere").stale is None
+    elsewhere = images.describe(described, tree / "nowhere")
+    assert elsewhere.stale is None and images.stale_warning(elsewhere) is None, "no checkout, nothing to compare with"
+
+
+def test_an_image_that_was_built_by_hand_is_told(tree: Path) -> None:
+    by_hand = images.describe(attributes(tree, **{"document-classifier.content": "unknown"}), tree)
+    warning = images.stale_warning(by_hand)
+    assert by_hand.stale is None and warning and "does not say what is baked in" in warning
+    assert warning.endswith("build it anew: launcher build cpu --tag mine:1")
+    somebodys = attributes(tree, **{"document-classifier.content": "", "document-classifier.variant": ""})
+    assert images.stale_warning(images.describe(somebodys, tree)) is None, "not of this project"
+
+
+def test_the_dockerfiles_differ_in_what_they_must_and_are_plain() -> None:
+    cpu, cuda = ((REPOSITORY / f"Dockerfile.{variant}").read_text() for variant in ("cpu", "cuda"))
+    assert "--mount" not in cpu + cuda, "a builder that is not BuildKit knows none"
+    for text in (cpu, cuda):
+        assert images.with_cache(text).count("RUN --mount=type=cache,target=/root/.cache/pip sh ") == 1
+    known = (" \\\n    NVIDIA_DRIVER_CAPABILITIES=compute,utility", "")
+    body = cuda.split("\n", 2)[2].replace(*known).replace('.variant="cuda"', '.variant="cpu"')
+    assert body == cpu.split("\n", 2)[2]
+
+
+def test_buildx_is_asked_to_hand_over_what_it_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, version, buildx in (("bare", 28, 1), ("old", 20, 1), ("plugin", 20, 0)):
+        tool = tmp_path / name / "docker"
+        tool.parent.mkdir()
+        tool.write_text(f'#!/bin/sh\necho "Docker version {version}.0.1"\n[ "$1" != buildx ] || exit {buildx}\n')
+        tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bare")
+    assert images.buildkit_command() is None
+    monkeypatch.setenv("PATH", f"{tmp_path}/bare{os.pathsep}{tmp_path}/old")
+    assert images.buildkit_command() == [f"{tmp_path}/old/docker", "build"]
+    monkeypatch.setenv("PATH", f"{tmp_path}/bare{os.pathsep}{tmp_path}/plugin")
+    assert images.buildkit_command() == [f"{tmp_path}/plugin/docker", "buildx", "build", "--load"]
 
 
 @pytest.mark.parametrize("builder", ["BuildKit", "the engine's own"])
@@ -95,18 +130,130 @@ def test_either_builder_builds_the_real_dockerfiles(
     assert ("no docker client with BuildKit" in said[0]) == (builder != "BuildKit")
 
 
-def test_the_password_of_an_index_is_in_no_label(dockerd: Dockerd, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dockerd.base()
-    monkeypatch.setenv("DOCKER_HOST", dockerd.host)
-    monkeypatch.setenv("PATH", dockerd.environment["PATH"])
-    client = dockerd.client()
-    values = {"TORCH_INDEX": "http://me:hunter2@elsewhere"}
-    image = images.build(client, "cpu", BASE, values, ["built:secret"], lambda line: None, tree)
-    try:
-        assert "hunter2" not in str(client.images.get("built:secret").labels)
-        assert image.build_command == f"launcher build cpu --base {BASE} --tag built:secret"
-    finally:
-        client.images.remove("built:secret", force=True)
+class NoEngine:
+    """A client that must not be used."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"the engine was asked for {name}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"TORCH_INDEX": "https://me:hunter2@elsewhere/simple"}, "TORCH_INDEX: holds a user or password"),
+        ({"TORCH_IDNEX": "x"}, "did you mean 'TORCH_INDEX'? (valid: BASE_IMAGE, TORCH_INDEX, WEIGHTS)"),
+        ({"FOO": "1"}, "no such argument; valid: BASE_IMAGE, TORCH_INDEX, WEIGHTS"),
+        ({"CONTENT_HASH": "1"}, "no such argument"),
+        ({"WEIGHTS": "/nowhere/at/all"}, "there is no folder /nowhere/at/all"),
+        ({"WEIGHTS": "resnet34,./w"}, "there is no folder ./w"),
+        ({"WEIGHTS": "images"}, "holds no <timm name>"),
+    ],
+)
+def test_build_arguments_are_checked_before_anything_is_built(
+    monkeypatch: pytest.MonkeyPatch, arguments: dict[str, str], words: str
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(images, "_by_buildkit", NoEngine().__getattr__)
+    said: list[str] = []
+    with pytest.raises(images.ArgumentError) as refused:
+        images.build(NoEngine(), "cpu", None, arguments, ["built:secret"], said.append)  # type: ignore[arg-type]
+    assert words in str(refused.value) and "hunter2" not in str(refused.value) and not said
+
+
+def test_a_bad_build_argument_ends_with_the_code_of_bad_input(dockerd: Dockerd) -> None:
+    command = [sys.executable, "-m", "launcher", "build", "cpu", "--build-arg", "FOO=1"]
+    done = subprocess.run(command, env=dockerd.environment, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 64 and "--build-arg FOO" in done.stderr, done.stderr
+
+
+PULL = 'failed to do request: Head "https://r/v2/nope/manifests/1": dial tcp: lookup r: no such host'
+BASE_FAILED = f"""#3 [internal] load metadata for nope:1
+#3 ERROR: {PULL}
+------
+ > [internal] load metadata for nope:1:
+------
+failed to solve with frontend dockerfile.v0: failed to create LLB definition: {PULL}"""
+PIP_FAILED = """#3 [internal] load metadata for base:1
+#3 DONE 0.0s
+#9 [stage-1 3/9] RUN sh /tmp/build/install.sh packages
+#9 sha256:12
+#8 [stage-1 2/9] COPY x y
+#8 DONE 0.1s
+#9 1.201 ERROR: Could not find a version that satisfies the requirement torch==2.14.1 (from versions: none)
+#9 1.300 ERROR: No matching distribution found for torch==2.14.1
+#9 ERROR: executor failed running [/bin/sh -c sh /tmp/build/install.sh packages]: exit code: 1
+------
+ > [stage-1 3/9] RUN sh /tmp/build/install.sh packages:
+------
+executor failed running [/bin/sh -c sh /tmp/build/install.sh packages]: exit code: 1"""
+ENGINE_FAILED = """Step 9/24 : RUN sh /opt/build/install.sh weights "$WEIGHTS"
+ ---> Running in 62ae484824ed
+\x1b[91mTraceback (most recent call last):
+\x1b[0mThe command '/bin/sh -c sh /opt/build/install.sh weights' returned a non-zero code: 1"""
+
+
+@pytest.mark.parametrize(
+    ("lines", "first", "hint", "said"),
+    [
+        (BASE_FAILED, "the base image nope:1 could not be fetched", "→ without a registry", [f"  ERROR: {PULL}"]),
+        (
+            PIP_FAILED,
+            "a package could not be installed",
+            "→ is the package index reachable",
+            [
+                "  ERROR: Could not find a version that satisfies the requirement torch==2.14.1 (from versions: none)",
+                "  ERROR: No matching distribution found for torch==2.14.1",
+            ],
+        ),
+        (
+            ENGINE_FAILED,
+            "weights could not be downloaded",
+            "→ without a network",
+            ["  Traceback (most recent call last):"],
+        ),
+        (
+            "Step 2/24 : FROM ${BASE_IMAGE} AS requirements\nmanifest for nope:1 not found",
+            "the base image nope:1 could not be fetched",
+            "→ without a registry",
+            ["  manifest for nope:1 not found"],
+        ),
+        (
+            "#9 ERROR: write /x: no space left on device\n > [2/2] RUN dd:",
+            "the engine's disk is full",
+            "→ free some: launcher prune",
+            ["  ERROR: write /x: no space left on device"],
+        ),
+    ],
+)
+def test_a_failed_build_is_told_in_few_whole_lines(lines: str, first: str, hint: str, said: list[str]) -> None:
+    told = images.failure("cpu", "nope:1", lines.splitlines()).splitlines()
+    assert told[0] == f"Dockerfile.cpu could not be built: {first}"
+    assert told[1].startswith(hint) and told[2:] == said
+
+
+def test_a_long_line_of_the_builder_is_not_cut_in_a_word() -> None:
+    words = ["incompatible"] * 100
+    last = images.failure("cpu", None, ["#9 1.0 " + " ".join(words), "#9 ERROR: executor failed"]).splitlines()[-1]
+    assert len(last) < 310 and set(last.split()) == {"incompatible", "…"}
+
+
+def test_each_step_is_told_once_and_whether_it_was_cached(capsys: pytest.CaptureFixture[str]) -> None:
+    say = plans.builder_output(verbose=False)
+    for line in (
+        "#3 [internal] load metadata", "#3 DONE 0.0s", "", "#5 [a 2/2] RUN x", "#5 sha256:5213", "#5 CACHED", "",
+        "#6 [b 1/2] RUN y", "#6 sha256:1", "#6 0.3 words", "#7 [b 2/2] COPY z", "#7 DONE 0.1s", "#6 [b 1/2] RUN y",
+        "#6 0.5 words", "#6 DONE 0.6s", "#10 exporting to image",
+        "Step 1/2 : FROM a", " ---> e2dc5c57fad3", "Step 2/2 : RUN x", " ---> Using cache", " ---> e2dc", "warned",
+    ):  # fmt: skip
+        say(line)
+    assert capsys.readouterr().out.splitlines() == [
+        "[a 2/2] RUN x  cached",
+        "[b 1/2] RUN y",
+        "[b 2/2] COPY z",
+        "Step 1/2 : FROM a",
+        "Step 2/2 : RUN x  cached",
+        "warned",
+    ]
 
 
 def test_a_build_that_fails_says_why_and_how_on(
@@ -117,12 +264,12 @@ def test_a_build_that_fails_says_why_and_how_on(
     monkeypatch.setenv("DOCKER_HOST", dockerd.host)
     monkeypatch.setenv("PATH", dockerd.environment["PATH"])
     (tree / "images" / "install.sh").write_text("echo no such package; exit 3\n")
-    with pytest.raises(EngineError, match=r"(?s)Dockerfile\.cpu could not be built: .*no such package"):
-        images.build(client, "cpu", BASE, {}, ["built:broken"], lambda line: None, tree)
-    with pytest.raises(EngineError, match=r"images/make-base\.sh"):
-        images.build(client, "cpu", "no-such-base:1", {}, ["built:broken"], lambda line: None, tree)
-    with pytest.raises(EngineError, match="holds no <timm name>"):
-        images.build(client, "cpu", BASE, {"WEIGHTS": str(tree)}, ["built:broken"], lambda line: None, tree)
+    for path in (dockerd.environment["PATH"], str(tmp_path)):  # by BuildKit, by the engine's own builder
+        monkeypatch.setenv("PATH", path)
+        with pytest.raises(EngineError, match=r"a package could not be installed\n→ .*\n.*no such package$"):
+            images.build(client, "cpu", BASE, {}, ["built:broken"], lambda line: None, tree)
+        with pytest.raises(EngineError, match=r"base image no-such-base:1 could not be fetched\n→ .*make-base\.sh"):
+            images.build(client, "cpu", "no-such-base:1", {}, ["built:broken"], lambda line: None, tree)
     with pytest.raises(EngineError, match=r"no Dockerfile\.cuda"):
         images.build(client, "cuda", BASE, {}, ["built:broken"], lambda line: None, tmp_path)
     assert images.find(client, "built:broken") is None
@@ -215,3 +362,39 @@ def test_a_driver_that_is_too_old_for_the_image_is_told_with_the_index_that_fits
 ) -> None:
     check = engine_checks.cuda_check(driver, built, "2.14.1")
     assert check.level == level and words in check.said + check.mend
+
+
+@pytest.mark.parametrize(
+    ("seen", "level", "words"),
+    [
+        ({}, "ok", "and no more"),
+        ({"written": False, "arrived": False}, "missing", "cannot write below"),
+        ({"arrived": False}, "missing", "a disk of its own"),
+        ({"outside": ["/tmp/written"]}, "missing", "outside its directory: /tmp/written"),
+    ],
+)
+def test_doctor_believes_what_arrived_and_not_what_a_container_says(
+    tmp_path: Path, seen: dict[str, Any], level: str, words: str
+) -> None:
+    check = engine_checks.mounts_check({"written": True, "arrived": True, "outside": [], **seen}, tmp_path)
+    assert check.level == level and words in check.said
+
+
+def test_doctor_outlives_an_engine_that_is_half_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(reference: str) -> Any:
+        raise ValueError("disk I/O error")
+
+    broken = SimpleNamespace(info=lambda: {"ServerVersion": "1"}, images=SimpleNamespace(get=fails))
+    monkeypatch.setattr(engine_checks.containers, "connect", lambda timeout: broken)
+    *_, last = engine_checks.examine(tmp_path)
+    assert last.level == "note" and "in trouble" in last.said and "disk I/O error" in last.said
+
+
+def test_doctor_says_nothing_of_a_cuda_image_that_nothing_here_would_use(tree: Path) -> None:
+    image = images.describe(attributes(tree), tree)
+    old = images.describe(attributes(tree, **{"document-classifier.content": "0"}), tree)
+    for cuda in (None, old):
+        named = [check.what for check in engine_checks._images({"cpu": image, "cuda": cuda}, gpus=False)]
+        assert named == ["image cpu"]
+    assert [check.level for check in engine_checks._images({"cpu": image, "cuda": old}, gpus=True)] == ["ok", "note"]
+    assert [check.what for check in engine_checks._images({"cpu": None, "cuda": old}, gpus=False)][-1] == "image cuda"
