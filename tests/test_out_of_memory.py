@@ -1,0 +1,67 @@
+"""A real training run that runs out of device memory goes on with a smaller micro-batch, and learns as it would have."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from launcher import runs
+from tests.docker_engine import REPOSITORY
+from trainer.sample_data import write_sample_data
+
+# On PYTHONPATH of the processes: the trainer's steps raise torch's own exception above a micro-batch of four images.
+SMALL_DEVICE = """
+import sys
+if "trainer" in sys.orig_argv:
+    import torch, trainer.loop
+    step = trainer.loop._step
+    def small(job, group):
+        if max(len(batch[0]) for batch in group) > 4 and job.progress.step >= 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return step(job, group)
+    trainer.loop._step = small
+"""
+WORDS = ["model.name=resnet10t", "model.pretrained=false", "data.img_size=64", "training.batch_size=16", "seed=3"]
+WORDS += ["training.epochs=2", "training.num_workers=1", "training.drop_last=false", "training.precision=fp32"]
+
+
+def submit(folder: Path, name: str, python_path: str) -> Path:
+    command = [
+        sys.executable,
+        "-m",
+        "launcher",
+        "submit",
+        *WORDS,
+        "--engine",
+        "native",
+        f"--set=name={name}",
+        "--fresh",
+    ]
+    environment = {**os.environ, "PYTHONPATH": python_path, "DATA_DIR": str(folder / "data")}
+    done = subprocess.run(
+        [*command, "--runs", str(folder / "runs")], env=environment, cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run_dir,) = runs.list_runs(runs.find_submission(folder / "runs", name))
+    return run_dir
+
+
+def test_a_run_out_of_device_memory_is_done_with_the_same_effective_batch(tmp_path: Path) -> None:
+    write_sample_data(tmp_path / "data", classes=3, per_class=14)
+    (tmp_path / "small" / "sitecustomize.py").parent.mkdir()
+    (tmp_path / "small" / "sitecustomize.py").write_text(SMALL_DEVICE)
+    small = submit(tmp_path, "small", f"{tmp_path / 'small'}{os.pathsep}{REPOSITORY}")
+    large = submit(tmp_path, "large", str(REPOSITORY))
+    ends = [(e["attempt"], e["state"]) for e in runs.read_events(small) if e["state"] in runs.ENDED]
+    assert ends == [(1, "out_of_device_memory"), (2, "out_of_device_memory"), (3, "succeeded")]
+    settings = {path: yaml.safe_load((path / "config.yaml").read_text())["training"] for path in (small, large)}
+    assert settings[small]["micro_batch"] == 4 and settings[large]["micro_batch"] is None
+    assert settings[small]["batch_size"] == settings[large]["batch_size"] == 16
+    figures = {path: json.loads((path / "metrics.json").read_text()) for path in (small, large)}
+    assert figures[small]["steps"] == figures[large]["steps"] and figures[small]["epochs"] == 2
+    assert abs(figures[small]["val_loss"] - figures[large]["val_loss"]) < 0.5  # batch norm sees four images, not 16
