@@ -104,7 +104,7 @@ class Lab:
 @pytest.fixture
 def lab(tmp_path: Path) -> Any:
     gpus.LOCKS.mkdir(exist_ok=True)
-    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train" / "a").mkdir(parents=True)  # a class without files: nothing that could be reused
     made = Lab(tmp_path)
     yield made
     for process in made.processes:
