@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,11 +76,10 @@ def status_json(submission: Path) -> dict[str, Any]:
     }
 
 
-def status_table(submission: Path) -> Table:
-    """The same for a terminal."""
+def status_table(shown: Mapping[str, Any]) -> Table:
+    """What `status_json` found, for a terminal."""
     from rich.table import Table
 
-    shown = status_json(submission)
     table = Table(box=None, pad_edge=False, header_style="bold", title=f"{shown['submission']}: {shown['state']}")
     table.title_justify = "left"
     for title in ("run", "state", "epoch", "images/s", "ETA", "best F1", "memory", "reason"):
