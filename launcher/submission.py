@@ -278,7 +278,7 @@ def find_data(given: str | None, planned: Sequence[Planned]) -> str | None:
         if why := _why_no_data(Path(name).expanduser(), formats):
             raise RunError(
                 f"{name}: the data folder ({source}) {why}; name one by --data DIR or DATA_DIR, "
-                f"or draw one: python -m trainer sample-data {'DIR' if Path(name).expanduser().exists() else name}"
+                f"or draw one: python -m trainer sample-data {name if why == 'does not exist' else 'DIR'}"
             )
     return str(Path(shared).expanduser().resolve()) if (shared, of_shared) in wanted else None
 

@@ -488,6 +488,27 @@ def test_a_wrong_call_is_one_clear_error_and_leaves_nothing(lab: Lab, words: lis
     assert not lab.runs.exists() or not list(lab.runs.iterdir())
 
 
+def test_data_below_a_folder_that_may_not_be_entered_are_said_to_be(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "closed" / "data" / "train" / "a").mkdir(parents=True)
+    (tmp_path / "closed").chmod(0o000)
+    become = "os.setgid(65534); os.setuid(65534)" if os.getuid() == 0 else "None"
+    code = f"""
+import os
+from types import SimpleNamespace
+from launcher import submission
+{become}
+run = SimpleNamespace(request=SimpleNamespace(kind="train", config={{"root": None, "format": "auto"}}))
+try:
+    submission.find_data("closed/data", [run])
+except submission.RunError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    (tmp_path / "closed").chmod(0o700)
+    assert "closed/data: the data folder (--data) cannot be read (Permission denied: closed/data); " in done.stdout
+
+
 @pytest.fixture
 def small_group() -> Iterator[Path]:
     """A control group with 300 MB, of either version."""
