@@ -34,6 +34,10 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if os.environ.get("LAUNCHER_DEBUG"):
             raise
+        from trainer.errors import os_error
+
+        if isinstance(error, OSError) and error.filename is not None:
+            _end(f"error: {os_error(error)}", EXIT_FAILED)
         words = " ".join(str(error).split())[:500] or "no message"
         name = "" if isinstance(error, OSError) else f"unexpected {type(error).__name__}: "
         _end(f"error: {name}{words}\nset LAUNCHER_DEBUG=1 to see where", EXIT_FAILED)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from launcher import doctor, engines, images
 from launcher.containers import EngineError, explain
+from launcher.document import JobError
 from launcher.engines.base import Engine
 from launcher.engines.container import cache_dir, network_reason, run_user
 from launcher.machine import Machine
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from docker import DockerClient
 
     from launcher.engines.docker import DockerEngine
+
+
+OWN = ("cpu", "cuda")
+"""What a job may call the project's own images."""
 
 
 @dataclass(frozen=True)
@@ -33,26 +38,31 @@ class Choice:
     warnings: list[str] = field(default_factory=list)
 
 
-def choose(wanted: str, image: str, machine: Machine, gpus: bool) -> Choice:
-    """The engine for `wanted` (docker, native or auto) and a job's `image:`; `gpus`: whether its runs take any.
+def choose(wanted: str, image: str, machine: Machine, gpus: bool, place: str = "") -> Choice:
+    """The engine for `wanted` (docker, native or auto) and a job's `image:`, which stands at `place`; `gpus`: whether
+    its runs take any.
 
     auto is Docker where an engine and an image that matches this checkout are there, else native. Raises RunError where
-    that cannot be had.
+    that cannot be had, and JobError where an engine answers and has not the image that the job names.
     """
     if wanted == "docker":
-        return _docker(image, machine, gpus, "")
+        return _docker(image, machine, gpus, "", place)
     if wanted == "native":
         return _native(machine, "")
     if machine.mps and gpus:
         return _native(machine, " (auto: containers cannot use MPS)")
+    why = " (auto: an engine and its image are there)"
     try:
-        choice = _docker(image, machine, gpus, " (auto: an engine and its image are there)")
+        choice = _docker(image, machine, gpus, why, place)
         assert choice.image is not None
         if gpus and not machine.declared:
             probe_gpus(engines.engine("docker").client, choice.image, list(machine.devices[:1]))  # type: ignore[attr-defined]
     except EngineError as error:
         return _native(machine, f" (auto: {error})")
-    if choice.image.stale and not doctor.missing_packages():
+    if choice.image.stale and doctor.missing_packages():
+        only = " (auto: native runs need packages that are not installed here)"
+        return dataclasses.replace(choice, said=choice.said.removesuffix(why) + only)
+    if choice.image.stale:
         renew = choice.image.build_command
         return _native(machine, f" (auto: image {choice.image.name} is older than what is here; renew it: {renew})")
     return choice
@@ -74,9 +84,15 @@ def _native(machine: Machine, why: str) -> Choice:
     return Choice(engines.engine("native"), machine, f"native processes{why}")
 
 
-def _docker(image: str, machine: Machine, gpus: bool, why: str) -> Choice:
+def _docker(image: str, machine: Machine, gpus: bool, why: str, place: str) -> Choice:
     docker = _engine()
-    found = images.resolve(docker.client, image, gpus and bool(machine.gpus))
+    named = images.default_tag(image) if image in OWN else image
+    try:
+        found = images.resolve(docker.client, named, gpus and bool(machine.gpus))
+    except EngineError as error:
+        if named != "auto" and images.find(docker.client, named) is None:  # and not an engine in trouble
+            raise JobError(f"{place}: image: {error}" if place else str(error)) from None
+        raise
     warning = images.stale_warning(found)
     version = docker.info.get("ServerVersion", "")
     said = f"containers of {found.name}, Docker {version}{why}"

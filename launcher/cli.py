@@ -108,7 +108,7 @@ def submit(
     with refusals():
         job, found = _job(words, settings), _machine(machine, gpus)
         wants_gpus = bool(found.devices) and not cpu_only and job.spec.resources.gpus != 0
-        chosen = choice.choose(engine, job.spec.image, found, wants_gpus)
+        chosen = choice.choose(engine, job.spec.image, found, wants_gpus, job.document.place(("image",)))
         planned = submission.expand(job, chosen.machine, cpu_only)
         submission.refuse_misfits(planned)
         submission.check_sources(job, runs_root)
@@ -120,6 +120,7 @@ def submit(
         serving = {name: found.source for name, found in equal.items() if reuse_stale or not found.stale}
         directory = submission.create(job, completed, serving, root, data_dir, chosen)
         remarks = plans.remarks(job, planned, chosen.machine, native=chosen.image is None)
+        remarks += plans.unset_remarks(job, os.environ, native=chosen.image is None)
         remarks += choice.network_remarks([each for each in completed if each.name not in serving], root, chosen)
         remarks += plans.reuse_remarks(equal, serving)
         if detach:
@@ -167,8 +168,8 @@ def _drive(directory: Path, chosen: Choice) -> int:
         code = supervisor.run(directory, chosen.machine, chosen.engine, submission.rules(directory), announcer.event)
         rows, champion = collect.collect(directory)
     at = f"{directory.name} --runs {_shown(directory.parent)}"
-    state = watch.status_json(directory)["state"]
-    if state in ("running", "unattended"):
+    shown = watch.status_json(directory)
+    if shown["state"] in ("running", "unattended"):
         click.echo(f"the runs go on without this launcher; see them: launcher status {at}")
         return code
     click.echo()
@@ -180,9 +181,7 @@ def _drive(directory: Path, chosen: Choice) -> int:
     if code == supervisor.EXIT_STOPPED:
         click.echo(f"stopped; go on with: launcher resume {at}")
     elif code:
-        failed = [
-            run["name"] for run in watch.status_json(directory)["runs"] if run["state"] not in ("succeeded", "reused")
-        ]
+        failed = [run["name"] for run in shown["runs"] if run["state"] not in ("succeeded", "reused")]
         log = f"{directory.name}/{failed[0]} --runs {_shown(directory.parent)}"
         click.echo(f"not succeeded: {', '.join(failed)}; read why: launcher logs {log}")
     return code
@@ -203,7 +202,7 @@ def status(name: str | None, as_json: bool, runs_root: Path) -> None:
     if as_json:
         click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
         return
-    _print(watch.status_table(directory))
+    _print(watch.status_table(shown))
     if shown["state"] == "unattended":
         at = f"{directory.name} --runs {_shown(runs_root)}"
         click.echo(f"no launcher drives it: what is queued stays so until: launcher resume {at}")
@@ -219,7 +218,10 @@ def logs(run: str, follow: bool, runs_root: Path) -> None:
     from launcher import runs, watch
 
     with refusals():
-        watch.follow_log(runs.find_run(runs_root, run), follow)
+        run_dir = runs.find_run(runs_root, run)
+        if "/" not in run and not Path(run, "run.json").is_file():
+            click.echo(f"{run_dir.parent.name}/{run_dir.name}:", err=True)  # beside the log, which is often piped on
+        watch.follow_log(run_dir, follow)
 
 
 @cli.command()
@@ -232,14 +234,24 @@ def stop(name: str | None, runs_root: Path) -> None:
 
     with refusals():
         try:
-            targets = runs.list_runs(runs.find_submission(runs_root, name))
-        except runs.RunError:
-            if name is None:
+            directory = runs.find_submission(runs_root, name)
+            targets = runs.list_runs(directory)
+        except runs.RunError as no_submission:
+            if name is None or not runs.list_submissions(runs_root):
                 raise
-            targets = [runs.find_run(runs_root, name)]
+            try:
+                targets = [runs.find_run(runs_root, name)]
+            except runs.RunError as no_run:
+                raise runs.RunError(f"{no_submission}\n{no_run}") from None
+            directory = targets[0].parent
         touched = supervisor.stop(targets, execute.GRACE + 5)
         still = [path.name for path in targets if runs.read_status(path).state not in runs.ENDED]
-    click.echo(f"stopped: {', '.join(touched)}" if touched else "nothing was running or queued")
+    click.echo(
+        f"{directory.name}: " + (f"stopped: {', '.join(touched)}" if touched else "nothing was running or queued")
+    )
+    if touched:
+        at = directory.resolve()
+        click.echo(f"go on with: launcher resume {at.name} --runs {_shown(at.parent)}")
     if still:
         raise RefusedError(f"not ended yet: {', '.join(still)}", 1)
 

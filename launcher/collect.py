@@ -85,9 +85,21 @@ def collect(submission: Path, champion: Path | None = None, replace: bool = Fals
     writer.writerows(found)
     write_text(submission / "leaderboard.csv", out.getvalue())
     best = next((row for row in found if row["kind"] == "train" and row["val_f1"] != ""), None)
+    place = champion or submission.parent / "champion"
     if best is None:
-        return found, "no run has succeeded: no champion"
-    return found, _crown(submission, best, champion or submission.parent / "champion", replace)
+        present = _present(place)
+        stays = f"the champion stays {present['run']} (val_f1 {present['val_f1']:.4f})" if present else ""
+        return found, f"no run of this submission has a validation F1; {stays or 'there is no champion yet'}"
+    return found, _crown(submission, best, place, replace)
+
+
+def _present(champion: Path) -> dict[str, Any] | None:
+    """What is known of the model in the folder; None where there is none."""
+    try:
+        content = json.loads((champion / "champion_info.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if (champion / "best_model.ckpt").exists() else None
 
 
 def _crown(submission: Path, best: Row, champion: Path, replace: bool) -> str:
@@ -106,10 +118,7 @@ def _crown(submission: Path, best: Row, champion: Path, replace: bool) -> str:
 
 def _replace(submission: Path, best: Row, source: Path, metrics: dict[str, Any], champion: Path, replace: bool) -> str:
     place = champion / "best_model.ckpt"
-    try:
-        present = json.loads((champion / "champion_info.json").read_text(encoding="utf-8")) if place.exists() else None
-    except (OSError, ValueError):
-        present = None
+    present = _present(champion)
     name = f"{submission.name}/{best['run']}"
     if present and present.get("run") != name:
         if present.get("split_fingerprint") != metrics.get("split_fingerprint") and not replace:

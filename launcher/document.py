@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 from trainer.errors import nearest
 
 Path_ = tuple[str | int, ...]
+COMMAND_LINE = "the command line"
 
 
 class JobError(Exception):
@@ -25,11 +27,16 @@ class Document:
     path: str
     content: dict[str, Any]
     lines: dict[Path_, int] = field(default_factory=dict)
+    given: frozenset[str] = frozenset()
+    """The dotted paths of what `--set` put into it: these stand in no line."""
 
     def place(self, path: Path_) -> str:
-        """`file:line` of the value at `path`, or of the nearest that encloses it."""
-        while path and path not in self.lines:
+        """`file:line` of the value at `path`, or of the nearest that encloses it; `the command line` for what was set
+        there."""
+        while path and path not in self.lines and _dotted(path) not in self.given:
             path = path[:-1]
+        if _dotted(path) in self.given or not self.lines:
+            return COMMAND_LINE
         return f"{self.path}:{self.lines.get(path, 1)}"
 
 
@@ -38,6 +45,10 @@ def names_file(word: str) -> bool:
     with contextlib.suppress(OSError):  # a word too long for a file name is none
         return "=" not in word or Path(word).is_file()
     return False
+
+
+def _dotted(path: Path_) -> str:
+    return ".".join(map(str, path))
 
 
 def read(path: Path) -> Document:
@@ -56,9 +67,14 @@ def read(path: Path) -> Document:
 
 
 def _nearest_file(path: Path) -> str:
-    folder = path.parent if path.parent.is_dir() else Path("jobs")
-    names = [str(each) for each in sorted(folder.glob("*.yaml"))]
-    return nearest(str(path), names) if names else f"{folder} holds no *.yaml"
+    """The job file that was meant: by its name alone, so that a job need not be called by its folder and suffix."""
+    found = [*sorted(path.parent.glob("*.yaml")), *sorted(Path("jobs").glob("*.yaml"))]
+    files = {each.stem: str(each) for each in reversed(found)}  # those beside it first
+    if not files:
+        beside = "no *.yaml beside it, and " if path.parent.is_dir() else ""
+        return f"{beside}no folder jobs/ here: go to the project's checkout, or name the job file by its full path"
+    close = difflib.get_close_matches(path.stem.lower(), files, n=1, cutoff=0.6)
+    return f"did you mean '{files[close[0]]}'?" if close else nearest(str(path), files.values())
 
 
 def parse(text: str, name: str) -> Document:
@@ -140,8 +156,8 @@ def assign(document: Document, setting: str) -> Document:
     except yaml.YAMLError as error:
         raise JobError(f"--set {setting}: the value is not YAML: {' '.join(str(error).split())}") from None
     content = _assigned(document.content, parts, value, setting)
-    lines = {path: line for path, line in document.lines.items() if [str(p) for p in path[: len(parts)]] != parts}
-    return Document(document.path, content, lines)
+    lines = {path: line for path, line in document.lines.items() if not f"{_dotted(path)}.".startswith(f"{key}.")}
+    return Document(document.path, content, lines, document.given | {key})
 
 
 def _assigned(content: Any, parts: list[str], value: Any, setting: str) -> Any:

@@ -228,10 +228,16 @@ def last_error(log: Path, begin: int = 0) -> str:
     with os.fdopen(descriptor, "rb") as file:
         file.seek(begin)
         text = file.read()[-20_000:].decode(errors="replace")
+    return last_message(text)
+
+
+def last_message(text: str) -> str:
+    """The last `error:` of a log, or else its last line; several faults on one line, with semicolons between them."""
     lines = text.splitlines()
     starts = [number for number, line in enumerate(lines) if line.startswith("error: ")]
     message = lines[starts[-1] :] if starts else lines[-1:]
-    return " ".join(" ".join(message).removeprefix("error: ").split())[:500]
+    faults = [" ".join(line.removeprefix("error: ").split()) for line in message]
+    return "; ".join(fault.rstrip(";") for fault in faults if fault)[:500]
 
 
 def resolve(command: Sequence[str], runs_root: Path) -> list[str]:

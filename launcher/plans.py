@@ -138,6 +138,9 @@ def remarks(job: Job, each: Sequence[Planned], machine: Machine, native: bool = 
     """What a user should know before these runs start."""
     parallel = at_once(each, machine, job.spec.max_parallel)
     lines = [f"at most {parallel} at once" if parallel > 1 else "one after another"]
+    if not machine.devices and any(p.request.kind == "train" for p in each):
+        cores = f"{machine.cpus:g} CPU core{'s' * (machine.cpus != 1)}"
+        lines.append(f"note: training on {cores} takes many times longer than on a GPU")
     unknown = any(runs.device_need(p.request) is None for p in each if p.request.kind == "train")
     if job.spec.resources.share_gpu and (unknown or any(gpu.memory is None for gpu in machine.gpus)):
         lines.append(
@@ -155,6 +158,31 @@ def remarks(job: Job, each: Sequence[Planned], machine: Machine, native: bool = 
             f"note: resources.{' and resources.'.join(limited)}: native runs are scheduled by it, but not held to it"
         )
     return lines
+
+
+def unset_remarks(job: Job, environment: Mapping[str, str], native: bool = True) -> list[str]:
+    """The variables of the job's `env` and `secrets` that are not set, so that its runs go without them."""
+    lines = []
+    for field, names in (("env", job.spec.env), ("secrets", job.spec.secrets)):
+        for position, name in enumerate(names):
+            set_here = name in environment if field == "env" else bool(environment.get(name))
+            if set_here or (native and _in_dotenv(name)):
+                continue
+            place = job.document.place((field, position))
+            if name == "WANDB_API_KEY":
+                lines.append(f"note: {place}: {field}: {name} is not set: runs do not tell W&B")
+            else:
+                lines.append(f"note: {place}: {field}: {name} is not set here; export it, or the runs go without")
+    return lines
+
+
+def _in_dotenv(name: str) -> bool:
+    """Whether .env names the variable: native runs read it by themselves."""
+    try:
+        text = Path(".env").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return re.search(rf"^\s*(export\s+)?{re.escape(name)}\s*=\s*\S", text, re.M) is not None
 
 
 def reuse_remarks(equal: Mapping[str, Found], serving: Mapping[str, Path]) -> list[str]:

@@ -332,7 +332,10 @@ def find_submission(runs_root: Path, name: str | None = None) -> Path:
         return Path(name)
     found = list_submissions(runs_root)
     if not found:
-        raise RunError(f"{runs_root}: there is no submission yet; start one: launcher submit jobs/quickstart.yaml")
+        start = "start one: launcher submit jobs/quickstart.yaml"
+        if not Path("jobs/quickstart.yaml").is_file():
+            start = "name the runs folder by --runs DIR, or go to the project's checkout to start one"
+        raise RunError(f"{runs_root}: there is no submission yet; {start}")
     if name is None:
         return max(found, key=lambda path: (path / "submission.json").stat().st_mtime_ns)
     names = [path.name for path in found]

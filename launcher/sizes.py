@@ -45,7 +45,8 @@ def show_size(size: int | None) -> str:
     """Bytes → `24 GiB`, `512 MiB`, `–`."""
     if size is None:
         return "–"
-    return f"{size / GIB:.3g} GiB" if size >= GIB else f"{size / 2**20:.3g} MiB"
+    amount, unit = (size / GIB, "GiB") if size >= GIB else (size / 2**20, "MiB")
+    return f"{amount:.0f} {unit}" if amount >= 100 else f"{amount:.3g} {unit}"
 
 
 def show_duration(seconds: float | None) -> str:

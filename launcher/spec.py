@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from launcher.document import Document, JobError, assign, parse, read
+from launcher.document import COMMAND_LINE, Document, JobError, assign, parse, read
 from launcher.sizes import SizeError, parse_duration, parse_size
 from trainer.errors import nearest
 
@@ -18,6 +18,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.I)
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 METHODS = ("soft_voting", "hard_voting", "rank_averaging")
+MEMORY_MIN = 6 * 2**20
+"""Bytes: Docker refuses a lower limit."""
 PRIORITY = "priority"
 """In entries of include: the scheduler's, and no setting of the run."""
 PRIORITY_HINT = "runs get theirs by an entry of include, like {model: resnet34, priority: 10}"
@@ -30,6 +32,13 @@ STEP_ARGS = {
 
 def _size(value: Any) -> Any:
     return value if value in ("auto", None) else _convert(parse_size, value)
+
+
+def _memory(value: Any) -> Any:
+    size = _size(value)
+    if isinstance(size, int) and size < MEMORY_MIN:
+        raise ValueError(f"{value!r} is too little: no container starts with less than 6m")
+    return size
 
 
 def _convert(parser: Any, value: Any) -> Any:
@@ -64,6 +73,7 @@ def _axis(value: Any) -> Any:
 
 
 Size = Annotated[int | Literal["auto"], BeforeValidator(_size)]
+Memory = Annotated[int | Literal["auto"], BeforeValidator(_memory)]
 Name = Annotated[str, BeforeValidator(_name)]
 Axis = Annotated[list[Any], BeforeValidator(_axis)]
 
@@ -86,7 +96,7 @@ class ResourcesSpec(_Strict):
         description="pack several runs of the job on one GPU, as far as gpu_memory (auto: the predicted need) allows; "
         "each allocator is capped at it. A run of unknown need has its GPU to itself",
     )
-    memory: Size = Field("auto", description="host memory; container engines enforce it. auto: no limit")
+    memory: Memory = Field("auto", description="host memory; container engines enforce it. auto: no limit")
     cpus: Annotated[float, Field(gt=0, le=4096)] | Literal["auto"] = Field(
         "auto",
         description="cores, and the threads that torch uses. auto: the machine's, shared among its GPUs; "
@@ -150,7 +160,11 @@ class JobSpec(_Strict):
     """A job file."""
 
     name: Name = Field("job", description="the submission's name begins with it")
-    image: str = Field("auto", description="for container engines. auto: cuda where the engine has GPUs, else cpu")
+    image: str = Field(
+        "auto",
+        description="for container engines; cpu and cuda are the project's own. auto: cuda where the engine has GPUs, "
+        "else cpu",
+    )
     matrix: dict[str, Axis] = Field(
         default_factory=dict,
         description="each axis a Hydra group or a dotted key with its values: every combination is a run",
@@ -245,7 +259,7 @@ def from_overrides(words: Sequence[str], settings: Sequence[str] = ()) -> Job:
     axes = {
         key: values for key, _, text in (word.partition("=") for word in words) if len(values := split_values(text)) > 1
     }
-    document = Document("the command line", {"name": "multirun" if axes else "run"})
+    document = Document(COMMAND_LINE, {"name": "multirun" if axes else "run"})
     for setting in settings:
         document = assign(document, setting)
     single = dict(word.split("=", 1) for word in words if word.partition("=")[0] not in axes)
@@ -276,9 +290,7 @@ def _validate(document: Document) -> JobSpec:
     try:
         spec = JobSpec.model_validate(document.content)
     except ValidationError as error:
-        faults = []
-        for problem in error.errors():
-            faults.append(_fault(document, problem))
+        faults = [_fault(document, problem) for problem in _joined(document, error.errors())]
         raise JobError("\n".join(dict.fromkeys(faults))) from None
     except RecursionError:
         raise JobError(f"{document.path}: nested too deeply") from None
@@ -288,7 +300,26 @@ def _validate(document: Document) -> JobSpec:
     return spec
 
 
-def _fault(document: Document, problem: Any) -> str:
+def _joined(document: Document, problems: Sequence[Any]) -> list[dict[str, Any]]:
+    """The problems, with those that the branches of one field like `int | "auto"` have with its value as one."""
+    fields: dict[tuple[str | int, ...], list[Any]] = {}
+    for problem in problems:
+        path = _path(document, problem)
+        at = path if len(path) < len(problem["loc"]) else tuple(problem["loc"])
+        fields.setdefault(at, []).append(problem)
+    joined: list[dict[str, Any]] = []
+    for same in fields.values():
+        words = [word for p in same if p["type"] == "literal_error" for word in re.findall(r"'([^']*)'", p["msg"])]
+        others = [p for p in same if p["type"] != "literal_error"]
+        if len(same) > 1 and len(others) == 1 and words:
+            message = others[0]["msg"].partition(", unable to")[0]
+            joined.append({**others[0], "msg": f"{message}, or {' or '.join(words)}"})
+        else:
+            joined += same
+    return joined
+
+
+def _path(document: Document, problem: Any) -> tuple[str | int, ...]:
     # Pydantic names the branch of a union in its location; only what stands in the file helps.
     path: list[str | int] = []
     for part in problem["loc"]:
@@ -296,8 +327,13 @@ def _fault(document: Document, problem: Any) -> str:
         stands = part in here if isinstance(here, dict) else isinstance(here, list) and isinstance(part, int)
         if stands or (problem["type"] == "missing" and part == problem["loc"][-1]):
             path.append(part)
+    return tuple(path)
+
+
+def _fault(document: Document, problem: Any) -> str:
+    path = _path(document, problem)
     shown = ".".join(map(str, path)) or "the job"
-    place = document.place(tuple(path))
+    place = document.place(path)
     kind, message = problem["type"], problem["msg"]
     if kind == "extra_forbidden":
         if path[-1] == PRIORITY:

@@ -126,9 +126,8 @@ class Supervision:
                     self._start(states, under_way)
             self._tell_trouble(self.engine.trouble)
             self.engine.wait(POLL)
-        if self.asked:
-            return EXIT_STOPPED
-        return EXIT_OK if all(s.state in GOOD for s in states.values()) else EXIT_SOME_FAILED
+        bad = {s.state for s in states.values()} - GOOD
+        return EXIT_OK if not bad else EXIT_STOPPED if self.asked or bad == {"cancelled"} else EXIT_SOME_FAILED
 
     def _append(self, name: str, state: runs.State, attempt: int | None = None, **more: Any) -> Status:
         """The next event of a run, in the name of this drive's lease; where another process was faster, what that

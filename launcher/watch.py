@@ -7,6 +7,7 @@ import json
 import select
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,11 +77,10 @@ def status_json(submission: Path) -> dict[str, Any]:
     }
 
 
-def status_table(submission: Path) -> Table:
-    """The same for a terminal."""
+def status_table(shown: Mapping[str, Any]) -> Table:
+    """What `status_json` found, for a terminal."""
     from rich.table import Table
 
-    shown = status_json(submission)
     table = Table(box=None, pad_edge=False, header_style="bold", title=f"{shown['submission']}: {shown['state']}")
     table.title_justify = "left"
     for title in ("run", "state", "epoch", "images/s", "ETA", "best F1", "memory", "reason"):

@@ -82,7 +82,7 @@ def measure(dockerd: Dockerd) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
-        (folder / "data").mkdir()
+        (folder / "data" / "train" / "a").mkdir(parents=True)
         (folder / "image").mkdir()
         (folder / "image" / "Dockerfile").write_text(image)
         seeds = ", ".join(map(str, range(COUNT)))

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from trainer import __version__
-from trainer.errors import EXIT_FAILED, EXIT_OK, ConfigError, StoppedError, TrainerError, nearest
+from trainer.errors import EXIT_FAILED, EXIT_OK, ConfigError, StoppedError, TrainerError, nearest, os_error
+from trainer.files import check_folder
 
 COMMANDS = ("train", "predict", "ensemble", "analyze", "estimate", "sample-data")
 USAGE = """usage: python -m trainer COMMAND …
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
             say = "pip install -c images/constraints.txt -e '.[train]'"
             print(f"error: the trainer needs a package that is not installed: {error.name}; {say}", file=sys.stderr)
         elif isinstance(error, OSError):
-            print(f"error: {reason}", file=sys.stderr)
+            print(f"error: {os_error(error) if error.filename is not None else reason}", file=sys.stderr)
         else:
             print(
                 f"error: unexpected {type(error).__name__}: {reason[:500]}\nset TRAINER_DEBUG=1 to see where",
@@ -207,7 +208,10 @@ def _is_file(word: str) -> bool:
 
 
 def _output(given: Path | None) -> Path:
-    return given or Path(os.environ.get("RUN_DIR") or ".")
+    """Where results go. Raises ConfigError where nothing can be written there."""
+    folder = given or Path(os.environ.get("RUN_DIR") or ".")
+    check_folder(folder)
+    return folder
 
 
 def _predict(arguments: list[str]) -> int:

@@ -7,6 +7,7 @@ type next.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 
 EXIT_OK = 0
@@ -45,6 +46,14 @@ class StoppedError(TrainerError):
     """Stopped on request (SIGTERM or Ctrl-C), after `last.ckpt` was written."""
 
     exit_code = EXIT_STOPPED
+
+
+def os_error(error: OSError) -> str:
+    """The system's error in the form of every other message: the file, then what is the matter with it."""
+    if error.filename is None or error.strerror is None:
+        return str(error)
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    return f"{' → '.join(names) or error.filename}: {error.strerror}"
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

@@ -10,13 +10,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from trainer.errors import ConfigError
+
 _UMASK = os.umask(0)  # it can be read only by setting it, which threads must not do at once
 os.umask(_UMASK)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well, and vanishes when it does not."""
+    """A temporary path beside `path` that takes its place when the block ends well, and vanishes when it does not.
+
+    Errors of the system name `path`, not the temporary one.
+    """
+    try:
+        with _beside(path) as temporary:
+            yield temporary
+    except OSError as error:
+        if str(error.filename).startswith(str(path.parent / f".{path.stem}.")):
+            error.filename, error.filename2 = str(path), None
+        raise
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
@@ -29,6 +45,19 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises ConfigError where the folder for results is there, and nothing can be written into it."""
+    try:
+        if folder.is_dir():
+            tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: uid {os.getuid()} cannot write to this folder, where results go ({error.strerror}); name "
+            "another by RUN_DIR, or let that uid write to it (docker run -v makes a missing folder as root: make it "
+            "before)"
+        ) from None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -18,7 +18,7 @@ from trainer import data, device, keep, model
 from trainer.augment import Augmentation
 from trainer.config import Config, to_dict, to_yaml
 from trainer.errors import ConfigError, DataError, StoppedError
-from trainer.files import write_text
+from trainer.files import check_folder, write_text
 from trainer.loop import Job, Progress, run, total_steps
 from trainer.progress import Reporter
 from trainer.stop import Stop, ignore_in_worker
@@ -35,6 +35,7 @@ def train(config: Config, run_dir: Path, stop: Stop) -> dict[str, Any]:
     devices = device.count(config, chosen)
     precision = device.precision(config.training.precision, chosen)
     model.check_name(config.model.name)
+    check_folder(run_dir)
     resume = _resume_file(config, run_dir)
     state = keep.read_last(resume) if resume else None
 
@@ -44,7 +45,10 @@ def train(config: Config, run_dir: Path, stop: Stop) -> dict[str, Any]:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{run_dir}: cannot be made ({error.strerror}); name another folder by RUN_DIR") from None
+        uid = os.getuid()
+        raise ConfigError(
+            f"{run_dir}: uid {uid} cannot make this folder ({error.strerror}); name another by RUN_DIR"
+        ) from None
     table = data.read_training(root, config.data, run_dir / "data_faults.txt")
     split = data.split(table, config.data)
     _check_batch(config, len(split.train))

@@ -219,6 +219,23 @@ def options(
     }
 
 
+def on_host(text: str, request: RunRequest, run_dir: Path | None = None) -> str:
+    """A message of a run with the host's paths in place of the container's, as far as they are known: those below /data
+    by the request, those below /runs and /cache by the run's directory."""
+    places = {DATA: request.data_dir}
+    if run_dir is not None:
+        root = run_dir.absolute().parent.parent
+        places |= {RUNS: str(root), CACHE: str(cache_dir(root))}
+    # Files that a run names are mounted under their own path, whatever that begins with.
+    own = [word.partition("=")[2].strip("'\"") for word in request.command if word.partition("=")[0] in FILES]
+
+    def host(match: re.Match[str]) -> str:
+        kept = any(each and text.startswith(each, match.start()) for each in own)
+        return match[0] if kept else places.get(match[0]) or match[0]
+
+    return re.sub(rf"(?<![\w./~-])({DATA}|{RUNS}|{CACHE})(?![\w-]|\.\w)", host, text)
+
+
 def name(run_dir: Path, attempt: int) -> str:
     """The container's name: readable, one for each attempt, and not that of a run of another runs folder."""
     readable = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{run_dir.parent.name}.{run_dir.name}.{attempt}")

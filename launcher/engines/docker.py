@@ -226,7 +226,8 @@ class DockerEngine:
         word, reason = verdict(code, asked, watched.timed_out, watched.request, memory, run_dir)
         detail = str(state.get("Error") or "")
         if word in ("failed", "out_of_device_memory"):
-            detail = detail or last_error(run_dir / "log.txt", watched.log_begin)
+            said = last_error(run_dir / "log.txt", watched.log_begin)
+            detail = detail or recipe.on_host(said, watched.request, run_dir)
         if runs.read_status(run_dir).state not in runs.ENDED:
             runs.append_event(
                 run_dir, word, reason=": ".join(part for part in (reason, detail) if part), exit_code=code,

@@ -106,7 +106,7 @@ def lab(tmp_path: Path) -> Any:
     gpus.LOCKS.mkdir(exist_ok=True)
     with contextlib.suppress(PermissionError):  # another user's already
         gpus.LOCKS.chmod(0o1777)  # as gpus makes it: for every user of the host
-    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train" / "a").mkdir(parents=True)  # a class without files: nothing that could be reused
     made = Lab(tmp_path)
     yield made
     for process in made.processes:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher import gpus, machine, sizes
+from launcher import gpus, machine, sizes, watch
+from launcher.__main__ import main
 from tests.launcher.conftest import Lab
 
 REPOSITORY = Path(__file__).parents[2]
@@ -103,6 +104,40 @@ def test_a_word_longer_than_any_file_name_is_a_word() -> None:
     assert len(json.loads(done.stdout)["runs"]) == 100
 
 
+def test_a_wrong_folder_is_said_to_be_one(tmp_path: Path) -> None:
+    code = "from launcher.__main__ import main; main()"
+
+    def there(*words: str, folder: Path = tmp_path) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "LAUNCHER_RUNS": str(tmp_path / "runs")}
+        command = [sys.executable, "-c", code, *words]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True).stderr
+
+    lost = there("status")
+    assert "there is no submission yet; name the runs folder by --runs DIR" in lost and "quickstart" not in lost
+    assert "launcher submit jobs/quickstart.yaml" in there("status", folder=REPOSITORY)
+    assert "no folder jobs/ here: go to the project's checkout" in there("submit", "jobs/x.yaml")
+    assert "did you mean 'jobs/quickstart.yaml'?" in there("submit", "quickstart", folder=REPOSITORY)
+
+
+def test_an_error_of_the_system_names_the_file_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> None:
+        raise PermissionError(13, "Permission denied", "/a/leaderboard.csv")
+
+    monkeypatch.setattr("launcher.cli.cli.main", lambda *words, **more: refuse())
+    with pytest.raises(SystemExit) as ended:
+        main(["collect"])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "error: /a/leaderboard.csv: Permission denied\n"
+
+
+def test_the_table_of_a_submission_is_made_of_what_was_found_once() -> None:
+    run = {"name": "001-a", "state": "queued", "attempt": 1, "reason": "", "val_f1": None, "progress": {}}
+    table = watch.status_table({"submission": "one", "state": "running", "runs": [run]})
+    assert table.title == "one: running" and table.row_count == 1
+
+
 def test_help_and_version() -> None:
     assert launcher("--version").stdout.strip() == "0.1.0"
     out = launcher("-h").stdout
@@ -156,6 +191,22 @@ def test_gpus_of_a_machine_can_be_restricted(monkeypatch: pytest.MonkeyPatch, tm
 )
 def test_sizes(text: object, size: int) -> None:
     assert sizes.parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        (None, "–"),
+        (300, "0.000286 MiB"),
+        (5 * 2**20, "5 MiB"),
+        (1000 * 2**20, "1000 MiB"),
+        (1.5 * 2**30, "1.5 GiB"),
+        (1000 * 2**30, "1000 GiB"),
+        (9 * 2**40, "9216 GiB"),
+    ],
+)
+def test_sizes_are_shown_in_plain_numbers(size: int | None, shown: str) -> None:
+    assert sizes.show_size(size) == shown
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("8h", 28800), ("1h30m", 5400), ("90s", 90), (45, 45), ("0.5s", 0.5)])
@@ -228,9 +279,10 @@ while time.monotonic() < end:
 print(got)
 """
     command = [sys.executable, "-c", code]
+    (lab.root / "marks").mkdir()
     processes = [
         subprocess.Popen(
-            [*command, group, str(lab.root / "data"), number], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+            [*command, group, str(lab.root / "marks"), number], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
         )
         for group, number in (("a", "1"), ("a", "2"), ("b", "1"), ("b", "2"), ("alone", "1"))
     ]

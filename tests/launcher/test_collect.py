@@ -71,7 +71,15 @@ def test_the_champion_is_the_best_single_model_on_the_same_split(tmp_path: Path)
 
 def test_without_a_success_there_is_no_champion(tmp_path: Path) -> None:
     rows, line = collect.collect(submission(tmp_path, "one", {"a": "lost"}))
-    assert "no champion" in line and rows[0]["state"] == "lost" and not (tmp_path / "champion").exists()
+    assert line == "no run of this submission has a validation F1; there is no champion yet"
+    assert rows[0]["state"] == "lost" and not (tmp_path / "champion").exists()
+
+
+def test_a_submission_without_a_success_leaves_the_champion_and_says_which(tmp_path: Path) -> None:
+    collect.collect(submission(tmp_path, "one", {"a": 0.5}))
+    _, line = collect.collect(submission(tmp_path, "two", {"a": "failed"}))
+    assert line == ("no run of this submission has a validation F1; the champion stays one/001-a (val_f1 0.5000)")
+    assert champion(tmp_path) == ("one/001-a", 0.5)
 
 
 def test_collects_at_the_same_time_leave_the_best(tmp_path: Path) -> None:

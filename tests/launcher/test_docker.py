@@ -472,9 +472,15 @@ def test_a_file_that_the_run_names_is_mounted_or_missed(box: Lab, image: str) ->
 
 def test_what_docker_lacks_is_said_before_anything_starts(box: Lab, image: str) -> None:
     done = submit(box, job(box, "nobody/nothing:1"))
-    assert done.returncode == 1 and "docker pull nobody/nothing:1" in done.stderr
+    assert done.returncode == 64 and "docker pull nobody/nothing:1" in done.stderr
+    assert "job.yaml:1: image: image nobody/nothing:1 is not on the Docker engine" in done.stderr
+    auto = box.launcher("submit", job(box, "nobody/nothing:1"), box.machine())
+    assert (auto.returncode, auto.stderr) == (done.returncode, done.stderr), "no native run in its place"
     done = submit(box, box.job("overrides: {model.pretrained: false}"), "--set", "image=document-classifier:cpx")
-    assert done.returncode == 1 and "image document-classifier:cpx is not on the Docker engine" in done.stderr
+    assert (
+        done.returncode == 64
+        and "the command line: image: image document-classifier:cpx is not on the Docker engine" in done.stderr
+    )
     box.environment |= {"DOCKER_HOST": "", "DOCKER_CONTEXT": "nowhere"}
     assert "the docker context nowhere is not there; see: docker context ls" in submit(box, job(box, image)).stderr
     box.environment |= {"DOCKER_HOST": "ssh://somebody@localhost", "DOCKER_CONTEXT": ""}

@@ -324,6 +324,25 @@ def test_paths_of_the_host_are_mounted_where_they_are(tmp_path: Path) -> None:
         container.words(request(command=["train", "model.weights=gone.pth"], cwd=str(tmp_path)), tmp_path)
 
 
+def test_a_message_of_a_container_speaks_of_the_hosts_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CACHE_DIR", raising=False)
+    asked = request(data_dir="/srv/data/docs", command=["train", "model.weights='/data/w.pth'"])
+    run_dir = Path("/home/me/runs/job-1/001-x")
+
+    def told(text: str) -> str:
+        return container.on_host(text, asked, run_dir)
+
+    assert told("/data: the data folder (DATA_DIR) is empty") == "/srv/data/docs: the data folder (DATA_DIR) is empty"
+    assert told("2 faults in /data: mend") == "2 faults in /srv/data/docs: mend"
+    assert told("see /runs/job-1/001-x/data_faults.txt") == "see /home/me/runs/job-1/001-x/data_faults.txt"
+    assert told("DATA_DIR=/data, '/cache/weights'.") == "DATA_DIR=/srv/data/docs, '/home/me/runs/.cache/weights'."
+    for kept in ("/database", "/mnt/data/x", "/data-2/x", "/data.old", "https://host/data", "file:///data", "a/runs/b"):
+        assert told(kept) == kept
+    assert told("/data/w.pth: no weights; /data/a.jpg") == "/data/w.pth: no weights; /srv/data/docs/a.jpg"
+    assert container.on_host("/runs/a, /data/b", asked) == "/runs/a, /srv/data/docs/b"
+    assert container.on_host("/data/b", request(data_dir=None)) == "/data/b", "nothing is mounted there"
+
+
 def test_memory_limits_leave_no_swap_and_shm_has_a_sane_size(tmp_path: Path) -> None:
     place = container.Place("sha256:1", ("python",), (1000, 1000), cache=tmp_path)
 

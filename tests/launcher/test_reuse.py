@@ -17,7 +17,6 @@ from trainer.config import compose, to_dict
 @pytest.fixture
 def full(lab: Lab) -> Lab:
     """A lab with something to train on."""
-    (lab.root / "data" / "train").mkdir()
     (lab.root / "data" / "train.csv").write_text("ID,target\na.jpg,0\n")
     (lab.root / "data" / "train" / "a.jpg").write_bytes(b"image")
     lab.plan = {"seed0": {"f1": 0.7}, "seed1": {"f1": 0.9}}

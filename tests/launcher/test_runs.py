@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import runs, watch
+from launcher import execute, runs, watch
 from launcher.runs import RunError, RunRequest
 
 
@@ -140,6 +140,21 @@ def test_of_several_submissions_of_a_job_the_latest_is_meant(run_dir: Path) -> N
     assert runs.find_submission(root, "job") == later
     with pytest.raises(RunError, match=r"may be any of"):
         runs.find_submission(root, "job-2026")
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ("epoch 1\nerror: one\nthing more\n", "one; thing more"),
+        ("error: first\nepoch 1\nerror: a.jpg: empty\n  b.jpg:   empty;\n\n2 faults in data\n", "a.jpg: empty; b.jpg: empty; 2 faults in data"),
+        ("error: alone", "alone"),
+        ("no error\nkilled\n", "killed"),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_the_last_error_of_a_log_is_one_line_with_its_faults_apart(log: str, said: str) -> None:
+    assert execute.last_message(log) == said
+    assert len(execute.last_message("error: " + 1000 * "x")) == 500
 
 
 @pytest.mark.parametrize(

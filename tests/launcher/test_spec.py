@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launcher import document, machine, plans, spec, submission
+from launcher import choice, doctor, document, images, machine, plans, spec, submission
+from launcher.containers import EngineError
 from launcher.document import JobError
 
 HERE = machine.Machine("here", 8, 32 * 2**30)
@@ -70,6 +72,10 @@ after:
         ("nmae: x\n", "job.yaml:1: nmae: there is no such field; did you mean 'name'?"),
         ("name: x\nresources:\n  gpu: 1\n", "job.yaml:3: resources.gpu: there is no such field; did you mean 'gpus'?"),
         ("resources: {memory: lots}\n", "job.yaml:1: resources.memory: 'lots' is no size; write it like 24g"),
+        ("resources:\n  memory: 5m\n", "job.yaml:2: resources.memory: '5m' is too little: no container starts with less than 6m"),
+        ("resources: {gpus: lots}\n", "job.yaml:1: resources.gpus: should be a valid integer, or auto, not 'lots'"),
+        ("resources: {cpus: 0}\n", "job.yaml:1: resources.cpus: should be greater than 0, or auto, not 0"),
+        ("network: maybe\n", "job.yaml:1: network: should be a valid boolean, or auto, not 'maybe'"),
         ("name: x\ntimeout: soon\n", "job.yaml:2: timeout: 'soon' is no duration; write it like 8h"),
         ("resources: {gpus: -1}\n", "job.yaml:1: resources.gpus:"),
         ("matrix: {model: resnet34}\n", "job.yaml:1: matrix.model: must be a list"),
@@ -120,6 +126,11 @@ def test_every_fault_is_reported_at_once_and_each_once() -> None:
     assert len(found) == 2 and found[0].startswith("job.yaml:2:") and found[1].startswith("job.yaml:4:")
 
 
+@pytest.mark.parametrize("text", ["resources: {gpus: lots}\n", "resources: {cpus: -1}\n", "network: maybe\n"])
+def test_a_field_of_several_types_has_one_fault(text: str) -> None:
+    assert len(faults(text)) == 1
+
+
 def test_the_command_line_wins_over_the_matrix_and_that_over_overrides() -> None:
     text = "matrix: {seed: [1, 2]}\noverrides: {seed: 9, training.epochs: 3}\n"
     assert [p.request.config["seed"] for p in expand(text)] == [1, 2]
@@ -148,6 +159,20 @@ def test_set_changes_the_job_file() -> None:
         ("name.x=1", "plain value"),
     ):
         assert any(said in line for line in faults(text, sets=(wrong,)))
+
+
+def test_what_is_set_on_the_command_line_stands_there_in_messages() -> None:
+    text = "name: x\nresources:\n  memory: 4g\noverrides: {training.lr: 0.1}\n"
+    assert faults(text, sets=("resources.memory=1m",)) == [
+        "the command line: resources.memory: '1m' is too little: no container starts with less than 6m"
+    ]
+    assert faults(text, sets=("resources={memory: 1m}",))[0].startswith("the command line: resources.memory: ")
+    assert faults(text, sets=("overrides.training.lr=fast",))[0].startswith("the command line: training.lr=fast")
+    assert faults(text + "timeout: soon\n", sets=("resources.memory=9g",))[0].startswith("job.yaml:5: timeout: ")
+    (run,) = expand(text, sets=("resources.memory=150m",))
+    assert run.request.memory_place == "the command line"
+    with pytest.raises(JobError, match=r"^the command line: resources\.memory: "):
+        spec.from_overrides(["seed=1"], ["resources.memory=1m"])
 
 
 @pytest.mark.parametrize(
@@ -197,6 +222,94 @@ def test_a_file_that_cannot_be_read_is_one_clear_error(tmp_path: Path, make, sai
 def test_a_misspelt_job_file_names_the_nearest() -> None:
     with pytest.raises(JobError, match=r"did you mean '.*jobs/benchmark\.yaml'"):
         spec.load(REPOSITORY / "jobs" / "benchmrk.yaml")
+
+
+def test_a_job_is_found_by_its_bare_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    for word in ("quickstart", "quickstrat.yaml", "nowhere/quickstart.yaml"):
+        with pytest.raises(JobError, match=r"did you mean 'jobs/quickstart\.yaml'\?"):
+            spec.load(Path(word))
+    monkeypatch.chdir(tmp_path)
+    for word in ("quickstart", "jobs/quickstart.yaml"):
+        with pytest.raises(JobError, match=r"no folder jobs/ here: go to the project's checkout"):
+            spec.load(Path(word))
+
+
+@pytest.mark.parametrize("word", ["cpu", "cuda", "auto"])
+def test_an_image_of_the_projects_own_has_a_short_name(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def resolve(client: object, wanted: str, gpus: bool) -> object:
+        asked.append(wanted)
+        raise EngineError("not there")
+
+    monkeypatch.setattr(choice, "_engine", lambda: SimpleNamespace(client=None))
+    monkeypatch.setattr(images, "resolve", resolve)
+    monkeypatch.setattr(images, "find", lambda client, name: None)
+    with pytest.raises(EngineError if word == "auto" else JobError, match="not there"):
+        choice.choose("docker", word, HERE, False)
+    assert asked == [word if word == "auto" else f"document-classifier:{word}"]
+
+
+def image(stale: bool | None) -> images.Image:
+    return images.Image("sha256:1", ("mine:1",), "cpu", "", 1, "0.1", "", "", stale)
+
+
+def test_auto_takes_what_is_there_and_refuses_a_named_image_that_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = SimpleNamespace(client=None, info={}, name="docker")
+    monkeypatch.setattr(choice, "_engine", lambda: engine)
+    monkeypatch.setattr(doctor, "missing_packages", list)
+
+    def lacks(client: object, wanted: str, gpus: bool) -> images.Image:
+        raise EngineError(f"image {wanted} is not on the Docker engine")
+
+    monkeypatch.setattr(images, "resolve", lacks)
+    monkeypatch.setattr(images, "find", lambda client, name: None)
+    with pytest.raises(JobError, match=r"^job\.yaml:2: image: image mine:1 is not on the Docker engine$"):
+        choice.choose("auto", "mine:1", HERE, False, "job.yaml:2")
+    assert "native processes (auto: image auto is not" in choice.choose("auto", "auto", HERE, False).said
+
+    monkeypatch.setattr(images, "resolve", lambda client, wanted, gpus: image(stale=True))
+    assert "older than what is here" in choice.choose("auto", "auto", HERE, False).said
+    monkeypatch.setattr(doctor, "missing_packages", lambda: ["torch"])
+    found = choice.choose("auto", "auto", HERE, False)
+    assert found.said.endswith("(auto: native runs need packages that are not installed here)") and found.warnings
+    monkeypatch.setattr(images, "resolve", lambda client, wanted, gpus: image(stale=False))
+    assert choice.choose("auto", "auto", HERE, False).said.endswith("(auto: an engine and its image are there)")
+
+    def silent() -> None:
+        raise EngineError("no Docker engine answers")
+
+    monkeypatch.setattr(choice, "_engine", silent)
+    monkeypatch.setattr(doctor, "missing_packages", list)
+    assert "(auto: no Docker engine answers)" in choice.choose("auto", "mine:1", HERE, False).said
+
+
+def test_what_a_machine_without_a_gpu_means_is_said_once() -> None:
+    parsed = document.parse("matrix: {seed: [1, 2]}\n", "job.yaml")
+    job = spec.Job(spec._validate(parsed), parsed)
+    slow = "note: training on 8 CPU cores takes many times longer than on a GPU"
+    assert plans.remarks(job, submission.expand(job, HERE), HERE).count(slow) == 1
+    gpu = machine.Machine("server", 8, 64 * 2**30, (machine.Gpu(0),))
+    assert not any("longer" in line for line in plans.remarks(job, submission.expand(job, gpu), gpu))
+    mac = machine.Machine("mac", 8, 64 * 2**30, mps=True)
+    assert not any("longer" in line for line in plans.remarks(job, submission.expand(job, mac), mac))
+
+
+def test_variables_that_are_not_set_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "env: [CITY, EMPTY]\nsecrets:\n  - MY_TOKEN\n  - WANDB_API_KEY\n"
+    parsed = document.parse(text, "job.yaml")
+    job = spec.Job(spec._validate(parsed), parsed)
+    assert plans.unset_remarks(job, {"EMPTY": "", "WANDB_API_KEY": ""}) == [
+        "note: job.yaml:1: env: CITY is not set here; export it, or the runs go without",
+        "note: job.yaml:3: secrets: MY_TOKEN is not set here; export it, or the runs go without",
+        "note: job.yaml:4: secrets: WANDB_API_KEY is not set: runs do not tell W&B",
+    ]
+    assert plans.unset_remarks(job, {"CITY": "x", "EMPTY": "", "MY_TOKEN": "x", "WANDB_API_KEY": "x"}) == []
+    (tmp_path / ".env").write_text("# MY_TOKEN=x\nexport WANDB_API_KEY = x\nCITY=\n")
+    assert len(plans.unset_remarks(job, {"EMPTY": ""})) == 2, "native runs read .env"
+    assert len(plans.unset_remarks(job, {"EMPTY": ""}, native=False)) == 3
 
 
 GOOD = """

@@ -332,13 +332,59 @@ def test_stop_ends_one_run_or_all(lab: Lab) -> None:
     lab.plan = {"*": {"until": str(gate)}}
     process = lab.start("submit", lab.job(seeds(4, "max_parallel: 2\n")), lab.machine())
     wait_for(lambda: len(lab.journal("begin")) == 2, "two runs")
-    assert "001-seed0" in lab.launcher("stop", "seed0").stdout
+    name = lab.submission().name
+    stopped = lab.launcher("stop", "seed0").stdout
+    assert f"{name}: stopped: 001-seed0\n" in stopped and f"launcher resume {name} --runs runs" in stopped
     assert lab.status("1").state == "cancelled" and lab.status("seed1").state == "running"
     wait_for(lambda: len(lab.journal("begin")) == 3, "the next run")
     assert lab.launcher("stop").returncode == 0
-    assert process.wait(60) == 1
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and f"stopped; go on with: launcher resume {name}" in output
     assert set(lab.states().values()) == {"cancelled"} and len(lab.journal("begin")) == 3
-    assert "nothing was running" in lab.launcher("stop").stdout
+    assert f"{name}: nothing was running" in lab.launcher("stop").stdout
+    wrong = lab.launcher("stop", "nosuch").stderr
+    assert "there is no submission 'nosuch'; valid: " + name in wrong and "there is no run 'nosuch'" in wrong
+    log = lab.launcher("logs", "seed0")
+    assert log.stderr == f"{name}/001-seed0:\n" and name not in log.stdout
+    assert lab.launcher("logs", f"{name}/seed0").stderr == ""
+
+
+def test_a_stop_that_came_too_late_for_any_run_is_a_success(lab: Lab) -> None:
+    lab.plan = {"*": {"stubborn": True, "seconds": 1}}
+    process = lab.start("submit", lab.job(seeds(1)), lab.machine())
+    wait_for(lambda: lab.journal("begin"), "a run")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0 and lab.states() == {"resnet34": "succeeded"}
+
+
+def test_variables_that_are_not_set_are_named_when_runs_start(lab: Lab) -> None:
+    done = lab.launcher("submit", lab.job(seeds(1, "secrets: [NOT_SET_HERE]\n")), lab.machine())
+    assert done.returncode == 0 and "note: job.yaml:3: secrets: NOT_SET_HERE is not set here; export it" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "empty: the data folder (--data) holds neither train.csv nor a folder a class below train/"),
+        (["data.format=csv"], "empty: the data folder (--data) holds no train.csv, which data.format=csv asks for"),
+        (["data.root=table", "data.format=imagefolder"], "table: the data folder (data.root) holds no folder a class"),
+        (["data.root=classes", "data.format=csv"], "classes: the data folder (data.root) holds no train.csv"),
+        (["data.root=job.yaml"], "job.yaml: the data folder (data.root) is not a folder"),
+        (["data.root=classes"], ""),
+        (["data.root=table"], ""),
+        (["data.root=plain", "data.format=imagefolder"], ""),
+    ],
+)
+def test_a_folder_that_holds_no_training_data_is_refused_before_anything_is_made(
+    lab: Lab, words: list[str], said: str
+) -> None:
+    for folder in ("empty/train/.hidden", "empty/test", "classes/train/a", "table", "plain/a"):
+        (lab.root / folder).mkdir(parents=True)
+    (lab.root / "table" / "train.csv").touch()
+    (lab.root / "table" / "test").mkdir()
+    done = lab.launcher("submit", lab.job(seeds(1)), *words, "--data", "empty", lab.machine())
+    assert done.returncode == (65 if said else 0) and said in done.stderr, done.stderr
+    assert lab.runs.exists() is (not said)
 
 
 def test_exec_executes_one_run_by_hand(lab: Lab) -> None:
@@ -423,7 +469,7 @@ def test_an_ensemble_of_an_earlier_submission_trains_nothing(lab: Lab) -> None:
         (["submit", "job.yaml", "--data", "nowhere"], 65, "nowhere: the data folder (--data) does not exist"),
         (["submit", "job.yaml", "--set", "resources.gpus=3"], 64, "3 GPU asked for"),
         (["submit", "job.yaml", "--set", "resources.cpus=4000"], 64, "4000 cores asked for"),
-        (["submit", "job.yaml", "--set", "resources.memory=9t"], 64, "9.22e+03 GiB asked for"),
+        (["submit", "job.yaml", "--set", "resources.memory=9t"], 64, "9216 GiB asked for"),
         (["submit", "job.yaml", "modle=resnet34"], 64, "the command line: modle=resnet34: there is no key"),
         (["submit", "job.yaml", "--gpus", "7"], 64, "there is no GPU '7'"),
         (["submit", "job.yaml", "--runs", "/proc/runs"], 1, "/proc/runs: cannot be written to"),
@@ -440,6 +486,27 @@ def test_a_wrong_call_is_one_clear_error_and_leaves_nothing(lab: Lab, words: lis
     assert done.returncode == code, done.stderr
     assert said in done.stderr and "Traceback" not in done.stderr
     assert not lab.runs.exists() or not list(lab.runs.iterdir())
+
+
+def test_data_below_a_folder_that_may_not_be_entered_are_said_to_be(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "closed" / "data" / "train" / "a").mkdir(parents=True)
+    (tmp_path / "closed").chmod(0o000)
+    become = "os.setgid(65534); os.setuid(65534)" if os.getuid() == 0 else "None"
+    code = f"""
+import os
+from types import SimpleNamespace
+from launcher import submission
+{become}
+run = SimpleNamespace(request=SimpleNamespace(kind="train", config={{"root": None, "format": "auto"}}))
+try:
+    submission.find_data("closed/data", [run])
+except submission.RunError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    (tmp_path / "closed").chmod(0o700)
+    assert "closed/data: the data folder (--data) cannot be read (Permission denied: closed/data); " in done.stdout
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.conftest import TINY
+from trainer import errors, files
 from trainer.cli import main
 
 
@@ -63,3 +64,64 @@ def test_settings_come_from_dotenv_where_the_environment_is_silent(
         monkeypatch.delenv(name)
     assert main(["train", *TINY, "training.max_steps=1"]) == 0
     assert (run / "best.ckpt").exists()
+
+
+def no_space(*words: object, **more: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_before_data_are_read(
+    documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unread(*words: object) -> None:
+        raise AssertionError("data were read")
+
+    run = tmp_path / "run"
+    run.mkdir()
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", no_space)
+    monkeypatch.setattr("trainer.data.read_training", unread)
+    monkeypatch.setenv("DATA_DIR", str(documents))
+    monkeypatch.setenv("RUN_DIR", str(run))
+    assert main(["train", *TINY, "training.max_steps=1"]) == 64
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {run}: uid {os.getuid()} cannot write to this folder, where results go (No space")
+    assert main(["predict", "checkpoint=any.ckpt"]) == 64
+    assert f"error: {run}: uid " in capsys.readouterr().err
+
+
+def test_a_folder_of_another_user_names_the_uid(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "run").mkdir(mode=0o555)
+    become = "os.setgid(65534); os.setuid(65534)" if os.getuid() == 0 else "None"
+    code = f"""
+import os
+from pathlib import Path
+from trainer import files
+{become}
+try:
+    files.check_folder(Path("run"))
+except files.ConfigError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    uid = 65534 if os.getuid() == 0 else os.getuid()
+    assert f"run: uid {uid} cannot write to this folder, where results go (Permission denied)" in done.stdout
+
+
+def test_an_error_of_the_system_names_the_file_and_never_a_temporary_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(OSError) as raised, files.replacing(tmp_path / "metrics.json") as temporary:
+        raise PermissionError(13, "Permission denied", str(temporary))
+    assert errors.os_error(raised.value) == f"{tmp_path / 'metrics.json'}: Permission denied"
+    with pytest.raises(OSError) as raised, files.replacing(tmp_path / "metrics.json"):
+        raise FileNotFoundError(2, "No such file or directory", "other.txt")
+    assert errors.os_error(raised.value) == "other.txt: No such file or directory"
+    assert errors.os_error(OSError("a library's own words")) == "a library's own words"
+
+    def refuse(*words: object) -> None:
+        raise PermissionError(13, "Permission denied", "/data/train.csv")
+
+    monkeypatch.setattr("trainer.sample_data.write_sample_data", refuse)
+    assert main(["sample-data", str(tmp_path / "drawn")]) == 1
+    assert capsys.readouterr().err == "error: /data/train.csv: Permission denied\n"
