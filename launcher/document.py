@@ -11,7 +11,7 @@ import yaml
 from trainer.errors import nearest
 
 Path_ = tuple[str | int, ...]
-_UNREADABLE = (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
+_UNREADABLE = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError)
 """What PyYAML raises for text that it cannot read: its constructors of numbers, dates and sets check little."""
 
 

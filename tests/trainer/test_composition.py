@@ -64,7 +64,12 @@ def test_plain_values_take_the_short_way_and_others_do_not() -> None:
     composed = composition.fast(chosen, [("seed=7", "seed", 7), ("data.img_size=96", "data.img_size", 96)])
     assert isinstance(composed, Config) and (composed.seed, composed.data.img_size) == (7, 96)
     assert composed.data.train_transforms[0] == {"LongestMaxSize": {"max_size": 96, "interpolation": 1}}
-    for key, value in (("seed", "x"), ("seed", "${data.img_size}"), ("data.root", "???"), ("data.val_transforms", None)):
+    for key, value in (
+        ("seed", "x"),
+        ("seed", "${data.img_size}"),
+        ("data.root", "???"),
+        ("data.val_transforms", None),
+    ):
         assert composition.fast(chosen, [(f"{key}={value}", key, value)]) is None
 
 
