@@ -10,7 +10,8 @@ from trainer import composition, config
 from trainer.config import Config, compose, to_dict
 from trainer.errors import ConfigError
 
-KEYS = [key for key in config.keys() if not key.startswith("choices")]
+SCHEMA = config.keys()
+KEYS = [key for key in SCHEMA if not key.startswith("choices")]
 values = st.one_of(
     st.integers(-3, 3000).map(str),
     st.floats(allow_nan=True).map(repr),
