@@ -23,8 +23,8 @@ def attach(name: str | None, runs_root: Path) -> int:
     with refusals():
         directory = runs.find_submission(runs_root, name).resolve()
         at = f"{directory.name} --runs {_shown(directory.parent)}"
-        click.echo(f"{directory.name}: {len(runs.list_runs(directory))} runs; Ctrl-C looks away, and they go on")
         try:
+            click.echo(f"{directory.name}: {len(runs.list_runs(directory))} runs; Ctrl-C looks away, and they go on")
             code = live.follow(directory, plans.Announcer(directory).event)
         except KeyboardInterrupt:
             raise RefusedError(f"looked away; the runs go on: launcher attach {at}", 130) from None

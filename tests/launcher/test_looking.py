@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pty
@@ -43,8 +44,10 @@ def beat(lab: Lab) -> None:
 def test_attach_follows_to_the_end_with_submits_lines_and_exit_code(lab: Lab) -> None:
     submit = under_way(lab)
     attached = lab.start("attach")
+    assert attached.stdout is not None
+    out = "".join(attached.stdout.readline() for _ in range(3))  # where each run stands
     (lab.root / "go").touch()
-    out, told = attached.communicate(timeout=60)[0], submit.communicate(timeout=60)[0]
+    out, told = out + attached.communicate(timeout=60)[0], submit.communicate(timeout=60)[0]
     assert attached.returncode == submit.returncode == 0
     for line in re.findall(r"\d\d:\d\d:\d\d  (001-\S+ +succeeded  val_f1 [\d.]+)", told):
         assert line in out
@@ -76,6 +79,8 @@ def test_ctrl_c_detaches_and_the_runs_go_on(lab: Lab) -> None:
 def test_attach_to_a_stopped_submission_ends_with_130(lab: Lab) -> None:
     submit = under_way(lab)
     attached = lab.start("attach")
+    assert attached.stdout is not None
+    attached.stdout.readline()
     submit.send_signal(signal.SIGINT)
     out = attached.communicate(timeout=60)[0]
     assert (submit.wait(60), attached.returncode) == (130, 130) and "stopped; go on with: launcher resume" in out
@@ -96,7 +101,7 @@ def test_status_watch_prints_a_table_for_each_change_where_there_is_no_terminal(
     beat(lab)
     watching = lab.start("status", "--watch")
     assert watching.stdout is not None
-    first = "".join(iter(watching.stdout.readline, "2 running\n"))
+    first = "".join(itertools.takewhile(lambda line: line.strip() != "2 running", watching.stdout))
     for word in ("3/50", "81.2", "1 min 35 s", "0.8750", "3 GiB", "▶ running"):
         assert word in first, (word, first)
     sizes = [int(float(size)) for size in re.findall(r"([\d.]+) MiB", first)]
@@ -245,7 +250,7 @@ def completed(lab: Lab, *words: str, **environment: str) -> list[str]:
     arguments["env"] = {**arguments["env"], **asked, **environment}
     done = subprocess.run([sys.executable, "-m", "launcher"], capture_output=True, **arguments)
     assert done.stderr == ""
-    return [line.partition(",")[2] for line in done.stdout.splitlines()]
+    return [line.partition(",")[2] for line in done.stdout.splitlines() if line]
 
 
 def test_the_shell_completes_what_there_is(lab: Lab) -> None:
