@@ -25,9 +25,10 @@ RETRIED: frozenset[State] = frozenset({"out_of_device_memory", "lost", "failed",
 def reference() -> str:
     """The states as a Markdown table."""
     lines = ["| state | what it means | may become | retried | `launcher resume` |", "| --- | --- | --- | --- | --- |"]
-    for state, after in TRANSITIONS.items():
+    for state in MEANINGS:  # TRANSITIONS is made from sets, which have no order
+        after = TRANSITIONS[state]
         meaning, resumed = MEANINGS[state]
-        nexts = ", ".join(f"`{each}`" for each in TRANSITIONS if each in after) or "nothing: it is final"
+        nexts = ", ".join(f"`{each}`" for each in MEANINGS if each in after) or "nothing: it is final"
         retried = "by `retry.on`" if state in RETRIED else "–" if state in GOOD or not _ended(state) else "never"
         lines.append(f"| `{state}` | {meaning} | {nexts} | {retried} | {resumed} |")
     return "\n".join(lines)
