@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, get_args
 
-from launcher import runs, spec, states
+from launcher import images, runs, spec, states
 from tests.launcher.conftest import Lab
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -34,6 +35,7 @@ def test_every_field_of_json_is_documented(lab: Lab) -> None:
         assert all(f"`{key}`" in section(command) for key in found)
         missing = [key for key in found["runs"][0] if f"`….{key}`" not in section(command)]
         assert not missing, (command, missing)
+    assert all(f"`{each.name}`" in section("images") for each in dataclasses.fields(images.Image))
     shown = told("plan", job)["runs"][0]
     assert all(f"`{key}`" in section("plan") for key in (*shown["config"], *shown["resources"]))
     for command, keys in (
