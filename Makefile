@@ -62,8 +62,9 @@ format: install ## format and mend what can be mended
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
-bench: install ## ratios of loading and training speed, measured in one run; simulated makespans
+bench: install ## ratios of loading and training speed, measured in one run; simulated makespans; a plan of 10,000 runs
 	$(BIN)/python -m tests.simulate_scheduler
+	$(BIN)/python -m tests.launcher.test_planning
 	$(BIN)/python -m tests.bench
 	$(BIN)/python -m tests.bench_containers
 

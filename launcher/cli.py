@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from launcher import __version__
+from launcher import __version__, completion
 from launcher.host_option import on_host
 from launcher.refusals import RefusedError, refusals
 
@@ -41,7 +41,7 @@ runs_option = click.option(
 detach_option = click.option("--detach", is_flag=True, help="Leave them to a process of its own, and return at once.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 job_options = options(
-    click.argument("words", metavar="JOB|KEY=VALUE…", nargs=-1, required=True),
+    click.argument("words", metavar="JOB|KEY=VALUE…", nargs=-1, required=True, shell_complete=completion.job_words),
     click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Change a field of the job file."),
     click.option("--gpus", metavar="0,1", help="The GPUs that may be used (default: all, or CUDA_VISIBLE_DEVICES)."),
     click.option("--machine", metavar="NAME|FILE", help="cuda-server, mac-m4-pro or a YAML file (default: this host)."),
@@ -133,7 +133,7 @@ def submit(
 
 @cli.command()
 @on_host(detached=True)
-@click.argument("name", metavar="[SUBMISSION]", required=False)
+@click.argument("name", metavar="[SUBMISSION]", required=False, shell_complete=completion.submissions)
 @click.option("--gpus", metavar="0,1", help="The GPUs that may be used.")
 @click.option("--machine", metavar="NAME|FILE", help="As for submit.")
 @detach_option
@@ -189,20 +189,23 @@ def _drive(directory: Path, chosen: Choice) -> int:
 
 @cli.command()
 @on_host()
-@click.argument("name", metavar="[SUBMISSION]", required=False)
+@click.argument("name", metavar="[SUBMISSION]", required=False, shell_complete=completion.submissions)
 @json_option
+@click.option("-w", "--watch", "watched", is_flag=True, help="Go on showing it until it is over.")
 @runs_option
-def status(name: str | None, as_json: bool, runs_root: Path) -> None:
+def status(name: str | None, as_json: bool, watched: bool, runs_root: Path) -> None:
     """Show how a submission's runs fare (default: the latest)."""
-    from launcher import runs, watch
+    from launcher import live, runs, watch
 
     with refusals():
         directory = runs.find_submission(runs_root, name)
+        if watched:
+            live.watch_submission(directory, as_json)
         shown = watch.status_json(directory)
     if as_json:
         click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
         return
-    _print(watch.status_table(shown))
+    None if watched else _print(watch.status_table(shown))
     if shown["state"] == "unattended":
         at = f"{directory.name} --runs {_shown(runs_root)}"
         click.echo(f"no launcher drives it: what is queued stays so until: launcher resume {at}")
@@ -210,7 +213,7 @@ def status(name: str | None, as_json: bool, runs_root: Path) -> None:
 
 @cli.command()
 @on_host()
-@click.argument("run")
+@click.argument("run", shell_complete=completion.runs)
 @click.option("-f", "--follow", is_flag=True, help="Go on printing until the run has ended.")
 @runs_option
 def logs(run: str, follow: bool, runs_root: Path) -> None:
@@ -226,7 +229,7 @@ def logs(run: str, follow: bool, runs_root: Path) -> None:
 
 @cli.command()
 @on_host()
-@click.argument("name", metavar="[SUBMISSION|RUN]", required=False)
+@click.argument("name", metavar="[SUBMISSION|RUN]", required=False, shell_complete=completion.submissions_and_runs)
 @runs_option
 def stop(name: str | None, runs_root: Path) -> None:
     """Stop a run, or all runs of a submission, with their checkpoints (default: the latest submission)."""
@@ -258,7 +261,7 @@ def stop(name: str | None, runs_root: Path) -> None:
 
 @cli.command("collect")
 @on_host(brings=True)
-@click.argument("name", metavar="[SUBMISSION]", required=False)
+@click.argument("name", metavar="[SUBMISSION]", required=False, shell_complete=completion.submissions)
 @click.option("--champion", type=click.Path(path_type=Path), help="Folder of the best model (default: RUNS/champion).")
 @click.option("--replace", is_flag=True, help="Replace a champion that was validated on another split, too.")
 @json_option
@@ -454,3 +457,6 @@ def _print(renderable: Any) -> None:
 
 def _shown(path: Path) -> str:
     return os.path.relpath(path)
+
+
+from launcher import cli_looking  # noqa: E402, F401  further commands, which need what is above

@@ -8,6 +8,7 @@ from typing import Any
 
 ENVIRONMENTS = ("cuda-server", "mac-m4-pro", "mps-20gb")
 NOTE = "The figures are the manual's own estimates; none was measured."
+_KEYS = ("model", "data", "batch_size", "img_size")
 
 
 @cache
@@ -32,8 +33,12 @@ def environment_of(mps: bool, gpus: int, memory: int) -> str:
 
 def manual_memory(config: dict[str, Any], environment: str) -> float | None:
     """The manual's figure, GB, for a run's model, data, batch and size; None where it has none."""
-    keys = ("model", "data", "batch_size", "img_size")
+    return _memory(environment).get(tuple(config.get(key) for key in _KEYS))
+
+
+@cache
+def _memory(environment: str) -> dict[tuple[Any, ...], float]:
+    found: dict[tuple[Any, ...], float] = {}
     for row in table(environment):
-        if all(row[key] == config.get(key) for key in keys):
-            return float(row["memory_gb"])
-    return None
+        found.setdefault(tuple(row[key] for key in _KEYS), float(row["memory_gb"]))
+    return found

@@ -14,6 +14,8 @@ from trainer.errors import nearest
 
 Path_ = tuple[str | int, ...]
 COMMAND_LINE = "the command line"
+_UNREADABLE = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError)
+"""What PyYAML raises for text that it cannot read: its constructors of numbers, dates and sets check little."""
 
 
 class JobError(Exception):
@@ -56,11 +58,13 @@ def read(path: Path) -> Document:
     if path.is_dir():
         raise JobError(f"{path}: is a folder; name a job file in it")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
+        text = content.decode("utf-8-sig")
     except FileNotFoundError:
         raise JobError(f"{path}: there is no such file; {_nearest_file(path)}") from None
-    except UnicodeDecodeError:
-        raise JobError(f"{path}: not text in UTF-8") from None
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise JobError(f"{path}:{line}: not text in UTF-8") from None
     except OSError as error:
         raise JobError(f"{path}: cannot be read: {error.strerror}") from None
     return parse(text, str(path))
@@ -93,8 +97,9 @@ def parse(text: str, name: str) -> Document:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         raise JobError(f"{name}:{line}: not YAML: {' '.join(str(error.problem or error.context).split())}") from None
-    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
-        raise JobError(f"{name}: not YAML: {' '.join(str(error).split())[:200]}") from None
+    except _UNREADABLE as error:
+        line = text[: getattr(error, "position", 0)].count("\n") + 1  # of a character that YAML does not know
+        raise JobError(f"{name}:{line}: not YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(content, dict):
         raise JobError(f"{name}:1: a job is a mapping of name:, matrix:, overrides: …, not {type(content).__name__}")
     return Document(name, content, lines)
@@ -153,7 +158,7 @@ def assign(document: Document, setting: str) -> Document:
         raise JobError(f"--set {setting}: write path=value, for instance --set resources.cpus=2")
     try:
         value = _construct(yaml.compose(text, Loader=yaml.SafeLoader))
-    except yaml.YAMLError as error:
+    except _UNREADABLE as error:
         raise JobError(f"--set {setting}: the value is not YAML: {' '.join(str(error).split())}") from None
     content = _assigned(document.content, parts, value, setting)
     lines = {path: line for path, line in document.lines.items() if not f"{_dotted(path)}.".startswith(f"{key}.")}

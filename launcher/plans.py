@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from launcher.reuse import Found
 
 T = TypeVar("T")
+SHOWN = 500
+"""Rows of a plan at most: laying out thousands takes longer than planning them, and nobody reads them."""
 
 
 def planned(job: Job, machine: Machine, cpu_only: bool) -> list[Planned]:
@@ -110,7 +112,7 @@ def table(each: Sequence[Planned], machine: Machine) -> Table:
         ("fits", "left"),
     ):
         shown.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for p in each:
+    for p in each[:SHOWN]:
         config, resources = p.request.config, p.request.resources
         memory = compatibility.manual_memory(config, environment)
         shown.add_row(
@@ -123,6 +125,10 @@ def table(each: Sequence[Planned], machine: Machine) -> Table:
             f"~{memory:g} GB" if memory else "",
             "✗ " + p.why_not if p.why_not else _fits(p),
         )
+    if rest := each[SHOWN:]:
+        misfits = sum(p.why_not is not None for p in rest)
+        words = f"{misfits} of them do not fit" if misfits else "all of them fit"
+        shown.add_row(f"… and {len(rest)} more, {words}; --json lists all")
     return shown
 
 

@@ -41,13 +41,10 @@ class Found:
 
 def identity(plain: Mapping[str, Any]) -> str:
     """SHA-256 of a whole configuration, but for what changes no result."""
-    kept = json.loads(json.dumps(plain))
+    kept = {key: dict(value) if isinstance(value, dict) else value for key, value in plain.items()}
     for key in UNIMPORTANT:
-        *path, leaf = key.split(".")
-        inner = kept
-        for part in path:
-            inner = inner.get(part, {})
-        inner.pop(leaf, None)
+        section, _, leaf = key.rpartition(".")
+        (kept.get(section, {}) if section else kept).pop(leaf, None)
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 

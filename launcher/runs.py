@@ -214,7 +214,7 @@ def append_event(run_dir: Path, state: State, attempt: int | None = None, reason
         os.fsync(journal.fileno())
         with suppress(OSError):  # a full disk: the journal is the truth, and the next look puts this right
             write_json(run_dir / "status.json", event)
-    return _status(event)
+    return status_of(event)
 
 
 def replay(events: Sequence[Mapping[str, Any]]) -> Status:
@@ -226,7 +226,7 @@ def replay(events: Sequence[Mapping[str, Any]]) -> Status:
         ):
             before = status.state if number > 1 else "nothing"
             raise RunError(f"line {number}: {event['state']} cannot follow {before}")
-        status = _status(dict(event))
+        status = status_of(dict(event))
     return status
 
 
@@ -235,7 +235,8 @@ def _no_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
 
 
-def _status(event: dict[str, Any]) -> Status:
+def status_of(event: dict[str, Any]) -> Status:
+    """A journal's event as the status that it made."""
     known = {key: event[key] for key in ("state", "attempt", "reason", "time") if key in event}
     return Status(**known, figures={key: value for key, value in event.items() if key not in known})
 
@@ -252,7 +253,7 @@ def read_status(run_dir: Path) -> Status:
     if shown != events[-1] and os.access(run_dir, os.W_OK):
         with suppress(OSError):
             write_json(run_dir / "status.json", events[-1])
-    return _status(events[-1])
+    return status_of(events[-1])
 
 
 @contextmanager

@@ -60,11 +60,13 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False) -> list[Planned]:
         faults.append(f"{job.document.place(('exclude',))}: exclude leaves no run")
     priorities = [int(entry.values.pop(PRIORITY, 0)) for entry in entries]
     keys = matrix.differing([entry.values for entry in entries])
+    common = _common(job)
+    positions = _positions(job)
     resources, why_not, place = _resources(job, machine, cpu_only)
     width = max(3, len(str(len(entries))))
     planned: list[Planned] = []
     for index, (entry, priority) in enumerate(zip(entries, priorities, strict=True), start=1):
-        words, origins = _overrides(job, entry)
+        words, origins = _overrides(job, entry, positions)
         try:
             composed = trainer_config.compose(words)
         except ConfigError as error:
@@ -83,7 +85,7 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False) -> list[Planned]:
             overrides=[*words, *fit.words],
             resources=resources,
             fetches=composed.model.name if composed.model.pretrained and not composed.model.weights else None,
-            **_common(job),
+            **common,
             priority=priority,
             identity=reuse.identity(plain),
             config=summary,
@@ -128,7 +130,18 @@ def _trains_nothing(job: Job) -> bool:
     return not (job.matrix or spec.include or spec.overrides or job.overrides) and bool(elsewhere) and all(elsewhere)
 
 
-def _overrides(job: Job, entry: matrix.Entry) -> tuple[list[str], dict[str, tuple[str | int, ...] | None]]:
+def _positions(job: Job) -> dict[str, dict[str, int]]:
+    """Where each value of each axis of the file stands first: a look for every run of thousands would be long."""
+    found: dict[str, dict[str, int]] = {}
+    for key, axis in job.spec.matrix.items():
+        for position, value in enumerate(axis):
+            found.setdefault(key, {}).setdefault(matrix.override_value(value), position)
+    return found
+
+
+def _overrides(
+    job: Job, entry: matrix.Entry, positions: dict[str, dict[str, int]]
+) -> tuple[list[str], dict[str, tuple[str | int, ...] | None]]:
     """The run's overrides in Hydra's grammar, and where each key's value stands (None: on the command line)."""
     values: dict[str, str] = {}
     origins: dict[str, tuple[str | int, ...] | None] = {}
@@ -136,8 +149,7 @@ def _overrides(job: Job, entry: matrix.Entry) -> tuple[list[str], dict[str, tupl
         values[key], origins[key] = matrix.override_value(value), ("overrides", key)
     for key, value in entry.values.items():
         values[key] = value if key in job.axes else matrix.override_value(value)
-        axis = job.spec.matrix.get(key, [])
-        position = next((i for i, v in enumerate(axis) if matrix.override_value(v) == values[key]), None)
+        position = positions.get(key, {}).get(values[key])
         including = [i for i in entry.includes if key in job.spec.include[i]]
         if key in job.axes:
             origins[key] = None

@@ -140,9 +140,10 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
 }
 
 
-def option_names(group: str) -> list[str]:
+@functools.cache
+def option_names(group: str) -> tuple[str, ...]:
     """The names that `group` (one of `GROUPS`) can be given, sorted."""
-    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+    return tuple(sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml")))
 
 
 @functools.cache
@@ -178,8 +179,7 @@ def compose(overrides: Sequence[str] = (), command: str = "train") -> Config:
 
     Raises ConfigError: one line per fault, all of them at once, each with the nearest valid name.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from trainer import composition
 
     faults: list[str] = []
     groups: dict[str, str] = {}
@@ -201,21 +201,7 @@ def compose(overrides: Sequence[str] = (), command: str = "train") -> Config:
     if faults:
         raise ConfigError("\n".join(faults))
 
-    tree = _compose_groups(*(groups.get(group, "") for group in GROUPS)).copy()
-    for text, key, value in values:
-        try:
-            OmegaConf.update(tree, key, value, merge=False)
-        except OmegaConfBaseException as error:
-            faults.append(f"{text}: {_first_line(error)}")
-        except (IndexError, TypeError, ValueError, AttributeError, KeyError) as error:
-            faults.append(f"{text}: cannot be set: {_first_line(error)}")
-    if faults:
-        raise ConfigError("\n".join(faults))
-    try:
-        config = OmegaConf.to_object(tree)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"the configuration does not resolve: {_first_line(error)}") from None
-    assert isinstance(config, Config)
+    config = composition.composed(tuple(groups.get(group, "") for group in GROUPS), values)
     faults = check(config)
     if faults:
         raise ConfigError("\n".join(faults))
@@ -235,7 +221,7 @@ def _parse(text: str, command: str) -> tuple[str, Any]:
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException as error:
-        raise ConfigError(f"{text}: not understood: {_first_line(error)}") from None
+        raise ConfigError(f"{text}: not understood: {first_line(error)}") from None
     if override.type is not OverrideType.CHANGE or override.package:
         raise ConfigError(f"{text}: write plain key=value: keys are neither added, removed nor moved")
     if override.is_sweep_override():
@@ -255,29 +241,8 @@ def _check_key(text: str, key: str) -> None:
     raise ConfigError(f"{text}: there is no key '{key}'; {hint}")
 
 
-@functools.cache
-def _compose_groups(model: str, data: str, training: str) -> Any:
-    """The tree before value overrides. Cached: a matrix of thousands of runs has few combinations of groups."""
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import OmegaConf
-
-    named = {group: name for group, name in zip(GROUPS, (model, data, training), strict=True) if name}
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
-        composed = hydra.compose(
-            "config", [f"{group}={name}" for group, name in named.items()], return_hydra_config=True
-        )
-        choices = {group: composed.hydra.runtime.choices[group] for group in GROUPS}
-    plain = OmegaConf.to_container(composed, resolve=False)
-    assert isinstance(plain, dict)
-    plain.pop("hydra")
-    tree = OmegaConf.merge(OmegaConf.structured(Config), plain)
-    tree.choices = choices
-    return tree
-
-
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message: OmegaConf and Hydra say more than helps."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
@@ -351,7 +316,24 @@ def _get(config: Config, key: str) -> Any:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Plain dicts, lists, strings and numbers."""
-    return dataclasses.asdict(config)
+    plain = vars(copied(config))
+    return {key: vars(value) if dataclasses.is_dataclass(value) else value for key, value in plain.items()}
+
+
+def copied(value: Any) -> Any:
+    """A copy that shares nothing with a configuration or a part of it; many times as fast as copy.deepcopy."""
+    kind = type(value)
+    if kind is dict:
+        return {key: item if type(item) in _ATOMS else copied(item) for key, item in value.items()}
+    if kind is list:
+        return [item if type(item) in _ATOMS else copied(item) for item in value]
+    if kind in _ATOMS:
+        return value
+    assert kind in (Config, ModelConfig, DataConfig, TrainingConfig)
+    return kind(**{key: item if type(item) in _ATOMS else copied(item) for key, item in vars(value).items()})
+
+
+_ATOMS = frozenset({str, int, float, bool, type(None)})
 
 
 def to_yaml(config: Config) -> str:
@@ -369,6 +351,6 @@ def from_dict(plain: dict[str, Any]) -> Config:
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
     except OmegaConfBaseException as error:
-        raise ConfigError(f"not a configuration of this trainer: {_first_line(error)}") from None
+        raise ConfigError(f"not a configuration of this trainer: {first_line(error)}") from None
     assert isinstance(config, Config)
     return config

@@ -1,0 +1,90 @@
+"""Commands that only look: attach, top, replay; and the shell's completion. Registered by `launcher.cli`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from launcher import completion
+from launcher.cli import _print, _shown, cli, json_option, runs_option
+from launcher.refusals import RefusedError, refusals
+
+
+@cli.command()
+@click.argument("name", metavar="[SUBMISSION]", required=False, shell_complete=completion.submissions)
+@runs_option
+def attach(name: str | None, runs_root: Path) -> int:
+    """Follow a submission that another launcher drives, until it is over (default: the latest).
+
+    Prints what `submit` prints and ends with its exit codes. Ctrl-C only looks away: the runs go on.
+    """
+    from launcher import collect, live, plans, runs
+
+    with refusals():
+        directory = runs.find_submission(runs_root, name).resolve()
+        at = f"{directory.name} --runs {_shown(directory.parent)}"
+        try:
+            click.echo(f"{directory.name}: {len(runs.list_runs(directory))} runs; Ctrl-C looks away, and they go on")
+            code = live.follow(directory, plans.Announcer(directory).event)
+        except KeyboardInterrupt:
+            raise RefusedError(f"looked away; the runs go on: launcher attach {at}", 130) from None
+        if code is None:
+            raise RefusedError(f"{directory.name}: no launcher drives it; go on with it: launcher resume {at}", 1)
+        rows = collect.rows(directory)
+    click.echo()
+    _print(collect.render(rows))
+    bad = [path.name for path in runs.list_runs(directory) if runs.read_status(path).state not in runs.GOOD]
+    if code == 130:
+        click.echo(f"stopped; go on with: launcher resume {at}")
+    elif bad:
+        log = f"{directory.name}/{bad[0]} --runs {_shown(directory.parent)}"
+        click.echo(f"not succeeded: {', '.join(bad)}; read why: launcher logs {log}")
+    return code
+
+
+@cli.command()
+@click.option("--once", is_flag=True, help="Print it once, and end.")
+@json_option
+def top(once: bool, as_json: bool) -> None:
+    """Show what the machine does: GPUs and the runs that have them, cores, memory. Ctrl-C ends it."""
+    from launcher import live
+
+    live.show_top(once, as_json)
+
+
+@cli.command()
+@click.argument("name", metavar="[SUBMISSION|RUN]", required=False, shell_complete=completion.submissions_and_runs)
+@runs_option
+def replay(name: str | None, runs_root: Path) -> int:
+    """Check journals: whether each state could follow the one before (default: the latest submission)."""
+    from launcher import runs
+
+    with refusals():
+        try:
+            paths = runs.list_runs(runs.find_submission(runs_root, name))
+        except runs.RunError:
+            if name is None:
+                raise
+            paths = [runs.find_run(runs_root, name)]
+    bad = 0
+    for run_dir in paths:
+        events = runs.read_events(run_dir)
+        try:
+            runs.replay(events)
+            click.echo(f"✓ {run_dir.name}: {' → '.join(event['state'] for event in events)}")
+        except runs.RunError as error:
+            bad += 1
+            click.echo(f"✗ {run_dir.name}: {error}")
+    return 1 if bad else 0
+
+
+@cli.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion_command(shell: str) -> None:
+    """Print what makes the shell complete commands, jobs, submissions and runs.
+
+    bash and zsh: put `source <(launcher completion bash)` into ~/.bashrc, or zsh into ~/.zshrc.
+    fish: launcher completion fish > ~/.config/fish/completions/launcher.fish
+    """
+    click.echo(completion.script(shell, cli))

@@ -1,0 +1,99 @@
+"""What the shell completes: jobs, groups, submissions and runs. Quick, and silent about whatever goes wrong."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import click
+
+MOST = 500
+"""Names offered at most."""
+Completer = Callable[[click.Context, click.Parameter, str], list[str]]
+
+
+def _quiet(function: Completer) -> Completer:
+    def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+        try:
+            return function(context, parameter, incomplete)
+        except Exception:  # a message would land in the middle of what the user types
+            return []
+
+    return complete
+
+
+def _beginning(words: Iterable[str], incomplete: str) -> list[str]:
+    return [word for word in words if word.startswith(incomplete)][:MOST]
+
+
+def _root(context: click.Context) -> Path:
+    return Path(context.params.get("runs_root") or os.environ.get("LAUNCHER_RUNS") or "runs")
+
+
+def _submissions(context: click.Context) -> list[str]:
+    """The latest first."""
+    found = sorted(_root(context).glob("*/submission.json"), key=lambda path: -path.stat().st_mtime)
+    return [path.parent.name for path in found]
+
+
+def _runs(context: click.Context, incomplete: str) -> list[str]:
+    """The latest submission's runs by their names; with a slash those of the submission before it."""
+    submission, slash, _ = incomplete.rpartition("/")
+    names = [submission] if slash else _submissions(context)[:1]
+    prefix = f"{submission}/" if slash else ""
+    return [prefix + path.parent.name for name in names for path in sorted((_root(context) / name).glob("*/run.json"))]
+
+
+@_quiet
+def submissions(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Names of submissions."""
+    return _beginning(_submissions(context), incomplete)
+
+
+@_quiet
+def runs(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Names of runs: of the latest submission, or `SUBMISSION/RUN`."""
+    folders = [] if "/" in incomplete else [f"{name}/" for name in _submissions(context)]
+    return _beginning([*_runs(context, incomplete), *folders], incomplete)
+
+
+@_quiet
+def submissions_and_runs(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Names of either."""
+    folders = [] if "/" in incomplete else _submissions(context)
+    return _beginning([*folders, *_runs(context, incomplete)], incomplete)
+
+
+@_quiet
+def job_words(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Job files, then `key=`, and behind `model=`, `data=` and `training=` their names, also the last of a list."""
+    from trainer.config import GROUPS, keys, option_names
+
+    before = list(context.params.get("words") or ())
+    # bash takes `model=res` for three words, and `model=` for two.
+    group = before[-2] if before[-1:] == ["="] else before[-1] if before and incomplete == "" else ""
+    if group in GROUPS:
+        given, comma, last = incomplete.rpartition(",")
+        return [f"{given}{comma}{name}" for name in _beginning(option_names(group), last)]
+    key, equals, value = incomplete.partition("=")
+    if equals:
+        given, comma, last = value.rpartition(",")
+        return [f"{key}={given}{comma}{n}" for n in _beginning(option_names(key), last)] if key in GROUPS else []
+    files = [] if before else [str(path) for path in _job_files(incomplete)]
+    dotted = [f"{each}=" for each in (*GROUPS, *keys()) if not each.startswith("choices")]
+    return _beginning([*files, *dotted], incomplete)
+
+
+def _job_files(incomplete: str) -> list[Path]:
+    folder = Path(incomplete).parent if "/" in incomplete else Path("jobs")
+    return sorted([*folder.glob("*.yaml"), *(Path().glob("*.yaml") if "/" not in incomplete else ())])
+
+
+def script(shell: str, command: click.Command) -> str:
+    """The lines that make `shell` (bash, zsh or fish) complete `launcher`."""
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    assert found is not None
+    return found(command, {}, "launcher", "_LAUNCHER_COMPLETE").source()

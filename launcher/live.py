@@ -1,0 +1,205 @@
+"""Looking on while something happens: `status --watch`, `top` and `attach`. Reads only, and drives nothing."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from launcher import engines, lease, runs, supervisor, usage, watch
+from launcher.runs import ENDED, GOOD, RunError
+from launcher.sizes import show_duration, show_size
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+EVERY = 1.0
+"""Seconds between two looks."""
+FOLLOW = 0.25
+"""Seconds between two looks of `attach`."""
+TELL = 30.0
+"""Seconds between two tables where the output is no terminal and only figures have changed."""
+
+
+def repeat(draw: Callable[[], tuple[RenderableType, bool]], seconds: float = EVERY) -> None:
+    """Show what `draw` returns, anew every `seconds`, on one place of the terminal, until it says that all is over."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(highlight=False, markup=False)
+    shown, over = draw()
+    with Live(shown, console=console, auto_refresh=False, vertical_overflow="visible") as live:
+        while not over:
+            time.sleep(seconds)
+            shown, over = draw()
+            live.update(shown, refresh=True)
+
+
+class Watching:
+    """A submission under one's eyes; remembers the most memory that each run was seen with."""
+
+    def __init__(self, submission: Path) -> None:
+        self.submission = submission
+        self.memory = usage.HostMemory()
+
+    def look(self) -> dict[str, Any]:
+        """`watch.status_json` with `host_memory_bytes` for each run, and the GPUs."""
+        shown = watch.status_json(self.submission)
+        for run in shown["runs"]:
+            run_dir = Path(run["directory"])
+            run["host_memory_bytes"] = self.memory.peak(run_dir, runs.read_status(run_dir))
+        shown["gpus"] = usage.gpu_uses()
+        return shown
+
+
+def watch_submission(submission: Path, as_json: bool = False) -> None:
+    """Show the submission until it is over, or until nobody drives it.
+
+    Where the output is no terminal, a table is printed whenever a run's state has changed, and every half minute.
+    Raises RunError with `as_json`: that is for programs, which look as often as they like.
+    """
+    if as_json:
+        raise RunError("--watch and --json do not go together; ask `launcher status --json` again and again")
+    watching = Watching(submission)
+
+    def draw() -> tuple[RenderableType, bool]:
+        shown = watching.look()
+        return render(shown), shown["state"] != "running"
+
+    with suppress(KeyboardInterrupt):  # who looks away has seen enough
+        if sys.stdout.isatty():
+            repeat(draw)
+        else:
+            _print_changes(watching)
+
+
+def _print_changes(watching: Watching) -> None:
+    from rich.console import Console
+
+    console = Console(width=220, highlight=False, markup=False)
+    before: object = None
+    told = 0.0
+    while True:
+        shown = watching.look()
+        now = [(run["name"], run["state"], run["attempt"], run["reason"]) for run in shown["runs"]]
+        over = shown["state"] != "running"
+        if over or now != before or time.monotonic() - told > TELL:
+            console.print(time.strftime("%H:%M:%S"))
+            console.print(render(shown))
+            sys.stdout.flush()
+            before, told = now, time.monotonic()
+        if over:
+            return
+        time.sleep(EVERY)
+
+
+def render(shown: dict[str, Any]) -> Table:
+    """The table of `status --watch`."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold", title=f"{shown['submission']}: {shown['state']}")
+    table.title_justify = "left"
+    uses = {str(each.index): each for each in shown["gpus"]}
+    for title in (
+        "run",
+        "state",
+        "epoch",
+        "images/s",
+        "ETA",
+        "best F1",
+        "device memory",
+        "host memory",
+        "GPU",
+        "reason",
+    ):
+        table.add_column(title, overflow="fold")
+    for run in shown["runs"]:
+        progress = run["progress"]
+        speed, epoch = progress.get("images_per_second"), progress.get("epoch")
+        memory = progress.get("device_memory_bytes")
+        devices = [_device(word, uses) for word in run["devices"]] if run["state"] == "running" else []
+        table.add_row(
+            run["name"],
+            f"{watch.MARKS.get(run['state'], '✗')} {run['state']}"
+            + (f" ({run['attempt']})" if run["attempt"] > 1 else ""),
+            f"{epoch}/{progress.get('epochs', '?')}" if epoch is not None else "",
+            f"{speed:.1f}" if speed is not None else "",
+            show_duration(progress["eta_seconds"]) if progress.get("eta_seconds") is not None else "",
+            f"{run['val_f1']:.4f}" if run["val_f1"] is not None else "",
+            show_size(memory) if memory else "",
+            show_size(run["host_memory_bytes"]) if run["host_memory_bytes"] else "",
+            ", ".join(devices),
+            run["reason"],
+        )
+    counts: dict[str, int] = {}
+    for run in shown["runs"]:
+        counts[run["state"]] = counts.get(run["state"], 0) + 1
+    table.caption = ", ".join(f"{number} {state}" for state, number in counts.items())
+    table.caption_justify = "left"
+    return table
+
+
+def _device(word: str, uses: dict[str, usage.GpuUse]) -> str:
+    use = uses.get(word)
+    return f"{word}: {use.use_percent} %" if use and use.use_percent is not None else word
+
+
+def follow(submission: Path, on_event: Callable[[str, runs.Status], None]) -> int | None:
+    """Tell `on_event` of every change of the submission's runs, first of where each stands, until it is over.
+
+    Returns the exit code of `submit`: 0 all succeeded, 1 some did not, 130 stopped; None where no launcher drives it
+    any more and runs are left. Raises RunError where there is no run.
+    """
+    paths = runs.list_runs(submission)
+    if not paths:
+        raise RunError(f"{submission.name}: there is no run in it")
+    seen: dict[Path, int] = {}
+    while True:
+        driven = lease.is_driven(submission)  # asked before the runs: what it did last is then in their journals
+        states = []
+        for run_dir in paths:
+            if not driven:
+                engines.settle(run_dir)
+            events = runs.read_events(run_dir)
+            news = events[seen.get(run_dir, max(0, len(events) - 1)) :]
+            seen[run_dir] = len(events)
+            for event in news:
+                on_event(run_dir.name, runs.status_of(event))
+            states.append(runs.read_status(run_dir).state)
+        if not driven:
+            if any(state not in ENDED for state in states):
+                return None
+            if all(state in GOOD for state in states):
+                return supervisor.EXIT_OK
+            return supervisor.EXIT_STOPPED if _was_stopped(paths) else supervisor.EXIT_SOME_FAILED
+        time.sleep(FOLLOW)
+
+
+def _was_stopped(paths: list[Path]) -> bool:
+    """Whether runs were stopped on request: their launcher ended with 130 then."""
+    statuses = [runs.read_status(path) for path in paths]
+    return any(status.state == "cancelled" and status.reason.startswith("stopped") for status in statuses)
+
+
+def show_top(once: bool, as_json: bool) -> None:
+    """Print what `top.look` sees, once or until Ctrl-C."""
+    import json
+
+    from rich.console import Console
+
+    from launcher import top
+
+    if as_json:
+        click.echo(json.dumps(top.look(), indent=2, ensure_ascii=False))
+    elif once or not sys.stdout.isatty():
+        width = None if sys.stdout.isatty() else 220
+        Console(width=width, highlight=False, markup=False).print(top.render(top.look()))
+    else:
+        with suppress(KeyboardInterrupt):
+            repeat(lambda: (top.render(top.look()), False))

@@ -1,0 +1,83 @@
+"""`launcher top`: what the machine does just now, as `watch nvidia-smi` shows it, and which run has which GPU."""
+
+from __future__ import annotations
+
+import platform
+from typing import TYPE_CHECKING, Any
+
+from launcher import usage
+from launcher.machine import Machine, here
+from launcher.sizes import show_size
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+
+def look(interval: float | None = 0.2) -> dict[str, Any]:
+    """The stable form of `top --json`. `interval`: seconds over which the cores are watched; None: since last time."""
+    import psutil
+
+    machine = here()
+    memory = psutil.virtual_memory()
+    return {
+        "machine": machine.name,
+        "cpu": {"cores": machine.cpus, "use_percent": psutil.cpu_percent(interval=interval)},
+        "memory": {
+            "used_bytes": int(memory.total - memory.available),
+            "total_bytes": int(memory.total),
+            "limit_bytes": machine.memory if machine.memory < memory.total else None,
+            "unified": machine.mps,
+        },
+        "gpus": _gpus(machine),
+    }
+
+
+def _gpus(machine: Machine) -> list[dict[str, Any]]:
+    if machine.mps:
+        # One memory serves cores and GPU, and no figure of the GPU's own can be had without root.
+        name = f"{platform.processor() or 'Apple'} GPU (MPS)"
+        return [_plain(usage.GpuUse(0, name, "", None, None, None, None, usage.lock_holder("mps")), "mps")]
+    return [_plain(each, str(each.index)) for each in usage.gpu_uses()]
+
+
+def _plain(use: usage.GpuUse, device: str) -> dict[str, Any]:
+    return {
+        "device": device,
+        "name": use.name,
+        "use_percent": use.use_percent,
+        "memory_used_bytes": use.memory_used,
+        "memory_total_bytes": use.memory_total,
+        "temperature_celsius": use.temperature,
+        "run": use.run,
+    }
+
+
+def render(seen: dict[str, Any]) -> Group:
+    """The same for a terminal."""
+    from rich.console import Group
+    from rich.table import Table
+
+    memory = seen["memory"]
+    kind = "unified memory" if memory["unified"] else "memory"
+    limit = f" (this process may have {show_size(memory['limit_bytes'])})" if memory["limit_bytes"] else ""
+    lines = [
+        f"{seen['machine']}",
+        f"cores   {seen['cpu']['use_percent']:.0f} % of {seen['cpu']['cores']:g}",
+        f"{kind}  {show_size(memory['used_bytes'])} of {show_size(memory['total_bytes'])}{limit}",
+    ]
+    if not seen["gpus"]:
+        return Group(*lines, "no GPU")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("GPU", "name", "use", "memory", "°C", "run"):
+        table.add_column(title, overflow="fold")
+    for gpu in seen["gpus"]:
+        known = gpu["memory_used_bytes"] is not None
+        table.add_row(
+            gpu["device"],
+            gpu["name"],
+            "–" if gpu["use_percent"] is None else f"{gpu['use_percent']} %",
+            f"{show_size(gpu['memory_used_bytes'])} of {show_size(gpu['memory_total_bytes'])}" if known else "–",
+            "–" if gpu["temperature_celsius"] is None else str(gpu["temperature_celsius"]),
+            gpu["run"] or "free",
+        )
+    return Group(*lines, table)

@@ -1,0 +1,92 @@
+"""A matrix of ten thousand runs: what planning it takes, in work and memory rather than in seconds of a busy machine.
+
+`python -m tests.launcher.test_planning` prints the seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from launcher import plans, spec, submission
+from launcher.machine import BUILT_IN
+
+REPOSITORY = Path(__file__).parents[2]
+MODELS = ["resnet34", "resnet50", "efficientnet_b4", "convnext_base", "swin_base_384"]
+LIMIT = 300 * 2**20
+"""Bytes."""
+
+
+def big_job(folder: Path) -> Path:
+    """A job file of 5 models × 2 data × 2 learning rates × 500 seeds."""
+    path = folder / "big.yaml"
+    path.write_text(
+        f"matrix:\n  model: {MODELS}\n  data: [baseline_aug, transformer_384]\n  training.lr: [0.001, 0.0003]\n"
+        f"  seed: {list(range(500))}\n"
+    )
+    return path
+
+
+def main() -> None:
+    """Plan the big job in this process, and print what it took as JSON."""
+    import hydra
+    from omegaconf import OmegaConf
+
+    calls = {"compose": 0, "to_object": 0, "update": 0}
+
+    def counted(owner: object, name: str) -> None:
+        function = getattr(owner, name)
+
+        def counting(*arguments: object, **named: object) -> object:
+            calls[name] += 1
+            return function(*arguments, **named)
+
+        setattr(owner, name, staticmethod(counting) if isinstance(owner, type) else counting)
+
+    counted(hydra, "compose")
+    counted(OmegaConf, "to_object")
+    counted(OmegaConf, "update")
+    machine = BUILT_IN["cuda-server"]
+    with tempfile.TemporaryDirectory() as folder:
+        began, busy = time.monotonic(), time.process_time()
+        job = spec.load(big_job(Path(folder)))
+        planned = submission.expand(job, machine)
+        text = json.dumps(plans.as_json(job, planned, machine), indent=2)
+        seconds, busy = time.monotonic() - began, time.process_time() - busy
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    names = {each.request.name for each in planned}
+    identities = {each.request.identity for each in planned}
+    result = {"runs": len(planned), "names": len(names), "identities": len(identities), "characters": len(text)}
+    print(json.dumps({**result, **calls, "peak": peak, "seconds": round(seconds, 2), "cpu_seconds": round(busy, 2)}))
+
+
+def test_ten_thousand_runs_are_composed_by_a_few_looks_at_omegaconf() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.launcher.test_planning"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["runs"] == told["names"] == told["identities"] == 10_000
+    assert told["compose"] == 10  # once for each choice of groups
+    assert told["to_object"] < 100 and told["update"] < 1000  # by Hydra, and once for each distinct word
+    assert told["peak"] < LIMIT
+
+
+def test_a_long_plan_shows_its_first_rows_and_counts_the_rest(tmp_path: Path) -> None:
+    path = big_job(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher", "plan", str(path), "seed=" + ",".join(map(str, range(30)))],
+        cwd=REPOSITORY, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "500-" in done.stdout and "501-" not in done.stdout
+    assert "… and 100 more, all of them fit; --json lists all" in done.stdout
+
+
+if __name__ == "__main__":
+    main()
