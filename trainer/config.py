@@ -257,7 +257,11 @@ def check(config: Config) -> list[str]:
     """What is wrong with the values, a line each; empty when nothing is."""
     faults = [*_check_values(config)]
     for name in ("train_transforms", "val_transforms"):
-        for position, entry in enumerate(getattr(config.data, name)):
+        entries = getattr(config.data, name)
+        if not isinstance(entries, list):  # OmegaConf takes anything for a list[Any]
+            faults.append(f"data.{name}={entries}: must be a list of augmentations, like [HorizontalFlip]")
+            continue
+        for position, entry in enumerate(entries):
             faults += _check_transform(f"data.{name}.{position}", entry)
     training = config.training
     if training.micro_batch and training.batch_size % training.micro_batch:

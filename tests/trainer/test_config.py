@@ -123,3 +123,9 @@ def test_composing_loads_neither_torch_nor_pandas_nor_albumentations() -> None:
     code = "import sys, trainer.config as c; c.compose(['model=resnet50']); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "pandas", "albumentations", "cv2", "launcher"} & set(loaded)
+
+
+@pytest.mark.parametrize("value", ["5", "null", "HorizontalFlip", "{HorizontalFlip: {}}"])
+def test_augmentations_are_a_list(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"data\.train_transforms"):
+        config.compose([f"data.train_transforms={value}"])
