@@ -74,3 +74,19 @@ def devices_in_use(client: DockerClient) -> dict[str, str]:
         for device in filter(None, container.labels[DEVICES].split(",")):
             used[device] = f"{container.labels.get(SUBMISSION)}/{container.labels.get(RUN)}"
     return used
+
+
+def is_network(error: OSError) -> bool:
+    """Whether the error is of the connection to the engine, and not of a file."""
+    import requests
+
+    return isinstance(error, requests.RequestException | ConnectionError)
+
+
+def seconds(text: str) -> float:
+    """The engine's `2026-11-24T12:00:00.123456789Z` as seconds of the epoch; 0 for what has not come yet."""
+    from datetime import datetime
+
+    whole, _, fraction = text.rstrip("Z").partition(".")
+    moment = datetime.fromisoformat(whole + "+00:00").timestamp()
+    return max(0.0, moment + float(f"0.{fraction or 0}"))

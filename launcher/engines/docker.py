@@ -17,10 +17,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import cgroup, containers, gpus, images, retry, runs, secret_files
+from launcher import cgroup, containers, gpus, retry, runs, secret_files
 from launcher.containers import EngineError, explain
 from launcher.engines import container as recipe
-from launcher.engines.run_files import give_cache, hand_over, touch, write_log
+from launcher.engines import create
+from launcher.engines.run_files import hand_over, touch, write_log
 from launcher.execute import GRACE, last_error, verdict
 from launcher.gpus import Held
 from launcher.runs import RunError, RunRequest
@@ -70,12 +71,10 @@ class DockerEngine:
         self.trouble: str | None = None
         self._watched: dict[Path, _Watched] = {}
         self._changed = threading.Event()
-        self._images: dict[str, images.Image] = {}
         self._client: DockerClient | None = None
         self._failure: EngineError | None = None
         self._failed = 0.0
         self._down = False
-        self._warned: dict[str, str] = {}
 
     @property
     def client(self) -> DockerClient:
@@ -135,14 +134,14 @@ class DockerEngine:
     def _begin(self, watched: _Watched, devices: Sequence[str]) -> None:
         run_dir = watched.run_dir
         try:
-            place = self._place(watched)
+            place = create.place(self.client, self.info, self.is_local, watched.request, run_dir, watched.attempt)
             given = recipe.options(
                 watched.request, place, run_dir, watched.attempt, devices, [one.gpu for one in watched.held]
             )
             hand_over(run_dir, place.user)
             watched.log_begin = (run_dir / "log.txt").stat().st_size if (run_dir / "log.txt").exists() else 0
             write_log(run_dir, f"--- attempt {watched.attempt}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n", place.user)
-            watched.id = self._create(given)
+            watched.id, warned = create.create(self.client, self.info, given)
             self.client.api.start(watched.id)
             watched.began = time.time()
         except Exception as error:  # the SDK's and its HTTP library's errors, and the host's about files
@@ -159,7 +158,8 @@ class DockerEngine:
         try:
             runs.append_event(
                 run_dir, "running", devices=list(devices), host=os.uname().nodename, container=watched.id[:12],
-                image=place.image, network=place.network, **self.mark(), **self._warnings(watched.id),
+                image=place.image, network=place.network, reason=f"the engine warns: {warned}" if warned else "",
+                **self.mark(),
             )  # fmt: skip
         except RunError:  # taken back meanwhile
             self._clear(watched)
@@ -194,7 +194,7 @@ class DockerEngine:
                             self._end(watched, at_once=False)  # the engine may have been silent when it was asked
                         continue
                     self.trouble = "the Docker engine does not answer; its containers are waited for"
-                elif getattr(error, "errno", None) is not None and error.errno and not _is_network(error):
+                elif getattr(error, "errno", None) is not None and error.errno and not containers.is_network(error):
                     self.trouble = f"{watched.run_dir.name}: its end cannot be recorded yet: {error.strerror}"
                 else:
                     self.trouble = "the Docker engine does not answer; its containers are waited for"
@@ -217,7 +217,7 @@ class DockerEngine:
             code = 128 - code
         asked = (run_dir / STOP).exists()
         memory = self._want_of_memory(watched.request) if state.get("OOMKilled") else ""
-        began = _seconds(state["StartedAt"])
+        began = containers.seconds(state["StartedAt"])
         if state.get("OOMKilled") and watched.request.resources.memory:
             watched.peak = watched.request.resources.memory
         outside = self.client.api.logs(watched.id).decode(errors="replace")
@@ -231,8 +231,8 @@ class DockerEngine:
         if runs.read_status(run_dir).state not in runs.ENDED:
             runs.append_event(
                 run_dir, word, reason=": ".join(part for part in (reason, detail) if part), exit_code=code,
-                oom_killed=bool(state.get("OOMKilled")), seconds=round(_seconds(state["FinishedAt"]) - began, 1),
-                peak_host_memory_bytes=watched.peak, **self.mark(),
+                oom_killed=bool(state.get("OOMKilled")), peak_host_memory_bytes=watched.peak,
+                seconds=round(containers.seconds(state["FinishedAt"]) - began, 1), **self.mark(),
             )  # fmt: skip
         self._changed.set()  # the next may start while this one is cleared away
         (run_dir / STOP).unlink(missing_ok=True)
@@ -285,7 +285,7 @@ class DockerEngine:
         request, attempt = runs.read_request(run_dir), runs.read_status(run_dir).attempt
         held = [gpus.acquire_for(lock, run_dir, request.share_gpu) for lock in locks]
         watched = _Watched(run_dir, attempt, request, [one for one in held if one], str(found.id))
-        watched.began = _seconds(found.attrs["State"]["StartedAt"])
+        watched.began = containers.seconds(found.attrs["State"]["StartedAt"])
         self._in_thread(watched, lambda: self._take_over(watched, found))
         return True
 
@@ -430,76 +430,10 @@ class DockerEngine:
         except Exception as error:
             raise EngineError(f"the Docker engine does not answer as it should: {explain(error)}") from None
 
-    def _place(self, watched: _Watched) -> recipe.Place:
-        request, runs_root = watched.request, watched.run_dir.parent.parent
-        reference = request.image_id or request.image or "auto"
-        if reference not in self._images:
-            found = images.find(self.client, reference)
-            if found is None:
-                raise EngineError(
-                    f"the image {request.image} that it was submitted with ({reference[7:19]}) is gone; "
-                    "submit the job again: finished runs are reused"
-                )
-            self._images[reference] = found
-        image = self._images[reference]
-        options = list(self.info.get("SecurityOptions") or [])
-        user = recipe.run_user(runs_root, any("name=rootless" in word for word in options))
-        cache = recipe.cache_dir(runs_root)
-        give_cache(cache, runs_root, user)
-        groups = recipe.run_groups()
-        network = recipe.network_reason(request, os.environ, cache, image.weights) is not None
-        owner = user if os.getuid() == 0 else None
-        if not self.is_local and any(os.environ.get(name) for name in request.secrets):
-            raise EngineError("secrets are files of this host, and the engine is on another: leave secrets: out there")
-        secrets = secret_files.hand_over(request.secrets, watched.run_dir, watched.attempt, owner)
-        return recipe.Place(image.id, image.entrypoint, user, groups, cache, secrets, network)
-
-    def _create(self, given: dict[str, Any]) -> str:
-        from docker.errors import APIError
-
-        api = self.client.api
-        host = dict(given["host_config"])
-        if "nano_cpus" in host:  # the engine refuses more than it has, and any where the kernel cannot limit them
-            host["nano_cpus"] = min(host["nano_cpus"], int(self.info.get("NCPU") or 4096) * 10**9)
-            if self.info.get("CpuCfsQuota") is False:
-                del host["nano_cpus"]
-        given = {**given, "host_config": api.create_host_config(**host)}
-        try:
-            return self._created(api.create_container(**given))
-        except APIError as error:
-            if error.status_code != 409:
-                raise
-        # Of this very attempt: of a launcher that died before it could start it. Anything else is somebody's own.
-        standing = api.inspect_container(given["name"])
-        same = (standing["Config"].get("Labels") or {}).get(containers.DIRECTORY) == given["labels"][
-            containers.DIRECTORY
-        ]
-        if not same or standing["State"]["Running"]:
-            raise EngineError(
-                f"a container called {given['name']} is there already; remove it: docker rm {given['name']}"
-            )
-        self._remove(standing["Id"])
-        return self._created(api.create_container(**given))
-
-    def _created(self, answer: dict[str, Any]) -> str:
-        """The new container's id. What the engine warned of (a limit that it cannot hold) is kept for the journal."""
-        if answer.get("Warnings"):
-            self._warned[str(answer["Id"])] = "; ".join(answer["Warnings"])
-        return str(answer["Id"])
-
-    def _warnings(self, container: str) -> dict[str, Any]:
-        warned = self._warned.pop(container, None)
-        return {"reason": f"the engine warns: {warned}"} if warned else {}
-
     def _clear(self, watched: _Watched) -> None:
         """Remove what an attempt leaves outside its run directory."""
         secret_files.take_back(watched.run_dir, watched.attempt)
-        self._remove(watched.id)
-
-    def _remove(self, container: str) -> None:
-        if container:
-            with suppress(Exception):  # gone already, or later by `launcher prune`
-                self.client.api.remove_container(container, force=True, v=True)
+        create.remove(self.client, watched.id)
 
     def _sample(self, watched: _Watched) -> None:
         if watched.memory_files is None:
@@ -512,18 +446,3 @@ class DockerEngine:
         seen = [number for path in watched.memory_files if (number := cgroup.number(path)) is not None]
         if seen:
             watched.peak = max(watched.peak or 0, *seen)
-
-
-def _is_network(error: OSError) -> bool:
-    import requests
-
-    return isinstance(error, requests.RequestException | ConnectionError)
-
-
-def _seconds(text: str) -> float:
-    """The engine's `2026-11-24T12:00:00.123456789Z` as seconds of the epoch; 0 for what has not come yet."""
-    from datetime import datetime
-
-    whole, _, fraction = text.rstrip("Z").partition(".")
-    moment = datetime.fromisoformat(whole + "+00:00").timestamp()
-    return max(0.0, moment + float(f"0.{fraction or 0}"))

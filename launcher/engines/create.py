@@ -1,0 +1,85 @@
+"""Making a run's container on the engine: where it starts, and what stands in the way of its name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher import containers, images, secret_files
+from launcher.containers import EngineError
+from launcher.engines import container as recipe
+from launcher.engines.run_files import give_cache
+from launcher.runs import RunRequest
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+
+_KNOWN: dict[str, images.Image] = {}
+"""By reference: an image id never means another image."""
+
+
+def place(
+    client: DockerClient, info: Mapping[str, Any], local: bool, request: RunRequest, run_dir: Path, attempt: int
+) -> recipe.Place:
+    """Where the run's container starts; its cache and secrets are made. `local`: the engine is on this host.
+
+    Raises EngineError, and OSError for files of this host.
+    """
+    reference, runs_root = request.image_id or request.image or "auto", run_dir.parent.parent
+    image = _KNOWN.get(reference) or images.find(client, reference)
+    if image is None:
+        raise EngineError(
+            f"the image {request.image} that it was submitted with ({reference[7:19]}) is gone; "
+            "submit the job again: finished runs are reused"
+        )
+    _KNOWN[reference] = image
+    if not local and any(os.environ.get(name) for name in request.secrets):
+        raise EngineError("secrets are files of this host, and the engine is on another: leave secrets: out there")
+    rootless = any("name=rootless" in word for word in info.get("SecurityOptions") or [])
+    user, cache = recipe.run_user(runs_root, rootless), recipe.cache_dir(runs_root)
+    give_cache(cache, runs_root, user)
+    network = recipe.network_reason(request, os.environ, cache, image.weights) is not None
+    secrets = secret_files.hand_over(request.secrets, run_dir, attempt, user if os.getuid() == 0 else None)
+    return recipe.Place(image.id, image.entrypoint, user, recipe.run_groups(), cache, secrets, network)
+
+
+def create(client: DockerClient, info: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, str]:
+    """Create the container that `given` (see `container.options`) describes: its id, and what the engine warns of, like
+    a limit that it cannot hold. Raises EngineError where its name is taken, and the SDK's errors."""
+    from docker.errors import APIError
+
+    api, host = client.api, dict(given["host_config"])
+    if "nano_cpus" in host:  # the engine refuses more than it has, and any where the kernel cannot limit them
+        host["nano_cpus"] = min(host["nano_cpus"], int(info.get("NCPU") or 4096) * 10**9)
+        if info.get("CpuCfsQuota") is False:
+            del host["nano_cpus"]
+    arguments = {**given, "host_config": api.create_host_config(**host)}
+    try:
+        made = api.create_container(**arguments)
+    except APIError as error:
+        if error.status_code != 409:
+            raise
+        _free_name(client, given)
+        made = api.create_container(**arguments)
+    return str(made["Id"]), "; ".join(made.get("Warnings") or [])
+
+
+def _free_name(client: DockerClient, given: Mapping[str, Any]) -> None:
+    """Remove what this very attempt's former launcher left before it died. Anything else is somebody's own."""
+    standing = client.api.inspect_container(given["name"])
+    labels = standing["Config"].get("Labels") or {}
+    ours = labels.get(containers.DIRECTORY) == given["labels"][containers.DIRECTORY]
+    if not ours or standing["State"]["Running"]:
+        raise EngineError(f"a container called {given['name']} is there already; remove it: docker rm {given['name']}")
+    remove(client, standing["Id"])
+
+
+def remove(client: DockerClient, container: str) -> None:
+    """Remove a container by id; none where it is empty."""
+    if container:
+        with suppress(Exception):  # gone already, or later by `launcher prune`
+            client.api.remove_container(container, force=True, v=True)
