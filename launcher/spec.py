@@ -124,7 +124,8 @@ class RetrySpec(_Strict):
         float, BeforeValidator(lambda v: 0.0 if v in (0, "0", "0s") else _convert(parse_duration, v))
     ] = Field(
         30.0,
-        description="wait before the second attempt, twice as long before each further one; none for want of memory",
+        description="seconds, or like 1m: wait before the second attempt, twice as long before each further one; "
+        "none for want of device memory",
     )
 
 
@@ -450,6 +451,8 @@ def _default(value: Any) -> str:
         return ", ".join(map(str, value)) or "none"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
     return "null" if value is None else "none" if value == {} else f"{value}"
 
 
