@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.docker_engine import REPOSITORY
 from tests.trainer.conftest import TINY
 from trainer import tracking
 from trainer.cli import main
@@ -50,7 +47,7 @@ def test_off_offline_and_refusing_give_the_same_run(
     settings = {
         "off": {"WANDB_MODE": "disabled"},
         "offline": {"WANDB_MODE": "offline"},
-        "refusing": {"WANDB_MODE": "online", "WANDB_API_KEY": "z" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"},
+        "refusing": {"WANDB_MODE": "online", "WANDB_API_KEY": "z" * 40, "WANDB_BASE_URL": "http://nowhere.invalid"},
     }
     for name, environment in settings.items():
         with monkeypatch.context() as patch:
@@ -63,14 +60,3 @@ def test_off_offline_and_refusing_give_the_same_run(
     assert list((tmp_path / "offline" / "wandb").glob("offline-run-*"))
     assert not (tmp_path / "off" / "wandb").exists()
     assert "note: W&B is off for this run" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_a_run_ends_though_wandb_cannot_be_reached(tmp_path: Path, documents: Path) -> None:
-    """With processes that load images, and an exception of W&B's that keeps them from being collected."""
-    environment = {**os.environ, "WANDB_API_KEY": "x" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_MODE": ""}
-    environment |= {"DATA_DIR": str(documents), "RUN_DIR": str(tmp_path / "run")}
-    command = [sys.executable, "-m", "trainer", "train", *TINY[:-1], "training.num_workers=1", "training.epochs=1"]
-    done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0 and "W&B is off for this run" in done.stdout, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from tests.trainer.conftest import TINY, write_documents
 from trainer import checkpoint, config, loop, metrics
+from trainer import train as train_module
 from trainer.cli import main
 
 Train = Callable[..., int]
@@ -350,3 +353,20 @@ def test_the_default_run_directory_is_below_outputs(
     assert main(["train", *TINY, "training.max_steps=1"]) == 0
     (made,) = (tmp_path / "outputs").iterdir()
     assert made.name.endswith("-resnet34") and (made / "best.ckpt").exists()
+
+
+def test_processes_that_load_images_end_with_the_run(
+    train: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where something keeps the loader from being collected, as an exception of W&B's does: Python would wait for
+    them at its end for good."""
+    kept = []
+    prepare = train_module._prepare
+
+    def keeping(*arguments: Any) -> Any:
+        kept.append(prepare(*arguments))
+        return kept[-1]
+
+    monkeypatch.setattr(train_module, "_prepare", keeping)
+    assert train(tmp_path / "run", "training.epochs=1", "training.num_workers=1", "training.batch_size=8") == 0
+    assert kept and multiprocessing.active_children() == []
