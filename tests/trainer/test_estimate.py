@@ -149,6 +149,12 @@ def test_the_table_has_a_row_for_each_device_size_and_precision(tmp_path: Path) 
     assert int(rows[0]["per_image_bytes"]) > int(rows[1]["per_image_bytes"]) > 0
 
 
+def test_models_with_attention_get_more_rows() -> None:
+    """Their memory does not follow the square of the size."""
+    assert estimate._table_sizes("resnet34", (384, 512)) == [384, 512]
+    assert estimate._table_sizes("swin_base_384", (384, 500)) == [384, 416, 448, 480, 500]
+
+
 def measured_peak(action: Callable[[], int], trace: Path) -> int:
     """The most that torch's CPU allocator has given out at once, bytes, by the events of torch's profiler."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
