@@ -37,6 +37,8 @@ PATIENCE = 1.0
 """Seconds between two attempts to reach an engine that does not answer, or to write on a full disk."""
 POLL = 0.25
 """Age in seconds from which a container's memory is looked at."""
+PULSE = 5
+"""Seconds within which an engine that works answers a ping."""
 FAILED_FOR = 10.0
 """Seconds for which an engine that could not be reached is not tried again by one who only looks."""
 CLEARING = 30.0
@@ -72,6 +74,7 @@ class DockerEngine:
         self._watched: dict[Path, _Watched] = {}
         self._changed = threading.Event()
         self._client: DockerClient | None = None
+        self._pulse: DockerClient | None = None
         self._failure: EngineError | None = None
         self._failed = 0.0
         self._down = False
@@ -204,7 +207,9 @@ class DockerEngine:
 
     def _answers(self) -> bool:
         with suppress(Exception):
-            return bool(self.client.api.ping())
+            if self._pulse is None:
+                self._pulse = containers.connect(timeout=PULSE)
+            return bool(self._pulse.api.ping())
         return False
 
     def _finish(self, watched: _Watched) -> None:

@@ -93,7 +93,7 @@ def test_attach_to_what_nobody_drives_says_resume(lab: Lab) -> None:
     done = lab.launcher("attach")
     assert done.returncode == 1
     assert f"no launcher drives it; go on with it: launcher resume {lab.submission().name}" in done.stderr
-    assert "start one: launcher submit" in lab.launcher("attach", "--runs", "none").stderr
+    assert "there is no submission yet" in lab.launcher("attach", "--runs", "none").stderr
 
 
 def test_status_watch_prints_a_table_for_each_change_where_there_is_no_terminal(lab: Lab) -> None:
