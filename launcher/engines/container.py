@@ -15,7 +15,7 @@ from typing import Any
 from launcher import containers, retry, runs
 from launcher.execute import GRACE
 from launcher.runs import RunRequest, device_limit
-from launcher.sizes import GIB
+from launcher.sizes import GIB, show_size
 
 PIDS = 4096
 """Processes and threads of one container at most: loader workers and their threads need hundreds, a fork bomb more."""
@@ -240,3 +240,12 @@ def name(run_dir: Path, attempt: int) -> str:
     """The container's name: readable, one for each attempt, and not that of a run of another runs folder."""
     readable = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{run_dir.parent.name}.{run_dir.name}.{attempt}")
     return readable[-200:].lstrip("_.-") + "." + hashlib.sha256(os.fsencode(run_dir)).hexdigest()[:6]
+
+
+def want_of_memory(request: RunRequest) -> str:
+    """What to say of a run that the engine ended for want of host memory."""
+    if not request.resources.memory:
+        return "the host ran out of memory: ask for less at once by resources.memory or max_parallel"
+    place = f" ({request.memory_place})" if request.memory_place else ""
+    size = show_size(request.resources.memory)
+    return f"it needs more than resources.memory: {size}{place}; raise that, or lower training.num_workers"

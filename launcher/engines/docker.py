@@ -25,7 +25,6 @@ from launcher.engines.run_files import hand_over, touch, write_log
 from launcher.execute import GRACE, last_error, verdict
 from launcher.gpus import Held
 from launcher.runs import RunError, RunRequest
-from launcher.sizes import show_size
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -207,10 +206,17 @@ class DockerEngine:
 
     def _answers(self) -> bool:
         with suppress(Exception):
-            if self._pulse is None:
-                self._pulse = containers.connect(timeout=PULSE)
-            return bool(self._pulse.api.ping())
+            return bool(self._impatient().api.ping())
         return False
+
+    def _impatient(self) -> DockerClient:
+        """For what a working engine answers at once, and must not hold up the launcher where it does not answer.
+
+        Raises EngineError.
+        """
+        if self._pulse is None:
+            self._pulse = containers.connect(timeout=PULSE)
+        return self._pulse
 
     def _finish(self, watched: _Watched) -> None:
         """Record how the container ended, with everything that it printed, and remove it."""
@@ -221,7 +227,7 @@ class DockerEngine:
         if code > 128 and code != 143 and code - 128 in {int(number) for number in signal.Signals}:
             code = 128 - code
         asked = (run_dir / STOP).exists()
-        memory = self._want_of_memory(watched.request) if state.get("OOMKilled") else ""
+        memory = recipe.want_of_memory(watched.request) if state.get("OOMKilled") else ""
         began = containers.seconds(state["StartedAt"])
         if state.get("OOMKilled") and watched.request.resources.memory:
             watched.peak = watched.request.resources.memory
@@ -253,13 +259,6 @@ class DockerEngine:
                 break
             time.sleep(0.05)
         return details
-
-    def _want_of_memory(self, request: RunRequest) -> str:
-        if not request.resources.memory:
-            return "the host ran out of memory: ask for less at once by resources.memory or max_parallel"
-        place = f" ({request.memory_place})" if request.memory_place else ""
-        size = show_size(request.resources.memory)
-        return f"it needs more than resources.memory: {size}{place}; raise that, or lower training.num_workers"
 
     def poll(self, run_dir: Path) -> bool:
         """See `Engine.poll`."""
@@ -403,7 +402,7 @@ class DockerEngine:
     def taken(self) -> dict[str, str]:
         """See `Engine.taken`."""
         try:
-            return containers.devices_in_use(self.client)
+            return containers.devices_in_use(self._impatient())
         except Exception as error:
             self._down = True  # who holds what is not known: nothing may start
             self.trouble = f"the Docker engine is in trouble: {explain(error)}"
@@ -446,7 +445,7 @@ class DockerEngine:
             if not self.is_local:
                 return
             with suppress(Exception):  # the figure is missing then
-                pid = int(self.client.api.inspect_container(watched.id)["State"]["Pid"])
+                pid = int(self._impatient().api.inspect_container(watched.id)["State"]["Pid"])
                 watched.memory_files = cgroup.peak_files(pid)
         seen = [number for path in watched.memory_files if (number := cgroup.number(path)) is not None]
         if seen:
