@@ -74,7 +74,7 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False) -> list[Planned]:
             continue
         summary = _summary(composed, words)
         name = matrix.run_name(index, entry.values, keys, summary["model"])
-        plain = trainer_config.to_dict(composed)
+        plain = trainer_config.view(composed)
         # The micro-batch that this adds is left out of the identity: on another machine it is the same run.
         fit = fitting.fit(composed, resources, machine)
         request = RunRequest(

@@ -320,8 +320,12 @@ def _get(config: Config, key: str) -> Any:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Plain dicts, lists, strings and numbers."""
-    plain = vars(copied(config))
-    return {key: vars(value) if dataclasses.is_dataclass(value) else value for key, value in plain.items()}
+    return view(copied(config))
+
+
+def view(config: Config) -> dict[str, Any]:
+    """`to_dict` without a copy: to look at, and not to change."""
+    return {key: vars(value) if dataclasses.is_dataclass(value) else value for key, value in vars(config).items()}
 
 
 def copied(value: Any) -> Any:
