@@ -140,32 +140,38 @@ def submit(
 @runs_option
 def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool, runs_root: Path) -> int:
     """Go on with a submission: what was queued, lost or stopped, each from its last checkpoint."""
-    from launcher import choice, detached, lease, runs, submission
+    from launcher import choice, detached, runs, submission
 
     with refusals():
         directory = runs.find_submission(runs_root, name).resolve()
         written = submission.read(directory)
         chosen = choice.again(str(written.get("engine")), _machine(machine, gpus))
-        if lease.is_driven(directory):
+        if runs.is_locked(directory / "supervisor.lock"):
             raise RefusedError(
                 f"{directory.name}: another launcher drives it; see it: launcher status {directory.name}", 1
             )
         if detach:
             click.echo(detached.detach(directory, gpus, machine))
             return 0
+
+    def requeue() -> None:
         again = submission.requeue(directory)
-    what = f"{len(again)} runs queued again: {', '.join(again)}" if again else "nothing to repeat"
-    click.echo(f"{directory.name}: goes on; {what}")
-    return _drive(directory, chosen)
+        what = f"{len(again)} runs queued again: {', '.join(again)}" if again else "nothing to repeat"
+        click.echo(f"{directory.name}: goes on; {what}")
+        sys.stdout.flush()
+
+    return _drive(directory, chosen, requeue)
 
 
-def _drive(directory: Path, chosen: Choice) -> int:
-    """Supervise to the end, print what happens, then what came of it."""
+def _drive(directory: Path, chosen: Choice, prepare: Callable[[], None] | None = None) -> int:
+    """Supervise to the end, print what happens, then what came of it. `prepare`: see `supervisor.run`."""
     from launcher import collect, plans, submission, supervisor, watch
 
     with refusals():
         announcer = plans.Announcer(directory)
-        code = supervisor.run(directory, chosen.machine, chosen.engine, submission.rules(directory), announcer.event)
+        code = supervisor.run(
+            directory, chosen.machine, chosen.engine, submission.rules(directory), announcer.event, prepare
+        )
         rows, champion = collect.collect(directory)
     at = f"{directory.name} --runs {_shown(directory.parent)}"
     shown = watch.status_json(directory)

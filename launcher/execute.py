@@ -73,7 +73,8 @@ def execute(run_dir: Path, attempt: int | None = None, grace: float = GRACE) -> 
         else:
             devices = [word for word in os.environ.get(DEVICES, "").split(",") if word]
         try:
-            return _run(run_dir, request, devices, [h.descriptor for h in held], grace)
+            # The trainer holds the lock, too: where this process is killed, the run is under way until that one ends.
+            return _run(run_dir, request, devices, [mine, *(one.descriptor for one in held)], grace)
         finally:
             for one in held:
                 one.close()

@@ -40,7 +40,7 @@ def decide(request: RunRequest, events: Sequence[Mapping[str, Any]]) -> Again | 
     micro = None
     if state == "out_of_device_memory":
         now, batch = micro_batch(request, events), int(request.config.get("batch_size") or 0)
-        micro = smaller(now, batch)
+        micro = smaller(now, batch, request.resources.gpus)
         if micro is None:
             return None if now is None else f"not repeated: micro-batch {now} cannot be halved"
     if done + 1 >= retry.attempts:
@@ -79,13 +79,16 @@ def latest(events: Sequence[Mapping[str, Any]], figure: str) -> Any:
     return next((event[figure] for event in reversed(events) if event.get(figure)), None)
 
 
-def smaller(now: int | None, batch: int) -> int | None:
-    """The largest divisor of `batch` that is at most half of `now`; None where there is none.
+def smaller(now: int | None, batch: int, devices: int = 1) -> int | None:
+    """The largest divisor of `batch` that is at most half of `now` and that `devices` can share; None where there is
+    none.
 
     >>> smaller(16, 16), smaller(15, 15), smaller(1, 16)
     (8, 5, None)
     """
-    return next((size for size in range((now or 0) // 2, 0, -1) if batch % size == 0), None)
+    return next(
+        (size for size in range((now or 0) // 2, 0, -1) if batch % size == 0 and size % max(1, devices) == 0), None
+    )
 
 
 def command(request: RunRequest, events: Sequence[Mapping[str, Any]]) -> list[str]:

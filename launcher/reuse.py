@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 KEPT = ("best.ckpt", "metrics.json", "history.csv", "val_predictions.npz", "config.yaml")
 """What a reused run has of its source."""
 NEEDED = KEPT[:2]
-UNIMPORTANT = ("data.root", "model.weights", "resume", "training.num_workers", "training.pin_memory")
+UNIMPORTANT = ("data.root", "model.weights", "training.num_workers", "training.pin_memory")
 """Keys that change no result, or whose files are compared in their place."""
 
 
@@ -45,6 +45,8 @@ def identity(plain: Mapping[str, Any]) -> str:
     for key in UNIMPORTANT:
         section, _, leaf = key.rpartition(".")
         (kept.get(section, {}) if section else kept).pop(leaf, None)
+    if kept.get("resume") in (None, "auto"):  # of its own directory; another run's checkpoint is another beginning
+        kept.pop("resume", None)
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
@@ -69,11 +71,17 @@ def data_of(folder: Path, weights: Path | None, cache: Path) -> str:
     remembers it.
     """
     files = [path for name in ("train.csv", "meta.csv") if (path := folder / name).is_file()]
-    files += sorted(path for path in (folder / "train").rglob("*") if path.is_file())
-    if not files:
+    images = folder / "train" if (folder / "train").is_dir() else folder  # the latter: one folder a class, right here
+    files += sorted(
+        Path(place, name)
+        for place, _, names in os.walk(images, followlinks=True)
+        for name in names
+        if place != str(folder) and Path(place, name).is_file()
+    )
+    if not files or (weights is not None and not weights.is_file()):
         return ""
     listed = [(path.relative_to(folder).as_posix(), path) for path in files]
-    if weights is not None and weights.is_file():
+    if weights is not None:
         listed.append(("weights", weights))
     return _remembered(listed, cache / "fingerprints")
 

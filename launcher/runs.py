@@ -50,6 +50,10 @@ class RunError(Exception):
     """A run or submission that is not there, or cannot do what was asked. The message is complete."""
 
 
+class FencedError(RunError):
+    """A launcher with a higher fencing number has written: this one has been taken over."""
+
+
 @dataclass(frozen=True)
 class Resources:
     """What one run asks for. Sizes are bytes; `None` means no limit."""
@@ -87,6 +91,8 @@ class RunRequest:
     overrides: list[str] = field(default_factory=list)
     needs: list[str] = field(default_factory=list)
     select: dict[str, Any] | None = None
+    options: list[str] | None = None
+    """Of a step with `select`: its words but for the members, which are chosen anew for each attempt."""
     resources: Resources = field(default_factory=Resources)
     image: str | None = None
     image_id: str | None = None
@@ -201,7 +207,7 @@ def append_event(run_dir: Path, state: State, attempt: int | None = None, reason
         if events and state not in TRANSITIONS[events[-1]["state"]]:
             raise RunError(f"{run_dir.name}: {events[-1]['state']} already; it cannot become {state}")
         if figures.get("fence") and any(event.get("fence", 0) > figures["fence"] for event in events):
-            raise RunError(f"{run_dir.name}: another launcher has taken over; this one writes no more")
+            raise FencedError(f"{run_dir.name}: another launcher has taken over; this one writes no more")
         last = events[-1]["attempt"] if events else 1
         event = {"time": time.time(), "state": state, "attempt": attempt or last, "reason": reason, **figures}
         journal.seek(0, os.SEEK_END)
@@ -257,15 +263,15 @@ def read_status(run_dir: Path) -> Status:
 
 
 @contextmanager
-def locked(path: Path, patience: float = 0.1) -> Iterator[bool]:
-    """Hold the lock file at `path`; yields False where another holds it for `patience` seconds, since one who only
-    looks (`is_locked`) does so for a moment. Freed when the process ends."""
+def locked(path: Path, patience: float = 0.1) -> Iterator[int | None]:
+    """Hold the lock file at `path`; yields its descriptor, or None where another holds it for `patience` seconds, since
+    one who only looks (`is_locked`) does so for a moment. Freed when the process ends, and those it gave it to."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     deadline = time.monotonic() + patience
     try:
         while not (mine := _lock(descriptor)) and time.monotonic() < deadline:
             time.sleep(0.02)
-        yield mine
+        yield descriptor if mine else None
     finally:
         os.close(descriptor)
 
@@ -319,7 +325,8 @@ def list_runs(submission_dir: Path) -> list[Path]:
 
 def list_submissions(runs_root: Path) -> list[Path]:
     """The submissions below `runs_root`, oldest first."""
-    found = [path.parent for path in runs_root.glob("*/submission.json")]
+    # One whose name begins with a dot is being made, or was when its launcher was killed.
+    found = [path.parent for path in runs_root.glob("[!.]*/submission.json")]
     return sorted(found, key=lambda path: (path.stat().st_ctime_ns, path.name))
 
 

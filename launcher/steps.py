@@ -50,11 +50,12 @@ def members(select: dict[str, Any], submission: Path) -> list[Path]:
 
 
 def resolve(request: RunRequest, submission: Path) -> RunRequest:
-    """The step with its members in the command, as paths below `@runs`."""
+    """The step with its members in the command, as paths below `@runs`: those that serve now."""
     assert request.select is not None
     found = members(request.select, submission)
     paths = [reference(path / "best.ckpt") for path in found]
-    return dataclasses.replace(request, command=command(request.kind, paths, request.command), select=None)
+    options = request.command if request.options is None else request.options
+    return dataclasses.replace(request, command=command(request.kind, paths, options), options=options)
 
 
 def reference(path: Path) -> str:

@@ -468,6 +468,30 @@ def requeue(submission: Path) -> list[str]:
         status = runs.read_status(run_dir)
         hopeless = status.figures.get("exit_code") in (64, 65)
         if status.state in runs.ENDED - runs.GOOD and not hopeless:
+            _renew(run_dir)
             runs.append_event(run_dir, "queued", status.attempt + 1, f"resumed after {status.state}")
             names.append(run_dir.name)
     return names
+
+
+def _renew(run_dir: Path) -> None:
+    """Put down what the run's next attempt trains on and with, where that has changed since it was submitted: what it
+    brings must not be reused for what it is not. One that goes on from a checkpoint is of both."""
+    request = runs.read_request(run_dir)
+    folder = request.config.get("root") or request.data_dir
+    if request.kind != "train" or not request.code or not folder:
+        return
+    weights = request.config.get("weights")
+    code = request.code if request.image_id else reuse.code_of(None)
+    try:
+        data = reuse.data_of(
+            Path(folder).expanduser(), Path(weights).expanduser() if weights else None, cache_dir(run_dir.parent.parent)
+        )
+    except OSError:  # the attempt will say so in its own words
+        data = ""
+    if (code, data) == (request.code, request.data):
+        return
+    if (run_dir / "last.ckpt").exists():
+        code = code if code == request.code else f"{request.code}+{code}"
+        data = data if data == request.data else f"{request.data}+{data}"
+    runs.write_request(run_dir, dataclasses.replace(request, code=code, data=data))

@@ -11,6 +11,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -134,6 +135,8 @@ class Supervision:
         one wrote stands."""
         try:
             return runs.append_event(self.dir(name), state, attempt, fence=self.lease.fence, **more)
+        except runs.FencedError:
+            raise
         except RunError:
             self.lease.check()
             return runs.read_status(self.dir(name))
@@ -190,14 +193,17 @@ class Supervision:
             if status.state == "queued":
                 self._append(name, "cancelled", reason="stopped before it began")
             elif status.state in ("starting", "running"):
-                (self.engine.kill if at_once else self.engine.stop)(self.dir(name))
+                try:
+                    (self.engine.kill if at_once else self.engine.stop)(self.dir(name))
+                except RunError as error:  # the others are to be stopped all the same
+                    self.on_event(name, dataclasses.replace(status, reason=f"cannot be stopped just now: {error}"))
 
     def _cancel_hopeless(self, states: dict[str, Status]) -> None:
         """Cancel a step when a step that it needs has not succeeded. A training run may fail: the others serve."""
-        for name, status in states.items():
+        for name, status in list(states.items()):
             for need in self.requests[name].needs:
                 if status.state == "queued" and self._failed_step(need, states):
-                    self._append(
+                    states[name] = self._append(
                         name, "cancelled", reason=f"'{need}' {states[need].state}: there is nothing to work on"
                     )
                     break
@@ -311,9 +317,16 @@ def _demand(request: RunRequest, paces: Mapping[durations.Kind, float]) -> sched
 
 
 def run(
-    submission: Path, machine: Machine, engine: Engine, rules: Rules | None = None, on_event: Event | None = None
+    submission: Path,
+    machine: Machine,
+    engine: Engine,
+    rules: Rules | None = None,
+    on_event: Event | None = None,
+    prepare: Callable[[], None] | None = None,
 ) -> int:
     """Drive the submission until every run has ended: 0 all succeeded, 1 some did not, 130 stopped on request.
+
+    `prepare` is done first, when nobody else drives it any more.
 
     Raises RunError where another supervisor drives it already, or has taken it over.
     """
@@ -323,6 +336,8 @@ def run(
             on_event(submission.name, Status("queued", reason=line))
 
     with lease.held(submission, say) as mine:
+        if prepare is not None:
+            prepare()
         supervision = Supervision(mine, submission, machine, engine, rules or Rules(), on_event)
         supervision.listen()
         try:
@@ -339,19 +354,26 @@ def stop(run_dirs: list[Path], grace: float) -> list[str]:
     touched = []
     for run_dir in run_dirs:
         engines.settle(run_dir)
-        state = runs.read_status(run_dir).state
-        if state == "queued":
-            runs.append_event(run_dir, "cancelled", reason="stopped before it began")
-        elif state in ("starting", "running"):
-            engines.of(run_dir).stop(run_dir)
-        if state not in ENDED:
-            touched.append(run_dir.name)
+        if runs.read_status(run_dir).state not in ENDED:
+            touched.append(run_dir)
+    for run_dir in touched:  # first what is queued, so that no place that becomes free is given to it
+        if runs.read_status(run_dir).state == "queued":
+            with suppress(RunError):  # started just now: it is stopped below
+                runs.append_event(run_dir, "cancelled", reason="stopped before it began")
+    asked: dict[Path, str] = {}
     deadline = time.monotonic() + grace
-    waiting = list(run_dirs)
-    while time.monotonic() < deadline and waiting:
+    while waiting := [run_dir for run_dir in touched if runs.read_status(run_dir).state not in ENDED]:
+        if time.monotonic() > deadline:
+            break
+        for run_dir in waiting:
+            # A run that is being started may not hear it yet: it is asked again once it runs, and no further time,
+            # since a second request does not wait for its checkpoint.
+            state = runs.read_status(run_dir).state
+            if state in ("starting", "running") and asked.get(run_dir) != state:
+                asked[run_dir] = state
+                with suppress(RunError):
+                    engines.of(run_dir).stop(run_dir)
         time.sleep(0.1)
-        for run_dir in list(waiting):
+        for run_dir in waiting:
             engines.settle(run_dir)
-            if runs.read_status(run_dir).state in ENDED:
-                waiting.remove(run_dir)
-    return touched
+    return [run_dir.name for run_dir in touched]

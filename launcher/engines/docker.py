@@ -143,6 +143,10 @@ class DockerEngine:
             hand_over(run_dir, place.user)
             watched.log_begin = (run_dir / "log.txt").stat().st_size if (run_dir / "log.txt").exists() else 0
             write_log(run_dir, f"--- attempt {watched.attempt}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n", place.user)
+            if sum(event["state"] == "starting" for event in runs.read_events(run_dir)) > 1:
+                # What an engine in trouble may have started all the same: two must not share a run directory.
+                for left in containers.of_run(self.client, run_dir):
+                    left.remove(force=True, v=True)
             watched.id, warned = create.create(self.client, self.info, given)
             self.client.api.start(watched.id)
             watched.began = time.time()
@@ -151,6 +155,9 @@ class DockerEngine:
             if not isinstance(error, RunError) and not self._answers():
                 # For no fault of the run's: it stays in the queue, and none is started until the engine is back.
                 self._down = True
+                if (run_dir / STOP).exists():
+                    runs.append_event(run_dir, "cancelled", reason="stopped before it began")
+                    return
                 done = retry.retries(runs.read_events(run_dir))
                 runs.append_event(run_dir, "queued", reason="the Docker engine does not answer", retry=done)
                 return

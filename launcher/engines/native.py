@@ -105,6 +105,8 @@ class NativeEngine:
     def _signal(self, run_dir: Path, number: signal.Signals) -> None:
         # Only while the lock is held: a process id alone may have become another process's.
         status = read_status(run_dir)
+        if status.figures.get("host", os.uname().nodename) != os.uname().nodename:
+            return  # its number is a process of another host
         pid = status.figures.get("exec_pid")
         if pid is None and run_dir in self._children and self._children[run_dir].poll() is None:
             pid = self._children[run_dir].pid

@@ -86,6 +86,10 @@ def test_the_micro_batch_shrinks_to_a_divisor_of_the_effective_batch(
     assert seen == sizes and again == "not repeated: micro-batch 1 cannot be halved"
 
 
+def test_several_gpus_share_the_smaller_micro_batch() -> None:
+    assert [retry.smaller(30, 30, gpus) for gpus in (1, 2, 4)] == [15, 10, None]
+
+
 @pytest.mark.parametrize(
     ("devices", "words", "told"),
     [

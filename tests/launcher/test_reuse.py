@@ -103,7 +103,15 @@ def test_identity_is_the_configuration_but_for_what_changes_nothing() -> None:
         return reuse.identity(to_dict(compose(list(words))))
 
     assert of() == of("training.num_workers=0", "data.root=/elsewhere", "training.pin_memory=false")
-    different = [of(), of("seed=1"), of("model=resnet50"), of("training.lr=0.1"), of("training.micro_batch=8")]
+    assert of() == of("resume=auto")
+    different = [
+        of(),
+        of("resume=/elsewhere/last.ckpt"),
+        of("seed=1"),
+        of("model=resnet50"),
+        of("training.lr=0.1"),
+        of("training.micro_batch=8"),
+    ]
     assert len(set(different)) == len(different)
 
 
@@ -120,7 +128,19 @@ def test_the_fingerprint_is_of_what_files_hold(tmp_path: Path) -> None:
     assert reuse.data_of(tmp_path / "one", tmp_path / "w", cache) != known
     (tmp_path / "two" / "train" / "a" / "1.png").rename(tmp_path / "two" / "train" / "a" / "2.png")
     assert reuse.data_of(tmp_path / "two", None, cache) != known
-    assert reuse.data_of(tmp_path / "cache", None, cache) == ""
+    (tmp_path / "empty").mkdir()
+    assert reuse.data_of(tmp_path / "empty", None, cache) == ""
+    assert reuse.data_of(tmp_path / "one", tmp_path / "no such weights", cache) == ""
+    linked = tmp_path / "linked"  # a class folder elsewhere, and one class folder a class without train/
+    linked.mkdir()
+    (linked / "train.csv").write_text("ID,target\n")
+    (linked / "train").mkdir()
+    (linked / "train" / "a").symlink_to(tmp_path / "one" / "train" / "a")
+    before = reuse.data_of(linked, None, cache), reuse.data_of(tmp_path / "one" / "train", None, cache)
+    (tmp_path / "one" / "train" / "a" / "1.png").write_bytes(b"changed")
+    after = reuse.data_of(linked, None, cache), reuse.data_of(tmp_path / "one" / "train", None, cache)
+    assert before[0] != after[0] and before[1] != after[1]
+    known = reuse.data_of(tmp_path / "one", None, cache)
     (place,) = [p for p in (cache / "fingerprints").iterdir() if known in p.read_text() and p.stat().st_size][:1]
     place.write_text("{")
     assert reuse.data_of(tmp_path / "one", None, cache) == known, "a damaged memory is made anew"
