@@ -239,3 +239,60 @@ def test_a_supervisor_that_is_taken_over_leaves_the_runs_alone(lab: Lab) -> None
     assert lab.states() == {"seed0": "running", "seed1": "queued"}, "neither stopped nor started"
     assert json.loads((lab.submission() / "supervisor.json").read_text())["host"] == "another-host"
     os.kill(lab.journal("begin")[0]["pid"], signal.SIGKILL)
+
+
+# -- what a review found
+
+
+def test_a_trainer_whose_launcher_exec_was_killed_is_under_way_until_it_ends(lab: Lab) -> None:
+    lab.plan = {"*": {"until": str(lab.root / "gate"), "stubborn": True}}
+    process = lab.start("submit", lab.job(seeds(1, "retry: {on: [lost], backoff: 0s}\n")), lab.machine())
+    (begin,) = wait_for(lambda: lab.journal("begin"), "a run")
+    wait_for(lambda: lab.states() == {"resnet34": "running"}, "word of it")
+    os.kill(lab.status("1").figures["exec_pid"], signal.SIGKILL)
+    time.sleep(1)
+    assert lab.states() == {"resnet34": "running"} and len(lab.journal("begin")) == 1, "it trains on: nobody else may"
+    os.kill(begin["pid"], signal.SIGKILL)
+    wait_for(lambda: len(lab.journal("begin")) == 2, "the second attempt")
+    (lab.root / "gate").touch()
+    assert process.wait(60) == 0 and lab.status("1").attempt == 2
+
+
+def test_a_submission_that_was_never_finished_is_none(lab: Lab) -> None:
+    assert lab.launcher("submit", lab.job(seeds(1)), lab.machine()).returncode == 0
+    whole = lab.submission()
+    half = lab.runs / ".new-abc"
+    half.mkdir()
+    (half / "submission.json").write_text((whole / "submission.json").read_text())
+    assert lab.submission() == whole and runs.list_submissions(lab.runs) == [whole]
+
+
+def test_steps_of_a_resumed_submission_take_what_serves_then(lab: Lab) -> None:
+    lab.plan = {"seed0": {"f1": 0.9, "bad_attempts": 1}, "seed1": {"f1": 0.5}, "vote": {"bad_attempts": 1}}
+    after = "after: [{name: vote, step: ensemble, from: {top: 2}}]\n"
+    assert lab.launcher("submit", lab.job(seeds(2, after)), lab.machine()).returncode == 1
+    assert lab.launcher("resume", lab.machine()).returncode == 0
+    first, second = (e["argv"][2:] for e in lab.journal("begin") if e["run"].endswith("vote"))
+    at = lab.submission()
+    assert first == [f"{at}/002-seed1/best.ckpt"]
+    assert second == [f"{at}/001-seed0/best.ckpt", f"{at}/002-seed1/best.ckpt"]
+
+
+def test_what_a_resumed_run_trains_with_is_put_down(lab: Lab) -> None:
+    (lab.root / "data" / "train" / "a" / "1.png").write_bytes(b"1")
+    lab.plan = {"*": {"bad_attempts": 1}}
+    lab.launcher("submit", lab.job(seeds(1)), lab.machine())
+    run_dir = runs.find_run(lab.runs, "1")
+    before = runs.read_request(run_dir)
+    (lab.root / "data" / "train" / "a" / "1.png").write_bytes(b"2")
+    assert lab.launcher("resume", lab.machine()).returncode == 0
+    after = runs.read_request(run_dir)
+    assert before.data and after.data not in ("", before.data) and after.code == before.code
+
+
+def test_a_clock_that_was_put_back_keeps_nobody_driving(quick: None, tmp_path: Path) -> None:
+    elsewhere(tmp_path)
+    assert lease.is_driven(tmp_path)
+    later = time.time() + 3600
+    os.utime(tmp_path / "supervisor.json", (later, later))
+    assert not lease.is_driven(tmp_path)
