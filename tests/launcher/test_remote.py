@@ -159,7 +159,7 @@ def test_ctrl_c_ends_the_looking_alone(lab: Lab, server: SshServer) -> None:
     mine = [p for p in following if "--host" not in p.info["cmdline"] and _in(p, server.folder)]
     psutil.wait_procs(mine, timeout=20)
     assert not any(p.is_running() for p in mine)
-    assert states(submission) == ["running", "running"]
+    wait_for(lambda: states(submission) == ["running", "running"], "both to go on")
     (lab.root / "go").touch()
     wait_for(lambda: over(server), "the runs' end")
 
