@@ -59,7 +59,7 @@ class Watching:
 
 
 def watch_submission(submission: Path, as_json: bool = False) -> None:
-    """Show the submission until it is over, or until nobody drives it.
+    """Show the submission until it is over, or until nothing of it is under way and nobody drives it.
 
     Where the output is no terminal, a table is printed whenever a run's state has changed, and every half minute.
     Raises RunError with `as_json`: that is for programs, which look as often as they like.
@@ -70,13 +70,19 @@ def watch_submission(submission: Path, as_json: bool = False) -> None:
 
     def draw() -> tuple[RenderableType, bool]:
         shown = watching.look()
-        return render(shown), shown["state"] != "running"
+        return render(shown), _over(shown)
 
     with suppress(KeyboardInterrupt):  # who looks away has seen enough
         if sys.stdout.isatty():
             repeat(draw)
         else:
             _print_changes(watching)
+
+
+def _over(shown: dict[str, Any]) -> bool:
+    """Whether nothing will change any more: runs outlive the launcher that drove them."""
+    under_way = any(run["state"] in ("starting", "running") for run in shown["runs"])
+    return not (shown["state"] == "running" or under_way)
 
 
 def _print_changes(watching: Watching) -> None:
@@ -88,7 +94,7 @@ def _print_changes(watching: Watching) -> None:
     while True:
         shown = watching.look()
         now = [(run["name"], run["state"], run["attempt"], run["reason"]) for run in shown["runs"]]
-        over = shown["state"] != "running"
+        over = _over(shown)
         if over or now != before or time.monotonic() - told > TELL:
             console.print(time.strftime("%H:%M:%S"))
             console.print(render(shown))

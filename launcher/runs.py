@@ -327,7 +327,8 @@ def list_submissions(runs_root: Path) -> list[Path]:
     """The submissions below `runs_root`, oldest first."""
     # One whose name begins with a dot is being made, or was when its launcher was killed.
     found = [path.parent for path in runs_root.glob("[!.]*/submission.json")]
-    return sorted(found, key=lambda path: (path.stat().st_ctime_ns, path.name))
+    # By what is written once: a folder's own time changes with every file in it.
+    return sorted(found, key=lambda path: ((path / "submission.json").stat().st_mtime_ns, path.name))
 
 
 def find_submission(runs_root: Path, name: str | None = None) -> Path:

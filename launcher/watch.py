@@ -55,7 +55,8 @@ def status_json(submission: Path) -> dict[str, Any]:
     observed = observe(submission)
     found = []
     for run_dir, request, status in observed:
-        progress = _progress(run_dir) if status.state in ("starting", "running") else {}
+        beaten = _progress(run_dir)
+        progress = beaten if status.state in ("starting", "running") else {}
         found.append(
             {
                 "name": run_dir.name,
@@ -63,7 +64,7 @@ def status_json(submission: Path) -> dict[str, Any]:
                 "state": status.state,
                 "attempt": status.attempt,
                 "reason": status.reason,
-                "val_f1": figures(run_dir).get("val_f1") if status.state in runs.GOOD else progress.get("best_f1"),
+                "val_f1": figures(run_dir).get("val_f1") if status.state in runs.GOOD else beaten.get("best_f1"),
                 "devices": status.figures.get("devices", []),
                 "progress": progress,
                 "directory": str(run_dir),
@@ -124,6 +125,11 @@ def follow_log(run_dir: Path, follow: bool) -> None:
             sys.stdout.write(text.decode(errors="replace"))
             sys.stdout.flush()
         if not follow or ended:
+            if not path.exists():
+                status = runs.read_status(run_dir)
+                origin = status.figures.get("source")
+                see = f"; see: launcher logs {origin}" if origin else ""
+                print(f"{run_dir.name} is {status.state} and has no log of its own{see}", file=sys.stderr)
             return
         if _reader_gone():
             raise BrokenPipeError

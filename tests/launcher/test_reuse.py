@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import reuse
+from launcher import reuse, runs
 from tests.launcher.conftest import Lab
 from tests.launcher.test_supervision import seeds
 from trainer.config import compose, to_dict
@@ -154,3 +154,21 @@ def test_an_image_of_another_trainer_is_another_version() -> None:
 
     assert reuse.code_of(image(False)) == reuse.code_of(None) != reuse.code_of(image(True)) == "sha256:1"
     assert reuse.code_of(image(None)) == "sha256:1"
+
+
+def test_the_log_of_a_reused_run_is_said_to_be_elsewhere(full: Lab) -> None:
+    full.launcher("submit", full.job(seeds(1)), full.machine())
+    first = full.submission()
+    full.launcher("submit", full.job(seeds(1)), full.machine())
+    shown = full.launcher("logs", f"{full.submission().name}/1")
+    assert shown.returncode == 0 and f"see: launcher logs {first.name}/001-resnet34" in shown.stderr
+
+
+def test_the_latest_submission_is_the_one_made_last_whatever_is_written_into_others(full: Lab) -> None:
+    for _ in range(2):
+        full.launcher("submit", full.job(seeds(1)), full.machine(), "--fresh")
+    older, later = runs.list_submissions(full.runs)
+    (older / "leaderboard.csv").unlink()
+    (older / "new").touch()
+    assert runs.list_submissions(full.runs) == [older, later]
+    assert runs.find_run(full.runs, "1").parent == later == runs.find_submission(full.runs)
