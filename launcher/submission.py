@@ -461,10 +461,10 @@ def rules(submission: Path) -> Rules:
 
 def requeue(submission: Path) -> list[str]:
     """Queue again what was lost, cancelled, ran out of time or memory, or failed for no fault of its configuration or
-    data. Returns the names."""
+    data. For the launcher that drives the submission. Returns the names."""
     names = []
     for run_dir in runs.list_runs(submission):
-        engines.settle(run_dir)
+        engines.settle(run_dir, driving=True)
         status = runs.read_status(run_dir)
         hopeless = status.figures.get("exit_code") in (64, 65)
         if status.state in runs.ENDED - runs.GOOD and not hopeless:

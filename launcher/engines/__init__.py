@@ -26,13 +26,13 @@ def of(run_dir: Path) -> Engine:
     return engine(str(runs.read_status(run_dir).figures.get("engine", "native")))
 
 
-def settle(run_dir: Path) -> str | None:
+def settle(run_dir: Path, driving: bool = False) -> str | None:
     """Record how the run ended, where it has ended and nobody did so; why that cannot be known, or None.
 
-    A run whose submission is driven is left to the launcher that drives it.
+    A run whose submission is driven is left to the launcher that drives it (`driving`: that is the caller).
     """
     status = runs.read_status(run_dir)
-    if status.state not in ("starting", "running") or lease.is_driven(run_dir.parent):
+    if status.state not in ("starting", "running") or (not driving and lease.is_driven(run_dir.parent)):
         return None
     its = of(run_dir)
     try:
