@@ -28,8 +28,17 @@ class Checkpoint:
     """img_size (pixels), mean and std (three numbers each, on the scale 0 to 1), transforms (the validation list)."""
     metrics: dict[str, Any] = field(default_factory=dict)
     validation: dict[str, Any] = field(default_factory=dict)
-    """ids (N strings), targets (N,), probabilities (N, classes), split_fingerprint: for ensembles and analysis."""
+    """ids (N strings), targets (N,), probabilities (N, classes), split_fingerprint: for ensembles and analysis. Where
+    there are, corrupted (N, classes): the probabilities of the corrupted copies; and folds_fingerprint. As the model
+    gives them, before the temperature."""
+    calibration: dict[str, float] = field(default_factory=dict)
+    """temperature that predictions are divided by, ece (expected calibration error) before it, ece_calibrated after."""
     versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def temperature(self) -> float:
+        """What the logarithms of its probabilities are divided by; 1 where it was not calibrated."""
+        return self.calibration.get("temperature", 1.0)
 
     @property
     def settings(self) -> Config:
@@ -73,7 +82,7 @@ def load(path: Path) -> Checkpoint:
         raise ConfigError(f"{path}: not a checkpoint of this trainer{hint}")
     if content["format"] != FORMAT:
         raise ConfigError(f"{path}: written by another version (format {content['format']}, not {FORMAT})")
-    return Checkpoint(**{name: content[name] for name in Checkpoint.__dataclass_fields__})
+    return Checkpoint(**{name: content[name] for name in Checkpoint.__dataclass_fields__ if name in content})
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -30,6 +30,8 @@ class ModelConfig:
     """Start from timm's ImageNet weights: from the cache of the model hub, else over the network."""
     weights: str | None = None
     """A local .safetensors file or state dict to start from instead. Needs no network."""
+    drop_path: float | None = None
+    """Highest rate of stochastic depth: the share of images for which a block is left out. null: the model's own."""
 
 
 @dataclass
@@ -44,12 +46,18 @@ class DataConfig:
     """Share of the training images that is held out for validation."""
     split_seed: int = 42
     """Seed of that split. Not `seed`: every run of a submission shares one split."""
+    folds: int | None = None
+    """Cut the training images into so many folds of which one is held out, in place of val_fraction. null: no folds."""
+    fold: int = 0
+    """Which of the folds is held out, from 0: an axis of a matrix."""
     group_column: str = "group"
     """A column of train.csv whose equal values stay on one side of the split. Used where it exists."""
     train_transforms: list[Any] = field(default_factory=list)
     """Albumentations, in order: `- Name: {argument: value}`."""
     val_transforms: list[Any] = field(default_factory=list)
     """The same for validation and prediction."""
+    val_corruption: str = "document"
+    """Score a corrupted copy of the validation images too: document (turned, tilted, noisy, blurred, …), or none."""
 
 
 @dataclass
@@ -82,8 +90,34 @@ class TrainingConfig:
     """bf16, fp16, fp32, or auto: what the device gains from."""
     channels_last: bool | None = None
     """Memory layout. null: where the device gains from it."""
+    loss: str = "cross_entropy"
+    """cross_entropy, or focal: what is already right counts less."""
+    focal_gamma: float = 2.0
+    """How much less."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread evenly over all classes."""
+    mixup: float = 0.0
+    """Blend images in pairs, by a share drawn from Beta(mixup, mixup). 0: never."""
+    cutmix: float = 0.0
+    """Paste a rectangle of one image into another, of an area from Beta(cutmix, cutmix). 0: never."""
+    mix_probability: float = 0.5
+    """Share of the optimiser steps that are mixed, where mixup or cutmix is on."""
+    balanced_sampling: bool = False
+    """Draw every class equally often. Say class_weights=false with it, or rare classes count twice."""
+    ema_decay: float | None = None
+    """Validate and keep a moving average of the weights that keeps this share of itself each step. null: no average."""
+    layer_decay: float | None = None
+    """Learning rate of each group of layers as a share of that of the next one towards the head. null: one for all."""
+    teachers: list[Any] = field(default_factory=list)
+    """best.ckpt files whose mean probabilities the model learns too (knowledge distillation)."""
+    distill_weight: float = 0.5
+    """Share of the loss that is the distance from the teachers."""
+    distill_temperature: float = 2.0
+    """Softens both sides of that distance."""
+    monitor: str = "val_f1_mean"
+    """Figure that stops a run early and chooses its checkpoint: val_f1, val_f1_corrupted, or val_f1_mean of the two."""
     patience: int = 10
-    """Epochs without a better macro F1 after which the run stops early. 0: never."""
+    """Epochs without a better figure after which the run stops early. 0: never."""
     validate_per_epoch: int = 1
     """Validations in each epoch."""
     keep_top: int = 3
@@ -111,16 +145,22 @@ class Config:
 
 _CHOICES = {
     "data.format": ("auto", "csv", "imagefolder"),
+    "data.val_corruption": ("document", "none"),
     "training.optimizer": ("adamw", "sgd"),
     "training.scheduler": ("cosine", "constant"),
     "training.precision": ("auto", "bf16", "fp16", "fp32"),
+    "training.loss": ("cross_entropy", "focal"),
+    "training.monitor": ("val_f1", "val_f1_corrupted", "val_f1_mean"),
     "device": ("auto", "cuda", "mps", "cpu"),
 }
 # key: (lowest, highest, whether the ends themselves are allowed)
 _RANGES: dict[str, tuple[float, float, bool]] = {
     "data.img_size": (16, 4096, True),
     "data.val_fraction": (0, 1, False),
+    "model.drop_path": (0, 0.9, True),
     "data.split_seed": (0, 2**32 - 1, True),
+    "data.folds": (2, 1000, True),
+    "data.fold": (0, 999, True),
     "training.epochs": (1, 100_000, True),
     "training.batch_size": (1, 65_536, True),
     "training.micro_batch": (1, 65_536, True),
@@ -131,6 +171,15 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "training.warmup_start": (0, 1, True),
     "training.min_lr": (0, 100, True),
     "training.gradient_clip": (0, math.inf, False),
+    "training.focal_gamma": (0, 10, True),
+    "training.label_smoothing": (0, 0.9, True),
+    "training.mixup": (0, 10, True),
+    "training.cutmix": (0, 10, True),
+    "training.mix_probability": (0, 1, True),
+    "training.ema_decay": (0, 1, False),
+    "training.layer_decay": (0, 1, False),
+    "training.distill_weight": (0, 1, True),
+    "training.distill_temperature": (0, 100, False),
     "training.patience": (0, 100_000, True),
     "training.validate_per_epoch": (1, 100, True),
     "training.keep_top": (1, 100, True),
@@ -263,7 +312,16 @@ def check(config: Config) -> list[str]:
             continue
         for position, entry in enumerate(entries):
             faults += _check_transform(f"data.{name}.{position}", entry)
+    if config.data.fold and config.data.fold >= (config.data.folds or 1):
+        among = (
+            f"the {config.data.folds} folds count from 0" if config.data.folds else "there are none: say data.folds=5"
+        )
+        faults.append(f"data.fold={config.data.fold}: no such fold; {among}")
     training = config.training
+    if not isinstance(training.teachers, list) or not all(isinstance(path, str) for path in training.teachers):
+        faults.append(f"training.teachers={training.teachers}: must be a list of files, like [best.ckpt]")
+    if training.monitor == "val_f1_corrupted" and config.data.val_corruption == "none":
+        faults.append("training.monitor=val_f1_corrupted: data.val_corruption=none makes no such figure; say val_f1")
     if training.micro_batch and training.batch_size % training.micro_batch:
         divisors = [n for n in range(1, training.batch_size + 1) if training.batch_size % n == 0]
         close = min(divisors, key=lambda n: abs(n - (training.micro_batch or 1)))

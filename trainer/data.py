@@ -6,7 +6,7 @@ import hashlib
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset, Sampler
 
-from trainer.augment import Augmentation
 from trainer.config import DataConfig
 from trainer.errors import DataError, nearest
 from trainer.files import write_text
@@ -49,6 +49,8 @@ class Split:
     train: list[int]
     val: list[int]
     fingerprint: str
+    folds_fingerprint: str | None = None
+    """A name for the whole cut into folds, where there is one: the folds of one name join to all training images."""
 
 
 def data_root(config: DataConfig) -> Path:
@@ -300,28 +302,36 @@ def _fault(path: Path) -> str | None:
 def split(table: Table, config: DataConfig) -> Split:
     """Stratified by class and seeded by `data.split_seed`; where there are groups, no group is on both sides.
 
+    With `data.folds` the validation side is fold `data.fold` of them, else a share `data.val_fraction`.
+
     Raises DataError where the images or groups are too few for it.
     """
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedShuffleSplit
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, StratifiedShuffleSplit
 
     rows = np.arange(len(table))
     if table.groups is not None:
         _check_groups(table, config)
+    seed, fold = config.split_seed, config.fold if config.folds else 0
     try:
-        if table.groups is not None:
-            folds = max(2, round(1 / config.val_fraction))
-            splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=config.split_seed)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a class with fewer images than folds: told below in our words
-                train, val = next(splitter.split(rows, table.targets, table.groups))
-        else:
-            shuffle = StratifiedShuffleSplit(1, test_size=config.val_fraction, random_state=config.split_seed)
-            train, val = next(shuffle.split(rows, table.targets))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a class with fewer images than folds: told below in our words
+            if table.groups is not None:
+                folds = config.folds or max(2, round(1 / config.val_fraction))
+                grouped = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+                sides = list(grouped.split(rows, table.targets, table.groups))
+            elif config.folds:
+                sides = list(StratifiedKFold(config.folds, shuffle=True, random_state=seed).split(rows, table.targets))
+            else:
+                shuffle = StratifiedShuffleSplit(1, test_size=config.val_fraction, random_state=seed)
+                sides = list(shuffle.split(rows, table.targets))
+        train, val = sides[fold]
     except ValueError as error:
+        asked = f"data.folds={config.folds}" if config.folds else f"data.val_fraction={config.val_fraction}"
         raise DataError(
-            f"{len(table)} images in {len(table.class_names)} classes cannot be split with "
-            f"data.val_fraction={config.val_fraction}: {error}"
+            f"{len(table)} images in {len(table.class_names)} classes cannot be split with {asked}: {error}"
         ) from None
+    if not len(val):
+        raise DataError(f"data.fold={fold} has no image: the groups are too few for data.folds={config.folds}")
     classes = {table.class_names[t] for t in table.targets}
     untrained, unseen = (
         ", ".join(sorted(classes - {table.class_names[table.targets[r]] for r in s})) for s in (train, val)
@@ -330,9 +340,18 @@ def split(table: Table, config: DataConfig) -> Split:
         raise DataError(f"the split leaves no image to train on for {untrained}; say another data.split_seed")
     if unseen:
         print(f"note: the split leaves no validation image for {unseen}: its groups are too few")
-    parts = [[f"{table.ids[r]}={table.class_names[table.targets[r]]}" for r in side] for side in (train, val)]
-    digest = hashlib.sha256(repr([sorted(part) for part in parts]).encode()).hexdigest()[:16]
-    return Split([int(r) for r in train], sorted(int(r) for r in val), digest)
+    names = [f"{image_id}={table.class_names[t]}" for image_id, t in zip(table.ids, table.targets, strict=True)]
+    return Split(
+        [int(r) for r in train],
+        sorted(int(r) for r in val),
+        _name_of(names, [train, val]),
+        _name_of(names, [side for _, side in sides]) if config.folds else None,
+    )
+
+
+def _name_of(names: Sequence[str], parts: Sequence[Iterable[int]]) -> str:
+    """Equal for equal parts, however the rows are ordered."""
+    return hashlib.sha256(repr([sorted(names[row] for row in part) for part in parts]).encode()).hexdigest()[:16]
 
 
 def _check_groups(table: Table, config: DataConfig) -> None:
@@ -357,10 +376,14 @@ def content_fingerprint(paths: Iterable[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
+View = Callable[[NDArray[np.uint8], int, int], NDArray[np.uint8]]
+"""(H, W, 3) uint8 RGB, epoch (or copy), row → (img_size, img_size, 3) uint8."""
+
+
 class ImageDataset(Dataset[tuple[torch.Tensor, int, int]]):
     """Item (epoch, row) is (image, target, row): uint8 of shape (3, img_size, img_size), target -1 where unknown."""
 
-    def __init__(self, table: Table, augmentation: Augmentation) -> None:
+    def __init__(self, table: Table, augmentation: View) -> None:
         self.table = table
         self.augmentation = augmentation
 

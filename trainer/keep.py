@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import timm
 import torch
+from numpy.typing import NDArray
 
-from trainer import __version__, checkpoint, model
+from trainer import __version__, calibration, checkpoint, intervals, model
 from trainer.config import to_dict
 from trainer.errors import ConfigError
 from trainer.files import replacing
@@ -20,25 +22,63 @@ from trainer.files import replacing
 if TYPE_CHECKING:
     from trainer.loop import Job
 
-LAST_FORMAT = 1
+LAST_FORMAT = 2
 
 
-def keep(job: Job, figures: dict[str, float], best: bool, validation: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class Scored:
+    """A validation: rows of the table (N), targets (N,), probabilities (N, classes) of the clean copies and of the
+    corrupted ones, where there are."""
+
+    rows: list[int]
+    targets: torch.Tensor
+    clean: torch.Tensor
+    corrupted: torch.Tensor | None
+
+    @property
+    def pooled(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Probabilities and targets of all copies."""
+        copies = [self.clean] if self.corrupted is None else [self.clean, self.corrupted]
+        return torch.cat(copies).numpy(), self.targets.repeat(len(copies)).numpy()
+
+
+def certainty(made: Scored) -> dict[str, Any]:
+    """95 % intervals of the macro F1, the temperature, and the calibration error before and after it."""
+    classes, targets = made.clean.shape[1], made.targets.numpy()
+    found: dict[str, Any] = {
+        f"{name}_interval": list(intervals.interval(targets, copy.argmax(1).numpy(), classes))
+        for name, copy in (("val_f1", made.clean), ("val_f1_corrupted", made.corrupted))
+        if copy is not None
+    }
+    return found | _calibration(made)
+
+
+def _calibration(made: Scored) -> dict[str, float]:
+    probabilities, targets = made.pooled
+    temperature = calibration.fit_temperature(probabilities, targets)
+    return {
+        "temperature": temperature,
+        "ece": round(calibration.expected_error(probabilities, targets), 6),
+        "ece_calibrated": round(calibration.expected_error(calibration.temper(probabilities, temperature), targets), 6),
+    }
+
+
+def keep(job: Job, figures: dict[str, float], score: float, best: bool, made: Scored) -> None:
     """After a validation: best.ckpt if it is the best, and the few next best in top/. The best of equals is the
     earliest."""
     progress, count = job.progress, job.config.training.keep_top
-    name = f"epoch{progress.epoch + 1:03d}-step{progress.step:06d}-f1_{figures['val_f1']:.4f}.ckpt"
-    ranked = sorted([*progress.top, [figures["val_f1"], name]], key=lambda item: -item[0])
+    name = f"epoch{progress.epoch + 1:03d}-step{progress.step:06d}-f1_{score:.4f}.ckpt"
+    ranked = sorted([*progress.top, [score, name]], key=lambda item: -item[0])
     progress.top = ranked[:count]
-    if [figures["val_f1"], name] not in progress.top:
+    if [score, name] not in progress.top:
         return
-    made = _checkpoint(job, figures, validation)
+    kept = _checkpoint(job, figures, made)
     if best:
-        _demote(job.run_dir, [kept for _, kept in progress.top[1:2]])
-        checkpoint.save(job.run_dir / "best.ckpt", made)
-        save_validation(job.run_dir / "val_predictions.npz", made)
+        _demote(job.run_dir, [other for _, other in progress.top[1:2]])
+        checkpoint.save(job.run_dir / "best.ckpt", kept)
+        save_validation(job.run_dir / "val_predictions.npz", kept)
     else:
-        checkpoint.save(job.run_dir / "top" / name, made)
+        checkpoint.save(job.run_dir / "top" / name, kept)
     for _, dropped in ranked[count:]:
         (job.run_dir / "top" / dropped).unlink(missing_ok=True)
 
@@ -55,8 +95,18 @@ def _demote(run_dir: Path, names: list[str]) -> None:
                 shutil.copyfile(run_dir / "best.ckpt", place)
 
 
-def _checkpoint(job: Job, figures: dict[str, float], validation: dict[str, Any]) -> checkpoint.Checkpoint:
+def _checkpoint(job: Job, figures: dict[str, float], made: Scored) -> checkpoint.Checkpoint:
     mean, std = model.mean_std(job.config.model.name)
+    validation = {
+        "ids": [job.table.ids[row] for row in made.rows],
+        "targets": made.targets,
+        "probabilities": made.clean,
+        "split_fingerprint": job.split.fingerprint,
+    }
+    if made.corrupted is not None:
+        validation["corrupted"] = made.corrupted
+    if job.split.folds_fingerprint is not None:
+        validation["folds_fingerprint"] = job.split.folds_fingerprint
     return checkpoint.Checkpoint(
         state_dict={k: v.detach().cpu() for k, v in job.bare.state_dict().items()},
         class_names=job.table.class_names,
@@ -69,18 +119,18 @@ def _checkpoint(job: Job, figures: dict[str, float], validation: dict[str, Any])
             "transforms": job.config.data.val_transforms,
         },
         metrics={**figures, "epoch": job.progress.epoch + 1, "step": job.progress.step},
-        validation={
-            "ids": [job.table.ids[row] for row in validation["rows"]],
-            "targets": validation["targets"],
-            "probabilities": validation["probabilities"],
-            "split_fingerprint": job.split.fingerprint,
-        },
+        validation=validation,
+        calibration=_calibration(made),
         versions=versions(),
     )
 
 
 def save_validation(path: Path, kept: checkpoint.Checkpoint) -> None:
-    """val_predictions.npz: ids (N,), targets (N,), class_names (C,), probabilities (N, C), split_fingerprint."""
+    """val_predictions.npz: ids (N,), targets (N,), class_names (C,), probabilities (N, C), split_fingerprint. Where
+    there are, also corrupted (N, C) and folds_fingerprint."""
+    more: dict[str, Any] = {
+        key: np.asarray(kept.validation[key]) for key in ("corrupted", "folds_fingerprint") if key in kept.validation
+    }
     with replacing(path) as temporary:
         np.savez_compressed(
             temporary,
@@ -89,6 +139,7 @@ def save_validation(path: Path, kept: checkpoint.Checkpoint) -> None:
             class_names=np.array(kept.class_names),
             probabilities=kept.validation["probabilities"].numpy(),
             split_fingerprint=np.array(kept.validation["split_fingerprint"]),
+            **more,
         )
 
 

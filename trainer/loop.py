@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from trainer import data, device, keep, metrics
+from trainer import data, device, keep, metrics, validation
 from trainer.config import Config, TrainingConfig
 from trainer.errors import StoppedError, TrainerError
 from trainer.files import write_json, write_text
@@ -39,14 +39,17 @@ class Progress:
     step_in_epoch: int = 0
     step: int = 0
     validated_at: int = -1
-    best_f1: float | None = None
+    best: dict[str, Any] = field(default_factory=dict)
+    """Figures of the best validation, as metrics.json will have them."""
+    best_score: float | None = None
+    """Its value of `training.monitor`."""
     best_epoch: int = 0
     loss_sum: float = 0.0
     loss_images: int = 0
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     top: list[list[Any]] = field(default_factory=list)
-    """[val_f1, file name] of the checkpoints in top/, best first."""
+    """[score, file name] of the checkpoints in top/, best first."""
 
 
 @dataclass
@@ -62,7 +65,7 @@ class Job:
     optimizer: Any
     class_weights: torch.Tensor
     loader: DataLoader[Any]
-    val_loader: DataLoader[Any]
+    val_batches: validation.Remembered
     sampler: data.EpochSampler
     steps_per_epoch: int
     accumulate: int
@@ -200,29 +203,27 @@ def _step(job: Job, group: list[Any]) -> int:
 
 
 def _validate(job: Job) -> None:
-    """Score the validation split; keep the checkpoint if it is the best so far."""
-    progress = job.progress
+    """Score the validation split, clean and corrupted; keep the checkpoint if it is the best so far."""
+    progress, monitor = job.progress, job.config.training.monitor
     job.net.eval()
-    rows: list[int] = []
     parts: list[torch.Tensor] = []
     with torch.inference_mode():
-        for images, _, batch_rows in job.val_loader:
+        for images, _, _ in job.val_batches:
             parts.append(job.net(images.to(job.fabric.device, non_blocking=True)).softmax(1).cpu())
-            rows += batch_rows.tolist()
             job.reporter.beat(progress.epoch, progress.step, device.memory_in_use(job.device))
             # Alone it may stop here, and the validation is due again. Several processes have different numbers of
             # batches, so that they can agree only afterwards.
             if job.fabric.world_size == 1 and job.stop.requested:
                 _stop(job)
-    rows, probabilities = _gather(job, rows, torch.cat(parts) if parts else torch.empty(0, len(job.table.class_names)))
-    targets = torch.tensor([job.table.targets[row] for row in rows])
-    if not bool(torch.isfinite(probabilities).all()):
+    made = _gather(job, torch.cat(parts) if parts else torch.empty(0, len(job.table.class_names)))
+    if not all(bool(torch.isfinite(p).all()) for p in (made.clean, made.corrupted) if p is not None):
         raise TrainerError(
             f"the loss has become infinite or not a number by step {progress.step}; lower training.lr "
             f"(now {job.config.training.lr:g}), or say training.precision=fp32"
         )
-    figures = metrics.scores(probabilities, targets)
-    best = progress.best_f1 is None or figures["val_f1"] > progress.best_f1
+    figures = metrics.validation(made.clean, made.corrupted, made.targets)
+    score = metrics.score(figures, monitor)
+    best = progress.best_score is None or score > progress.best_score
     entry = {
         "epoch": progress.epoch + 1,
         "step": progress.step,
@@ -237,10 +238,11 @@ def _validate(job: Job) -> None:
     progress.validated_at = progress.step
     progress.history.append(entry)
     if best:
-        progress.best_f1, progress.best_epoch = figures["val_f1"], progress.epoch + 1
+        progress.best_score, progress.best_epoch = score, progress.epoch + 1
+        progress.best = {**figures, "monitor": monitor, "score": score, **keep.certainty(made)}
     if job.chief:
-        keep.keep(job, figures, best, {"rows": rows, "targets": targets, "probabilities": probabilities})
-        job.reporter.best_f1 = progress.best_f1
+        keep.keep(job, figures, score, best, made)
+        job.reporter.best_f1 = progress.best["val_f1"]
         eta = job.reporter.eta(progress.step)
         job.reporter.say(validation_line(entry, job.config.training.epochs, job.reporter.images_per_second, eta))
         job.reporter.beat(progress.epoch, progress.step, device.memory_in_use(job.device), force=True)
@@ -248,16 +250,23 @@ def _validate(job: Job) -> None:
         write_text(job.run_dir / "history.csv", _history_csv(progress.history))
 
 
-def _gather(job: Job, rows: list[int], probabilities: torch.Tensor) -> tuple[list[int], torch.Tensor]:
-    """Every process's rows and probabilities, in the order of the rows, each row once."""
+def _gather(job: Job, probabilities: torch.Tensor) -> keep.Scored:
+    """Every process's probabilities, in the order of the rows, the clean copies and the corrupted ones."""
+    wanted = job.val_batches.items
     if job.fabric.world_size > 1:
         everyone: list[Any] = [None] * job.fabric.world_size
-        torch.distributed.all_gather_object(everyone, (rows, probabilities))
-        rows = [row for part, _ in everyone for row in part]
+        torch.distributed.all_gather_object(everyone, (wanted, probabilities))
+        wanted = [item for part, _ in everyone for item in part]
         probabilities = torch.cat([part for _, part in everyone])
-    first = {row: position for position, row in reversed(list(enumerate(rows)))}
-    ordered = sorted(first)
-    return ordered, probabilities[[first[row] for row in ordered]]
+    order = sorted(range(len(wanted)), key=wanted.__getitem__)
+    rows = [wanted[position][1] for position in order if wanted[position][0] == 0]
+    ordered = probabilities[order]
+    return keep.Scored(
+        rows,
+        torch.tensor([job.table.targets[row] for row in rows]),
+        ordered[: len(rows)],
+        ordered[len(rows) :] if len(ordered) > len(rows) else None,
+    )
 
 
 def _history_csv(history: list[dict[str, Any]]) -> str:
@@ -290,16 +299,16 @@ def _out_of_patience(job: Job) -> bool:
     if not patience or job.progress.epoch - job.progress.best_epoch < patience or not job.progress.history:
         return False
     job.reporter.say(
-        f"stopped early: no better macro F1 in {patience} epochs (best in epoch {job.progress.best_epoch})"
+        f"stopped early: no better {job.config.training.monitor} in {patience} epochs "
+        f"(best in epoch {job.progress.best_epoch})"
     )
     return True
 
 
 def _finish(job: Job) -> dict[str, Any]:
     progress = job.progress
-    best = max(progress.history, key=lambda entry: (entry["val_f1"], -entry["step"]))
     summary = {
-        **{key: best[key] for key in ("val_f1", "val_accuracy", "val_loss")},
+        **progress.best,
         "best_epoch": progress.best_epoch,
         "epochs": progress.epoch,
         "steps": progress.step,
@@ -320,15 +329,19 @@ def _finish(job: Job) -> dict[str, Any]:
         "val_images": len(job.split.val),
         "class_names": job.table.class_names,
         "split_fingerprint": job.split.fingerprint,
+        "folds_fingerprint": job.split.folds_fingerprint,
+        "fold": job.config.data.fold if job.config.data.folds else None,
         "threads": torch.get_num_threads(),
         "host": os.uname().nodename,
         "versions": keep.versions(),
     }
     if job.chief:
         write_json(job.run_dir / "metrics.json", summary)
-        job.tracking.finish({key: summary[key] for key in ("val_f1", "val_accuracy", "val_loss", "best_epoch")})
+        job.tracking.finish({k: v for k, v in summary.items() if k in (*progress.history[-1], "best_epoch")})
+        low, high = summary["val_f1_interval"]
+        worse = f", {summary['val_f1_corrupted']:.4f} corrupted" if "val_f1_corrupted" in summary else ""
         job.reporter.say(
-            f"best val_f1 {summary['val_f1']:.4f} in epoch {progress.best_epoch}, after {duration(progress.seconds)}; "
-            f"{job.run_dir / 'best.ckpt'}"
+            f"best val_f1 {summary['val_f1']:.4f} (95 % of resamples: {low:.3f} to {high:.3f}){worse}, in epoch "
+            f"{progress.best_epoch}, after {duration(progress.seconds)}; {job.run_dir / 'best.ckpt'}"
         )
     return summary

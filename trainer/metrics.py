@@ -18,3 +18,20 @@ def scores(probabilities: torch.Tensor, targets: torch.Tensor) -> dict[str, floa
         "val_accuracy": round(float((predicted == targets).float().mean()), 6),
         "val_loss": round(float(loss), 6),
     }
+
+
+def validation(clean: torch.Tensor, corrupted: torch.Tensor | None, targets: torch.Tensor) -> dict[str, float]:
+    """`scores` of the clean copies and, where there are corrupted ones (N, classes), val_f1_corrupted,
+    val_accuracy_corrupted and val_f1_mean: the mean of both macro F1."""
+    figures = scores(clean, targets)
+    if corrupted is not None:
+        worse = scores(corrupted, targets)
+        figures["val_f1_corrupted"] = worse["val_f1"]
+        figures["val_accuracy_corrupted"] = worse["val_accuracy"]
+        figures["val_f1_mean"] = round((figures["val_f1"] + worse["val_f1"]) / 2, 6)
+    return figures
+
+
+def score(figures: dict[str, float], monitor: str) -> float:
+    """The figure that `training.monitor` names; where nothing was corrupted the mean is val_f1."""
+    return figures.get(monitor, figures["val_f1"])

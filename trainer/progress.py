@@ -104,9 +104,10 @@ def duration(seconds: float | None) -> str:
 
 def validation_line(figures: dict[str, Any], epochs: int, images_per_second: float, eta: float | None) -> str:
     """One validation in a line."""
-    star = " *" if figures["best"] else ""
+    star = "*  " if figures["best"] else ""
+    worse = f"corrupted {figures['val_f1_corrupted']:.4f}  " if "val_f1_corrupted" in figures else ""
     return (
         f"epoch {figures['epoch']}/{epochs} step {figures['step']}: train_loss {figures['train_loss']:.4f}  "
-        f"val_loss {figures['val_loss']:.4f}  val_f1 {figures['val_f1']:.4f}{star}  "
+        f"val_loss {figures['val_loss']:.4f}  val_f1 {figures['val_f1']:.4f}  {worse}{star}"
         f"val_accuracy {figures['val_accuracy']:.4f}  {images_per_second:.1f} images/s  ETA {duration(eta)}"
     )

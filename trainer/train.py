@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,20 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from trainer import data, device, keep, model
 from trainer.augment import Augmentation
 from trainer.config import Config, to_dict, to_yaml
+from trainer.corruption import Corruption
 from trainer.errors import ConfigError, DataError, StoppedError
 from trainer.files import check_folder, write_text
 from trainer.loop import Job, Progress, run, total_steps
 from trainer.progress import Reporter
 from trainer.stop import Stop, ignore_in_worker
 from trainer.tracking import Tracking
+from trainer.validation import Item, ItemSampler, Remembered, ValidationView, end_workers
+from trainer.validation import items as validation_items
 
 
 def train(config: Config, run_dir: Path, stop: Stop) -> dict[str, Any]:
@@ -40,7 +44,9 @@ def train(config: Config, run_dir: Path, stop: Stop) -> dict[str, Any]:
     state = keep.read_last(resume) if resume else None
 
     train_view = Augmentation(config.data.train_transforms, "data.train_transforms", config.data.img_size, config.seed)
-    val_view = Augmentation(config.data.val_transforms, "data.val_transforms", config.data.img_size, config.seed)
+    plain = Augmentation(config.data.val_transforms, "data.val_transforms", config.data.img_size, config.seed)
+    corruption = Corruption(config.data.split_seed) if config.data.val_corruption == "document" else None
+    val_view = ValidationView(plain, corruption)
     root = data.data_root(config.data)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -52,7 +58,7 @@ def train(config: Config, run_dir: Path, stop: Stop) -> dict[str, Any]:
     table = data.read_training(root, config.data, run_dir / "data_faults.txt")
     split = data.split(table, config.data)
     _check_batch(config, len(split.train))
-    _rehearse(table, split, train_view, val_view)
+    _rehearse(table, split, train_view, plain)
 
     fabric = Fabric(
         accelerator={"cuda": "gpu"}.get(chosen, chosen),
@@ -79,7 +85,8 @@ def train(config: Config, run_dir: Path, stop: Stop) -> dict[str, Any]:
         finally:
             stop.deferred = False
             job.reporter.close()
-            _end_workers(job.loader, job.val_loader)
+            end_workers(job.loader)
+            job.val_batches.close()
 
 
 def _resume_file(config: Config, run_dir: Path) -> Path | None:
@@ -119,7 +126,7 @@ def _prepare(
     run_dir: Path,
     table: data.Table,
     split: data.Split,
-    views: tuple[Augmentation, Augmentation],
+    views: tuple[Augmentation, ValidationView],
     fabric: Fabric,
     chosen: str,
     precision: str,
@@ -154,9 +161,12 @@ def _prepare(
     if not training.class_weights:
         weights = [1.0] * len(weights)
     sampler.set_position(progress.epoch, progress.step_in_epoch * training.batch_size // world)
-    val_sampler = data.EpochSampler(split.val, None, len(split.val), rank, world)
     reporter = Reporter(run_dir, training.epochs, total, chosen, rank == 0)
-    reporter.best_f1 = progress.best_f1
+    reporter.best_f1 = progress.best.get("val_f1")
+
+    def val_loader(wanted: Sequence[Item]) -> DataLoader[Any]:
+        return _loader(config, table, views[1], ItemSampler(wanted), max(1, micro // world))
+
     job = Job(
         config=config,
         run_dir=run_dir,
@@ -167,7 +177,7 @@ def _prepare(
         optimizer=wrapped_optimizer,
         class_weights=torch.tensor(weights, device=fabric.device),
         loader=_loader(config, table, views[0], sampler, micro // world),
-        val_loader=_loader(config, table, views[1], val_sampler, max(1, micro // world)),
+        val_batches=Remembered(val_loader, validation_items(split.val, views[1].copies, rank, world)),
         sampler=sampler,
         steps_per_epoch=steps_per_epoch,
         accumulate=training.batch_size // micro,
@@ -201,27 +211,18 @@ class _Silent(Tracking):
 
 
 def _loader(
-    config: Config, table: data.Table, view: Augmentation, sampler: data.EpochSampler, batch: int
+    config: Config, table: data.Table, view: data.View, sampler: Sampler[tuple[int, int]], batch: int
 ) -> DataLoader[Any]:
     workers = config.training.num_workers
     return DataLoader(
         data.ImageDataset(table, view),
         batch_size=batch,
-        sampler=sampler,  # yields (epoch, row), as the dataset takes it
+        sampler=sampler,  # yields (epoch, row) or (copy, row), as the dataset takes it
         num_workers=workers,
         pin_memory=config.training.pin_memory and torch.cuda.is_available(),
         persistent_workers=workers > 0,
         worker_init_fn=ignore_in_worker if workers else None,
     )
-
-
-def _end_workers(*loaders: DataLoader[Any]) -> None:
-    """End the processes that load images. Left to the garbage collector they may outlive it, and Python then waits for
-    them for good at its end, since they heed no signal."""
-    for loader in loaders:
-        iterator = loader._iterator
-        if iterator is not None and hasattr(iterator, "_shutdown_workers"):
-            iterator._shutdown_workers()
 
 
 def _restore(

@@ -1,0 +1,196 @@
+"""A fixed, seeded, corrupted copy of the validation images: what scanners, fax machines, phones and hands do to a page.
+
+It is a model of the world and not of one test set. The kinds in `HELD_OUT` are in no training augmentation that comes
+with the trainer, so that a score on the copy is not a score on what was practised.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import albumentations as A
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+Generator = np.random.Generator
+
+HELD_OUT = ("jpeg", "page_curl")
+"""Kinds that no augmentation of `trainer/conf/data` practises."""
+HELD_OUT_TRANSFORMS = (
+    "ElasticTransform",
+    "GridDistortion",
+    "GridElasticDeform",
+    "ImageCompression",
+    "OpticalDistortion",
+    "PiecewiseAffine",
+    "ThinPlateSpline",
+)
+"""The albumentations that would practise them."""
+
+
+class Corruption:
+    """Every image is turned or flipped (one of the 8 symmetries of the square) and takes one to three of `KINDS`."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def kinds(self, row: int) -> tuple[str, ...]:
+        """What image `row` takes, in the order in which it is done: the page first, then light, camera and file."""
+        return self._plan(row)[1]
+
+    def __call__(self, image: Image, row: int) -> Image:
+        """`image`: (H, W, 3) uint8 RGB. Returns the corrupted copy, of about the size; equal for equal seed and row."""
+        generator, kinds, turns, flipped = self._plan(row)
+        out = np.rot90(image, turns)
+        out = np.ascontiguousarray(out[:, ::-1] if flipped else out)
+        for kind in kinds:
+            out = KINDS[kind](out, generator)
+        return out
+
+    def _plan(self, row: int) -> tuple[Generator, tuple[str, ...], int, bool]:
+        # The last number keeps this stream apart from the augmentation's, which is (seed, epoch, row).
+        generator = np.random.default_rng((self.seed, row, 0xC0221))
+        count = int(generator.choice([1, 2, 3], p=[0.25, 0.5, 0.25]))
+        chosen = generator.choice(len(KINDS), size=count, replace=False)
+        names = tuple(name for place, name in enumerate(KINDS) if place in chosen)
+        return generator, names, int(generator.integers(4)), bool(generator.integers(2))
+
+
+def _done(transform: Any, image: Image, generator: Generator) -> Image:
+    """An albumentation, drawing from `generator` alone."""
+    transform.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+    out: Image = transform(image=image)["image"]
+    return out
+
+
+def _beyond(generator: Generator) -> tuple[float, float, float]:
+    """What lies around the page: a scanner's white lid as often as a table, dark to light."""
+    if generator.random() < 0.5:
+        return (255.0, 255.0, 255.0)
+    grey = generator.uniform(20, 200)
+    red, green, blue = np.clip(grey + generator.normal(0, 12, 3), 0, 255)
+    return (float(red), float(green), float(blue))
+
+
+def _lit(image: Image, factor: Any, added: Any = 0) -> Image:
+    """image · factor + added, rounded, within 0 to 255."""
+    values = image * np.asarray(factor, dtype=np.float32) + np.asarray(added, dtype=np.float32)
+    return np.clip(values, 0, 255, out=values).round().astype(np.uint8)
+
+
+def _page_curl(image: Image, generator: Generator) -> Image:
+    """The page bends in one to two waves along one axis: text lines bow by up to 4 % of the other side, and the
+    slopes are darker."""
+    if generator.random() < 0.5:
+        return np.ascontiguousarray(_bend(image.transpose(1, 0, 2), generator).transpose(1, 0, 2))
+    return _bend(image, generator)
+
+
+def _bend(image: Image, generator: Generator) -> Image:
+    height, width = image.shape[:2]
+    across = np.linspace(0, 2 * np.pi * generator.uniform(0.5, 1.5), width) + generator.uniform(0, 2 * np.pi)
+    shift = generator.uniform(0.015, 0.04) * height * np.sin(across)
+    columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    bent = cv2.remap(
+        np.ascontiguousarray(image),
+        columns,
+        rows + shift.astype(np.float32),
+        cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=_beyond(generator),
+    )
+    light = 1 - generator.uniform(0.1, 0.35) * (0.5 + 0.5 * np.cos(across))
+    return _lit(np.asarray(bent, dtype=np.uint8), light[:, None])
+
+
+def _perspective(image: Image, generator: Generator) -> Image:
+    """A page seen from the side: corners moved by 5 to 12 % of the sides."""
+    transform = A.Perspective(scale=(0.05, 0.12), fit_output=True, fill=_beyond(generator), p=1)
+    return _done(transform, image, generator)
+
+
+def _tilt(image: Image, generator: Generator) -> Image:
+    """Laid down askew by 4 to 25 degrees."""
+    angle = float(generator.uniform(4, 25) * generator.choice([-1, 1]))
+    transform = A.Affine(rotate=(angle, angle), fit_output=True, fill=_beyond(generator), p=1)
+    return _done(transform, image, generator)
+
+
+def _occlusion(image: Image, generator: Generator) -> Image:
+    """One to three things on the page, each as wide and high as 12 to 35 % of it: notes, stamps, fingers."""
+    out = image.copy()
+    height, width = out.shape[:2]
+    for _ in range(int(generator.integers(1, 4))):
+        half_x, half_y = (int(side * generator.uniform(0.06, 0.175)) + 1 for side in (width, height))
+        centre = (int(generator.integers(width)), int(generator.integers(height)))
+        colour = tuple(float(c) for c in generator.integers(0, 256, 3))
+        if generator.random() < 0.5:
+            corners = [(centre[0] - half_x, centre[1] - half_y), (centre[0] + half_x, centre[1] + half_y)]
+            cv2.rectangle(out, corners[0], corners[1], colour, thickness=cv2.FILLED)
+        else:
+            angle = float(generator.uniform(0, 180))
+            cv2.ellipse(out, centre, (half_x, half_y), angle, 0, 360, colour, thickness=cv2.FILLED)
+    return out
+
+
+def _shadow(image: Image, generator: Generator) -> Image:
+    """One side of a soft edge lies in the shade: 35 to 70 % of the light is left."""
+    height, width = image.shape[:2]
+    angle, edge = generator.uniform(0, 2 * np.pi), generator.uniform(-0.35, 0.35)
+    softness = generator.uniform(0.02, 0.25)
+    columns, rows = (np.linspace(-0.5, 0.5, side, dtype=np.float32) for side in (width, height))
+    depth = np.clip((columns * np.cos(angle) + rows[:, None] * np.sin(angle) - edge) / softness, 0, 1)
+    light = 1 - (1 - generator.uniform(0.35, 0.7)) * depth
+    return _lit(image, light[..., None])
+
+
+def _colour_loss(image: Image, generator: Generator) -> Image:
+    """A grey copy, a faded one, or one under coloured light."""
+    choice = generator.integers(3)
+    if choice == 0:
+        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if choice == 1:
+        left, lift = generator.uniform(0.3, 0.6), generator.uniform(60, 100)
+        return _lit(image, left, lift)
+    return _lit(image, generator.uniform(0.6, 1.1, 3))
+
+
+def _blur(image: Image, generator: Generator) -> Image:
+    """Out of focus, or moved: by 0.15 to 0.45 % of the longer side."""
+    radius = max(image.shape[:2]) * generator.uniform(0.0015, 0.0045)
+    if generator.random() < 0.5:
+        return np.asarray(cv2.GaussianBlur(image, (0, 0), max(0.6, radius)), dtype=np.uint8)
+    length = max(3, 2 * int(radius * 2) + 1)
+    return _done(A.MotionBlur(blur_limit=(length, length), p=1), image, generator)
+
+
+def _noise(image: Image, generator: Generator) -> Image:
+    """A sensor's noise, σ 10 to 35 of 255, in each channel or in brightness alone."""
+    shape = image.shape if generator.random() < 0.5 else (*image.shape[:2], 1)
+    noise = generator.standard_normal(shape, dtype=np.float32) * np.float32(generator.uniform(10, 35))
+    return _lit(image, 1, noise)
+
+
+def _jpeg(image: Image, generator: Generator) -> Image:
+    """Sent on by a messenger: JPEG of quality 8 to 25."""
+    quality = int(generator.integers(8, 26))
+    return _done(A.ImageCompression(quality_range=(quality, quality), p=1), image, generator)
+
+
+KINDS: dict[str, Callable[[Image, Generator], Image]] = {
+    "page_curl": _page_curl,
+    "perspective": _perspective,
+    "tilt": _tilt,
+    "occlusion": _occlusion,
+    "shadow": _shadow,
+    "colour_loss": _colour_loss,
+    "blur": _blur,
+    "noise": _noise,
+    "jpeg": _jpeg,
+}
+"""In the order in which they happen to a page. Orientation is no kind: every copy has one."""

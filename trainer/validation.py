@@ -1,0 +1,102 @@
+"""Validation images: a clean and a corrupted copy of each, prepared once and kept in memory while they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Sampler
+
+from trainer.augment import Augmentation
+from trainer.corruption import Corruption
+
+KEPT_BYTES = 2**30
+"""Host memory that prepared validation images may take, for each device that the run trains on."""
+
+Item = tuple[int, int]
+"""(copy, row): copy 0 is clean, copy 1 corrupted."""
+
+
+class ValidationView:
+    """What a validation image goes through: copy 1 is corrupted before the validation transforms."""
+
+    def __init__(self, plain: Augmentation, corruption: Corruption | None) -> None:
+        self.plain = plain
+        self.corruption = corruption
+
+    @property
+    def copies(self) -> int:
+        return 1 if self.corruption is None else 2
+
+    def __call__(self, image: NDArray[np.uint8], copy: int, row: int) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8 RGB → (img_size, img_size, 3) uint8."""
+        if copy:
+            assert self.corruption is not None
+            image = self.corruption(image, row)
+        return self.plain(image, 0, row)
+
+
+def items(rows: Sequence[int], copies: int, rank: int = 0, world: int = 1) -> list[Item]:
+    """Every copy of every row, the clean ones first; of `world` processes each takes every world-th."""
+    return [(copy, row) for copy in range(copies) for row in rows][rank::world]
+
+
+class ItemSampler(Sampler[Item]):
+    """The items in their order."""
+
+    def __init__(self, wanted: Sequence[Item]) -> None:
+        self.wanted = wanted
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self.wanted)
+
+    def __len__(self) -> int:
+        return len(self.wanted)
+
+
+class Remembered:
+    """The batches of items that never change. The first pass loads them and keeps as many as fit into `limit` bytes of
+    host memory; later passes load the rest alone, which is the same each time."""
+
+    def __init__(
+        self, load: Callable[[Sequence[Item]], DataLoader[Any]], wanted: Sequence[Item], limit: int = KEPT_BYTES
+    ) -> None:
+        self.load = load
+        self.items = list(wanted)
+        self.limit = limit
+        self.loader: DataLoader[Any] | None = load(self.items)
+        self.kept: list[Any] = []
+        self.whole = False
+        """Whether a first pass came to its end, so that `kept` and `loader` make up all items."""
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.whole:
+            yield from self.kept
+            if self.loader is not None:
+                yield from self.loader
+            return
+        kept, size = [], 0
+        assert self.loader is not None
+        for batch in self.loader:
+            size += batch[0].nbytes
+            if size <= self.limit:
+                kept.append(batch)
+            yield batch
+        self.close()
+        rest = self.items[sum(len(batch[0]) for batch in kept) :]
+        self.kept, self.loader, self.whole = kept, self.load(rest) if rest else None, True
+
+    def close(self) -> None:
+        """End the processes that load images."""
+        if self.loader is not None:
+            end_workers(self.loader)
+
+
+def end_workers(loader: DataLoader[Any]) -> None:
+    """End the processes that load images. Left to the garbage collector they may outlive it, and Python then waits for
+    them for good at its end, since they heed no signal."""
+    iterator = loader._iterator
+    if iterator is not None and hasattr(iterator, "_shutdown_workers"):
+        iterator._shutdown_workers()
