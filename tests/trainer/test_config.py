@@ -43,6 +43,14 @@ def test_training_groups_have_the_manuals_values(
     assert (t.warmup_start, t.min_lr, t.drop_last, t.keep_top) == (0.01, 1e-6, True, 3)
 
 
+def test_a_fold_counts_from_0_and_a_figure_to_monitor_must_be_made() -> None:
+    assert config.compose(["data.folds=5", "data.fold=4"]).data.fold == 4
+    assert "the 5 folds count from 0" in fault("data.folds=5", "data.fold=5")
+    assert "data.val_corruption=none makes no such figure" in fault(
+        "data.val_corruption=none", "training.monitor=val_f1_corrupted"
+    )
+
+
 def test_the_six_models_are_the_manuals() -> None:
     names = {group: config.compose([f"model={group}"]).model.name for group in config.option_names("model")}
     assert names == {
@@ -55,7 +63,7 @@ def test_the_six_models_are_the_manuals() -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["baseline_aug", "transformer_384"])
+@pytest.mark.parametrize("name", ["baseline_aug", "document_aug", "transformer_384"])
 def test_img_size_reaches_every_size_of_the_augmentation(name: str) -> None:
     composed = config.compose([f"data={name}", "data.img_size=512"])
     for entries in (composed.data.train_transforms, composed.data.val_transforms):
@@ -78,6 +86,9 @@ SIZES = ("max_size", "min_height", "min_width", "height", "width", "size")
         ("data.img_size=0", "from 16 to 4096"),
         ("training.micro_batch=5", "the nearest that divides it is 4"),
         ("training.lr=0", "more than 0"),
+        ("data.fold=1", "data.fold=1: no such fold; there are none: say data.folds=5"),
+        ("training.teachers=best.ckpt", "must be a list of files, like [best.ckpt]"),
+        ("training.monitor=f1", "val_f1"),
         ("model=resnet34,resnet50", "launcher submit model=resnet34,resnet50"),
         ("+extra=1", "plain key=value"),
         ("lr", "write lr=…"),

@@ -144,6 +144,33 @@ def test_no_group_is_on_both_sides(tmp_path: Path) -> None:
         assert not {table.groups[r] for r in made.train} & {table.groups[r] for r in made.val}
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_folds_hold_out_every_image_once_and_share_a_name(tmp_path: Path, grouped: bool) -> None:
+    root = write_documents(tmp_path / "data", per_class=14)
+    lines = (root / "train.csv").read_text().splitlines()
+    if grouped:
+        with_groups = [lines[0] + ",group"] + [f"{line},{number // 2}" for number, line in enumerate(lines[1:])]
+        (root / "train.csv").write_text("\n".join(with_groups))
+    table = read(root)
+    made = [data.split(table, DataConfig(folds=5, fold=k)) for k in range(5)]
+    assert sorted(row for fold in made for row in fold.val) == list(range(len(table)))
+    assert len({fold.fingerprint for fold in made}) == 5
+    assert len({fold.folds_fingerprint for fold in made}) == 1 and made[0].folds_fingerprint
+    for fold in made:
+        assert sorted([*fold.train, *fold.val]) == list(range(len(table)))
+        assert {table.targets[row] for row in fold.val} == {0, 1, 2}
+        if table.groups is not None:
+            assert not {table.groups[r] for r in fold.train} & {table.groups[r] for r in fold.val}
+    other = data.split(table, DataConfig(folds=5, fold=0, split_seed=1))
+    assert other.folds_fingerprint != made[0].folds_fingerprint
+    assert data.split(table, DataConfig()).folds_fingerprint is None
+
+
+def test_more_folds_than_images_of_a_class_is_a_clear_error(documents: Path) -> None:
+    with pytest.raises(DataError, match=r"36 images in 3 classes cannot be split with data\.folds=13"):
+        data.split(read(documents), DataConfig(folds=13))
+
+
 def test_a_class_in_one_group_cannot_be_split(tmp_path: Path) -> None:
     root = write_documents(tmp_path / "data")
     lines = (root / "train.csv").read_text().splitlines()

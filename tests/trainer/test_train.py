@@ -50,6 +50,42 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
+def test_a_run_scores_clean_and_corrupted_images_and_says_how_sure_it_is(trained: list[Path]) -> None:
+    run = trained[0]
+    made, kept = summary(run), checkpoint.load(run / "best.ckpt")
+    with np.load(run / "val_predictions.npz") as arrays:
+        targets, clean, corrupted = arrays["targets"], arrays["probabilities"], arrays["corrupted"]
+    assert clean.shape == corrupted.shape and not np.allclose(clean, corrupted)
+    assert made["val_f1"] == pytest.approx(f1_score(targets, clean.argmax(1), average="macro"), abs=1e-6)
+    assert made["val_f1_corrupted"] == pytest.approx(f1_score(targets, corrupted.argmax(1), average="macro"), abs=1e-6)
+    assert made["val_f1_mean"] == pytest.approx((made["val_f1"] + made["val_f1_corrupted"]) / 2, abs=1e-6)
+    assert (made["monitor"], made["score"]) == ("val_f1_mean", made["val_f1_mean"])
+    low, high = made["val_f1_interval"]
+    assert 0 <= low <= made["val_f1"] <= high <= 1
+    assert made["temperature"] == kept.temperature and 0.25 <= kept.temperature <= 4
+    assert torch.equal(kept.validation["corrupted"], torch.from_numpy(corrupted))
+
+
+@pytest.mark.parametrize("monitor", ["val_f1", "val_f1_corrupted", "val_f1_mean"])
+def test_the_monitored_figure_chooses_the_checkpoint(tmp_path: Path, train: Train, monitor: str) -> None:
+    words = ["training.epochs=6", "training.batch_size=8", "training.warmup_epochs=1", f"training.monitor={monitor}"]
+    assert train(tmp_path / "run", *words) == 0
+    rows = history(tmp_path / "run")
+    best = max(float(row[monitor]) for row in rows)
+    first = next(row for row in rows if float(row[monitor]) == best)
+    kept = checkpoint.load(tmp_path / "run" / "best.ckpt")
+    assert summary(tmp_path / "run")["score"] == best == kept.metrics[monitor]
+    assert kept.metrics["step"] == int(first["step"])
+
+
+def test_without_a_corrupted_copy_the_clean_figure_chooses(tmp_path: Path, train: Train) -> None:
+    assert train(tmp_path / "run", "training.epochs=1", "data.val_corruption=none") == 0
+    made = summary(tmp_path / "run")
+    assert made["score"] == made["val_f1"] and "val_f1_corrupted" not in made
+    with np.load(tmp_path / "run" / "val_predictions.npz") as arrays:
+        assert "corrupted" not in arrays
+
+
 def test_a_run_leaves_what_the_contract_says(trained: list[Path]) -> None:
     run = trained[0]
     for name in ("config.yaml", "best.ckpt", "last.ckpt", "metrics.json", "history.csv", "val_predictions.npz"):
@@ -275,7 +311,8 @@ def test_two_processes_reach_the_f1_of_one(tmp_path: Path, documents: Path, trai
     (made,) = (tmp_path / "outputs").iterdir()
     one, two = summary(tmp_path / "one"), summary(made)
     assert (one["devices"], two["devices"]) == (1, 2) and one["val_images"] == two["val_images"] == 13
-    assert two["val_f1"] == pytest.approx(one["val_f1"], abs=1e-6)
+    for figure in ("val_f1", "val_f1_corrupted"):
+        assert two[figure] == pytest.approx(one[figure], abs=1e-6)
     a, b = weights(tmp_path / "one" / "last.ckpt"), weights(made / "last.ckpt")
     for key, value in a.items():
         torch.testing.assert_close(b[key], value, rtol=1e-3, atol=1e-5)

@@ -1,0 +1,94 @@
+"""Intervals of the macro F1 and the temperature, against scikit-learn and against what is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from trainer import calibration, intervals
+
+
+def drawn(images: int, right: float, seed: int = 0, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    chance = np.random.default_rng(seed)
+    targets = chance.integers(classes, size=images)
+    wrong = (targets + chance.integers(1, classes, size=images)) % classes
+    return targets, np.where(chance.random(images) < right, targets, wrong)
+
+
+@pytest.mark.parametrize("images", [3, 40, 500])
+def test_macro_f1_is_scikit_learns(images: int) -> None:
+    targets, predicted = drawn(images, 0.7, classes=7)
+    assert intervals.macro_f1(targets, predicted, 9) == pytest.approx(f1_score(targets, predicted, average="macro"))
+
+
+def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    """Of balanced classes and errors spread evenly the expected macro F1 is about the share that is right."""
+    covered = 0
+    for seed in range(200):
+        low, high = intervals.interval(*drawn(200, 0.8, seed), 4)
+        covered += low <= 0.8 <= high
+    assert 180 <= covered <= 199
+
+
+def test_more_images_make_a_narrower_interval_and_no_mistake_makes_none() -> None:
+    narrow, wide = (np.diff(intervals.interval(*drawn(n, 0.8), 4))[0] for n in (2000, 100))
+    assert narrow < wide / 3
+    targets, _ = drawn(50, 1)
+    assert intervals.interval(targets, targets, 4) == (1.0, 1.0)
+
+
+def test_pairs_tell_apart_what_intervals_alone_do_not() -> None:
+    """The second is wrong wherever the first is, and on six images more of 300."""
+    targets, first = drawn(300, 0.9)
+    second = first.copy()
+    extra = np.flatnonzero(first == targets)[:12]
+    second[extra] = (targets[extra] + 1) % 4
+    low, high = intervals.difference(targets, first, second, 4)
+    assert 0 < low < high
+    assert intervals.interval(targets, second, 4)[1] > intervals.interval(targets, first, 4)[0]
+    low, high = intervals.difference(targets, first, first, 4)
+    assert low == high == 0
+
+
+def test_class_intervals_hold_each_class_f1() -> None:
+    targets, predicted = drawn(300, 0.8)
+    each = f1_score(targets, predicted, average=None)
+    for (low, high), value in zip(intervals.class_intervals(targets, predicted, 4), each, strict=True):
+        assert low < value < high
+
+
+def sure(targets: np.ndarray, temperature: float, seed: int = 0) -> np.ndarray:
+    """Probabilities that are right as often as they say at temperature 1, made surer by dividing by `temperature`."""
+    chance = np.random.default_rng(seed)
+    logits = chance.normal(0, 1.5, (len(targets), 4))
+    honest = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    for row, p in enumerate(honest):
+        targets[row] = chance.choice(4, p=p)
+    return np.asarray(calibration.temper(honest, temperature))
+
+
+def test_the_temperature_that_spoilt_probabilities_is_found_and_mends_them() -> None:
+    targets = np.zeros(4000, int)
+    probabilities = sure(targets, 0.5)
+    temperature = calibration.fit_temperature(probabilities, targets)
+    assert temperature == pytest.approx(2, rel=0.1)
+    mended = calibration.temper(probabilities, temperature)
+    assert calibration.expected_error(mended, targets) < calibration.expected_error(probabilities, targets) / 3
+    assert np.array_equal(mended.argmax(1), probabilities.argmax(1))
+
+
+def test_a_set_without_a_mistake_does_not_make_a_model_sure_beyond_evidence() -> None:
+    targets = np.arange(20) % 4
+    probabilities = np.full((20, 4), 0.1)
+    probabilities[np.arange(20), targets] = 0.7
+    temperature = calibration.fit_temperature(probabilities, targets)
+    assert 0.25 <= temperature < 1
+    assert calibration.fit_temperature(probabilities[:0], targets[:0]) == 1.0
+
+
+def test_reliability_counts_every_image_once() -> None:
+    targets = np.zeros(500, int)
+    found = calibration.reliability(sure(targets, 1.0), targets)
+    assert found.counts.sum() == 500 and len(found.counts) == calibration.BINS
+    assert np.all(found.accuracy[found.counts == 0] == 0)
