@@ -52,7 +52,7 @@ def check(config: DataConfig) -> Checked:
     try:
         split = data.split(train, config)
     except DataError as error:
-        faults += str(error).splitlines()
+        faults = faults or str(error).splitlines()  # what is mended may mend the split
     paths = [*train.paths, *test.paths]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         looks = list(pool.map(duplicates.look, paths))
