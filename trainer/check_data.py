@@ -243,8 +243,11 @@ def _tiles(checked: Checked, pair: Pair) -> list[gallery.Tile]:
     found = _pair(checked, pair)
     paths = [*checked.train.paths, *checked.test.paths]
     colour = "firebrick" if found["contradictory"] or (found["leak"] and not found["allowed"]) else "black"
-    what = leaks.kind(pair).rstrip(",") + _marks(found)
+    what = leaks.kind(pair).removeprefix("the same picture, ").rstrip(",")
     return [
         gallery.Tile(paths[row], f"{image['id']}\n{image['side']} {image['class'] or ''}\n{text}", colour)
-        for row, image, text in ((pair.a, found["a"], " "), (pair.b, found["b"], what))
+        for row, image, text in (
+            (pair.a, found["a"], _marks(found).removeprefix(": ") or " "),
+            (pair.b, found["b"], what),
+        )
     ]

@@ -62,7 +62,7 @@ class Pair:
     kind: str
     """file (equal bytes), pixels (equal once decoded) or look."""
     turn: tuple[int, bool] = TURNS[0]
-    """What lays `b` on `a`: one of `TURNS`."""
+    """What lays `b` on `a`: one of `TURNS`. `b` is `a`, perhaps mirrored, turned as far clockwise."""
     difference: float = 0.0
     """Of the worst place: 0 none, 1 nothing in common."""
 

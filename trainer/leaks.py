@@ -51,13 +51,13 @@ def refuse(table: Table, split: Split, pairs: Iterable[Pair], allowed: Sequence[
 
 
 def kind(pair: Pair) -> str:
-    """How the two are one, in words that `as` may follow."""
+    """How the two are one, in words that `as` may follow; degrees are clockwise, of `b` from `a`."""
     if pair.kind != "look":
         return {"file": "the same file", "pixels": "the same pixels in another file"}[pair.kind]
     if pair.turn == TURNS[0]:
         return "the same picture"
     quarters, mirrored = pair.turn
-    how = [f"turned by {90 * quarters}°"] * (quarters > 0) + ["mirrored"] * mirrored
+    how = ["mirrored"] * mirrored + [f"turned by {90 * quarters}°"] * (quarters > 0)
     return f"the same picture, {' and '.join(how)},"
 
 
