@@ -237,9 +237,9 @@ def test_real_pages_of_one_template_are_told_apart_and_planted_ones_found(shared
         labels = {row["ID"]: row["target"] for row in csv.DictReader(rows)}
     hard = sorted(image_id for image_id, label in labels.items() if label in ("2", "6"))
     easy = sorted(image_id for image_id, label in labels.items() if label not in ("2", "6"))[::12]
-    named = {"4b57015d.jpg", "de7bb35e.jpg", *hard[::2], *easy}
+    named = {"4b57015d.jpg", "de7bb35e.jpg", *hard[::3], *easy}
     originals = [images / image_id for image_id in sorted(named)]
-    check_recall(originals, plant(originals, tmp_path / "planted", 4))
+    check_recall(originals, plant(originals, tmp_path / "planted", 3))
 
 
 @pytest.mark.shared
