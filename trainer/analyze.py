@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from trainer import checkpoint, data
+from trainer import checkpoint, data, gallery
 from trainer.errors import ConfigError
-from trainer.files import replacing, write_text
-
-if not os.access(os.environ.get("HOME", "/"), os.W_OK):  # where matplotlib would warn that it cannot cache its fonts
-    os.environ.setdefault("MPLCONFIGDIR", tempfile.gettempdir())
-
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from trainer.files import write_text
 
 SHOWN = 24
 """Worst mistakes in the gallery."""
@@ -48,13 +42,13 @@ def analyze(path: Path, output: Path, root: Path | None) -> dict[str, Any]:
     """
     validation = read(path)
     output.mkdir(parents=True, exist_ok=True)
-    _save(_confusion(validation), output / "confusion_matrix.png")
+    gallery.save(_confusion(validation), output / "confusion_matrix.png")
     report = _report(validation)
     write_text(output / "classification_report.csv", report.to_csv(float_format="%.4f", index_label="class"))
     wrong = np.flatnonzero(validation.predicted != validation.targets).tolist()
     worst = sorted(wrong, key=lambda row: -float(validation.probabilities[row].max()))
     figure, missing = _gallery(validation, worst[:SHOWN], root)
-    _save(figure, output / "worst_mistakes.png")
+    gallery.save(figure, output / "worst_mistakes.png")
     if missing and root is None:
         print("note: no data folder is named: the worst mistakes are shown without pictures (data.root=DIR)")
     elif missing:
@@ -67,16 +61,20 @@ def analyze(path: Path, output: Path, root: Path | None) -> dict[str, Any]:
 
 
 def read(path: Path) -> Validation:
-    """The validation predictions of a checkpoint, or of an ensemble by the file beside its ensemble.json."""
-    if path.suffix == ".json":
-        stored = path.parent / "val_predictions.npz"
+    """The validation predictions of a checkpoint, of an ensemble by the file beside its ensemble.json, or of a
+    val_predictions.npz itself."""
+    if path.suffix in (".json", ".npz"):
+        stored = path.parent / "val_predictions.npz" if path.suffix == ".json" else path
         if not stored.is_file():
-            what = "there is no such file" if not path.is_file() else "the ensemble has no validation predictions"
+            what = "the ensemble has no validation predictions" if path.is_file() else "there is no such file"
             raise ConfigError(f"{path}: {what}; name a best.ckpt or an ensemble whose members share a split")
-        with np.load(stored, allow_pickle=False) as arrays:
-            return Validation(
-                arrays["ids"].tolist(), arrays["targets"], arrays["probabilities"], arrays["class_names"].tolist()
-            )
+        try:
+            with np.load(stored, allow_pickle=False) as arrays:
+                return Validation(
+                    arrays["ids"].tolist(), arrays["targets"], arrays["probabilities"], arrays["class_names"].tolist()
+                )
+        except (ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise ConfigError(f"{stored}: not a val_predictions.npz of a run: {error}") from None
     loaded = checkpoint.load(path)
     if not loaded.validation:
         raise ConfigError(f"{path}: carries no validation predictions; name the best.ckpt of a run")
@@ -135,38 +133,14 @@ def _confusion(validation: Validation) -> Figure:
 def _gallery(validation: Validation, rows: list[int], root: Path | None) -> tuple[Figure, list[str]]:
     """The mistakes made with the most confidence, and the ids whose picture could not be shown."""
     if not rows:
-        figure = Figure(figsize=(6, 2), layout="constrained")
-        figure.text(0.5, 0.5, f"No mistake on {len(validation.ids)} validation images", ha="center", va="center")
-        return figure, []
-    columns = min(6, len(rows))
-    lines = -(-len(rows) // columns)
-    figure = Figure(figsize=(2.6 * columns, 3.2 * lines), layout="constrained")
-    missing = []
-    for position, row in enumerate(rows, start=1):
-        axes = figure.add_subplot(lines, columns, position)
-        axes.set_axis_off()
-        image_id = validation.ids[row]
-        path = data.find_image(root, image_id) if root is not None else None
-        try:
-            if path is None:
-                raise OSError
-            image = data.open_image(path)
-            image.thumbnail((400, 400))
-            axes.imshow(np.asarray(image))
-        except (OSError, ValueError):
-            missing.append(image_id)
-            axes.text(0.5, 0.5, "no picture", ha="center", va="center", color="grey", transform=axes.transAxes)
-        target, predicted = validation.targets[row], validation.predicted[row]
-        axes.set_title(
+        return gallery.gallery([], 1, f"No mistake on {len(validation.ids)} validation images"), []
+    tiles = []
+    for row in rows:
+        image_id, target, predicted = validation.ids[row], validation.targets[row], validation.predicted[row]
+        caption = (
             f"{image_id}\n{validation.class_names[target]}\n→ {validation.class_names[predicted]} "
-            f"({validation.probabilities[row, predicted]:.0%})",
-            fontsize=8,
+            f"({validation.probabilities[row, predicted]:.0%})"
         )
-    figure.suptitle("Wrong, and most sure of it: true → predicted (probability)", fontsize=11)
-    return figure, missing
-
-
-def _save(figure: Figure, path: Path) -> None:
-    FigureCanvasAgg(figure)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+        tiles.append(gallery.Tile(data.find_image(root, image_id) if root is not None else None, caption))
+    missing = [validation.ids[row] for row, tile in zip(rows, tiles, strict=True) if tile.path is None]
+    return gallery.gallery(tiles, 6, "Wrong, and most sure of it: true → predicted (probability)"), missing

@@ -19,13 +19,15 @@ from trainer import __version__
 from trainer.errors import EXIT_FAILED, EXIT_OK, ConfigError, StoppedError, TrainerError, nearest, os_error
 from trainer.files import check_folder
 
-COMMANDS = ("train", "predict", "ensemble", "analyze", "estimate", "sample-data")
+COMMANDS = ("train", "predict", "ensemble", "analyze", "check-data", "label-errors", "estimate", "sample-data")
 USAGE = """usage: python -m trainer COMMAND …
 
   train KEY=VALUE …             train one model; `train --help` lists the keys
   predict checkpoint=FILE       predict the test images: submission.csv, predictions.npz
   ensemble --checkpoints FILE … join checkpoints: soft_voting, hard_voting or rank_averaging
   analyze --checkpoint FILE     confusion matrix, report, worst mistakes: analysis_results/
+  check-data KEY=VALUE …        duplicates, leaks, labels that disagree: check_data.json, duplicates.png
+  label-errors --predictions F  likely label errors of validation images: label_errors.csv, label_errors.png
   estimate KEY=VALUE …          the device memory that training needs, without data or a GPU
   sample-data DIR               draw a small set of documents to try everything on
 
@@ -96,6 +98,8 @@ def _dispatch(arguments: list[str]) -> int:
         "predict": _predict,
         "ensemble": _ensemble,
         "analyze": _analyze,
+        "check-data": _check_data,
+        "label-errors": _label_errors,
         "estimate": _estimate,
         "sample-data": _sample_data,
     }
@@ -267,6 +271,45 @@ def _analyze(arguments: list[str]) -> int:
 
     root = options.root or Path(os.environ.get("DATA_DIR") or "data")
     analyze(options.checkpoint, _output(options.output) / "analysis_results", root if root.is_dir() else None)
+    return EXIT_OK
+
+
+def _check_data(arguments: list[str]) -> int:
+    parser = _parser(
+        "check-data",
+        "Find images that are one image (equal, rescaled, encoded again, turned or mirrored), leaks across the split, "
+        "labels that disagree and files that cannot be read. Takes the keys of `train`, of which data.* count.",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="as for `train`: data.root=DIR, data.format=…"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON: what check_data.json holds")
+    options = parser.parse_args(arguments)
+    from trainer import config
+
+    composed = config.compose(options.overrides, "check-data").data
+    output = _output(options.output)
+    from trainer import check_data
+
+    with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):  # notes are no JSON
+        checked = check_data.check(composed)
+        report = check_data.write(checked, output)
+    print(json.dumps(report, indent=2, ensure_ascii=False) if options.json else check_data.as_text(checked, report))
+    check_data.refuse(checked, composed)
+    return EXIT_OK
+
+
+def _label_errors(arguments: list[str]) -> int:
+    parser = _parser("label-errors", "Likely label errors, by confident learning from out-of-sample probabilities.")
+    parser.add_argument("--predictions", required=True, type=Path, help="a val_predictions.npz, or a best.ckpt")
+    parser.add_argument("--data.root", dest="root", type=Path, help="data folder (default: $DATA_DIR, else ./data)")
+    options = _parse(parser, arguments)
+    output = _output(options.output)
+    _quiet()
+    from trainer import label_errors
+
+    root = options.root or Path(os.environ.get("DATA_DIR") or "data")
+    label_errors.write(options.predictions, output, root if root.is_dir() else None)
     return EXIT_OK
 
 

@@ -52,6 +52,8 @@ class DataConfig:
     """Which of the folds is held out, from 0: an axis of a matrix."""
     group_column: str = "group"
     """A column of train.csv whose equal values stay on one side of the split. Used where it exists."""
+    allowed_leaks: list[Any] = field(default_factory=list)
+    """IDs of training images that may have a duplicate on the other side of the split."""
     train_transforms: list[Any] = field(default_factory=list)
     """Albumentations, in order: `- Name: {argument: value}`."""
     val_transforms: list[Any] = field(default_factory=list)
@@ -317,6 +319,9 @@ def check(config: Config) -> list[str]:
             f"the {config.data.folds} folds count from 0" if config.data.folds else "there are none: say data.folds=5"
         )
         faults.append(f"data.fold={config.data.fold}: no such fold; {among}")
+    allowed = config.data.allowed_leaks
+    if not (isinstance(allowed, list) and all(isinstance(image_id, str) for image_id in allowed)):
+        faults.append(f"data.allowed_leaks={allowed}: must be a list of IDs, like [a.jpg]; a number as \"['0123']\"")
     training = config.training
     if not isinstance(training.teachers, list) or not all(isinstance(path, str) for path in training.teachers):
         faults.append(f"training.teachers={training.teachers}: must be a list of files, like [best.ckpt]")

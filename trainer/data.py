@@ -6,10 +6,11 @@ import hashlib
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,9 +38,22 @@ class Table:
     labels: list[str]
     """The label of each class as the data folder writes it: what a submission contains."""
     groups: list[str] | None = None
+    places: list[str] = field(default_factory=list)
+    """Where messages say that each training image is: `train.csv:2: train/a.jpg`."""
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def without(self, rows: Container[int]) -> Table:
+        """The table without `rows`."""
+        kept = [row for row in range(len(self)) if row not in rows]
+
+        def of(values: list[Any]) -> list[Any]:
+            return [values[row] for row in kept] if values else []
+
+        groups = None if self.groups is None else of(self.groups)
+        columns = {name: of(getattr(self, name)) for name in ("ids", "paths", "targets", "places")}
+        return replace(self, **columns, groups=groups)
 
 
 @dataclass(frozen=True)
@@ -113,8 +127,30 @@ def find_image(root: Path, image_id: str, folder: str = "train") -> Path | None:
 def read_training(root: Path, config: DataConfig, faults_file: Path | None = None) -> Table:
     """The training images of `root`, every one of them opened and checked.
 
-    Raises DataError that names every fault by file and row: missing, unreadable and empty images, labels that meta.csv
-    does not have, duplicate IDs, classes with one image.
+    Raises DataError that names every fault of `examine`.
+    """
+    table, faults = examine(root, config)
+    if faults:
+        shown, more = faults[:50], len(faults) - 50
+        if more > 0:
+            shown.append(f"… and {more} more" + (f": see {faults_file}" if faults_file else ""))
+            if faults_file is not None:
+                write_text(faults_file, "\n".join(faults) + "\n")
+        plural = "s" * (len(faults) > 1)
+        shown.append(f"{len(faults)} fault{plural} in {root}: mend or remove what is named, then run again")
+        raise DataError("\n".join(shown))
+    present = set(table.targets)
+    for target, name in enumerate(table.class_names):
+        if target not in present:
+            print(f"note: class '{name}' of meta.csv has no image in train.csv")
+    return table
+
+
+def examine(root: Path, config: DataConfig) -> tuple[Table, list[str]]:
+    """The training images of `root` that can be read, and every fault by file and row: missing, unreadable and empty
+    images, labels that meta.csv does not have, duplicate IDs, classes with one image.
+
+    Raises DataError where there is no list of images at all.
     """
     is_csv = (root / "train.csv").is_file()
     if config.format == "csv" or (config.format == "auto" and is_csv):
@@ -129,20 +165,9 @@ def read_training(root: Path, config: DataConfig, faults_file: Path | None = Non
     if len(counts) == 1:
         only = table.class_names[table.targets[0]]
         faults.append(f"{root}: all {len(table)} images are of one class, '{only}': there is nothing to tell apart")
-    faults += [f"{places[row]}: {reason}" for row, reason in unreadable(table.paths)]
-    if faults:
-        shown, more = faults[:50], len(faults) - 50
-        if more > 0:
-            shown.append(f"… and {more} more" + (f": see {faults_file}" if faults_file else ""))
-            if faults_file is not None:
-                write_text(faults_file, "\n".join(faults) + "\n")
-        plural = "s" * (len(faults) > 1)
-        shown.append(f"{len(faults)} fault{plural} in {root}: mend or remove what is named, then run again")
-        raise DataError("\n".join(shown))
-    for target, name in enumerate(table.class_names):
-        if not counts[target]:
-            print(f"note: class '{name}' of meta.csv has no image in train.csv")
-    return table
+    broken = dict(unreadable(table.paths))
+    faults += [f"{places[row]}: {reason}" for row, reason in broken.items()]
+    return replace(table, places=places).without(broken), faults
 
 
 def _read_csv(root: Path, config: DataConfig) -> tuple[Table, list[str], list[str]]:

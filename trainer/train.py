@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
-from trainer import data, device, keep, model
+from trainer import data, device, duplicates, keep, leaks, model
 from trainer.augment import Augmentation
 from trainer.config import Config, to_dict, to_yaml
 from trainer.corruption import Corruption
@@ -57,6 +57,7 @@ def train(config: Config, run_dir: Path, stop: Stop) -> dict[str, Any]:
         ) from None
     table = data.read_training(root, config.data, run_dir / "data_faults.txt")
     split = data.split(table, config.data)
+    leaks.refuse(table, split, duplicates.equal_files(table.paths), config.data.allowed_leaks)
     _check_batch(config, len(split.train))
     _rehearse(table, split, train_view, plain)
 

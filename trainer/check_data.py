@@ -1,0 +1,253 @@
+"""`check-data`: what no single image of a data folder shows: duplicates, leaks, labels that disagree."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer import data, duplicates, gallery, leaks
+from trainer.config import DataConfig
+from trainer.duplicates import Look, Pair
+from trainer.errors import DataError
+from trainer.files import write_json
+
+PICTURED, LISTED = 24, 40
+"""Pairs in duplicates.png and in the text; check_data.json has all of them."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What `check` found. Rows of `pairs` are those of the training table, and after them those of the test table."""
+
+    train: data.Table
+    test: data.Table
+    split: data.Split | None
+    """None where the training images cannot be split, which is one of `faults`."""
+    looks: list[Look]
+    pairs: list[Pair]
+    candidates: int
+    compared: int
+    faults: list[str]
+    refused: list[Pair]
+    """The leaks that `data.allowed_leaks` does not name."""
+
+
+def check(config: DataConfig) -> Checked:
+    """Read and compare every image of the data folder.
+
+    Raises DataError where there is no list of images, or `data.allowed_leaks` names no image.
+    """
+    root = data.data_root(config)
+    train, faults = data.examine(root, config)
+    test, more = _test(root)
+    faults += more
+    split = None
+    try:
+        split = data.split(train, config)
+    except DataError as error:
+        faults = faults or str(error).splitlines()  # what is mended may mend the split
+    paths = [*train.paths, *test.paths]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        looks = list(pool.map(duplicates.look, paths))
+    found = duplicates.find(paths, looks)
+    across = leaks.found(split, _within(found.pairs, len(train))) if split else []
+    refused = leaks.refused(train, across, config.allowed_leaks)
+    return Checked(train, test, split, looks, found.pairs, found.candidates, found.compared, faults, refused)
+
+
+def write(checked: Checked, output: Path) -> dict[str, Any]:
+    """Write check_data.json and duplicates.png into `output`; returns what the former holds."""
+    report = as_dict(checked)
+    write_json(output / "check_data.json", report)
+    pairs = sorted(checked.pairs, key=lambda pair: _weight(checked, pair))
+    tiles = [tile for pair in pairs[:PICTURED] for tile in _tiles(checked, pair)]
+    more = f", the {PICTURED} worst" if len(pairs) > PICTURED else ""
+    title = f"{len(pairs)} pairs of duplicates{more}: two and two side by side" if pairs else "No duplicates"
+    gallery.save(gallery.gallery(tiles, 6, title), output / "duplicates.png")
+    return report
+
+
+def refuse(checked: Checked, config: DataConfig) -> None:
+    """Raises DataError where images or labels have faults, or images leak across the split and are not allowed to."""
+    lines = list(checked.faults)
+    if lines:
+        lines.append(f"{len(lines)} fault{'s' * (len(lines) > 1)}: mend or remove what is named, then run again")
+    if checked.split:
+        try:
+            pairs = _within(checked.pairs, len(checked.train))
+            leaks.refuse(checked.train, checked.split, pairs, config.allowed_leaks)
+        except DataError as error:
+            lines.append(str(error))
+    if lines:
+        raise DataError("\n".join(lines))
+
+
+def as_dict(checked: Checked) -> dict[str, Any]:
+    """The report as JSON has it."""
+    train, split = checked.train, checked.split
+    counts, held = Counter(train.targets), Counter(train.targets[row] for row in (split.val if split else []))
+    seen = {row for pair in checked.pairs if pair.a < len(train) <= pair.b for row in (pair.a, pair.b)}
+    repeated = sum(row >= len(train) for row in seen)
+    return {
+        "images": {"train": len(train), "validation": len(split.val) if split else 0, "test": len(checked.test)},
+        "split_fingerprint": split.fingerprint if split else None,
+        "classes": [
+            {"name": name, "label": label, "images": counts[target], "validation": held[target]}
+            for target, (name, label) in enumerate(zip(train.class_names, train.labels, strict=True))
+        ],
+        "sizes": {
+            "train": _sizes(checked.looks[: len(train)]),
+            "test": _sizes(checked.looks[len(train) :]),
+        },
+        "faults": checked.faults,
+        "duplicates": [_pair(checked, pair) for pair in checked.pairs],
+        "leaks": len(checked.refused),
+        "contradictory_labels": sum(_contradict(checked, pair) for pair in checked.pairs),
+        "test_images": {"with_duplicate": repeated, "without_duplicate": len(checked.test) - repeated},
+        "compared": {"candidates": checked.candidates, "at_full_size": checked.compared},
+    }
+
+
+def as_text(checked: Checked, report: dict[str, Any]) -> str:
+    """The report to read."""
+    images, tests = report["images"], report["test_images"]
+    lines = [
+        f"{images['train']} training images, {images['validation']} of them for validation, in "
+        f"{len(report['classes'])} classes; {images['test']} test images",
+        "",
+    ]
+    width = max(len(entry["name"]) for entry in report["classes"])
+    lines.append(f"  {'class':{width}}  images  validation")
+    lines += [f"  {e['name']:{width}}  {e['images']:6}  {e['validation']:10}" for e in report["classes"]]
+    lines.append("")
+    for side, sizes in report["sizes"].items():
+        if sizes:
+            (w0, w1, w2), (h0, h1, h2), (a0, a1, a2) = (tuple(sizes[k].values()) for k in ("width", "height", "aspect"))
+            lines.append(
+                f"  {side}: {w0} to {w2} px wide (median {w1}), {h0} to {h2} px high (median {h1}), "
+                f"width / height {a0:.2f} to {a2:.2f} (median {a1:.2f})"
+            )
+    lines.append(
+        f"\nduplicates: {len(checked.pairs) or 'none'} (of {report['compared']['candidates']} pairs that look alike, "
+        f"{report['compared']['at_full_size']} were compared at full size)"
+    )
+    shown = sorted(checked.pairs, key=lambda pair: _weight(checked, pair))
+    lines += [f"  {_line(checked, pair)}" for pair in shown[:LISTED]]
+    if len(shown) > LISTED:
+        lines.append(f"  … and {len(shown) - LISTED} more: see check_data.json")
+    if report["contradictory_labels"]:
+        lines.append(f"CONTRADICTORY LABELS: one image with two labels, pairs: {report['contradictory_labels']}")
+    if images["test"]:
+        lines.append(f"test images that are also training images: {tests['with_duplicate'] or 'none'}")
+    return "\n".join(lines)
+
+
+def _test(root: Path) -> tuple[data.Table, list[str]]:
+    """The test images that can be read, if there are any, and what is wrong with the others."""
+    empty = data.Table([], [], [], [], [])
+    if not (root / "sample_submission.csv").is_file() and not (root / "test").is_dir():
+        return empty, []
+    try:
+        table = data.read_test(root)
+    except DataError as error:
+        return empty, str(error).splitlines()
+    broken = dict(data.unreadable(table.paths))
+    return table.without(broken), [f"test/{table.ids[row]}: {reason}" for row, reason in broken.items()]
+
+
+def _within(pairs: Sequence[Pair], count: int) -> list[Pair]:
+    """The pairs both of whose rows are below `count`: training images."""
+    return [pair for pair in pairs if pair.b < count]
+
+
+def _sizes(looks: Sequence[Look]) -> dict[str, dict[str, float]]:
+    values: dict[str, list[float]] = {
+        "width": [seen.width for seen in looks],
+        "height": [seen.height for seen in looks],
+        "aspect": [round(seen.width / seen.height, 3) for seen in looks],
+    }
+    return {
+        name: {"min": min(of), "median": round(float(np.median(of)), 3), "max": max(of)}
+        for name, of in values.items()
+        if of
+    }
+
+
+def _side(checked: Checked, row: int) -> str:
+    if row >= len(checked.train):
+        return "test"
+    return "validation" if checked.split and row in checked.split.val else "train"
+
+
+def _contradict(checked: Checked, pair: Pair) -> bool:
+    return pair.b < len(checked.train) and checked.train.targets[pair.a] != checked.train.targets[pair.b]
+
+
+def _weight(checked: Checked, pair: Pair) -> tuple[bool, bool, bool, int, int]:
+    """What sorts the worst first: leaks, labels that disagree, then what concerns the test images."""
+    test = pair.b >= len(checked.train)
+    return (pair not in checked.refused, not _contradict(checked, pair), not test, pair.a, pair.b)
+
+
+def _image(checked: Checked, row: int) -> dict[str, Any]:
+    count = len(checked.train)
+    if row >= count:
+        image_id = checked.test.ids[row - count]
+        return {"id": image_id, "place": f"test/{image_id}", "side": "test", "label": None, "class": None}
+    target = checked.train.targets[row]
+    return {
+        "id": checked.train.ids[row],
+        "place": checked.train.places[row],
+        "side": _side(checked, row),
+        "label": checked.train.labels[target],
+        "class": checked.train.class_names[target],
+    }
+
+
+def _pair(checked: Checked, pair: Pair) -> dict[str, Any]:
+    a, b = _image(checked, pair.a), _image(checked, pair.b)
+    leak = {a["side"], b["side"]} == {"train", "validation"}
+    return {
+        "a": a,
+        "b": b,
+        "kind": pair.kind,
+        "turned": 90 * pair.turn[0],
+        "mirrored": pair.turn[1],
+        "difference": pair.difference,
+        "leak": leak,
+        "allowed": leak and pair not in checked.refused,
+        "contradictory": _contradict(checked, pair),
+    }
+
+
+def _line(checked: Checked, pair: Pair) -> str:
+    found = _pair(checked, pair)
+    a, b = found["a"], found["b"]
+    names = [f"{i['place']} ({i['side']}{', ' + i['class'] if i['class'] else ''})" for i in (a, b)]
+    return f"{names[1]} is {leaks.kind(pair)} as {names[0]}{_marks(found)}"
+
+
+def _marks(found: dict[str, Any]) -> str:
+    marks = ["allowed leak" if found["allowed"] else "LEAK"] * found["leak"] + ["TWO LABELS"] * found["contradictory"]
+    return f": {', '.join(marks)}" if marks else ""
+
+
+def _tiles(checked: Checked, pair: Pair) -> list[gallery.Tile]:
+    found = _pair(checked, pair)
+    paths = [*checked.train.paths, *checked.test.paths]
+    colour = "firebrick" if found["contradictory"] or (found["leak"] and not found["allowed"]) else "black"
+    what = leaks.kind(pair).removeprefix("the same picture, ").rstrip(",")
+    return [
+        gallery.Tile(paths[row], f"{image['id']}\n{image['side']} {image['class'] or ''}\n{text}", colour)
+        for row, image, text in (
+            (pair.a, found["a"], _marks(found).removeprefix(": ") or " "),
+            (pair.b, found["b"], what),
+        )
+    ]
