@@ -36,7 +36,10 @@ def slow(chosen: tuple[str, ...], values: Sequence[Value]) -> Config:
         try:
             OmegaConf.update(tree, key, value, merge=False)
         except OmegaConfBaseException as error:
-            faults.append(f"{text}: {first_line(error)}")
+            said = first_line(error)
+            faults.append(
+                f"{text}: must be a list: write {key}=[{value}]" if "ListConfig" in said else f"{text}: {said}"
+            )
         except (IndexError, TypeError, ValueError, AttributeError, KeyError) as error:
             faults.append(f"{text}: cannot be set: {first_line(error)}")
     if faults:

@@ -87,7 +87,7 @@ SIZES = ("max_size", "min_height", "min_width", "height", "width", "size")
         ("training.micro_batch=5", "the nearest that divides it is 4"),
         ("training.lr=0", "more than 0"),
         ("data.fold=1", "data.fold=1: no such fold; there are none: say data.folds=5"),
-        ("training.teachers=best.ckpt", "must be a list of files, like [best.ckpt]"),
+        ("training.teachers=best.ckpt", "must be a list: write training.teachers=[best.ckpt]"),
         ("training.monitor=f1", "val_f1"),
         ("model=resnet34,resnet50", "launcher submit model=resnet34,resnet50"),
         ("+extra=1", "plain key=value"),
