@@ -103,16 +103,16 @@ def submit(
     Ends with 0 when all succeeded, 1 when some did not, 64 for a bad job, 65 without data, 130 when stopped. Ctrl-C
     stops the runs with their checkpoints, a second one at once.
     """
-    from launcher import choice, detached, plans, reuse, submission
+    from launcher import choice, data_folder, detached, expansion, plans, reuse, submission
 
     with refusals():
         job, found = _job(words, settings), _machine(machine, gpus)
         wants_gpus = bool(found.devices) and not cpu_only and job.spec.resources.gpus != 0
         chosen = choice.choose(engine, job.spec.image, found, wants_gpus, job.document.place(("image",)))
-        planned = submission.expand(job, chosen.machine, cpu_only)
-        submission.refuse_misfits(planned)
-        submission.check_sources(job, runs_root)
-        data_dir = submission.find_data(data, planned)
+        planned = expansion.expand(job, chosen.machine, cpu_only)
+        expansion.refuse_misfits(planned)
+        expansion.check_sources(job, runs_root)
+        data_dir = data_folder.find_data(data, planned)
         choice.check_readable(data_dir, runs_root, chosen)
         root = runs_root.resolve()
         completed = submission.complete(planned, root, data_dir, chosen)

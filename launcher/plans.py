@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from launcher import compatibility, runs, submission
+from launcher import compatibility, expansion, runs
+from launcher.expansion import Planned
 from launcher.machine import Machine
 from launcher.memory import CONTEXT
 from launcher.sizes import GIB, show_duration, show_size
 from launcher.spec import Job
 from launcher.steps import figures
-from launcher.submission import Planned
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,8 +31,8 @@ SHOWN = 500
 
 
 def planned(job: Job, machine: Machine, cpu_only: bool) -> list[Planned]:
-    """The runs of the job; see `submission.expand`."""
-    return submission.expand(job, machine, cpu_only)
+    """The runs of the job; see `expansion.expand`."""
+    return expansion.expand(job, machine, cpu_only)
 
 
 def at_once(each: Sequence[Planned], machine: Machine, limit: int | None) -> int:

@@ -17,8 +17,7 @@ import pytest
 from launcher import lease, runs
 from tests.docker_engine import Dockerd
 from tests.launcher.boxes import containers, job, journal, one_container
-from tests.launcher.conftest import Lab, wait_for
-from tests.launcher.test_supervision import seeds
+from tests.launcher.conftest import Lab, seeds, wait_for
 
 RUNS = 6
 
