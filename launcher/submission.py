@@ -22,6 +22,9 @@ from launcher.spec import Job
 from launcher.supervisor import Rules
 from trainer.files import write_json
 
+BUILDING = ".new-"
+"""How the name of a folder begins in which a submission is being made."""
+
 
 def complete(planned: Sequence[Planned], runs_root: Path, data_dir: str | None, choice: Choice) -> list[RunRequest]:
     """The requests with all that is known only here and now: image, data, code. Raises RunError."""
@@ -58,7 +61,7 @@ def create(
     that serve for runs, by their names. Raises RunError."""
     try:
         runs_root.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=".new-", dir=runs_root))
+        building = Path(tempfile.mkdtemp(prefix=BUILDING, dir=runs_root))
     except OSError as error:
         raise RunError(
             f"{runs_root}: cannot be written to ({error.strerror}); name another folder by --runs DIR"

@@ -7,11 +7,10 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from launcher import prune, runs
+from launcher import runs
 from launcher.engines import container
 from tests.docker_engine import Dockerd
 from tests.launcher.boxes import MIB, containers, job, journal, one_container, submit
@@ -307,29 +306,3 @@ def test_prune_shows_first_and_frees_what_is_never_missed(box: Lab, dockerd: Doc
     assert freed.returncode == 0 and not (directory / "001-seed0" / "last.ckpt").exists(), freed.stderr
     assert (directory / "002-seed1" / "last.ckpt").exists() and (directory / "001-seed0" / "best.ckpt").exists()
     assert left.name not in [each.name for each in dockerd.client().containers.list(all=True)]
-
-
-def test_prune_goes_on_past_runs_that_it_may_not_look_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And settles none of another user's; a container that runs without its directory is named, not removed."""
-    run_dir = tmp_path / "s" / "001-x"
-    run_dir.parent.mkdir()
-    runs.create(run_dir, runs.RunRequest("001-x", 1, "train", command=["train"]))
-    runs.append_event(run_dir, "starting", 1)
-    where = {"closed": "/" + "x" * 300, "here": str(run_dir), "away": "/gone/001-x", "over": "/gone/002-x"}
-    made = [
-        SimpleNamespace(
-            name=name, id=name, status="exited" if name == "over" else "running",
-            labels={LABEL: path, "document-classifier.attempt": "1"},
-        )
-        for name, path in where.items()
-    ]  # fmt: skip
-    client = SimpleNamespace(containers=SimpleNamespace(list=lambda **how: made))
-    settled: list[Path] = []
-    monkeypatch.setattr(prune.engines, "settle", settled.append)
-    for user, expected in ((run_dir.stat().st_uid + 1, []), (run_dir.stat().st_uid, [run_dir]), (0, [run_dir])):
-        settled.clear()
-        monkeypatch.setattr(prune.os, "getuid", lambda user=user: user)
-        remarks: list[str] = []
-        assert [waste.what for waste in prune.leftovers(client, remarks)] == ["container over"]  # type: ignore[arg-type]
-        assert settled == expected
-        assert len(remarks) == 2 and "container closed stays" in remarks[0] and "docker rm -f away" in remarks[1]
