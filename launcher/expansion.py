@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from launcher import fitting, matrix, reuse, runs, steps
-from launcher.document import JobError
+from launcher.document import JobError, in_order
 from launcher.machine import Machine
 from launcher.runs import Resources, RunError, RunRequest
 from launcher.sizes import show_size
@@ -86,7 +85,7 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False) -> list[Planned]:
         else:
             planned.append(Planned(request, why_not, place, fit))
     if faults:
-        raise JobError("\n".join(sorted(dict.fromkeys(faults), key=_line)))
+        raise JobError(in_order(faults))
     return planned + _steps(job, [p.request for p in planned], resources)
 
 
@@ -103,12 +102,6 @@ def _common(job: Job) -> dict[str, Any]:
         "env": spec.env,
         "secrets": spec.secrets,
     }
-
-
-def _line(fault: str) -> int:
-    """The line that a fault names, so that faults come in the order of the file; 0 for the command line's."""
-    match = re.match(r"[^:]*:(\d+):", fault)
-    return int(match[1]) if match else 0
 
 
 def _trains_nothing(job: Job) -> bool:
@@ -268,19 +261,24 @@ def _selected(job: Job, offset: int, select: dict[str, Any], trained: Sequence[R
 
 def refuse_misfits(planned: Sequence[Planned]) -> None:
     """Raises JobError when a run asks for more than the machine has."""
-    faults = {f"{each.place}: {each.why_not}" for each in planned if each.why_not}
+    faults = [f"{each.place}: {each.why_not}" for each in planned if each.why_not]
     if faults:
         remedy = "ask for less by --set resources.<field>=…, or " if any(": resources." in f for f in faults) else ""
-        raise JobError("\n".join(sorted(faults)) + f"\n{remedy}see: launcher plan")
+        raise JobError(in_order(faults) + f"\n{remedy}see: launcher plan")
 
 
-def check_sources(job: Job, runs_root: Path) -> None:
-    """Raises JobError where the job follows a submission, or a step takes runs of one, and there is none such."""
+def check_follows(job: Job, runs_root: Path) -> None:
+    """Raises JobError where the job follows a submission that is not there."""
     if job.spec.follows:
         try:
             runs.find_submission(runs_root, job.spec.follows)
         except RunError as error:
             raise JobError(f"{job.document.place(('follows',))}: follows: {error}") from None
+
+
+def check_sources(job: Job, runs_root: Path) -> None:
+    """Raises JobError where the job follows a submission, or a step takes runs of one, and there is none such."""
+    check_follows(job, runs_root)
     for index, step in enumerate(job.spec.after):
         if step.from_ is not None and step.from_.submission is not None and not job.spec.follows:
             try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from launcher.document import COMMAND_LINE, Document, JobError, assign, parse, read
+from launcher.document import COMMAND_LINE, Document, JobError, assign, in_order, parse, read
 from launcher.schema import NAME, FromSpec, JobSpec, ResourcesSpec, RetrySpec, StepSpec
 from trainer.errors import nearest
 
@@ -108,12 +108,12 @@ def _validate(document: Document) -> JobSpec:
         spec = JobSpec.model_validate(document.content)
     except ValidationError as error:
         faults = [_fault(document, problem) for problem in _joined(document, error.errors())]
-        raise JobError("\n".join(dict.fromkeys(faults))) from None
+        raise JobError(in_order(faults)) from None
     except RecursionError:
         raise JobError(f"{document.path}: nested too deeply") from None
     faults = [f"{document.place(path)}: {text}" for path, text in _rules(spec)]
     if faults:
-        raise JobError("\n".join(faults))
+        raise JobError(in_order(faults))
     return spec
 
 
