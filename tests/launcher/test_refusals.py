@@ -67,6 +67,17 @@ def test_a_wrong_call_is_one_clear_error_and_leaves_nothing(lab: Lab, words: lis
     assert not lab.runs.exists() or not list(lab.runs.iterdir())
 
 
+def test_plan_looks_for_the_submission_that_a_job_follows_as_submit_does(lab: Lab) -> None:
+    job = lab.job("name: second\nfollows: frist\n" + seeds(1))
+    none = lab.launcher("plan", job)
+    assert none.returncode == 64 and "job.yaml:2: follows: " in none.stderr and "no submission yet" in none.stderr
+    assert lab.launcher("submit", lab.job(seeds(1), "first.yaml"), lab.machine()).returncode == 0
+    planned, submitted = lab.launcher("plan", job), lab.launcher("submit", job, lab.machine())
+    assert planned.returncode == 64 and "there is no submission 'frist'; valid: first-" in planned.stderr
+    assert planned.stderr == submitted.stderr
+    assert lab.launcher("plan", job, "--set", "follows=first").returncode == 0
+
+
 def test_data_below_a_folder_that_may_not_be_entered_are_said_to_be(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     (tmp_path / "closed" / "data" / "train" / "a").mkdir(parents=True)

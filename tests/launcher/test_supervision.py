@@ -113,6 +113,20 @@ def test_killed_with_9_the_supervisor_takes_no_run_along(lab: Lab) -> None:
     assert len(lab.journal("begin")) == 3, "nothing ran twice"
 
 
+def test_resume_says_when_nothing_is_left_to_do(lab: Lab) -> None:
+    lab.plan = {"seed0": {"exit": 65}}
+    job, machine = lab.job(seeds(2)), lab.machine()
+    assert lab.launcher("submit", job, machine).returncode == 1
+    again = lab.launcher("resume", machine)
+    said = "all 2 runs have ended, 1 by a bad configuration or bad data, which is never repeated\n"
+    assert again.returncode == 1 and f"{lab.submission().name}: {said}" in again.stdout
+    lab.plan = {}
+    assert lab.launcher("submit", job, machine, "--fresh").returncode == 0
+    again = lab.launcher("resume", machine)
+    assert again.returncode == 0 and "all 2 runs are finished; nothing is left to do\n" in again.stdout
+    assert "goes on" not in again.stdout
+
+
 def test_a_new_supervisor_adopts_what_still_runs(lab: Lab) -> None:
     gate = lab.root / "gate"
     lab.plan = {"*": {"until": str(gate)}}
