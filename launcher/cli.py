@@ -13,7 +13,7 @@ import click
 
 from launcher import __version__, completion
 from launcher.host_option import on_host
-from launcher.refusals import RefusedError, refusals
+from launcher.refusals import RefusedError, looking, refusals
 
 if TYPE_CHECKING:
     from launcher.choice import Choice
@@ -60,16 +60,18 @@ def cli() -> None:
 @on_host(job=True)
 @job_options
 @json_option
+@runs_option
 def plan(
     words: tuple[str, ...], settings: tuple[str, ...], gpus: str | None, machine: str | None, cpu_only: bool,
-    multirun: bool, as_json: bool,
+    multirun: bool, as_json: bool, runs_root: Path,
 ) -> None:  # fmt: skip
     """Show the runs of a job, and which of them fit this machine. Starts nothing, needs no data."""
-    from launcher import plans
+    from launcher import expansion, plans
 
     with refusals():
         job, found = _job(words, settings), _machine(machine, gpus)
-        planned = plans.planned(job, found, cpu_only)
+        planned = expansion.expand(job, found, cpu_only)
+        expansion.check_follows(job, runs_root)
     if as_json:
         click.echo(json.dumps(plans.as_json(job, planned, found), indent=2, ensure_ascii=False))
         return
@@ -103,16 +105,16 @@ def submit(
     Ends with 0 when all succeeded, 1 when some did not, 64 for a bad job, 65 without data, 130 when stopped. Ctrl-C
     stops the runs with their checkpoints, a second one at once.
     """
-    from launcher import choice, detached, plans, reuse, submission
+    from launcher import choice, data_folder, detached, expansion, plans, reuse, submission
 
     with refusals():
         job, found = _job(words, settings), _machine(machine, gpus)
         wants_gpus = bool(found.devices) and not cpu_only and job.spec.resources.gpus != 0
         chosen = choice.choose(engine, job.spec.image, found, wants_gpus, job.document.place(("image",)))
-        planned = submission.expand(job, chosen.machine, cpu_only)
-        submission.refuse_misfits(planned)
-        submission.check_sources(job, runs_root)
-        data_dir = submission.find_data(data, planned)
+        planned = expansion.expand(job, chosen.machine, cpu_only)
+        expansion.refuse_misfits(planned)
+        expansion.check_sources(job, runs_root)
+        data_dir = data_folder.find_data(data, planned)
         choice.check_readable(data_dir, runs_root, chosen)
         root = runs_root.resolve()
         completed = submission.complete(planned, root, data_dir, chosen)
@@ -140,7 +142,7 @@ def submit(
 @runs_option
 def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool, runs_root: Path) -> int:
     """Go on with a submission: what was queued, lost or stopped, each from its last checkpoint."""
-    from launcher import choice, detached, runs, submission
+    from launcher import choice, detached, plans, runs, submission
 
     with refusals():
         directory = runs.find_submission(runs_root, name).resolve()
@@ -155,9 +157,7 @@ def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool
             return 0
 
     def requeue() -> None:
-        again = submission.requeue(directory)
-        what = f"{len(again)} runs queued again: {', '.join(again)}" if again else "nothing to repeat"
-        click.echo(f"{directory.name}: goes on; {what}")
+        click.echo(f"{directory.name}: {plans.resume_line(directory, submission.requeue(directory))}")
         sys.stdout.flush()
 
     return _drive(directory, chosen, requeue)
@@ -203,7 +203,7 @@ def status(name: str | None, as_json: bool, watched: bool, runs_root: Path) -> N
     """Show how a submission's runs fare (default: the latest)."""
     from launcher import live, runs, watch
 
-    with refusals():
+    with looking(), refusals():
         directory = runs.find_submission(runs_root, name)
         if watched:
             live.watch_submission(directory, as_json)
@@ -226,7 +226,7 @@ def logs(run: str, follow: bool, runs_root: Path) -> None:
     """Print a run's log. RUN is its directory, SUBMISSION/NAME, or a name or number in the latest submission."""
     from launcher import runs, watch
 
-    with refusals():
+    with looking(), refusals():
         run_dir = runs.find_run(runs_root, run)
         if "/" not in run and not Path(run, "run.json").is_file():
             click.echo(f"{run_dir.parent.name}/{run_dir.name}:", err=True)  # beside the log, which is often piped on

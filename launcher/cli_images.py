@@ -73,7 +73,8 @@ def images_command(as_json: bool) -> None:
 @json_option
 @runs_option
 def prune_command(yes: bool, as_json: bool, runs_root: Path) -> int:
-    """Free what is never missed: finished runs' last.ckpt, leftover containers, replaced images. Shows it first.
+    """Free what is never missed: finished runs' last.ckpt, what killed submits left half made, leftover containers,
+    replaced images. Shows it first.
 
     All containers and images of the project on the Docker engine are looked at, also those of other checkouts and runs
     folders. Best checkpoints, metrics, logs and predictions stay, and so does what `launcher resume` needs.

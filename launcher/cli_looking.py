@@ -8,7 +8,7 @@ import click
 
 from launcher import completion
 from launcher.cli import _print, _shown, cli, json_option, runs_option
-from launcher.refusals import RefusedError, refusals
+from launcher.refusals import RefusedError, looking, refusals
 
 
 @cli.command()
@@ -17,18 +17,15 @@ from launcher.refusals import RefusedError, refusals
 def attach(name: str | None, runs_root: Path) -> int:
     """Follow a submission that another launcher drives, until it is over (default: the latest).
 
-    Prints what `submit` prints and ends with its exit codes. Ctrl-C only looks away: the runs go on.
+    Prints what `submit` prints and ends with its exit codes. Ctrl-C ends the looking alone: the runs go on.
     """
     from launcher import collect, live, plans, runs
 
-    with refusals():
+    with looking(), refusals():
         directory = runs.find_submission(runs_root, name).resolve()
         at = f"{directory.name} --runs {_shown(directory.parent)}"
-        try:
-            click.echo(f"{directory.name}: {len(runs.list_runs(directory))} runs; Ctrl-C looks away, and they go on")
-            code = live.follow(directory, plans.Announcer(directory).event)
-        except KeyboardInterrupt:
-            raise RefusedError(f"looked away; the runs go on: launcher attach {at}", 130) from None
+        click.echo(f"{directory.name}: {len(runs.list_runs(directory))} runs; Ctrl-C ends the looking, and they go on")
+        code = live.follow(directory, plans.Announcer(directory).event)
         if code is None:
             raise RefusedError(f"{directory.name}: no launcher drives it; go on with it: launcher resume {at}", 1)
         rows = collect.rows(directory)
@@ -50,7 +47,8 @@ def top(once: bool, as_json: bool) -> None:
     """Show what the machine does: GPUs and the runs that have them, cores, memory. Ctrl-C ends it."""
     from launcher import live
 
-    live.show_top(once, as_json)
+    with looking():
+        live.show_top(once, as_json)
 
 
 @cli.command()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,16 @@ class Document:
         if _dotted(path) in self.given or not self.lines:
             return COMMAND_LINE
         return f"{self.path}:{self.lines.get(path, 1)}"
+
+
+def in_order(faults: Iterable[str]) -> str:
+    """Faults of a job, one a line: each once, in the order of the file's lines, those of the command line first."""
+    return "\n".join(sorted(dict.fromkeys(faults), key=_line))
+
+
+def _line(fault: str) -> int:
+    match = re.match(r"[^:]*:(\d+):", fault)
+    return int(match[1]) if match else 0
 
 
 def names_file(word: str) -> bool:
@@ -91,7 +103,7 @@ def parse(text: str, name: str) -> Document:
         faults: list[str] = []
         _walk(node, (), lines, faults, name, set())
         if faults:
-            raise JobError("\n".join(faults))
+            raise JobError(in_order(faults))
         content = _construct(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark

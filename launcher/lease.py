@@ -4,6 +4,10 @@ Within a host `supervisor.lock` is locked (flock): it is free the moment its hol
 do not all carry such locks, so the holder also writes `supervisor.json`: a lease with a heartbeat and a fencing number
 that grows with every holder. Whether a holder on another host lives is judged by watching its heartbeat change, never
 by comparing clocks; one that was taken over finds a higher number in the lease and the journals, and writes no more.
+
+No file system compares and writes in one step: a host that is frozen in the moment between its last look and the
+renaming of its file may put an old word over a newer one. Its number is lower, so the holder writes its own anew, and
+the late one finds that and stops.
 """
 
 from __future__ import annotations
@@ -14,12 +18,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from launcher import runs
 from launcher.runs import RunError
-from trainer.files import write_json
+from trainer.files import replacing
 
 BEAT = 5.0
 """Seconds between two heartbeats."""
@@ -59,26 +63,36 @@ class Lease:
         return self.word.fence
 
     def check(self) -> None:
-        """Go on holding it: beats the heart where that is due. Raises LeaseLostError."""
-        found = read(self.path.parent)
-        if found is not None and found.token != self.word.token:
-            raise LeaseLostError(
-                f"{self.path.parent.name}: the launcher on {found.host} (process {found.pid}) has taken it over"
-            )
-        if time.monotonic() - self._beaten >= BEAT:
+        """Go on holding it: beats the heart where that is due, and where a late word of a former holder stands in its
+        place. Raises LeaseLostError."""
+        found = self._look()
+        late = found is not None and found.token != self.word.token
+        if late or time.monotonic() - self._beaten >= BEAT:
             self._write(beat=self.word.beat + 1)
 
     def release(self) -> None:
         """Say that nobody holds it any more, unless somebody does."""
-        found = read(self.path.parent)
-        if found is None or found.token == self.word.token:
+        with suppress(LeaseLostError):
             self._write(released=True)
 
+    def _look(self) -> Word | None:
+        """What the file says. Raises LeaseLostError where that is the word of a later holder, or of one that took the
+        lease in the same moment."""
+        found = read(self.path.parent)
+        if found is not None and found.token != self.word.token and found.fence >= self.word.fence:
+            raise LeaseLostError(
+                f"{self.path.parent.name}: the launcher on {found.host} (process {found.pid}) has taken it over"
+            )
+        return found
+
     def _write(self, beat: int | None = None, released: bool = False) -> None:
+        """Put the word down. Raises LeaseLostError, and writes nothing, where a look just before the file is moved into
+        its place finds the lease another's."""
         beat = self.word.beat if beat is None else beat
-        self.word = Word(**{**asdict(self.word), "beat": beat, "released": released})
-        with suppress(OSError):  # a full disk must not end the drive; others go by the lock then
-            write_json(self.path, asdict(self.word))
+        self.word = replace(self.word, beat=beat, released=released)
+        with suppress(OSError), replacing(self.path) as temporary:  # a full disk must not end the drive
+            temporary.write_text(json.dumps(asdict(self.word), indent=2) + "\n", encoding="utf-8")
+            self._look()
         self._beaten = time.monotonic()
 
 

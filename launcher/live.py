@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,11 +71,10 @@ def watch_submission(submission: Path, as_json: bool = False) -> None:
         shown = watching.look()
         return render(shown), _over(shown)
 
-    with suppress(KeyboardInterrupt):  # who looks away has seen enough
-        if sys.stdout.isatty():
-            repeat(draw)
-        else:
-            _print_changes(watching)
+    if sys.stdout.isatty():
+        repeat(draw)
+    else:
+        _print_changes(watching)
 
 
 def _over(shown: dict[str, Any]) -> bool:
@@ -207,5 +205,4 @@ def show_top(once: bool, as_json: bool) -> None:
         width = None if sys.stdout.isatty() else 220
         Console(width=width, highlight=False, markup=False).print(top.render(top.look()))
     else:
-        with suppress(KeyboardInterrupt):
-            repeat(lambda: (top.render(top.look()), False))
+        repeat(lambda: (top.render(top.look()), False))

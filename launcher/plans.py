@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from launcher import compatibility, runs, submission
+from launcher import compatibility, runs
+from launcher.expansion import Planned
 from launcher.machine import Machine
 from launcher.memory import CONTEXT
 from launcher.sizes import GIB, show_duration, show_size
 from launcher.spec import Job
 from launcher.steps import figures
-from launcher.submission import Planned
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,11 +28,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 SHOWN = 500
 """Rows of a plan at most: laying out thousands takes longer than planning them, and nobody reads them."""
-
-
-def planned(job: Job, machine: Machine, cpu_only: bool) -> list[Planned]:
-    """The runs of the job; see `submission.expand`."""
-    return submission.expand(job, machine, cpu_only)
 
 
 def at_once(each: Sequence[Planned], machine: Machine, limit: int | None) -> int:
@@ -205,8 +200,21 @@ def reuse_remarks(equal: Mapping[str, Found], serving: Mapping[str, Path]) -> li
     return lines
 
 
+def resume_line(directory: Path, again: Sequence[str]) -> str:
+    """What `resume` finds to do, where it has queued the runs `again`."""
+    if again:
+        return f"goes on; {len(again)} runs queued again: {', '.join(again)}"
+    states = [runs.read_status(run_dir).state for run_dir in runs.list_runs(directory)]
+    if set(states) <= runs.GOOD:
+        return f"all {len(states)} runs are finished; nothing is left to do"
+    if set(states) <= runs.ENDED:
+        bad = sum(state not in runs.GOOD for state in states)
+        return f"all {len(states)} runs have ended, {bad} by a bad configuration or bad data, which is never repeated"
+    return "goes on; nothing to repeat"
+
+
 class Announcer:
-    """Prints a line for each change of a run."""
+    """Prints a line for each change of a run, with the time at which it changed."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -216,7 +224,7 @@ class Announcer:
         """Called by the supervisor."""
         if status.state == "queued" and not status.reason:
             return
-        words = [f"{time.strftime('%H:%M:%S')}  {name:40} {status.state}"]
+        words = [f"{_clock(status.time or time.time())}  {name:40} {status.state}"]
         if status.state in runs.GOOD:
             f1 = figures(self.directory / name).get("val_f1")
             words += [f"val_f1 {f1:.4f}"] if f1 is not None else []
@@ -228,6 +236,12 @@ class Announcer:
         if status.reason:
             words.append(status.reason)
         click.echo("  ".join(words))
+
+
+def _clock(moment: float) -> str:
+    """Seconds since 1970 as the local time of day, with the date where that is not today's."""
+    at = time.localtime(moment)
+    return time.strftime("%H:%M:%S" if at[:3] == time.localtime()[:3] else "%Y-%m-%d %H:%M:%S", at)
 
 
 def timed(action: Callable[[], T]) -> tuple[T, float]:

@@ -1,8 +1,11 @@
-"""What can be thrown away and never be missed: resume states of finished runs, leftover containers, replaced images."""
+"""What can be thrown away and never be missed: resume states of finished runs, submissions that were never finished
+being made, leftover containers, replaced images."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from docker import DockerClient
     from docker.models.containers import Container
 
+ABANDONED = 3600
+"""Seconds without a new file after which a submission that is being made counts as given up."""
 REMOVAL = 300
 """Seconds for each removal: gigabytes of layers on a slow disk take their time."""
 
@@ -34,7 +39,7 @@ class Waste:
 def find(runs_root: Path) -> tuple[list[Waste], list[str]]:
     """Everything that may go, and remarks on what could not be looked at. Frees nothing."""
     remarks: list[str] = []
-    found = _checkpoints(runs_root, remarks)
+    found = _checkpoints(runs_root, remarks) + _half_made(runs_root, remarks)
     try:
         client = containers.connect(timeout=10)
         found += leftovers(client, remarks)
@@ -58,6 +63,21 @@ def _checkpoints(runs_root: Path, remarks: list[str]) -> list[Waste]:
                     found.append(Waste(name, path.stat().st_size, "the run succeeded", path.unlink))
         except (OSError, RunError) as error:  # another user's, or one that is broken
             remarks.append(f"{directory.name} was not looked at, or not all of it: {error}")
+    return found
+
+
+def _half_made(runs_root: Path, remarks: list[str]) -> list[Waste]:
+    """Folders that a `submit` was killed over before it moved them into place."""
+    found = []
+    for folder in sorted(runs_root.glob(f"{submission.BUILDING}*")):
+        try:
+            if time.time() - folder.stat().st_mtime < ABANDONED:
+                continue
+            size = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+        except OSError as error:
+            remarks.append(f"{folder.name} was not looked at: {error}")
+            continue
+        found.append(Waste(folder.name, size, "its submit was killed", partial(shutil.rmtree, folder)))
     return found
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
+
+import click
 
 
 class RefusedError(Exception):
@@ -12,6 +15,25 @@ class RefusedError(Exception):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+EXIT_LOOKED_AWAY = 130
+
+
+def looked_away(place: str = "") -> int:
+    """Say that Ctrl-C ended what only looks, and stopped no run ` on HOST`; returns the exit code."""
+    sys.stdout.flush()  # what was printed so far comes before it
+    click.echo(f"\nno longer looking; the runs{place} go on", err=True)
+    return EXIT_LOOKED_AWAY
+
+
+@contextlib.contextmanager
+def looking() -> Iterator[None]:
+    """Of a command that only looks: Ctrl-C ends it, says so, and changes nothing else."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise click.exceptions.Exit(looked_away()) from None
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ import click
 
 from launcher import __version__, document
 from launcher.host_option import Host
+from launcher.refusals import looked_away
 from launcher.runs import RunError
 
 OPTIONS = {
@@ -190,8 +191,7 @@ def run(host: Host, command: str, words: Sequence[str], job: bytes | None = None
             try:
                 code = process.wait()
             except KeyboardInterrupt:
-                click.echo(f"\nno longer looking; what runs on {host.given} goes on", err=True)
-                return 130
+                return looked_away(f" on {host.given}")
         return checked(connection, code)
 
 

@@ -6,6 +6,8 @@ import math
 import re
 from typing import Any
 
+from trainer.progress import duration
+
 GIB = 2**30
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -51,8 +53,4 @@ def show_size(size: int | None) -> str:
 
 def show_duration(seconds: float | None) -> str:
     """Seconds → `1 h 5 min`, `3 min 20 s`, `8 s`, `–`."""
-    if seconds is None:
-        return "–"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return "–" if seconds is None else duration(seconds)

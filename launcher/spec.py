@@ -1,25 +1,19 @@
-"""The job file's schema. Every error at once, with file, line and the nearest right name."""
+"""A job, read and checked: every error at once, with file, line and the nearest right name."""
 
 from __future__ import annotations
 
 import re
-import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 
-from launcher.document import COMMAND_LINE, Document, JobError, assign, parse, read
-from launcher.sizes import SizeError, parse_duration, parse_size
+from launcher.document import COMMAND_LINE, Document, JobError, assign, in_order, parse, read
+from launcher.schema import NAME, FromSpec, JobSpec, ResourcesSpec, RetrySpec, StepSpec
 from trainer.errors import nearest
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.I)
-VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 METHODS = ("soft_voting", "hard_voting", "rank_averaging")
-MEMORY_MIN = 6 * 2**20
-"""Bytes: Docker refuses a lower limit."""
 PRIORITY = "priority"
 """In entries of include: the scheduler's, and no setting of the run."""
 PRIORITY_HINT = "runs get theirs by an entry of include, like {model: resnet34, priority: 10}"
@@ -28,184 +22,6 @@ STEP_ARGS = {
     "predict": ("batch_size", "num_workers", "device", "precision"),
     "analyze": (),
 }
-
-
-def _size(value: Any) -> Any:
-    return value if value in ("auto", None) else _convert(parse_size, value)
-
-
-def _memory(value: Any) -> Any:
-    size = _size(value)
-    if isinstance(size, int) and size < MEMORY_MIN:
-        raise ValueError(f"{value!r} is too little: no container starts with less than 6m")
-    return size
-
-
-def _convert(parser: Any, value: Any) -> Any:
-    try:
-        return parser(value)
-    except SizeError as error:
-        raise ValueError(str(error)) from None
-
-
-def _name(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, str | int) or not NAME.fullmatch(str(value)):
-        raise ValueError(f"{value!r}: a name has letters, digits, '.', '_' and '-', at most 64")
-    return str(value)
-
-
-def _variable(value: Any) -> Any:
-    if not isinstance(value, str) or not VARIABLE.fullmatch(value):
-        raise ValueError(f"{value!r} is no name of an environment variable (values are never written here)")
-    return value
-
-
-def _plain_variable(value: Any) -> Any:
-    if SECRET_NAME.search(_variable(value)):
-        raise ValueError(f"{value} looks like a secret: list it under secrets:, which hands it over as a file")
-    return value
-
-
-def _axis(value: Any) -> Any:
-    if isinstance(value, list) and value:
-        return value
-    raise ValueError("must be a list of one value or more, like [resnet34, resnet50]")
-
-
-Size = Annotated[int | Literal["auto"], BeforeValidator(_size)]
-Memory = Annotated[int | Literal["auto"], BeforeValidator(_memory)]
-Name = Annotated[str, BeforeValidator(_name)]
-Axis = Annotated[list[Any], BeforeValidator(_axis)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
-
-
-class ResourcesSpec(_Strict):
-    """What each run gets."""
-
-    gpus: Annotated[int, Field(ge=0, le=64, strict=True)] | Literal["auto"] = Field(
-        "auto", description="GPUs to itself. auto: one where the machine has any (MPS counts), else none"
-    )
-    gpu_memory: Size = Field(
-        "auto", description="cap of the run's own allocator on each GPU, which must have as much. auto: none"
-    )
-    share_gpu: Annotated[bool, Field(strict=True)] = Field(
-        False,
-        description="pack several runs of the job on one GPU, as far as gpu_memory (auto: the predicted need) allows; "
-        "each allocator is capped at it. A run of unknown need has its GPU to itself",
-    )
-    memory: Memory = Field("auto", description="host memory; container engines enforce it. auto: no limit")
-    cpus: Annotated[float, Field(gt=0, le=4096)] | Literal["auto"] = Field(
-        "auto",
-        description="cores, and the threads that torch uses. auto: the machine's, shared among its GPUs; "
-        "4 on a CPU or a shared GPU",
-    )
-    shm: Size = Field(
-        "auto",
-        description="shared memory for loader workers; container engines enforce it. auto: half of memory, else 1g",
-    )
-
-
-Retried = Literal["out_of_device_memory", "lost", "failed", "timed_out"]
-
-
-class RetrySpec(_Strict):
-    """Which ends of a run are followed by another attempt."""
-
-    attempts: Annotated[int, Field(ge=1, le=100, strict=True)] = Field(3, description="attempts of a run in all")
-    on: list[Retried] = Field(
-        default=["out_of_device_memory"],
-        description="after which ends: out_of_device_memory (with half the micro-batch, the effective batch stays), "
-        "lost, failed, timed_out. Bad configuration or data and a lack of host memory never",
-    )
-    backoff: Annotated[
-        float, BeforeValidator(lambda v: 0.0 if v in (0, "0", "0s") else _convert(parse_duration, v))
-    ] = Field(
-        30.0,
-        description="seconds, or like 1m: wait before the second attempt, twice as long before each further one; "
-        "none for want of device memory",
-    )
-
-
-class FromSpec(_Strict):
-    """Which runs a step works on."""
-
-    top: Annotated[int, Field(ge=1, le=1000, strict=True)] | None = Field(
-        None, description="the N best by validation F1"
-    )
-    runs: list[str] | None = Field(None, description="names or patterns (globs), with or without their number")
-    submission: str | None = Field(None, description="of an earlier submission instead of this one")
-
-    @model_validator(mode="after")
-    def _one(self) -> FromSpec:
-        if (self.top is None) == (not self.runs):
-            raise ValueError("say either top: N or runs: [names]")
-        return self
-
-
-class StepSpec(_Strict):
-    """Something to do when runs are over; a run too, with a directory, a state and a log."""
-
-    name: Name = Field(description="what its run is called, and what needs: refers to")
-    step: Literal["ensemble", "predict", "analyze"] = Field(description="ensemble, predict or analyze")
-    from_: FromSpec | None = Field(None, alias="from", description="the training runs it works on")
-    needs: list[str] = Field(
-        default_factory=list, description="steps to wait for; predict and analyze take their result"
-    )
-    args: dict[str, Any] = Field(default_factory=dict, description="options of the trainer's command, like method")
-
-
-class JobSpec(_Strict):
-    """A job file."""
-
-    name: Name = Field("job", description="the submission's name begins with it")
-    image: str = Field(
-        "auto",
-        description="for container engines; cpu and cuda are the project's own. auto: cuda where the engine has GPUs, "
-        "else cpu",
-    )
-    matrix: dict[str, Axis] = Field(
-        default_factory=dict,
-        description="each axis a Hydra group or a dotted key with its values: every combination is a run",
-    )
-    exclude: list[dict[str, Any]] = Field(default_factory=list, description="combinations to leave out")
-    include: list[dict[str, Any]] = Field(
-        default_factory=list,
-        description="values to add to the combinations that they fit, else further combinations. The key priority is "
-        "the scheduler's: -100 to 100, higher starts first (0 for all others)",
-    )
-    overrides: dict[str, Any] = Field(default_factory=dict, description="for every run; the matrix wins")
-    resources: ResourcesSpec = Field(
-        default_factory=lambda: ResourcesSpec.model_validate({}), description="what each run gets"
-    )
-    network: bool | Literal["auto"] = Field(
-        "auto", description="whether containers have one. auto: only to tell W&B or to fetch weights"
-    )
-    max_parallel: Annotated[int, Field(ge=1, strict=True)] | None = Field(
-        None, description="runs at once at most. null: as many as fit"
-    )
-    timeout: Annotated[float, BeforeValidator(lambda v: _convert(parse_duration, v))] | None = Field(
-        None, description="a run's time limit, like 8h or 1h30m. null: none"
-    )
-    retry: RetrySpec = Field(
-        default_factory=lambda: RetrySpec.model_validate({}), description="further attempts of runs that ended badly"
-    )
-    on_failure: Literal["continue", "stop"] = Field(
-        "continue",
-        description="when a run has failed for good. continue: the others go on; stop: what has not begun is cancelled",
-    )
-    follows: str | None = Field(
-        None, description="a submission (its name, or its job's) to wait for before any run starts"
-    )
-    env: list[Annotated[str, BeforeValidator(_plain_variable)]] = Field(
-        default_factory=list, description="names of variables to pass as they are; never a secret"
-    )
-    secrets: list[Annotated[str, BeforeValidator(_variable)]] = Field(
-        default_factory=list, description="names of variables handed over as files that only the run's user can read"
-    )
-    after: list[StepSpec] = Field(default_factory=list, description="steps to do when runs are over")
 
 
 class Job:
@@ -292,12 +108,12 @@ def _validate(document: Document) -> JobSpec:
         spec = JobSpec.model_validate(document.content)
     except ValidationError as error:
         faults = [_fault(document, problem) for problem in _joined(document, error.errors())]
-        raise JobError("\n".join(dict.fromkeys(faults))) from None
+        raise JobError(in_order(faults)) from None
     except RecursionError:
         raise JobError(f"{document.path}: nested too deeply") from None
     faults = [f"{document.place(path)}: {text}" for path, text in _rules(spec)]
     if faults:
-        raise JobError("\n".join(faults))
+        raise JobError(in_order(faults))
     return spec
 
 
@@ -424,36 +240,3 @@ def _rules(spec: JobSpec) -> list[tuple[tuple[str | int, ...], str]]:
                     (("exclude", index, key), f"exclude.{index}: '{key}' is no axis; {nearest(key, spec.matrix)}")
                 )
     return faults
-
-
-def reference() -> str:
-    """The job file's fields as a Markdown table, made from the schema."""
-    lines = ["| field | default | what it is |", "| --- | --- | --- |"]
-
-    def add(model: type[BaseModel], prefix: str) -> None:
-        for name, field in model.model_fields.items():
-            key = prefix + (field.alias or name)
-            parts: dict[str, type[BaseModel]] = {"resources": ResourcesSpec, "retry": RetrySpec, "from_": FromSpec}
-            inner = parts.get(name)
-            default = "–" if field.is_required() or inner else _default(field.get_default(call_default_factory=True))
-            lines.append(f"| `{key}` | {default} | {field.description} |")
-            if inner is not None:
-                add(inner, key + ".")
-            elif name == "after":
-                add(StepSpec, "after[].")
-
-    add(JobSpec, "")
-    return "\n".join(lines)
-
-
-def _default(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "null" if value is None else "none" if value == {} else f"{value}"
-
-
-typing.get_type_hints(JobSpec)  # a schema that cannot be resolved fails on import, not on the first job

@@ -158,7 +158,7 @@ class Supervision:
                 self.not_before[name] = time.monotonic() + again.wait
                 self._show(name, states[name])
             elif again is not None:
-                self.on_event(name, dataclasses.replace(status, reason=again))
+                self.on_event(name, dataclasses.replace(status, reason=again, time=time.time()))
 
     def _stop_after_failure(self, states: dict[str, Status]) -> None:
         """`on_failure: stop`: cancel what has not begun, once a run has failed for good."""
@@ -196,7 +196,8 @@ class Supervision:
                 try:
                     (self.engine.kill if at_once else self.engine.stop)(self.dir(name))
                 except RunError as error:  # the others are to be stopped all the same
-                    self.on_event(name, dataclasses.replace(status, reason=f"cannot be stopped just now: {error}"))
+                    said = f"cannot be stopped just now: {error}"
+                    self.on_event(name, dataclasses.replace(status, reason=said, time=time.time()))
 
     def _cancel_hopeless(self, states: dict[str, Status]) -> None:
         """Cancel a step when a step that it needs has not succeeded. A training run may fail: the others serve."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher import cgroup, gpus, runs
+
+if TYPE_CHECKING:
+    import psutil
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,8 @@ def _text(value: Any) -> str:
 class HostMemory:
     """Host memory of runs under way: the most that was seen, in bytes, since this watch began or the kernel counts.
 
-    A native run is the process that executes it with all its descendants (pages that they share count for each). A
-    container is its control group: file caches count there.
+    A native run is the process that executes it with all its descendants: see `resident`. A container is its control
+    group: file caches count there.
     """
 
     def __init__(self) -> None:
@@ -130,5 +133,15 @@ def _of_process(run_dir: Path, status: runs.Status) -> int | None:
         parent = psutil.Process(int(pid))
         for process in (parent, *parent.children(recursive=True)):
             with suppress(psutil.Error):
-                total += process.memory_info().rss
+                total += resident(process)
     return total or None
+
+
+def resident(process: psutil.Process) -> int:
+    """Bytes of memory that the process has, with its part of the pages that it shares with others (PSS): those of a
+    tree add up. Where the kernel does not count that (macOS), such pages count for each. Raises psutil.Error."""
+    import psutil
+
+    with suppress(psutil.Error, AttributeError):
+        return int(process.memory_full_info().pss)
+    return int(process.memory_info().rss)

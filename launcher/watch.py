@@ -88,12 +88,12 @@ def status_table(shown: Mapping[str, Any]) -> Table:
         table.add_column(title, overflow="fold")
     for run in shown["runs"]:
         progress = run["progress"]
-        memory = progress.get("device_memory_bytes") or None
+        memory, speed = progress.get("device_memory_bytes") or None, progress.get("images_per_second")
         table.add_row(
             run["name"],
             f"{MARKS.get(run['state'], '✗')} {run['state']}" + (f" ({run['attempt']})" if run["attempt"] > 1 else ""),
             f"{progress['epoch']}/{progress['epochs']}" if progress else "",
-            f"{progress['images_per_second']:.1f}" if progress else "",
+            f"{speed:.1f}" if speed is not None else "",
             show_duration(progress["eta_seconds"]) if progress else "",
             f"{run['val_f1']:.4f}" if run["val_f1"] is not None else "",
             show_size(memory) if memory else "",

@@ -26,7 +26,7 @@ from trainer import data, device, keep, metrics, validation
 from trainer.config import Config, TrainingConfig
 from trainer.errors import StoppedError, TrainerError
 from trainer.files import write_json, write_text
-from trainer.progress import Reporter, duration, validation_line
+from trainer.progress import Reporter, duration, rounded, validation_line
 from trainer.stop import Stop
 from trainer.tracking import Tracking
 
@@ -313,7 +313,7 @@ def _finish(job: Job) -> dict[str, Any]:
         "epochs": progress.epoch,
         "steps": progress.step,
         "seconds": round(progress.seconds, 1),
-        "images_per_second": round(job.reporter.images_per_second, 2),
+        "images_per_second": rounded(job.reporter.images_per_second, 2),
         "params": sum(p.numel() for p in job.bare.parameters()),
         "device": job.device,
         "devices": job.fabric.world_size,

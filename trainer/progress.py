@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING, Any
 
 from trainer.files import write_json
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 class Reporter:
@@ -31,15 +31,18 @@ class Reporter:
         self._written = 0.0
         self._bar: Progress | None = None
         if active and sys.stdout.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, console=Console(), transient=True)
             self._task = self._bar.add_task("training", total=steps)
             self._bar.start()
 
     @property
-    def images_per_second(self) -> float:
-        """Training throughput since this process began to train, validation included."""
-        return self._images / max(time.monotonic() - self._started, 1e-9)
+    def images_per_second(self) -> float | None:
+        """Training throughput since this process began to train, validation included; None before its first step."""
+        return self._images / max(self.seconds, 1e-9) if self._images else None
 
     @property
     def seconds(self) -> float:
@@ -55,8 +58,8 @@ class Reporter:
         self.beat(epoch, step, memory)
 
     def eta(self, step: int) -> float | None:
-        """Seconds until the last step, at the pace so far; None before there is one."""
-        done = step - (self._first_step or 0)
+        """Seconds until the last step, at the pace of this process; None before its first step."""
+        done = 0 if self._first_step is None else step - self._first_step
         return (self.steps - step) * self.seconds / done if done > 0 else None
 
     def beat(self, epoch: int, step: int, memory: int, force: bool = False) -> None:
@@ -73,8 +76,8 @@ class Reporter:
                 "epochs": self.epochs,
                 "step": step,
                 "steps": self.steps,
-                "images_per_second": round(self.images_per_second, 2),
-                "eta_seconds": None if eta is None else round(eta, 1),
+                "images_per_second": rounded(self.images_per_second, 2),
+                "eta_seconds": rounded(eta, 1),
                 "device": self.device,
                 "device_memory_bytes": memory,
                 "best_f1": self.best_f1,
@@ -102,12 +105,18 @@ def duration(seconds: float | None) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def validation_line(figures: dict[str, Any], epochs: int, images_per_second: float, eta: float | None) -> str:
-    """One validation in a line."""
+def rounded(figure: float | None, digits: int) -> float | None:
+    """A figure for a file; None where it is not known."""
+    return None if figure is None else round(figure, digits)
+
+
+def validation_line(figures: dict[str, Any], epochs: int, images_per_second: float | None, eta: float | None) -> str:
+    """One validation in a line; a throughput that is not known yet is left out."""
     star = "*  " if figures["best"] else ""
     worse = f"corrupted {figures['val_f1_corrupted']:.4f}  " if "val_f1_corrupted" in figures else ""
+    speed = "" if images_per_second is None else f"{images_per_second:.1f} images/s  "
     return (
         f"epoch {figures['epoch']}/{epochs} step {figures['step']}: train_loss {figures['train_loss']:.4f}  "
         f"val_loss {figures['val_loss']:.4f}  val_f1 {figures['val_f1']:.4f}  {worse}{star}"
-        f"val_accuracy {figures['val_accuracy']:.4f}  {images_per_second:.1f} images/s  ETA {duration(eta)}"
+        f"val_accuracy {figures['val_accuracy']:.4f}  {speed}ETA {duration(eta)}"
     )

@@ -7,27 +7,25 @@ it, and `launcher status` records how it ended.
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import cgroup, containers, gpus, retry, runs, secret_files
+from launcher import containers, gpus, retry, runs, secret_files
 from launcher.containers import EngineError, explain
 from launcher.engines import container as recipe
 from launcher.engines import create
+from launcher.engines.connection import Connection
 from launcher.engines.run_files import hand_over, touch, write_log
-from launcher.execute import GRACE, last_error, verdict
+from launcher.engines.watched import STOP, Watched, ending, sample_memory, state_at_end
+from launcher.execute import GRACE
 from launcher.gpus import Held
-from launcher.runs import RunError, RunRequest
+from launcher.runs import RunError
 
 if TYPE_CHECKING:
-    from docker import DockerClient
     from docker.models.containers import Container
 
 SLICE = 10
@@ -36,71 +34,21 @@ PATIENCE = 1.0
 """Seconds between two attempts to reach an engine that does not answer, or to write on a full disk."""
 POLL = 0.25
 """Age in seconds from which a container's memory is looked at."""
-PULSE = 5
-"""Seconds within which an engine that works answers a ping."""
-FAILED_FOR = 10.0
-"""Seconds for which an engine that could not be reached is not tried again by one who only looks."""
 CLEARING = 30.0
 """Seconds that a run waits for its former attempt to be cleared away."""
-STOP = "stop.requested"
-"""In a run directory: somebody asked its container to end."""
 
 
-@dataclass
-class _Watched:
-    """A container that a thread of this process looks after."""
-
-    run_dir: Path
-    attempt: int
-    request: RunRequest
-    held: list[Held] = field(default_factory=list)
-    id: str = ""
-    began: float = 0.0
-    timed_out: bool = False
-    peak: int | None = None
-    log_begin: int = 0
-    memory_files: list[Path] | None = None
-    thread: threading.Thread | None = None
-
-
-class DockerEngine:
+class DockerEngine(Connection):
     """See `Engine`."""
 
     name = "docker"
 
     def __init__(self) -> None:
+        super().__init__()
         self.trouble: str | None = None
-        self._watched: dict[Path, _Watched] = {}
+        self._watched: dict[Path, Watched] = {}
         self._changed = threading.Event()
-        self._client: DockerClient | None = None
-        self._pulse: DockerClient | None = None
-        self._failure: EngineError | None = None
-        self._failed = 0.0
         self._down = False
-
-    @property
-    def client(self) -> DockerClient:
-        """Raises EngineError where no engine answers; one that did not a moment ago is not asked again at once."""
-        if self._client is None:
-            if self._failure is not None and time.monotonic() - self._failed < FAILED_FOR:
-                raise self._failure
-            try:
-                self._client = containers.connect()
-            except EngineError as error:
-                self._failure, self._failed = error, time.monotonic()
-                raise
-        return self._client
-
-    @cached_property
-    def is_local(self) -> bool:
-        """Whether the engine's containers are processes of this host, as far as its address tells."""
-        return str(self.client.api.base_url).startswith(("http+docker", "http+unix", "unix"))
-
-    @cached_property
-    def info(self) -> dict[str, Any]:
-        """What the engine says of itself."""
-        told: dict[str, Any] = self._asked(self.client.info)
-        return told
 
     def mark(self) -> dict[str, Any]:
         """See `Engine.mark`."""
@@ -111,11 +59,11 @@ class DockerEngine:
     def start(self, run_dir: Path, attempt: int, devices: Sequence[str], held: Sequence[Held]) -> None:
         """See `Engine.start`."""
         kept = [Held(one.gpu, os.dup(one.descriptor)) for one in held]
-        watched = _Watched(run_dir, attempt, runs.read_request(run_dir), kept)
+        watched = Watched(run_dir, attempt, runs.read_request(run_dir), kept)
         (run_dir / STOP).unlink(missing_ok=True)
         self._in_thread(watched, lambda: self._begin(watched, devices))
 
-    def _in_thread(self, watched: _Watched, work: Callable[[], None]) -> None:
+    def _in_thread(self, watched: Watched, work: Callable[[], None]) -> None:
         def body() -> None:
             try:
                 # A former attempt may be being cleared away by its own thread, for a moment.
@@ -133,7 +81,7 @@ class DockerEngine:
         self._watched[watched.run_dir] = watched
         watched.thread.start()
 
-    def _begin(self, watched: _Watched, devices: Sequence[str]) -> None:
+    def _begin(self, watched: Watched, devices: Sequence[str]) -> None:
         run_dir = watched.run_dir
         try:
             place = create.place(self.client, self.info, self.is_local, watched.request, run_dir, watched.attempt)
@@ -177,7 +125,7 @@ class DockerEngine:
             self._end(watched, at_once=False)
         self._attend(watched)
 
-    def _attend(self, watched: _Watched) -> None:
+    def _attend(self, watched: Watched) -> None:
         """Wait for the container's end, however long the engine is silent meanwhile, and record it."""
         from docker.errors import NotFound
 
@@ -211,61 +159,21 @@ class DockerEngine:
                 self.trouble = f"the Docker engine is in trouble: {explain(error)}"
             time.sleep(PATIENCE)
 
-    def _answers(self) -> bool:
-        with suppress(Exception):
-            return bool(self._impatient().api.ping())
-        return False
-
-    def _impatient(self) -> DockerClient:
-        """For what a working engine answers at once, and must not hold up the launcher where it does not answer.
-
-        Raises EngineError.
-        """
-        if self._pulse is None:
-            self._pulse = containers.connect(timeout=PULSE)
-        return self._pulse
-
-    def _finish(self, watched: _Watched) -> None:
+    def _finish(self, watched: Watched) -> None:
         """Record how the container ended, with everything that it printed, and remove it."""
         run_dir = watched.run_dir
-        details = self._details(watched)
+        state = state_at_end(self.client, watched)
         secret_files.take_back(run_dir, watched.attempt)  # before the journal says that the run is over
-        state, code = details["State"], int(details["State"]["ExitCode"])
-        if code > 128 and code != 143 and code - 128 in {int(number) for number in signal.Signals}:
-            code = 128 - code
         asked = (run_dir / STOP).exists()
-        memory = recipe.want_of_memory(watched.request) if state.get("OOMKilled") else ""
-        began = containers.seconds(state["StartedAt"])
-        if state.get("OOMKilled") and watched.request.resources.memory:
-            watched.peak = watched.request.resources.memory
         outside = self.client.api.logs(watched.id).decode(errors="replace")
         if outside.strip():  # what was said before the log was open: by the shell, or the engine's init
             write_log(run_dir, outside)
-        word, reason = verdict(code, asked, watched.timed_out, watched.request, memory, run_dir)
-        detail = str(state.get("Error") or "")
-        if word in ("failed", "out_of_device_memory"):
-            said = last_error(run_dir / "log.txt", watched.log_begin)
-            detail = detail or recipe.on_host(said, watched.request, run_dir)
+        word, reason, figures = ending(watched, state, asked)
         if runs.read_status(run_dir).state not in runs.ENDED:
-            runs.append_event(
-                run_dir, word, reason=": ".join(part for part in (reason, detail) if part), exit_code=code,
-                oom_killed=bool(state.get("OOMKilled")), peak_host_memory_bytes=watched.peak,
-                seconds=round(containers.seconds(state["FinishedAt"]) - began, 1), **self.mark(),
-            )  # fmt: skip
+            runs.append_event(run_dir, word, reason=reason, **figures, **self.mark())
         self._changed.set()  # the next may start while this one is cleared away
         (run_dir / STOP).unlink(missing_ok=True)
         self._clear(watched)
-
-    def _details(self, watched: _Watched) -> dict[str, Any]:
-        """The container as the engine sees it. That memory was short arrives a little after the end that it caused."""
-        for _ in range(10):
-            details: dict[str, Any] = self.client.api.inspect_container(watched.id)
-            if details["State"]["ExitCode"] != 137 or details["State"].get("OOMKilled"):
-                break
-            if watched.timed_out or (watched.run_dir / STOP).exists() or not watched.request.resources.memory:
-                break
-            time.sleep(0.05)
-        return details
 
     def poll(self, run_dir: Path) -> bool:
         """See `Engine.poll`."""
@@ -276,7 +184,7 @@ class DockerEngine:
             del self._watched[run_dir]
             return runs.read_status(run_dir).state not in runs.ENDED
         if watched.began and time.time() - watched.began > POLL:
-            self._sample(watched)
+            sample_memory(watched, self._impatient if self.is_local else None)
         limit = watched.request.timeout
         if limit and watched.began and not watched.timed_out and time.time() - watched.began > limit:
             watched.timed_out = True
@@ -295,12 +203,12 @@ class DockerEngine:
         locks = [word for word in found.labels.get(containers.LOCKS, "").split(",") if word]
         request, attempt = runs.read_request(run_dir), runs.read_status(run_dir).attempt
         held = [gpus.acquire_for(lock, run_dir, request.share_gpu) for lock in locks]
-        watched = _Watched(run_dir, attempt, request, [one for one in held if one], str(found.id))
+        watched = Watched(run_dir, attempt, request, [one for one in held if one], str(found.id))
         watched.began = containers.seconds(found.attrs["State"]["StartedAt"])
         self._in_thread(watched, lambda: self._take_over(watched, found))
         return True
 
-    def _take_over(self, watched: _Watched, found: Container) -> None:
+    def _take_over(self, watched: Watched, found: Container) -> None:
         """Attend to a container of another launcher, which may have died while it started it."""
         status = runs.read_status(watched.run_dir)
         if status.state == "starting":
@@ -356,14 +264,14 @@ class DockerEngine:
                 return True
             if status.state == "starting":
                 if state["Status"] == "created":  # its launcher died between creating and starting it
-                    self._clear(_Watched(run_dir, status.attempt, runs.read_request(run_dir), id=str(found.id)))
+                    self._clear(Watched(run_dir, status.attempt, runs.read_request(run_dir), id=str(found.id)))
                     runs.append_event(run_dir, "lost", reason="its launcher died while it started", **self.mark())
                     return False
                 devices = status.figures.get("devices", [])
                 runs.append_event(
                     run_dir, "running", devices=devices, container=str(found.id)[:12], **self.mark()
                 )  # fmt: skip
-            watched = _Watched(run_dir, status.attempt, runs.read_request(run_dir), id=str(found.id))
+            watched = Watched(run_dir, status.attempt, runs.read_request(run_dir), id=str(found.id))
             self._asked(lambda: self._finish(watched))
         return False
 
@@ -382,10 +290,10 @@ class DockerEngine:
             found = self._find(run_dir)
             if found is None:
                 return
-            watched = _Watched(run_dir, runs.read_status(run_dir).attempt, runs.read_request(run_dir), id=str(found.id))
+            watched = Watched(run_dir, runs.read_status(run_dir).attempt, runs.read_request(run_dir), id=str(found.id))
         self._end(watched, at_once)
 
-    def _end(self, watched: _Watched, at_once: bool) -> None:
+    def _end(self, watched: Watched, at_once: bool) -> None:
         """SIGTERM, and SIGKILL after the grace period, by the engine: it does so even if this process ends first."""
         if not watched.id:
             return  # the thread that starts it will see the request
@@ -430,30 +338,7 @@ class DockerEngine:
             if watched.thread is not None and over:
                 watched.thread.join(max(0.0, deadline - time.monotonic()))
 
-    # -- small parts
-
-    def _asked(self, question: Callable[[], Any]) -> Any:
-        """The engine's answer. Raises EngineError in place of the SDK's errors."""
-        try:
-            return question()
-        except RunError:
-            raise
-        except Exception as error:
-            raise EngineError(f"the Docker engine does not answer as it should: {explain(error)}") from None
-
-    def _clear(self, watched: _Watched) -> None:
+    def _clear(self, watched: Watched) -> None:
         """Remove what an attempt leaves outside its run directory."""
         secret_files.take_back(watched.run_dir, watched.attempt)
         create.remove(self.client, watched.id)
-
-    def _sample(self, watched: _Watched) -> None:
-        if watched.memory_files is None:
-            watched.memory_files = []
-            if not self.is_local:
-                return
-            with suppress(Exception):  # the figure is missing then
-                pid = int(self._impatient().api.inspect_container(watched.id)["State"]["Pid"])
-                watched.memory_files = cgroup.peak_files(pid)
-        seen = [number for path in watched.memory_files if (number := cgroup.number(path)) is not None]
-        if seen:
-            watched.peak = max(watched.peak or 0, *seen)

@@ -22,6 +22,12 @@ FAKE = Path(__file__).parent / "fake"
 NO_ENGINE = "unix:///nonexistent/docker.sock"
 REPOSITORY = Path(__file__).parents[2]
 LABEL = "document-classifier.directory"
+SEEDS = "matrix: {{seed: [{}]}}\noverrides: {{model: resnet34}}\n"
+
+
+def seeds(count: int, more: str = "") -> str:
+    """A job of `count` runs."""
+    return SEEDS.format(", ".join(map(str, range(count)))) + more
 
 
 def wait_for(condition: Callable[[], Any], what: str = "condition", seconds: float = 60) -> Any:

@@ -44,8 +44,8 @@ def test_the_launcher_never_loads_torch() -> None:
         "import pkgutil, importlib, launcher\n"
         "for m in pkgutil.walk_packages(launcher.__path__, 'launcher.'):\n"
         "    if not m.name.endswith('__main__'): importlib.import_module(m.name)\n"
-        "from launcher import spec, submission, machine\n"
-        "submission.expand(spec.from_overrides(['model=resnet34,resnet50']), machine.here())"
+        "from launcher import expansion, machine, spec\n"
+        "expansion.expand(spec.from_overrides(['model=resnet34,resnet50']), machine.here())"
     )
     assert not {"torch", "pandas", "albumentations", "cv2"} & loaded(code)
 

@@ -17,8 +17,7 @@ import pytest
 from launcher import lease, runs
 from tests.docker_engine import Dockerd
 from tests.launcher.boxes import containers, job, journal, one_container
-from tests.launcher.conftest import Lab, wait_for
-from tests.launcher.test_supervision import seeds
+from tests.launcher.conftest import Lab, seeds, wait_for
 
 RUNS = 6
 
@@ -218,6 +217,37 @@ def test_one_who_was_taken_over_writes_no_more(quick: None, tmp_path: Path) -> N
             runs.append_event(run_dir, "running", fence=mine.fence)
     after = lease.read(tmp_path)
     assert after is not None and after.token == "token" and not after.released
+
+
+def test_a_heartbeat_that_comes_late_is_not_written(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its host is frozen between the look at the lease and the writing, and another one takes over meanwhile."""
+    looks: list[lease.Word | None] = []
+
+    def read(submission: Path) -> lease.Word | None:
+        looks.append(really(submission))
+        if len(looks) == 1:
+            elsewhere(tmp_path)
+        return looks[-1]
+
+    really = lease.read
+    with lease.held(tmp_path) as mine:
+        time.sleep(0.15)
+        monkeypatch.setattr(lease, "read", read)
+        with pytest.raises(lease.LeaseLostError, match="another-host"):
+            mine.check()
+    after = really(tmp_path)
+    assert after is not None and after.token == "token" and not after.released
+
+
+def test_a_late_heartbeat_of_a_former_holder_unseats_nobody(quick: None, tmp_path: Path) -> None:
+    elsewhere(tmp_path, released=True)
+    with lease.held(tmp_path) as mine:
+        elsewhere(tmp_path, beat=9)
+        mine.check()
+        word = lease.read(tmp_path)
+        assert word is not None and (word.fence, word.token) == (5, mine.word.token)
 
 
 def test_the_heart_beats_while_it_is_looked_after(quick: None, tmp_path: Path) -> None:

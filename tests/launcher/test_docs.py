@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
-from launcher import images, runs, spec, states
+from launcher import images, runs, schema, states
 from tests.launcher.conftest import Lab
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -17,7 +17,7 @@ def test_the_page_of_states_is_made_from_the_transitions() -> None:
     text = (DOCS / "states.md").read_text(encoding="utf-8")
     assert f"kept so by a test -->\n{states.reference()}\n<!-- end of the table -->" in text
     assert set(states.MEANINGS) == set(get_args(runs.State)) == set(runs.TRANSITIONS)
-    assert set(get_args(spec.Retried)) == states.RETRIED
+    assert set(get_args(schema.Retried)) == states.RETRIED
 
 
 def test_every_field_of_json_is_documented(lab: Lab) -> None:

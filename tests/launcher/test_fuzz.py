@@ -13,7 +13,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launcher import choice, engines, plans, runs, spec, submission
+from launcher import choice, engines, expansion, plans, runs, spec, submission
 from launcher.document import JobError
 from launcher.machine import BUILT_IN, Machine, MachineError
 
@@ -136,7 +136,7 @@ def examine(content: bytes, words: list[str], settings_: list[str], machine: Mac
         path.write_bytes(content)
         try:
             job = spec.load(path, words, settings_)
-            planned = submission.expand(job, machine)
+            planned = expansion.expand(job, machine)
             plans.as_json(job, planned, machine)
         except (JobError, MachineError) as error:
             first = str(error).split("\n")[0]
@@ -166,7 +166,7 @@ def test_a_submission_that_cannot_be_made_leaves_nothing(
 ) -> None:
     job = spec.from_overrides(["seed=1,2,3,4"])
     machine = MACHINES[-1]
-    planned = submission.expand(job, machine)
+    planned = expansion.expand(job, machine)
     made = []
     create = runs.create
 

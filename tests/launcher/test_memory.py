@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher import combinations, fitting, memory, runs, spec, submission
+from launcher import combinations, expansion, fitting, memory, runs, spec
 from launcher.document import JobError
 from launcher.machine import BUILT_IN, Gpu, Machine, MachineError
 from launcher.memory import CONTEXT, Need
@@ -32,7 +32,7 @@ def card(*gib: int | None) -> Machine:
 
 
 def expand(machine: Machine, *words: str, sets: tuple[str, ...] = (), cpu_only: bool = False) -> Any:
-    return submission.expand(spec.from_overrides(words, sets), machine, cpu_only)[0]
+    return expansion.expand(spec.from_overrides(words, sets), machine, cpu_only)[0]
 
 
 @pytest.fixture(autouse=True)
@@ -193,7 +193,7 @@ def test_a_run_that_cannot_fit_is_refused_with_the_size_that_would() -> None:
     assert expand(card(4), *words, f"data.img_size={size}").why_not is None
     assert expand(card(4), *words, f"data.img_size={size + 32}").why_not is not None
     with pytest.raises(JobError, match=r"001-swin_base_384: box: needs .*\nsee: launcher plan"):
-        submission.refuse_misfits([planned])
+        expansion.refuse_misfits([planned])
 
 
 def test_where_no_size_would_fit_a_smaller_model_is_named() -> None:

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from launcher import plans, spec, submission
+from launcher import expansion, plans, spec
 from launcher.machine import BUILT_IN
 
 REPOSITORY = Path(__file__).parents[2]
@@ -64,7 +64,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         began, busy = time.monotonic(), time.process_time()
         job = spec.load(big_job(Path(folder)))
-        planned = submission.expand(job, machine)
+        planned = expansion.expand(job, machine)
         text = json.dumps(plans.as_json(job, planned, machine), indent=2)
         seconds, busy = time.monotonic() - began, time.process_time() - busy
     peak = peak_memory()

@@ -154,7 +154,7 @@ def test_ctrl_c_ends_the_looking_alone(lab: Lab, server: SshServer) -> None:
     assert process.stdout is not None and next(line for line in process.stdout if line == "working\n")
     os.killpg(process.pid, signal.SIGINT)
     out = process.communicate(timeout=60)[0]
-    assert process.returncode == 130 and f"\nno longer looking; what runs on {server.host} goes on\n" in out
+    assert process.returncode == 130 and f"\nno longer looking; the runs on {server.host} go on\n" in out
     following = [p for p in psutil.process_iter(["cmdline"]) if {"logs", "--follow"} <= set(p.info["cmdline"] or [])]
     mine = [p for p in following if "--host" not in p.info["cmdline"] and _in(p, server.folder)]
     psutil.wait_procs(mine, timeout=20)

@@ -11,8 +11,7 @@ import pytest
 
 from launcher import retry, runs
 from launcher.runs import Retry, RunRequest
-from tests.launcher.conftest import Lab, wait_for
-from tests.launcher.test_supervision import seeds
+from tests.launcher.conftest import Lab, seeds, wait_for
 
 
 def request(batch: int = 16, *words: str, **policy: Any) -> RunRequest:

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from launcher import reuse, runs
-from tests.launcher.conftest import Lab
-from tests.launcher.test_supervision import seeds
+from tests.launcher.conftest import Lab, seeds
 from trainer.config import compose, to_dict
 
 

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launcher import choice, doctor, document, images, machine, plans, spec, submission
+from launcher import choice, doctor, document, expansion, images, machine, plans, schema, spec
 from launcher.containers import EngineError
 from launcher.document import JobError
 
@@ -18,11 +18,11 @@ HERE = machine.Machine("here", 8, 32 * 2**30)
 REPOSITORY = Path(__file__).parents[2]
 
 
-def expand(text: str, *overrides: str, sets: tuple[str, ...] = ()) -> list[submission.Planned]:
+def expand(text: str, *overrides: str, sets: tuple[str, ...] = ()) -> list[expansion.Planned]:
     parsed = document.parse(text, "job.yaml")
     for setting in sets:
         parsed = document.assign(parsed, setting)
-    return submission.expand(spec.Job(spec._validate(parsed), parsed, overrides), HERE)
+    return expansion.expand(spec.Job(spec._validate(parsed), parsed, overrides), HERE)
 
 
 def faults(text: str, *overrides: str, sets: tuple[str, ...] = ()) -> list[str]:
@@ -121,7 +121,7 @@ def test_a_fault_has_its_line_and_the_way_out(text: str, expected: str) -> None:
 
 def test_every_fault_is_reported_at_once_and_each_once() -> None:
     found = faults("nmae: x\ntimeout: soon\nmax_parallel: 0\n")
-    assert [line.split(":")[1] for line in sorted(found)] == ["1", "2", "3"]
+    assert [line.split(":")[1] for line in found] == ["1", "2", "3"], "as they stand in the file"
     found = faults("matrix:\n  model: [resnet43, resnet50]\n  seed: [1, 2, 3]\noverrides: {trainin.lr: 1}\n")
     assert len(found) == 2 and found[0].startswith("job.yaml:2:") and found[1].startswith("job.yaml:4:")
 
@@ -191,12 +191,12 @@ def test_commas_inside_brackets_and_quotes_do_not_separate(text: str, values: li
 
 def test_a_thousand_values_are_a_thousand_runs() -> None:
     job = spec.from_overrides(["seed=" + ",".join(map(str, range(1000)))])
-    assert len(submission.expand(job, HERE)) == 1000
+    assert len(expansion.expand(job, HERE)) == 1000
 
 
 def test_words_alone_make_a_matrix() -> None:
     job = spec.from_overrides(["model=resnet34,resnet50", "data=baseline_aug", "training.batch_size=32"])
-    planned = submission.expand(job, HERE)
+    planned = expansion.expand(job, HERE)
     assert [p.request.name for p in planned] == ["001-resnet34", "002-resnet50"]
     assert {p.request.config["batch_size"] for p in planned} == {32}
     assert yaml.safe_load(job.source)["matrix"] == {"model": ["resnet34", "resnet50"]}
@@ -289,11 +289,11 @@ def test_what_a_machine_without_a_gpu_means_is_said_once() -> None:
     parsed = document.parse("matrix: {seed: [1, 2]}\n", "job.yaml")
     job = spec.Job(spec._validate(parsed), parsed)
     slow = "note: training on 8 CPU cores takes many times longer than on a GPU"
-    assert plans.remarks(job, submission.expand(job, HERE), HERE).count(slow) == 1
+    assert plans.remarks(job, expansion.expand(job, HERE), HERE).count(slow) == 1
     gpu = machine.Machine("server", 8, 64 * 2**30, (machine.Gpu(0),))
-    assert not any("longer" in line for line in plans.remarks(job, submission.expand(job, gpu), gpu))
+    assert not any("longer" in line for line in plans.remarks(job, expansion.expand(job, gpu), gpu))
     mac = machine.Machine("mac", 8, 64 * 2**30, mps=True)
-    assert not any("longer" in line for line in plans.remarks(job, submission.expand(job, mac), mac))
+    assert not any("longer" in line for line in plans.remarks(job, expansion.expand(job, mac), mac))
 
 
 def test_variables_that_are_not_set_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -325,7 +325,7 @@ anything = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-fields = st.sampled_from([*spec.JobSpec.model_fields, "nonsense"])
+fields = st.sampled_from([*schema.JobSpec.model_fields, "nonsense"])
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -349,7 +349,7 @@ def test_a_job_with_anything_in_a_field_is_a_job_or_a_clear_error(field: str, va
 
 def test_the_readme_has_the_schemas_reference() -> None:
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert spec.reference() in text, "put the output of launcher.spec.reference() into the README"
+    assert schema.reference() in text, "put the output of launcher.schema.reference() into the README"
 
 
 def test_a_priority_is_the_schedulers_and_changes_nothing_of_the_run() -> None:
@@ -375,7 +375,7 @@ def test_runs_that_share_a_gpu_leave_cores_for_each_other() -> None:
     ):
         parsed = document.parse(text, "job.yaml")
         job = spec.Job(spec._validate(parsed), parsed)
-        planned = submission.expand(job, gpu)
+        planned = expansion.expand(job, gpu)
         assert planned[0].request.resources.cpus == cpus
         assert plans.at_once(planned, gpu, None) == parallel
         assert any("share_gpu" in line for line in plans.remarks(job, planned, gpu)) == ("nobody" in text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import signal
@@ -14,14 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher import gpus, runs
-from tests.launcher.conftest import Lab, wait_for
-
-SEEDS = "matrix: {{seed: [{}]}}\noverrides: {{model: resnet34}}\n"
-
-
-def seeds(count: int, more: str = "") -> str:
-    return SEEDS.format(", ".join(map(str, range(count)))) + more
+from launcher import runs
+from tests.launcher.conftest import Lab, seeds, wait_for
 
 
 def test_a_submission_leaves_every_run_succeeded_and_a_leaderboard(lab: Lab) -> None:
@@ -99,132 +92,6 @@ def test_a_step_without_a_run_to_work_on_fails_and_takes_its_followers_along(lab
     assert "no run of" in lab.status("vote").reason and "'003-vote' failed" in lab.status("out").reason
 
 
-def overlaps(lab: Lab, key: str = "CUDA_VISIBLE_DEVICES") -> int:
-    """How many pairs of runs had a GPU at the same time."""
-    spans = []
-    for begin in lab.journal("begin"):
-        end = next(e for e in lab.journal("end") if e["pid"] == begin["pid"])
-        spans.append((begin["env"][key].split(","), begin["time"], end["time"]))
-    return sum(bool(set(a[0]) & set(b[0])) and a[1] < b[2] and b[1] < a[2] for a, b in itertools.combinations(spans, 2))
-
-
-def test_each_gpu_has_one_run_at_a_time(lab: Lab) -> None:
-    lab.plan = {"*": {"seconds": 0.3}}
-    assert lab.launcher("submit", lab.job(seeds(6)), lab.machine(gpus=2)).returncode == 0
-    used = {event["env"]["CUDA_VISIBLE_DEVICES"] for event in lab.journal("begin")}
-    assert used == {"0", "1"} and overlaps(lab) == 0
-
-
-def test_two_submissions_share_the_hosts_gpus(lab: Lab) -> None:
-    lab.plan = {"*": {"seconds": 0.3}}
-    machine, job = lab.machine(gpus=2), lab.job(seeds(3))
-    both = [lab.start("submit", job, machine, f"--set=name={name}") for name in ("one", "two")]
-    assert [process.wait(60) for process in both] == [0, 0]
-    assert len(lab.journal("end")) == 6 and overlaps(lab) == 0
-
-
-def test_a_gpu_that_another_holds_is_waited_for(lab: Lab) -> None:
-    held = gpus.acquire("gpu0", "somebody's run")
-    assert held is not None
-    process = lab.start("submit", lab.job(seeds(1)), lab.machine(gpus=1))
-    assert process.stdout is not None
-    line = next(line for line in process.stdout if "waiting" in line)
-    assert "GPU 0 is held by somebody's run" in line and not lab.journal()
-    held.close()
-    assert process.wait(60) == 0
-
-
-def one_gpu(lab: Lab, memory: str = "24g") -> str:
-    (lab.root / "machine.yaml").write_text(f"{{gpus: [{{memory: {memory}}}], cpus: 16, memory: 64g}}")
-    return "--machine=machine.yaml"
-
-
-SHARED = "resources: {share_gpu: true, gpu_memory: 10g, cpus: 1}\n"
-
-
-def test_runs_that_share_a_gpu_are_packed_by_memory_and_capped(lab: Lab) -> None:
-    gate = lab.root / "gate"
-    lab.plan = {"*": {"until": str(gate)}}
-    process = lab.start("submit", lab.job(seeds(3, SHARED)), one_gpu(lab))
-    wait_for(lambda: len(lab.journal("begin")) == 2, "two runs on one GPU")
-    time.sleep(1)
-    assert lab.states() == {"seed0": "running", "seed1": "running", "seed2": "queued"}, (
-        "a third would need 30 of 24 GiB"
-    )
-    gate.touch()
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0 and "at most 2 at once" in output
-    for event in lab.journal("begin"):
-        assert event["env"]["CUDA_VISIBLE_DEVICES"] == "0"
-        assert event["env"]["DEVICE_MEMORY_LIMIT"] == str(10 * 2**30)
-
-
-def test_a_shared_gpu_is_no_other_submissions_whoever_dies(lab: Lab) -> None:
-    gate = lab.root / "gate"
-    lab.plan = {"seed0": {"seconds": 0.5}, "seed1": {"until": str(gate)}}
-    machine = one_gpu(lab)
-    first = lab.start("submit", lab.job(seeds(2, SHARED)), machine, "--set=name=first")
-    wait_for(lambda: len(lab.journal("begin")) == 2, "two runs on one GPU")
-    lab.plan = {"*": {"seconds": 0.1}}
-    others = [
-        lab.start("submit", lab.job(seeds(1, SHARED), "shares.yaml"), machine),
-        lab.start("submit", lab.job(seeds(1), "alone.yaml"), machine),
-    ]
-    for other in others:
-        assert other.stdout is not None
-        line = next(line for line in other.stdout if "waiting" in line)
-        assert "GPU 0 is held by first-" in line and "(runs that share it)" in line
-    wait_for(lambda: lab.journal("end"), "the one that took the lock first to end")
-    first.kill()
-    first.wait()
-    time.sleep(1)
-    assert len(lab.journal("begin")) == 2, "one run of the first is still there"
-    gate.touch()
-    assert [other.wait(60) for other in others] == [0, 0]
-    assert len(lab.journal("end")) == 4
-    spans = sorted(event["time"] for event in lab.journal("end"))
-    begins = lab.journal("begin")[2:]
-    assert begins[0]["time"] >= spans[1] and begins[1]["time"] >= spans[2], "and the two never met each other"
-
-
-def test_a_run_that_no_gpu_here_can_hold_fails_and_others_go_on(lab: Lab) -> None:
-    gate = lab.root / "gate"
-    lab.plan = {"*": {"until": str(gate)}}
-    job = lab.job(seeds(2, SHARED + "max_parallel: 1\nafter: [{name: out, step: predict, from: {top: 1}}]\n"))
-    process = lab.start("submit", job, one_gpu(lab))
-    wait_for(lambda: lab.journal("begin"), "a run")
-    process.kill()
-    process.wait()
-    gate.touch()
-    wait_for(lambda: lab.states()["seed0"] == "succeeded", "its end")
-    assert lab.launcher("resume", one_gpu(lab, "8g")).returncode == 1
-    assert lab.states() == {"seed0": "succeeded", "seed1": "failed", "out": "failed"}
-    assert lab.status("seed1").reason == "it needs 1 GPU with 10 GiB; this machine has 0"
-    refused = lab.launcher("submit", job, one_gpu(lab, "8g"))
-    assert refused.returncode == 64 and "job.yaml:3: resources.gpu_memory: " in refused.stderr
-    assert "1 GPU with 10 GiB asked for, 0 there" in refused.stderr
-
-
-def test_runs_start_by_priority_and_then_the_longest_first(lab: Lab) -> None:
-    include = (
-        "include:\n  - {seed: 3, priority: 10}\n  - {seed: 2, training.epochs: 500}\n  - {seed: 0, priority: -1}\n"
-    )
-    done = lab.launcher("submit", lab.job(seeds(4, include + "max_parallel: 1\n")), lab.machine())
-    assert done.returncode == 0, done.stderr
-    assert [event["run"][:3] for event in lab.journal("begin")] == ["004", "003", "002", "001"]
-    assert not any("priority" in word for event in lab.journal("begin") for word in event["argv"])
-
-
-def test_runs_on_the_cpu_get_their_cores_and_no_gpu(lab: Lab) -> None:
-    job = lab.job(seeds(2, "resources: {cpus: 2, gpus: 0, gpu_memory: 4g}\n"))
-    assert lab.launcher("submit", job, lab.machine(gpus=1, cpus=2)).returncode == 0
-    for event in lab.journal("begin"):
-        assert event["env"]["CUDA_VISIBLE_DEVICES"] == "" and event["env"]["OMP_NUM_THREADS"] == "2"
-        assert event["env"]["DEVICE_MEMORY_LIMIT"] == str(4 * 2**30)
-        assert event["env"]["DATA_DIR"] == str(lab.root / "data")
-    assert overlaps(lab, "OMP_NUM_THREADS") == 0, "two runs of two cores do not fit two cores"
-
-
 def test_killed_with_9_the_supervisor_takes_no_run_along(lab: Lab) -> None:
     gate = lab.root / "gate"
     lab.plan = {"*": {"until": str(gate)}}
@@ -244,6 +111,20 @@ def test_killed_with_9_the_supervisor_takes_no_run_along(lab: Lab) -> None:
     assert lab.launcher("resume", lab.machine()).returncode == 0
     assert set(lab.states().values()) == {"succeeded"}
     assert len(lab.journal("begin")) == 3, "nothing ran twice"
+
+
+def test_resume_says_when_nothing_is_left_to_do(lab: Lab) -> None:
+    lab.plan = {"seed0": {"exit": 65}}
+    job, machine = lab.job(seeds(2)), lab.machine()
+    assert lab.launcher("submit", job, machine).returncode == 1
+    again = lab.launcher("resume", machine)
+    said = "all 2 runs have ended, 1 by a bad configuration or bad data, which is never repeated\n"
+    assert again.returncode == 1 and f"{lab.submission().name}: {said}" in again.stdout
+    lab.plan = {}
+    assert lab.launcher("submit", job, machine, "--fresh").returncode == 0
+    again = lab.launcher("resume", machine)
+    assert again.returncode == 0 and "all 2 runs are finished; nothing is left to do\n" in again.stdout
+    assert "goes on" not in again.stdout
 
 
 def test_a_new_supervisor_adopts_what_still_runs(lab: Lab) -> None:
@@ -357,36 +238,6 @@ def test_a_stop_that_came_too_late_for_any_run_is_a_success(lab: Lab) -> None:
     assert process.wait(60) == 0 and lab.states() == {"resnet34": "succeeded"}
 
 
-def test_variables_that_are_not_set_are_named_when_runs_start(lab: Lab) -> None:
-    done = lab.launcher("submit", lab.job(seeds(1, "secrets: [NOT_SET_HERE]\n")), lab.machine())
-    assert done.returncode == 0 and "note: job.yaml:3: secrets: NOT_SET_HERE is not set here; export it" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ([], "empty: the data folder (--data) holds neither train.csv nor a folder a class below train/"),
-        (["data.format=csv"], "empty: the data folder (--data) holds no train.csv, which data.format=csv asks for"),
-        (["data.root=table", "data.format=imagefolder"], "table: the data folder (data.root) holds no folder a class"),
-        (["data.root=classes", "data.format=csv"], "classes: the data folder (data.root) holds no train.csv"),
-        (["data.root=job.yaml"], "job.yaml: the data folder (data.root) is not a folder"),
-        (["data.root=classes"], ""),
-        (["data.root=table"], ""),
-        (["data.root=plain", "data.format=imagefolder"], ""),
-    ],
-)
-def test_a_folder_that_holds_no_training_data_is_refused_before_anything_is_made(
-    lab: Lab, words: list[str], said: str
-) -> None:
-    for folder in ("empty/train/.hidden", "empty/test", "classes/train/a", "table", "plain/a"):
-        (lab.root / folder).mkdir(parents=True)
-    (lab.root / "table" / "train.csv").touch()
-    (lab.root / "table" / "test").mkdir()
-    done = lab.launcher("submit", lab.job(seeds(1)), *words, "--data", "empty", lab.machine())
-    assert done.returncode == (65 if said else 0) and said in done.stderr, done.stderr
-    assert lab.runs.exists() is (not said)
-
-
 def test_exec_executes_one_run_by_hand(lab: Lab) -> None:
     lab.plan = {"*": {"exit": 3}}
     lab.launcher("submit", lab.job(seeds(1)), lab.machine())
@@ -461,52 +312,6 @@ def test_an_ensemble_of_an_earlier_submission_trains_nothing(lab: Lab) -> None:
     assert event["argv"][2] == f"{first}/002-seed1/best.ckpt" and lab.submission() != first
     wrong = lab.launcher("submit", job, lab.machine(), "--set", "after.0.from.submission=frist")
     assert wrong.returncode == 64 and "there is no submission 'frist'" in wrong.stderr
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "said"),
-    [
-        (["submit", "job.yaml", "--data", "nowhere"], 65, "nowhere: the data folder (--data) does not exist"),
-        (["submit", "job.yaml", "--set", "resources.gpus=3"], 64, "3 GPU asked for"),
-        (["submit", "job.yaml", "--set", "resources.cpus=4000"], 64, "4000 cores asked for"),
-        (["submit", "job.yaml", "--set", "resources.memory=9t"], 64, "9216 GiB asked for"),
-        (["submit", "job.yaml", "modle=resnet34"], 64, "the command line: modle=resnet34: there is no key"),
-        (["submit", "job.yaml", "--gpus", "7"], 64, "there is no GPU '7'"),
-        (["submit", "job.yaml", "--runs", "/proc/runs"], 1, "/proc/runs: cannot be written to"),
-        (["submit", "job.yaml", "--enigne", "native"], 64, "--engine"),
-        (["submit"], 64, "Missing argument"),
-        (["submti"], 64, "No such command 'submti'"),
-        (["status", "nothing"], 1, "there is no submission"),
-        (["logs", "nothing"], 1, "there is no submission"),
-    ],
-)
-def test_a_wrong_call_is_one_clear_error_and_leaves_nothing(lab: Lab, words: list[str], code: int, said: str) -> None:
-    lab.job(seeds(2))
-    done = lab.launcher(*words)
-    assert done.returncode == code, done.stderr
-    assert said in done.stderr and "Traceback" not in done.stderr
-    assert not lab.runs.exists() or not list(lab.runs.iterdir())
-
-
-def test_data_below_a_folder_that_may_not_be_entered_are_said_to_be(tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
-    (tmp_path / "closed" / "data" / "train" / "a").mkdir(parents=True)
-    (tmp_path / "closed").chmod(0o000)
-    become = "os.setgid(65534); os.setuid(65534)" if os.getuid() == 0 else "None"
-    code = f"""
-import os
-from types import SimpleNamespace
-from launcher import submission
-{become}
-run = SimpleNamespace(request=SimpleNamespace(kind="train", config={{"root": None, "format": "auto"}}))
-try:
-    submission.find_data("closed/data", [run])
-except submission.RunError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    (tmp_path / "closed").chmod(0o700)
-    assert "closed/data: the data folder (--data) cannot be read (Permission denied: closed/data); " in done.stdout
 
 
 @pytest.fixture

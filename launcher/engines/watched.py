@@ -1,0 +1,94 @@
+"""A container that a thread of this process looks after: the memory that it takes, and what its end means."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher import cgroup, containers, runs
+from launcher.engines import container as recipe
+from launcher.execute import last_error, verdict
+from launcher.gpus import Held
+from launcher.runs import RunRequest
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+STOP = "stop.requested"
+"""In a run directory: somebody asked its container to end."""
+
+
+@dataclass
+class Watched:
+    """An attempt of a run, its container (`id`, empty before there is one), and what was seen of it."""
+
+    run_dir: Path
+    attempt: int
+    request: RunRequest
+    held: list[Held] = field(default_factory=list)
+    id: str = ""
+    began: float = 0.0
+    timed_out: bool = False
+    peak: int | None = None
+    log_begin: int = 0
+    memory_files: list[Path] | None = None
+    thread: threading.Thread | None = None
+
+
+def sample_memory(watched: Watched, client: Callable[[], DockerClient] | None) -> None:
+    """Look at the container's memory, for its peak in bytes. `client` is asked once for where the kernel counts it;
+    None where the container is no process of this host."""
+    if watched.memory_files is None:
+        watched.memory_files = []
+        if client is None:
+            return
+        with suppress(Exception):  # the figure is missing then
+            pid = int(client().api.inspect_container(watched.id)["State"]["Pid"])
+            watched.memory_files = cgroup.peak_files(pid)
+    seen = [number for path in watched.memory_files if (number := cgroup.number(path)) is not None]
+    if seen:
+        watched.peak = max(watched.peak or 0, *seen)
+
+
+def state_at_end(client: DockerClient, watched: Watched) -> dict[str, Any]:
+    """The `State` of an ended container as the engine sees it. That memory was short arrives a little after the end
+    that it caused. Raises the SDK's errors."""
+    for _ in range(10):
+        state: dict[str, Any] = client.api.inspect_container(watched.id)["State"]
+        if state["ExitCode"] != 137 or state.get("OOMKilled"):
+            break
+        if watched.timed_out or (watched.run_dir / STOP).exists() or not watched.request.resources.memory:
+            break
+        time.sleep(0.05)
+    return state
+
+
+def ending(watched: Watched, state: Mapping[str, Any], asked: bool) -> tuple[runs.State, str, dict[str, Any]]:
+    """What the container's end, as `state_at_end` has it, makes of the run: state, reason and figures of its event.
+
+    `asked`: somebody wanted it to end.
+    """
+    run_dir, code = watched.run_dir, int(state["ExitCode"])
+    if code > 128 and code != 143 and code - 128 in {int(number) for number in signal.Signals}:
+        code = 128 - code
+    memory = recipe.want_of_memory(watched.request) if state.get("OOMKilled") else ""
+    if state.get("OOMKilled") and watched.request.resources.memory:
+        watched.peak = watched.request.resources.memory
+    word, reason = verdict(code, asked, watched.timed_out, watched.request, memory, run_dir)
+    detail = str(state.get("Error") or "")
+    if word in ("failed", "out_of_device_memory"):
+        said = last_error(run_dir / "log.txt", watched.log_begin)
+        detail = detail or recipe.on_host(said, watched.request, run_dir)
+    figures = {
+        "exit_code": code,
+        "oom_killed": bool(state.get("OOMKilled")),
+        "peak_host_memory_bytes": watched.peak,
+        "seconds": round(containers.seconds(state["FinishedAt"]) - containers.seconds(state["StartedAt"]), 1),
+    }
+    return word, ": ".join(part for part in (reason, detail) if part), figures

@@ -1,0 +1,288 @@
+"""A job expanded into its runs: each composed and checked, with what it gets on a machine and whether it fits there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher import fitting, matrix, reuse, runs, steps
+from launcher.document import JobError, in_order
+from launcher.machine import Machine
+from launcher.runs import Resources, RunError, RunRequest
+from launcher.sizes import show_size
+from launcher.spec import PRIORITY, Job
+from trainer import config as trainer_config
+from trainer.errors import ConfigError
+
+CPU_CORES = 4
+"""Cores of a run that trains on the CPU, where the job does not say: beyond them a small model gains little."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run, and why it cannot run on the machine asked about (None: it can)."""
+
+    request: RunRequest
+    why_not: str | None = None
+    place: str = ""
+    """Where the job file asks for what cannot be had."""
+    fit: fitting.Fit | None = None
+    """What is foreseen of a training run's device memory."""
+
+
+def expand(job: Job, machine: Machine, cpu_only: bool = False) -> list[Planned]:
+    """Every run and step of the job, composed and checked, training runs first.
+
+    Raises JobError with every fault of every run: each once, at the line that the value comes from.
+    """
+    spec = job.spec
+    entries = [] if _trains_nothing(job) else matrix.expand(job.matrix, spec.exclude, spec.include)
+    faults = [
+        f"{job.document.place(('exclude', position))}: exclude.{position}: leaves no combination out; check its values"
+        for position in matrix.unmatched(spec.matrix, spec.exclude)  # of the file's own axes
+    ]
+    if not entries and not _trains_nothing(job):
+        faults.append(f"{job.document.place(('exclude',))}: exclude leaves no run")
+    priorities = [int(entry.values.pop(PRIORITY, 0)) for entry in entries]
+    keys = matrix.differing([entry.values for entry in entries])
+    common = _common(job)
+    positions = _positions(job)
+    resources, why_not, place = _resources(job, machine, cpu_only)
+    width = max(3, len(str(len(entries))))
+    planned: list[Planned] = []
+    for index, (entry, priority) in enumerate(zip(entries, priorities, strict=True), start=1):
+        words, origins = _overrides(job, entry, positions)
+        try:
+            composed = trainer_config.compose(words)
+        except ConfigError as error:
+            faults += [_attributed(line, origins, job) for line in str(error).splitlines()]
+            continue
+        summary = _summary(composed, words)
+        name = matrix.run_name(index, entry.values, keys, summary["model"])
+        plain = trainer_config.view(composed)
+        # The micro-batch that this adds is left out of the identity: on another machine it is the same run.
+        fit = fitting.fit(composed, resources, machine)
+        request = RunRequest(
+            name=name.zfill(len(name) + width - len(name.split("-")[0])),
+            index=index,
+            kind="train",
+            command=["train", *words, *fit.words],
+            overrides=[*words, *fit.words],
+            resources=resources,
+            fetches=composed.model.name if composed.model.pretrained and not composed.model.weights else None,
+            **common,
+            priority=priority,
+            identity=reuse.identity(plain),
+            config=summary,
+            predicted_memory=fit.predicted,
+        )
+        if fit.why_not and not why_not:
+            key = next((key for key in ("data.img_size", "model.name", "model", "data") if key in origins), "")
+            where = f"{_place(origins.get(key, ()), job)}: {request.name}"
+            planned.append(Planned(request, f"{machine.name}: {fit.why_not}", where, fit))
+        else:
+            planned.append(Planned(request, why_not, place, fit))
+    if faults:
+        raise JobError(in_order(faults))
+    return planned + _steps(job, [p.request for p in planned], resources)
+
+
+def _common(job: Job) -> dict[str, Any]:
+    """What all requests of a job have in common."""
+    spec = job.spec
+    return {
+        "image": spec.image,
+        "network": None if spec.network == "auto" else spec.network,
+        "memory_place": f"{job.document.place(('resources', 'memory'))}" if spec.resources.memory != "auto" else "",
+        "timeout": spec.timeout,
+        "retry": runs.Retry(spec.retry.attempts, tuple(spec.retry.on), spec.retry.backoff),
+        "share_gpu": spec.resources.share_gpu,
+        "env": spec.env,
+        "secrets": spec.secrets,
+    }
+
+
+def _trains_nothing(job: Job) -> bool:
+    """A job of steps alone, on the runs of an earlier submission."""
+    spec = job.spec
+    elsewhere = [step.from_ is None or step.from_.submission is not None for step in spec.after]
+    return not (job.matrix or spec.include or spec.overrides or job.overrides) and bool(elsewhere) and all(elsewhere)
+
+
+def _positions(job: Job) -> dict[str, dict[str, int]]:
+    """Where each value of each axis of the file stands first: a look for every run of thousands would be long."""
+    found: dict[str, dict[str, int]] = {}
+    for key, axis in job.spec.matrix.items():
+        for position, value in enumerate(axis):
+            found.setdefault(key, {}).setdefault(matrix.override_value(value), position)
+    return found
+
+
+def _overrides(
+    job: Job, entry: matrix.Entry, positions: dict[str, dict[str, int]]
+) -> tuple[list[str], dict[str, tuple[str | int, ...] | None]]:
+    """The run's overrides in Hydra's grammar, and where each key's value stands (None: on the command line)."""
+    values: dict[str, str] = {}
+    origins: dict[str, tuple[str | int, ...] | None] = {}
+    for key, value in job.spec.overrides.items():
+        values[key], origins[key] = matrix.override_value(value), ("overrides", key)
+    for key, value in entry.values.items():
+        values[key] = value if key in job.axes else matrix.override_value(value)
+        position = positions.get(key, {}).get(values[key])
+        including = [i for i in entry.includes if key in job.spec.include[i]]
+        if key in job.axes:
+            origins[key] = None
+        elif including:
+            origins[key] = ("include", including[-1], key)
+        else:
+            origins[key] = ("matrix", key) if position is None else ("matrix", key, position)
+    words = {key: f"{key}={value}" for key, value in values.items()}
+    for word in job.overrides:
+        key = word.partition("=")[0]
+        words[key], origins[key] = word, None
+    return list(words.values()), origins
+
+
+def _attributed(line: str, origins: dict[str, tuple[str | int, ...] | None], job: Job) -> str:
+    """A fault of the trainer's with the place that its value comes from."""
+    key = line.partition("=")[0].partition(":")[0].strip()
+    known = next((k for k in origins if k == key or key.startswith(k + ".") or k.startswith(key + ".")), None)
+    if known is None:
+        return f"{job.document.place(())}: {line}"
+    return f"{_place(origins[known], job)}: {line}"
+
+
+def _place(path: tuple[str | int, ...] | None, job: Job) -> str:
+    return "the command line" if path is None else job.document.place(path)
+
+
+def _summary(composed: trainer_config.Config, words: Sequence[str]) -> dict[str, Any]:
+    named = any(word.startswith("model.name=") for word in words)
+    return {
+        "model": composed.model.name if named else composed.choices["model"],
+        "data": composed.choices["data"],
+        "training": composed.choices["training"],
+        "img_size": composed.data.img_size,
+        "batch_size": composed.training.batch_size,
+        "epochs": composed.training.epochs,
+        "seed": composed.seed,
+        "root": composed.data.root,
+        "format": composed.data.format,
+        "weights": composed.model.weights,
+    }
+
+
+def _resources(job: Job, machine: Machine, cpu_only: bool) -> tuple[Resources, str | None, str]:
+    """What each run gets on this machine; why that cannot be, and where it is asked for."""
+    asked = job.spec.resources
+    devices = () if cpu_only else machine.devices
+    gpus = min(1, len(devices)) if asked.gpus == "auto" else 0 if cpu_only else asked.gpus
+    if asked.cpus != "auto":
+        cpus = asked.cpus
+    elif gpus and not asked.share_gpu:
+        cpus = max(1.0, machine.cpus * gpus // max(1, len(devices)))
+    else:
+        cpus = max(1.0, min(machine.cpus, CPU_CORES))
+    memory = None if asked.memory == "auto" else asked.memory
+    cap = None if asked.gpu_memory == "auto" else asked.gpu_memory
+    large = [gpu for gpu in machine.gpus if gpu.memory is None or gpu.memory >= (cap or 0)]
+    why, field = None, ""
+    if gpus > len(devices):
+        field, why = "gpus", f"{gpus} GPU asked for, {len(devices)} there (--cpu trains without)"
+    elif cap is not None and gpus and machine.gpus and gpus > len(large):
+        field, why = "gpu_memory", f"{gpus} GPU with {show_size(cap)} asked for, {len(large)} there"
+    elif cpus > machine.cpus:
+        field, why = "cpus", f"{cpus:g} cores asked for, {machine.cpus:g} there"
+    elif memory is not None and memory > machine.memory:
+        field, why = "memory", f"{show_size(memory)} asked for, {show_size(machine.memory)} there"
+    return (
+        Resources(
+            gpus=gpus,
+            gpu_memory=cap,
+            memory=memory,
+            cpus=cpus,
+            shm=None if asked.shm == "auto" else asked.shm,
+        ),
+        f"{machine.name}: {why}" if why else None,
+        f"{job.document.place(('resources', field))}: resources.{field}" if why else "",
+    )
+
+
+def _steps(job: Job, trained: Sequence[RunRequest], resources: Resources) -> list[Planned]:
+    made: dict[str, RunRequest] = {}
+    for offset, step in enumerate(job.spec.after):
+        index = len(trained) + 1 + offset
+        options: list[str] = []
+        for key, value in step.args.items():
+            values = value if isinstance(value, list) else [value]
+            options += [f"--{key}", *(matrix.override_value(v) for v in values)]
+        select: dict[str, Any] | None = None
+        command = options
+        needs = [made[need].name for need in step.needs]
+        if step.from_ is not None:
+            select = step.from_.model_dump(exclude_none=True)
+            if "submission" not in select:
+                needs = [run.name for run in _selected(job, offset, select, trained)] + needs
+        else:
+            source = made[step.needs[-1]]
+            command = steps.command(step.step, [f"@submission/{source.name}/ensemble.json"], options)
+            if source.kind != "ensemble":
+                place = job.document.place(("after", offset, "needs"))
+                raise JobError(
+                    f"{place}: after.{offset}.needs: '{step.needs[-1]}' leaves no model; name an ensemble, or say from:"
+                )
+        made[step.name] = RunRequest(
+            name=f"{index:03d}-{step.name}",
+            index=index,
+            kind=step.step,
+            command=command,
+            needs=needs,
+            select=select,
+            resources=resources,
+            **_common(job),
+            config={"model": step.args.get("method", "soft_voting") if step.step == "ensemble" else step.step},
+        )
+    return [Planned(request) for request in made.values()]
+
+
+def _selected(job: Job, offset: int, select: dict[str, Any], trained: Sequence[RunRequest]) -> Sequence[RunRequest]:
+    """The runs that a step waits for. Raises JobError for a pattern that no run's name fits."""
+    if "top" in select:
+        return trained
+    for position, pattern in enumerate(select["runs"]):
+        if not any(runs.fits(run.name, pattern) for run in trained):
+            place = job.document.place(("after", offset, "from", "runs", position))
+            names = ", ".join(run.name for run in trained[:12])
+            raise JobError(f"{place}: after.{offset}.from.runs: no run is called '{pattern}'; there are {names}")
+    return [run for run in trained if any(runs.fits(run.name, pattern) for pattern in select["runs"])]
+
+
+def refuse_misfits(planned: Sequence[Planned]) -> None:
+    """Raises JobError when a run asks for more than the machine has."""
+    faults = [f"{each.place}: {each.why_not}" for each in planned if each.why_not]
+    if faults:
+        remedy = "ask for less by --set resources.<field>=…, or " if any(": resources." in f for f in faults) else ""
+        raise JobError(in_order(faults) + f"\n{remedy}see: launcher plan")
+
+
+def check_follows(job: Job, runs_root: Path) -> None:
+    """Raises JobError where the job follows a submission that is not there."""
+    if job.spec.follows:
+        try:
+            runs.find_submission(runs_root, job.spec.follows)
+        except RunError as error:
+            raise JobError(f"{job.document.place(('follows',))}: follows: {error}") from None
+
+
+def check_sources(job: Job, runs_root: Path) -> None:
+    """Raises JobError where the job follows a submission, or a step takes runs of one, and there is none such."""
+    check_follows(job, runs_root)
+    for index, step in enumerate(job.spec.after):
+        if step.from_ is not None and step.from_.submission is not None and not job.spec.follows:
+            try:
+                steps.members(step.from_.model_dump(exclude_none=True), runs_root / "any")
+            except RunError as error:
+                place = job.document.place(("after", index, "from", "submission"))
+                raise JobError(f"{place}: after.{index}.from: {error}") from None

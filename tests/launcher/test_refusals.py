@@ -1,0 +1,99 @@
+"""What a command refuses, or says before anything is made: one clear error each."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.launcher.conftest import Lab, seeds
+
+
+def test_variables_that_are_not_set_are_named_when_runs_start(lab: Lab) -> None:
+    done = lab.launcher("submit", lab.job(seeds(1, "secrets: [NOT_SET_HERE]\n")), lab.machine())
+    assert done.returncode == 0 and "note: job.yaml:3: secrets: NOT_SET_HERE is not set here; export it" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "empty: the data folder (--data) holds neither train.csv nor a folder a class below train/"),
+        (["data.format=csv"], "empty: the data folder (--data) holds no train.csv, which data.format=csv asks for"),
+        (["data.root=table", "data.format=imagefolder"], "table: the data folder (data.root) holds no folder a class"),
+        (["data.root=classes", "data.format=csv"], "classes: the data folder (data.root) holds no train.csv"),
+        (["data.root=job.yaml"], "job.yaml: the data folder (data.root) is not a folder"),
+        (["data.root=classes"], ""),
+        (["data.root=table"], ""),
+        (["data.root=plain", "data.format=imagefolder"], ""),
+    ],
+)
+def test_a_folder_that_holds_no_training_data_is_refused_before_anything_is_made(
+    lab: Lab, words: list[str], said: str
+) -> None:
+    for folder in ("empty/train/.hidden", "empty/test", "classes/train/a", "table", "plain/a"):
+        (lab.root / folder).mkdir(parents=True)
+    (lab.root / "table" / "train.csv").touch()
+    (lab.root / "table" / "test").mkdir()
+    done = lab.launcher("submit", lab.job(seeds(1)), *words, "--data", "empty", lab.machine())
+    assert done.returncode == (65 if said else 0) and said in done.stderr, done.stderr
+    assert lab.runs.exists() is (not said)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["submit", "job.yaml", "--data", "nowhere"], 65, "nowhere: the data folder (--data) does not exist"),
+        (["submit", "job.yaml", "--set", "resources.gpus=3"], 64, "3 GPU asked for"),
+        (["submit", "job.yaml", "--set", "resources.cpus=4000"], 64, "4000 cores asked for"),
+        (["submit", "job.yaml", "--set", "resources.memory=9t"], 64, "9216 GiB asked for"),
+        (["submit", "job.yaml", "modle=resnet34"], 64, "the command line: modle=resnet34: there is no key"),
+        (["submit", "job.yaml", "--gpus", "7"], 64, "there is no GPU '7'"),
+        (["submit", "job.yaml", "--runs", "/proc/runs"], 1, "/proc/runs: cannot be written to"),
+        (["submit", "job.yaml", "--enigne", "native"], 64, "--engine"),
+        (["submit"], 64, "Missing argument"),
+        (["submti"], 64, "No such command 'submti'"),
+        (["status", "nothing"], 1, "there is no submission"),
+        (["logs", "nothing"], 1, "there is no submission"),
+    ],
+)
+def test_a_wrong_call_is_one_clear_error_and_leaves_nothing(lab: Lab, words: list[str], code: int, said: str) -> None:
+    lab.job(seeds(2))
+    done = lab.launcher(*words)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr and "Traceback" not in done.stderr
+    assert not lab.runs.exists() or not list(lab.runs.iterdir())
+
+
+def test_plan_looks_for_the_submission_that_a_job_follows_as_submit_does(lab: Lab) -> None:
+    job = lab.job("name: second\nfollows: frist\n" + seeds(1))
+    none = lab.launcher("plan", job)
+    assert none.returncode == 64 and "job.yaml:2: follows: " in none.stderr and "no submission yet" in none.stderr
+    assert lab.launcher("submit", lab.job(seeds(1), "first.yaml"), lab.machine()).returncode == 0
+    planned, submitted = lab.launcher("plan", job), lab.launcher("submit", job, lab.machine())
+    assert planned.returncode == 64 and "there is no submission 'frist'; valid: first-" in planned.stderr
+    assert planned.stderr == submitted.stderr
+    assert lab.launcher("plan", job, "--set", "follows=first").returncode == 0
+
+
+def test_data_below_a_folder_that_may_not_be_entered_are_said_to_be(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "closed" / "data" / "train" / "a").mkdir(parents=True)
+    (tmp_path / "closed").chmod(0o000)
+    become = "os.setgid(65534); os.setuid(65534)" if os.getuid() == 0 else "None"
+    code = f"""
+import os
+from types import SimpleNamespace
+from launcher import data_folder
+{become}
+run = SimpleNamespace(request=SimpleNamespace(kind="train", config={{"root": None, "format": "auto"}}))
+try:
+    data_folder.find_data("closed/data", [run])
+except data_folder.RunError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    (tmp_path / "closed").chmod(0o700)
+    assert "closed/data: the data folder (--data) cannot be read (Permission denied: closed/data); " in done.stdout
