@@ -58,8 +58,8 @@ def find(targets: NDArray[np.int64], probabilities: NDArray[np.float32]) -> list
 def write(predictions: Path, output: Path, root: Path | None) -> list[LabelError]:
     """Write label_errors.csv and label_errors.png into `output`.
 
-    `predictions` is a val_predictions.npz (or what `val_predictions.read` takes), `root` the data folder of the pictures.
-    Raises ConfigError where `predictions` has none.
+    `predictions` is a val_predictions.npz, or what `val_predictions.read` takes, `root` the data folder of the
+    pictures. Raises ConfigError where `predictions` has none.
     """
     from trainer import data, gallery, val_predictions  # here, so that `find` is had without them
 

@@ -99,6 +99,7 @@ def content(subject: Subject, root: Path | None) -> dict[str, Any]:
     return {
         "subject": subject,
         "title": subject.config.get("model", {}).get("name", subject.path.stem) if not subject.method else "Ensemble",
+        "facts": facts(subject),
         "names": names,
         "images": len(targets),
         "headline": headline,
@@ -120,6 +121,20 @@ def content(subject: Subject, root: Path | None) -> dict[str, Any]:
         "config": yaml.safe_dump(subject.config, sort_keys=False, allow_unicode=True) if subject.config else "",
         "chart": charts,
     }
+
+
+def facts(subject: Subject) -> list[str]:
+    """What the figures are of, for a line below the title."""
+    known, metrics, validation = subject.config, subject.metrics, subject.validation
+    said = [f"{len(validation.targets)} validation images", f"{len(validation.class_names)} classes"]
+    if subject.method:
+        by = f", {subject.weighting} weights" if subject.weighting else ""
+        return [f"{subject.method.replace('_', ' ')}{by}", *said]
+    if known:
+        said.append(f"{known['data']['img_size']} px")
+    if known and "epoch" in metrics:
+        said.append(f"epoch {metrics['epoch']} of {known['training']['epochs']}")
+    return said
 
 
 def mistakes(targets: Targets, probabilities: Probabilities) -> list[int]:
