@@ -168,6 +168,7 @@ def test_an_ensembles_members_are_shown_beside_an_equal_vote(trained: list[Path]
     page = (tmp_path / "report.html").read_text()
     members = page[page.index('id="members"') : page.index('id="confusion"')]
     assert [word for word in ("75.0 %", "25.0 %", "0.400 to 0.600", "0.250") if word not in members] == []
+    assert 'id="corruption"' in page, "the rows, and with them the kinds, stay with the predictions"
     assert "no member trained on" in page and 'id="training"' not in page
 
 
