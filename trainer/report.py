@@ -104,7 +104,7 @@ def content(subject: Subject, root: Path | None) -> dict[str, Any]:
         "images": len(targets),
         "headline": headline,
         "meaning": meaning(subject, headline),
-        "monitor": subject.config.get("training", {}).get("monitor"),
+        "monitor": None if subject.method else subject.config.get("training", {}).get("monitor"),
         "curves": curves(subject),
         "matrices": {name: matrix(targets, p) for name, p in validation.copies.items()},
         "classes": classes(validation),
@@ -175,7 +175,7 @@ def meaning(subject: Subject, headline: list[Score]) -> str:
     if more:
         said += f", and of turned, worn or photographed ones between {more[0].low:.2f} and {more[0].high:.2f}"
     if subject.method:
-        return f"{said}; all lean a little high, because the members were chosen on the same images."
+        return f"{said}; {'both lean' if more else 'it leans'} a little high, because the members were chosen on the same images."
     chose = {
         "val_f1_corrupted": "the corrupted figure leans a little high, because it chose the checkpoint",
         "val_f1_mean": "both lean a little high, because their mean chose the checkpoint",
