@@ -175,7 +175,8 @@ def meaning(subject: Subject, headline: list[Score]) -> str:
     if more:
         said += f", and of turned, worn or photographed ones between {more[0].low:.2f} and {more[0].high:.2f}"
     if subject.method:
-        return f"{said}; {'both lean' if more else 'it leans'} a little high, because the members were chosen on the same images."
+        leans = "both lean" if more else "it leans"
+        return f"{said}; {leans} a little high, because the members were chosen on the same images."
     chose = {
         "val_f1_corrupted": "the corrupted figure leans a little high, because it chose the checkpoint",
         "val_f1_mean": "both lean a little high, because their mean chose the checkpoint",
