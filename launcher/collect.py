@@ -197,7 +197,7 @@ def places(submission: Path) -> list[tuple[str, str]]:
     for run_dir in runs.list_runs(submission):
         request = runs.read_request(run_dir)
         if runs.read_status(run_dir).state in runs.GOOD and request.kind != "train":
-            names = ("ensemble.json", "submission.csv", "analysis_results")
+            names = ("ensemble.json", "submission.csv", "analysis_results/report.html")
             kept = [run_dir / name for name in names if (run_dir / name).exists()]
             found += [(request.kind, path) for path in kept]
     champion = submission.parent / "champion" / "best_model.ckpt"

@@ -41,6 +41,7 @@ def test_the_commands_run_as_they_stand(tmp_path: Path) -> None:
         "submission.csv",
         "predictions.npz",
         "analysis_results/confusion_matrix.png",
+        "analysis_results/report.html",
         "runs/champion/best_model.ckpt",
     ):
         assert (tmp_path / made).exists(), made

@@ -25,7 +25,7 @@ USAGE = """usage: python -m trainer COMMAND …
   train KEY=VALUE …             train one model; `train --help` lists the keys
   predict checkpoint=FILE       predict the test images: submission.csv, predictions.npz
   ensemble --checkpoints FILE … join checkpoints: soft_voting, hard_voting or rank_averaging
-  analyze --checkpoint FILE     confusion matrix, report, worst mistakes: analysis_results/
+  analyze --checkpoint FILE     figures, curves, mistakes: analysis_results/report.html
   check-data KEY=VALUE …        duplicates, leaks, labels that disagree: check_data.json, duplicates.png
   label-errors --predictions F  likely label errors of validation images: label_errors.csv, label_errors.png
   estimate KEY=VALUE …          the device memory that training needs, without data or a GPU

@@ -16,8 +16,11 @@ from trainer.files import replacing
 if not os.access(os.environ.get("HOME", "/"), os.W_OK):  # where matplotlib would warn that it cannot cache its fonts
     os.environ.setdefault("MPLCONFIGDIR", tempfile.gettempdir())
 
+import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+matplotlib.rcParams["text.parse_math"] = False  # a class may be called $x$
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,13 @@ def interval(
     """Percentile bootstrap interval of the macro F1 (Efron and Tibshirani 1993, ch. 13): images are drawn with
     replacement within each class, so that every resample has the classes of the set."""
     return _percentiles(_resampled(targets, predicted, classes, seed), level)
+
+
+def mean_interval(
+    targets: Labels, predictions: Sequence[Labels], classes: int, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """The same for the mean of the macro F1 of several predictions on the same images, drawn together."""
+    return _percentiles(np.mean([_resampled(targets, own, classes, seed) for own in predictions], axis=0), level)
 
 
 def class_intervals(

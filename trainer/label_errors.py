@@ -58,12 +58,12 @@ def find(targets: NDArray[np.int64], probabilities: NDArray[np.float32]) -> list
 def write(predictions: Path, output: Path, root: Path | None) -> list[LabelError]:
     """Write label_errors.csv and label_errors.png into `output`.
 
-    `predictions` is a val_predictions.npz (or what `analyze.read` takes), `root` the data folder of the pictures.
-    Raises ConfigError where `predictions` has none.
+    `predictions` is a val_predictions.npz, or what `val_predictions.read` takes, `root` the data folder of the
+    pictures. Raises ConfigError where `predictions` has none.
     """
-    from trainer import analyze, data, gallery  # here, so that their code may use `find`
+    from trainer import data, gallery, val_predictions  # here, so that `find` is had without them
 
-    validation = analyze.read(predictions)
+    validation = val_predictions.read(predictions)
     errors = find(validation.targets, validation.probabilities)
     names = validation.class_names
     table = io.StringIO()

@@ -69,6 +69,18 @@ def test_the_champion_is_the_best_single_model_on_the_same_split(tmp_path: Path)
     assert champion(tmp_path) == ("other/001-a", 0.9)
 
 
+def test_what_an_analysis_left_is_its_report(tmp_path: Path) -> None:
+    directory = tmp_path / "one"
+    run_dir = directory / "001-look"
+    runs.create(run_dir, RunRequest(run_dir.name, 1, "analyze", ["analyze"]))
+    for state in ("starting", "running", "succeeded"):
+        runs.append_event(run_dir, state)
+    (run_dir / "analysis_results").mkdir()
+    (run_dir / "analysis_results" / "report.html").write_text("")
+    places = dict(collect.places(directory))
+    assert places["analyze"].endswith("one/001-look/analysis_results/report.html")
+
+
 def test_without_a_success_there_is_no_champion(tmp_path: Path) -> None:
     rows, line = collect.collect(submission(tmp_path, "one", {"a": "lost"}))
     assert line == "no run of this submission has a validation F1; there is no champion yet"

@@ -62,6 +62,8 @@ def test_seventeen_classes_without_mistakes_or_pictures(
     path = with_validation(trained[0] / "best.ckpt", tmp_path / "perfect.ckpt", perfect, perfect, 17)
     assert main(["analyze", "--checkpoint", str(path)]) == 0
     assert "macro F1 1.0000, 0 mistakes" in capsys.readouterr().out
+    page = Path("analysis_results/report.html").read_text()
+    assert "up to 9% of new images may be wrong" in page and "no mistake in 2" in page and "No mistake on 34" in page
     wrong = [(target + 1) % 17 for target in perfect]
     path = with_validation(trained[0] / "best.ckpt", tmp_path / "wrong.ckpt", perfect, wrong, 17)
     assert main(["analyze", "--checkpoint", str(path)]) == 0

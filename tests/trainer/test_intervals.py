@@ -51,6 +51,15 @@ def test_pairs_tell_apart_what_intervals_alone_do_not() -> None:
     assert low == high == 0
 
 
+def test_the_mean_of_two_is_surer_than_either_unless_they_err_together() -> None:
+    targets, first = drawn(300, 0.8)
+    _, second = drawn(300, 0.8)
+    apart = np.where(np.roll(first == targets, 7), targets, (targets + 1) % 4)
+    alone = intervals.interval(targets, first, 4)
+    assert intervals.mean_interval(targets, [first, second], 4) == alone, "the same predictions"
+    assert np.diff(intervals.mean_interval(targets, [first, apart], 4)) < 0.85 * np.diff(alone)
+
+
 def test_class_intervals_hold_each_class_f1() -> None:
     targets, predicted = drawn(300, 0.8)
     each = f1_score(targets, predicted, average=None)

@@ -1,0 +1,101 @@
+"""Geometry of the report's line charts and reliability diagrams: what the template draws as SVG, in user units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from trainer.calibration import Reliability
+
+WIDTH, HEIGHT = 440, 236
+LEFT, RIGHT, TOP, BOTTOM = 42, 12, 12, 42
+SIDE = 240
+"""Of a reliability diagram, without its margins."""
+
+
+@dataclass(frozen=True)
+class Line:
+    name: str
+    tone: str
+    """The class that colours it in the style sheet."""
+    points: list[tuple[float, float]]
+
+    @property
+    def path(self) -> str:
+        return " ".join(f"{x:.1f},{y:.1f}" for x, y in self.points)
+
+
+@dataclass(frozen=True)
+class Chart:
+    title: str
+    summary: str
+    """What a reader who cannot see it is told."""
+    lines: list[Line]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    mark: float | None
+    """Where the chosen validation stands."""
+
+
+@dataclass(frozen=True)
+class Bubble:
+    """A bin of confidence: its place, its radius, and the place of a calibrated bin of this confidence."""
+
+    x: float
+    y: float
+    radius: float
+    even: float
+    title: str
+
+
+def lines(
+    title: str,
+    x: Sequence[float],
+    series: Sequence[tuple[str, str, Sequence[float]]],
+    chosen: int | None,
+    top: float | None = None,
+) -> Chart:
+    """`series` are (name, tone, values), each aligned with the epochs `x`; `chosen` is a position in it. The vertical
+    axis goes from 0 to `top`, by default to above the highest value."""
+    high = top or max(max(values) for _, _, values in series) * 1.02 or 1.0
+    first, last = min(x), max(x)
+    wide = last - first or 1.0
+
+    def across(value: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * ((value - first) / wide if last > first else 0.5)
+
+    def up(value: float) -> float:
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * value / high
+
+    x_ticks = [t for t in MaxNLocator(6, integer=True).tick_values(first, last) if first <= t <= last]
+    y_ticks = [t for t in MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(0, high) if 0 <= t <= high]
+    told = "; ".join(f"{name} from {values[0]:.3f} to {values[-1]:.3f}" for name, _, values in series)
+    return Chart(
+        title,
+        f"{title} by epoch: {told}",
+        [Line(n, tone, [(across(a), up(b)) for a, b in zip(x, v, strict=True)]) for n, tone, v in series],
+        [(across(tick), f"{tick:g}") for tick in x_ticks],
+        [(up(tick), f"{tick:g}") for tick in y_ticks],
+        across(x[chosen]) if chosen is not None else None,
+    )
+
+
+def bubbles(found: Reliability) -> list[Bubble]:
+    """The bins that hold images, as circles whose area is their share of all."""
+    largest = max(1, int(found.counts.max()))
+    return [
+        Bubble(
+            SIDE * sure,
+            SIDE * (1 - right),
+            float(3 + 11 * np.sqrt(count / largest)),
+            SIDE * (1 - sure),
+            f"{count} images: confidence {sure:.0%}, right {right:.0%}",
+        )
+        for count, sure, right in zip(
+            found.counts.tolist(), found.confidence.tolist(), found.accuracy.tolist(), strict=True
+        )
+        if count
+    ]

@@ -1,0 +1,49 @@
+"""The figures of an analysis as pictures: confusion matrix, worst mistakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from trainer import data, gallery
+from trainer.val_predictions import Validation
+
+
+def confusion(validation: Validation) -> Figure:
+    """Counts in the cells, coloured by their share of the row, so that rare classes show too."""
+    classes = len(validation.class_names)
+    counts = np.zeros((classes, classes), int)
+    np.add.at(counts, (validation.targets, validation.predicted), 1)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = max(5.0, 2.6 + 0.45 * classes)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(classes), validation.class_names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(classes), validation.class_names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(f"{len(validation.ids)} validation images, accuracy {np.trace(counts) / max(1, counts.sum()):.1%}")
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        colour = "white" if shares[row, column] > 0.6 else "black"
+        axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=9)
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    return figure
+
+
+def worst(validation: Validation, rows: list[int], root: Path | None) -> tuple[Figure, list[str]]:
+    """The mistakes made with the most confidence, and the ids whose picture could not be shown."""
+    if not rows:
+        return gallery.gallery([], 1, f"No mistake on {len(validation.ids)} validation images"), []
+    tiles = []
+    for row in rows:
+        image_id, target, predicted = validation.ids[row], validation.targets[row], validation.predicted[row]
+        caption = (
+            f"{image_id}\n{validation.class_names[target]}\n→ {validation.class_names[predicted]} "
+            f"({validation.probabilities[row, predicted]:.0%})"
+        )
+        tiles.append(gallery.Tile(data.find_image(root, image_id) if root is not None else None, caption))
+    missing = [validation.ids[row] for row, tile in zip(rows, tiles, strict=True) if tile.path is None]
+    return gallery.gallery(tiles, 6, "Wrong, and most sure of it: true → predicted (probability)"), missing

@@ -1,0 +1,82 @@
+"""Thumbnails of validation images for the report, as `data:` addresses."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from trainer import data
+from trainer.corruption import Corruption
+from trainer.val_predictions import Validation
+
+SIDE = 240
+"""Longest side of a thumbnail, in pixels."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image with what was said of it."""
+
+    id: str
+    address: str | None
+    """None: there is no picture to show."""
+    label: str
+    other: str
+    """The class that was predicted, or that is suggested."""
+    sure: float
+    """Its probability."""
+    fits: float
+    """That of the label."""
+    kinds: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where pictures come from. `root`, `corruption` and `kinds` (empty) are unknown where they are missing."""
+
+    validation: Validation
+    root: Path | None
+    corruption: Corruption | None
+    kinds: list[tuple[str, ...]]
+
+    def mistake(self, row: int, copy: str) -> Picture:
+        """Image `row`, clean or corrupted, with the class that it was taken for."""
+        return self._picture(row, copy, int(self.validation.copies[copy][row].argmax()))
+
+    def label_error(self, row: int, suggested: int) -> Picture:
+        """Image `row` with the class that it is likely of."""
+        return self._picture(row, "clean", suggested)
+
+    def _picture(self, row: int, copy: str, other: int) -> Picture:
+        known, chances = self.validation, self.validation.copies[copy][row]
+        target = int(known.targets[row])
+        worse = copy == "corrupted"
+        return Picture(
+            known.ids[row],
+            self._address(row, worse),
+            known.class_names[target],
+            known.class_names[other],
+            float(chances[other]),
+            float(chances[target]),
+            tuple(kind.replace("_", " ") for kind in self.kinds[row]) if worse and self.kinds else (),
+        )
+
+    def _address(self, row: int, worse: bool) -> str | None:
+        path = data.find_image(self.root, self.validation.ids[row]) if self.root is not None else None
+        if path is None or (worse and (self.corruption is None or self.validation.rows is None)):
+            return None
+        try:
+            image = data.open_image(path)
+        except (OSError, ValueError, Image.DecompressionBombError):
+            return None
+        if worse and self.corruption is not None and self.validation.rows is not None:
+            image = Image.fromarray(self.corruption(np.asarray(image), int(self.validation.rows[row])))
+        image.thumbnail((SIDE, SIDE))
+        out = io.BytesIO()
+        image.save(out, "JPEG", quality=80, optimize=True)
+        return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()

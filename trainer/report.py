@@ -1,0 +1,312 @@
+"""report.html: everything an analysis has to say in one file that needs no network and no script."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from trainer import calibration, charts, intervals, label_errors, pictures
+from trainer.corruption import HELD_OUT, KINDS, Corruption
+from trainer.files import write_text
+from trainer.subject import Member, Subject
+from trainer.val_predictions import Validation
+
+SHOWN = 12
+"""Pictures in each gallery."""
+
+Probabilities = NDArray[np.float32]
+Targets = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A macro F1 with its 95 % interval; accuracy where it is of one copy."""
+
+    name: str
+    f1: float
+    low: float
+    high: float
+    wrong: int | None = None
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    name: str
+    images: int
+    precision: float
+    recall: float
+    f1: float
+    low: float
+    high: float
+    corrupted: float | None
+
+
+@dataclass(frozen=True)
+class KindRow:
+    """The images that took one kind of corruption: accuracy without and with it, and the Wilson interval of that."""
+
+    name: str
+    held_out: bool
+    images: int
+    clean: float
+    corrupted: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Diagram:
+    name: str
+    error: float
+    bubbles: list[charts.Bubble]
+
+
+def write(path: Path, subject: Subject, root: Path | None) -> None:
+    """Replace `path` by the report; `root` is the data folder of the pictures, where it is known."""
+    environment = Environment(
+        loader=PackageLoader("trainer"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["breakable"] = breakable
+    write_text(path, environment.get_template("report.html.j2").render(content(subject, root)))
+
+
+def breakable(name: str) -> Markup:
+    """A name that may go on in a new line after each of its underscores."""
+    return Markup("_<wbr>").join(name.split("_"))
+
+
+def content(subject: Subject, root: Path | None) -> dict[str, Any]:
+    """What the template shows, by name."""
+    validation = subject.validation
+    targets, names = validation.targets, validation.class_names
+    headline = scores(validation)
+    kinds = kinds_of(subject)
+    corruption = None if subject.corruption_seed is None else Corruption(subject.corruption_seed)
+    shown = pictures.Source(validation, root, corruption, kinds)
+    wrong = {name: mistakes(targets, p) for name, p in validation.copies.items()}
+    errors = label_errors.find(targets, validation.probabilities)
+    return {
+        "subject": subject,
+        "title": subject.config.get("model", {}).get("name", subject.path.stem) if not subject.method else "Ensemble",
+        "facts": facts(subject),
+        "names": names,
+        "images": len(targets),
+        "headline": headline,
+        "meaning": meaning(subject, headline),
+        "monitor": None if subject.method else subject.config.get("training", {}).get("monitor"),
+        "curves": curves(subject),
+        "matrices": {name: matrix(targets, p) for name, p in validation.copies.items()},
+        "classes": classes(validation),
+        "kinds": by_kind(validation, kinds),
+        "lost": None if validation.corrupted is None else len(set(wrong["corrupted"]) - set(wrong["clean"])),
+        "diagrams": diagrams(subject),
+        "mistakes": {name: [shown.mistake(row, name) for row in found[:SHOWN]] for name, found in wrong.items()},
+        "wrong": {name: len(found) for name, found in wrong.items()},
+        "label_errors": [shown.label_error(error.row, error.suggested) for error in errors[:SHOWN]],
+        "suspected": len(errors),
+        "pictured": root is not None,
+        "votes": votes(subject, headline),
+        "provenance": provenance(subject),
+        "config": yaml.safe_dump(subject.config, sort_keys=False, allow_unicode=True) if subject.config else "",
+        "chart": charts,
+    }
+
+
+def facts(subject: Subject) -> list[str]:
+    """What the figures are of, for a line below the title."""
+    known, metrics, validation = subject.config, subject.metrics, subject.validation
+    said = [f"{len(validation.targets)} validation images", f"{len(validation.class_names)} classes"]
+    if subject.method:
+        by = f", {subject.weighting} weights" if subject.weighting else ""
+        return [f"{subject.method.replace('_', ' ')}{by}", *said]
+    if known:
+        said.append(f"{known['data']['img_size']} px")
+    if known and "epoch" in metrics:
+        said.append(f"epoch {metrics['epoch']} of {known['training']['epochs']}")
+    return said
+
+
+def mistakes(targets: Targets, probabilities: Probabilities) -> list[int]:
+    """Rows that are wrong, the most sure ones first."""
+    wrong = np.flatnonzero(probabilities.argmax(1) != targets).tolist()
+    return sorted(wrong, key=lambda row: -float(probabilities[row].max()))
+
+
+def scores(validation: Validation) -> list[Score]:
+    """Macro F1 of the clean and the corrupted copies, and their mean."""
+    targets, count = validation.targets, len(validation.class_names)
+    predicted = {name: p.argmax(1) for name, p in validation.copies.items()}
+    made = [
+        Score(
+            name,
+            intervals.macro_f1(targets, guess, count),
+            *intervals.interval(targets, guess, count),
+            int((guess != targets).sum()),
+        )
+        for name, guess in predicted.items()
+    ]
+    if len(made) > 1:
+        both = intervals.mean_interval(targets, list(predicted.values()), count)
+        made.append(Score("mean", sum(score.f1 for score in made) / len(made), *both))
+    return made
+
+
+def meaning(subject: Subject, headline: list[Score]) -> str:
+    """One honest sentence on the figures."""
+    clean, *more = headline
+    images = len(subject.validation.targets)
+    who = "no member" if subject.method else "the model"
+    likely = f"is likely between {clean.low:.2f} and {clean.high:.2f}"
+    if not clean.wrong:  # the bootstrap cannot draw what did not occur
+        likely = f"is near 1, though up to {min(1.0, 3 / images):.0%} of new images may be wrong (the rule of three)"
+    said = f"Measured on {images} images that {who} {'' if subject.method else 'never '}trained on, the macro F1 of "
+    said += f"documents like these {likely}"
+    if more:
+        said += f", and of turned, worn or photographed ones between {more[0].low:.2f} and {more[0].high:.2f}"
+    if subject.method:
+        leans = "both lean" if more else "it leans"
+        return f"{said}; {leans} a little high, because the members were chosen on the same images."
+    chose = {
+        "val_f1_corrupted": "the corrupted figure leans a little high, because it chose the checkpoint",
+        "val_f1_mean": "both lean a little high, because their mean chose the checkpoint",
+    }
+    first = "the clean figure leans" if more else "it leans"
+    because = chose.get(subject.config.get("training", {}).get("monitor", "")) if more else None
+    return f"{said}; {because or f'{first} a little high, because it chose the checkpoint'}."
+
+
+def curves(subject: Subject) -> list[charts.Chart]:
+    """Loss and F1 over the run, where its history is known."""
+    history = subject.history
+    if not history or not {"epoch", "step"} <= history[0].keys():
+        return []
+    per_epoch = max(entry["step"] for entry in history if entry["epoch"] == history[0]["epoch"])
+    x = [entry["step"] / per_epoch for entry in history]
+    steps = [entry["step"] for entry in history]
+    chosen = steps.index(subject.metrics["step"]) if subject.metrics.get("step") in steps else None
+
+    def series(*wanted: tuple[str, str, str]) -> list[tuple[str, str, list[float]]]:
+        return [(name, tone, [e[key] for e in history]) for name, tone, key in wanted if key in history[0]]
+
+    loss = series(("training", "quiet", "train_loss"), ("validation", "clean", "val_loss"))
+    f1 = series(("clean", "clean", "val_f1"), ("corrupted", "corrupted", "val_f1_corrupted"))
+    made = [charts.lines("Loss", x, loss, chosen)] if loss else []
+    return made + ([charts.lines("Macro F1", x, f1, chosen, top=1.0)] if f1 else [])
+
+
+def matrix(targets: Targets, probabilities: Probabilities) -> list[list[tuple[int, float]]]:
+    """Count and share of the row, for each true class (rows) and predicted class (columns)."""
+    from sklearn.metrics import confusion_matrix
+
+    counts = confusion_matrix(targets, probabilities.argmax(1), labels=range(probabilities.shape[1]))
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    return [list(zip(*pair, strict=True)) for pair in zip(counts.tolist(), shares.round(3).tolist(), strict=True)]
+
+
+def classes(validation: Validation) -> list[ClassRow]:
+    """The classes that occur, the weakest first."""
+    from sklearn.metrics import f1_score, precision_recall_fscore_support
+
+    targets, predicted = validation.targets, validation.predicted
+    count = len(validation.class_names)
+    labels = list(range(count))
+    found = precision_recall_fscore_support(targets, predicted, labels=labels, zero_division=0.0)
+    precision, recall, f1, support = (np.asarray(column).tolist() for column in found)
+    ranges = intervals.class_intervals(targets, predicted, count)
+    worse: list[float | None] = [None] * count
+    if validation.corrupted is not None:
+        worse = f1_score(
+            targets, validation.corrupted.argmax(1), labels=labels, average=None, zero_division=0.0
+        ).tolist()
+    rows = [
+        ClassRow(name, support[c], precision[c], recall[c], f1[c], *ranges[c], worse[c])
+        for c, name in enumerate(validation.class_names)
+        if support[c] or c in predicted
+    ]
+    return sorted(rows, key=lambda row: (row.f1, row.corrupted or 0.0))
+
+
+def kinds_of(subject: Subject) -> list[tuple[str, ...]]:
+    """The kinds of corruption that each image's copy took; empty where it is not known."""
+    seed, validation = subject.corruption_seed, subject.validation
+    if seed is None or validation.rows is None or validation.corrupted is None:
+        return []
+    corruption = Corruption(seed)
+    return [corruption.kinds(int(row)) for row in validation.rows]
+
+
+def by_kind(validation: Validation, kinds: list[tuple[str, ...]]) -> list[KindRow]:
+    """The kinds of corruption that occur, the most harmful first."""
+    from scipy.stats import binomtest
+
+    if not kinds or validation.corrupted is None:
+        return []
+    before = validation.predicted == validation.targets
+    after = validation.corrupted.argmax(1) == validation.targets
+    made = []
+    for kind in KINDS:
+        took = np.array([kind in own for own in kinds])
+        images = int(took.sum())
+        if not images:
+            continue
+        right = int(after[took].sum())
+        sure = binomtest(right, images).proportion_ci(method="wilson")
+        name = kind.replace("_", " ")
+        clean = float(before[took].mean())
+        made.append(KindRow(name, kind in HELD_OUT, images, clean, right / images, float(sure.low), float(sure.high)))
+    return sorted(made, key=lambda row: row.corrupted)
+
+
+def diagrams(subject: Subject) -> list[Diagram]:
+    """Reliability of all copies as the model gives its probabilities and, where a temperature is known, divided by
+    it."""
+    copies = list(subject.validation.copies.values())
+    pooled, targets = np.concatenate(copies), np.tile(subject.validation.targets, len(copies))
+    stages = {"As trained": pooled}
+    if subject.temperature is not None:
+        stages["With temperature"] = calibration.temper(pooled, subject.temperature)
+    return [
+        Diagram(name, calibration.expected_error(p, targets), charts.bubbles(calibration.reliability(p, targets)))
+        for name, p in stages.items()
+    ]
+
+
+def votes(subject: Subject, headline: list[Score]) -> list[Member]:
+    """The ensemble, its members with equal weights, and each member; none where it is one model."""
+    if not subject.method:
+        return []
+    own = {f"val_f1{'' if s.name == 'clean' else '_' + s.name}": s.f1 for s in headline}
+    whole = Member("this ensemble", None, own | {"val_f1_interval": [headline[0].low, headline[0].high]})
+    return [whole, *subject.members]
+
+
+def provenance(subject: Subject) -> list[tuple[str, str]]:
+    """What the figures rest on: names and values."""
+    known, data = subject.config, subject.config.get("data", {})
+    metrics = subject.metrics
+    pairs = [
+        ("file", subject.path.name),
+        ("sha256", subject.sha256),
+        (
+            "chosen at",
+            f"epoch {metrics['epoch']}, step {metrics['step']}" if {"epoch", "step"} <= metrics.keys() else "",
+        ),
+        ("seed", known.get("seed")),
+        ("split seed", data.get("split_seed")),
+        ("fold", f"{data.get('fold')} of {data['folds']}" if data.get("folds") else ""),
+        ("split fingerprint", subject.validation.split_fingerprint),
+        ("folds fingerprint", subject.validation.folds_fingerprint),
+        *subject.versions.items(),
+    ]
+    return [(name, str(value)) for name, value in pairs if value not in (None, "")]

@@ -1,0 +1,126 @@
+"""What is analysed: validation predictions, and what is known of the model or the ensemble that made them."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainer import checkpoint, val_predictions
+from trainer.errors import ConfigError
+from trainer.val_predictions import Validation
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member of an ensemble, or another way to join its members."""
+
+    name: str
+    share: float | None
+    """Of the vote, 0 to 1."""
+    figures: dict[str, Any]
+    """val_f1, and where they are known val_f1_corrupted and val_f1_interval."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    path: Path
+    validation: Validation
+    config: dict[str, Any] = field(default_factory=dict)
+    """Of the run; of the first member of an ensemble. Empty where it is not known."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    temperature: float | None = None
+    """What predictions are divided by, where it is known."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    method: str | None = None
+    """How an ensemble joins its members; None: it is one model."""
+    weighting: str | None = None
+    """How its weights were found."""
+    members: list[Member] = field(default_factory=list)
+    """Those of an ensemble; before them the same members with equal votes, where that was scored."""
+    sha256: str = ""
+
+    @property
+    def corruption_seed(self) -> int | None:
+        """The seed of the corrupted copies, where it is known."""
+        known = self.config.get("data", {})
+        return known.get("split_seed") if known.get("val_corruption") == "document" else None
+
+
+def read(path: Path) -> Subject:
+    """What `path`, a best.ckpt, an ensemble.json or a val_predictions.npz, holds and what lies beside it. Raises
+    ConfigError where it has no validation predictions."""
+    if path.suffix in (".json", ".npz"):
+        validation = val_predictions.read(path)
+        return _ensemble(path, validation) if path.suffix == ".json" else Subject(path, validation, sha256=_sha(path))
+    loaded = checkpoint.load(path)
+    return Subject(
+        path,
+        val_predictions.of(loaded, path),
+        loaded.config,
+        loaded.metrics,
+        loaded.versions,
+        loaded.calibration.get("temperature"),
+        read_history(path.parent / "history.csv"),
+        sha256=_sha(path),
+    )
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """The validations of a run, each with its figures by name; empty where there is no readable file."""
+    try:
+        with path.open(encoding="utf-8", newline="") as lines:
+            return [{key: float(value) for key, value in line.items()} for line in csv.DictReader(lines)]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError):
+        print(f"note: {path} is not the history of a run: the report has no training curves")
+        return []
+
+
+def _ensemble(path: Path, validation: Validation) -> Subject:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        method, members = content["method"], _members(content)
+        parts = [path.parent / entry["checkpoint"] for entry in content["members"]]
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise ConfigError(f"{path}: not an ensemble.json of this trainer: {error}") from None
+    there = next((part for part in parts if part.is_file()), None)
+    first = checkpoint.load(there) if there else None
+    return Subject(
+        path,
+        validation,
+        first.config if first else {},
+        versions=first.versions if first else {},
+        temperature=content.get("temperature"),
+        method=method,
+        weighting=content.get("weighting"),
+        members=members,
+        sha256=_sha(path),
+    )
+
+
+def _members(content: dict[str, Any]) -> list[Member]:
+    """Of the checkpoints that are folds of one model, the model stands there once, with its out-of-fold figures."""
+    entries = {entry.get("member", place): entry for place, entry in enumerate(content["members"])}
+    pooled = {entry["member"]: entry for entry in content.get("out_of_fold", [])}
+    total = sum(float(entry["weight"]) for entry in entries.values())
+    members = [
+        Member(
+            f"{pooled[number]['name']}, {pooled[number]['folds']} folds" if number in pooled else entry["checkpoint"],
+            float(entry["weight"]) / total,
+            pooled.get(number, entry),
+        )
+        for number, entry in entries.items()
+    ]
+    equal = content.get("equal_vote")
+    return [Member("equal weights", None, equal), *members] if equal else members
+
+
+def _sha(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

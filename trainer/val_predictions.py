@@ -1,0 +1,83 @@
+"""Validation predictions as runs and ensembles keep them: what analysis reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer import checkpoint
+from trainer.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Validation predictions: ids (N), targets (N,), probabilities (N, C), class names (C)."""
+
+    ids: list[str]
+    targets: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+    class_names: list[str]
+    corrupted: NDArray[np.float32] | None = None
+    """Probabilities (N, C) of the corrupted copies, where there are."""
+    rows: NDArray[np.int64] | None = None
+    """Row numbers (N,) in the training table, by which the copies were corrupted, where they are kept."""
+    split_fingerprint: str | None = None
+    folds_fingerprint: str | None = None
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        predicted: NDArray[np.int64] = np.argmax(self.probabilities, axis=1)
+        return predicted
+
+    @property
+    def copies(self) -> dict[str, NDArray[np.float32]]:
+        """Probabilities (N, C) of the clean copies and, where there are, of the corrupted ones, by name."""
+        made = {"clean": self.probabilities}
+        return made if self.corrupted is None else made | {"corrupted": self.corrupted}
+
+
+def read(path: Path) -> Validation:
+    """The validation predictions of a checkpoint, of an ensemble by the file beside its ensemble.json, or of a
+    val_predictions.npz itself. Raises ConfigError where there are none."""
+    if path.suffix not in (".json", ".npz"):
+        return of(checkpoint.load(path), path)
+    stored = path.parent / "val_predictions.npz" if path.suffix == ".json" else path
+    if not stored.is_file():
+        what = "the ensemble has no validation predictions" if path.is_file() else "there is no such file"
+        raise ConfigError(f"{path}: {what}; name a best.ckpt or an ensemble whose members share a split")
+    try:
+        with np.load(stored, allow_pickle=False) as arrays:
+            return _validation(dict(arrays), arrays["class_names"].tolist())
+    except (ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise ConfigError(f"{stored}: not a val_predictions.npz of a run: {error}") from None
+
+
+def of(loaded: checkpoint.Checkpoint, path: Path) -> Validation:
+    """Those of a checkpoint that was loaded from `path`. Raises ConfigError where it has none."""
+    if not loaded.validation:
+        raise ConfigError(f"{path}: carries no validation predictions; name the best.ckpt of a run")
+    return _validation(loaded.validation, loaded.class_names)
+
+
+def _validation(stored: dict[str, Any], class_names: list[str]) -> Validation:
+    def known(key: str) -> Any:
+        return np.asarray(stored[key]) if key in stored else None
+
+    def named(key: str) -> str | None:
+        return str(stored[key]) if key in stored else None
+
+    return Validation(
+        [str(image_id) for image_id in stored["ids"]],
+        np.asarray(stored["targets"]),
+        np.asarray(stored["probabilities"]),
+        class_names,
+        known("corrupted"),
+        known("rows"),
+        named("split_fingerprint"),
+        named("folds_fingerprint"),
+    )
