@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
+
+from trainer import provenance
 
 ROOT = Path(__file__).parents[1]
 
 
 def git_sha(folder: Path = ROOT) -> str | None:
     """The commit of the code in `folder`; None where it is no checkout."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
+    return provenance.git_sha(folder)

@@ -171,6 +171,7 @@ def _summary(composed: trainer_config.Config, words: Sequence[str]) -> dict[str,
         "root": composed.data.root,
         "format": composed.data.format,
         "weights": composed.model.weights,
+        "teachers": composed.training.teachers,
     }
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from launcher import memory
+from launcher import memory, teachers
 from launcher.machine import Machine
 from launcher.memory import CONTEXT, METAL_SHARE, Need
 from launcher.runs import Resources
@@ -71,13 +71,16 @@ def fit(config: Config, resources: Resources, machine: Machine) -> Fit:
     if need is None:
         unknown = f"the memory of {key.model_name} at {key.img_size} px is not known: {why}"
         return Fit(asked, notes=(unknown,) if why else ())
+    average = need.weights if training.ema_decay is not None else 0
+    need = replace(need, kept=average + teachers.size(training.teachers))
     return _cut(key, need, training.batch_size, training.micro_batch, resources.gpus, there, len(machine.devices))
 
 
 def _cut(key: _Key, need: Need, batch: int, asked: int | None, gpus: int, there: dict[str, int], devices: int) -> Fit:
     """`there` are the budgets of those of the machine's `devices` whose memory is known; a run takes `gpus` of them,
     which share its batch."""
-    beside = CONTEXT + (need.weights if gpus > 1 else 0)  # several keep the gradients a second time, to exchange them
+    # Several keep the gradients a second time, to exchange them.
+    beside = CONTEXT + need.kept + (need.weights if gpus > 1 else 0)
 
     def total(micro: int) -> int:
         return need.at(micro // gpus, micro < batch) + beside

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from launcher import __version__
-from launcher.checkout import ROOT, git_sha
+from launcher.checkout import ROOT
 from launcher.containers import CONTENT, HOW, VARIANT, WEIGHTS, EngineError, explain
+from trainer import provenance
 from trainer.errors import nearest
 
 if TYPE_CHECKING:
@@ -425,6 +426,4 @@ def failure(variant: str, base: str | None, lines: Sequence[str]) -> str:
 
 def _revision(root: Path) -> str:
     """The commit of the checkout, with `-dirty` where it has changed since."""
-    sha = git_sha(root)
-    changed = _answers("git", "-C", str(root), "status", "--porcelain", "--", *_BAKED, "pyproject.toml")
-    return "unknown" if sha is None else sha + ("-dirty" if changed.strip() else "")
+    return provenance.revision(root, (*_BAKED, "pyproject.toml"))

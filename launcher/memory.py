@@ -46,6 +46,8 @@ class Need:
     """The least that any step needs: that of the optimiser."""
     weights: int = 0
     """Parameters and buffers; as much again is what exchanging gradients among several devices needs."""
+    kept: int = 0
+    """What lies there beside the step, and is not in `at`: the weights' moving average, teachers."""
 
     def at(self, micro_batch: int, accumulates: bool = True) -> int:
         """Bytes with `micro_batch` images at a time; `accumulates` where a step has several of these."""

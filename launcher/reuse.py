@@ -1,7 +1,7 @@
 """Runs that need not be done again: the same configuration, data and trainer have succeeded before.
 
-A run is known by its configuration (`RunRequest.identity`), by what its data and weights hold (`data`), and by the
-trainer's code (`code`). What is reused is linked into the new submission, so that it is as whole as any other.
+A run is known by its configuration (`RunRequest.identity`), by what its data, weights and teachers hold (`data`), and
+by the trainer's code (`code`). What is reused is linked into the new submission, so that it is as whole as any other.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 KEPT = ("best.ckpt", "metrics.json", "history.csv", "val_predictions.npz", "config.yaml")
 """What a reused run has of its source."""
 NEEDED = KEPT[:2]
-UNIMPORTANT = ("data.root", "model.weights", "training.num_workers", "training.pin_memory")
+UNIMPORTANT = ("data.root", "model.weights", "training.teachers", "training.num_workers", "training.pin_memory")
 """Keys that change no result, or whose files are compared in their place."""
 
 
@@ -63,9 +63,9 @@ def code_of(image: Image | None) -> str:
     return digest.hexdigest()
 
 
-def data_of(folder: Path, weights: Path | None, cache: Path) -> str:
-    """SHA-256 of what a run trains on: train.csv, meta.csv and the files below train/, and its weights; empty where
-    there is nothing to train on.
+def data_of(folder: Path, weights: Path | None, cache: Path, teachers: Sequence[Path] = ()) -> str:
+    """SHA-256 of what a run trains on: train.csv, meta.csv and the files below train/, its weights and its teachers;
+    empty where there is nothing to train on. (An ensemble.json holds the sums of its members.)
 
     What the files hold is read anew only when a name, size or time of change has changed; `cache` is a folder that
     remembers it.
@@ -78,11 +78,11 @@ def data_of(folder: Path, weights: Path | None, cache: Path) -> str:
         for name in names
         if place != str(folder) and Path(place, name).is_file()
     )
-    if not files or (weights is not None and not weights.is_file()):
+    named = [("weights", weights)] if weights is not None else []
+    named += [(f"teacher {number}", path) for number, path in enumerate(teachers)]
+    if not files or not all(path.is_file() for _, path in named):
         return ""
-    listed = [(path.relative_to(folder).as_posix(), path) for path in files]
-    if weights is not None:
-        listed.append(("weights", weights))
+    listed = [(path.relative_to(folder).as_posix(), path) for path in files] + named
     return _remembered(listed, cache / "fingerprints")
 
 

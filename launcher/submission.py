@@ -30,7 +30,7 @@ def complete(planned: Sequence[Planned], runs_root: Path, data_dir: str | None, 
     """The requests with all that is known only here and now: image, data, code. Raises RunError."""
     code = reuse.code_of(choice.image)
     cache = cache_dir(runs_root)
-    known: dict[tuple[str, str | None], str] = {}
+    known: dict[str, str] = {}
     requests = []
     for each in planned:
         request = dataclasses.replace(
@@ -41,16 +41,23 @@ def complete(planned: Sequence[Planned], runs_root: Path, data_dir: str | None, 
             cwd=str(Path.cwd()),
         )
         if request.kind == "train":
-            key = (str(request.config.get("root") or data_dir), request.config.get("weights"))
+            folder = request.config.get("root") or data_dir
+            key = repr([folder, *(request.config.get(name) for name in ("weights", "teachers"))])
             if key not in known:
-                weights = Path(key[1]).expanduser() if key[1] else None
                 try:
-                    known[key] = reuse.data_of(Path(key[0]).expanduser(), weights, cache)
+                    known[key] = _data_of(request, str(folder), cache)
                 except OSError as error:
                     raise RunError(f"{error.filename}: the data folder cannot be read: {error.strerror}") from None
             request = dataclasses.replace(request, code=code, data=known[key])
         requests.append(request)
     return requests
+
+
+def _data_of(request: RunRequest, folder: str, cache: Path) -> str:
+    """What the data and the files that the run names hold. Raises OSError."""
+    weights = request.config.get("weights")
+    teachers = [Path(name).expanduser() for name in request.config.get("teachers") or ()]
+    return reuse.data_of(Path(folder).expanduser(), Path(weights).expanduser() if weights else None, cache, teachers)
 
 
 def create(
@@ -159,12 +166,9 @@ def _renew(run_dir: Path) -> None:
     folder = request.config.get("root") or request.data_dir
     if request.kind != "train" or not request.code or not folder:
         return
-    weights = request.config.get("weights")
     code = request.code if request.image_id else reuse.code_of(None)
     try:
-        data = reuse.data_of(
-            Path(folder).expanduser(), Path(weights).expanduser() if weights else None, cache_dir(run_dir.parent.parent)
-        )
+        data = _data_of(request, folder, cache_dir(run_dir.parent.parent))
     except OSError:  # the attempt will say so in its own words
         data = ""
     if (code, data) == (request.code, request.data):

@@ -35,6 +35,8 @@ class Checkpoint:
     calibration: dict[str, float] = field(default_factory=dict)
     """temperature that predictions are divided by, ece (expected calibration error) before it, ece_calibrated after."""
     versions: dict[str, str] = field(default_factory=dict)
+    provenance: dict[str, str] = field(default_factory=dict)
+    """git_sha: the commit of the code; data_fingerprint: a name for the training images and their labels."""
 
     @property
     def temperature(self) -> float:

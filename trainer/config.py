@@ -111,7 +111,7 @@ class TrainingConfig:
     layer_decay: float | None = None
     """Learning rate of each group of layers as a share of that of the next one towards the head. null: one for all."""
     teachers: list[Any] = field(default_factory=list)
-    """best.ckpt files whose mean probabilities the model learns too (knowledge distillation)."""
+    """best.ckpt or ensemble.json files whose mean probabilities the model learns too (knowledge distillation)."""
     distill_weight: float = 0.5
     """Share of the loss that is the distance from the teachers."""
     distill_temperature: float = 2.0
@@ -237,7 +237,7 @@ def compose(overrides: Sequence[str] = (), command: str = "train") -> Config:
     values: list[tuple[str, str, Any]] = []
     for text in overrides:
         try:
-            key, value = _parse(text, command)
+            key, value = parse(text, command)
             if key in GROUPS:
                 if value not in option_names(key):
                     hint = nearest(str(value), option_names(key))
@@ -260,7 +260,8 @@ def compose(overrides: Sequence[str] = (), command: str = "train") -> Config:
 
 
 @functools.cache
-def _parse(text: str, command: str) -> tuple[str, Any]:
+def parse(text: str, command: str = "train") -> tuple[str, Any]:
+    """Key and value of an override in Hydra's grammar. Raises ConfigError, in which `command` is named."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import OverrideType
     from hydra.errors import HydraException
@@ -325,6 +326,8 @@ def check(config: Config) -> list[str]:
     training = config.training
     if not isinstance(training.teachers, list) or not all(isinstance(path, str) for path in training.teachers):
         faults.append(f"training.teachers={training.teachers}: must be a list of files, like [best.ckpt]")
+    elif config.choices.get("training") == "distill" and not training.teachers:
+        faults.append("training=distill: no teacher is named; say training.teachers=[best.ckpt]")
     if training.monitor == "val_f1_corrupted" and config.data.val_corruption == "none":
         faults.append("training.monitor=val_f1_corrupted: data.val_corruption=none makes no such figure; say val_f1")
     if training.micro_batch and training.batch_size % training.micro_batch:

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset, Sampler
 from trainer.config import DataConfig
 from trainer.errors import DataError, nearest
 from trainer.files import write_text
+from trainer.sampling import balanced
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 Image.MAX_IMAGE_PIXELS = 400_000_000  # a 1,200-dpi A4 scan has 140 million pixels; beyond this a file is a bomb
@@ -393,6 +394,14 @@ def _check_groups(table: Table, config: DataConfig) -> None:
         raise DataError("\n".join([*alone, "add images of another group, or ignore groups by data.group_column=none"]))
 
 
+def training_fingerprint(table: Table) -> str:
+    """A name for the images of `table` and their labels, whatever the order of the rows."""
+    order = sorted(range(len(table)), key=table.ids.__getitem__)
+    labels = [(table.ids[row], table.class_names[table.targets[row]]) for row in order]
+    images = content_fingerprint(table.paths[row] for row in order)
+    return hashlib.sha256(repr((labels, images)).encode()).hexdigest()[:16]
+
+
 def content_fingerprint(paths: Iterable[Path]) -> str:
     """A name for what the files hold: the first 16 digits of a SHA-256 over them, in their order."""
     digest = hashlib.sha256()
@@ -425,15 +434,25 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     The epoch travels with the row because a worker process keeps its copy of the dataset over all epochs. Of the
     shuffled rows the first `usable` make the epoch; when these do not divide by `world`, they are filled up from the
-    front, so that no process waits for another.
+    front, so that no process waits for another. With the `targets` of the rows, every class makes up an equal part of
+    the epoch: rows of rare classes come more than once, some of frequent ones not at all.
     """
 
-    def __init__(self, rows: Sequence[int], seed: int | None, usable: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        rows: Sequence[int],
+        seed: int | None,
+        usable: int,
+        rank: int = 0,
+        world: int = 1,
+        targets: Sequence[int] | None = None,
+    ) -> None:
         self.rows = list(rows)
         self.seed = seed
         self.usable = usable
         self.rank = rank
         self.world = world
+        self.targets = targets
         self.epoch = 0
         self.skip = 0
 
@@ -452,7 +471,11 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def _mine(self) -> list[int]:
         order = self.rows
         if self.seed is not None:
-            order = list(np.random.default_rng((self.seed, self.epoch)).permutation(self.rows))[: self.usable]
+            generator = np.random.default_rng((self.seed, self.epoch))
+            if self.targets is None:
+                order = list(generator.permutation(self.rows))[: self.usable]
+            else:
+                order = balanced(self.rows, self.targets, self.usable, generator)
             order += order[: -len(order) % self.world]
         return order[self.rank :: self.world][self.skip :]
 

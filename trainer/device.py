@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -89,6 +92,32 @@ def memory_in_use(device: str) -> int:
     if device == "cuda":
         return max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
     return int(torch.mps.driver_allocated_memory()) if device == "mps" else 0
+
+
+_FALLBACK = r"The operator '([^']+)' is not currently supported on the MPS backend"
+
+
+def name_fallbacks(device: str) -> None:
+    """From now on have every operator that MPS lacks named in one line, the first time that it runs on the CPU."""
+    if device == "mps":
+        torch.set_warn_always(True)  # else torch warns of the first such operator alone
+        listen_for_fallbacks()
+
+
+def listen_for_fallbacks() -> None:
+    """Turn torch's warnings of operators that fall back to the CPU into notes, one for each operator."""
+    show, named = warnings.showwarning, set[str]()
+
+    def shown(message: Warning | str, *rest: Any, **more: Any) -> None:
+        found = re.match(_FALLBACK, str(message))
+        if found is None:
+            show(message, *rest, **more)
+        elif found[1] not in named:
+            named.add(found[1])
+            print(f"note: {found[1]} runs on the CPU: MPS lacks it, and each use costs a copy there and back")
+
+    warnings.filterwarnings("always", message=_FALLBACK)
+    warnings.showwarning = shown
 
 
 @contextmanager

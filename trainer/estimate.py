@@ -21,12 +21,11 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import cross_entropy
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from trainer import device, model
+from trainer import device, distill, losses, model
 from trainer.config import Config, compose, option_names
 from trainer.errors import TrainerError
 
@@ -63,6 +62,10 @@ class Estimate:
 
     weights: int
     """Parameters and buffers."""
+    ema: int
+    """Their moving average, where there is one."""
+    teachers: int
+    """The weights of those of a distillation. What they compute for an image at a time is not counted."""
     gradients: int
     optimizer: int
     """Its state, from the second step on."""
@@ -73,7 +76,7 @@ class Estimate:
     spared: int
     """How much lower the line is where the step has one micro-batch. A little more in large ones, which is left out."""
     update: int
-    """The least that any step needs: weights, gradients, state and temporaries of the optimiser."""
+    """The least that any step needs: weights, their copies, gradients, state and temporaries of the optimiser."""
 
     def at(self, micro_batch: int, accumulates: bool = True) -> int:
         """The peak, bytes, with `micro_batch` images at a time; `accumulates` where a step has several of those."""
@@ -142,20 +145,25 @@ def estimate(config: Config, classes: int = CLASSES, precisions: tuple[str, ...]
     net, optimizer, mode = _fake(config, classes)
     small, large = _BATCHES
     found = {}
+    weights = sum(t.untyped_storage().nbytes() for t in (*net.parameters(), *net.buffers()))
+    ema = weights if config.training.ema_decay is not None else 0
+    members = [member.state_dict for member, _ in distill.read(config.training.teachers)]
+    teachers = sum(tensor.nbytes for state in members for tensor in state.values())
     for precision in precisions:
         low, high = (trace(config, net, optimizer, mode, precision, batch, classes) for batch in _BATCHES)
         per_image = (high.further - low.further) // (large - small)
         image = 3 * config.data.img_size**2
-        parameters = sum(p.untyped_storage().nbytes() for p in net.parameters())
         found[precision] = Estimate(
-            weights=parameters + sum(b.untyped_storage().nbytes() for b in net.buffers()),
+            weights=weights,
+            ema=ema,
+            teachers=teachers,
             gradients=sum(p.untyped_storage().nbytes() for p in net.parameters() if p.requires_grad),
             optimizer=sum(t.untyped_storage().nbytes() for t in _state(optimizer)),
             activations_per_image=per_image - image,
-            fixed=high.further - per_image * large,
+            fixed=high.further - per_image * large + ema + teachers,
             per_image=per_image,
             spared=min(low.further - low.one, high.further - high.one),
-            update=high.update,
+            update=high.update + ema + teachers,
         )
     return found
 
@@ -206,9 +214,8 @@ def trace(
     size = config.data.img_size
     with mode, contextlib.ExitStack() as stack:
         images = torch.empty(batch, 3, size, size, dtype=torch.uint8)
-        targets = torch.empty(batch, dtype=torch.long)
-        weights = torch.empty(classes)
-        live = _Live(*net.parameters(), *net.buffers(), *_state(optimizer), images, targets, weights)
+        wanted, weights = torch.empty(batch, classes), torch.empty(classes)
+        live = _Live(*net.parameters(), *net.buffers(), *_state(optimizer), images, wanted, weights)
         if kind(config) == "mps":
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if kind(config) != "cpu":
@@ -219,11 +226,11 @@ def trace(
             for _ in range(2):
                 with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                     logits = net(images)
-                losses = cross_entropy(logits, targets, reduction="none")
-                loss = (losses * weights[targets]).sum() / batch
+                terms = losses.by_class(logits, wanted, losses.gamma(config.training))
+                loss = (terms * weights).sum() / batch
                 loss.backward()  # type: ignore[no-untyped-call]
                 peaks.append(live.take_peak())
-                del logits, losses, loss
+                del logits, terms, loss
             optimizer.step()
             optimizer.zero_grad()
         except Exception as error:  # whatever a model does that needs data, or that fake tensors lack
@@ -254,6 +261,7 @@ def as_text(config: Config, found: dict[str, Estimate]) -> str:
     rows = [("GiB", *found)]
     for label, key in (
         ("weights", "weights"),
+        *((label, key) for label, key in (("their average", "ema"), ("teachers", "teachers")) if _any(found, key)),
         ("gradients", "gradients"),
         (f"{training.optimizer} state", "optimizer"),
         ("activations of an image", "activations_per_image"),
@@ -264,6 +272,10 @@ def as_text(config: Config, found: dict[str, Estimate]) -> str:
     lines = [f"{label:{max(len(r[0]) for r in rows)}}" + "".join(f"{v:>9}" for v in values) for label, *values in rows]
     head = f"{config.model.name}, {config.data.img_size} px, batch {training.batch_size}, one step on {kind(config)}"
     return "\n".join([head, *lines, "on each device; its context and its libraries' workspaces come on top"])
+
+
+def _any(found: dict[str, Estimate], key: str) -> bool:
+    return any(getattr(line, key) for line in found.values())
 
 
 def _gib(size: int) -> str:

@@ -109,7 +109,7 @@ def _checkpoint(job: Job, figures: dict[str, float], made: Scored) -> checkpoint
     if job.split.folds_fingerprint is not None:
         validation["folds_fingerprint"] = job.split.folds_fingerprint
     return checkpoint.Checkpoint(
-        state_dict={k: v.detach().cpu() for k, v in job.bare.state_dict().items()},
+        state_dict={k: v.detach().cpu() for k, v in job.scored.model.state_dict().items()},
         class_names=job.table.class_names,
         labels=job.table.labels,
         config=to_dict(job.config),
@@ -123,6 +123,7 @@ def _checkpoint(job: Job, figures: dict[str, float], made: Scored) -> checkpoint
         validation=validation,
         calibration=_calibration(made),
         versions=versions(),
+        provenance=job.provenance,
     )
 
 
@@ -166,6 +167,7 @@ def save_last(job: Job) -> None:
         {
             "last_format": LAST_FORMAT,
             "model": job.normalized.state_dict(),
+            "ema": job.ema.module.state_dict() if job.ema is not None else None,
             "optimizer": job.optimizer.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "progress": {**vars(job.progress), "loss_sum": float(job.loss_sum)},
@@ -174,6 +176,13 @@ def save_last(job: Job) -> None:
             "config": to_dict(job.config),
         },
     )
+
+
+def sweep(run_dir: Path) -> None:
+    """Remove what a process that was killed while it wrote checkpoints has left of them."""
+    for folder in (run_dir, run_dir / "top"):
+        for unfinished in folder.glob(".*.ckpt"):
+            unfinished.unlink(missing_ok=True)
 
 
 def read_last(path: Path) -> dict[str, Any]:

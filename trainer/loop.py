@@ -1,7 +1,7 @@
 """The training loop: optimiser steps, validations, early stopping, and stopping on request.
 
 What stands between two optimiser steps is all there is to resume from. Nothing depends on a random stream: a sample's
-augmentation is drawn from (seed, epoch, row), dropout of a step from (seed, step).
+augmentation is drawn from (seed, epoch, row), dropout and mixing of a step from (seed, step).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
-from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from trainer import data, device, keep, metrics, validation
+from trainer import data, device, distill, keep, losses, metrics, mixing, validation
 from trainer.config import Config, TrainingConfig
 from trainer.errors import StoppedError, TrainerError
 from trainer.files import write_json, write_text
@@ -78,6 +78,10 @@ class Job:
     tracking: Tracking
     loss_sum: torch.Tensor
     """Of the images since the last validation; stays on the device, so that no step waits for it."""
+    provenance: dict[str, str] = field(default_factory=dict)
+    """As in a checkpoint; empty but in the first process."""
+    ema: ModelEmaV3 | None = None
+    teachers: list[distill.Teacher] = field(default_factory=list)
 
     @property
     def total_steps(self) -> int:
@@ -87,6 +91,11 @@ class Job:
     def normalized(self) -> nn.Module:
         """The module behind Fabric's wrapper (and DistributedDataParallel's, which Fabric looks through)."""
         return self.net.module  # type: ignore[no-any-return]
+
+    @property
+    def scored(self) -> Any:
+        """What is validated and kept: the moving average of `normalized` where there is one, else that itself."""
+        return self.ema.module if self.ema is not None else self.normalized
 
     @property
     def bare(self) -> nn.Module:
@@ -178,38 +187,71 @@ def _epoch(job: Job, marks: set[int]) -> Iterator[int]:
 def _step(job: Job, group: list[Any]) -> int:
     """One optimiser step over the micro-batches of `group`; returns this process's number of images.
 
-    The loss is the weighted cross-entropy summed over all images of the step and divided by their number, so it does
-    not depend on how they are cut into micro-batches.
+    The loss is summed over all images of the step and divided by their number, so it does not depend on how they are
+    cut into micro-batches.
     """
+    training, step = job.config.training, job.progress.step
     size = sum(len(batch[0]) for batch in group)
-    torch.manual_seed((job.config.seed * 1_000_003 + job.progress.step) * 1024 + job.fabric.global_rank)
-    for number, (images, targets, _) in enumerate(group, start=1):
-        images = images.to(job.fabric.device, non_blocking=True)
-        targets = targets.to(job.fabric.device, non_blocking=True)
+    mix = mixing.draw(training, job.config.seed, step, job.config.data.img_size)
+    torch.manual_seed((job.config.seed * 1_000_003 + step) * 1024 + job.fabric.global_rank)
+    for number, batch in enumerate(group, start=1):
+        images, wanted = _inputs(job, batch, group[number % len(group)], mix)
         with job.fabric.no_backward_sync(job.net, enabled=number < len(group) and job.fabric.world_size > 1):
-            losses = cross_entropy(job.net(images), targets, reduction="none")
-            loss = (losses * job.class_weights[targets]).sum() / size
-            job.fabric.backward(loss)
-        job.loss_sum += losses.detach().sum()
+            job.fabric.backward(_loss(job, images, wanted) / size)
     job.progress.loss_images += size
-    if job.config.training.gradient_clip is not None:
-        job.fabric.clip_gradients(job.net, job.optimizer, max_norm=job.config.training.gradient_clip)
-    lr = learning_rate(job.config.training, job.progress.step, job.steps_per_epoch, job.total_steps)
+    if training.gradient_clip is not None:
+        job.fabric.clip_gradients(job.net, job.optimizer, max_norm=training.gradient_clip)
+    lr = learning_rate(training, step, job.steps_per_epoch, job.total_steps)
     for parameters in job.optimizer.param_groups:
-        parameters["lr"] = lr
+        parameters["lr"] = lr * parameters.get("lr_scale", 1.0)
     job.optimizer.step()
     job.optimizer.zero_grad()
+    if job.ema is not None:
+        job.ema.update(job.normalized, step)
     return size
+
+
+def _inputs(job: Job, batch: Any, following: Any, mix: mixing.Mix | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (N, 3, H, W) uint8 and their wanted distributions (N, classes) of a micro-batch, on the device. The last
+    image's partner is the first of the `following` micro-batch."""
+    on, classes, smoothing = job.fabric.device, len(job.table.class_names), job.config.training.label_smoothing
+    images = batch[0].to(on, non_blocking=True)
+    wanted = losses.wanted(batch[1].to(on, non_blocking=True), classes, smoothing)
+    if mix is None:
+        return images, wanted
+    next_image, next_target = following[0][:1].to(on), losses.wanted(following[1][:1].to(on), classes, smoothing)
+    images = mixing.images(mix, images, torch.cat([images[1:], next_image]))
+    return images, mix.share * wanted + (1 - mix.share) * torch.cat([wanted[1:], next_target])
+
+
+def _loss(job: Job, images: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """The sum of the images' losses. What the log shows is that of the labels, classes unweighted."""
+    training = job.config.training
+    logits = job.net(images)
+    terms = losses.by_class(logits, wanted, losses.gamma(training))
+    job.loss_sum += terms.detach().sum()
+    loss = (terms * job.class_weights).sum()
+    if job.teachers:
+        with job.fabric.autocast():
+            taught = distill.probabilities(job.teachers, images)
+        apart = losses.distance(logits, taught, training.distill_temperature).sum()
+        loss = (1 - training.distill_weight) * loss + training.distill_weight * apart
+    return loss
 
 
 def _validate(job: Job) -> None:
     """Score the validation split, clean and corrupted; keep the checkpoint if it is the best so far."""
     progress, monitor = job.progress, job.config.training.monitor
     job.net.eval()
+    if job.fabric.world_size > 1:
+        for buffer in job.scored.buffers():  # batch statistics: each process has its own, and the first's are kept
+            torch.distributed.broadcast(buffer, 0)
     parts: list[torch.Tensor] = []
     with torch.inference_mode():
         for images, _, _ in job.val_batches:
-            parts.append(job.net(images.to(job.fabric.device, non_blocking=True)).softmax(1).cpu())
+            with job.fabric.autocast():  # not through the wrapper, which would have processes wait for each other
+                logits = job.scored(images.to(job.fabric.device, non_blocking=True))
+            parts.append(logits.softmax(1).cpu())
             job.reporter.beat(progress.epoch, progress.step, device.memory_in_use(job.device))
             # Alone it may stop here, and the validation is due again. Several processes have different numbers of
             # batches, so that they can agree only afterwards.
@@ -229,7 +271,7 @@ def _validate(job: Job) -> None:
         "step": progress.step,
         "train_loss": round(float(job.loss_sum) / max(1, progress.loss_images), 6),
         **figures,
-        "lr": float(f"{job.optimizer.param_groups[0]['lr']:.6g}"),
+        "lr": float(f"{max(group['lr'] for group in job.optimizer.param_groups):.6g}"),
         "seconds": round(progress.seconds, 1),
         "best": best,
     }
@@ -334,6 +376,7 @@ def _finish(job: Job) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "host": os.uname().nodename,
         "versions": keep.versions(),
+        **job.provenance,
     }
     if job.chief:
         write_json(job.run_dir / "metrics.json", summary)

@@ -43,15 +43,22 @@ def create(config: ModelConfig, classes: int, img_size: int, load_weights: bool 
     check_name(config.name)
     cfg = timm.get_pretrained_cfg(config.name)
     sized: dict[str, Any] = {"img_size": img_size} if cfg is not None and cfg.fixed_input_size else {}
+    depth: dict[str, Any] = {} if config.drop_path is None else {"drop_path_rate": config.drop_path}
+    no_depth = f"model.drop_path={config.drop_path}: {config.name} has no blocks that could be left out; leave it out"
 
     def build(**more: Any) -> nn.Module:
         try:
-            return timm.create_model(config.name, num_classes=classes, **sized, **more)
+            built: nn.Module = timm.create_model(config.name, num_classes=classes, **sized, **depth, **more)
         except (AssertionError, ValueError, TypeError) as error:
+            if "drop_path_rate" in str(error):
+                raise ConfigError(no_depth) from None
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ConfigError(
                 f"model.name={config.name} cannot be built for data.img_size={img_size}: {reason}"
             ) from None
+        if config.drop_path and not any("droppath" in type(m).__name__.lower() for m in built.modules()):
+            raise ConfigError(no_depth)
+        return built
 
     if not load_weights:
         return build()
@@ -67,6 +74,18 @@ def create(config: ModelConfig, classes: int, img_size: int, load_weights: bool 
         load_file(model, stored)
         return model
     return build()
+
+
+def restore(config: ModelConfig, classes: int, img_size: int, state_dict: dict[str, torch.Tensor]) -> nn.Module:
+    """The model with a checkpoint's weights, on the CPU. Raises ConfigError where they do not fit it."""
+    net = create(config, classes, img_size, load_weights=False)
+    try:
+        net.load_state_dict(state_dict)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"the checkpoint's weights do not fit its model: {' '.join(str(error).split())[:200]}"
+        ) from None
+    return net
 
 
 def _from_hub(config: ModelConfig, build: Callable[..., nn.Module]) -> nn.Module:
@@ -204,8 +223,22 @@ class Normalized(nn.Module):
 
 
 def make_optimizer(training: TrainingConfig, net: nn.Module) -> torch.optim.Optimizer:
-    """The configuration's optimiser; biases and normalisation layers have no weight decay, as timm has it."""
+    """The configuration's optimiser; biases and normalisation layers have no weight decay, as timm has it.
+
+    With `training.layer_decay` its groups have an `lr_scale`: their learning rate as a share of the configuration's.
+    Raises ConfigError where timm knows no layers of the model.
+    """
     from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # exported, but not in __all__
 
-    name = {"adamw": "adamw", "sgd": "sgd"}[training.optimizer]
-    return create_optimizer_v2(net, opt=name, lr=training.lr, weight_decay=training.weight_decay, momentum=0.9)
+    bare = net.model if isinstance(net, Normalized) else net  # timm asks the model itself for its layers
+    made = create_optimizer_v2(
+        bare,
+        opt={"adamw": "adamw", "sgd": "sgd"}[training.optimizer],
+        lr=training.lr,
+        weight_decay=training.weight_decay,
+        momentum=0.9,
+        layer_decay=training.layer_decay,
+    )
+    if training.layer_decay is not None and len({group["lr_scale"] for group in made.param_groups}) == 1:
+        raise ConfigError("training.layer_decay: timm knows no layers of this model; leave it out")
+    return made

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from trainer import checkpoint, data, device, model
 from trainer.augment import Augmentation
-from trainer.errors import ConfigError, DataError
+from trainer.errors import DataError
 from trainer.files import replacing, write_json, write_text
 from trainer.stop import ignore_in_worker
 
@@ -58,13 +58,7 @@ def run_model(member: checkpoint.Checkpoint, table: data.Table, options: Options
     precision = device.precision(options.precision, chosen)
     size = member.preprocessing["img_size"]
     view = Augmentation(member.preprocessing["transforms"], "data.val_transforms", size, config.seed)
-    bare = model.create(config.model, len(member.class_names), size, load_weights=False)
-    try:
-        bare.load_state_dict(member.state_dict)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"the checkpoint's weights do not fit its model: {' '.join(str(error).split())[:200]}"
-        ) from None
+    bare = model.restore(config.model, len(member.class_names), size, member.state_dict)
     mean, std = tuple(member.preprocessing["mean"]), tuple(member.preprocessing["std"])
     net: Any = model.Normalized(bare, mean, std, device.channels_last(config.training.channels_last, chosen))
     fabric = Fabric(
@@ -73,6 +67,7 @@ def run_model(member: checkpoint.Checkpoint, table: data.Table, options: Options
         precision=device.FABRIC_PRECISION[precision],  # type: ignore[arg-type]
     )
     device.limit_memory(chosen)
+    device.name_fallbacks(chosen)
     workers = config.training.num_workers if options.num_workers is None else options.num_workers
     loader: DataLoader[Any] = DataLoader(
         data.ImageDataset(table, view),

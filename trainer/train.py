@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
-from trainer import data, device, duplicates, keep, leaks, model
+from trainer import data, device, distill, duplicates, keep, leaks, model, provenance
 from trainer.augment import Augmentation
-from trainer.config import Config, to_dict, to_yaml
+from trainer.config import Config, TrainingConfig, to_dict, to_yaml
 from trainer.corruption import Corruption
 from trainer.errors import ConfigError, DataError, StoppedError
 from trainer.files import check_folder, write_text
@@ -73,6 +74,7 @@ def train(config: Config, run_dir: Path, stop: Stop) -> dict[str, Any]:
     fabric.launch()
     stop.listen()  # launching may have replaced the handlers
     device.limit_memory(chosen)
+    device.name_fallbacks(chosen)
     if chosen == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
@@ -138,12 +140,14 @@ def _prepare(
     world, rank = fabric.world_size, fabric.global_rank
     micro = training.micro_batch or training.batch_size
     usable = len(split.train) - (len(split.train) % training.batch_size if training.drop_last else 0)
-    sampler = data.EpochSampler(split.train, config.seed, usable, rank, world)
+    targets = [table.targets[row] for row in split.train] if training.balanced_sampling else None
+    sampler = data.EpochSampler(split.train, config.seed, usable, rank, world, targets)
     steps_per_epoch = math.ceil(usable / training.batch_size)
 
+    channels_last = device.channels_last(training.channels_last, chosen)
+    teachers = distill.load(training.teachers, table.class_names, fabric.device, channels_last)
     torch.manual_seed(config.seed)
     mean, std = model.mean_std(config.model.name)
-    channels_last = device.channels_last(training.channels_last, chosen)
     bare = model.create(config.model, len(table.class_names), config.data.img_size, load_weights=state is None)
     net = model.Normalized(bare, mean, std, channels_last)
     optimizer = model.make_optimizer(training, net)
@@ -190,8 +194,12 @@ def _prepare(
         reporter=reporter,
         tracking=Tracking(to_dict(config), run_dir) if rank == 0 else _Silent(),
         loss_sum=torch.tensor(progress.loss_sum, device=fabric.device),
+        provenance=_provenance(table) if rank == 0 else {},
+        ema=_average(training, wrapped.module, state),
+        teachers=teachers,
     )
     if job.chief:
+        keep.sweep(run_dir)
         write_text(run_dir / "config.yaml", to_yaml(config))
         job.reporter.say(
             f"{config.model.name} on {chosen}{f' ×{world}' if world > 1 else ''} in {precision}, "
@@ -202,6 +210,21 @@ def _prepare(
         if state is not None:
             job.reporter.say(f"resumed in epoch {progress.epoch + 1} after step {progress.step}")
     return job
+
+
+def _average(training: TrainingConfig, net: nn.Module, state: dict[str, Any] | None) -> ModelEmaV3 | None:
+    """The moving average of the weights. Its decay grows with the steps as timm has it, 1 - (1 + step)^(-2/3), up to
+    `training.ema_decay`: the first weights, which are random, do not weigh on a short run."""
+    if training.ema_decay is None:
+        return None
+    made = ModelEmaV3(net, decay=training.ema_decay, use_warmup=True)
+    if state is not None and state.get("ema") is not None:
+        made.module.load_state_dict(state["ema"])
+    return made
+
+
+def _provenance(table: data.Table) -> dict[str, str]:
+    return {"git_sha": provenance.revision(), "data_fingerprint": data.training_fingerprint(table)}
 
 
 class _Silent(Tracking):

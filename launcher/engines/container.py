@@ -12,17 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher import containers, retry, runs
+from launcher import containers, retry, runs, teachers
 from launcher.execute import GRACE
+from launcher.matrix import override_value
 from launcher.runs import RunRequest, device_limit
 from launcher.sizes import GIB, show_size
+from trainer.config import parse
 
 PIDS = 4096
 """Processes and threads of one container at most: loader workers and their threads need hundreds, a fork bomb more."""
 SHM = GIB
 """Bytes of /dev/shm where neither shm nor memory is named. The engine's own 64 MB end loader workers."""
-FILES = ("model.weights", "data.root", "resume")
-"""Keys of the trainer whose value is a path on this host: it is mounted at the same place, read-only."""
+FILES = ("model.weights", "data.root", "resume", "training.teachers")
+"""Keys of the trainer whose value is a path on this host, or a list of them: each is mounted at the same place,
+read-only."""
+LISTS = ("training.teachers",)
+"""Those of them whose value is a list."""
 RECORDS = ("run.json", "events.jsonl", "exec.lock")
 """Files of the run directory by which the launcher judges the run, and asks for its next attempt."""
 DATA, RUNS, CACHE, SECRETS, COMPILED = "/data", "/runs", "/cache", "/run/secrets", "/compiled"
@@ -100,24 +105,33 @@ def words(request: RunRequest, run_dir: Path) -> tuple[list[str], list[Path]]:
     told, files = [], []
     for word in retry.command(request, runs.read_events(run_dir)):
         word = word.replace("@runs/", RUNS + "/")
-        key, separator, value = word.partition("=")
-        value = re.sub(r"^(['\"])(.*)\1$", r"\2", value)
-        if separator and key in FILES and value not in ("", "null", "auto") and not value.startswith(RUNS + "/"):
-            path = Path(os.path.abspath(Path(request.cwd or ".") / Path(value).expanduser()))  # noqa: PTH100  # keeps links
-            if not (path.is_file() or path.is_dir()):
-                raise FileNotFoundError(f"{key}={value}: there is no such file")
-            files.append(path)
-            word = f"{key}={_quoted(str(path))}"
+        key = word.partition("=")[0]
+        values = _named(word)
+        for position, value in enumerate(values):
+            if not value.startswith(RUNS + "/"):
+                path = Path(os.path.abspath(Path(request.cwd or ".") / Path(value).expanduser()))  # noqa: PTH100  # keeps links
+                if not (path.is_file() or path.is_dir()):
+                    raise FileNotFoundError(f"{key}={value}: there is no such file")
+                files += [path, *teachers.members(path)]
+                values[position] = str(path)
+        if values:
+            word = f"{key}={override_value(values if key in LISTS else values[0])}"
         told.append(word)
     if request.kind == "train" and ((run_dir / "last.ckpt").exists() or not any(w.startswith("resume=") for w in told)):
         told.append("resume=auto")
     return told, files
 
 
-def _quoted(text: str) -> str:
-    from launcher.matrix import override_value
-
-    return override_value(text)
+def _named(word: str) -> list[str]:
+    """The files that one of the trainer's words names; none where it is of another key."""
+    key, separator, value = word.partition("=")
+    if not separator or key not in FILES:
+        return []
+    if key in LISTS:
+        listed = parse(word)[1]
+        return [str(each) for each in listed] if isinstance(listed, list) else []
+    value = re.sub(r"^(['\"])(.*)\1$", r"\2", value)
+    return [value] if value not in ("", "null", "auto") else []
 
 
 def environment(request: RunRequest, place: Place, run_dir: Path, gpus: bool) -> dict[str, str]:
@@ -227,7 +241,7 @@ def on_host(text: str, request: RunRequest, run_dir: Path | None = None) -> str:
         root = run_dir.absolute().parent.parent
         places |= {RUNS: str(root), CACHE: str(cache_dir(root))}
     # Files that a run names are mounted under their own path, whatever that begins with.
-    own = [word.partition("=")[2].strip("'\"") for word in request.command if word.partition("=")[0] in FILES]
+    own = [name for word in request.command for name in _named(word)]
 
     def host(match: re.Match[str]) -> str:
         kept = any(each and text.startswith(each, match.start()) for each in own)

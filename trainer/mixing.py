@@ -1,0 +1,59 @@
+"""Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019), drawn once for an optimiser step from (seed, step) alone.
+
+Every image is joined with the next one of the step, the last with the first: partners do not depend on micro-batches.
+Of several devices each joins the images of its own share.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from trainer.config import TrainingConfig
+
+_STREAM = 0x317D
+"""Keeps these draws apart from the augmentation's, which are by (seed, epoch, row)."""
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How the images of a step are joined with their partners."""
+
+    share: float
+    """Of the image itself, and of its target."""
+    box: tuple[int, int, int, int] | None = None
+    """Top, bottom, left, right (pixels) of what comes from the partner. None: all of it is a blend."""
+
+
+def draw(training: TrainingConfig, seed: int, step: int, side: int) -> Mix | None:
+    """What is done in optimiser step `step` to images of `side` pixels; None where they stay as they are."""
+    kinds = [kind for kind in ("mixup", "cutmix") if getattr(training, kind) > 0]
+    generator = np.random.default_rng((seed, step, _STREAM))
+    if not kinds or generator.random() >= training.mix_probability:
+        return None
+    kind = kinds[int(generator.integers(len(kinds)))]
+    alpha = getattr(training, kind)
+    share = float(generator.beta(alpha, alpha))
+    if kind == "mixup":
+        return Mix(share)
+    half = side * math.sqrt(1 - share) / 2
+    ends = [
+        min(side, max(0, round(float(end))))
+        for centre in generator.uniform(0, side, 2)
+        for end in (centre - half, centre + half)
+    ]
+    top, bottom, left, right = ends
+    return Mix(1 - (bottom - top) * (right - left) / side**2, (top, bottom, left, right))
+
+
+def images(mix: Mix, own: torch.Tensor, partners: torch.Tensor) -> torch.Tensor:
+    """(N, 3, H, W) uint8 of both → the same, joined."""
+    if mix.box is None:
+        return torch.lerp(partners.float(), own.float(), mix.share).round_().to(torch.uint8)
+    top, bottom, left, right = mix.box
+    joined = own.clone()
+    joined[..., top:bottom, left:right] = partners[..., top:bottom, left:right]
+    return joined

@@ -1,0 +1,31 @@
+"""Where results come from: the commit of the code, and a name for what the data hold. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+
+
+def git_sha(folder: Path) -> str | None:
+    """The commit of the checkout that `folder` lies in; None where it lies in none."""
+    return _git(folder, "rev-parse", "HEAD") or None
+
+
+def revision(folder: Path = PACKAGE, watched: tuple[str, ...] = (".",)) -> str:
+    """The commit of the code in `folder`, with `-dirty` where one of the paths `watched` in it has changed since;
+    $GIT_SHA in an image, which has no checkout; else unknown."""
+    sha = git_sha(folder)
+    if sha is None or not _git(folder, "ls-files", *watched):  # an installed copy below somebody else's checkout
+        return os.environ.get("GIT_SHA") or "unknown"
+    return sha + ("-dirty" if _git(folder, "status", "--porcelain", "--", *watched) else "")
+
+
+def _git(folder: Path, *words: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
