@@ -308,6 +308,9 @@ def test_a_container_has_a_network_for_a_reason(
 def test_paths_of_the_host_are_mounted_where_they_are(tmp_path: Path) -> None:
     (tmp_path / "w.pth").touch()
     (tmp_path / "d").mkdir()
+    (tmp_path / "vote").mkdir()
+    (tmp_path / "vote" / "ensemble.json").write_text('{"members": [{"checkpoint": "../a b.ckpt"}]}')
+    (tmp_path / "a b.ckpt").touch()
     command = ["train", "model.weights=w.pth", f"data.root='{tmp_path}/d'", "resume=@runs/a/001-b/last.ckpt", "seed=1"]
     told, files = container.words(request(command=command, cwd=str(tmp_path)), tmp_path)
     assert told == [
@@ -318,10 +321,16 @@ def test_paths_of_the_host_are_mounted_where_they_are(tmp_path: Path) -> None:
         "seed=1",
     ]
     assert files == [tmp_path / "w.pth", tmp_path / "d"]
+    taught = request(command=["train", "training.teachers=[vote/ensemble.json,'a b.ckpt']"], cwd=str(tmp_path))
+    told, files = container.words(taught, tmp_path)
+    assert told[1] == f"training.teachers=[{tmp_path}/vote/ensemble.json,'{tmp_path}/a b.ckpt']"
+    assert files == [tmp_path / "vote" / "ensemble.json", tmp_path / "a b.ckpt", tmp_path / "a b.ckpt"]
     (tmp_path / "last.ckpt").touch()
     assert container.words(request(command=command, cwd=str(tmp_path)), tmp_path)[0][-1] == "resume=auto"
     with pytest.raises(FileNotFoundError, match=r"model\.weights=gone\.pth: there is no such file"):
         container.words(request(command=["train", "model.weights=gone.pth"], cwd=str(tmp_path)), tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"training\.teachers=gone\.ckpt: there is no such file"):
+        container.words(request(command=["train", "training.teachers=[gone.ckpt]"], cwd=str(tmp_path)), tmp_path)
 
 
 def test_a_message_of_a_container_speaks_of_the_hosts_folders(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,6 +103,7 @@ def test_identity_is_the_configuration_but_for_what_changes_nothing() -> None:
 
     assert of() == of("training.num_workers=0", "data.root=/elsewhere", "training.pin_memory=false")
     assert of() == of("resume=auto")
+    assert of("training.teachers=[a.ckpt]") == of("training.teachers=[b.ckpt]"), "what they hold is compared instead"
     different = [
         of(),
         of("resume=/elsewhere/last.ckpt"),
@@ -125,6 +126,11 @@ def test_the_fingerprint_is_of_what_files_hold(tmp_path: Path) -> None:
     assert known == reuse.data_of(tmp_path / "two", None, cache) == reuse.data_of(tmp_path / "one", None, tmp_path)
     (tmp_path / "w").write_bytes(b"weights")
     assert reuse.data_of(tmp_path / "one", tmp_path / "w", cache) != known
+    taught = reuse.data_of(tmp_path / "one", None, cache, [tmp_path / "w"])
+    assert taught not in (known, reuse.data_of(tmp_path / "one", tmp_path / "w", cache))
+    (tmp_path / "v").write_bytes(b"weights")
+    assert reuse.data_of(tmp_path / "one", None, cache, [tmp_path / "v"]) == taught
+    assert reuse.data_of(tmp_path / "one", None, cache, [tmp_path / "no such teacher"]) == ""
     (tmp_path / "two" / "train" / "a" / "1.png").rename(tmp_path / "two" / "train" / "a" / "2.png")
     assert reuse.data_of(tmp_path / "two", None, cache) != known
     (tmp_path / "empty").mkdir()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
@@ -88,3 +90,16 @@ def test_the_memory_limit_caps_the_allocator(monkeypatch: pytest.MonkeyPatch) ->
     )
     device.limit_memory("cuda")
     assert calls == [(0.25, 0), (0.25, 1)]
+
+
+def test_operators_that_fall_back_from_mps_are_named_once_each(capsys: pytest.CaptureFixture[str]) -> None:
+    """The warnings as torch words them; the commands ignore all others of its."""
+    words = "The operator '{}' is not currently supported on the MPS backend and will fall back to run on the CPU."
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"(torch|tests)\b.*")
+        device.listen_for_fallbacks()
+        for name in ("aten::one", "aten::two.out", "aten::one"):
+            warnings.warn(words.format(name) + " This may have performance implications.", UserWarning, stacklevel=1)
+        warnings.warn("something else", UserWarning, stacklevel=1)
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split(":", 1)[1].split(" runs")[0].strip() for line in told] == ["aten::one", "aten::two.out"]

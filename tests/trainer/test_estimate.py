@@ -50,6 +50,12 @@ def test_it_counts_what_torchs_own_tracker_counts(precision: str, accumulates: b
     assert measured == pytest.approx(foreseen, rel=0.02)
 
 
+def test_averaged_weights_are_one_more_copy() -> None:
+    plain, averaged = found("device=cuda")["fp32"], found("device=cuda", "training.ema_decay=0.99")["fp32"]
+    assert averaged.ema == plain.weights and plain.ema == plain.teachers == 0
+    assert averaged.fixed - plain.fixed == averaged.update - plain.update == plain.weights
+
+
 def test_the_line_is_made_of_its_parts() -> None:
     line = found("device=cuda")["fp32"]
     floats = sum(p.numel() for p in model.create(compose(TINY).model, 3, 64, load_weights=False).parameters()) * 4

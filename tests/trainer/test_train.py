@@ -131,12 +131,16 @@ def test_the_same_seed_gives_the_same_run_whatever_the_workers(tmp_path: Path, t
         assert train(tmp_path / name, *words, *more) == 0
     a, b, c = (weights(tmp_path / name / "last.ckpt") for name in "abc")
     assert same(a, b) and not same(a, c)
+    times = ("seconds", "images_per_second")
+    one, other = ({k: v for k, v in summary(tmp_path / name).items() if k not in times} for name in "ab")
+    assert one == other
     assert summary(tmp_path / "a")["split_fingerprint"] == summary(tmp_path / "c")["split_fingerprint"]
 
 
 def test_micro_batches_leave_the_effective_batch_as_it_is(tmp_path: Path, train: Train) -> None:
-    """test_vit has no batch statistics, so that the gradients are the same sum."""
+    """test_vit has no batch statistics, so that the gradients are the same sum. Images have the same partners, too."""
     words = ["model.name=test_vit", "data.img_size=160", "training.epochs=1", "training.batch_size=8"]
+    words += ["training.mixup=0.4", "training.cutmix=1", "training.mix_probability=1", "training.label_smoothing=0.1"]
     words += ["training.precision=fp32", "training.optimizer=sgd", "training.lr=0.01"]
     assert train(tmp_path / "whole", *words) == 0
     assert train(tmp_path / "parts", *words, "training.micro_batch=2") == 0
@@ -303,6 +307,7 @@ def test_two_processes_reach_the_f1_of_one(tmp_path: Path, documents: Path, trai
     uneven = write_documents(tmp_path / "uneven", per_class=21)
     words = ["model.name=test_vit", "data.img_size=160", "training.epochs=2", "training.batch_size=4"]
     words += ["training.precision=fp32", "training.optimizer=sgd", "training.lr=0.01", "device=cpu"]
+    words += ["training.ema_decay=0.5"]
     assert train(tmp_path / "one", *words, data=uneven) == 0
     command = [sys.executable, "-m", "trainer", "train", *TINY, *words, "devices=2"]
     environment = {**os.environ, "DATA_DIR": str(uneven)}
@@ -311,11 +316,12 @@ def test_two_processes_reach_the_f1_of_one(tmp_path: Path, documents: Path, trai
     (made,) = (tmp_path / "outputs").iterdir()
     one, two = summary(tmp_path / "one"), summary(made)
     assert (one["devices"], two["devices"]) == (1, 2) and one["val_images"] == two["val_images"] == 13
-    for figure in ("val_f1", "val_f1_corrupted"):
+    for figure in ("val_f1", "val_f1_corrupted", "val_f1_mean"):
         assert two[figure] == pytest.approx(one[figure], abs=1e-6)
-    a, b = weights(tmp_path / "one" / "last.ckpt"), weights(made / "last.ckpt")
-    for key, value in a.items():
-        torch.testing.assert_close(b[key], value, rtol=1e-3, atol=1e-5)
+    for name in ("last.ckpt", "best.ckpt"):  # of which the latter has the averaged weights
+        a, b = weights(tmp_path / "one" / name), weights(made / name)
+        for key, value in a.items():
+            torch.testing.assert_close(b[key], value, rtol=1e-3, atol=1e-5)
 
 
 def test_resuming_on_other_data_is_refused(tmp_path: Path, train: Train, capsys: pytest.CaptureFixture[str]) -> None:

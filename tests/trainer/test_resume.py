@@ -1,0 +1,118 @@
+"""Exact resume: a run that was killed, at whatever step and however often, ends as one that never was."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.trainer.conftest import TINY
+from trainer import checkpoint
+
+Train = Callable[..., int]
+
+WORDS = [
+    "training.epochs=12",
+    "training.batch_size=4",
+    "training.micro_batch=2",
+    "training.num_workers=2",
+    "training.validate_per_epoch=2",
+    "training.keep_top=2",
+    "training.patience=2",
+    "training.warmup_epochs=1",
+    "training.mixup=0.4",
+    "training.cutmix=1",
+    "training.mix_probability=0.8",
+    "training.label_smoothing=0.1",
+    "training.balanced_sampling=true",
+    "training.class_weights=false",
+    "training.ema_decay=0.95",
+    "model.drop_path=0.1",
+]
+KILL = """
+import os, signal, sys
+from trainer import cli, loop
+
+step, last = loop._step, int(sys.argv[1])
+
+def stepping(job, group):
+    images = step(job, group)
+    if job.progress.step + 1 == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return images
+
+loop._step = stepping
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+def train_until(step: int, run: Path, documents: Path) -> None:
+    """The real command in a process that gets a SIGKILL in the midst of optimiser step `step` (from 1)."""
+    command = [sys.executable, "-c", KILL, str(step), "train", *TINY, *WORDS, "resume=auto"]
+    environment = {**os.environ, "RUN_DIR": str(run), "DATA_DIR": str(documents)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+
+
+def left(run: Path) -> dict[str, Any]:
+    """All that a run leaves but for times."""
+    state = torch.load(run / "last.ckpt", weights_only=True)
+    with (run / "history.csv").open() as file:
+        history = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+    for entry in state["progress"].pop("history"):
+        assert entry.pop("seconds") >= 0
+    state["progress"].pop("seconds")
+    state["config"].pop("resume")
+    kept = {path.name: checkpoint.load(path) for path in [run / "best.ckpt", *sorted((run / "top").iterdir())]}
+    found = {name: (c.state_dict, c.metrics, c.validation, c.calibration) for name, c in kept.items()}
+    return {"last": state, "history": history, "kept": found}
+
+
+def assert_same(a: Any, b: Any, where: str = "") -> None:
+    """Bit for bit."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for number, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}.{number}")
+    else:
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, where
+
+
+def test_a_killed_run_resumes_to_the_very_end_of_one_that_was_not(
+    tmp_path: Path, train: Train, documents: Path
+) -> None:
+    """Killed in the midst of an epoch, after a validation whose best.ckpt is newer than last.ckpt."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train(whole, *WORDS) == 0
+    train_until(13, parts, documents)
+    (parts / ".best.x1y2.ckpt").touch()  # as a process leaves that is killed while it writes
+    assert train(parts, *WORDS, "resume=auto") == 0
+    assert_same(left(whole), left(parts))
+    steps = left(whole)["last"]["progress"]["step"]
+    assert 13 < steps < 12 * 7, "early stopping is part of it"
+    assert not list(parts.rglob(".*"))
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_steps_change_no_bit(tmp_path: Path, train: Train, documents: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train(whole, *WORDS) == 0
+    steps = left(whole)["last"]["progress"]["step"]
+    for step in sorted(random.Random(0).sample(range(1, steps + 1), 10)):
+        train_until(step, parts, documents)
+    assert train(parts, *WORDS, "resume=auto") == 0
+    assert_same(left(whole), left(parts))
