@@ -397,7 +397,7 @@ def test_fit_leaves_a_batch_that_does_not_divide_to_the_trainer() -> None:
 def test_averaged_weights_and_teachers_are_foreseen(tmp_path: Path) -> None:
     (tmp_path / "teacher.ckpt").write_bytes(b"0" * 1000)
     need = memory.predict("resnet34", 768, "bf16")
-    (plain,), (averaged,) = (expand(card(24), *words) for words in ((), ("training.ema_decay=0.99",)))
-    (taught,) = expand(card(24), f"training.teachers=[{tmp_path}/teacher.ckpt]")
+    plain, averaged = expand(card(24)), expand(card(24), "training.ema_decay=0.99")
+    taught = expand(card(24), f"training.teachers=[{tmp_path}/teacher.ckpt]")
     assert need and averaged.request.predicted_memory - plain.request.predicted_memory == need.weights
     assert taught.request.predicted_memory - plain.request.predicted_memory == 1000
