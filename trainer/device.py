@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import warnings
@@ -104,6 +105,7 @@ def name_fallbacks(device: str) -> None:
         listen_for_fallbacks()
 
 
+@functools.cache  # an ensemble's members ask for it one after another
 def listen_for_fallbacks() -> None:
     """Turn torch's warnings of operators that fall back to the CPU into notes, one for each operator."""
     show, named = warnings.showwarning, set[str]()
