@@ -19,7 +19,17 @@ from trainer import __version__
 from trainer.errors import EXIT_FAILED, EXIT_OK, ConfigError, StoppedError, TrainerError, nearest, os_error
 from trainer.files import check_folder
 
-COMMANDS = ("train", "predict", "ensemble", "analyze", "check-data", "label-errors", "estimate", "sample-data")
+COMMANDS = (
+    "train",
+    "predict",
+    "ensemble",
+    "analyze",
+    "check-data",
+    "label-errors",
+    "export",
+    "estimate",
+    "sample-data",
+)
 USAGE = """usage: python -m trainer COMMAND …
 
   train KEY=VALUE …             train one model; `train --help` lists the keys
@@ -28,6 +38,7 @@ USAGE = """usage: python -m trainer COMMAND …
   analyze --checkpoint FILE     figures, curves, mistakes: analysis_results/report.html
   check-data KEY=VALUE …        duplicates, leaks, labels that disagree: check_data.json, duplicates.png
   label-errors --predictions F  likely label errors of validation images: label_errors.csv, label_errors.png
+  export --checkpoint FILE …    to onnx, safetensors or torch_export: checked, with a model card
   estimate KEY=VALUE …          the device memory that training needs, without data or a GPU
   sample-data DIR               draw a small set of documents to try everything on
 
@@ -100,6 +111,7 @@ def _dispatch(arguments: list[str]) -> int:
         "analyze": _analyze,
         "check-data": _check_data,
         "label-errors": _label_errors,
+        "export": _export,
         "estimate": _estimate,
         "sample-data": _sample_data,
     }
@@ -310,6 +322,36 @@ def _label_errors(arguments: list[str]) -> int:
 
     root = options.root or Path(os.environ.get("DATA_DIR") or "data")
     label_errors.write(options.predictions, output, root if root.is_dir() else None)
+    return EXIT_OK
+
+
+def _export(arguments: list[str]) -> int:
+    parser = _Parser(
+        "python -m trainer export",
+        description="Write a checkpoint as a file that needs no trainer, checked against the checkpoint, with "
+        "preprocessing.json and a model card (README.md) beside it. onnx and torch_export take uint8 images and give "
+        "calibrated probabilities; safetensors holds the bare timm model, which takes normalised images and gives "
+        "logits.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--checkpoint", required=True, type=Path, help="a best.ckpt")
+    parser.add_argument("--to", required=True, metavar="FORMAT", help="onnx, safetensors or torch_export")
+    parser.add_argument("--output", type=Path, help="folder for the files (default: export/FORMAT in $RUN_DIR or here)")
+    parser.add_argument("--data.root", dest="root", type=Path, help="data folder (default: $DATA_DIR, else ./data)")
+    parser.add_argument("--images", type=_positive, default=32, help="to check on, at most (default: %(default)s)")
+    parser.add_argument("--batch_size", type=_positive, default=8, help="images at once (default: %(default)s)")
+    parser.add_argument("--force", action="store_true", help="replace an earlier export")
+    options = _parse(parser, arguments)
+    _quiet()
+    from trainer import data
+    from trainer.config import DataConfig
+    from trainer.export import export
+
+    root: Path | None = None
+    if options.root or os.environ.get("DATA_DIR") or Path("data").is_dir():
+        root = data.data_root(DataConfig(root=str(options.root) if options.root else None))
+    output = options.output or _output(None) / "export" / options.to
+    export(options.checkpoint, options.to, output, root, options.images, options.batch_size, options.force)
     return EXIT_OK
 
 

@@ -39,12 +39,17 @@ def _beside(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~_UMASK)  # mkstemp makes it private; the result is as readable as any other file
-        temporary.replace(path)
+        settle(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def settle(temporary: Path, path: Path) -> None:
+    """Move a file that is complete to its place, on the same file system: on disk before it is seen there."""
+    with temporary.open("rb") as written:
+        os.fsync(written.fileno())
+    temporary.chmod(0o666 & ~_UMASK)  # what made it may have made it private; the result is as readable as any other
+    temporary.replace(path)
 
 
 def check_folder(folder: Path) -> None:

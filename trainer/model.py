@@ -33,6 +33,12 @@ def mean_std(name: str) -> tuple[tuple[float, float, float], tuple[float, float,
     return tuple(cfg.mean), tuple(cfg.std)  # type: ignore[return-value]
 
 
+def size_arguments(name: str, img_size: int) -> dict[str, Any]:
+    """What timm must be told to build the model for images of `img_size` pixels: nothing where it takes any size."""
+    cfg = timm.get_pretrained_cfg(name)
+    return {"img_size": img_size} if cfg is not None and cfg.fixed_input_size else {}
+
+
 def create(config: ModelConfig, classes: int, img_size: int, load_weights: bool = True) -> nn.Module:
     """The model with a classifier of `classes` outputs for square images of `img_size` pixels, on the CPU.
 
@@ -41,8 +47,7 @@ def create(config: ModelConfig, classes: int, img_size: int, load_weights: bool 
     Raises ConfigError: unknown model, a size that it cannot take, weights that are missing or do not fit.
     """
     check_name(config.name)
-    cfg = timm.get_pretrained_cfg(config.name)
-    sized: dict[str, Any] = {"img_size": img_size} if cfg is not None and cfg.fixed_input_size else {}
+    sized = size_arguments(config.name, img_size)
     depth: dict[str, Any] = {} if config.drop_path is None else {"drop_path_rate": config.drop_path}
     no_depth = f"model.drop_path={config.drop_path}: {config.name} has no blocks that could be left out; leave it out"
 

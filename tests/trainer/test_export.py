@@ -1,0 +1,281 @@
+"""export: each format gives the checkpoint's probabilities when read back, and its card says what was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import albumentations
+import numpy as np
+import onnxruntime
+import pytest
+import timm
+import torch
+from torch import nn
+
+from trainer import checkpoint, export, model
+from trainer.cli import main
+from trainer.config import Config, DataConfig, ModelConfig, to_dict
+from trainer.data import find_image, open_image
+
+TRANSFORMS = [{"Resize": {"height": 64, "width": 64}}, {"CLAHE": {"clip_limit": [4.0, 4.0], "p": 1.0}}]
+
+
+@pytest.fixture
+def plain(trained: list[Path], tmp_path: Path) -> Path:
+    """A trained checkpoint whose preprocessing has no random part."""
+    kept = checkpoint.load(trained[0] / "best.ckpt")
+    checkpoint.save(
+        tmp_path / "plain.ckpt", replace(kept, preprocessing={**kept.preprocessing, "transforms": TRANSFORMS})
+    )
+    return tmp_path / "plain.ckpt"
+
+
+def expected(kept: checkpoint.Checkpoint, image: Path, temperature: float = 1) -> torch.Tensor:
+    """The checkpoint's probabilities (1, classes) for one page, without the code that exports."""
+    about = kept.preprocessing
+    net = timm.create_model(kept.config["model"]["name"], num_classes=len(kept.class_names)).eval()
+    net.load_state_dict(kept.state_dict)
+    steps = [getattr(albumentations, name)(**arguments) for step in TRANSFORMS for name, arguments in step.items()]
+    page = albumentations.Compose(steps)(image=np.asarray(open_image(image)))["image"] / 255.0
+    values = torch.from_numpy((page - about["mean"]) / about["std"]).float().permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        return (net(values) / temperature).softmax(1)
+
+
+@pytest.mark.parametrize("to", list(export.FORMATS))
+def test_the_lines_of_the_card_give_the_checkpoints_probabilities(
+    plain: Path, documents: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], to: str
+) -> None:
+    """Run as they stand, in the export's folder, without the trainer."""
+    words = [f"checkpoint={plain}", f"to={to}", f"data.root={documents}", "batch_size=3"]
+    assert main(["export", *words]) == 0
+    out, err = capfd.readouterr()
+    lines = out.splitlines()
+    assert err == "" and len(lines) == 3 and lines[1].startswith(f"checked on 7 validation images of {documents}: ")
+    folder = tmp_path / "export" / to
+    kept = checkpoint.load(plain)
+    page = find_image(documents, kept.validation["ids"][2])
+    assert page is not None
+    (folder / "page.jpg").write_bytes(page.read_bytes())
+    code = re.findall(r"^```python\n(.*?)^```$", (folder / "README.md").read_text(), re.S | re.M)[0]
+    environment = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"{code}\nimport sys; assert 'trainer' not in sys.modules\nprint(probabilities.tolist())",
+        ],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    name, probabilities = done.stdout.splitlines()
+    want = expected(kept, page)
+    np.testing.assert_allclose(json.loads(probabilities), want.numpy(), atol=1e-5)
+    assert name == kept.class_names[int(want.argmax())]
+
+
+def test_an_attention_model_takes_batches_of_any_size(trained: list[Path], tmp_path: Path) -> None:
+    assert main(["export", f"checkpoint={trained[1] / 'best.ckpt'}", "to=onnx", "output=made"]) == 0
+    session = onnxruntime.InferenceSession(tmp_path / "made" / "model.onnx")
+    assert session.get_inputs()[0].shape == ["batch", 3, 160, 160] and session.get_inputs()[0].type == "tensor(uint8)"
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 160, 160), dtype=np.uint8)
+    together = session.run(None, {"images": images})[0]
+    alone = np.concatenate([session.run(None, {"images": images[row : row + 1]})[0] for row in range(5)])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    assert together.std(0).max() > 1e-4, "what is the same for all images would prove nothing"
+
+
+def test_probabilities_are_divided_by_the_temperature(
+    plain: Path, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "_temperature", lambda kept: 2.5)
+    kept = checkpoint.load(plain)
+    page = find_image(documents, kept.validation["ids"][0])
+    assert page is not None
+    pages = export.check_pages(kept, documents, 1)
+    for to, written in export.FORMATS.items():
+        assert main(["export", f"checkpoint={plain}", f"to={to}", f"data.root={documents}", "images=1"]) == 0
+        folder = tmp_path / "export" / to
+        with torch.inference_mode():
+            found = written.read(folder)(pages.images)
+        torch.testing.assert_close(found, expected(kept, page, 2.5), atol=1e-5, rtol=0)
+        assert json.loads((folder / "preprocessing.json").read_text())["temperature"] == 2.5
+        assert "a temperature of 2.5" in (folder / "README.md").read_text()
+
+
+def test_the_card_has_the_checkpoints_figures_and_no_path_of_the_machine(
+    trained: list[Path], documents: Path, tmp_path: Path
+) -> None:
+    kept = checkpoint.load(trained[0] / "best.ckpt")
+    more = {"val_f1_corrupted": 0.4321, "val_f1_interval": [0.25, 0.75]}
+    checkpoint.save(tmp_path / "more.ckpt", replace(kept, metrics={**kept.metrics, **more}))
+    assert main(["export", "checkpoint=more.ckpt", "to=safetensors", f"data.root={documents}", "output=made"]) == 0
+    card = (tmp_path / "made" / "README.md").read_text()
+    assert f"as they are | {kept.metrics['val_f1']:.4f} |" in card
+    assert "corrupted copies of the validation images | 0.4321 |" in card and "| 0.2500 to 0.7500 |" in card
+    assert kept.validation["split_fingerprint"] in card and "7 validation images" in card
+    assert all(name in card for name in kept.class_names)
+    assert str(documents) not in card and str(tmp_path) not in card
+    assert "The preprocessing has a random part" in card  # CLAHE of the default configuration draws its limit
+
+
+def test_the_card_says_what_a_checkpoint_lacks(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bare = replace(checkpoint.load(plain), metrics={}, validation={})
+    checkpoint.save(tmp_path / "bare.ckpt", bare)
+    assert main(["export", "checkpoint=bare.ckpt", "to=safetensors", "images=5"]) == 0
+    assert "checked on 5 drawn pages, not real ones (no data folder is named)" in capsys.readouterr().out
+    card = (tmp_path / "export" / "safetensors" / "README.md").read_text()
+    assert "The checkpoint carries no figures." in card and "F1" not in card and "Not calibrated" in card
+    assert "were not measured" in card and "5 drawn pages, not real ones" in card and "random part" not in card
+
+
+def test_no_file_names_this_machines_paths(plain: Path, tmp_path: Path) -> None:
+    for to in export.FORMATS:
+        assert main(["export", f"checkpoint={plain}", f"to={to}", "images=2"]) == 0
+        for file in (tmp_path / "export" / to).iterdir():
+            assert b"site-packages" not in file.read_bytes(), file
+            assert file.stat().st_mode & 0o777 == (plain.stat().st_mode & 0o777), file
+
+
+def test_what_differs_from_the_checkpoint_is_not_kept(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(folder: Path) -> export.Run:
+        run = export._read_safetensors(folder)
+        return lambda images: run(images) * 0.999
+
+    monkeypatch.setitem(export.FORMATS, "safetensors", replace(export.FORMATS["safetensors"], read=other))
+    assert main(["export", f"checkpoint={plain}", "to=safetensors", "output=a/b"]) == 1
+    assert "differ from the checkpoint's by" in capsys.readouterr().err
+    kept = checkpoint.load(plain)
+    state = {key: torch.full_like(value, torch.nan) for key, value in kept.state_dict.items()}
+    checkpoint.save(tmp_path / "nan.ckpt", replace(kept, state_dict=state))
+    assert main(["export", "checkpoint=nan.ckpt", "to=torch_export", "output=c"]) == 1
+    assert "by nan on" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["nan.ckpt", "plain.ckpt"]
+
+
+def test_an_export_is_replaced_only_by_force_and_nothing_else_is(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", f"checkpoint={plain}", "images=2", "output=made"]
+    assert main([*words, "to=safetensors"]) == 0
+    assert main([*words, "to=torch_export"]) == 64
+    assert "an export is there already; --force replaces it" in capsys.readouterr().err
+    (tmp_path / "made" / "mine.txt").write_text("mine")
+    assert main([*words, "to=torch_export", "--force"]) == 0
+    names = ["README.md", "mine.txt", "model.pt2", "preprocessing.json"]
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == names
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "README.md").write_text("mine")
+    assert main(["export", f"checkpoint={plain}", "to=safetensors", "output=own", "--force"]) == 64
+    assert "the folder is not empty, and holds no export" in capsys.readouterr().err
+    assert (tmp_path / "own" / "README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["checkpoint={plain}", "to=onx"], 64, "did you mean 'onnx'?"),
+        (["checkpoint={plain}"], 64, "--to"),
+        (["checkpoint=none.ckpt", "to=onnx"], 64, "none.ckpt: the checkpoint does not exist"),
+        (["checkpoint=ensemble.json", "to=onnx"], 64, "an ensemble is several models; export each by its own"),
+        (["checkpoint={plain}", "to=onnx", "output={plain}"], 64, "is a file; name a folder by --output DIR"),
+        (["checkpoint={plain}", "to=onnx", "data.root=nowhere"], 65, "nowhere"),
+    ],
+)
+def test_a_wrong_call_is_one_clear_error(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, said: str
+) -> None:
+    assert main(["export", *(word.format(plain=plain) for word in words)]) == code
+    message = capsys.readouterr().err
+    assert said in message and "Traceback" not in message
+    assert list(tmp_path.iterdir()) == [plain], "nothing is written"
+
+
+@pytest.mark.parametrize("package", ["onnxruntime", "onnxscript"])
+def test_a_missing_package_is_named(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["export", f"checkpoint={plain}", "to=onnx"]) == 1
+    assert f"a package that is not installed: {package}; pip install" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [plain]
+
+
+def telling(config: ModelConfig, size: int, classes: int = 17) -> checkpoint.Checkpoint:
+    """A checkpoint without training whose probabilities differ from page to page: normalisation layers have seen the
+    drawn pages, and each class's logit has a standard deviation of 2 over them."""
+    settings = Config(model=config, data=DataConfig(img_size=size))
+    torch.manual_seed(0)
+    net: nn.Module = model.create(config, classes, size)
+    mean, std = model.mean_std(config.name)
+    preprocessing = {
+        "img_size": size,
+        "mean": list(mean),
+        "std": list(std),
+        "transforms": [{"Resize": {"height": size, "width": size}}],
+    }
+    names = [f"kind {number}" for number in range(classes)]
+    kept = checkpoint.Checkpoint({}, names, names, to_dict(settings), preprocessing)
+    images = export.check_pages(kept, None, 10).images
+    normalized = model.Normalized(net, mean, std, channels_last=False)
+    head = net.get_classifier()  # type: ignore[operator]
+    with torch.no_grad():
+        nn.init.normal_(head.weight)
+        for layer in net.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.momentum = None
+        normalized.train()(images)
+        logits = normalized.eval()(images)
+        spread = logits.std(0) / 2
+        head.weight /= spread[:, None]
+        head.bias.copy_((head.bias - logits.mean(0)) / spread)
+    return replace(kept, state_dict=net.state_dict())
+
+
+def check_onnx(kept: checkpoint.Checkpoint, folder: Path, root: Path | None) -> None:
+    checkpoint.save(folder / "best.ckpt", kept)
+    check = export.export(folder / "best.ckpt", "onnx", folder / "made", root, images=6, batch_size=5)
+    session = onnxruntime.InferenceSession(folder / "made" / "model.onnx")
+    found = session.run(None, {"images": export.check_pages(kept, root, 3).images.numpy()})[0]
+    print(f"{kept.settings.model.name}: largest difference {check.difference:.1e}")
+    assert check.difference <= 1e-4
+    assert found.std(0).max() > 0.05, "what is the same for all pages would prove nothing"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet34",
+        "resnet50",
+        "efficientnet_b4",
+        "convnext_base",
+        "swin_base_patch4_window12_384",
+        "deit_base_patch16_384",
+    ],
+)
+def test_the_manuals_six_models_are_the_same_in_onnx(tmp_path: Path, name: str) -> None:
+    check_onnx(telling(ModelConfig(name=name, pretrained=False), 384), tmp_path, None)
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_real_weights_on_real_scans_are_the_same_in_onnx(shared: Path, tmp_path: Path) -> None:
+    weights = shared / "weights" / "tf_efficientnet_lite0.safetensors"
+    kept = telling(ModelConfig(name="tf_efficientnet_lite0", weights=str(weights)), 384)
+    ids = sorted(path.name for path in (shared / "documents" / "train").iterdir())[::50]
+    targets = torch.zeros(len(ids), dtype=torch.long)
+    validation = {"ids": ids, "targets": targets, "probabilities": torch.ones(len(ids), 17) / 17}
+    check_onnx(replace(kept, validation=validation), tmp_path, shared / "documents")

@@ -1,0 +1,338 @@
+"""Export a checkpoint for use without the trainer: ONNX, a torch.export program, or safetensors for timm.
+
+What was written is read back, from its files alone, and compared with the checkpoint on real pages before it is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from torch import nn
+
+from trainer import checkpoint, data, model, model_card, sample_data
+from trainer.augment import Augmentation
+from trainer.errors import ConfigError, DataError, TrainerError, nearest
+from trainer.files import check_folder, settle, write_json, write_text
+
+TOLERANCE = 1e-4
+"""The most by which a probability may differ from the checkpoint's."""
+
+OPSET = 20
+"""Of ONNX: the exporter's own default, and the first with GELU as one operator."""
+
+ABOUT, CARD = "preprocessing.json", "README.md"
+FORMAT = 1
+
+Run = Callable[[torch.Tensor], torch.Tensor]
+"""uint8 images (N, 3, H, W) → float32 probabilities (N, classes)."""
+
+
+class Classifier(nn.Module):
+    """A checkpoint's model from prepared uint8 images to calibrated probabilities."""
+
+    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float], temperature: float) -> None:
+        super().__init__()
+        self.normalized = model.Normalized(net, tuple(mean), tuple(std), channels_last=False)
+        self.temperature = temperature
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (N, 3, H, W) → float32 (N, classes): softmax(logits / temperature)."""
+        logits: torch.Tensor = self.normalized(images)
+        return (logits / self.temperature).softmax(1)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one format is written into a folder and read from it: `read` looks at nothing but the folder."""
+
+    file: str
+    write: Callable[[Classifier, checkpoint.Checkpoint, Path], None]
+    read: Callable[[Path], Run]
+    more_files: tuple[str, ...] = ()
+    """What else `write` may leave."""
+
+
+@dataclass(frozen=True)
+class Pages:
+    """What an export is checked on: uint8 (N, 3, H, W), and what the images are, in words."""
+
+    images: torch.Tensor
+    source: str
+    where: str
+    """Where they lie, or why they are drawn: for the screen, not for the card."""
+    varies: bool
+    """Whether preparing the same page again gives other pixels."""
+
+
+def export(
+    path: Path,
+    to: str,
+    output: Path,
+    root: Path | None = None,
+    images: int = 32,
+    batch_size: int = 8,
+    force: bool = False,
+) -> model_card.Check:
+    """Write the checkpoint at `path` as `to` (a key of FORMATS), preprocessing.json and README.md into `output`.
+
+    Checked on up to `images` validation images of `root`, `batch_size` at a time and one alone;
+    without `root` on as many drawn pages. `force` replaces an earlier export. Raises ConfigError, DataError, and
+    TrainerError where a probability differs by more than TOLERANCE; then nothing is left behind.
+    """
+    if to not in FORMATS:
+        raise ConfigError(f"--to {to}: there is no such format; {nearest(to, FORMATS)}")
+    if path.suffix == ".json":
+        raise ConfigError(f"{path}: an ensemble is several models; export each by its own: --checkpoint best.ckpt")
+    _check_output(output, force)
+    kept = checkpoint.load(path)
+    config, about = kept.settings, _about(kept, to)
+    size, classes = kept.preprocessing["img_size"], len(kept.class_names)
+    bare = model.restore(config.model, classes, size, kept.state_dict)
+    net = Classifier(bare, kept.preprocessing["mean"], kept.preprocessing["std"], about["temperature"]).eval()
+    pages = check_pages(kept, root, images)
+    print(f"{config.model.name}, {size} px, {classes} classes → {to}")
+    written = FORMATS[to]
+    with _building(output) as folder:
+        write_json(folder / ABOUT, about)
+        with _quiet():
+            written.write(net, kept, folder)
+            run = written.read(folder)
+            difference = _difference(net, run, pages.images, batch_size)
+        if not difference <= TOLERANCE:  # also where it is not a number
+            others = " or ".join(name for name in FORMATS if name != to)
+            raise TrainerError(
+                f"{path}: as {to} its probabilities differ from the checkpoint's by {difference:.2g} on "
+                f"{pages.source}{pages.where}: more than {TOLERANCE:g}, so nothing is kept; try --to {others}"
+            )
+        check = model_card.Check(len(pages.images), pages.source, difference, TOLERANCE, pages.varies)
+        made = model_card.Export(
+            to=to,
+            file=written.file,
+            parameters=sum(p.numel() for p in bare.parameters()),
+            size=(folder / written.file).stat().st_size,
+            sha256=_sha256(folder / written.file),
+            checkpoint_sha256=_sha256(path),
+            temperature=_temperature(kept),
+            check=check,
+        )
+        write_text(folder / CARD, model_card.render(kept, made))
+        files = sorted(file.name for file in folder.iterdir())
+    most = f"at most {difference:.1e} (allowed: {TOLERANCE:g})"
+    print(f"checked on {pages.source}{pages.where}: probabilities differ by {most}")
+    beside = ", ".join(name for name in files if name != written.file)
+    print(f"{output / written.file} ({made.size / 1e6:.1f} MB); beside it {beside}")
+    return check
+
+
+def check_pages(kept: checkpoint.Checkpoint, root: Path | None, count: int) -> Pages:
+    """Up to `count` of the checkpoint's validation images in `root`, spread over the split and prepared as in
+    validation; where `root` is None or has none of them, drawn pages. Raises DataError for an unreadable image."""
+    view = Augmentation(
+        kept.preprocessing["transforms"], "data.val_transforms", kept.preprocessing["img_size"], kept.settings.seed
+    )
+    ids = list(kept.validation.get("ids", ()))
+    found = [(i, file) for i in ids if root is not None and (file := data.find_image(root, i)) is not None]
+    found = [found[round(row)] for row in np.linspace(0, len(found) - 1, min(count, len(found)))]
+    if found:
+        faults = [f"{found[row][1]}: {reason}" for row, reason in data.unreadable([file for _, file in found])]
+        if faults:
+            raise DataError("\n".join(faults))
+        sources = [np.asarray(data.open_image(file)) for _, file in found]
+        source, where = f"{len(found)} validation images", f" of {root}"
+    else:
+        chance, kinds = random.Random(0), list(sample_data.KINDS)
+        sources = [np.asarray(sample_data.draw(kinds[n % len(kinds)], chance)) for n in range(count)]
+        source = f"{count} drawn pages, not real ones"
+        where = " (no data folder is named)" if root is None else f" ({root} has none of the validation images)"
+    prepared = [view(image, 0, row) for row, image in enumerate(sources)]
+    varies = any((view(image, 1, row) != prepared[row]).any() for row, image in enumerate(sources[:4]))
+    return Pages(torch.from_numpy(np.stack(prepared)).permute(0, 3, 1, 2).contiguous(), source, where, varies)
+
+
+def _about(kept: checkpoint.Checkpoint, to: str) -> dict[str, Any]:
+    """What preprocessing.json holds."""
+    size, classes = kept.preprocessing["img_size"], len(kept.class_names)
+    entries = [e if isinstance(e, dict) else {e: {}} for e in kept.preprocessing["transforms"]]
+    inside = to != "safetensors"
+    return {
+        "format": FORMAT,
+        "input": {
+            "name": "images",
+            "dtype": "uint8" if inside else "float32",
+            "shape": ["batch", 3, size, size],
+            "channels": "RGB",
+            "normalisation": "inside the model"
+            if inside
+            else "(image / 255 - mean) / std, to be done before the model",
+        },
+        "output": {
+            "name": "probabilities" if inside else "logits",
+            "dtype": "float32",
+            "shape": ["batch", classes],
+            "softmax": "inside the model" if inside else "softmax(logits / temperature), to be done after the model",
+        },
+        "img_size": size,
+        "transforms": [
+            {"name": n, "arguments": arguments or {}} for entry in entries for n, arguments in entry.items()
+        ],
+        "mean": kept.preprocessing["mean"],
+        "std": kept.preprocessing["std"],
+        "temperature": _temperature(kept) or 1.0,
+        "class_names": kept.class_names,
+        "labels": kept.labels,
+    }
+
+
+def _temperature(kept: checkpoint.Checkpoint) -> float | None:
+    """Of the calibration, which a checkpoint may lack."""
+    found = (getattr(kept, "calibration", None) or {}).get("temperature")
+    return None if found is None else float(found)
+
+
+def _program(net: Classifier, kept: checkpoint.Checkpoint) -> torch.export.ExportedProgram:
+    """Traced with two images, since a batch of one would be taken for a constant."""
+    size = kept.preprocessing["img_size"]
+    batch = (torch.zeros(2, 3, size, size, dtype=torch.uint8),)
+    program = torch.export.export(net, batch, dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it names this machine's files
+    return program
+
+
+def _write_onnx(net: Classifier, kept: checkpoint.Checkpoint, folder: Path) -> None:
+    import onnxruntime  # noqa: F401  # what is missing should end this before the work, not after
+    import onnxscript  # noqa: F401
+
+    made = torch.onnx.export(
+        _program(net, kept),
+        dynamo=True,
+        input_names=["images"],
+        output_names=["probabilities"],
+        dynamic_shapes=({0: "batch"},),
+        opset_version=OPSET,
+        verbose=False,
+    )
+    assert made is not None
+    for node in made.model.graph.all_nodes():
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
+    made.save(str(folder / "model.onnx"))
+
+
+def _read_onnx(folder: Path) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    options.intra_op_num_threads = torch.get_num_threads()  # it would pin a thread to each core it sees
+    session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(["probabilities"], {"images": images.numpy()})[0])
+
+
+def _write_torch_export(net: Classifier, kept: checkpoint.Checkpoint, folder: Path) -> None:
+    torch.export.save(_program(net, kept), folder / "model.pt2")
+
+
+def _read_torch_export(folder: Path) -> Run:
+    run: Run = torch.export.load(folder / "model.pt2").module()
+    return run
+
+
+def _write_safetensors(net: Classifier, kept: checkpoint.Checkpoint, folder: Path) -> None:
+    """As timm's own `local-dir:` and hub formats have it: model.safetensors and config.json."""
+    bare, preprocessing = net.normalized.model, kept.preprocessing
+    size = preprocessing["img_size"]
+    about = {"mean": preprocessing["mean"], "std": preprocessing["std"], "crop_pct": 1.0, "input_size": (3, size, size)}
+    more = {"label_names": kept.class_names, "pretrained_cfg": about}
+    arguments = model.size_arguments(kept.settings.model.name, size)
+    timm.models.save_for_hf(bare, str(folder), more, arguments, safe_serialization=True)
+
+
+def _read_safetensors(folder: Path) -> Run:
+    about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    bare = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    return Classifier(bare, about["mean"], about["std"], about["temperature"]).eval()
+
+
+FORMATS = {
+    "onnx": Format(
+        "model.onnx", _write_onnx, _read_onnx, ("model.onnx.data",)
+    ),  # the weights, where they are over 2 GB
+    "safetensors": Format("model.safetensors", _write_safetensors, _read_safetensors, ("config.json",)),
+    "torch_export": Format("model.pt2", _write_torch_export, _read_torch_export),
+}
+
+
+def _difference(net: Classifier, run: Run, images: torch.Tensor, batch_size: int) -> float:
+    """The largest absolute difference of a probability, over batches of one and of `batch_size` images."""
+    batches = [images[:1], *(images[start : start + batch_size] for start in range(0, len(images), batch_size))]
+    with torch.inference_mode():
+        return float(torch.stack([(net(batch) - run(batch)).abs().max() for batch in batches]).max())
+
+
+def _check_output(output: Path, force: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"{output}: is a file; name a folder by --output DIR")
+    check_folder(output)
+    if output.is_dir() and any(output.iterdir()):
+        mine = (output / ABOUT).is_file()
+        if not mine:
+            raise ConfigError(f"{output}: the folder is not empty, and holds no export; name another by --output DIR")
+        if not force:
+            raise ConfigError(f"{output}: an export is there already; --force replaces it, --output DIR names another")
+
+
+@contextmanager
+def _building(output: Path) -> Iterator[Path]:
+    """A folder inside `output` whose files take their place there when the block ends well; else nothing is left.
+
+    Inside it, since `output` may be a container's mount, beside which nothing can be written.
+    """
+    missing = [folder for folder in (output, *output.parents) if not folder.exists()]
+    output.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".export-", dir=output))
+    try:
+        yield folder
+        for name in {ABOUT, CARD, *(n for f in FORMATS.values() for n in (f.file, *f.more_files))}:
+            (output / name).unlink(missing_ok=True)  # of the export that is replaced
+        for file in sorted(folder.iterdir()):
+            settle(file, output / file.name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        for made in missing:
+            if not any(made.iterdir()):
+                made.rmdir()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters' remarks on their own working are not this command's output."""
+    names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+    before = [logging.getLogger(name).level for name in names]
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in zip(names, before, strict=True):
+            logging.getLogger(name).setLevel(level)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,247 @@
+"""The README.md beside an exported model: what it is, how well it was measured to do, and on what it was not."""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torchmetrics.functional.classification import multiclass_f1_score
+
+from trainer import checkpoint, keep
+
+METRICS = {
+    "val_f1": "macro F1, validation images as they are",
+    "val_accuracy": "accuracy, validation images as they are",
+    "val_loss": "mean cross-entropy in nats, validation images as they are",
+    "val_f1_corrupted": "macro F1, corrupted copies of the validation images",
+    "val_f1_mean": "mean of the two macro F1",
+}
+"""What the trainer's figures are called. One that is not here is shown by its key."""
+
+HIDDEN = ("root", "resume", "device", "devices", "choices")
+"""Settings that the card leaves out: those of the machine, and the names of groups, whose values it shows."""
+
+PREPARE = """\
+import json
+import albumentations, numpy{imports}
+from PIL import Image, ImageOps
+
+about = json.load(open("preprocessing.json"))
+steps = [getattr(albumentations, step["name"])(**step["arguments"]) for step in about["transforms"]]
+page = numpy.asarray(ImageOps.exif_transpose(Image.open("page.jpg")).convert("RGB"))
+images = albumentations.Compose(steps)(image=page)["image"].transpose(2, 0, 1)[None]  # uint8 (1, 3, {size}, {size})
+"""
+
+RUN = {
+    "onnx": (
+        ", onnxruntime",
+        """\
+probabilities = onnxruntime.InferenceSession("model.onnx").run(None, {"images": images})[0]
+""",
+    ),
+    "torch_export": (
+        ", torch",
+        """\
+probabilities = torch.export.load("model.pt2").module()(torch.from_numpy(images)).detach().numpy()
+""",
+    ),
+    "safetensors": (
+        ", timm, torch",
+        """\
+net = timm.create_model("local-dir:.", pretrained=True).eval()
+mean, std = (torch.tensor(about[name]).view(3, 1, 1) for name in ("mean", "std"))
+logits = net((torch.from_numpy(images) / 255 - mean) / std)
+probabilities = (logits / about["temperature"]).softmax(1).detach().numpy()
+""",
+    ),
+}
+"""Packages to import, and the lines that make `probabilities` (1, classes) of `images`."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """The comparison of an export with its checkpoint."""
+
+    images: int
+    source: str
+    difference: float
+    """The largest absolute difference of a probability."""
+    allowed: float
+    varies: bool
+    """Whether preparing the same page again gives other pixels."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """An exported file (`size` in bytes) and what it was made from."""
+
+    to: str
+    file: str
+    parameters: int
+    size: int
+    sha256: str
+    checkpoint_sha256: str
+    temperature: float | None
+    check: Check
+
+
+def render(kept: checkpoint.Checkpoint, made: Export) -> str:
+    """The card in Markdown. Every figure is the checkpoint's own; what it does not carry is said to be missing."""
+    settings = kept.settings
+    size = kept.preprocessing["img_size"]
+    imports, lines = RUN[made.to]
+    usage = (
+        PREPARE.format(imports=imports, size=size) + lines + 'print(about["class_names"][probabilities[0].argmax()])'
+    )
+    return "\n".join(
+        [
+            "---\nlibrary_name: timm\npipeline_tag: image-classification\ntags: [document-classification]\n---",
+            f"# {settings.model.name}, {len(kept.class_names)} kinds of documents\n",
+            f"`{made.file}` ({made.size / 1e6:.1f} MB, {made.parameters / 1e6:.1f}M parameters) tells which of the kinds "
+            f"below a page is. It takes RGB images of {size} × {size} pixels, in batches of any size, prepared as "
+            "`preprocessing.json` says.\n",
+            f"```python\n{usage}\n```\n",
+            "## Figures\n",
+            _figures(kept),
+            "## Classes\n",
+            _classes(kept),
+            "## Calibration\n",
+            "Not calibrated: the probabilities are the softmax of the logits.\n"
+            if made.temperature is None
+            else f"The logits are divided by a temperature of {made.temperature:.4g}, fitted on the validation images, "
+            "before the softmax.\n",
+            "## Limits\n",
+            _limits(kept, made),
+            "## Where it comes from\n",
+            _origin(kept, made),
+            "<details><summary>Training configuration</summary>\n",
+            f"<pre>\n{html.escape(_configuration(kept))}</pre>\n</details>",
+            "",
+        ]
+    )
+
+
+def _figures(kept: checkpoint.Checkpoint) -> str:
+    rows = [
+        f"| {METRICS.get(key, f'`{key}`')} | {text} |"
+        for key, value in kept.metrics.items()
+        if key not in ("epoch", "step") and (text := _number(value)) is not None
+    ]
+    if not rows:
+        return "The checkpoint carries no figures.\n"
+    ids = kept.validation.get("ids")
+    count = f", {len(ids)} images" if ids else ""
+    note = (
+        f"Of the validation split{count}, which also chose the epoch: they are optimistic, the more so the fewer "
+        "images it has.\n"
+    )
+    return "\n".join(["| figure | value |", "| --- | --- |", *rows, "", note])
+
+
+def _number(value: Any) -> str | None:
+    """A number, or an interval as the two numbers that bound it; None for anything else."""
+    if isinstance(value, bool) or value is None:
+        return None
+    if isinstance(value, int | float):
+        return f"{value:.4f}" if isinstance(value, float) else str(value)
+    if isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(v, int | float) for v in value):
+        return f"{value[0]:.4f} to {value[1]:.4f}"
+    return None
+
+
+def _classes(kept: checkpoint.Checkpoint) -> str:
+    names = [name.replace("|", "\\|") for name in kept.class_names]
+    if not kept.validation:
+        rows = [
+            f"| {row} | {name} | {label} |" for row, (name, label) in enumerate(zip(names, kept.labels, strict=True))
+        ]
+        return "\n".join(["| output | class | label in the data |", "| --- | --- | --- |", *rows, ""])
+    targets, probabilities = kept.validation["targets"], kept.validation["probabilities"]
+    f1 = multiclass_f1_score(probabilities.argmax(1), targets, num_classes=len(names), average="none").tolist()
+    counts = Counter(targets.tolist())
+    rows = [
+        f"| {row} | {name} | {label} | {counts[row]} | {f'{f1[row]:.3f}' if counts[row] else '–'} |"
+        for row, (name, label) in enumerate(zip(names, kept.labels, strict=True))
+    ]
+    head = ["| output | class | label in the data | validation images | F1 |", "| --- | --- | --- | --- | --- |"]
+    return "\n".join([*head, *rows, ""])
+
+
+def _limits(kept: checkpoint.Checkpoint, made: Export) -> str:
+    corrupted = any("corrupt" in key for key in kept.metrics)
+    lines = [
+        "It was validated on images held out of its own training set"
+        + (
+            ", as they are and in corrupted copies. Those are a model of turned, blurred and photographed pages, not a "
+            "sample of yours."
+            if corrupted
+            else " alone. Pages that are turned, blurred, cut, photographed or of another origin were not measured; "
+            "expect worse on them."
+        ),
+        "It knows the classes above and no other: a page of another kind gets one of them, perhaps with a high "
+        "probability.",
+        f"The export was compared with its checkpoint on {made.check.source}: probabilities differ by at most "
+        f"{made.check.difference:.1e} (allowed: {made.check.allowed:g}), in float32 on a CPU"
+        + (", by onnxruntime's CPU provider" if made.to == "onnx" else "")
+        + ". GPUs, Apple's among them, other runtimes, lower precision and quantisation were not tried.",
+    ]
+    if made.check.varies:
+        lines.append(
+            "The preprocessing has a random part, as it had in validation: the same page comes out slightly different "
+            "each time. `albumentations.Compose(steps, seed=0)` repeats one sequence."
+        )
+    return "\n".join(f"- {line}" for line in lines) + "\n"
+
+
+def _origin(kept: checkpoint.Checkpoint, made: Export) -> str:
+    config = kept.settings
+    found = {
+        "configuration": ", ".join(f"{key}={value}" for key, value in config.choices.items() if key != "model"),
+        "seed": f"{config.seed}; of the split: {config.data.split_seed}",
+        "epoch, step": ", ".join(str(kept.metrics[key]) for key in ("epoch", "step") if key in kept.metrics),
+        "fingerprint of the data": _provenance(kept, "data_fingerprint"),
+        "fingerprint of the split": _provenance(kept, "split_fingerprint"),
+        "git commit": _provenance(kept, "git_sha"),
+        "trained with": _versions(kept.versions),
+        "exported with": _versions(keep.versions() | _exporters(made.to)),
+        "SHA-256 of the checkpoint": f"`{made.checkpoint_sha256}`",
+        f"SHA-256 of `{made.file}`": f"`{made.sha256}`",
+    }
+    rows = [f"| {name} | {value} |" for name, value in found.items() if value]
+    return "\n".join(["| what | value |", "| --- | --- |", *rows, ""])
+
+
+def _provenance(kept: checkpoint.Checkpoint, key: str) -> str:
+    """What the checkpoint says under `key` in any of its parts; empty where it says nothing."""
+    parts = [part for part in vars(kept).values() if isinstance(part, dict)]
+    return next((f"`{part[key]}`" for part in parts if part.get(key)), "")
+
+
+def _versions(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _exporters(to: str) -> dict[str, str]:
+    from importlib.metadata import version
+
+    names = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "safetensors": ("safetensors",)}.get(to, ())
+    return {name: version(name) for name in names}
+
+
+def _configuration(kept: checkpoint.Checkpoint) -> str:
+    return yaml.safe_dump(_public(kept.config), sort_keys=False, allow_unicode=True, width=110)
+
+
+def _public(value: Any) -> Any:
+    """Settings without the machine's own; of a file elsewhere only its name."""
+    if isinstance(value, dict):
+        return {key: _public(part) for key, part in value.items() if key not in HIDDEN}
+    if isinstance(value, list):
+        return [_public(part) for part in value]
+    if isinstance(value, str) and value.startswith(("/", "~", "..")):
+        return Path(value).name
+    return value
