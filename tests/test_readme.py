@@ -12,12 +12,12 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```sh([^\n]*)\n(.*?)^```$", README, re.S | re.M)
+BLOCKS = re.findall(r"^```(sh|python)([^\n]*)\n(.*?)^```$", README, re.S | re.M)
 
 
 def test_every_block_of_commands_is_run_or_says_why_not() -> None:
     assert BLOCKS
-    for words, _ in BLOCKS:
+    for _, words, _ in BLOCKS:
         assert not words.strip() or words.strip().startswith("no-test: ")
 
 
@@ -30,12 +30,13 @@ def test_the_commands_run_as_they_stand(tmp_path: Path) -> None:
     )
     for name in ("RUN_DIR", "DATA_DIR", "CACHE_DIR", "LAUNCHER_RUNS"):
         environment.pop(name, None)
-    for words, block in BLOCKS:
+    for language, words, block in BLOCKS:
         if words.strip():
             continue
-        done = subprocess.run(
-            ["bash", "-euxo", "pipefail", "-c", block], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
+        if language == "python":
+            (tmp_path / "page.jpg").write_bytes(next((tmp_path / "data" / "test").glob("*.jpg")).read_bytes())
+        command = {"sh": ["bash", "-euxo", "pipefail", "-c"], "python": [sys.executable, "-c"]}[language]
+        done = subprocess.run([*command, block], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     for made in (
         "submission.csv",

@@ -101,9 +101,9 @@ def render(kept: checkpoint.Checkpoint, made: Export) -> str:
         [
             "---\nlibrary_name: timm\npipeline_tag: image-classification\ntags: [document-classification]\n---",
             f"# {settings.model.name}, {len(kept.class_names)} kinds of documents\n",
-            f"`{made.file}` ({made.size / 1e6:.1f} MB, {made.parameters / 1e6:.1f}M parameters) tells which of the kinds "
-            f"below a page is. It takes RGB images of {size} × {size} pixels, in batches of any size, prepared as "
-            "`preprocessing.json` says.\n",
+            f"`{made.file}` ({made.size / 1e6:.1f} MB, {made.parameters / 1e6:.1f}M parameters) tells which of the "
+            f"kinds below a page is. It takes RGB images of {size} × {size} pixels, in batches of any size, prepared "
+            "as `preprocessing.json` says.\n",
             f"```python\n{usage}\n```\n",
             "## Figures\n",
             _figures(kept),
