@@ -193,7 +193,10 @@ def test_a_missing_package_is_named(
 
 def telling(config: ModelConfig, size: int, classes: int = 17) -> checkpoint.Checkpoint:
     """A checkpoint without training whose probabilities differ from page to page: normalisation layers have seen the
-    drawn pages, and each class's logit has a standard deviation of 2 over them."""
+    drawn pages, and each class's logit has a standard deviation of 1 over them.
+
+    Of 2, efficientnet_b4 differs by 1.0e-4: onnxruntime's Sigmoid is off by up to 1.5e-7, which 100 layers of random
+    weights amplify."""
     settings = Config(model=config, data=DataConfig(img_size=size))
     torch.manual_seed(0)
     net: nn.Module = model.create(config, classes, size)
@@ -216,7 +219,7 @@ def telling(config: ModelConfig, size: int, classes: int = 17) -> checkpoint.Che
                 layer.momentum = None
         normalized.train()(images)
         logits = normalized.eval()(images)
-        spread = logits.std(0) / 2
+        spread = logits.std(0)
         head.weight /= spread[:, None]
         head.bias.copy_((head.bias - logits.mean(0)) / spread)
     return replace(kept, state_dict=net.state_dict())
@@ -226,7 +229,7 @@ def check_onnx(kept: checkpoint.Checkpoint, folder: Path, root: Path | None) -> 
     checkpoint.save(folder / "best.ckpt", kept)
     check = export.export(folder / "best.ckpt", "onnx", folder / "made", root, images=6, batch_size=5)
     session = onnxruntime.InferenceSession(folder / "made" / "model.onnx")
-    found = session.run(None, {"images": export.check_pages(kept, root, 3).images.numpy()})[0]
+    found = session.run(None, {"images": export.check_pages(kept, root, 6).images.numpy()})[0]
     print(f"{kept.settings.model.name}: largest difference {check.difference:.1e}")
     assert check.difference <= 1e-4
     assert found.std(0).max() > 0.05, "what is the same for all pages would prove nothing"
