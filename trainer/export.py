@@ -102,7 +102,7 @@ def export(
     config, about = kept.settings, _about(kept, to)
     size, classes = kept.preprocessing["img_size"], len(kept.class_names)
     bare = model.restore(config.model, classes, size, kept.state_dict)
-    net = Classifier(bare, kept.preprocessing["mean"], kept.preprocessing["std"], about["temperature"]).eval()
+    net = Classifier(bare, kept.preprocessing["mean"], kept.preprocessing["std"], kept.temperature).eval()
     pages = check_pages(kept, root, images)
     print(f"{config.model.name}, {size} px, {classes} classes → {to}")
     written = FORMATS[to]
@@ -126,7 +126,6 @@ def export(
             size=(folder / written.file).stat().st_size,
             sha256=_sha256(folder / written.file),
             checkpoint_sha256=_sha256(path),
-            temperature=_temperature(kept),
             check=check,
         )
         write_text(folder / CARD, model_card.render(kept, made))
@@ -191,16 +190,10 @@ def _about(kept: checkpoint.Checkpoint, to: str) -> dict[str, Any]:
         ],
         "mean": kept.preprocessing["mean"],
         "std": kept.preprocessing["std"],
-        "temperature": _temperature(kept) or 1.0,
+        "temperature": kept.temperature,
         "class_names": kept.class_names,
         "labels": kept.labels,
     }
-
-
-def _temperature(kept: checkpoint.Checkpoint) -> float | None:
-    """Of the calibration, which a checkpoint may lack."""
-    found = (getattr(kept, "calibration", None) or {}).get("temperature")
-    return None if found is None else float(found)
 
 
 def _program(net: Classifier, kept: checkpoint.Checkpoint) -> torch.export.ExportedProgram:

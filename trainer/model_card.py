@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,14 @@ from typing import Any
 import yaml
 from torchmetrics.functional.classification import multiclass_f1_score
 
-from trainer import checkpoint, keep
+from trainer import checkpoint, intervals, keep
 
 METRICS = {
     "val_f1": "macro F1, validation images as they are",
     "val_accuracy": "accuracy, validation images as they are",
     "val_loss": "mean cross-entropy in nats, validation images as they are",
     "val_f1_corrupted": "macro F1, corrupted copies of the validation images",
+    "val_accuracy_corrupted": "accuracy, corrupted copies of the validation images",
     "val_f1_mean": "mean of the two macro F1",
 }
 """What the trainer's figures are called. One that is not here is shown by its key."""
@@ -85,7 +85,6 @@ class Export:
     size: int
     sha256: str
     checkpoint_sha256: str
-    temperature: float | None
     check: Check
 
 
@@ -110,10 +109,7 @@ def render(kept: checkpoint.Checkpoint, made: Export) -> str:
             "## Classes\n",
             _classes(kept),
             "## Calibration\n",
-            "Not calibrated: the probabilities are the softmax of the logits.\n"
-            if made.temperature is None
-            else f"The logits are divided by a temperature of {made.temperature:.4g}, fitted on the validation images, "
-            "before the softmax.\n",
+            _calibration(kept),
             "## Limits\n",
             _limits(kept, made),
             "## Where it comes from\n",
@@ -126,59 +122,68 @@ def render(kept: checkpoint.Checkpoint, made: Export) -> str:
 
 
 def _figures(kept: checkpoint.Checkpoint) -> str:
-    rows = [
-        f"| {METRICS.get(key, f'`{key}`')} | {text} |"
-        for key, value in kept.metrics.items()
-        if key not in ("epoch", "step") and (text := _number(value)) is not None
-    ]
+    rows = []
+    for key, value in kept.metrics.items():
+        if isinstance(value, int | float) and key not in ("epoch", "step"):
+            rows.append(f"| {METRICS.get(key, f'`{key}`')} | {value:.4f} | {_interval(kept, key)} |")
     if not rows:
         return "The checkpoint carries no figures.\n"
     ids = kept.validation.get("ids")
     count = f", {len(ids)} images" if ids else ""
     note = (
         f"Of the validation split{count}, which also chose the epoch: they are optimistic, the more so the fewer "
-        "images it has.\n"
+        "images it has. Intervals are bootstrapped over the images.\n"
     )
-    return "\n".join(["| figure | value |", "| --- | --- |", *rows, "", note])
+    return "\n".join(["| figure | value | 95 % interval |", "| --- | --- | --- |", *rows, "", note])
 
 
-def _number(value: Any) -> str | None:
-    """A number, or an interval as the two numbers that bound it; None for anything else."""
-    if isinstance(value, bool) or value is None:
-        return None
-    if isinstance(value, int | float):
-        return f"{value:.4f}" if isinstance(value, float) else str(value)
-    if isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(v, int | float) for v in value):
-        return f"{value[0]:.4f} to {value[1]:.4f}"
-    return None
+def _interval(kept: checkpoint.Checkpoint, key: str) -> str:
+    """Of a macro F1 whose probabilities the checkpoint carries."""
+    probabilities = kept.validation.get({"val_f1": "probabilities", "val_f1_corrupted": "corrupted"}.get(key, ""))
+    if probabilities is None:
+        return "–"
+    predicted, targets = probabilities.argmax(1).numpy(), kept.validation["targets"].numpy()
+    low, high = intervals.interval(targets, predicted, len(kept.class_names))
+    return f"{low:.4f} to {high:.4f}"
 
 
 def _classes(kept: checkpoint.Checkpoint) -> str:
-    names = [name.replace("|", "\\|") for name in kept.class_names]
-    if not kept.validation:
-        rows = [
-            f"| {row} | {name} | {label} |" for row, (name, label) in enumerate(zip(names, kept.labels, strict=True))
-        ]
-        return "\n".join(["| output | class | label in the data |", "| --- | --- | --- |", *rows, ""])
-    targets, probabilities = kept.validation["targets"], kept.validation["probabilities"]
-    f1 = multiclass_f1_score(probabilities.argmax(1), targets, num_classes=len(names), average="none").tolist()
-    counts = Counter(targets.tolist())
+    named = enumerate(zip(kept.class_names, kept.labels, strict=True))
     rows = [
-        f"| {row} | {name} | {label} | {counts[row]} | {f'{f1[row]:.3f}' if counts[row] else '–'} |"
-        for row, (name, label) in enumerate(zip(names, kept.labels, strict=True))
+        f"| {row} | {name.replace('|', '&#124;')} | {label.replace('|', '&#124;')} |" for row, (name, label) in named
     ]
-    head = ["| output | class | label in the data | validation images | F1 |", "| --- | --- | --- | --- | --- |"]
+    head = ["| output | class | label in the data |", "| --- | --- | --- |"]
+    if kept.validation:
+        targets, predicted = kept.validation["targets"], kept.validation["probabilities"].argmax(1)
+        classes = len(kept.class_names)
+        counts = targets.bincount(minlength=classes).tolist()
+        f1 = multiclass_f1_score(predicted, targets, num_classes=classes, average="none").tolist()
+        bounds = intervals.class_intervals(targets.numpy(), predicted.numpy(), classes)
+        head = [head[0] + " validation images | F1 | 95 % interval |", head[1] + " --- | --- | --- |"]
+        rows = [
+            f"{row} {count} | {f'{value:.3f} | {low:.3f} to {high:.3f}' if count else '– | –'} |"
+            for row, count, value, (low, high) in zip(rows, counts, f1, bounds, strict=True)
+        ]
     return "\n".join([*head, *rows, ""])
 
 
+def _calibration(kept: checkpoint.Checkpoint) -> str:
+    if not kept.calibration:
+        return "Not calibrated: the probabilities are the softmax of the logits.\n"
+    text = f"Probabilities are softmax(logits / {kept.temperature:.4g}): a temperature fitted on the validation images."
+    if "ece" in kept.calibration and "ece_calibrated" in kept.calibration:
+        before, after = kept.calibration["ece"], kept.calibration["ece_calibrated"]
+        text += f" Expected calibration error on the same images: {before:.4f} before, {after:.4f} after."
+    return text + "\n"
+
+
 def _limits(kept: checkpoint.Checkpoint, made: Export) -> str:
-    corrupted = any("corrupt" in key for key in kept.metrics)
     lines = [
         "It was validated on images held out of its own training set"
         + (
             ", as they are and in corrupted copies. Those are a model of turned, blurred and photographed pages, not a "
             "sample of yours."
-            if corrupted
+            if "val_f1_corrupted" in kept.metrics
             else " alone. Pages that are turned, blurred, cut, photographed or of another origin were not measured; "
             "expect worse on them."
         ),

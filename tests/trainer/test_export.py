@@ -16,7 +16,7 @@ import timm
 import torch
 from torch import nn
 
-from trainer import checkpoint, export, model
+from trainer import checkpoint, export, intervals, model
 from trainer.cli import main
 from trainer.config import Config, DataConfig, ModelConfig, to_dict
 from trainer.data import find_image, open_image
@@ -28,13 +28,13 @@ TRANSFORMS = [{"Resize": {"height": 64, "width": 64}}, {"CLAHE": {"clip_limit": 
 def plain(trained: list[Path], tmp_path: Path) -> Path:
     """A trained checkpoint whose preprocessing has no random part."""
     kept = checkpoint.load(trained[0] / "best.ckpt")
-    checkpoint.save(
-        tmp_path / "plain.ckpt", replace(kept, preprocessing={**kept.preprocessing, "transforms": TRANSFORMS})
-    )
+    preprocessing = {**kept.preprocessing, "transforms": TRANSFORMS}
+    calibration = {"temperature": 2.5, "ece": 0.25, "ece_calibrated": 0.125}
+    checkpoint.save(tmp_path / "plain.ckpt", replace(kept, preprocessing=preprocessing, calibration=calibration))
     return tmp_path / "plain.ckpt"
 
 
-def expected(kept: checkpoint.Checkpoint, image: Path, temperature: float = 1) -> torch.Tensor:
+def expected(kept: checkpoint.Checkpoint, image: Path, temperature: float) -> torch.Tensor:
     """The checkpoint's probabilities (1, classes) for one page, without the code that exports."""
     about = kept.preprocessing
     net = timm.create_model(kept.config["model"]["name"], num_classes=len(kept.class_names)).eval()
@@ -56,7 +56,6 @@ def test_the_lines_of_the_card_give_the_checkpoints_probabilities(
     to: str,
 ) -> None:
     """Calibrated ones, by the card's Python as it stands, run in the export's folder."""
-    monkeypatch.setattr(export, "_temperature", lambda kept: 2.5)
     words = [f"checkpoint={plain}", f"to={to}", f"data.root={documents}", "batch_size=3"]
     assert main(["export", *words]) == 0
     out, err = capfd.readouterr()
@@ -67,7 +66,7 @@ def test_the_lines_of_the_card_give_the_checkpoints_probabilities(
         assert b"site-packages" not in file.read_bytes(), f"{file} names this machine's files"
         assert file.stat().st_mode == plain.stat().st_mode
     card = (folder / "README.md").read_text()
-    assert "a temperature of 2.5" in card
+    assert "softmax(logits / 2.5)" in card and "0.2500 before, 0.1250 after" in card
     kept = checkpoint.load(plain)
     page = find_image(documents, kept.validation["ids"][2])
     assert page is not None
@@ -97,13 +96,15 @@ def test_the_card_has_the_checkpoints_figures_and_no_path_of_the_machine(
     trained: list[Path], documents: Path, tmp_path: Path
 ) -> None:
     kept = checkpoint.load(trained[0] / "best.ckpt")
-    more = {"val_f1_corrupted": 0.4321, "val_f1_interval": [0.25, 0.75]}
     chance = {**kept.preprocessing, "transforms": [*TRANSFORMS, {"RandomBrightnessContrast": {"p": 1.0}}]}
-    checkpoint.save(tmp_path / "more.ckpt", replace(kept, metrics={**kept.metrics, **more}, preprocessing=chance))
+    checkpoint.save(tmp_path / "more.ckpt", replace(kept, preprocessing=chance))
     assert main(["export", "checkpoint=more.ckpt", "to=safetensors", f"data.root={documents}", "output=made"]) == 0
     card = (tmp_path / "made" / "README.md").read_text()
-    assert f"as they are | {kept.metrics['val_f1']:.4f} |" in card
-    assert "corrupted copies of the validation images | 0.4321 |" in card and "| 0.2500 to 0.7500 |" in card
+    for key, part in (("val_f1", "probabilities"), ("val_f1_corrupted", "corrupted")):
+        predicted = kept.validation[part].argmax(1).numpy()
+        low, high = intervals.interval(kept.validation["targets"].numpy(), predicted, 3)
+        assert f"| {kept.metrics[key]:.4f} | {low:.4f} to {high:.4f} |" in card
+    assert "in corrupted copies" in card and "were not measured" not in card
     assert kept.validation["split_fingerprint"] in card and "8 validation images" in card
     assert all(name in card for name in kept.class_names)
     assert str(documents) not in card and str(tmp_path) not in card
@@ -111,7 +112,7 @@ def test_the_card_has_the_checkpoints_figures_and_no_path_of_the_machine(
 
 
 def test_the_card_says_what_a_checkpoint_lacks(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bare = replace(checkpoint.load(plain), metrics={}, validation={})
+    bare = replace(checkpoint.load(plain), metrics={}, validation={}, calibration={})
     checkpoint.save(tmp_path / "bare.ckpt", bare)
     assert main(["export", "checkpoint=bare.ckpt", "to=safetensors", "images=5"]) == 0
     assert "checked on 5 drawn pages, not real ones (no data folder is named)" in capsys.readouterr().out
