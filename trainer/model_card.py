@@ -208,9 +208,9 @@ def _origin(kept: checkpoint.Checkpoint, made: Export) -> str:
         "configuration": ", ".join(f"{key}={value}" for key, value in config.choices.items() if key != "model"),
         "seed": f"{config.seed}; of the split: {config.data.split_seed}",
         "epoch, step": ", ".join(str(kept.metrics[key]) for key in ("epoch", "step") if key in kept.metrics),
-        "fingerprint of the data": _provenance(kept, "data_fingerprint"),
-        "fingerprint of the split": _provenance(kept, "split_fingerprint"),
-        "git commit": _provenance(kept, "git_sha"),
+        "fingerprint of the data": kept.provenance.get("data_fingerprint"),
+        "fingerprint of the split": kept.validation.get("split_fingerprint"),
+        "git commit": kept.provenance.get("git_sha"),
         "trained with": _versions(kept.versions),
         "exported with": _versions(keep.versions() | _exporters(made.to)),
         "SHA-256 of the checkpoint": f"`{made.checkpoint_sha256}`",
@@ -218,12 +218,6 @@ def _origin(kept: checkpoint.Checkpoint, made: Export) -> str:
     }
     rows = [f"| {name} | {value} |" for name, value in found.items() if value]
     return "\n".join(["| what | value |", "| --- | --- |", *rows, ""])
-
-
-def _provenance(kept: checkpoint.Checkpoint, key: str) -> str:
-    """What the checkpoint says under `key` in any of its parts; empty where it says nothing."""
-    parts = [part for part in vars(kept).values() if isinstance(part, dict)]
-    return next((f"`{part[key]}`" for part in parts if part.get(key)), "")
 
 
 def _versions(versions: dict[str, str]) -> str:

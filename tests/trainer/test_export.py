@@ -105,7 +105,8 @@ def test_the_card_has_the_checkpoints_figures_and_no_path_of_the_machine(
         low, high = intervals.interval(kept.validation["targets"].numpy(), predicted, 3)
         assert f"| {kept.metrics[key]:.4f} | {low:.4f} to {high:.4f} |" in card
     assert "in corrupted copies" in card and "were not measured" not in card
-    assert kept.validation["split_fingerprint"] in card and "8 validation images" in card
+    assert kept.validation["split_fingerprint"] in card and kept.provenance["data_fingerprint"] in card
+    assert "8 validation images" in card
     assert all(name in card for name in kept.class_names)
     assert str(documents) not in card and str(tmp_path) not in card
     assert "The preprocessing has a random part" in card
