@@ -44,6 +44,23 @@ def class_intervals(
     return [_percentiles(f1[:, c], level) for c in range(classes)]
 
 
+def differences(
+    targets: Labels,
+    best: Sequence[Labels],
+    others: Sequence[Sequence[Labels]],
+    classes: int,
+    level: float = 0.95,
+    seed: int = 0,
+) -> list[tuple[float, float]]:
+    """`difference` of `best` against each of `others`, each given by the predictions of as many copies of the images
+    (clean, corrupted), whose mean macro F1 is compared. An image is drawn with all its copies, the same for all."""
+    models = [best, *others]
+    pairs = [(targets, predicted) for model in models for predicted in model]
+    f1 = np.concatenate([_drawn_f1(pairs, _counts(chunk), classes) for chunk in _draws(targets, seed)], axis=1)
+    means = f1.reshape(len(models), len(best), -1).mean(axis=1)
+    return [_percentiles(means[0] - other, level) for other in means[1:]]
+
+
 def difference(
     targets: Labels, first: Labels, second: Labels, classes: int, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
@@ -73,6 +90,25 @@ def _confusion(targets: Labels, predicted: Labels, rows: NDArray[np.intp], class
     cells = cells + np.arange(len(rows))[:, None] * classes**2
     counts = np.bincount(cells.ravel(), minlength=len(rows) * classes**2)
     return counts.reshape(len(rows), classes, classes)
+
+
+def _counts(rows: NDArray[np.intp]) -> NDArray[np.float32]:
+    """How often each image is in each of b resamples (b, N)."""
+    cells = rows + np.arange(len(rows))[:, None] * rows.shape[1]
+    return np.bincount(cells.ravel(), minlength=rows.size).reshape(rows.shape).astype(np.float32)
+
+
+def _drawn_f1(pairs: Sequence[tuple[Labels, Labels]], counts: NDArray[np.float32], classes: int) -> NDArray[np.float64]:
+    """Macro F1 (len(pairs), b) of true and predicted classes (N,) on resamples (b, N): for many of them a product of
+    matrices takes a fraction of the time of confusion matrices, and sums of counts are exact in it."""
+    one_hot = np.eye(classes, dtype=np.float32)
+    found = []
+    for targets, predicted in pairs:
+        seen = counts @ (one_hot[targets] + one_hot[predicted])
+        hits = counts @ (one_hot[targets] * one_hot[predicted])
+        with np.errstate(invalid="ignore"):
+            found.append(np.nanmean(np.where(seen > 0, 2 * hits / seen, np.nan), axis=1, dtype=np.float64))
+    return np.array(found)
 
 
 def _class_f1(confusion: NDArray[np.int64]) -> NDArray[np.float64]:

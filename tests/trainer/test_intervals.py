@@ -101,3 +101,21 @@ def test_reliability_counts_every_image_once() -> None:
     found = calibration.reliability(sure(targets, 1.0), targets)
     assert found.counts.sum() == 500 and len(found.counts) == calibration.BINS
     assert np.all(found.accuracy[found.counts == 0] == 0)
+
+
+def test_many_differences_are_those_of_pairs_and_copies_are_averaged() -> None:
+    targets, best = drawn(200, 0.85)
+    close, far = (np.where(np.arange(200) % step == 0, (targets + 1) % 4, targets) for step in (7, 2))
+    found = intervals.differences(targets, [best], [[close], [far], [best]], 4)
+    for other, (low, high) in zip((close, far), found, strict=False):
+        assert (low, high) == pytest.approx(intervals.difference(targets, best, other, 4), abs=2e-6)
+    assert found[0][0] < 0 < found[0][1] and found[1][0] > 0 and found[2] == (0, 0)
+    ((low, high),) = intervals.differences(targets, [best, best], [[close, far]], 4)
+    assert (low + high) / 2 == pytest.approx(sum(sum(each) / 2 for each in found[:2]) / 2, abs=0.02)
+
+
+def test_a_class_that_is_never_true_nor_predicted_makes_no_difference() -> None:
+    targets = np.arange(60) % 3
+    other = np.where(np.arange(60) < 6, (targets + 1) % 3, targets)
+    ((low, high),) = intervals.differences(targets, [targets], [[other]], 9)
+    assert (low, high) == pytest.approx(intervals.difference(targets, targets, other, 3), abs=2e-6) and low > 0
