@@ -165,7 +165,7 @@ def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool
 
 def _drive(directory: Path, chosen: Choice, prepare: Callable[[], None] | None = None) -> int:
     """Supervise to the end, print what happens, then what came of it. `prepare`: see `supervisor.run`."""
-    from launcher import collect, plans, submission, supervisor, watch
+    from launcher import collect, leaderboard, plans, submission, supervisor, watch
 
     with refusals():
         announcer = plans.Announcer(directory)
@@ -179,7 +179,7 @@ def _drive(directory: Path, chosen: Choice, prepare: Callable[[], None] | None =
         click.echo(f"the runs go on without this launcher; see them: launcher status {at}")
         return code
     click.echo()
-    _print(collect.render(rows))
+    _print(leaderboard.render(rows))
     click.echo()
     for what, path in collect.places(directory):
         click.echo(f"{what + ':':12} {path}")
@@ -274,7 +274,7 @@ def stop(name: str | None, runs_root: Path) -> None:
 @runs_option
 def collect_command(name: str | None, champion: Path | None, replace: bool, as_json: bool, runs_root: Path) -> None:
     """Write leaderboard.csv, and put the best model into champion/ (default: the latest submission)."""
-    from launcher import collect, runs
+    from launcher import collect, leaderboard, runs
 
     with refusals():
         directory = runs.find_submission(runs_root, name)
@@ -284,7 +284,7 @@ def collect_command(name: str | None, champion: Path | None, replace: bool, as_j
             json.dumps({"submission": directory.name, "rows": rows, "champion": line}, indent=2, ensure_ascii=False)
         )
         return
-    _print(collect.render(rows))
+    _print(leaderboard.render(rows))
     click.echo(f"{_shown(directory / 'leaderboard.csv')}\n{line}")
 
 

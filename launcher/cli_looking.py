@@ -19,7 +19,7 @@ def attach(name: str | None, runs_root: Path) -> int:
 
     Prints what `submit` prints and ends with its exit codes. Ctrl-C ends the looking alone: the runs go on.
     """
-    from launcher import collect, live, plans, runs
+    from launcher import collect, leaderboard, live, plans, runs
 
     with looking(), refusals():
         directory = runs.find_submission(runs_root, name).resolve()
@@ -30,7 +30,7 @@ def attach(name: str | None, runs_root: Path) -> int:
             raise RefusedError(f"{directory.name}: no launcher drives it; go on with it: launcher resume {at}", 1)
         rows = collect.rows(directory)
     click.echo()
-    _print(collect.render(rows))
+    _print(leaderboard.render(rows))
     bad = [path.name for path in runs.list_runs(directory) if runs.read_status(path).state not in runs.GOOD]
     if code == 130:
         click.echo(f"stopped; go on with: launcher resume {at}")

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
-import shutil
-import time
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import runs
-from launcher.sizes import show_duration
-from launcher.steps import figures
-from trainer.files import replacing, write_json, write_text
+from launcher import champion, runs, standings
+from launcher.champion import Row
+from launcher.standings import Figures, Result
+from trainer.files import write_text
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from launcher.predictions import Predicted
 
 COLUMNS = (
     "rank",
@@ -41,42 +40,126 @@ COLUMNS = (
     "members",
     "checkpoint",
     "reason",
+    "val_f1_low",
+    "val_f1_high",
+    "val_f1_corrupted",
+    "score",
+    "monitor",
+    "distinguishable",
+    "val_images",
+    "fold",
 )
-FIGURES = ("val_f1", "val_accuracy", "best_epoch", "epochs", "images_per_second", "params")
-Row = dict[str, Any]
+FIGURES = ("val_f1", "val_f1_corrupted", "val_accuracy", "best_epoch", "epochs", "images_per_second", "params")
+NO_FIGURE = "no run of this submission has a validation F1"
+FOLDS_ALONE = (
+    "no fold becomes the champion, since each was validated on other images; a step {step: ensemble, from: {top: 1}} "
+    "joins them, and predict takes its ensemble.json"
+)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """What has one rank: a run, an ensemble, or the folds of one configuration joined, with the folds' own rows."""
+
+    row: Row
+    figures: Figures
+    runs: tuple[Path, ...]
+    below: tuple[_Block, ...] = ()
 
 
 def rows(submission: Path) -> list[Row]:
-    """A row for each training run and ensemble: those with a validation F1 first, the best on top, then the others."""
-    found = []
-    for run_dir in runs.list_runs(submission):
-        request, status, metrics = runs.read_request(run_dir), runs.read_status(run_dir), figures(run_dir)
-        if request.kind not in ("train", "ensemble"):
-            continue
-        done = status.state in runs.GOOD
-        row: Row = {key: request.config.get(key, "") for key in COLUMNS}
-        if done:
-            row |= {key: metrics[key] for key in FIGURES if metrics.get(key) is not None}
-        row |= {"run": run_dir.name, "kind": request.kind, "state": status.state, "reason": status.reason}
-        if done and request.kind == "train":
-            row["minutes"] = round(metrics.get("seconds", 0) / 60, 2)
-            row["checkpoint"] = f"{run_dir.name}/best.ckpt"
-        if done and request.kind == "ensemble":
-            row["members"] = " ".join(Path(m["checkpoint"]).parent.name for m in metrics.get("members", []))
-            row["checkpoint"] = f"{run_dir.name}/ensemble.json"
-            row["model"], row["reason"] = metrics.get("method", ""), metrics.get("why_no_val") or ""
-        found.append(row)
-    found.sort(key=lambda row: (row["val_f1"] == "", -float(row["val_f1"] or 0), row["run"]))
-    for rank, row in enumerate(found, start=1):
-        row["rank"] = rank if row["val_f1"] != "" else ""
-    return found
+    """A row for each training run, each configuration of several folds and each ensemble: those with a score first, the
+    best on top, then the others. Below a row of kind `folds`, whose figures are out of fold, those of its folds, which
+    have no rank."""
+    blocks = []
+    for group in standings.configurations(standings.results(submission, "train", "ensemble")):
+        blocks.append(_block(group[0]) if len(group) == 1 else _joined(group))
+    figure = standings.judged_by(block.figures for block in blocks)
+    for block in (each for head in blocks for each in (head, *head.below)):
+        value = standings.score(block.figures, figure)
+        block.row.update({} if value is None else {"score": value, "monitor": figure})
+    blocks.sort(key=lambda block: (block.row["score"] == "", -float(block.row["score"] or 0), block.row["run"]))
+    for rank, block in enumerate(blocks, start=1):
+        block.row["rank"] = rank if block.row["score"] != "" else ""
+    _compare([block for block in blocks if block.row["score"] != ""], figure)
+    return [each.row for block in blocks for each in (block, *block.below)]
 
 
-def collect(submission: Path, champion: Path | None = None, replace: bool = False) -> tuple[list[Row], str]:
-    """Write leaderboard.csv, and the best run's checkpoint into `champion` (by default `<runs>/champion`) where it
-    beats the one there. Returns the rows and a line on the champion.
+def _block(result: Result) -> _Block:
+    """Of one run or ensemble."""
+    request, figures, name = result.request, result.figures, result.run_dir.name
+    row = _row(request.config, figures)
+    row |= {"run": name, "kind": request.kind, "state": result.status.state, "reason": result.status.reason}
+    if result.good and request.kind == "train":
+        row["minutes"] = round(figures.get("seconds", 0) / 60, 2)
+        row["checkpoint"] = f"{name}/best.ckpt"
+    if result.good and request.kind == "ensemble":
+        row["members"] = " ".join(Path(m["checkpoint"]).parent.name for m in figures.get("members", []))
+        row["checkpoint"] = f"{name}/ensemble.json"
+        row["model"], row["reason"] = figures.get("method", ""), figures.get("why_no_val") or ""
+    return _Block(row, figures, (result.run_dir,))
 
-    `replace` puts it there also where the two were validated on different splits, and so cannot be compared.
+
+def _joined(folds: Sequence[Result]) -> _Block:
+    """Of the folds of one configuration."""
+    figures, why_not = standings.pooled(folds)
+    below = tuple(_block(each) for each in folds)
+    states = dict.fromkeys(each.status.state for each in folds if not each.good)
+    config = {key: value for key, value in folds[0].request.config.items() if key != "fold"}
+    row = _row(config, figures)
+    row |= {
+        "run": _name(folds),
+        "kind": "folds",
+        "state": next(iter(states), "succeeded"),
+        "members": " ".join(each.run_dir.name for each in folds),
+        "minutes": round(sum(block.row["minutes"] or 0 for block in below), 2) if not states else "",
+        "reason": why_not,
+    }
+    return _Block(row, figures, tuple(each.run_dir for each in folds), below)
+
+
+def _row(config: dict[str, Any], figures: Figures) -> Row:
+    row: Row = {key: config.get(key, "") for key in COLUMNS}
+    row |= {key: figures[key] for key in FIGURES if figures.get(key) is not None}
+    if figures.get("val_f1_interval"):
+        row["val_f1_low"], row["val_f1_high"] = figures["val_f1_interval"]
+    return row
+
+
+def _name(folds: Sequence[Result]) -> str:
+    """`003-resnet34-fold0` → `resnet34-folds`."""
+    words = [word for word in folds[0].run_dir.name.split("-")[1:] if not re.fullmatch(r"fold\d+", word)]
+    return "-".join([*(words or [str(folds[0].request.config.get("model", ""))]), "folds"])
+
+
+def _compare(ranked: Sequence[_Block], figure: str) -> None:
+    """Fill in `distinguishable` and `val_images` of blocks that have a score, the best first."""
+    found = [_predicted(block) for block in ranked]
+    for block, made in zip(ranked, found, strict=True):
+        block.row["val_images"] = len(made.ids) if made else ""
+    if not found or (best := found[0]) is None:
+        return
+    from launcher import predictions
+
+    ranked[0].row["distinguishable"] = "no"
+    compared = predictions.distinguishable(best, found[1:], figure)
+    for block, apart in zip(ranked[1:], compared, strict=True):
+        block.row["distinguishable"] = "" if apart is None else "yes" if apart else "no"
+
+
+def _predicted(block: _Block) -> Predicted | None:
+    from launcher import predictions
+
+    parts = [predictions.read(run_dir) for run_dir in block.runs]
+    return predictions.joined([part for part in parts if part is not None]) if None not in parts else None
+
+
+def collect(submission: Path, place: Path | None = None, replace: bool = False) -> tuple[list[Row], str]:
+    """Write leaderboard.csv, and the best run's checkpoint into the folder of the champion (by default
+    `<runs>/champion`) where it beats the one there. Returns the rows and a line on the champion.
+
+    `replace` puts it there also where the two were validated on different splits, and so cannot be compared. One of
+    several folds is no champion: it was validated on images that the others trained on.
     """
     found = rows(submission)
     out = io.StringIO()
@@ -84,111 +167,12 @@ def collect(submission: Path, champion: Path | None = None, replace: bool = Fals
     writer.writeheader()
     writer.writerows(found)
     write_text(submission / "leaderboard.csv", out.getvalue())
-    best = next((row for row in found if row["kind"] == "train" and row["val_f1"] != ""), None)
-    place = champion or submission.parent / "champion"
-    if best is None:
-        present = _present(place)
-        stays = f"the champion stays {present['run']} (val_f1 {present['val_f1']:.4f})" if present else ""
-        return found, f"no run of this submission has a validation F1; {stays or 'there is no champion yet'}"
-    return found, _crown(submission, best, place, replace)
-
-
-def _present(champion: Path) -> dict[str, Any] | None:
-    """What is known of the model in the folder; None where there is none."""
-    try:
-        content = json.loads((champion / "champion_info.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if (champion / "best_model.ckpt").exists() else None
-
-
-def _crown(submission: Path, best: Row, champion: Path, replace: bool) -> str:
-    source = submission / best["checkpoint"]
-    metrics = figures(source.parent)
-    champion.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + 60
-    while True:
-        with runs.locked(champion / ".lock") as mine:
-            if mine:
-                return _replace(submission, best, source, metrics, champion, replace)
-        if time.monotonic() > deadline:
-            return f"{champion} is locked by another collect: no champion this time"
-        time.sleep(0.1)
-
-
-def _replace(submission: Path, best: Row, source: Path, metrics: dict[str, Any], champion: Path, replace: bool) -> str:
-    place = champion / "best_model.ckpt"
-    present = _present(champion)
-    name = f"{submission.name}/{best['run']}"
-    if present and present.get("run") != name:
-        if present.get("split_fingerprint") != metrics.get("split_fingerprint") and not replace:
-            return (
-                f"champion stays {present['run']} (val_f1 {present['val_f1']:.4f}): it was validated on another split, "
-                f"so that {name} cannot be compared with it; to put it there all the same: "
-                f"launcher collect {submission.name} --replace"
-            )
-        if present.get("split_fingerprint") == metrics.get("split_fingerprint") and present["val_f1"] >= best["val_f1"]:
-            return f"champion stays {present['run']} (val_f1 {present['val_f1']:.4f})"
-    with replacing(place) as temporary:
-        shutil.copyfile(source, temporary)
-    keep = (
-        "val_f1",
-        "val_accuracy",
-        "split_fingerprint",
-        "model",
-        "data",
-        "training",
-        "img_size",
-        "seed",
-        "class_names",
+    best = next((row for row in found if row["kind"] == "train" and row["rank"] != ""), None)
+    joined = any(row["kind"] == "folds" and row["rank"] != "" for row in found)
+    line = champion.crown(
+        submission, best, place or submission.parent / "champion", replace, FOLDS_ALONE if joined else NO_FIGURE
     )
-    write_json(
-        champion / "champion_info.json",
-        {
-            "run": name,
-            "collected": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            **{k: metrics[k] for k in keep if k in metrics},
-        },
-    )
-    return f"champion: {name} (val_f1 {best['val_f1']:.4f}) → {place}"
-
-
-def render(found: Sequence[Row]) -> Table:
-    """The leaderboard for a terminal."""
-    from rich.table import Table
-
-    table = Table(title=None, box=None, pad_edge=False, header_style="bold")
-    for title, justify in (
-        ("#", "right"),
-        ("run", "left"),
-        ("model", "left"),
-        ("size", "right"),
-        ("val F1", "right"),
-        ("accuracy", "right"),
-        ("epochs", "right"),
-        ("time", "right"),
-        ("state", "left"),
-    ):
-        table.add_column(title, justify=justify, overflow="fold" if title == "run" else "ellipsis")  # type: ignore[arg-type]
-    for row in found:
-        members = f"{row['model']} of {len(row['members'].split())}" if row["members"] else str(row["model"])
-        seconds = float(row["minutes"]) * 60 if row["minutes"] != "" else None
-        table.add_row(
-            str(row["rank"]),
-            row["run"],
-            members,
-            str(row["img_size"]),
-            _four(row["val_f1"]),
-            _four(row["val_accuracy"]),
-            f"{row['best_epoch']}/{row['epochs']}" if row["best_epoch"] != "" else "",
-            show_duration(seconds) if seconds is not None else "",
-            row["state"] + (f": {row['reason']}" if row["reason"] else ""),
-        )
-    return table
-
-
-def _four(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float | int) else ""
+    return found, line
 
 
 def places(submission: Path) -> list[tuple[str, str]]:
@@ -200,6 +184,6 @@ def places(submission: Path) -> list[tuple[str, str]]:
             names = ("ensemble.json", "submission.csv", "analysis_results/report.html")
             kept = [run_dir / name for name in names if (run_dir / name).exists()]
             found += [(request.kind, path) for path in kept]
-    champion = submission.parent / "champion" / "best_model.ckpt"
-    found += [("champion", champion)] if champion.exists() else []
+    best = submission.parent / "champion" / "best_model.ckpt"
+    found += [("champion", best)] if best.exists() else []
     return [(what, os.path.relpath(path)) for what, path in found]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher import fitting, matrix, reuse, runs, steps
+from launcher import fitting, folds, matrix, reuse, runs, steps
 from launcher.document import JobError, in_order
 from launcher.machine import Machine
 from launcher.runs import Resources, RunError, RunRequest
@@ -75,6 +75,7 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False) -> list[Planned]:
             **common,
             priority=priority,
             identity=reuse.identity(plain),
+            configuration=folds.configuration(words) if composed.data.folds else "",
             config=summary,
             predicted_memory=fit.predicted,
         )
@@ -172,6 +173,7 @@ def _summary(composed: trainer_config.Config, words: Sequence[str]) -> dict[str,
         "format": composed.data.format,
         "weights": composed.model.weights,
         "teachers": composed.training.teachers,
+        **({"folds": composed.data.folds, "fold": composed.data.fold} if composed.data.folds else {}),
     }
 
 
@@ -225,6 +227,9 @@ def _steps(job: Job, trained: Sequence[RunRequest], resources: Resources) -> lis
         if step.from_ is not None:
             select = step.from_.model_dump(exclude_none=True)
             if "submission" not in select:
+                if step.step != "ensemble" and "top" in select and folds.counts(trained):
+                    place = job.document.place(("after", offset, "from"))
+                    raise JobError(f"{place}: after.{offset}.from.top: {steps.ONE_FOLD}")
                 needs = [run.name for run in _selected(job, offset, select, trained)] + needs
         else:
             source = made[step.needs[-1]]

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from launcher import compatibility, runs
+from launcher import compatibility, folds, runs
 from launcher.expansion import Planned
 from launcher.machine import Machine
 from launcher.memory import CONTEXT
 from launcher.sizes import GIB, show_duration, show_size
 from launcher.spec import Job
-from launcher.steps import figures
+from launcher.standings import figures
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -153,6 +153,10 @@ def remarks(job: Job, each: Sequence[Planned], machine: Machine, native: bool = 
     if any(p.request.predicted_memory for p in each):
         lines.append(f"needs: foreseen, with {show_size(CONTEXT)} for the device's context; not verified on a GPU")
     lines += [f"note: {note}" for note in dict.fromkeys(note for p in each if p.fit for note in p.fit.notes)]
+    if counts := folds.counts([p.request for p in each]):
+        several = "folds" if len(set(counts.values())) > 1 else f"{next(iter(counts.values()))} folds"
+        what = f"each of {len(counts)} configurations" if len(counts) > 1 else "one configuration"
+        lines.append(f"{several} of {what}: the leaderboard joins them, and from: {{top: N}} counts configurations")
     limited = [field for field in ("memory", "shm") if any(getattr(p.request.resources, field) for p in each)]
     if limited and native:
         lines.append(

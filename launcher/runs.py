@@ -117,6 +117,8 @@ class RunRequest:
     data: str = ""
     code: str = ""
     """What it trains on and with: see `reuse`."""
+    configuration: str = ""
+    """Of a run that holds out one of several folds: the name that all folds of its configuration share."""
     config: dict[str, Any] = field(default_factory=dict)
     """What tables show of it: model, data, training, img_size, batch_size, epochs, seed."""
     predicted_memory: int | None = None

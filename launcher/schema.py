@@ -120,7 +120,7 @@ class FromSpec(_Strict):
     """Which runs a step works on."""
 
     top: Annotated[int, Field(ge=1, le=1000, strict=True)] | None = Field(
-        None, description="the N best by validation F1"
+        None, description="the N best configurations by score, all folds of each where there are folds"
     )
     runs: list[str] | None = Field(None, description="names or patterns (globs), with or without their number")
     submission: str | None = Field(None, description="of an earlier submission instead of this one")

@@ -9,17 +9,21 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from launcher import folds
 from launcher.document import COMMAND_LINE, Document, JobError, assign, in_order, parse, read
 from launcher.schema import NAME, FromSpec, JobSpec, ResourcesSpec, RetrySpec, StepSpec
 from trainer.errors import nearest
 
 METHODS = ("soft_voting", "hard_voting", "rank_averaging")
+WEIGHTS = ("equal", "optimised", "greedy")
+ARG_WORDS = {"method": METHODS, "tta": ("none", "light", "standard", "heavy"), "weights": WEIGHTS}
+"""Options of steps whose words are known here: a wrong one is told before hours of training, not after."""
 PRIORITY = "priority"
 """In entries of include: the scheduler's, and no setting of the run."""
 PRIORITY_HINT = "runs get theirs by an entry of include, like {model: resnet34, priority: 10}"
 STEP_ARGS = {
-    "ensemble": ("method", "weights", "batch_size", "num_workers", "device", "precision"),
-    "predict": ("batch_size", "num_workers", "device", "precision"),
+    "ensemble": ("method", "weights", "tta", "batch_size", "num_workers", "device", "precision"),
+    "predict": ("tta", "batch_size", "num_workers", "device", "precision"),
     "analyze": (),
 }
 
@@ -59,6 +63,7 @@ def load(path: Path, overrides: Sequence[str] = (), settings: Sequence[str] = ()
         document = assign(document, setting)
     if "name" not in document.content and NAME.fullmatch(path.stem):
         document.content["name"] = path.stem
+    document, overrides = folds.spread(document, overrides)
     return Job(_validate(document), document, overrides, source)
 
 
@@ -66,6 +71,7 @@ def from_overrides(words: Sequence[str], settings: Sequence[str] = ()) -> Job:
     """The job that `key=value` words ask for; `a,b` is an axis of the matrix. Raises JobError."""
     import yaml
 
+    typed = words
     for position, word in enumerate(words):
         key, separator, _ = word.partition("=")
         if not separator:
@@ -73,6 +79,7 @@ def from_overrides(words: Sequence[str], settings: Sequence[str] = ()) -> Job:
             raise JobError(f"{word}: neither a job file nor key=value; {hint}")
         if key in [other.partition("=")[0] for other in words[:position]]:
             raise JobError(f"{word}: '{key}' is named twice")
+    _, words = folds.spread(Document(COMMAND_LINE, {}), words)
     axes = {
         key: values for key, _, text in (word.partition("=") for word in words) if len(values := split_values(text)) > 1
     }
@@ -81,7 +88,7 @@ def from_overrides(words: Sequence[str], settings: Sequence[str] = ()) -> Job:
         document = assign(document, setting)
     single = dict(word.split("=", 1) for word in words if word.partition("=")[0] not in axes)
     text = yaml.safe_dump({**document.content, "matrix": axes, "overrides": single}, sort_keys=False)
-    source = f"# launcher submit {' '.join(words)}\n{text}".encode()
+    source = f"# launcher submit {' '.join(typed)}\n{text}".encode()
     return Job(_validate(document), document, words, source)
 
 
@@ -217,10 +224,9 @@ def _rules(spec: JobSpec) -> list[tuple[tuple[str | int, ...], str]]:
             if key not in STEP_ARGS[step.step]:
                 hint = nearest(key, STEP_ARGS[step.step]) if STEP_ARGS[step.step] else "it has none"
                 faults.append((where, f"after.{index}.args.{key}: {step.step} has no such option; {hint}"))
-            elif key == "method" and value not in METHODS:
-                faults.append(
-                    (where, f"after.{index}.args.method: there is no method {value!r}; {nearest(str(value), METHODS)}")
-                )
+            elif key in ARG_WORDS and value not in ARG_WORDS[key] and not (key == "weights" and _are_weights(value)):
+                hint = nearest(str(value), ARG_WORDS[key]) + (", or a number a member" if key == "weights" else "")
+                faults.append((where, f"after.{index}.args.{key}: there is no {key} {value!r}; {hint}"))
     for key, values in (("matrix", spec.matrix), ("overrides", spec.overrides)):
         if PRIORITY in values:
             faults.append(((key, PRIORITY), f"{key}.{PRIORITY}: {PRIORITY_HINT}"))
@@ -240,3 +246,10 @@ def _rules(spec: JobSpec) -> list[tuple[tuple[str | int, ...], str]]:
                     (("exclude", index, key), f"exclude.{index}: '{key}' is no axis; {nearest(key, spec.matrix)}")
                 )
     return faults
+
+
+def _are_weights(value: Any) -> bool:
+    """One number a member; an ensemble of one configuration's folds has one."""
+    numbers = value if isinstance(value, list) else [value]
+    plain = all(isinstance(each, int | float) and not isinstance(each, bool) and each >= 0 for each in numbers)
+    return plain and sum(numbers) > 0

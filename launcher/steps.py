@@ -8,41 +8,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher import runs
+from launcher import runs, standings
 from launcher.runs import RunError, RunRequest
 
-
-def figures(run_dir: Path) -> dict[str, Any]:
-    """What metrics.json of a run holds; empty where there is none yet."""
-    try:
-        content = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+ONE_FOLD = (
+    "the best configuration is several folds, a model each: name an ensemble of them by needs:, or one run by "
+    "from: {runs: [name]}"
+)
 
 
-def succeeded(submission: Path, kind: str = "train") -> list[Path]:
-    """The runs of that kind that succeeded, the best validation F1 first."""
-    found = [
-        path
-        for path in runs.list_runs(submission)
-        if runs.read_request(path).kind == kind and runs.read_status(path).state in runs.GOOD
-    ]
-    return sorted(found, key=lambda path: -float(figures(path).get("val_f1") or 0))
+def succeeded(submission: Path) -> list[Path]:
+    """The training runs that succeeded: the best configuration first, what is left of incomplete folds last."""
+    best = [each.run_dir for group in standings.ranked(submission) for each in group]
+    others = [each.run_dir for each in standings.results(submission, "train") if each.good]
+    return list(dict.fromkeys([*best, *others]))
 
 
 def members(select: dict[str, Any], submission: Path) -> list[Path]:
-    """The run directories that `select` names. Raises RunError where there is none."""
+    """The run directories that `select` names: `top` counts configurations, and takes all folds of each. Raises
+    RunError where there is none."""
     if select.get("submission"):
         submission = runs.find_submission(submission.parent, str(select["submission"]))
-    found = succeeded(submission)
-    wanted = found
     if "top" in select:
-        wanted = found[: int(select["top"])]
-    elif "runs" in select:
+        groups = standings.ranked(submission)[: int(select["top"])]
+        wanted = [each.run_dir for group in groups for each in group]
+    else:
+        found = succeeded(submission)
         wanted = [path for path in found if any(runs.fits(path.name, pattern) for pattern in select["runs"])]
     if not wanted:
-        names = ", ".join(path.name for path in found) or "none succeeded"
+        names = ", ".join(path.name for path in succeeded(submission)) or "none succeeded"
         raise RunError(
             f"no run of {submission.name} is left to work on: from: {json.dumps(select)} finds none of: {names}"
         )
@@ -53,9 +47,16 @@ def resolve(request: RunRequest, submission: Path) -> RunRequest:
     """The step with its members in the command, as paths below `@runs`: those that serve now."""
     assert request.select is not None
     found = members(request.select, submission)
+    if request.kind != "ensemble" and "top" in request.select and len(found) > 1 and _are_folds(found):
+        raise RunError(f"{request.name}: {ONE_FOLD}")
     paths = [reference(path / "best.ckpt") for path in found]
     options = request.command if request.options is None else request.options
     return dataclasses.replace(request, command=command(request.kind, paths, options), options=options)
+
+
+def _are_folds(found: Sequence[Path]) -> bool:
+    first, second = (runs.read_request(path).configuration for path in found[:2])
+    return bool(first) and first == second
 
 
 def reference(path: Path) -> str:

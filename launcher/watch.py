@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher import engines, lease, runs
 from launcher.sizes import show_duration, show_size
-from launcher.steps import figures
+from launcher.standings import figures
 
 if TYPE_CHECKING:
     from rich.table import Table

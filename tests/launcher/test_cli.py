@@ -50,6 +50,12 @@ def test_the_launcher_never_loads_torch() -> None:
     assert not {"torch", "pandas", "albumentations", "cv2"} & loaded(code)
 
 
+def test_planning_loads_no_numpy() -> None:
+    code = "from launcher import cli, expansion, spec, machine\n"
+    code += "expansion.expand(spec.load(Path('jobs/folds.yaml')), machine.here())"
+    assert "numpy" not in loaded("from pathlib import Path\n" + code)
+
+
 def test_the_trainer_never_names_the_launcher() -> None:
     for path in (REPOSITORY / "trainer").rglob("*.py"):
         assert "import launcher" not in path.read_text() and "from launcher" not in path.read_text(), path

@@ -32,11 +32,11 @@ def peak_memory() -> int:
 
 
 def big_job(folder: Path) -> Path:
-    """A job file of 5 models × 2 data × 2 learning rates × 500 seeds."""
+    """A job file of 5 models × 2 data × 2 learning rates × 100 seeds × 5 folds."""
     path = folder / "big.yaml"
     path.write_text(
         f"matrix:\n  model: {MODELS}\n  data: [baseline_aug, transformer_384]\n  training.lr: [0.001, 0.0003]\n"
-        f"  seed: {list(range(500))}\n"
+        f"  seed: {list(range(100))}\n  data.fold: all\noverrides: {{data.folds: 5}}\n"
     )
     return path
 
@@ -70,7 +70,9 @@ def main() -> None:
     peak = peak_memory()
     names = {each.request.name for each in planned}
     identities = {each.request.identity for each in planned}
+    configurations = {each.request.configuration for each in planned}
     result = {"runs": len(planned), "names": len(names), "identities": len(identities), "characters": len(text)}
+    result |= {"configurations": len(configurations)}
     print(json.dumps({**result, **calls, "peak": peak, "seconds": round(seconds, 2), "cpu_seconds": round(busy, 2)}))
 
 
@@ -81,6 +83,7 @@ def test_ten_thousand_runs_are_composed_by_a_few_looks_at_omegaconf() -> None:
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["runs"] == told["names"] == told["identities"] == 10_000
+    assert told["configurations"] == 2_000  # of five folds each
     assert told["compose"] == 10  # once for each choice of groups
     assert told["to_object"] < 100 and told["update"] < 1000  # by Hydra, and once for each distinct word
     assert told["peak"] < LIMIT
@@ -89,7 +92,7 @@ def test_ten_thousand_runs_are_composed_by_a_few_looks_at_omegaconf() -> None:
 def test_a_long_plan_shows_its_first_rows_and_counts_the_rest(tmp_path: Path) -> None:
     path = big_job(tmp_path)
     done = subprocess.run(
-        [sys.executable, "-m", "launcher", "plan", str(path), "seed=" + ",".join(map(str, range(30)))],
+        [sys.executable, "-m", "launcher", "plan", str(path), "seed=" + ",".join(map(str, range(6)))],
         cwd=REPOSITORY, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,91 @@
+"""`champion/`: the best single model so far, of all submissions that were validated on one split."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from launcher import runs
+from launcher.standings import Figures, figures
+from trainer.files import replacing, write_json
+
+Row = dict[str, Any]
+KEPT = (
+    "val_f1",
+    "val_f1_corrupted",
+    "val_f1_mean",
+    "val_accuracy",
+    "split_fingerprint",
+    "model",
+    "data",
+    "training",
+    "img_size",
+    "seed",
+    "class_names",
+)
+
+
+def crown(submission: Path, best: Row | None, champion: Path, replace: bool, why_none: str) -> str:
+    """Put the checkpoint of `best`, a row of the leaderboard, into `champion` where it beats the one there. Returns a
+    line on what became of it. `why_none`: why there is no such row."""
+    if best is None:
+        present = _present(champion)
+        return f"{why_none}; {_stays(present) if present else 'there is no champion yet'}"
+    champion.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + 60
+    while True:
+        with runs.locked(champion / ".lock") as mine:
+            if mine:
+                return _replace(submission, best, champion, replace)
+        if time.monotonic() > deadline:
+            return f"{champion} is locked by another collect: no champion this time"
+        time.sleep(0.1)
+
+
+def _present(champion: Path) -> Figures | None:
+    """What is known of the model in the folder; None where there is none."""
+    try:
+        content = json.loads((champion / "champion_info.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if (champion / "best_model.ckpt").exists() else None
+
+
+def _stays(present: Figures, figure: str = "val_f1") -> str:
+    return f"the champion stays {present['run']} ({figure} {present[figure]:.4f})"
+
+
+def _replace(submission: Path, best: Row, champion: Path, replace: bool) -> str:
+    source = submission / best["checkpoint"]
+    metrics = figures(source.parent)
+    place = champion / "best_model.ckpt"
+    present = _present(champion)
+    name = f"{submission.name}/{best['run']}"
+    figure = best["monitor"]
+    if present and present.get("run") != name:
+        figure = figure if figure in present and figure in metrics else "val_f1"
+        same_split = present.get("split_fingerprint") == metrics.get("split_fingerprint")
+        if not same_split and not replace:
+            return (
+                f"{_stays(present, figure)}: it was validated on another split, "
+                f"so that {name} cannot be compared with it; to put it there all the same: "
+                f"launcher collect {submission.name} --replace"
+            )
+        if same_split and present[figure] >= metrics[figure]:
+            return _stays(present, figure)
+    with replacing(place) as temporary:
+        shutil.copyfile(source, temporary)
+    write_json(
+        champion / "champion_info.json",
+        {
+            "run": name,
+            "collected": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            **{key: metrics[key] for key in KEPT if key in metrics},
+            "score": best["score"],
+            "monitor": best["monitor"],
+        },
+    )
+    return f"champion: {name} ({figure} {metrics[figure]:.4f}) → {place}"

@@ -1,0 +1,103 @@
+"""The leaderboard for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from launcher.champion import Row
+from launcher.sizes import show_duration
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MARK = "≈"
+"""Beside the rank of what cannot be told apart from the best."""
+SCORES = {
+    "val_f1": "val F1",
+    "val_f1_corrupted": "corrupted F1",
+    "val_f1_mean": "the mean of val F1 and corrupted F1",
+}
+
+
+def render(found: Sequence[Row]) -> Table:
+    """The rows of `collect.rows`; folds of a configuration only where they could not be joined."""
+    from rich.table import Table
+
+    several = sum(row["distinguishable"] == "no" for row in found) > 1
+    corrupted = any(row["val_f1_corrupted"] != "" for row in found)
+    table = Table(box=None, pad_edge=False, header_style="bold", caption=caption(found), caption_justify="left")
+    for title, justify in (
+        ("#", "right"),
+        ("run", "left"),
+        ("model", "left"),
+        ("size", "right"),
+        ("val F1 [95 %]", "left"),
+        *((("corrupted", "right"), ("score", "right")) if corrupted else ()),
+        ("epochs", "right"),
+        ("time", "right"),
+        ("state", "left"),
+    ):
+        table.add_column(title, justify=justify, overflow="fold" if title == "run" else "ellipsis")
+    for row, below in _shown(found):
+        seconds = float(row["minutes"]) * 60 if row["minutes"] != "" else None
+        table.add_row(
+            f"{MARK} {row['rank']}" if several and row["distinguishable"] == "no" else str(row["rank"]),
+            "  " * below + row["run"],
+            _model(row),
+            str(row["img_size"]),
+            _four(row["val_f1"]) + _interval(row),
+            *((_four(row["val_f1_corrupted"]), _four(row["score"])) if corrupted else ()),
+            f"{row['best_epoch']}/{row['epochs']}" if row["best_epoch"] != "" else "",
+            show_duration(seconds) if seconds is not None else "",
+            row["state"] + (f": {row['reason']}" if row["reason"] else ""),
+        )
+    return table
+
+
+def caption(found: Sequence[Row]) -> str | None:
+    """What the ranks mean, in a sentence or two; None where there is nothing to compare."""
+    ranked = [row for row in found if row["rank"] != ""]
+    alike = [row["rank"] for row in ranked if row["distinguishable"] == "no"]
+    others = [row for row in ranked if row["distinguishable"] == "yes"]
+    lines = []
+    if len(alike) + len(others) > 1:
+        on = f"on these {ranked[0]['val_images']} validation images"
+        if len(alike) == 1:
+            lines.append(f"the first is better than what it was compared with {on}, by more than chance")
+        elif alike == list(range(1, len(alike) + 1)):
+            lines.append(f"{MARK} the first {len(alike)} cannot be told apart {on}")
+        else:
+            lines.append(f"{MARK} these {len(alike)} cannot be told apart from the best {on}")
+    if alike and (rest := len(ranked) - len(alike) - len(others)):
+        lines.append(f"not compared, for want of predictions of the same images: {rest}")
+    if any(row["val_f1_corrupted"] != "" for row in ranked):
+        lines.append(f"score: {SCORES[ranked[0]['monitor']]}")
+    return "\n".join(lines) or None
+
+
+def _shown(found: Sequence[Row]) -> Iterator[tuple[Row, bool]]:
+    """The rows, and whether each is a fold below its configuration."""
+    folds: list[str] = []
+    joined = False
+    for row in found:
+        if row["kind"] == "folds":
+            folds, joined = row["members"].split(), row["rank"] != ""
+        below = row["kind"] == "train" and row["run"] in folds
+        if not (below and joined):
+            yield row, below
+
+
+def _model(row: Row) -> str:
+    number = len(row["members"].split())
+    if row["kind"] == "folds":
+        return f"{row['model']} × {number} folds"
+    return f"{row['model']} of {number}" if number else str(row["model"])
+
+
+def _four(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float | int) else ""
+
+
+def _interval(row: Row) -> str:
+    return f" [{row['val_f1_low']:.2f}–{row['val_f1_high']:.2f}]" if row["val_f1_low"] != "" else ""

@@ -1,0 +1,115 @@
+"""Validation predictions of runs: joined over folds, and compared image by image. Imports numpy: imported lazily."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer import intervals
+
+COPIES = {"val_f1": ("clean",), "val_f1_corrupted": ("corrupted",), "val_f1_mean": ("clean", "corrupted")}
+"""Of which copies of the images each figure is the mean macro F1."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What one model, or the folds of one configuration together, said of its validation images, sorted by id."""
+
+    ids: NDArray[np.str_]
+    targets: NDArray[np.int64]
+    """(N,) class numbers."""
+    clean: NDArray[np.int64]
+    """(N,) predicted class numbers."""
+    corrupted: NDArray[np.int64] | None
+    """The same for the corrupted copies; None where there are none."""
+    class_names: tuple[str, ...]
+    cut: str
+    """Fingerprint of the cut into folds, else of the split: images of one cut may be compared and joined."""
+
+    def copies(self, figure: str) -> list[NDArray[np.int64]] | None:
+        """The predictions that `figure` is made of; None where there are none."""
+        found = [getattr(self, copy) for copy in COPIES[figure]]
+        return None if any(copy is None for copy in found) else found
+
+
+def read(run_dir: Path) -> Predicted | None:
+    """What val_predictions.npz holds; None where there is none that can be read. Classes are sorted by name."""
+    try:
+        with np.load(run_dir / "val_predictions.npz", allow_pickle=False) as content:
+            names = [str(name) for name in content["class_names"]]
+            place = np.argsort(np.argsort(names))  # of each class among the sorted names
+            order = np.argsort(content["ids"])
+            cut = content["folds_fingerprint"] if "folds_fingerprint" in content else content["split_fingerprint"]
+            corrupted = place[content["corrupted"].argmax(1)][order] if "corrupted" in content else None
+            return Predicted(
+                content["ids"][order],
+                place[content["targets"]][order],
+                place[content["probabilities"].argmax(1)][order],
+                corrupted,
+                tuple(sorted(names)),
+                str(cut),
+            )
+    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def joined(parts: Sequence[Predicted]) -> Predicted | None:
+    """The predictions of several folds as one set, each image by the model that had not seen it. None where they are
+    not folds of one cut."""
+    first = parts[0]
+    if any((part.cut, part.class_names) != (first.cut, first.class_names) for part in parts):
+        return None
+    ids = np.concatenate([part.ids for part in parts])
+    order = np.argsort(ids)
+    if (ids[order][1:] == ids[order][:-1]).any():
+        return None
+    worse = [part.corrupted for part in parts if part.corrupted is not None]
+    return Predicted(
+        ids[order],
+        np.concatenate([part.targets for part in parts])[order],
+        np.concatenate([part.clean for part in parts])[order],
+        np.concatenate(worse)[order] if len(worse) == len(parts) else None,
+        first.class_names,
+        first.cut,
+    )
+
+
+def figures(made: Predicted) -> dict[str, Any]:
+    """val_f1, val_f1_corrupted, val_f1_mean and the two's 95 % intervals, named as in metrics.json; val_accuracy."""
+    classes = len(made.class_names)
+    found: dict[str, Any] = {"val_accuracy": round(float((made.targets == made.clean).mean()), 6)}
+    for name, copy in (("val_f1", made.clean), ("val_f1_corrupted", made.corrupted)):
+        if copy is not None:
+            found[name] = round(intervals.macro_f1(made.targets, copy, classes), 6)
+            found[f"{name}_interval"] = list(intervals.interval(made.targets, copy, classes))
+    if "val_f1_corrupted" in found:
+        found["val_f1_mean"] = round((found["val_f1"] + found["val_f1_corrupted"]) / 2, 6)
+    return found
+
+
+def distinguishable(best: Predicted, others: Sequence[Predicted | None], figure: str) -> list[bool | None]:
+    """For each of `others` whether its `figure` differs from that of `best` by more than chance: the 95 % interval of
+    the difference (paired bootstrap) has no 0 in it. None where the two were not validated on the same images."""
+    own = best.copies(figure)
+    pairs = [(row, copies) for row, other in enumerate(others) if (copies := _comparable(best, other, figure))]
+    found: list[bool | None] = [None] * len(others)
+    if own is None or not pairs:
+        return found
+    classes = len(best.class_names)
+    compared = intervals.differences(best.targets, own, [copies for _, copies in pairs], classes)
+    for (row, _), (low, high) in zip(pairs, compared, strict=True):
+        found[row] = not low <= 0 <= high
+    return found
+
+
+def _comparable(best: Predicted, other: Predicted | None, figure: str) -> list[NDArray[np.int64]] | None:
+    if other is None or (other.cut, other.class_names) != (best.cut, best.class_names):
+        return None
+    same = np.array_equal(other.ids, best.ids) and np.array_equal(other.targets, best.targets)
+    return other.copies(figure) if same else None

@@ -1,0 +1,112 @@
+"""What the runs of a submission are judged by: one figure for all, and the folds of one configuration as one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher import runs
+from launcher.runs import RunRequest, Status
+
+if TYPE_CHECKING:
+    from launcher.predictions import Predicted
+
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run and what it brought; `figures` is empty until it has succeeded."""
+
+    run_dir: Path
+    request: RunRequest
+    status: Status
+    figures: Figures = field(default_factory=dict)
+
+    @property
+    def good(self) -> bool:
+        return self.status.state in runs.GOOD
+
+
+def figures(run_dir: Path) -> Figures:
+    """What metrics.json of a run holds; empty where there is none yet."""
+    try:
+        content = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def results(submission: Path, *kinds: str) -> list[Result]:
+    """The runs of these kinds, in the order of their index."""
+    found = []
+    for run_dir in runs.list_runs(submission):
+        request, status = runs.read_request(run_dir), runs.read_status(run_dir)
+        if request.kind in kinds:
+            found.append(Result(run_dir, request, status, figures(run_dir) if status.state in runs.GOOD else {}))
+    return found
+
+
+def configurations(found: Iterable[Result]) -> list[list[Result]]:
+    """The results by configuration: those that differ in `data.fold` alone together, the folds in order; every other
+    alone. In the order of the first of each."""
+    made: dict[str, list[Result]] = {}
+    for each in found:
+        made.setdefault(each.request.configuration or each.run_dir.name, []).append(each)
+    return [sorted(group, key=fold_of) for group in made.values()]
+
+
+def fold_of(result: Result) -> int:
+    return int(result.request.config.get("fold", 0))
+
+
+def out_of_fold(folds: Sequence[Result]) -> tuple[Predicted | None, str]:
+    """The predictions of a configuration's folds joined, or None and the reason why there are none."""
+    from launcher import predictions
+
+    if missing := [f"fold {fold_of(each)} {each.status.state}" for each in folds if not each.good]:
+        return None, f"incomplete: {', '.join(missing)}"
+    parts = [part for each in folds if (part := predictions.read(each.run_dir)) is not None]
+    if len(parts) < len(folds):
+        return None, "a fold has no val_predictions.npz that can be read"
+    made = predictions.joined(parts)
+    return made, "" if made else "its folds are not of one cut: the data changed between them"
+
+
+def pooled(folds: Sequence[Result]) -> tuple[Figures, str]:
+    """The figures of a configuration's folds together; empty, and the reason, where they cannot be joined."""
+    from launcher import predictions
+
+    made, why_not = out_of_fold(folds)
+    if made is None:
+        return {}, why_not
+    known = {"monitor": folds[0].figures["monitor"]} if "monitor" in folds[0].figures else {}
+    return {**known, **predictions.figures(made)}, ""
+
+
+def judged_by(all_figures: Iterable[Figures]) -> str:
+    """The figure by which runs are compared: what all of them monitored, else val_f1_mean where all have it, else
+    val_f1."""
+    judged = [each for each in all_figures if each.get("val_f1") is not None]
+    monitored = {str(each["monitor"]) if each.get("monitor") in each else "val_f1" for each in judged}
+    if len(monitored) == 1:
+        return monitored.pop()
+    return "val_f1_mean" if judged and all("val_f1_mean" in each for each in judged) else "val_f1"
+
+
+def score(of: Figures, figure: str) -> float | None:
+    """Its value of the figure; None where it has none."""
+    value = of.get(figure)
+    return float(value) if value is not None else None
+
+
+def ranked(submission: Path) -> list[list[Result]]:
+    """The configurations of training runs, each with all its folds, the best first; those that lack a fold or a run
+    are left out."""
+    complete = [group for group in configurations(results(submission, "train")) if all(each.good for each in group)]
+    judged = [(group, group[0].figures if len(group) == 1 else pooled(group)[0]) for group in complete]
+    figure = judged_by(each for _, each in judged)
+    return [group for group, each in sorted(judged, key=lambda pair: -(score(pair[1], figure) or 0))]

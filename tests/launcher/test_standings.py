@@ -1,0 +1,203 @@
+"""What is best, and what only looks so: scores, the paired comparison, folds joined into one row."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from sklearn.metrics import f1_score
+
+from launcher import collect, expansion, leaderboard, runs, spec, steps
+from launcher.document import JobError
+from launcher.machine import BUILT_IN
+from launcher.runs import RunError, RunRequest
+from tests.launcher.boards import add_run, images, predicted, scored_folds, scored_run, truth, write_predictions
+from tests.launcher.conftest import Lab
+
+SERVER = BUILT_IN["cuda-server"]
+
+
+def shown(rows: list[collect.Row]) -> str:
+    console = Console(width=220, highlight=False, markup=False)
+    with console.capture() as capture:
+        console.print(leaderboard.render(rows))
+    return capture.get()
+
+
+def told_apart(rows: list[collect.Row]) -> dict[str, str]:
+    return {row["run"]: row["distinguishable"] for row in rows}
+
+
+def champion(root: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((root / "champion" / "champion_info.json").read_text())
+    return found
+
+
+def test_the_score_ranks_and_what_chance_could_have_made_is_marked(tmp_path: Path) -> None:
+    scored_run(tmp_path / "one", "001-a", wrong=3, worse=10)
+    scored_run(tmp_path / "one", "002-b", wrong=2, worse=12, offset=9)
+    scored_run(tmp_path / "one", "003-c", wrong=0, worse=40)  # the best clean F1, and useless on photographs
+    rows, _ = collect.collect(tmp_path / "one")
+    assert [row["run"] for row in rows] == ["001-a", "002-b", "003-c"]
+    assert told_apart(rows) == {"001-a": "no", "002-b": "no", "003-c": "yes"}
+    assert {row["monitor"] for row in rows} == {"val_f1_mean"}
+    assert rows[0]["score"] == pytest.approx((rows[0]["val_f1"] + rows[0]["val_f1_corrupted"]) / 2, abs=1e-6)
+    assert rows[0]["val_f1_low"] < rows[0]["val_f1"] < rows[0]["val_f1_high"]
+    text = shown(rows)
+    assert "≈ the first 2 cannot be told apart on these 60 validation images" in text
+    assert text.count("≈") == 3 and "score: the mean of val F1 and corrupted F1" in text
+    (best, *_) = csv.DictReader((tmp_path / "one" / "leaderboard.csv").read_text().splitlines())
+    assert best["distinguishable"] == "no" and float(best["score"]) == rows[0]["score"]
+    assert champion(tmp_path)["run"] == "one/001-a" and champion(tmp_path)["monitor"] == "val_f1_mean"
+
+
+def test_what_saw_other_images_or_left_no_predictions_is_not_compared(tmp_path: Path) -> None:
+    scored_run(tmp_path, "001-a", wrong=3)
+    scored_run(tmp_path, "002-split", wrong=4, split="t")
+    scored_run(tmp_path, "003-images", wrong=4, ids=images(start=1))
+    (scored_run(tmp_path, "004-damaged", wrong=4) / "val_predictions.npz").write_bytes(b"PK\x03\x04 cut short")
+    rows = collect.rows(tmp_path)
+    assert told_apart(rows) == {"001-a": "no", "002-split": "", "003-images": "", "004-damaged": ""}
+    assert "not compared, for want of predictions of the same images: 3" in shown(rows)
+
+
+def test_classes_and_images_in_another_order_are_the_same(tmp_path: Path) -> None:
+    scored_run(tmp_path, "001-a", wrong=3)
+    other = scored_run(tmp_path, "002-b", wrong=3)
+    with np.load(other / "val_predictions.npz") as content:
+        kept = dict(content)
+    kept |= {key: kept[key][::-1] for key in ("ids", "class_names")}
+    kept["targets"] = 2 - kept["targets"][::-1]
+    kept["probabilities"] = kept["probabilities"][::-1, ::-1]
+    np.savez(other / "val_predictions.npz", **kept)
+    assert told_apart(collect.rows(tmp_path)) == {"001-a": "no", "002-b": "no"}
+
+
+def test_runs_that_monitored_different_figures_are_ranked_by_one_that_all_have(tmp_path: Path) -> None:
+    scored_run(tmp_path, "001-a", wrong=1, worse=30, monitor="val_f1")
+    scored_run(tmp_path, "002-b", wrong=2, worse=4)
+    rows = collect.rows(tmp_path)
+    assert [(row["run"], row["monitor"]) for row in rows] == [("002-b", "val_f1_mean"), ("001-a", "val_f1_mean")]
+    scored_run(tmp_path, "003-clean", wrong=0)  # has no corrupted copies
+    assert [row["run"] for row in collect.rows(tmp_path)] == ["003-clean", "001-a", "002-b"]
+
+
+def test_the_champion_is_compared_by_the_figure_that_both_have(tmp_path: Path) -> None:
+    collect.collect(scored_run(tmp_path / "one", "001-a", wrong=2, worse=20).parent)
+    _, line = collect.collect(scored_run(tmp_path / "two", "001-a", wrong=4, worse=10).parent)
+    assert champion(tmp_path)["run"] == "two/001-a" and "(val_f1_mean 0." in line
+    _, line = collect.collect(scored_run(tmp_path / "three", "001-a", wrong=3).parent)  # no corrupted copies
+    assert champion(tmp_path)["run"] == "three/001-a" and "(val_f1 0.9" in line
+
+
+def test_the_folds_of_a_configuration_are_one_row_of_their_pooled_predictions(tmp_path: Path) -> None:
+    submission = tmp_path / "one"
+    scored_folds(submission, "a", 1, [1, 2, 3])
+    scored_folds(submission, "b", 4, [0, 8, 8])
+    vote = add_run(submission, "007-vote", kind="ensemble")
+    ids = images(60)
+    voted = write_predictions(vote, ids, predicted(ids, 5), predicted(ids, 6), split="joined", folds="f")
+    runs.write_json(vote / "metrics.json", {**voted, "members": [{"checkpoint": "../001-a-fold0/best.ckpt"}]})
+    rows, line = collect.collect(submission)
+    ranked = [(row["rank"], row["run"], row["kind"]) for row in rows if row["rank"] != ""]
+    assert ranked == [(1, "007-vote", "ensemble"), (2, "a-folds", "folds"), (3, "b-folds", "folds")]
+    assert [row["run"] for row in rows[1:5]] == ["a-folds", "001-a-fold0", "002-a-fold1", "003-a-fold2"]
+    joined = rows[1]
+    ids = [image for fold in range(3) for image in images(20, 20 * fold)]
+    said = np.concatenate([predicted(images(20, 20 * fold), fold + 1).argmax(1) for fold in range(3)])
+    assert joined["val_f1"] == pytest.approx(f1_score(truth(ids), said, average="macro"), abs=1e-6)
+    assert (joined["val_images"], joined["fold"], joined["state"]) == (60, "", "succeeded")
+    assert joined["members"] == "001-a-fold0 002-a-fold1 003-a-fold2" and joined["val_f1_low"] < joined["val_f1"]
+    assert told_apart([row for row in rows if row["rank"]]) == {"007-vote": "no", "a-folds": "no", "b-folds": "yes"}
+    assert "a-folds" in shown(rows) and "001-a-fold0" not in shown(rows)
+    assert line.startswith("no fold becomes the champion") and "step: ensemble" in line
+    assert not (tmp_path / "champion").exists()
+
+
+def test_a_configuration_that_lacks_a_fold_says_which_and_has_no_rank(tmp_path: Path) -> None:
+    scored_folds(tmp_path, "a", 1, [1, None, 3])  # type: ignore[list-item]
+    scored_folds(tmp_path, "b", 4, [5, 5, 5])
+    rows = collect.rows(tmp_path)
+    assert [(row["rank"], row["run"]) for row in rows if row["kind"] == "folds"] == [(1, "b-folds"), ("", "a-folds")]
+    assert rows[4]["reason"] == "incomplete: fold 1 failed" and rows[4]["state"] == "failed"
+    assert "  002-a-fold1" in shown(rows) and "004-b-fold0" not in shown(rows)
+
+
+def test_top_counts_configurations_and_takes_all_their_folds(tmp_path: Path) -> None:
+    scored_folds(tmp_path, "a", 1, [6, 6, 0])  # its last fold is the best single run
+    scored_folds(tmp_path, "b", 4, [2, 2, 2])
+    scored_folds(tmp_path, "c", 7, [0, None, 0])  # type: ignore[list-item]
+    names = [path.name for path in steps.members({"top": 1}, tmp_path)]
+    assert names == ["004-b-fold0", "005-b-fold1", "006-b-fold2"]
+    assert len(steps.members({"top": 9}, tmp_path)) == 6
+    assert [path.name for path in steps.members({"runs": ["c-fold2"]}, tmp_path)] == ["009-c-fold2"]
+    one = RunRequest("010-p", 10, "predict", [], select={"top": 1})
+    with pytest.raises(RunError, match="010-p: the best configuration is several folds, a model each: name an ensem"):
+        steps.resolve(one, tmp_path)
+    assert len(steps.resolve(dataclasses.replace(one, kind="ensemble"), tmp_path).command) == 5
+
+
+def planned(tmp_path: Path, text: str, *words: str) -> list[RunRequest]:
+    (tmp_path / "job.yaml").write_text(text)
+    return [each.request for each in expansion.expand(spec.load(tmp_path / "job.yaml", words), SERVER)]
+
+
+ALL = "matrix: {model: [resnet34, resnet50], data.fold: all}\noverrides: {data.folds: 3, training.lr: 0.001}\n"
+
+
+def test_all_folds_are_an_axis_and_the_command_line_changes_their_number(tmp_path: Path) -> None:
+    made = planned(tmp_path, ALL)
+    assert [each.name for each in made[:4]] == [
+        "001-resnet34-fold0", "002-resnet34-fold1", "003-resnet34-fold2", "004-resnet50-fold0",
+    ]  # fmt: skip
+    assert [len({getattr(each, what) for each in made}) for what in ("identity", "configuration")] == [6, 2]
+    assert [each.config["fold"] for each in planned(tmp_path, ALL, "data.folds=2")] == [0, 1, 0, 1]
+    words = ["model.weights=a,b", "data.folds=2", "data.fold=all"]  # weights are no part of a run's identity
+    assert len({each.request.configuration for each in expansion.expand(spec.from_overrides(words), SERVER)}) == 2
+    words = ["model=resnet34", "data.folds=4", "data.fold=all"]
+    assert len(expansion.expand(spec.from_overrides(words), SERVER)) == 4
+    assert planned(tmp_path, "overrides: {model: resnet34}\n")[0].configuration == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("matrix: {data.fold: all}\n", "job.yaml:1: data.fold: all: of how many? say overrides: {data.folds: 5}"),
+        (ALL + "after: [{name: p, step: predict, from: {top: 1}}]\n", "job.yaml:3: after.0.from.top: the best"),
+        (ALL + "after: [{name: v, step: ensemble, from: {top: 1}, args: {weights: optimized}}]\n", "did you mean 'optimised'?, or a number a member"),
+        (ALL + "after: [{name: v, step: ensemble, from: {top: 1}, args: {weights: [1, -2]}}]\n", "there is no weights [1, -2]"),
+        (ALL + "after: [{name: v, step: ensemble, from: {top: 1}, args: {tta: full}}]\n", "there is no tta 'full'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_meant_of_folds_and_steps_is_told_before_anything_trains(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(JobError) as told:
+        planned(tmp_path, text)
+    assert message in str(told.value)
+
+
+@pytest.mark.parametrize(("weights", "words"), [("optimised", ["optimised"]), ("[2, 0.5]", ["2", "0.5"])])
+def test_options_of_steps_reach_the_trainer(tmp_path: Path, weights: str, words: list[str]) -> None:
+    step = f"after: [{{name: v, step: ensemble, from: {{top: 2}}, args: {{weights: {weights}, tta: standard}}}}]\n"
+    assert planned(tmp_path, ALL + step)[-1].command == ["--weights", *words, "--tta", "standard"]
+
+
+def test_the_projects_folds_run_from_the_matrix_to_the_report(lab: Lab) -> None:
+    lab.plan = {"resnet50-fold1": {"exit": 1}}
+    (lab.root / "folds.yaml").write_bytes((Path(__file__).parents[2] / "jobs" / "folds.yaml").read_bytes())
+    done = lab.launcher("submit", "folds.yaml", "--engine=native", lab.machine(), "data.folds=2")
+    assert done.returncode == 1, done.stderr
+    assert lab.states()["resnet50-fold1"] == "failed" and lab.states()["report"] == "succeeded"
+    (asked,) = [event["argv"] for event in lab.journal("begin") if event["run"].endswith("vote")]
+    assert asked[0] == "ensemble" and asked[-2:] == ["--weights", "optimised"]
+    assert [Path(word).parent.name for word in asked if word.endswith("best.ckpt")] == [
+        "001-resnet34-fold0", "002-resnet34-fold1",
+    ]  # fmt: skip
+    assert "resnet50-folds" in done.stdout and "incomplete: fold 1 failed" in done.stdout
