@@ -70,13 +70,16 @@ def write(path: Path, content: dict[str, Any]) -> None:
             ) from None
 
 
-def load(path: Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU. Raises ConfigError that says what is wrong with the file."""
+def load(path: Path, mapped: bool = False) -> Checkpoint:
+    """Read a checkpoint onto the CPU. Raises ConfigError that says what is wrong with the file.
+
+    `mapped` leaves its weights on disk until they are used: many large checkpoints take neither memory nor time.
+    """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise ConfigError(f"{path}: the checkpoint {what}; name a best.ckpt")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged file raises whatever its bytes provoke
         reason = " ".join(str(error).split(". ")[0].split())[:200]
         raise ConfigError(f"{path}: not a checkpoint that can be loaded safely: {reason}") from None

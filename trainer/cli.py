@@ -185,6 +185,11 @@ def _add_model_options(parser: _Parser) -> None:
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"))
     parser.add_argument("--batch_size", type=_positive, help="images at once (default: as in training)")
     parser.add_argument("--num_workers", type=_count, help="processes that load images (default: as in training)")
+    parser.add_argument(
+        "--tta",
+        help="average over views of each image: none, light (4 turns, 1 mirrored), standard (8 turned and mirrored), "
+        "heavy (11: those, two zooms, more contrast); default: none, and for an ensemble.json as it was made",
+    )
 
 
 def _positive(text: str) -> int:
@@ -238,10 +243,11 @@ def _predict(arguments: list[str]) -> int:
     _quiet()
     from trainer import data
     from trainer.config import DataConfig
-    from trainer.predict import Options, predict
+    from trainer.inference import Options
+    from trainer.predict import predict
 
+    how = Options(options.device, options.precision, options.batch_size, options.num_workers, options.tta)
     root = data.data_root(DataConfig(root=str(options.root) if options.root else None))
-    how = Options(options.device, options.precision, options.batch_size, options.num_workers)
     predict(options.checkpoint, root, _output(options.output), how)
     return EXIT_OK
 
@@ -250,16 +256,25 @@ def _ensemble(arguments: list[str]) -> int:
     parser = _parser("ensemble", "Join checkpoints; their validation F1, submission.csv and predictions.npz.")
     parser.add_argument("--checkpoints", required=True, nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--method", default="soft_voting", help="soft_voting, hard_voting or rank_averaging")
-    parser.add_argument("--weights", nargs="+", type=float, metavar="W", help="one a member (default: equal)")
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        metavar="W",
+        help="one a member (the folds of a model are one), or equal, optimised or greedy: chosen on the validation, "
+        "and kept where that helps (default: equal)",
+    )
     _add_model_options(parser)
     options = _parse(parser, arguments)
     _quiet()
-    from trainer import data
+    from trainer import data, weights
     from trainer.config import DataConfig
     from trainer.ensemble import ensemble, make
-    from trainer.predict import Options
+    from trainer.inference import Options
 
-    made = make(options.checkpoints, options.method, options.weights)
+    how = Options(options.device, options.precision, options.batch_size, options.num_workers, options.tta)
+    weighting = weights.parse(options.weights)
+    given = None if isinstance(weighting, str) else weighting
+    made = make(options.checkpoints, options.method, given)
     root: Path | None = None
     if options.root or os.environ.get("DATA_DIR") or Path("data").is_dir():
         root = data.data_root(DataConfig(root=str(options.root) if options.root else None))
@@ -268,8 +283,8 @@ def _ensemble(arguments: list[str]) -> int:
             root = None
     else:
         print("note: no data folder is named: no submission.csv (name one by data.root=DIR)")
-    how = Options(options.device, options.precision, options.batch_size, options.num_workers)
-    ensemble(made, root, _output(options.output), how)
+    asked = weighting if isinstance(weighting, str) else "given"
+    ensemble(made, asked, root, _output(options.output), how)
     return EXIT_OK
 
 

@@ -39,8 +39,8 @@ def read(paths: Sequence[str]) -> list[tuple[checkpoint.Checkpoint, float]]:
         try:
             if path.suffix == ".json":
                 made = ensemble.read(path)
-                total = sum(made.weights)
-                found += [(c, w / total / len(paths)) for c, w in zip(made.checkpoints, made.weights, strict=True)]
+                shares = zip(made.parts, made.shares, strict=True)
+                found += [(part.checkpoint, share / len(paths)) for part, share in shares]
             else:
                 found.append((checkpoint.load(path), 1 / len(paths)))
         except ConfigError as error:

@@ -1,181 +1,304 @@
-"""Ensembles of checkpoints: soft voting, hard voting, rank averaging."""
+"""Ensembles of checkpoints and of folds: how they vote, what they score, and what they say of the test images."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainer import checkpoint, data, metrics
+from trainer import checkpoint, data, keep, members, metrics, predictions, weights
 from trainer.errors import ConfigError, nearest
-from trainer.files import write_json
-from trainer.keep import save_validation
-from trainer.predict import Options, Predictions, run_model, test_images, write
+from trainer.files import sha256, write_json
+from trainer.inference import Options, tempered
+from trainer.members import Loaded, Member, Validation
+from trainer.predict import members_predictions, origin_of, test_images
+from trainer.predictions import Origin, Predictions
+from trainer.voting import METHODS, ballots, combine
 
-METHODS = ("soft_voting", "hard_voting", "rank_averaging")
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Members by their checkpoints, and how their probabilities are joined."""
+    """Members, and how their probabilities are joined."""
 
-    members: list[Path]
+    members: list[Member]
     method: str
     weights: list[float]
     """One a member; only their ratios count."""
-    checkpoints: list[checkpoint.Checkpoint] = field(repr=False, default_factory=list)
+    temperature: float = 1.0
+    tta: str = "none"
+
+    @property
+    def parts(self) -> list[Loaded]:
+        return [part for member in self.members for part in member.parts]
+
+    @property
+    def shares(self) -> list[float]:
+        """Each part's share of the whole: the folds of a member have its weight in equal shares. They add up to 1."""
+        total = sum(self.weights)
+        pairs = zip(self.members, self.weights, strict=True)
+        return [weight / total / len(member.parts) for member, weight in pairs for _ in member.parts]
 
 
-def make(members: Sequence[Path], method: str, weights: Sequence[float] | None) -> Ensemble:
-    """Load and check the members.
+@dataclass(frozen=True)
+class Scored:
+    """An ensemble with its validation: the outcome (N, classes) for clean and corrupted copies, and its figures."""
 
-    Raises ConfigError: an unknown method, weights that do not fit, members whose classes are not the same set.
+    made: Ensemble
+    validation: Validation
+    clean: torch.Tensor
+    corrupted: torch.Tensor | None
+    figures: dict[str, Any]
+
+
+def make(paths: Sequence[Path], method: str, given: Sequence[float] | None = None) -> Ensemble:
+    """Load and check the checkpoints, and join those that are folds of one model.
+
+    Raises ConfigError: an unknown method, weights that do not fit, members whose classes are not the same set, a fold
+    that stands twice.
     """
     if method not in METHODS:
         raise ConfigError(f"--method {method}: there is no such method; {nearest(method, METHODS)}")
-    if not members:
+    if not paths:
         raise ConfigError("--checkpoints: name at least one best.ckpt")
-    if weights is not None and len(weights) != len(members):
-        raise ConfigError(f"--weights: {len(weights)} for {len(members)} members; give one a member, or none")
-    if weights is not None and (min(weights) < 0 or sum(weights) <= 0):
-        raise ConfigError(f"--weights {' '.join(map(str, weights))}: none may be negative, and one must be positive")
-    loaded = [checkpoint.load(path) for path in members]
-    classes = set(loaded[0].class_names)
-    for path, member in zip(members, loaded, strict=True):
-        if set(member.class_names) != classes:
-            odd = sorted(set(member.class_names) ^ classes)
-            raise ConfigError(f"{path}: its classes are not those of {members[0]}: they differ in {', '.join(odd)}")
-    return Ensemble(list(members), method, [float(w) for w in weights or [1.0] * len(members)], loaded)
+    loaded = [members.load(path) for path in paths]
+    classes = set(loaded[0].checkpoint.class_names)
+    for part in loaded:
+        if set(part.checkpoint.class_names) != classes:
+            odd = sorted(set(part.checkpoint.class_names) ^ classes)
+            raise ConfigError(f"{part.path}: its classes are not those of {paths[0]}: they differ in {', '.join(odd)}")
+    grouped = members.group(loaded)
+    if given is not None and len(given) != len(grouped):
+        folds = " (the folds of a model are one)" if len(grouped) < len(paths) else ""
+        raise ConfigError(f"--weights: {len(given)} for {len(grouped)} members{folds}; give one a member, or none")
+    return Ensemble(grouped, method, [float(w) for w in given or [1.0] * len(grouped)])
 
 
-def combine(method: str, probabilities: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
-    """Join the members' (N, classes) probabilities into one (N, classes) distribution.
-
-    soft_voting: the weighted mean. hard_voting: the weighted share of votes; a tie goes to the larger mean probability.
-    rank_averaging: the weighted mean of each class's ranks over the images, so that members that are sure of
-    themselves by different measures count alike.
-    """
-    share = torch.tensor(list(weights), dtype=torch.float64)
-    share = (share / share.sum()).view(-1, 1, 1)
-    stack = torch.stack([p.double() for p in probabilities])
-    mean = (share * stack).sum(0)
-    if method == "hard_voting":
-        votes = torch.nn.functional.one_hot(stack.argmax(2), stack.shape[2]).double()
-        joined = (share * votes).sum(0) + 1e-6 * mean
-    elif method == "rank_averaging":
-        from scipy.stats import rankdata
-
-        ranks = torch.from_numpy(rankdata(stack.numpy(), axis=1)) / stack.shape[1]
-        joined = (share * ranks).sum(0)
-    else:
-        joined = mean
-    return (joined / joined.sum(1, keepdim=True)).float()
-
-
-def run(made: Ensemble, table: data.Table, options: Options) -> Predictions:
-    """The ensemble's probabilities for the images of `table`, in the first member's order of classes."""
-    first = made.checkpoints[0]
-    parts = []
-    for member in made.checkpoints:
-        own = run_model(member, table, options)
-        parts.append(own.probabilities[:, _order(first, member)])
-    joined = combine(made.method, parts, made.weights)
+def run(made: Ensemble, table: data.Table, fingerprint: str, options: Options) -> Predictions:
+    """The ensemble's probabilities for the images of `table`, in the first member's order of classes. A member's are
+    the mean of its folds."""
+    first = made.parts[0].checkpoint
+    found = iter(members_predictions(made.parts, table, fingerprint, options))
+    own = [
+        torch.stack(
+            [next(found).probabilities[:, members.class_order(first.class_names, p.checkpoint)] for p in member.parts]
+        ).mean(0)
+        for member in made.members
+    ]
+    joined = tempered(combine(made.method, own, made.weights), made.temperature)
     return Predictions(table.ids, joined, first.class_names, first.labels)
 
 
-def _order(first: checkpoint.Checkpoint, member: checkpoint.Checkpoint) -> list[int]:
-    """Where the classes of `first` stand in `member`."""
-    return [member.class_names.index(name) for name in first.class_names]
+def predict(path: Path, root: Path, options: Options) -> tuple[Predictions, Origin, data.Table]:
+    """The predictions of the ensemble.json at `path` for `root`'s test images: those beside it where they are of these
+    images, else of its members."""
+    made = read(path)
+    options = replace(options, tta=options.tta or made.tta)
+    table = test_images(root)
+    fingerprint = data.content_fingerprint(table.paths)
+    origin = origin_of(sha256(path), fingerprint, options)
+    kept = predictions.find(path, table.ids, origin)
+    if kept is not None:
+        print(f"the ensemble has predicted these {len(table)} images already: {kept[1]}")
+        return kept[0], origin, table
+    return run(made, table, fingerprint, options), origin, table
 
 
-def validate(made: Ensemble) -> tuple[dict[str, Any], str]:
-    """The ensemble's validation arrays (as in a checkpoint), or an empty dict and the reason why there are none."""
-    first = made.checkpoints[0]
-    if any(not member.validation for member in made.checkpoints):
-        return {}, "a member carries no validation predictions"
-    prints = {member.validation["split_fingerprint"] for member in made.checkpoints}
-    if len(prints) > 1:
-        return {}, "the members were validated on different splits: an image held out by one was trained on by another"
-    parts = []
-    for member in made.checkpoints:
-        position = {image_id: row for row, image_id in enumerate(member.validation["ids"])}
-        rows = [position[image_id] for image_id in first.validation["ids"]]
-        parts.append(member.validation["probabilities"][rows][:, _order(first, member)])
-    return {**first.validation, "probabilities": combine(made.method, parts, made.weights)}, ""
+def _monitor(made: Ensemble) -> str:
+    """The figure that the members were chosen by; where they disagree, the mean of clean and corrupted."""
+    named = {str(part.checkpoint.config["training"].get("monitor", "val_f1")) for part in made.parts}
+    return named.pop() if len(named) == 1 else "val_f1_mean"
 
 
-def ensemble(made: Ensemble, root: Path | None, output: Path, options: Options) -> dict[str, Any]:
-    """Write ensemble.json, validation figures where the members share a split, and `root`'s test predictions.
+def _figures(
+    validation: Validation, clean: torch.Tensor, corrupted: torch.Tensor | None, monitor: str
+) -> dict[str, Any]:
+    """The same figures as a run has: scores, the one that decides, intervals, calibration."""
+    figures: dict[str, Any] = metrics.validation(clean, corrupted, validation.targets)
+    whole = keep.Scored(list(range(len(validation.ids))), validation.targets, clean, corrupted)
+    return {**figures, "monitor": monitor, "score": metrics.score(figures, monitor), **keep.certainty(whole)}
+
+
+def score(made: Ensemble, validation: Validation, how: str) -> Scored:
+    """Vote on the validation images, with weights found on them where `how` is optimised or greedy.
+
+    Figures of weights that were found are those of the cross-validation: no image is judged by weights that knew it.
+    Where these are worse than the equal vote's, the weights stay equal.
+    """
+    monitor = _monitor(made)
+    vote = weights.Vote(
+        ballots(made.method, validation.clean),
+        ballots(made.method, validation.corrupted) if validation.corrupted is not None else None,
+        validation.targets,
+    )
+    equal = vote.counted([1.0] * len(made.members))
+    equal_vote = _figures(validation, *equal, monitor)
+    more: dict[str, Any] = {"equal_vote": equal_vote}
+    used, copies, figures = "equal", equal, equal_vote
+    if how == "given":
+        used, copies = how, vote.counted(made.weights)
+        figures = _figures(validation, *copies, monitor)
+    elif how in weights.SEARCHES and len(made.members) > 1:
+        chosen = weights.choose(how, vote, monitor)
+        honest = _figures(validation, *chosen.held_out, monitor)
+        more |= {"honest": honest, "found_weights": chosen.weights}
+        if honest["score"] >= equal_vote["score"]:
+            used, copies, figures = how, chosen.held_out, honest
+            made = replace(made, weights=chosen.weights)
+            more["in_sample"] = _figures(validation, *vote.counted(chosen.weights), monitor)
+    made = replace(made, temperature=figures["temperature"])
+    return Scored(made, validation, *copies, {**figures, "weighting": used, "weighting_asked": how, **more})
+
+
+def ensemble(made: Ensemble, how: str, root: Path | None, output: Path, options: Options) -> dict[str, Any]:
+    """Write ensemble.json, validation figures where the members' held-out images can be compared, and `root`'s test
+    predictions. `how` says whose weights count: equal, given (those of `made`), optimised or greedy.
 
     Returns what metrics.json holds. Raises ConfigError or DataError.
     """
-    validation, why_not = validate(made)
-    first = made.checkpoints[0]
-    figures: dict[str, Any] = {"val_f1": None, "val_accuracy": None, "val_loss": None}
-    if validation:
-        figures = metrics.scores(validation["probabilities"], validation["targets"])
-    table = test_images(root) if root is not None else None
-    predictions = run(made, table, options) if table is not None else None
+    made = replace(made, tta=options.tta or "none")
+    validation, why_not = members.validation(made.members)
+    scored: Scored | None = None
+    if validation is not None:
+        scored = score(made, validation, how)
+        made = scored.made
+    elif how in weights.SEARCHES:
+        raise ConfigError(f"--weights {how}: there is no validation to choose weights on: {why_not}; say equal")
+    predicted: Predictions | None = None
+    if root is not None:
+        table = test_images(root)
+        fingerprint = data.content_fingerprint(table.paths)
+        predicted = run(made, table, fingerprint, options)
 
     output.mkdir(parents=True, exist_ok=True)
-    if validation:
-        whole = checkpoint.Checkpoint({}, first.class_names, first.labels, {}, {}, validation=validation)
-        save_validation(output / "val_predictions.npz", whole)
-    members: list[dict[str, Any]] = [
-        {
-            "checkpoint": os.path.relpath(path.resolve(), output.resolve()),
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "val_f1": member.metrics.get("val_f1"),
-            "weight": weight,
-        }
-        for path, member, weight in zip(made.members, made.checkpoints, made.weights, strict=True)
-    ]
-    summary = {
-        **figures,
-        "why_no_val": why_not or None,
-        "split_fingerprint": validation.get("split_fingerprint"),
-        "method": made.method,
-        "members": members,
-        "class_names": first.class_names,
-    }
+    if scored is not None:
+        _save_validation(scored, output / "val_predictions.npz")
+    summary = _summary(made, scored, why_not, how, output)
     write_json(output / "ensemble.json", {"format": FORMAT, **summary})
-    if table is not None and predictions is not None:
-        write(predictions, output, data.content_fingerprint(table.paths))
+    if predicted is not None:
+        origin = origin_of(sha256(output / "ensemble.json"), fingerprint, options)
+        predictions.write(predicted, output, origin)
     write_json(output / "metrics.json", summary)
-    for member_entry in members:
-        print(f"  member {member_entry['checkpoint']}: val_f1 {_figure(member_entry['val_f1'])}")
-    print(
-        f"{made.method} of {len(members)}: val_f1 {_figure(figures['val_f1'])}" + (f" ({why_not})" if why_not else "")
-    )
+    _say(summary)
     return summary
 
 
-def _figure(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.4f}"
+def _save_validation(scored: Scored, path: Path) -> None:
+    """As a run's: before the ensemble's temperature."""
+    first, validation = scored.made.parts[0].checkpoint, scored.validation
+    arrays: dict[str, Any] = {
+        "ids": validation.ids,
+        "targets": validation.targets,
+        "probabilities": scored.clean,
+        "split_fingerprint": validation.split_fingerprint,
+    }
+    if validation.rows is not None:
+        arrays["rows"] = validation.rows
+    if scored.corrupted is not None:
+        arrays["corrupted"] = scored.corrupted
+    if validation.folds_fingerprint is not None:
+        arrays["folds_fingerprint"] = validation.folds_fingerprint
+    whole = checkpoint.Checkpoint({}, first.class_names, first.labels, {}, {}, validation=arrays)
+    keep.save_validation(path, whole)
+
+
+OWN_FIGURES = ("val_f1", "val_f1_corrupted", "val_f1_mean")
+
+
+def _summary(made: Ensemble, scored: Scored | None, why_not: str, how: str, output: Path) -> dict[str, Any]:
+    figures: dict[str, Any] = dict.fromkeys(("val_f1", "val_accuracy", "val_loss", "score"))
+    figures |= {"weighting": how, "weighting_asked": how}
+    if scored is not None:
+        figures = scored.figures
+    entries: list[dict[str, Any]] = []
+    for number, (member, weight) in enumerate(zip(made.members, made.weights, strict=True)):
+        for part in member.parts:
+            own = {key: part.checkpoint.metrics.get(key) for key in OWN_FIGURES}
+            where = {"member": number, "fold": members.fold_of(part.checkpoint)} if member.folds else {"member": number}
+            path = os.path.relpath(part.path.resolve(), output.resolve())
+            entries.append({"checkpoint": path, "sha256": part.sha256, **own, "weight": weight, **where})
+    return {
+        **figures,
+        "why_no_val": why_not or None,
+        "split_fingerprint": scored.validation.split_fingerprint if scored else None,
+        "folds_fingerprint": scored.validation.folds_fingerprint if scored else None,
+        "val_images": len(scored.validation.ids) if scored else None,
+        "method": made.method,
+        "tta": made.tta,
+        "temperature": made.temperature,
+        "members": entries,
+        "out_of_fold": _out_of_fold(made, scored),
+        "class_names": made.parts[0].checkpoint.class_names,
+    }
+
+
+def _out_of_fold(made: Ensemble, scored: Scored | None) -> list[dict[str, Any]]:
+    """Each member that is made of folds, with the figures of its pooled out-of-fold predictions."""
+    found = []
+    for number, (member, weight) in enumerate(zip(made.members, made.weights, strict=True)):
+        if member.folds is None:
+            continue
+        figures: dict[str, Any] = dict.fromkeys(OWN_FIGURES)
+        if scored is not None:
+            worse = scored.validation.corrupted[number] if scored.validation.corrupted is not None else None
+            figures = _figures(scored.validation, scored.validation.clean[number], worse, _monitor(made))
+        found.append({"member": number, "name": member.name, "folds": member.folds, "weight": weight, **figures})
+    return found
+
+
+def _say(summary: dict[str, Any]) -> None:
+    folded = {entry["member"] for entry in summary["out_of_fold"]}
+    for entry in summary["members"]:
+        if entry["member"] not in folded:
+            print(f"  member {entry['checkpoint']}: {_figure(entry)}, weight {entry['weight']:g}")
+    for entry in summary["out_of_fold"]:
+        print(f"  member {entry['name']}, {entry['folds']} folds: {_figure(entry)}, weight {entry['weight']:g}")
+    if summary["weighting"] != "equal":
+        print(f"  equal weights: {_figure(summary['equal_vote'])}" if "equal_vote" in summary else "")
+    elif "honest" in summary:
+        print(
+            f"  {summary['weighting_asked']} weights: {_figure(summary['honest'])} on images that they were not chosen "
+            f"on, equal weights: {_figure(summary['equal_vote'])}: equal weights stay"
+        )
+    count = len({entry["member"] for entry in summary["members"]})
+    why = f" ({summary['why_no_val']})" if summary["why_no_val"] else ""
+    print(f"{summary['method']} of {count}, {summary['weighting']} weights: {_figure(summary)}{why}")
+
+
+def _figure(figures: dict[str, Any]) -> str:
+    if figures.get("val_f1") is None:
+        return "val_f1 unknown"
+    low_high = figures.get("val_f1_interval")
+    sure = f" (95 % of resamples: {low_high[0]:.3f} to {low_high[1]:.3f})" if low_high else ""
+    worse = figures.get("val_f1_corrupted")
+    return f"val_f1 {figures['val_f1']:.4f}{sure}" + (f", {worse:.4f} corrupted" if worse is not None else "")
 
 
 def read(path: Path) -> Ensemble:
     """The ensemble that an ensemble.json describes. Raises ConfigError where it or a member is not what it was."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
+        if content["format"] not in READABLE:
             raise ConfigError(f"{path}: written by another version (format {content['format']}, not {FORMAT})")
-        members = [path.parent / member["checkpoint"] for member in content["members"]]
-        sums = [member["sha256"] for member in content["members"]]
-        method, weights = content["method"], [member["weight"] for member in content["members"]]
+        parts = [path.parent / entry["checkpoint"] for entry in content["members"]]
+        sums = [entry["sha256"] for entry in content["members"]]
+        # Files of format 1 have a weight a checkpoint, as all members were single ones.
+        by_member = {entry.get("member", place): entry["weight"] for place, entry in enumerate(content["members"])}
+        method, temperature, tta = content["method"], content.get("temperature", 1.0), content.get("tta", "none")
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file; name a best.ckpt or an ensemble.json") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: not an ensemble.json of this trainer: {error}") from None
-    made = make(members, method, weights)
-    for member_path, expected in zip(members, sums, strict=True):
-        if hashlib.sha256(member_path.read_bytes()).hexdigest() != expected:
-            raise ConfigError(f"{member_path}: has changed since {path.name} was made; make the ensemble anew")
-    return made
+    made = make(parts, method, list(by_member.values()))
+    expected = dict(zip(parts, sums, strict=True))
+    for part in made.parts:
+        if part.sha256 != expected[part.path]:
+            raise ConfigError(f"{part.path}: has changed since {path.name} was made; make the ensemble anew")
+    return replace(made, temperature=temperature, tta=tta)

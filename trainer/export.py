@@ -5,7 +5,6 @@ What was written is read back, from its files alone, and compared with the check
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import random
@@ -26,7 +25,7 @@ from torch import nn
 from trainer import checkpoint, data, model, model_card, sample_data
 from trainer.augment import Augmentation
 from trainer.errors import ConfigError, DataError, TrainerError, nearest
-from trainer.files import check_folder, settle, write_json, write_text
+from trainer.files import check_folder, settle, sha256, write_json, write_text
 
 TOLERANCE = 1e-4
 """The most by which a probability may differ from the checkpoint's."""
@@ -124,8 +123,8 @@ def export(
             file=written.file,
             parameters=sum(p.numel() for p in bare.parameters()),
             size=(folder / written.file).stat().st_size,
-            sha256=_sha256(folder / written.file),
-            checkpoint_sha256=_sha256(path),
+            sha256=sha256(folder / written.file),
+            checkpoint_sha256=sha256(path),
             check=check,
         )
         write_text(folder / CARD, model_card.render(kept, made))
@@ -324,8 +323,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for name, level in zip(names, before, strict=True):
             logging.getLogger(name).setLevel(level)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

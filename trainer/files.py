@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -63,6 +64,12 @@ def check_folder(folder: Path) -> None:
             "another by RUN_DIR, or let that uid write to it (docker run -v makes a missing folder as root: make it "
             "before)"
         ) from None
+
+
+def sha256(path: Path) -> str:
+    """Of what the file holds, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

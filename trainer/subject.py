@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from trainer import checkpoint, val_predictions
 from trainer.errors import ConfigError
+from trainer.files import sha256
 from trainer.val_predictions import Validation
 
 
@@ -56,7 +56,7 @@ def read(path: Path) -> Subject:
     ConfigError where it has no validation predictions."""
     if path.suffix in (".json", ".npz"):
         validation = val_predictions.read(path)
-        return _ensemble(path, validation) if path.suffix == ".json" else Subject(path, validation, sha256=_sha(path))
+        return _ensemble(path, validation) if path.suffix == ".json" else Subject(path, validation, sha256=sha256(path))
     loaded = checkpoint.load(path)
     return Subject(
         path,
@@ -66,7 +66,7 @@ def read(path: Path) -> Subject:
         loaded.versions,
         loaded.calibration.get("temperature"),
         read_history(path.parent / "history.csv"),
-        sha256=_sha(path),
+        sha256=sha256(path),
     )
 
 
@@ -100,7 +100,7 @@ def _ensemble(path: Path, validation: Validation) -> Subject:
         method=method,
         weighting=content.get("weighting"),
         members=members,
-        sha256=_sha(path),
+        sha256=sha256(path),
     )
 
 
@@ -119,8 +119,3 @@ def _members(content: dict[str, Any]) -> list[Member]:
     ]
     equal = content.get("equal_vote")
     return [Member("equal weights", None, equal), *members] if equal else members
-
-
-def _sha(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

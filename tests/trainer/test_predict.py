@@ -13,7 +13,7 @@ import torch
 from sklearn.metrics import f1_score
 
 from tests.trainer.conftest import TINY, write_documents
-from trainer import checkpoint, ensemble
+from trainer import calibration, checkpoint, ensemble
 from trainer.cli import main
 
 
@@ -60,8 +60,9 @@ def test_prediction_repeats_the_validation_of_the_training(
     words = [f"checkpoint={trained[0] / 'best.ckpt'}", f"data.root={root}", f"output={tmp_path / 'out'}"]
     assert main(["predict", *words, "batch_size=3", "num_workers=2"]) == 0
     again = stored(tmp_path / "out" / "predictions.npz")["probabilities"]
-    np.testing.assert_allclose(again, member.validation["probabilities"].numpy(), atol=0.02)  # bf16, other batches
-    np.testing.assert_array_equal(again.argmax(1), member.validation["probabilities"].argmax(1).numpy())
+    expected = calibration.temper(member.validation["probabilities"].numpy(), member.temperature)
+    np.testing.assert_allclose(again, expected, atol=0.03)  # bf16, other batches
+    np.testing.assert_array_equal(again.argmax(1), expected.argmax(1))
 
 
 def test_predict_needs_nothing_but_the_checkpoint(trained: list[Path], tmp_path: Path) -> None:
@@ -120,7 +121,7 @@ def test_members_may_have_their_classes_in_another_order(trained: list[Path], tm
     validation = {
         **member.validation,
         "targets": torch.tensor([order.index(t) for t in member.validation["targets"].tolist()]),
-        "probabilities": member.validation["probabilities"][:, order],
+        **{key: member.validation[key][:, order] for key in ("probabilities", "corrupted")},
     }
     turned = altered(
         trained[0] / "best.ckpt",

@@ -1,0 +1,136 @@
+"""Run trained models over images: one decode and one preparation of an image serve every model and view."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from rich.progress import track
+from torch.utils.data import DataLoader
+
+from trainer import calibration, data, device, model, tta
+from trainer.augment import Augmentation
+from trainer.checkpoint import Checkpoint
+from trainer.stop import ignore_in_worker
+
+TOGETHER_BYTES = 4 * 2**30
+"""Weights that may lie on the device at once. Models beyond it take a further pass over the images."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run models over images. `batch_size` and `num_workers` None: as the checkpoint was trained; `tta` None: as
+    the ensemble was made, and none for a checkpoint. Raises ConfigError for views that there are not."""
+
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: int | None = None
+    num_workers: int | None = None
+    tta: str | None = None
+
+    def __post_init__(self) -> None:
+        tta.views(self.tta or "none")
+
+    @property
+    def real_precision(self) -> str:
+        """bf16, fp16 or fp32, whatever was asked for. Raises ConfigError for what the device does not have."""
+        return device.precision(self.precision, device.choose(self.device))
+
+
+def tempered(probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
+    """(N, classes) probabilities at the temperature that calibration found."""
+    if temperature == 1:
+        return probabilities
+    return torch.from_numpy(calibration.temper(probabilities.numpy(), temperature))
+
+
+def run(members: Sequence[Checkpoint], table: data.Table, options: Options) -> list[torch.Tensor]:
+    """Each checkpoint's probabilities (N, its classes) for the images of `table`: the mean over the views, at its
+    temperature.
+
+    Raises ConfigError, DataError or DeviceMemoryError.
+    """
+    views = tta.views(options.tta or "none")
+    chosen = device.choose(options.device)
+    fabric = Fabric(
+        accelerator={"cuda": "gpu"}.get(chosen, chosen),
+        devices=1,
+        precision=device.FABRIC_PRECISION[options.real_precision],  # type: ignore[arg-type]
+    )
+    device.limit_memory(chosen)
+    device.name_fallbacks(chosen)
+    found: dict[int, torch.Tensor] = {}
+    for group in _groups(members):
+        sharing = [members[position] for position in group]
+        found |= zip(group, _pass(sharing, table, options, views, fabric, chosen), strict=True)
+    return [tempered(found[position], member.temperature) for position, member in enumerate(members)]
+
+
+def _groups(members: Sequence[Checkpoint]) -> list[list[int]]:
+    """Positions of the members that can share a pass: of one preprocessing, and small enough together."""
+    groups: dict[str, list[list[int]]] = {}
+    room: dict[str, int] = {}
+    for position, member in enumerate(members):
+        key = json.dumps([member.preprocessing["img_size"], member.preprocessing["transforms"]], sort_keys=True)
+        size = sum(tensor.nbytes for tensor in member.state_dict.values())
+        if room.get(key, 0) < size:
+            groups.setdefault(key, []).append([])
+            room[key] = TOGETHER_BYTES
+        groups[key][-1].append(position)
+        room[key] -= size
+    return [group for found in groups.values() for group in found]
+
+
+def _pass(
+    members: Sequence[Checkpoint],
+    table: data.Table,
+    options: Options,
+    views: Sequence[tta.View],
+    fabric: Fabric,
+    chosen: str,
+) -> list[torch.Tensor]:
+    """One pass over the images for members of one preprocessing."""
+    configs = [member.settings for member in members]
+    size = members[0].preprocessing["img_size"]
+    # Whatever a validation transform draws depends on the image alone, so that a member's prediction is the same in
+    # every company.
+    prepare = Augmentation(members[0].preprocessing["transforms"], "data.val_transforms", size)
+    sizes = [config.training.micro_batch or config.training.batch_size for config in configs]
+    workers = max(config.training.num_workers for config in configs)
+    workers = workers if options.num_workers is None else options.num_workers
+    loader: DataLoader[Any] = DataLoader(
+        data.ImageDataset(table, prepare),
+        batch_size=options.batch_size or min(sizes),
+        sampler=data.EpochSampler(range(len(table)), None, len(table)),  # yields (epoch, row), as the dataset takes it
+        num_workers=workers,
+        worker_init_fn=ignore_in_worker if workers else None,
+    )
+    names = ", ".join(dict.fromkeys(config.model.name for config in configs))
+    parts: list[list[torch.Tensor]] = [[] for _ in members]
+    with device.memory_errors(configs[0]), torch.inference_mode():
+        nets = [fabric.setup_module(_net(member, chosen)).eval() for member in members]
+        for images, _, _ in track(loader, f"{names}: predicting", transient=True, disable=not sys.stdout.isatty()):
+            images = images.to(fabric.device)
+            sums: list[torch.Tensor | None] = [None] * len(nets)
+            for view in views:
+                seen = view(images)
+                for place, net in enumerate(nets):
+                    own = net(seen).softmax(1)
+                    sums[place] = own if sums[place] is None else sums[place] + own
+            for kept, total in zip(parts, sums, strict=True):
+                assert total is not None
+                kept.append((total / len(views)).cpu())
+    return [torch.cat(part) for part in parts]
+
+
+def _net(member: Checkpoint, chosen: str) -> model.Normalized:
+    """The checkpoint's model behind its normalisation. Raises ConfigError where the weights are another model's."""
+    config = member.settings
+    bare = model.restore(config.model, len(member.class_names), member.preprocessing["img_size"], member.state_dict)
+    mean, std = tuple(member.preprocessing["mean"]), tuple(member.preprocessing["std"])
+    return model.Normalized(bare, mean, std, device.channels_last(config.training.channels_last, chosen))
