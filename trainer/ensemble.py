@@ -260,8 +260,8 @@ def _say(summary: dict[str, Any]) -> None:
             print(f"  member {entry['checkpoint']}: {_figure(entry)}, weight {entry['weight']:g}")
     for entry in summary["out_of_fold"]:
         print(f"  member {entry['name']}, {entry['folds']} folds: {_figure(entry)}, weight {entry['weight']:g}")
-    if summary["weighting"] != "equal":
-        print(f"  equal weights: {_figure(summary['equal_vote'])}" if "equal_vote" in summary else "")
+    if summary["weighting"] != "equal" and "equal_vote" in summary:
+        print(f"  equal weights: {_figure(summary['equal_vote'])}")
     elif "honest" in summary:
         print(
             f"  {summary['weighting_asked']} weights: {_figure(summary['honest'])} on images that they were not chosen "

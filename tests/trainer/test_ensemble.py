@@ -13,7 +13,7 @@ import torch
 from sklearn.metrics import f1_score
 
 from tests.trainer.conftest import TINY
-from trainer import calibration, checkpoint, model, predictions, weights
+from trainer import calibration, checkpoint, ensemble, model, predictions, weights
 from trainer.cli import main
 
 KEYS = ("val_f1", "val_f1_corrupted", "val_f1_mean", "score", "monitor", "temperature", "ece", "ece_calibrated")
@@ -98,6 +98,7 @@ def test_two_models_of_folds_take_a_weight_each(folds: list[Path], tmp_path: Pat
         ("7)", 1),
     ]
     assert summary["weighting"] == "given" and summary["equal_vote"]["val_f1"] is not None
+    assert ensemble.read(Path("ensemble.json")).shares == pytest.approx([1 / 4] * 3 + [1 / 12] * 3)
     before = Path("submission.csv").read_bytes()
     Path("predictions.npz").unlink()
     assert main(["predict", "checkpoint=ensemble.json", "output=again"]) == 0
