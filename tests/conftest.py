@@ -16,6 +16,8 @@ from tests.docker_engine import Dockerd, missing
 # interrupt a launcher would then wait for nothing.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of two tests at once would wait for each other
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -27,6 +29,15 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         report.outcome = "failed"
         report.longrepr = f"skipped, which CI does not allow: {report.longrepr[2] if report.longrepr else ''}"
     return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of two tests at once one alone has the machine's GPU locks, the Docker engine and the README's folders."""
+    for item in items:
+        names = getattr(item, "fixturenames", ())
+        if {"lab", "dockerd"} & set(names) or item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.xdist_group("machine"))
 
 
 @pytest.fixture
