@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer import data, duplicates, gallery, leaks
+from trainer import data, duplicates, gallery, image_files, leaks
 from trainer.config import DataConfig
 from trainer.duplicates import Look, Pair
 from trainer.errors import DataError
@@ -158,7 +158,7 @@ def _test(root: Path) -> tuple[data.Table, list[str]]:
         table = data.read_test(root)
     except DataError as error:
         return empty, str(error).splitlines()
-    broken = dict(data.unreadable(table.paths))
+    broken = dict(image_files.unreadable(table.paths))
     return table.without(broken), [f"test/{table.ids[row]}: {reason}" for row, reason in broken.items()]
 
 

@@ -6,8 +6,7 @@ import hashlib
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,12 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from trainer.config import DataConfig
 from trainer.errors import DataError, nearest
 from trainer.files import write_text
-from trainer.sampling import balanced
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
-Image.MAX_IMAGE_PIXELS = 400_000_000  # a 1,200-dpi A4 scan has 140 million pixels; beyond this a file is a bomb
+from trainer.image_files import SUFFIXES, find_image, open_image, unreadable
 
 
 @dataclass(frozen=True)
@@ -85,44 +80,6 @@ def data_root(config: DataConfig) -> Path:
                 )
             return root
     raise AssertionError("unreachable")
-
-
-def open_image(path: Path) -> Image.Image:
-    """The image as RGB, turned as its EXIF orientation says, transparency over white, 16 bits scaled to 8.
-
-    Raises OSError, ValueError or Image.DecompressionBombError for what is no readable image.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # EXIF oddities; what matters raises
-        with Image.open(path) as opened:
-            opened.load()
-            image = ImageOps.exif_transpose(opened)
-    if image.width == 0 or image.height == 0:
-        raise ValueError("the image has no pixels")
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        if image.mode.startswith("I;16") or values.max(initial=0) > 255:
-            values = values / 257
-        elif image.mode == "F" and values.max(initial=0) <= 1:
-            values = values * 255
-        image = Image.fromarray(np.clip(values + 0.5, 0, 255).astype(np.uint8))
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-        rgba = image.convert("RGBA")
-        paper = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(paper, rgba)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def find_image(root: Path, image_id: str, folder: str = "train") -> Path | None:
-    """The file of `image_id` below `root`/`folder` (or `root` itself, for a plain ImageFolder); an extension may be
-    missing from the id. None where there is none, or where the id points outside the folder."""
-    if Path(image_id).is_absolute() or ".." in Path(image_id).parts or not image_id:
-        return None
-    for base in (root / folder, root):
-        for candidate in (base / image_id, *(base / (image_id + suffix) for suffix in SUFFIXES)):
-            if candidate.is_file():
-                return candidate
-    return None
 
 
 def read_training(root: Path, config: DataConfig, faults_file: Path | None = None) -> Table:
@@ -285,46 +242,6 @@ def _label_order(label: str) -> tuple[int, int, str]:
     return (0, int(label), "") if label.isascii() and label.isdigit() else (1, 0, label)
 
 
-def unreadable(paths: Sequence[Path]) -> Iterator[tuple[int, str]]:
-    """Row and reason of every image that cannot be opened in full.
-
-    A set that passed is remembered in $CACHE_DIR by names, sizes and times, since every run of a matrix reads the same.
-    """
-    stats = [path.stat() for path in paths]
-    key = hashlib.sha256(repr([(str(p), s.st_size, s.st_mtime_ns) for p, s in zip(paths, stats, strict=True)]).encode())
-    cache = os.environ.get("CACHE_DIR")
-    passed = Path(cache) / "checked" / key.hexdigest() if cache else None
-    if passed is not None and passed.exists():
-        return
-    good = True
-    with ThreadPoolExecutor(max_workers=os.process_cpu_count() if hasattr(os, "process_cpu_count") else None) as pool:
-        for row, reason in enumerate(pool.map(_fault, paths)):
-            if reason:
-                good = False
-                yield row, reason
-    if good and passed is not None:
-        write_text(passed, f"{len(paths)} images\n")
-
-
-def _fault(path: Path) -> str | None:
-    if path.stat().st_size == 0:
-        return "the file is empty (0 bytes)"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                # Reading a JPEG at an eighth still decodes every bit of it, at a fraction of the time.
-                image.draft(None, (image.width // 8, image.height // 8))
-                image.load()
-                if image.width == 0 or image.height == 0:
-                    return "the image has no pixels"
-    except Image.DecompressionBombError:
-        return "the image claims more pixels than any scan has"
-    except Exception as error:  # Pillow's decoders raise whatever a broken file provokes
-        return f"not a readable image: {' '.join(str(error).split()).replace(str(path), path.name)}"
-    return None
-
-
 def split(table: Table, config: DataConfig) -> Split:
     """Stratified by class and seeded by `data.split_seed`; where there are groups, no group is on both sides.
 
@@ -427,57 +344,3 @@ class ImageDataset(Dataset[tuple[torch.Tensor, int, int]]):
         augmented = self.augmentation(image, epoch, row)
         target = self.table.targets[row] if self.table.targets else -1
         return torch.from_numpy(augmented).permute(2, 0, 1).contiguous(), target, row
-
-
-class EpochSampler(Sampler[tuple[int, int]]):
-    """Rows with their epoch, shuffled by (seed, epoch) or in order; each of `world` processes takes every world-th.
-
-    The epoch travels with the row because a worker process keeps its copy of the dataset over all epochs. Of the
-    shuffled rows the first `usable` make the epoch; when these do not divide by `world`, they are filled up from the
-    front, so that no process waits for another. With the `targets` of the rows, every class makes up an equal part of
-    the epoch: rows of rare classes come more than once, some of frequent ones not at all.
-    """
-
-    def __init__(
-        self,
-        rows: Sequence[int],
-        seed: int | None,
-        usable: int,
-        rank: int = 0,
-        world: int = 1,
-        targets: Sequence[int] | None = None,
-    ) -> None:
-        self.rows = list(rows)
-        self.seed = seed
-        self.usable = usable
-        self.rank = rank
-        self.world = world
-        self.targets = targets
-        self.epoch = 0
-        self.skip = 0
-
-    def set_position(self, epoch: int, skip: int = 0) -> None:
-        """The next pass is of `epoch` (from 0), without the first `skip` rows of this process: those already seen."""
-        self.epoch = epoch
-        self.skip = skip
-
-    def remaining(self) -> int:
-        """Rows of the next pass of this process."""
-        return len(self._mine())
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter([(self.epoch, int(row)) for row in self._mine()])
-
-    def _mine(self) -> list[int]:
-        order = self.rows
-        if self.seed is not None:
-            generator = np.random.default_rng((self.seed, self.epoch))
-            if self.targets is None:
-                order = list(generator.permutation(self.rows))[: self.usable]
-            else:
-                order = balanced(self.rows, self.targets, self.usable, generator)
-            order += order[: -len(order) % self.world]
-        return order[self.rank :: self.world][self.skip :]
-
-    def __len__(self) -> int:
-        return len(self._mine())

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from rich.progress import track
 from torch.utils.data import DataLoader
 
-from trainer import calibration, data, device, model, tta
+from trainer import calibration, data, device, model, sampling, tta
 from trainer.augment import Augmentation
 from trainer.checkpoint import Checkpoint
 from trainer.stop import ignore_in_worker
@@ -106,7 +106,9 @@ def _pass(
     loader: DataLoader[Any] = DataLoader(
         data.ImageDataset(table, prepare),
         batch_size=options.batch_size or min(sizes),
-        sampler=data.EpochSampler(range(len(table)), None, len(table)),  # yields (epoch, row), as the dataset takes it
+        sampler=sampling.EpochSampler(
+            range(len(table)), None, len(table)
+        ),  # yields (epoch, row), as the dataset takes it
         num_workers=workers,
         worker_init_fn=ignore_in_worker if workers else None,
     )

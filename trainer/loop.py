@@ -22,7 +22,7 @@ from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 from torch.utils.data import DataLoader
 
-from trainer import data, device, distill, keep, losses, metrics, mixing, validation
+from trainer import data, device, distill, keep, losses, metrics, mixing, sampling, validation
 from trainer.config import Config, TrainingConfig
 from trainer.errors import StoppedError, TrainerError
 from trainer.files import write_json, write_text
@@ -66,7 +66,7 @@ class Job:
     class_weights: torch.Tensor
     loader: DataLoader[Any]
     val_batches: validation.Remembered
-    sampler: data.EpochSampler
+    sampler: sampling.EpochSampler
     steps_per_epoch: int
     accumulate: int
     device: str

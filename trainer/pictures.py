@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from trainer import data
+from trainer import image_files
 from trainer.corruption import Corruption
 from trainer.val_predictions import Validation
 
@@ -67,11 +67,11 @@ class Source:
         )
 
     def _address(self, row: int, worse: bool) -> str | None:
-        path = data.find_image(self.root, self.validation.ids[row]) if self.root is not None else None
+        path = image_files.find_image(self.root, self.validation.ids[row]) if self.root is not None else None
         if path is None or (worse and (self.corruption is None or self.validation.rows is None)):
             return None
         try:
-            image = data.open_image(path)
+            image = image_files.open_image(path)
         except (OSError, ValueError, Image.DecompressionBombError):
             return None
         if worse and self.corruption is not None and self.validation.rows is not None:

@@ -16,7 +16,7 @@ from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
-from trainer import data, device, distill, duplicates, keep, leaks, model, provenance
+from trainer import data, device, distill, duplicates, image_files, keep, leaks, model, provenance, sampling
 from trainer.augment import Augmentation
 from trainer.config import Config, TrainingConfig, to_dict, to_yaml
 from trainer.corruption import Corruption
@@ -121,7 +121,7 @@ def _rehearse(table: data.Table, split: data.Split, *views: Augmentation) -> Non
     rows = {table.targets[row]: row for row in split.train}.values()
     for view in views:
         for row in rows:
-            view(np.asarray(data.open_image(table.paths[row])), 0, row)
+            view(np.asarray(image_files.open_image(table.paths[row])), 0, row)
 
 
 def _prepare(
@@ -141,7 +141,7 @@ def _prepare(
     micro = training.micro_batch or training.batch_size
     usable = len(split.train) - (len(split.train) % training.batch_size if training.drop_last else 0)
     targets = [table.targets[row] for row in split.train] if training.balanced_sampling else None
-    sampler = data.EpochSampler(split.train, config.seed, usable, rank, world, targets)
+    sampler = sampling.EpochSampler(split.train, config.seed, usable, rank, world, targets)
     steps_per_epoch = math.ceil(usable / training.batch_size)
 
     channels_last = device.channels_last(training.channels_last, chosen)

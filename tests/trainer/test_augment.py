@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from trainer import config, data
+from trainer import config, data, sampling
 from trainer.augment import Augmentation
 from trainer.errors import ConfigError
 from trainer.stop import ignore_in_worker
@@ -112,7 +112,7 @@ def test_the_number_of_workers_changes_no_batch(documents: Path) -> None:
     view = Augmentation(composed.data.train_transforms, "x", 64, seed=3)
     seen = []
     for workers in (0, 1, 2):
-        sampler = data.EpochSampler(range(len(table)), 3, len(table))
+        sampler = sampling.EpochSampler(range(len(table)), 3, len(table))
         loader = DataLoader(
             data.ImageDataset(table, view),
             batch_size=5,

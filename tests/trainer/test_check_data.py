@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.trainer.conftest import write_documents
-from trainer import data, duplicates
+from trainer import data, duplicates, image_files
 from trainer.cli import main
 from trainer.config import DataConfig
 from trainer.sample_data import write_sample_data
@@ -58,11 +58,11 @@ def plant(sources: list[Path], place: Path, per_change: int, seed: int = 0) -> d
         copy, png = place / f"copy-{number}.jpg", place / f"pixels-{number}.png"
         made[copy], made[png] = chance.choice(sources), chance.choice(sources)
         shutil.copy(made[copy], copy)
-        data.open_image(made[png]).save(png)
+        image_files.open_image(made[png]).save(png)
         for change in CHANGES:
             path = place / f"{change.__name__}-{number}.jpg"
             made[path] = chance.choice(sources)
-            change(data.open_image(made[path]), chance).save(path, quality=chance.randint(30, 90))
+            change(image_files.open_image(made[path]), chance).save(path, quality=chance.randint(30, 90))
     return made
 
 
@@ -85,9 +85,10 @@ def check_recall(originals: list[Path], made: dict[Path, Path]) -> duplicates.Fo
     for path, source in made.items():
         if path.name not in missed:
             turn = pairs[source, path].turn
-            image = duplicates.turned(np.asarray(data.open_image(path).convert("L")), turn)
+            image = duplicates.turned(np.asarray(image_files.open_image(path).convert("L")), turn)
             assert (
-                duplicates.difference(np.asarray(data.open_image(source).convert("L")), image) < duplicates.DIFFERENCE
+                duplicates.difference(np.asarray(image_files.open_image(source).convert("L")), image)
+                < duplicates.DIFFERENCE
             )
     return found
 

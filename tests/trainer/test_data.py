@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.trainer.conftest import draw, write_documents
-from trainer import data
+from trainer import data, image_files, sampling
 from trainer.config import DataConfig
 from trainer.errors import DataError
 
@@ -203,7 +203,7 @@ def test_exif_orientation_is_honoured(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored.save(tmp_path / "x.png", exif=exif)
-    assert np.array_equal(np.asarray(data.open_image(tmp_path / "x.png")), np.asarray(marked()))
+    assert np.array_equal(np.asarray(image_files.open_image(tmp_path / "x.png")), np.asarray(marked()))
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_every_kind_of_image_becomes_rgb(tmp_path: Path, kind: str) -> None:
         page.save(path, transparency=(1, 2, 3))
     else:
         grey.convert("RGB" if kind == "CMYK" else "L").convert(kind).save(path)
-    out = data.open_image(path)
+    out = image_files.open_image(path)
     assert (out.mode, out.size) == ("RGB", (20, 10))
     left, right = np.asarray(out)[5, 4].astype(int), np.asarray(out)[5, 16].astype(int)
     assert (abs(left - (0 if kind == "1" else 51)) <= 3).all() and (right >= 252).all()
@@ -243,18 +243,18 @@ def test_every_kind_of_image_becomes_rgb(tmp_path: Path, kind: str) -> None:
 
 def test_sampler_shares_an_epoch_among_processes_and_resumes_in_it() -> None:
     rows = list(range(100, 123))
-    whole = data.EpochSampler(rows, 5, 20)
+    whole = sampling.EpochSampler(rows, 5, 20)
     whole.set_position(3)
     order = [row for _, row in whole]
     assert len(order) == 20 and all(epoch == 3 for epoch, _ in whole)
-    parts = [data.EpochSampler(rows, 5, 20, rank, 2) for rank in range(2)]
+    parts = [sampling.EpochSampler(rows, 5, 20, rank, 2) for rank in range(2)]
     for part in parts:
         part.set_position(3)
     assert [row for pair in zip(*parts, strict=True) for _, row in pair] == order
     whole.set_position(3, skip=8)
     assert [row for _, row in whole] == order[8:]
-    uneven = [data.EpochSampler(rows, 5, 23, rank, 2) for rank in range(2)]
+    uneven = [sampling.EpochSampler(rows, 5, 23, rank, 2) for rank in range(2)]
     assert [len(part) for part in uneven] == [12, 12]
     assert {row for part in uneven for _, row in part} == set(rows)
-    validation = [data.EpochSampler(rows, None, 23, rank, 2) for rank in range(2)]
+    validation = [sampling.EpochSampler(rows, None, 23, rank, 2) for rank in range(2)]
     assert sorted(row for part in validation for _, row in part) == rows, "no image counts twice"

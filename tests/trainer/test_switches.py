@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tests.trainer.conftest import write_documents
-from trainer import checkpoint, config, data, distill, losses, mixing, model
+from trainer import checkpoint, config, data, distill, losses, mixing, model, sampling
 from trainer.cli import main
 from trainer.errors import ConfigError
 
@@ -71,7 +71,7 @@ def test_mixing_is_drawn_from_seed_and_step_and_keeps_its_shares() -> None:
 
 def test_a_balanced_epoch_has_every_class_equally_often_and_is_drawn_anew() -> None:
     rows, targets = list(range(100, 130)), [0] * 20 + [1] * 7 + [2] * 3
-    sampler = data.EpochSampler(rows, 5, 29, targets=targets)
+    sampler = sampling.EpochSampler(rows, 5, 29, targets=targets)
     first = [row for _, row in sampler]
     counts = Counter(targets[row - 100] for row in first)
     assert len(first) == 29 and sorted(counts.values()) == [9, 10, 10]
@@ -81,7 +81,7 @@ def test_a_balanced_epoch_has_every_class_equally_often_and_is_drawn_anew() -> N
     assert second != first
     sampler.set_position(1, skip=20)
     assert [row for _, row in sampler] == second[20:]
-    halves = [data.EpochSampler(rows, 5, 28, rank, 2, targets) for rank in range(2)]
+    halves = [sampling.EpochSampler(rows, 5, 28, rank, 2, targets) for rank in range(2)]
     assert [len(half) for half in halves] == [14, 14]
 
 

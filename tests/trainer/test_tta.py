@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from tests.trainer.conftest import draw
-from trainer import checkpoint, data, inference, tta
+from trainer import checkpoint, data, image_files, inference, tta
 from trainer.checkpoint import Checkpoint
 from trainer.inference import Options
 
@@ -20,7 +20,7 @@ from trainer.inference import Options
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The images that are decoded, in their order."""
     paths: list[Path] = []
-    real: Callable[[Path], Image.Image] = data.open_image
+    real: Callable[[Path], Image.Image] = image_files.open_image
 
     def count(path: Path) -> Image.Image:
         paths.append(path)

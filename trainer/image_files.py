@@ -1,0 +1,96 @@
+"""Image files: found by their id, opened as RGB, checked in full."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from trainer.files import write_text
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
+Image.MAX_IMAGE_PIXELS = 400_000_000  # a 1,200-dpi A4 scan has 140 million pixels; beyond this a file is a bomb
+
+
+def open_image(path: Path) -> Image.Image:
+    """The image as RGB, turned as its EXIF orientation says, transparency over white, 16 bits scaled to 8.
+
+    Raises OSError, ValueError or Image.DecompressionBombError for what is no readable image.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # EXIF oddities; what matters raises
+        with Image.open(path) as opened:
+            opened.load()
+            image = ImageOps.exif_transpose(opened)
+    if image.width == 0 or image.height == 0:
+        raise ValueError("the image has no pixels")
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        if image.mode.startswith("I;16") or values.max(initial=0) > 255:
+            values = values / 257
+        elif image.mode == "F" and values.max(initial=0) <= 1:
+            values = values * 255
+        image = Image.fromarray(np.clip(values + 0.5, 0, 255).astype(np.uint8))
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+        rgba = image.convert("RGBA")
+        paper = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(paper, rgba)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def find_image(root: Path, image_id: str, folder: str = "train") -> Path | None:
+    """The file of `image_id` below `root`/`folder` (or `root` itself, for a plain ImageFolder); an extension may be
+    missing from the id. None where there is none, or where the id points outside the folder."""
+    if Path(image_id).is_absolute() or ".." in Path(image_id).parts or not image_id:
+        return None
+    for base in (root / folder, root):
+        for candidate in (base / image_id, *(base / (image_id + suffix) for suffix in SUFFIXES)):
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+def unreadable(paths: Sequence[Path]) -> Iterator[tuple[int, str]]:
+    """Row and reason of every image that cannot be opened in full.
+
+    A set that passed is remembered in $CACHE_DIR by names, sizes and times, since every run of a matrix reads the same.
+    """
+    stats = [path.stat() for path in paths]
+    key = hashlib.sha256(repr([(str(p), s.st_size, s.st_mtime_ns) for p, s in zip(paths, stats, strict=True)]).encode())
+    cache = os.environ.get("CACHE_DIR")
+    passed = Path(cache) / "checked" / key.hexdigest() if cache else None
+    if passed is not None and passed.exists():
+        return
+    good = True
+    with ThreadPoolExecutor(max_workers=os.process_cpu_count() if hasattr(os, "process_cpu_count") else None) as pool:
+        for row, reason in enumerate(pool.map(_fault, paths)):
+            if reason:
+                good = False
+                yield row, reason
+    if good and passed is not None:
+        write_text(passed, f"{len(paths)} images\n")
+
+
+def _fault(path: Path) -> str | None:
+    if path.stat().st_size == 0:
+        return "the file is empty (0 bytes)"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                # Reading a JPEG at an eighth still decodes every bit of it, at a fraction of the time.
+                image.draft(None, (image.width // 8, image.height // 8))
+                image.load()
+                if image.width == 0 or image.height == 0:
+                    return "the image has no pixels"
+    except Image.DecompressionBombError:
+        return "the image claims more pixels than any scan has"
+    except Exception as error:  # Pillow's decoders raise whatever a broken file provokes
+        return f"not a readable image: {' '.join(str(error).split()).replace(str(path), path.name)}"
+    return None
