@@ -43,7 +43,15 @@ class Dockerd:
         return docker.DockerClient(base_url=self.host, timeout=60)
 
     def start(self) -> None:
-        """Start it and wait until it answers. A former one that was killed leaves files that must not matter."""
+        """Start it and wait until it answers. On a busy machine dockerd may give up waiting for its containerd: it is
+        started again."""
+        for _ in range(3):
+            if self._started():
+                return
+        raise RuntimeError((FOLDER / "dockerd.log").read_text()[-3000:])
+
+    def _started(self) -> bool:
+        """A former one that was killed leaves files that must not matter."""
         hooks = FOLDER / "hooks"
         hooks.mkdir(parents=True, exist_ok=True)
         hook = hooks / HOOK
@@ -60,12 +68,13 @@ class Dockerd:
         while time.monotonic() < deadline:
             try:
                 if self.client().ping():
-                    return
+                    return True
             except Exception:
                 time.sleep(0.1)
             if self.process.poll() is not None:
                 break
-        raise RuntimeError((FOLDER / "dockerd.log").read_text()[-3000:])
+        self.stop()
+        return False
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None
