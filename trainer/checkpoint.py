@@ -29,9 +29,8 @@ class Checkpoint:
     metrics: dict[str, Any] = field(default_factory=dict)
     validation: dict[str, Any] = field(default_factory=dict)
     """ids (N strings), targets (N,), probabilities (N, classes), split_fingerprint: for ensembles and analysis. Where
-    there are, corrupted (N, classes): the probabilities of the corrupted copies; rows (N,) of the training table, by
-    which they were corrupted; and folds_fingerprint. Probabilities are as the model gives them, before the
-    temperature."""
+    there are, corrupted (N, classes): the probabilities of the corrupted copies; and folds_fingerprint. As the model
+    gives them, before the temperature."""
     calibration: dict[str, float] = field(default_factory=dict)
     """temperature that predictions are divided by, ece (expected calibration error) before it, ece_calibrated after."""
     versions: dict[str, str] = field(default_factory=dict)

@@ -6,6 +6,7 @@ with the trainer, so that a score on the copy is not a score on what was practis
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable
 from typing import Any
@@ -38,22 +39,23 @@ class Corruption:
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def kinds(self, row: int) -> tuple[str, ...]:
-        """What image `row` takes, in the order in which it is done: the page first, then light, camera and file."""
-        return self._plan(row)[1]
+    def kinds(self, image_id: str) -> tuple[str, ...]:
+        """What the image takes, in the order in which it is done: the page first, then light, camera and file."""
+        return self._plan(image_id)[1]
 
-    def __call__(self, image: Image, row: int) -> Image:
-        """`image`: (H, W, 3) uint8 RGB. Returns the corrupted copy, of about the size; equal for equal seed and row."""
-        generator, kinds, turns, flipped = self._plan(row)
+    def __call__(self, image: Image, image_id: str) -> Image:
+        """`image`: (H, W, 3) uint8 RGB. Returns the corrupted copy, of about the size; equal for equal seed and id."""
+        generator, kinds, turns, flipped = self._plan(image_id)
         out = np.rot90(image, turns)
         out = np.ascontiguousarray(out[:, ::-1] if flipped else out)
         for kind in kinds:
             out = KINDS[kind](out, generator)
         return out
 
-    def _plan(self, row: int) -> tuple[Generator, tuple[str, ...], int, bool]:
-        # The last number keeps this stream apart from the augmentation's, which is (seed, epoch, row).
-        generator = np.random.default_rng((self.seed, row, 0xC0221))
+    def _plan(self, image_id: str) -> tuple[Generator, tuple[str, ...], int, bool]:
+        # By id, and not by row: another order of train.csv leaves every copy as it was.
+        digest = hashlib.sha256(image_id.encode()).digest()
+        generator = np.random.default_rng((self.seed, int.from_bytes(digest[:8])))
         count = int(generator.choice([1, 2, 3], p=[0.25, 0.5, 0.25]))
         chosen = generator.choice(len(KINDS), size=count, replace=False)
         names = tuple(name for place, name in enumerate(KINDS) if place in chosen)

@@ -199,8 +199,6 @@ def _save_validation(scored: Scored, path: Path) -> None:
         "probabilities": scored.clean,
         "split_fingerprint": validation.split_fingerprint,
     }
-    if validation.rows is not None:
-        arrays["rows"] = validation.rows
     if scored.corrupted is not None:
         arrays["corrupted"] = scored.corrupted
     if validation.folds_fingerprint is not None:

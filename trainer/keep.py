@@ -99,7 +99,6 @@ def _checkpoint(job: Job, figures: dict[str, float], made: Scored) -> checkpoint
     mean, std = model.mean_std(job.config.model.name)
     validation = {
         "ids": [job.table.ids[row] for row in made.rows],
-        "rows": torch.tensor(made.rows, dtype=torch.int32),
         "targets": made.targets,
         "probabilities": made.clean,
         "split_fingerprint": job.split.fingerprint,
@@ -129,11 +128,9 @@ def _checkpoint(job: Job, figures: dict[str, float], made: Scored) -> checkpoint
 
 def save_validation(path: Path, kept: checkpoint.Checkpoint) -> None:
     """val_predictions.npz: ids (N,), targets (N,), class_names (C,), probabilities (N, C), split_fingerprint. Where
-    there are, also rows (N,) of the training table, corrupted (N, C) and folds_fingerprint."""
+    there are, also corrupted (N, C) and folds_fingerprint."""
     more: dict[str, Any] = {
-        key: np.asarray(kept.validation[key])
-        for key in ("rows", "corrupted", "folds_fingerprint")
-        if key in kept.validation
+        key: np.asarray(kept.validation[key]) for key in ("corrupted", "folds_fingerprint") if key in kept.validation
     }
     with replacing(path) as temporary:
         np.savez_compressed(

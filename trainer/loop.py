@@ -284,6 +284,8 @@ def _validate(job: Job) -> None:
         progress.best = {**figures, "monitor": monitor, "score": score, **keep.certainty(made)}
     if job.chief:
         keep.keep(job, figures, score, best, made)
+        if best:
+            keep.save_last(job)  # so that a killed run, which may not repeat to the bit on a GPU, goes on from its best
         job.reporter.best_f1 = progress.best["val_f1"]
         eta = job.reporter.eta(progress.step)
         job.reporter.say(validation_line(entry, job.config.training.epochs, job.reporter.images_per_second, eta))

@@ -58,8 +58,6 @@ class Validation:
     temperature, of the clean and, where there are, of the corrupted copies. Classes are in the first member's order."""
 
     ids: list[str]
-    rows: torch.Tensor | None
-    """Of the training table (N,), by which the copies were corrupted, where they are known."""
     targets: torch.Tensor
     clean: list[torch.Tensor]
     corrupted: list[torch.Tensor] | None
@@ -151,7 +149,6 @@ def validation(members: Sequence[Member]) -> tuple[Validation | None, str]:
     return (
         Validation(
             ids,
-            held[0].rows,
             targets,
             clean,
             corrupted if len(corrupted) == len(held) else None,
@@ -167,7 +164,6 @@ class _Held:
     """The images that a member held out, and its probabilities (N, classes)."""
 
     ids: list[str]
-    rows: torch.Tensor | None
     targets: torch.Tensor
     clean: torch.Tensor
     corrupted: torch.Tensor | None
@@ -180,11 +176,10 @@ class _Held:
 def _pooled(member: Member, class_names: Sequence[str]) -> _Held:
     """The parts' held-out images, one after another, with their classes in the order of `class_names`."""
     ids: list[str] = []
-    rows, targets, clean, corrupted = [], [], [], []
+    targets, clean, corrupted = [], [], []
     for part in member.parts:
         held, order = part.checkpoint.validation, class_order(class_names, part.checkpoint)
         ids += held["ids"]
-        rows += [held["rows"]] if "rows" in held else []
         targets.append(torch.tensor([order.index(int(target)) for target in held["targets"]], dtype=torch.int64))
         clean.append(tempered(held["probabilities"], part.checkpoint.temperature)[:, order])
         if "corrupted" in held:
@@ -193,7 +188,7 @@ def _pooled(member: Member, class_names: Sequence[str]) -> _Held:
     def whole(found: list[torch.Tensor]) -> torch.Tensor | None:
         return torch.cat(found) if len(found) == len(member.parts) else None
 
-    return _Held(ids, whole(rows), torch.cat(targets), torch.cat(clean), whole(corrupted))
+    return _Held(ids, torch.cat(targets), torch.cat(clean), whole(corrupted))
 
 
 def class_order(class_names: Sequence[str], member: Checkpoint) -> list[int]:

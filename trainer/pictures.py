@@ -68,14 +68,14 @@ class Source:
 
     def _address(self, row: int, worse: bool) -> str | None:
         path = image_files.find_image(self.root, self.validation.ids[row]) if self.root is not None else None
-        if path is None or (worse and (self.corruption is None or self.validation.rows is None)):
+        if path is None or (worse and self.corruption is None):
             return None
         try:
             image = image_files.open_image(path)
         except (OSError, ValueError, Image.DecompressionBombError):
             return None
-        if worse and self.corruption is not None and self.validation.rows is not None:
-            image = Image.fromarray(self.corruption(np.asarray(image), int(self.validation.rows[row])))
+        if worse and self.corruption is not None:
+            image = Image.fromarray(self.corruption(np.asarray(image), self.validation.ids[row]))
         image.thumbnail((SIDE, SIDE))
         out = io.BytesIO()
         image.save(out, "JPEG", quality=80, optimize=True)

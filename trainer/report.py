@@ -240,10 +240,10 @@ def classes(validation: Validation) -> list[ClassRow]:
 def kinds_of(subject: Subject) -> list[tuple[str, ...]]:
     """The kinds of corruption that each image's copy took; empty where it is not known."""
     seed, validation = subject.corruption_seed, subject.validation
-    if seed is None or validation.rows is None or validation.corrupted is None:
+    if seed is None or validation.corrupted is None:
         return []
     corruption = Corruption(seed)
-    return [corruption.kinds(int(row)) for row in validation.rows]
+    return [corruption.kinds(image_id) for image_id in validation.ids]
 
 
 def by_kind(validation: Validation, kinds: list[tuple[str, ...]]) -> list[KindRow]:

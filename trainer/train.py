@@ -47,7 +47,6 @@ def train(config: Config, run_dir: Path, stop: Stop) -> dict[str, Any]:
     train_view = Augmentation(config.data.train_transforms, "data.train_transforms", config.data.img_size, config.seed)
     plain = Augmentation(config.data.val_transforms, "data.val_transforms", config.data.img_size, config.seed)
     corruption = Corruption(config.data.split_seed) if config.data.val_corruption == "document" else None
-    val_view = ValidationView(plain, corruption)
     root = data.data_root(config.data)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -57,6 +56,7 @@ def train(config: Config, run_dir: Path, stop: Stop) -> dict[str, Any]:
             f"{run_dir}: uid {uid} cannot make this folder ({error.strerror}); name another by RUN_DIR"
         ) from None
     table = data.read_training(root, config.data, run_dir / "data_faults.txt")
+    val_view = ValidationView(plain, corruption, table.ids)
     split = data.split(table, config.data)
     leaks.refuse(table, split, duplicates.equal_files(table.paths), config.data.allowed_leaks)
     _check_batch(config, len(split.train))
@@ -207,6 +207,10 @@ def _prepare(
             f"{len(table.class_names)} classes; "
             f"{training.epochs} epochs of {steps_per_epoch} steps of {training.batch_size} images"
         )
+        if table.groups is not None:
+            job.reporter.say(
+                "note: intervals take images as independent; those of one group err together, so the truth is wider"
+            )
         if state is not None:
             job.reporter.say(f"resumed in epoch {progress.epoch + 1} after step {progress.step}")
     return job

@@ -24,8 +24,6 @@ class Validation:
     class_names: list[str]
     corrupted: NDArray[np.float32] | None = None
     """Probabilities (N, C) of the corrupted copies, where there are."""
-    rows: NDArray[np.int64] | None = None
-    """Row numbers (N,) in the training table, by which the copies were corrupted, where they are kept."""
     split_fingerprint: str | None = None
     folds_fingerprint: str | None = None
 
@@ -77,7 +75,6 @@ def _validation(stored: dict[str, Any], class_names: list[str]) -> Validation:
         np.asarray(stored["probabilities"]),
         class_names,
         known("corrupted"),
-        known("rows"),
         named("split_fingerprint"),
         named("folds_fingerprint"),
     )

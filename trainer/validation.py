@@ -22,9 +22,10 @@ Item = tuple[int, int]
 class ValidationView:
     """What a validation image goes through: copy 1 is corrupted before the validation transforms."""
 
-    def __init__(self, plain: Augmentation, corruption: Corruption | None) -> None:
+    def __init__(self, plain: Augmentation, corruption: Corruption | None, ids: Sequence[str]) -> None:
         self.plain = plain
         self.corruption = corruption
+        self.ids = ids
 
     @property
     def copies(self) -> int:
@@ -34,7 +35,7 @@ class ValidationView:
         """(H, W, 3) uint8 RGB → (img_size, img_size, 3) uint8."""
         if copy:
             assert self.corruption is not None
-            image = self.corruption(image, row)
+            image = self.corruption(image, self.ids[row])
         return self.plain(image, 0, row)
 
 
@@ -82,7 +83,9 @@ class Remembered:
         for batch in self.loader:
             size += batch[0].nbytes
             if size <= self.limit:
-                kept.append(batch)
+                # A copy: what a worker hands over lies in shared memory, of which a container has little, and holds a
+                # file descriptor.
+                kept.append([part.clone() for part in batch])
             yield batch
         self.close()
         rest = self.items[sum(len(batch[0]) for batch in kept) :]

@@ -21,14 +21,14 @@ def page(size: tuple[int, int] = (120, 90)) -> np.ndarray:
     return np.asarray(draw(1, 3).resize(size))
 
 
-def test_a_copy_is_fixed_by_seed_and_row() -> None:
-    one, again, other = (Corruption(seed)(page(), 5) for seed in (42, 42, 43))
+def test_a_copy_is_fixed_by_seed_and_id() -> None:
+    one, again, other = (Corruption(seed)(page(), "5.jpg") for seed in (42, 42, 43))
     assert np.array_equal(one, again) and one.dtype == np.uint8
     assert one.shape != other.shape or not np.array_equal(one, other)
 
 
 def test_every_kind_occurs_and_no_image_takes_more_than_three() -> None:
-    plans = [Corruption(42).kinds(row) for row in range(500)]
+    plans = [Corruption(42).kinds(f"{row}.jpg") for row in range(500)]
     counts = Counter(kind for plan in plans for kind in plan)
     assert set(counts) == set(KINDS) and min(counts.values()) > 60
     assert {len(plan) for plan in plans} == {1, 2, 3}
@@ -57,7 +57,7 @@ def loaded(documents: Path, limit: int) -> tuple[validation.Remembered, list[int
     table = read_training(documents, DataConfig())
     entries = ["LongestMaxSize: {max_size: 32}", "PadIfNeeded"]
     entries = [{"LongestMaxSize": {"max_size": 32}}, {"PadIfNeeded": {"min_height": 32, "min_width": 32}}]
-    view = validation.ValidationView(Augmentation(entries, "x", 32), Corruption(1))
+    view = validation.ValidationView(Augmentation(entries, "x", 32), Corruption(1), table.ids)
     made: list[int] = []
 
     def load(wanted: object) -> DataLoader[object]:

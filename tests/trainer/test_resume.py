@@ -95,10 +95,12 @@ def assert_same(a: Any, b: Any, where: str = "") -> None:
 def test_a_killed_run_resumes_to_the_very_end_of_one_that_was_not(
     tmp_path: Path, train: Train, documents: Path
 ) -> None:
-    """Killed in the midst of an epoch, after a validation whose best.ckpt is newer than last.ckpt."""
+    """Killed in the midst of an epoch, after a validation: last.ckpt knows of every best.ckpt."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(whole, *WORDS) == 0
     train_until(13, parts, documents)
+    stopped = torch.load(parts / "last.ckpt", weights_only=True)["progress"]
+    assert checkpoint.load(parts / "best.ckpt").metrics["step"] <= stopped["step"]
     (parts / ".best.x1y2.ckpt").touch()  # as a process leaves that is killed while it writes
     assert train(parts, *WORDS, "resume=auto") == 0
     assert_same(left(whole), left(parts))
