@@ -40,6 +40,12 @@ class Ensemble:
         return [part for member in self.members for part in member.parts]
 
     @property
+    def averages_folds(self) -> bool:
+        """Whether it predicts by means of folds. Its validation knows only the single fold that held an image out; a
+        temperature that is fitted on such votes does not suit the mean, which is less sure."""
+        return any(len(member.parts) > 1 for member in self.members)
+
+    @property
     def shares(self) -> list[float]:
         """Each part's share of the whole: the folds of a member have its weight in equal shares. They add up to 1."""
         total = sum(self.weights)
@@ -118,12 +124,15 @@ def _monitor(made: Ensemble) -> str:
 
 
 def _figures(
-    validation: Validation, clean: torch.Tensor, corrupted: torch.Tensor | None, monitor: str
+    made: Ensemble, validation: Validation, clean: torch.Tensor, corrupted: torch.Tensor | None
 ) -> dict[str, Any]:
-    """The same figures as a run has: scores, the one that decides, intervals, calibration."""
+    """The same figures as a run has: scores, the one that decides, intervals, calibration. Of folds there is no
+    temperature, and `ece` is that of the out-of-fold votes."""
+    monitor = _monitor(made)
     figures: dict[str, Any] = metrics.validation(clean, corrupted, validation.targets)
     whole = keep.Scored(list(range(len(validation.ids))), validation.targets, clean, corrupted)
-    return {**figures, "monitor": monitor, "score": metrics.score(figures, monitor), **keep.certainty(whole)}
+    certainty = keep.certainty(whole, calibrated=not made.averages_folds)
+    return {**figures, "monitor": monitor, "score": metrics.score(figures, monitor), **certainty}
 
 
 def score(made: Ensemble, validation: Validation, how: str) -> Scored:
@@ -132,28 +141,27 @@ def score(made: Ensemble, validation: Validation, how: str) -> Scored:
     Figures of weights that were found are those of the cross-validation: no image is judged by weights that knew it.
     Where these are worse than the equal vote's, the weights stay equal.
     """
-    monitor = _monitor(made)
     vote = weights.Vote(
         ballots(made.method, validation.clean),
         ballots(made.method, validation.corrupted) if validation.corrupted is not None else None,
         validation.targets,
     )
     equal = vote.counted([1.0] * len(made.members))
-    equal_vote = _figures(validation, *equal, monitor)
+    equal_vote = _figures(made, validation, *equal)
     more: dict[str, Any] = {"equal_vote": equal_vote}
     used, copies, figures = "equal", equal, equal_vote
     if how == "given":
         used, copies = how, vote.counted(made.weights)
-        figures = _figures(validation, *copies, monitor)
+        figures = _figures(made, validation, *copies)
     elif how in weights.SEARCHES and len(made.members) > 1:
-        chosen = weights.choose(how, vote, monitor)
-        honest = _figures(validation, *chosen.held_out, monitor)
+        chosen = weights.choose(how, vote, _monitor(made))
+        honest = _figures(made, validation, *chosen.held_out)
         more |= {"honest": honest, "found_weights": chosen.weights}
         if honest["score"] >= equal_vote["score"]:
             used, copies, figures = how, chosen.held_out, honest
             made = replace(made, weights=chosen.weights)
-            more["in_sample"] = _figures(validation, *vote.counted(chosen.weights), monitor)
-    made = replace(made, temperature=figures["temperature"])
+            more["in_sample"] = _figures(made, validation, *vote.counted(chosen.weights))
+    made = replace(made, temperature=figures.get("temperature", 1.0))
     return Scored(made, validation, *copies, {**figures, "weighting": used, "weighting_asked": how, **more})
 
 
@@ -246,7 +254,7 @@ def _out_of_fold(made: Ensemble, scored: Scored | None) -> list[dict[str, Any]]:
         figures: dict[str, Any] = dict.fromkeys(OWN_FIGURES)
         if scored is not None:
             worse = scored.validation.corrupted[number] if scored.validation.corrupted is not None else None
-            figures = _figures(scored.validation, scored.validation.clean[number], worse, _monitor(made))
+            figures = _figures(made, scored.validation, scored.validation.clean[number], worse)
         found.append({"member": number, "name": member.name, "folds": member.folds, "weight": weight, **figures})
     return found
 
@@ -299,4 +307,4 @@ def read(path: Path) -> Ensemble:
     for part in made.parts:
         if part.sha256 != expected[part.path]:
             raise ConfigError(f"{part.path}: has changed since {path.name} was made; make the ensemble anew")
-    return replace(made, temperature=temperature, tta=tta)
+    return replace(made, temperature=1.0 if made.averages_folds else temperature, tta=tta)

@@ -42,15 +42,20 @@ class Scored:
         return torch.cat(copies).numpy(), self.targets.repeat(len(copies)).numpy()
 
 
-def certainty(made: Scored) -> dict[str, Any]:
-    """95 % intervals of the macro F1, the temperature, and the calibration error before and after it."""
+def certainty(made: Scored, calibrated: bool = True) -> dict[str, Any]:
+    """95 % intervals of the macro F1, the temperature, and the calibration error before and after it. Not `calibrated`:
+    only the error of the probabilities as they are."""
     classes, targets = made.clean.shape[1], made.targets.numpy()
     found: dict[str, Any] = {
         f"{name}_interval": list(intervals.interval(targets, copy.argmax(1).numpy(), classes))
         for name, copy in (("val_f1", made.clean), ("val_f1_corrupted", made.corrupted))
         if copy is not None
     }
-    return found | _calibration(made)
+    return found | (_calibration(made) if calibrated else {"ece": _calibration_error(*made.pooled)})
+
+
+def _calibration_error(probabilities: NDArray[np.float32], targets: NDArray[np.int64]) -> float:
+    return round(calibration.expected_error(probabilities, targets), 6)
 
 
 def _calibration(made: Scored) -> dict[str, float]:
@@ -58,8 +63,8 @@ def _calibration(made: Scored) -> dict[str, float]:
     temperature = calibration.fit_temperature(probabilities, targets)
     return {
         "temperature": temperature,
-        "ece": round(calibration.expected_error(probabilities, targets), 6),
-        "ece_calibrated": round(calibration.expected_error(calibration.temper(probabilities, temperature), targets), 6),
+        "ece": _calibration_error(probabilities, targets),
+        "ece_calibrated": _calibration_error(calibration.temper(probabilities, temperature), targets),
     }
 
 

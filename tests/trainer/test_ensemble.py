@@ -16,7 +16,7 @@ from tests.trainer.conftest import TINY
 from trainer import calibration, checkpoint, ensemble, model, predictions, weights
 from trainer.cli import main
 
-KEYS = ("val_f1", "val_f1_corrupted", "val_f1_mean", "score", "monitor", "temperature", "ece", "ece_calibrated")
+KEYS = ("val_f1", "val_f1_corrupted", "val_f1_mean", "score", "monitor", "ece")
 
 
 @pytest.fixture(autouse=True)
@@ -79,12 +79,18 @@ def test_the_folds_of_a_model_are_one_member_that_is_scored_on_all_training_imag
     assert summary["split_fingerprint"] == parts[0].validation["folds_fingerprint"]
     (entry,) = summary["out_of_fold"]
     assert entry["folds"] == 3 and entry["val_f1"] == summary["val_f1"]
+    assert summary["temperature"] == 1 and not any("ece_calibrated" in found for found in (summary, entry))
+    pooled = np.concatenate([held["probabilities"], held["corrupted"]])
+    assert summary["ece"] == pytest.approx(calibration.expected_error(pooled, np.tile(held["targets"], 2)), abs=1e-5)
 
     for fold, path in enumerate(folds):
         assert main(["predict", f"checkpoint={path}", f"output={fold}"]) == 0
     mean = np.mean([arrays(Path(str(fold)) / "predictions.npz")["probabilities"] for fold in range(3)], axis=0)
-    together = calibration.temper(mean, summary["temperature"])
-    np.testing.assert_allclose(arrays(Path("predictions.npz"))["probabilities"], together, atol=1e-6)
+    np.testing.assert_allclose(arrays(Path("predictions.npz"))["probabilities"], mean, atol=1e-6)
+
+    content = json.loads(Path("ensemble.json").read_text())
+    Path("ensemble.json").write_text(json.dumps(content | {"temperature": 0.5}))
+    assert ensemble.read(Path("ensemble.json")).temperature == 1, "an earlier version fitted one"
 
 
 def test_two_models_of_folds_take_a_weight_each(folds: list[Path], tmp_path: Path) -> None:
