@@ -186,6 +186,8 @@ def ensemble(made: Ensemble, how: str, root: Path | None, output: Path, options:
         predicted = run(made, table, fingerprint, options)
 
     output.mkdir(parents=True, exist_ok=True)
+    if (output / "ensemble.json").exists():
+        _clear(output, validated=scored is not None, predicted=predicted is not None)
     if scored is not None:
         _save_validation(scored, output / "val_predictions.npz")
     summary = _summary(made, scored, why_not, how, output)
@@ -196,6 +198,14 @@ def ensemble(made: Ensemble, how: str, root: Path | None, output: Path, options:
     write_json(output / "metrics.json", summary)
     _say(summary)
     return summary
+
+
+def _clear(output: Path, validated: bool, predicted: bool) -> None:
+    """Remove an earlier ensemble's results that this one does not replace: they would pass for its own."""
+    stale = [] if validated else ["val_predictions.npz"]
+    stale += [] if predicted else ["submission.csv", "predictions.npz"]
+    for name in stale:
+        (output / name).unlink(missing_ok=True)
 
 
 def _save_validation(scored: Scored, path: Path) -> None:

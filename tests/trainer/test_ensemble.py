@@ -111,11 +111,21 @@ def test_two_models_of_folds_take_a_weight_each(folds: list[Path], tmp_path: Pat
     assert main([*words, "1"]) == 64
 
 
-def test_a_missing_fold_is_named_and_leaves_no_validation_figure(folds: list[Path]) -> None:
+def test_a_missing_fold_is_named_and_leaves_no_validation_figure(
+    folds: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("two").mkdir()
+    earlier = [Path("two") / name for name in ("ensemble.json", "val_predictions.npz", "submission.csv")]
+    for file in earlier:
+        file.write_text("an earlier ensemble's")
     assert main(["ensemble", "--checkpoints", *map(str, folds[:2]), "--output", "two"]) == 0
     summary = metrics(Path("two"))
     assert summary["val_f1"] is None and "fold 2 of test_resnet" in summary["why_no_val"]
-    assert not Path("two/val_predictions.npz").exists() and Path("two/submission.csv").exists()
+    assert not Path("two/val_predictions.npz").exists(), "an earlier ensemble's would pass for this one's"
+    assert Path("two/submission.csv").read_text().startswith("ID,target\n")
+    monkeypatch.delenv("DATA_DIR")
+    assert main(["ensemble", "--checkpoints", *map(str, folds[1:]), "--output", "two"]) == 0
+    assert not Path("two/submission.csv").exists() and not Path("two/predictions.npz").exists()
 
 
 def test_folds_that_do_not_belong_together_are_told(
