@@ -8,12 +8,13 @@ import os
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from trainer import provenance
 from trainer.files import replacing, write_text
 
 KEPT = 200
@@ -39,11 +40,13 @@ class Origin:
     test_fingerprint: str
     tta: str
     precision: str
+    code: str = field(default_factory=provenance.code_fingerprint)
+    """Of the trainer that made them: another version may see an image in another way."""
 
 
 def save(path: Path, predictions: Predictions, origin: Origin) -> None:
     """predictions.npz: ids (N,), probabilities (N, C), class_names (C,), labels (C,), and whence they are:
-    checkpoint_sha256, test_fingerprint, tta, precision."""
+    checkpoint_sha256, test_fingerprint, tta, precision, code."""
     with replacing(path) as temporary:
         np.savez_compressed(
             temporary,
@@ -55,6 +58,7 @@ def save(path: Path, predictions: Predictions, origin: Origin) -> None:
             test_fingerprint=np.array(origin.test_fingerprint),
             tta=np.array(origin.tta),
             precision=np.array(origin.precision),
+            code=np.array(origin.code),
         )
 
 
@@ -62,7 +66,7 @@ def read(path: Path, ids: Sequence[str], origin: Origin) -> Predictions | None:
     """What `save` left, where it is of that origin and of the very images asked for; else None."""
     try:
         with np.load(path, allow_pickle=False) as stored:
-            keys = ("checkpoint_sha256", "test_fingerprint", "tta", "precision")
+            keys = ("checkpoint_sha256", "test_fingerprint", "tta", "precision", "code")
             found = Origin(*(str(stored[key]) for key in keys))
             if found != origin or stored["ids"].tolist() != list(ids):
                 return None
@@ -107,7 +111,7 @@ def keep(predictions: Predictions, origin: Origin) -> None:
 
 def _place(origin: Origin) -> Path | None:
     cache = os.environ.get("CACHE_DIR")
-    name = f"{origin.sha256[:24]}-{origin.test_fingerprint}-{origin.tta}-{origin.precision}.npz"
+    name = f"{origin.sha256[:24]}-{origin.test_fingerprint}-{origin.tta}-{origin.precision}-{origin.code}.npz"
     return Path(cache) / "predictions" / name if cache else None
 
 

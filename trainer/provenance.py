@@ -1,7 +1,9 @@
-"""Where results come from: the commit of the code, and a name for what the data hold. Imports no torch."""
+"""Where results come from: the commit of the code, and a name for what it says. Imports no torch."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import subprocess
 from pathlib import Path
@@ -21,6 +23,17 @@ def revision(folder: Path = PACKAGE, watched: tuple[str, ...] = (".",)) -> str:
     if sha is None or not _git(folder, "ls-files", *watched):  # an installed copy below somebody else's checkout
         return os.environ.get("GIT_SHA") or "unknown"
     return sha + ("-dirty" if _git(folder, "status", "--porcelain", "--", *watched) else "")
+
+
+@functools.cache
+def code_fingerprint(package: Path = PACKAGE) -> str:
+    """A name for what the modules and the configuration of `package` say: the first 16 digits of a SHA-256. Unlike the
+    commit it is known of an installed copy, and tells changes that are not committed apart."""
+    digest = hashlib.sha256()
+    for path in sorted([*package.rglob("*.py"), *(p for p in (package / "conf").rglob("*") if p.is_file())]):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{path.relative_to(package).as_posix()} {content}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def _git(folder: Path, *words: str) -> str:

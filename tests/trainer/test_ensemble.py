@@ -13,7 +13,7 @@ import torch
 from sklearn.metrics import f1_score
 
 from tests.trainer.conftest import TINY
-from trainer import calibration, checkpoint, ensemble, model, predictions, weights
+from trainer import calibration, checkpoint, ensemble, model, predictions, provenance, weights
 from trainer.cli import main
 
 KEYS = ("val_f1", "val_f1_corrupted", "val_f1_mean", "score", "monitor", "ece")
@@ -265,6 +265,26 @@ def test_the_newest_predictions_are_kept(tmp_path: Path, monkeypatch: pytest.Mon
         True,
     ]
     assert predictions.find(tmp_path / "x.ckpt", ["b"], origins[2]) is None, "other images"
+
+
+def test_what_another_version_of_the_trainer_predicted_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CACHE_DIR", str(tmp_path / "cache"))
+    for version in ("old", "new", "renamed"):
+        (tmp_path / version / "conf").mkdir(parents=True)
+        (tmp_path / version / "a.py").write_text("")
+        (tmp_path / version / "conf" / "config.yaml").write_text("a: 1" if version == "old" else "a: 2")
+    (tmp_path / "renamed" / "a.py").rename(tmp_path / "renamed" / "b.py")
+    codes = [provenance.code_fingerprint(tmp_path / version) for version in ("old", "new", "renamed")]
+    assert len(set(codes)) == 3
+    made = predictions.Predictions(["a"], torch.tensor([[0.5, 0.5]]), ["x", "y"], ["0", "1"])
+    now = predictions.Origin("0" * 64, "images", "none", "fp32")
+    old = replace(now, code=codes[0])
+    predictions.keep(made, old)
+    predictions.save(tmp_path / "predictions.npz", made, old)
+    assert predictions.find(tmp_path / "x.ckpt", ["a"], now) is None
+    assert predictions.find(tmp_path / "x.ckpt", ["a"], old) is not None
 
 
 def test_an_ensemble_json_of_the_first_format_is_still_read(trained: list[Path]) -> None:
