@@ -163,20 +163,24 @@ def scores(validation: Validation) -> list[Score]:
 
 
 def meaning(subject: Subject, headline: list[Score]) -> str:
-    """One honest sentence on the figures."""
+    """What is honest to say of the figures."""
     clean, *more = headline
     images = len(subject.validation.targets)
-    who = "no member" if subject.method else "the model"
+    judged = " that the model never trained on"
+    if subject.method:
+        judged = " that no member trained on"
+    if subject.folds:
+        judged = ", each judged by the one fold of each model that did not train on it"
     likely = f"is likely between {clean.low:.2f} and {clean.high:.2f}"
     if not clean.wrong:  # the bootstrap cannot draw what did not occur
         likely = f"is near 1, though up to {min(1.0, 3 / images):.0%} of new images may be wrong (the rule of three)"
-    said = f"Measured on {images} images that {who} {'' if subject.method else 'never '}trained on, the macro F1 of "
-    said += f"documents like these {likely}"
+    said = f"Measured on {images} images{judged}, the macro F1 of documents like these {likely}"
     if more:
         said += f", and of turned, worn or photographed ones between {more[0].low:.2f} and {more[0].high:.2f}"
     if subject.method:
         leans = "both lean" if more else "it leans"
-        return f"{said}; {leans} a little high, because the members were chosen on the same images."
+        said += f"; {leans} a little high, because the members were chosen on the same images."
+        return said + (" The mean of the folds, which predicts, was itself not measured." if subject.folds else "")
     chose = {
         "val_f1_corrupted": "the corrupted figure leans a little high, because it chose the checkpoint",
         "val_f1_mean": "both lean a little high, because their mean chose the checkpoint",

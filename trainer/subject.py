@@ -42,6 +42,8 @@ class Subject:
     """How its weights were found."""
     members: list[Member] = field(default_factory=list)
     """Those of an ensemble; before them the same members with equal votes, where that was scored."""
+    folds: bool = False
+    """An ensemble of folds: its validation is the out-of-fold votes, which have no temperature."""
     sha256: str = ""
 
     @property
@@ -89,6 +91,7 @@ def _ensemble(path: Path, validation: Validation) -> Subject:
         parts = [path.parent / entry["checkpoint"] for entry in content["members"]]
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise ConfigError(f"{path}: not an ensemble.json of this trainer: {error}") from None
+    folds = bool(content.get("out_of_fold"))
     there = next((part for part in parts if part.is_file()), None)
     first = checkpoint.load(there) if there else None
     return Subject(
@@ -96,10 +99,11 @@ def _ensemble(path: Path, validation: Validation) -> Subject:
         validation,
         first.config if first else {},
         versions=first.versions if first else {},
-        temperature=content.get("temperature"),
+        temperature=None if folds else content.get("temperature"),
         method=method,
         weighting=content.get("weighting"),
         members=members,
+        folds=folds,
         sha256=sha256(path),
     )
 

@@ -172,7 +172,7 @@ def test_an_ensembles_members_are_shown_beside_an_equal_vote(trained: list[Path]
     assert "no member trained on" in page and 'id="training"' not in page
 
 
-def test_folds_of_one_model_are_one_member(trained: list[Path]) -> None:
+def test_folds_of_one_model_are_one_member(trained: list[Path], tmp_path: Path) -> None:
     pooled = [{"member": 0, "name": "resnet", "folds": 2, "val_f1": 0.7}]
     members = [
         {"checkpoint": f"fold{fold}.ckpt", "sha256": "", "weight": 2.0, "member": 0, "val_f1": 0.9} for fold in range(2)
@@ -180,6 +180,11 @@ def test_folds_of_one_model_are_one_member(trained: list[Path]) -> None:
     analysed = ensemble_of(trained, out_of_fold=pooled, members=members)
     assert not [m for m in analysed.members if m.name.endswith(".ckpt")]
     assert [(m.name, m.share, m.figures["val_f1"]) for m in analysed.members[-1:]] == [("resnet, 2 folds", 1.0, 0.7)]
+    report.write(tmp_path / "report.html", analysed, None)
+    page = (tmp_path / "report.html").read_text()
+    assert "images, each judged by the one fold of each model that did not train on it, the macro F1 of" in page
+    assert "The mean of the folds, which predicts, was itself not measured." in page
+    assert "no member trained on" not in page and "divided by a temperature" not in page
 
 
 @pytest.mark.parametrize("history", ["", "epoch,step\n1,x\n", "a,b\n1,2\n"])
