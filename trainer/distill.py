@@ -28,21 +28,25 @@ class Teacher:
     """Where the student's classes stand among its own."""
     share: float
     """In the mean of all teachers; they add up to 1."""
+    name: str
+    """As `training.teachers` has it; the members of an ensemble have the same."""
+    split_fingerprint: str | None
+    """Of the split that it was validated on, where that is known."""
 
 
-def read(paths: Sequence[str]) -> list[tuple[checkpoint.Checkpoint, float]]:
-    """The checkpoints behind `training.teachers`, with their shares: every path counts alike, the members of an
-    ensemble.json within it by their weights. Raises ConfigError."""
-    found: list[tuple[checkpoint.Checkpoint, float]] = []
+def read(paths: Sequence[str]) -> list[tuple[str, checkpoint.Checkpoint, float]]:
+    """The checkpoints behind `training.teachers`, with the path that names each and their shares: every path counts
+    alike, the members of an ensemble.json within it by their weights. Raises ConfigError."""
+    found: list[tuple[str, checkpoint.Checkpoint, float]] = []
     for name in paths:
         path = Path(name).expanduser()
         try:
             if path.suffix == ".json":
                 made = ensemble.read(path)
                 shares = zip(made.parts, made.shares, strict=True)
-                found += [(part.checkpoint, share / len(paths)) for part, share in shares]
+                found += [(name, part.checkpoint, share / len(paths)) for part, share in shares]
             else:
-                found.append((checkpoint.load(path), 1 / len(paths)))
+                found.append((name, checkpoint.load(path), 1 / len(paths)))
         except ConfigError as error:
             raise ConfigError(f"training.teachers: {error}") from None
     return found
@@ -51,7 +55,7 @@ def read(paths: Sequence[str]) -> list[tuple[checkpoint.Checkpoint, float]]:
 def load(paths: Sequence[str], class_names: Sequence[str], on: torch.device, channels_last: bool) -> list[Teacher]:
     """The teachers on the device `on`. Raises ConfigError where one is missing or knows other classes."""
     teachers = []
-    for member, share in read(paths):
+    for path, member, share in read(paths):
         if set(member.class_names) != set(class_names):
             odd = ", ".join(sorted(set(member.class_names) ^ set(class_names)))
             raise ConfigError(
@@ -63,8 +67,15 @@ def load(paths: Sequence[str], class_names: Sequence[str], on: torch.device, cha
         mean, std = tuple(member.preprocessing["mean"]), tuple(member.preprocessing["std"])
         net = model.Normalized(bare, mean, std, channels_last).to(on).eval().requires_grad_(False)
         order = [member.class_names.index(name) for name in class_names]
-        teachers.append(Teacher(net, size, member.temperature, order, share))
+        split = member.validation.get("split_fingerprint")
+        teachers.append(Teacher(net, size, member.temperature, order, share, path, split))
     return teachers
+
+
+def saw_validation(teachers: Sequence[Teacher], split_fingerprint: str) -> list[str]:
+    """The names of those that may have trained on the validation images of the student's split: their own split is
+    another, or is not known."""
+    return list(dict.fromkeys(t.name for t in teachers if t.split_fingerprint != split_fingerprint))
 
 
 @torch.no_grad()

@@ -375,6 +375,7 @@ def _finish(job: Job) -> dict[str, Any]:
         "split_fingerprint": job.split.fingerprint,
         "folds_fingerprint": job.split.folds_fingerprint,
         "fold": job.config.data.fold if job.config.data.folds else None,
+        **_teaching(job),
         "threads": torch.get_num_threads(),
         "host": os.uname().nodename,
         "versions": keep.versions(),
@@ -390,3 +391,9 @@ def _finish(job: Job) -> dict[str, Any]:
             f"{progress.best_epoch}, after {duration(progress.seconds)}; {job.run_dir / 'best.ckpt'}"
         )
     return summary
+
+
+def _teaching(job: Job) -> dict[str, bool]:
+    if not job.teachers:
+        return {}
+    return {"teachers_saw_validation": bool(distill.saw_validation(job.teachers, job.split.fingerprint))}

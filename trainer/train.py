@@ -211,6 +211,12 @@ def _prepare(
             job.reporter.say(
                 "note: intervals take images as independent; those of one group err together, so the truth is wider"
             )
+        saw = distill.saw_validation(teachers, split.fingerprint)
+        if saw:
+            job.reporter.say(
+                f"note: training.teachers: {', '.join(saw)} may have trained on this run's validation images (their "
+                "split is another, or not known): its validation figures may be too good"
+            )
         if state is not None:
             job.reporter.say(f"resumed in epoch {progress.epoch + 1} after step {progress.step}")
     return job

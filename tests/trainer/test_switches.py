@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,21 @@ def test_a_student_learns_from_its_teachers(trained: list[Path], tmp_path: Path,
         assert train(tmp_path / name, *words, "training.distill_weight=" + more[0], *more[1:]) == 0
     a, b, c = (last(tmp_path / name)["model"] for name in "abc")
     assert all(torch.equal(a[key], b[key]) for key in a) and not all(torch.equal(a[key], c[key]) for key in a)
+
+
+def test_a_teacher_that_may_have_seen_the_validation_images_is_named(
+    trained: list[Path], tmp_path: Path, train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    same, other = trained[0] / "best.ckpt", tmp_path / "other.ckpt"
+    kept = checkpoint.load(same)
+    checkpoint.save(other, replace(kept, validation={**kept.validation, "split_fingerprint": "another"}))
+    words = ["training=distill", "training.max_steps=1", "training.batch_size=8"]
+    assert train(tmp_path / "fair", *words, f"training.teachers=[{same}]") == 0
+    assert "may have trained on" not in capsys.readouterr().out
+    assert train(tmp_path / "unfair", *words, f"training.teachers=[{same},{other}]") == 0
+    assert f"note: training.teachers: {other} may have trained on" in capsys.readouterr().out
+    found = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("fair", "unfair")]
+    assert [metrics["teachers_saw_validation"] for metrics in found] == [False, True]
 
 
 def test_what_cannot_teach_is_refused_before_training(
