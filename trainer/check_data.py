@@ -123,7 +123,7 @@ def as_text(checked: Checked, report: dict[str, Any]) -> str:
         f"{len(report['classes'])} classes; {images['test']} test images",
         "",
     ]
-    width = max(len(entry["name"]) for entry in report["classes"])
+    width = max(len(name) for name in ("class", *(entry["name"] for entry in report["classes"])))
     lines.append(f"  {'class':{width}}  images  validation")
     lines += [f"  {e['name']:{width}}  {e['images']:6}  {e['validation']:10}" for e in report["classes"]]
     lines.append("")

@@ -96,6 +96,8 @@ def look(path: Path) -> Look:
 
 def find(paths: Sequence[Path], looks: Sequence[Look]) -> Found:
     """Every pair among `paths` that is one image. `looks` are theirs, in the same order."""
+    if not looks:
+        return Found([], 0, 0)
     exact = [Pair(a, b, "file") for a, b in _equal({row: seen.file for row, seen in enumerate(looks)})]
     known = {(pair.a, pair.b) for pair in exact}
     same = [p for p in _equal({row: seen.pixels for row, seen in enumerate(looks)}) if p not in known]

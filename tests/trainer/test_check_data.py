@@ -219,6 +219,21 @@ def test_faults_are_reported_beside_what_the_other_images_show(
     assert len(json.loads((tmp_path / "check_data.json").read_text())["faults"]) == 2
 
 
+@pytest.mark.parametrize("rows", ["0-000.jpg,0\n0-001.jpg,0\n", ""])
+def test_a_folder_without_any_readable_image_is_reported_by_its_rows(
+    rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    for name in ("0-000.jpg", "0-001.jpg"):
+        (tmp_path / "data" / "train" / name).write_bytes(b"broken")
+    (tmp_path / "data" / "train.csv").write_text(f"ID,target\n{rows}")
+    assert main(["check-data", f"data.root={tmp_path / 'data'}"]) == 65
+    seen = capsys.readouterr()
+    said = "train.csv:3: train/0-001.jpg: not a readable image" if rows else "train.csv:1: there is no row"
+    assert said in seen.err and "duplicates: none" in seen.out
+    assert json.loads((tmp_path / "check_data.json").read_text())["duplicates"] == []
+
+
 @pytest.mark.parametrize(
     ("allowed", "code", "said"),
     [("[nope.jpg]", 65, "no training image 'nope.jpg'"), ("[1]", 64, "a list of IDs")],
