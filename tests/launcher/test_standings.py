@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from sklearn.metrics import f1_score
 
-from launcher import collect, expansion, leaderboard, runs, spec, steps
+from launcher import collect, expansion, leaderboard, predictions, runs, spec, steps
 from launcher.document import JobError
 from launcher.machine import BUILT_IN
 from launcher.runs import RunError, RunRequest
@@ -65,6 +65,22 @@ def test_what_saw_other_images_or_left_no_predictions_is_not_compared(tmp_path: 
     rows = collect.rows(tmp_path)
     assert told_apart(rows) == {"001-a": "no", "002-split": "", "003-images": "", "004-damaged": ""}
     assert "not compared, for want of predictions of the same images: 3" in shown(rows)
+
+
+def test_predictions_whose_bytes_were_damaged_are_none(tmp_path: Path) -> None:
+    scored_run(tmp_path, "001-a", wrong=3)
+    path = scored_run(tmp_path, "002-damaged", wrong=4) / "val_predictions.npz"
+    whole = path.read_bytes()
+    chance = np.random.default_rng(0)
+    unread = 0
+    for _ in range(200):
+        content = np.frombuffer(whole, np.uint8).copy()
+        content[chance.integers(len(content), size=4)] ^= chance.integers(1, 256, 4, np.uint8)
+        path.write_bytes(content.tobytes())
+        unread += predictions.read(path.parent) is None
+    assert unread > 100
+    path.write_bytes(whole[:60] + b"\xff" * 20 + whole[80:])  # in the middle of a compressed member: zlib.error
+    assert told_apart(collect.rows(tmp_path)) == {"001-a": "no", "002-damaged": ""}
 
 
 def test_classes_and_images_in_another_order_are_the_same(tmp_path: Path) -> None:
