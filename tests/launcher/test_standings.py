@@ -136,6 +136,17 @@ def test_the_folds_of_a_configuration_are_one_row_of_their_pooled_predictions(tm
     assert not (tmp_path / "champion").exists()
 
 
+def test_a_fold_that_was_trained_alone_is_no_champion_either(tmp_path: Path) -> None:
+    fold = {"configuration": "a", "config": {"fold": 0, "folds": 5}}
+    scored_run(tmp_path / "one", "001-a", wrong=0, **fold)
+    rows, line = collect.collect(tmp_path / "one")
+    assert rows[0]["rank"] == 1 and line.startswith("no fold becomes the champion")
+    assert not (tmp_path / "champion").exists()
+    scored_run(tmp_path / "one", "002-b", wrong=4)
+    collect.collect(tmp_path / "one")
+    assert champion(tmp_path)["run"] == "one/002-b"
+
+
 def test_a_configuration_that_lacks_a_fold_says_which_and_has_no_rank(tmp_path: Path) -> None:
     scored_folds(tmp_path, "a", 1, [1, None, 3])  # type: ignore[list-item]
     scored_folds(tmp_path, "b", 4, [5, 5, 5])
