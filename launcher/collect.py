@@ -158,8 +158,8 @@ def collect(submission: Path, place: Path | None = None, replace: bool = False) 
     """Write leaderboard.csv, and the best run's checkpoint into the folder of the champion (by default
     `<runs>/champion`) where it beats the one there. Returns the rows and a line on the champion.
 
-    `replace` puts it there also where the two were validated on different splits, and so cannot be compared. One of
-    several folds is no champion: it was validated on images that the others trained on.
+    `replace` puts it there also where the two were validated on different splits, and so cannot be compared. A fold is
+    no champion, even where it was trained alone: it was validated on other images than the rest.
     """
     found = rows(submission)
     out = io.StringIO()
@@ -167,10 +167,11 @@ def collect(submission: Path, place: Path | None = None, replace: bool = False) 
     writer.writeheader()
     writer.writerows(found)
     write_text(submission / "leaderboard.csv", out.getvalue())
-    best = next((row for row in found if row["kind"] == "train" and row["rank"] != ""), None)
-    joined = any(row["kind"] == "folds" and row["rank"] != "" for row in found)
+    ranked = [row for row in found if row["rank"] != ""]
+    best = next((row for row in ranked if row["kind"] == "train" and row["fold"] == ""), None)
+    folds = any(row["kind"] == "folds" or row["fold"] != "" for row in ranked)
     line = champion.crown(
-        submission, best, place or submission.parent / "champion", replace, FOLDS_ALONE if joined else NO_FIGURE
+        submission, best, place or submission.parent / "champion", replace, FOLDS_ALONE if folds else NO_FIGURE
     )
     return found, line
 

@@ -425,5 +425,5 @@ def failure(variant: str, base: str | None, lines: Sequence[str]) -> str:
 
 
 def _revision(root: Path) -> str:
-    """The commit of the checkout, with `-dirty` where it has changed since."""
+    """The commit of the checkout, with `-dirty` where it has changed since, `-unknown` where git could not say."""
     return provenance.revision(root, (*_BAKED, "pyproject.toml"))

@@ -289,11 +289,11 @@ def image_table(found: Sequence[Image]) -> Table:
         shown.add_column(title, overflow="fold")
     words = {True: "stale", False: "the same", None: "unknown: not built by `launcher build`"}
     for image in found:
-        dirty = "-dirty" if image.git_sha.endswith("-dirty") else ""
+        sha, dash, state = image.git_sha.partition("-")
         name = ", ".join(image.tags) or f"{image.name} (replaced)"
         shown.add_row(
             name, image.variant, f"{image.size / 1e9:.2f} GB", image.created.replace("T", " "), image.version,
-            image.git_sha[:10] + dirty, image.weights, words[image.stale],
+            sha[:10] + dash + state, image.weights, words[image.stale],
         )  # fmt: skip
     return shown
 

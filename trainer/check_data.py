@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from trainer.duplicates import Look, Pair
 from trainer.errors import DataError
 from trainer.files import write_json
 
-PICTURED, LISTED = 24, 40
-"""Pairs in duplicates.png and in the text; check_data.json has all of them."""
+PICTURED, LISTED, KEPT = 24, 40, 1000
+"""Most pairs in duplicates.png, in the text, in check_data.json, the worst first: n equal images are n² / 2 pairs."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,18 @@ class Checked:
     candidates: int
     compared: int
     faults: list[str]
-    refused: list[Pair]
-    """The leaks that `data.allowed_leaks` does not name."""
+    refused: set[tuple[int, int]]
+    """Rows of the leaks that `data.allowed_leaks` does not name."""
+
+    @cached_property
+    def held_out(self) -> frozenset[int]:
+        """Rows of the validation images."""
+        return frozenset(self.split.val if self.split else ())
+
+    @cached_property
+    def worst_first(self) -> list[Pair]:
+        """`pairs`: leaks, then labels that disagree, then what concerns the test images."""
+        return sorted(self.pairs, key=lambda pair: _weight(self, pair))
 
 
 def check(config: DataConfig) -> Checked:
@@ -58,7 +69,7 @@ def check(config: DataConfig) -> Checked:
         looks = list(pool.map(duplicates.look, paths))
     found = duplicates.find(paths, looks)
     across = leaks.found(split, _within(found.pairs, len(train))) if split else []
-    refused = leaks.refused(train, across, config.allowed_leaks)
+    refused = {(pair.a, pair.b) for pair in leaks.refused(train, across, config.allowed_leaks)}
     return Checked(train, test, split, looks, found.pairs, found.candidates, found.compared, faults, refused)
 
 
@@ -66,7 +77,7 @@ def write(checked: Checked, output: Path) -> dict[str, Any]:
     """Write check_data.json and duplicates.png into `output`; returns what the former holds."""
     report = as_dict(checked)
     write_json(output / "check_data.json", report)
-    pairs = sorted(checked.pairs, key=lambda pair: _weight(checked, pair))
+    pairs = checked.worst_first
     tiles = [tile for pair in pairs[:PICTURED] for tile in _tiles(checked, pair)]
     more = f", the {PICTURED} worst" if len(pairs) > PICTURED else ""
     title = f"{len(pairs)} pairs of duplicates{more}: two and two side by side" if pairs else "No duplicates"
@@ -107,7 +118,8 @@ def as_dict(checked: Checked) -> dict[str, Any]:
             "test": _sizes(checked.looks[len(train) :]),
         },
         "faults": checked.faults,
-        "duplicates": [_pair(checked, pair) for pair in checked.pairs],
+        "duplicates": [_pair(checked, pair) for pair in checked.worst_first[:KEPT]],
+        "duplicates_not_listed": max(0, len(checked.pairs) - KEPT),
         "leaks": len(checked.refused),
         "contradictory_labels": sum(_contradict(checked, pair) for pair in checked.pairs),
         "test_images": {"with_duplicate": repeated, "without_duplicate": len(checked.test) - repeated},
@@ -123,7 +135,7 @@ def as_text(checked: Checked, report: dict[str, Any]) -> str:
         f"{len(report['classes'])} classes; {images['test']} test images",
         "",
     ]
-    width = max(len(entry["name"]) for entry in report["classes"])
+    width = max(len(name) for name in ("class", *(entry["name"] for entry in report["classes"])))
     lines.append(f"  {'class':{width}}  images  validation")
     lines += [f"  {e['name']:{width}}  {e['images']:6}  {e['validation']:10}" for e in report["classes"]]
     lines.append("")
@@ -138,10 +150,11 @@ def as_text(checked: Checked, report: dict[str, Any]) -> str:
         f"\nduplicates: {len(checked.pairs) or 'none'} (of {report['compared']['candidates']} pairs that look alike, "
         f"{report['compared']['at_full_size']} were compared at full size)"
     )
-    shown = sorted(checked.pairs, key=lambda pair: _weight(checked, pair))
+    shown = checked.worst_first
     lines += [f"  {_line(checked, pair)}" for pair in shown[:LISTED]]
     if len(shown) > LISTED:
-        lines.append(f"  … and {len(shown) - LISTED} more: see check_data.json")
+        also = f", which has the worst {KEPT:,}" if report["duplicates_not_listed"] else ""
+        lines.append(f"  … and {len(shown) - LISTED} more: see check_data.json{also}")
     if report["contradictory_labels"]:
         lines.append(f"CONTRADICTORY LABELS: one image with two labels, pairs: {report['contradictory_labels']}")
     if images["test"]:
@@ -183,7 +196,7 @@ def _sizes(looks: Sequence[Look]) -> dict[str, dict[str, float]]:
 def _side(checked: Checked, row: int) -> str:
     if row >= len(checked.train):
         return "test"
-    return "validation" if checked.split and row in checked.split.val else "train"
+    return "validation" if row in checked.held_out else "train"
 
 
 def _contradict(checked: Checked, pair: Pair) -> bool:
@@ -191,9 +204,8 @@ def _contradict(checked: Checked, pair: Pair) -> bool:
 
 
 def _weight(checked: Checked, pair: Pair) -> tuple[bool, bool, bool, int, int]:
-    """What sorts the worst first: leaks, labels that disagree, then what concerns the test images."""
     test = pair.b >= len(checked.train)
-    return (pair not in checked.refused, not _contradict(checked, pair), not test, pair.a, pair.b)
+    return ((pair.a, pair.b) not in checked.refused, not _contradict(checked, pair), not test, pair.a, pair.b)
 
 
 def _image(checked: Checked, row: int) -> dict[str, Any]:
@@ -222,7 +234,7 @@ def _pair(checked: Checked, pair: Pair) -> dict[str, Any]:
         "mirrored": pair.turn[1],
         "difference": pair.difference,
         "leak": leak,
-        "allowed": leak and pair not in checked.refused,
+        "allowed": leak and (pair.a, pair.b) not in checked.refused,
         "contradictory": _contradict(checked, pair),
     }
 

@@ -38,6 +38,8 @@ RESIZED = 1.05
 """From this ratio of sides on, the smaller image may have been reduced without smoothing."""
 REDUCTIONS = (cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_NEAREST, cv2.INTER_NEAREST_EXACT)
 """How libraries reduce images: all but the first leave details out and make patterns that were not there."""
+BATCH = 1024
+"""Pairs that wait for the third sieve at once: each takes memory from then on."""
 
 Grey = NDArray[np.uint8]
 
@@ -96,6 +98,8 @@ def look(path: Path) -> Look:
 
 def find(paths: Sequence[Path], looks: Sequence[Look]) -> Found:
     """Every pair among `paths` that is one image. `looks` are theirs, in the same order."""
+    if not looks:
+        return Found([], 0, 0)
     exact = [Pair(a, b, "file") for a, b in _equal({row: seen.file for row, seen in enumerate(looks)})]
     known = {(pair.a, pair.b) for pair in exact}
     same = [p for p in _equal({row: seen.pixels for row, seen in enumerate(looks)}) if p not in known]
@@ -115,8 +119,10 @@ def find(paths: Sequence[Path], looks: Sequence[Look]) -> Found:
         made = Pair(a, b, "look", best[1], round(best[0], 4)) if best[0] < DIFFERENCE else None
         return bool(near), made
 
+    candidates = sorted(turns)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(compare, sorted(turns)))
+        batches = (candidates[start : start + BATCH] for start in range(0, len(candidates), BATCH))
+        results = [result for batch in batches for result in pool.map(compare, batch)]
     pairs = sorted([*exact, *(made for _, made in results if made)], key=lambda p: (p.a, p.b))
     return Found(pairs, len(turns), sum(near for near, _ in results))
 

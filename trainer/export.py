@@ -33,7 +33,7 @@ TOLERANCE = 1e-4
 OPSET = 20
 """Of ONNX: the exporter's own default, and the first with GELU as one operator."""
 
-ABOUT, CARD = "preprocessing.json", "README.md"
+ABOUT, CARD, BUILDING = "preprocessing.json", "README.md", ".export-"
 FORMAT = 1
 
 Run = Callable[[torch.Tensor], torch.Tensor]
@@ -279,29 +279,40 @@ def _check_output(output: Path, force: bool) -> None:
     if output.exists() and not output.is_dir():
         raise ConfigError(f"{output}: is a file; name a folder by --output DIR")
     check_folder(output)
-    if output.is_dir() and any(output.iterdir()):
-        mine = (output / ABOUT).is_file()
+    killed = _unfinished(output)
+    if output.is_dir() and any(path not in killed for path in output.iterdir()):
+        mine = (output / ABOUT).is_file() or killed  # the latter may have been killed while files took their places
         if not mine:
             raise ConfigError(f"{output}: the folder is not empty, and holds no export; name another by --output DIR")
         if not force:
             raise ConfigError(f"{output}: an export is there already; --force replaces it, --output DIR names another")
 
 
+def _unfinished(output: Path) -> list[Path]:
+    """The folders in `output` of exports that were killed."""
+    return [path for path in output.glob(f"{BUILDING}*") if path.is_dir()]
+
+
 @contextmanager
 def _building(output: Path) -> Iterator[Path]:
     """A folder inside `output` whose files take their place there when the block ends well; else nothing is left.
 
-    Inside it, since `output` may be a container's mount, beside which nothing can be written.
+    Inside it, since `output` may be a container's mount, beside which nothing can be written. What exports that were
+    killed left there is removed.
     """
     missing = [folder for folder in (output, *output.parents) if not folder.exists()]
     output.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".export-", dir=output))
+    for killed in _unfinished(output):
+        shutil.rmtree(killed, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=BUILDING, dir=output))
     try:
         yield folder
-        for name in {ABOUT, CARD, *(n for f in FORMATS.values() for n in (f.file, *f.more_files))}:
-            (output / name).unlink(missing_ok=True)  # of the export that is replaced
-        for file in sorted(folder.iterdir()):
+        files = sorted(folder.iterdir())
+        for file in files:
             settle(file, output / file.name)
+        known = {ABOUT, CARD, *(name for each in FORMATS.values() for name in (each.file, *each.more_files))}
+        for name in known - {file.name for file in files}:
+            (output / name).unlink(missing_ok=True)  # of another format, which was replaced
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         for made in missing:

@@ -23,7 +23,8 @@ def refused(table: Table, leaks: Iterable[Pair], allowed: Sequence[str]) -> list
     for image_id in sorted(set(allowed) - set(table.ids)):
         hint = nearest(image_id, table.ids)
         raise DataError(f"data.allowed_leaks: there is no training image '{image_id}'; {hint}")
-    return [pair for pair in leaks if not {table.ids[pair.a], table.ids[pair.b]} & set(allowed)]
+    names = set(allowed)
+    return [pair for pair in leaks if names.isdisjoint((table.ids[pair.a], table.ids[pair.b]))]
 
 
 def refuse(table: Table, split: Split, pairs: Iterable[Pair], allowed: Sequence[str]) -> None:

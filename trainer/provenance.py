@@ -17,12 +17,13 @@ def git_sha(folder: Path) -> str | None:
 
 
 def revision(folder: Path = PACKAGE, watched: tuple[str, ...] = (".",)) -> str:
-    """The commit of the code in `folder`, with `-dirty` where one of the paths `watched` in it has changed since;
-    $GIT_SHA in an image, which has no checkout; else unknown."""
+    """The commit of the code in `folder`, with `-dirty` where one of the paths `watched` in it has changed since, and
+    `-unknown` where git could not say; $GIT_SHA in an image, which has no checkout; else unknown."""
     sha = git_sha(folder)
-    if sha is None or not _git(folder, "ls-files", *watched):  # an installed copy below somebody else's checkout
+    if sha is None or _git(folder, "ls-files", *watched) == "":  # an installed copy below somebody else's checkout
         return os.environ.get("GIT_SHA") or "unknown"
-    return sha + ("-dirty" if _git(folder, "status", "--porcelain", "--", *watched) else "")
+    changed = _git(folder, "status", "--porcelain", "--", *watched)
+    return sha + ("-unknown" if changed is None else "-dirty" if changed else "")
 
 
 @functools.cache
@@ -36,9 +37,10 @@ def code_fingerprint(package: Path = PACKAGE) -> str:
     return digest.hexdigest()[:16]
 
 
-def _git(folder: Path, *words: str) -> str:
+def _git(folder: Path, *words: str) -> str | None:
+    """What git prints; None where it fails, or takes longer than 5 s."""
     try:
         done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

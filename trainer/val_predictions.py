@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +50,9 @@ def read(path: Path) -> Validation:
     try:
         with np.load(stored, allow_pickle=False) as arrays:
             return _validation(dict(arrays), arrays["class_names"].tolist())
-    except (ValueError, KeyError, EOFError, BadZipFile) as error:
+    except OSError:  # of the system, which names the file
+        raise
+    except Exception as error:  # whatever its bytes provoke: zlib.error, tokenize.TokenError, struct.error, …
         raise ConfigError(f"{stored}: not a val_predictions.npz of a run: {error}") from None
 
 

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from sklearn.metrics import f1_score
 
-from launcher import collect, expansion, leaderboard, runs, spec, steps
+from launcher import collect, expansion, leaderboard, predictions, runs, spec, steps
 from launcher.document import JobError
 from launcher.machine import BUILT_IN
 from launcher.runs import RunError, RunRequest
@@ -67,6 +67,22 @@ def test_what_saw_other_images_or_left_no_predictions_is_not_compared(tmp_path: 
     assert "not compared, for want of predictions of the same images: 3" in shown(rows)
 
 
+def test_predictions_whose_bytes_were_damaged_are_none(tmp_path: Path) -> None:
+    scored_run(tmp_path, "001-a", wrong=3)
+    path = scored_run(tmp_path, "002-damaged", wrong=4) / "val_predictions.npz"
+    whole = path.read_bytes()
+    chance = np.random.default_rng(0)
+    unread = 0
+    for _ in range(200):
+        content = np.frombuffer(whole, np.uint8).copy()
+        content[chance.integers(len(content), size=4)] ^= chance.integers(1, 256, 4, np.uint8)
+        path.write_bytes(content.tobytes())
+        unread += predictions.read(path.parent) is None
+    assert unread > 100
+    path.write_bytes(whole[:60] + b"\xff" * 20 + whole[80:])  # in the middle of a compressed member: zlib.error
+    assert told_apart(collect.rows(tmp_path)) == {"001-a": "no", "002-damaged": ""}
+
+
 def test_classes_and_images_in_another_order_are_the_same(tmp_path: Path) -> None:
     scored_run(tmp_path, "001-a", wrong=3)
     other = scored_run(tmp_path, "002-b", wrong=3)
@@ -118,6 +134,17 @@ def test_the_folds_of_a_configuration_are_one_row_of_their_pooled_predictions(tm
     assert "a-folds" in shown(rows) and "001-a-fold0" not in shown(rows)
     assert line.startswith("no fold becomes the champion") and "step: ensemble" in line
     assert not (tmp_path / "champion").exists()
+
+
+def test_a_fold_that_was_trained_alone_is_no_champion_either(tmp_path: Path) -> None:
+    fold = {"configuration": "a", "config": {"fold": 0, "folds": 5}}
+    scored_run(tmp_path / "one", "001-a", wrong=0, **fold)
+    rows, line = collect.collect(tmp_path / "one")
+    assert rows[0]["rank"] == 1 and line.startswith("no fold becomes the champion")
+    assert not (tmp_path / "champion").exists()
+    scored_run(tmp_path / "one", "002-b", wrong=4)
+    collect.collect(tmp_path / "one")
+    assert champion(tmp_path)["run"] == "one/002-b"
 
 
 def test_a_configuration_that_lacks_a_fold_says_which_and_has_no_rank(tmp_path: Path) -> None:

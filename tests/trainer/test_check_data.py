@@ -219,6 +219,43 @@ def test_faults_are_reported_beside_what_the_other_images_show(
     assert len(json.loads((tmp_path / "check_data.json").read_text())["faults"]) == 2
 
 
+@pytest.mark.parametrize("rows", ["0-000.jpg,0\n0-001.jpg,0\n", ""])
+def test_a_folder_without_any_readable_image_is_reported_by_its_rows(
+    rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    for name in ("0-000.jpg", "0-001.jpg"):
+        (tmp_path / "data" / "train" / name).write_bytes(b"broken")
+    (tmp_path / "data" / "train.csv").write_text(f"ID,target\n{rows}")
+    assert main(["check-data", f"data.root={tmp_path / 'data'}"]) == 65
+    seen = capsys.readouterr()
+    said = "train.csv:3: train/0-001.jpg: not a readable image" if rows else "train.csv:1: there is no row"
+    assert said in seen.err and "duplicates: none" in seen.out
+    assert json.loads((tmp_path / "check_data.json").read_text())["duplicates"] == []
+
+
+def test_many_equal_pages_are_counted_and_the_worst_pairs_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "data"
+    (root / "train").mkdir(parents=True)
+    names = [f"{number:03d}.png" for number in range(300)]
+    invoice("No. 1").resize((70, 90)).save(root / "train" / names[0])
+    for name in names[1:]:
+        shutil.copy(root / "train" / names[0], root / "train" / name)
+    (root / "train.csv").write_text("ID,target\n" + "".join(f"{name},{row % 2}\n" for row, name in enumerate(names)))
+    assert main(["check-data", f"data.root={root}"]) == 65
+    seen = capsys.readouterr()
+    pairs = 300 * 299 // 2
+    assert f"duplicates: {pairs} " in seen.out
+    assert f"{pairs - 40} more: see check_data.json, which has the worst 1,000" in seen.out
+    report = json.loads((tmp_path / "check_data.json").read_text())
+    assert len(report["duplicates"]) == 1000 and report["duplicates_not_listed"] == pairs - 1000
+    assert all(pair["leak"] and pair["contradictory"] for pair in report["duplicates"])
+    held = report["images"]["validation"]
+    assert report["leaks"] == held * (300 - held) and f"{report['leaks']} leaks across the split" in seen.err
+
+
 @pytest.mark.parametrize(
     ("allowed", "code", "said"),
     [("[nope.jpg]", 65, "no training image 'nope.jpg'"), ("[1]", 64, "a list of IDs")],

@@ -163,6 +163,30 @@ def test_an_export_is_replaced_only_by_force_and_nothing_else_is(
     assert (tmp_path / "own" / "README.md").read_text() == "mine"
 
 
+def test_what_a_killed_export_left_is_in_nobodys_way(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["export", f"checkpoint={plain}", "to=safetensors", "images=2", "output=made"]
+    (tmp_path / "made" / ".export-killed").mkdir(parents=True)
+    (tmp_path / "made" / ".export-killed" / "model.onnx").write_text("half")
+    assert main(words) == 0
+    names = ["README.md", "config.json", "model.safetensors", "preprocessing.json"]
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == names
+    (tmp_path / "made" / "preprocessing.json").unlink()  # killed while the files took their places: this is the last
+    (tmp_path / "made" / ".export-killed").mkdir()
+    assert main(words) == 64
+    assert main([*words, "--force"]) == 0
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == names
+
+    def full(temporary: Path, path: Path) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    (tmp_path / "made" / "model.onnx").write_text("earlier")
+    monkeypatch.setattr(export, "settle", full)
+    assert main([*words, "--force"]) != 0
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == sorted([*names, "model.onnx"])
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

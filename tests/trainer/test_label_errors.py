@@ -63,11 +63,15 @@ def test_the_command_writes_a_table_and_a_gallery(documents: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("none.npz", "there is no such file"), ("bad.npz", "not a val_predictions.npz")]
+    ("name", "said"),
+    [("none.npz", "there is no such file"), ("bad.npz", "not a val_predictions.npz"), ("flipped.npz", "invalid")],
 )
 def test_what_holds_no_predictions_is_one_clear_error(
     name: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "bad.npz").write_bytes(b"PK nothing")
+    np.savez_compressed(tmp_path / "flipped.npz", ids=np.arange(500))
+    whole = (tmp_path / "flipped.npz").read_bytes()
+    (tmp_path / "flipped.npz").write_bytes(whole[:60] + b"\xff" * 20 + whole[80:])
     assert main(["label-errors", "--predictions", name]) == 64
     assert said in capsys.readouterr().err and not (tmp_path / "label_errors.csv").exists()

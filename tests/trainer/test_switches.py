@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tests.trainer.conftest import write_documents
-from trainer import checkpoint, config, data, distill, losses, mixing, model, sampling
+from trainer import checkpoint, config, data, distill, losses, mixing, model, provenance, sampling
 from trainer.cli import main
 from trainer.errors import ConfigError
 
@@ -176,12 +177,29 @@ def test_what_cannot_teach_is_refused_before_training(
     assert not list(tmp_path.rglob("last.ckpt"))
 
 
+def test_a_checkout_whose_state_git_cannot_tell_is_not_called_clean(tmp_path: Path) -> None:
+    def git(*words: str) -> None:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
+
+    (tmp_path / "code.py").write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "one")
+    sha = provenance.git_sha(tmp_path)
+    assert sha and provenance.revision(tmp_path) == sha
+    (tmp_path / "code.py").write_text("22")
+    assert provenance.revision(tmp_path) == f"{sha}-dirty"
+    (tmp_path / ".git" / "index").write_bytes(b"damaged")
+    assert provenance.revision(tmp_path) == f"{sha}-unknown"
+
+
 def test_results_say_where_they_come_from(trained: list[Path], documents: Path, tmp_path: Path) -> None:
     made = json.loads((trained[0] / "metrics.json").read_text())
     kept = checkpoint.load(trained[0] / "best.ckpt").provenance
     table = data.read_training(documents, config.DataConfig())
     assert made["data_fingerprint"] == kept["data_fingerprint"] == data.training_fingerprint(table)
-    assert len(kept["git_sha"].removesuffix("-dirty")) == 40 and made["git_sha"] == kept["git_sha"]
+    assert len(kept["git_sha"].partition("-")[0]) == 40 and made["git_sha"] == kept["git_sha"]
     order = np.random.default_rng(0).permutation(len(table))
     lists = {name: [getattr(table, name)[row] for row in order] for name in ("ids", "paths", "targets")}
     turned = data.Table(**lists, class_names=table.class_names, labels=table.labels)
