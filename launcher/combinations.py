@@ -34,9 +34,9 @@ def with_memory(machine: Machine, text: str) -> Machine:
 
 
 def rows(machine: Machine, environment: str) -> list[dict[str, Any]]:
-    """Every model with both data configurations, batch and size as in the manual's row for the environment (several
-    where it has several), else batch `BATCH` and the size of the data configuration. Sizes in bytes, of one device; the
-    smallest device decides, and `None` is what is not known.
+    """Every model with a data configuration of each size, batch and size as in the manual's row for the environment
+    (several where it has several), else batch `BATCH` and the size of the data configuration. Sizes in bytes, of one
+    device; the smallest device decides, and `None` is what is not known.
     """
     there = budgets(machine)
     budget = min(there.values(), default=None)
@@ -44,7 +44,7 @@ def rows(machine: Machine, environment: str) -> list[dict[str, Any]]:
     precision = memory.precision_of("auto", kind)
     found = []
     for model in trainer_config.option_names("model"):
-        for data in trainer_config.option_names("data"):
+        for data in _one_of_each_size():
             config = trainer_config.compose([f"model={model}", f"data={data}"])
             manual = [r for r in compatibility.table(environment) if (r["model"], r["data"]) == (model, data)]
             for row in manual or [{"batch_size": BATCH, "img_size": config.data.img_size}]:
@@ -64,6 +64,13 @@ def rows(machine: Machine, environment: str) -> list[dict[str, Any]]:
                     }
                 )
     return found
+
+
+def _one_of_each_size() -> list[str]:
+    """Augmentation takes no device memory: data configurations of one size need the same."""
+    names = trainer_config.option_names("data")
+    sizes = {trainer_config.compose([f"data={name}"]).data.img_size: name for name in reversed(names)}
+    return sorted(sizes.values())
 
 
 def _foreseen(key: tuple[str, int, str, str, str], batch: int, budget: int | None) -> dict[str, Any]:

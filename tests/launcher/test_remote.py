@@ -375,7 +375,8 @@ def test_nothing_is_left_of_a_connection(lab: Lab, server: SshServer) -> None:
     before = set(Path("/tmp").glob("launcher-*"))
     process = lab.start("logs", "x", "--host", server.host)
     process.communicate(timeout=60)
-    assert set(Path("/tmp").glob("launcher-*")) <= before
+    # Waited for, since other tests open connections of their own at the same time.
+    wait_for(lambda: set(Path("/tmp").glob("launcher-*")) <= before, "the end of the folder of its socket")
     submitted(lab, server)
     process = lab.start("logs", "1", "-f", "--host", server.host)
     process.kill()  # even a launcher that is killed leaves no connection behind
