@@ -31,13 +31,17 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of two tests at once one alone has the machine's GPU locks, the Docker engine and the README's folders."""
-    for item in items:
-        names = getattr(item, "fixturenames", ())
-        if {"lab", "dockerd"} & set(names) or item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group("machine"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of two tests at once one is the trainer's: all others share the machine's GPU locks, its Docker engine and the
+    checkout's folders, and follow one another on one worker."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneForTheMachine(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid if nodeid.startswith("tests/trainer/") else "machine"
+
+    return OneForTheMachine(config, log)
 
 
 @pytest.fixture

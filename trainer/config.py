@@ -288,6 +288,7 @@ def _check_key(text: str, key: str) -> None:
     if key in known or key.startswith(("data.train_transforms.", "data.val_transforms.")):
         return
     leaf = key.rsplit(".", 1)[-1]
+    leaf = {"learning_rate": "lr", "wd": "weight_decay", "workers": "num_workers"}.get(leaf, leaf)
     same_leaf = [name for name in known if name.rsplit(".", 1)[-1] == leaf]
     hint = f"did you mean '{same_leaf[0]}'?" if same_leaf else nearest(key, [*known, *GROUPS])
     raise ConfigError(f"{text}: there is no key '{key}'; {hint}")

@@ -80,6 +80,7 @@ SIZES = ("max_size", "min_height", "min_width", "height", "width", "size")
         ("model=resnet43", "did you mean 'resnet34'?"),
         ("trainin.lr=1", "did you mean 'training.lr'?"),
         ("batch_size=8", "did you mean 'training.batch_size'?"),
+        ("training.learning_rate=1", "did you mean 'training.lr'?"),
         ("training.lrr=1", "did you mean 'training.lr'?"),
         ("training.precision=half", "bf16"),
         ("training.batch_size=many", "Integer"),

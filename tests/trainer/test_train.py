@@ -235,10 +235,11 @@ def test_a_run_that_improves_is_not_stopped_by_its_own_success(tmp_path: Path, t
 def test_the_best_few_checkpoints_stay(tmp_path: Path, train: Train) -> None:
     assert train(tmp_path / "run", "training.epochs=4", "training.batch_size=8", "training.keep_top=3") == 0
     kept = sorted(
-        (float(checkpoint.load(path).metrics["val_f1"]) for path in (tmp_path / "run" / "top").iterdir()), reverse=True
+        (float(checkpoint.load(path).metrics["val_f1_mean"]) for path in (tmp_path / "run" / "top").iterdir()),
+        reverse=True,
     )
-    everything = sorted((float(row["val_f1"]) for row in history(tmp_path / "run")), reverse=True)
-    best = checkpoint.load(tmp_path / "run" / "best.ckpt").metrics["val_f1"]
+    everything = sorted((float(row["val_f1_mean"]) for row in history(tmp_path / "run")), reverse=True)
+    best = checkpoint.load(tmp_path / "run" / "best.ckpt").metrics["val_f1_mean"]
     assert [best, *kept] == everything[:3]
     assert train(tmp_path / "one", "training.epochs=2", "training.batch_size=8", "training.keep_top=1") == 0
     assert not (tmp_path / "one" / "top").exists()
