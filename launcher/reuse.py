@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import trainer
 from launcher import runs
 from launcher.runs import RunRequest
+from trainer import provenance
 from trainer.files import write_json
 
 if TYPE_CHECKING:
@@ -55,12 +55,7 @@ def code_of(image: Image | None) -> str:
     its own version."""
     if image is not None and image.stale is not False:
         return image.id
-    folder = Path(trainer.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts:
-            digest.update(f"\0{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
+    return provenance.code_fingerprint()
 
 
 def data_of(folder: Path, weights: Path | None, cache: Path, teachers: Sequence[Path] = ()) -> str:

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from launcher import __version__, engines, reuse, runs
-from launcher.checkout import git_sha
+from launcher.checkout import ROOT
 from launcher.choice import Choice
 from launcher.engines.container import cache_dir
 from launcher.expansion import Planned
 from launcher.runs import RunError, RunRequest
 from launcher.spec import Job
 from launcher.supervisor import Rules
+from trainer import provenance
 from trainer.files import write_json
 
 BUILDING = ".new-"
@@ -87,7 +88,7 @@ def create(
                 "name": name,
                 "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 "launcher": __version__,
-                "git_sha": git_sha(),
+                "git_sha": provenance.git_sha(ROOT),
                 "job_file": job.document.path,
                 "engine": choice.engine.name,
                 "image": dataclasses.asdict(choice.image) if choice.image else None,

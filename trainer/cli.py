@@ -179,8 +179,22 @@ def _parser(command: str, description: str) -> _Parser:
     return parser
 
 
-def _add_model_options(parser: _Parser) -> None:
+def _add_root(parser: _Parser) -> None:
     parser.add_argument("--data.root", dest="root", type=Path, help="data folder (default: $DATA_DIR, else ./data)")
+
+
+def _known_root(given: Path | None) -> Path | None:
+    """The data folder; None where none is named and there is no ./data. Raises DataError where it is missing."""
+    from trainer import data
+    from trainer.config import DataConfig
+
+    if given is None and not os.environ.get("DATA_DIR") and not Path("data").is_dir():
+        return None
+    return data.data_root(DataConfig(root=str(given) if given else None))
+
+
+def _add_model_options(parser: _Parser) -> None:
+    _add_root(parser)
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"))
     parser.add_argument("--batch_size", type=_positive, help="images at once (default: as in training)")
@@ -266,8 +280,7 @@ def _ensemble(arguments: list[str]) -> int:
     _add_model_options(parser)
     options = _parse(parser, arguments)
     _quiet()
-    from trainer import data, weights
-    from trainer.config import DataConfig
+    from trainer import weights
     from trainer.ensemble import ensemble, make
     from trainer.inference import Options
 
@@ -275,14 +288,12 @@ def _ensemble(arguments: list[str]) -> int:
     weighting = weights.parse(options.weights)
     given = None if isinstance(weighting, str) else weighting
     made = make(options.checkpoints, options.method, given)
-    root: Path | None = None
-    if options.root or os.environ.get("DATA_DIR") or Path("data").is_dir():
-        root = data.data_root(DataConfig(root=str(options.root) if options.root else None))
-        if not (root / "sample_submission.csv").is_file() and not (root / "test").is_dir():
-            print(f"note: {root} has no test images: no submission.csv")
-            root = None
-    else:
+    root = _known_root(options.root)
+    if root is None:
         print("note: no data folder is named: no submission.csv (name one by data.root=DIR)")
+    elif not (root / "sample_submission.csv").is_file() and not (root / "test").is_dir():
+        print(f"note: {root} has no test images: no submission.csv")
+        root = None
     asked = weighting if isinstance(weighting, str) else "given"
     ensemble(made, asked, root, _output(options.output), how)
     return EXIT_OK
@@ -291,13 +302,12 @@ def _ensemble(arguments: list[str]) -> int:
 def _analyze(arguments: list[str]) -> int:
     parser = _parser("analyze", "What a checkpoint gets right and wrong on its validation images.")
     parser.add_argument("--checkpoint", required=True, type=Path, help="a best.ckpt, or an ensemble.json")
-    parser.add_argument("--data.root", dest="root", type=Path, help="data folder (default: $DATA_DIR, else ./data)")
+    _add_root(parser)
     options = _parse(parser, arguments)
     _quiet()
     from trainer.analyze import analyze
 
-    root = options.root or Path(os.environ.get("DATA_DIR") or "data")
-    analyze(options.checkpoint, _output(options.output) / "analysis_results", root if root.is_dir() else None)
+    analyze(options.checkpoint, _output(options.output) / "analysis_results", _known_root(options.root))
     return EXIT_OK
 
 
@@ -329,14 +339,13 @@ def _check_data(arguments: list[str]) -> int:
 def _label_errors(arguments: list[str]) -> int:
     parser = _parser("label-errors", "Likely label errors, by confident learning from out-of-sample probabilities.")
     parser.add_argument("--predictions", required=True, type=Path, help="a val_predictions.npz, or a best.ckpt")
-    parser.add_argument("--data.root", dest="root", type=Path, help="data folder (default: $DATA_DIR, else ./data)")
+    _add_root(parser)
     options = _parse(parser, arguments)
     output = _output(options.output)
     _quiet()
     from trainer import label_errors
 
-    root = options.root or Path(os.environ.get("DATA_DIR") or "data")
-    label_errors.write(options.predictions, output, root if root.is_dir() else None)
+    label_errors.write(options.predictions, output, _known_root(options.root))
     return EXIT_OK
 
 
@@ -352,19 +361,15 @@ def _export(arguments: list[str]) -> int:
     parser.add_argument("--checkpoint", required=True, type=Path, help="a best.ckpt")
     parser.add_argument("--to", required=True, metavar="FORMAT", help="onnx, safetensors or torch_export")
     parser.add_argument("--output", type=Path, help="folder for the files (default: export/FORMAT in $RUN_DIR or here)")
-    parser.add_argument("--data.root", dest="root", type=Path, help="data folder (default: $DATA_DIR, else ./data)")
+    _add_root(parser)
     parser.add_argument("--images", type=_positive, default=32, help="to check on, at most (default: %(default)s)")
     parser.add_argument("--batch_size", type=_positive, default=8, help="images at once (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="replace an earlier export")
     options = _parse(parser, arguments)
     _quiet()
-    from trainer import data
-    from trainer.config import DataConfig
     from trainer.export import export
 
-    root: Path | None = None
-    if options.root or os.environ.get("DATA_DIR") or Path("data").is_dir():
-        root = data.data_root(DataConfig(root=str(options.root) if options.root else None))
+    root = _known_root(options.root)
     output = options.output or _output(None) / "export" / options.to
     export(options.checkpoint, options.to, output, root, options.images, options.batch_size, options.force)
     return EXIT_OK

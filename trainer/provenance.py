@@ -28,12 +28,12 @@ def revision(folder: Path = PACKAGE, watched: tuple[str, ...] = (".",)) -> str:
 
 @functools.cache
 def code_fingerprint(package: Path = PACKAGE) -> str:
-    """A name for what the modules and the configuration of `package` say: the first 16 digits of a SHA-256. Unlike the
-    commit it is known of an installed copy, and tells changes that are not committed apart."""
+    """A name for what the files of `package` say: the first 16 digits of a SHA-256. Unlike the commit it is known of an
+    installed copy, and tells changes that are not committed apart."""
     digest = hashlib.sha256()
-    for path in sorted([*package.rglob("*.py"), *(p for p in (package / "conf").rglob("*") if p.is_file())]):
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
-        digest.update(f"{path.relative_to(package).as_posix()} {content}\n".encode())
+    for path in sorted(package.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            digest.update(f"\0{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 

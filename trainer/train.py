@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from lightning_fabric import Fabric
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from trainer import data, device, distill, duplicates, image_files, keep, leaks, model, provenance, sampling
 from trainer.augment import Augmentation
@@ -26,7 +26,7 @@ from trainer.loop import Job, Progress, run, total_steps
 from trainer.progress import Reporter
 from trainer.stop import Stop, ignore_in_worker
 from trainer.tracking import Tracking
-from trainer.validation import Item, ItemSampler, Remembered, ValidationView, end_workers
+from trainer.validation import Item, Remembered, ValidationView, end_workers
 from trainer.validation import items as validation_items
 
 
@@ -170,7 +170,7 @@ def _prepare(
     reporter.best_f1 = progress.best.get("val_f1")
 
     def val_loader(wanted: Sequence[Item]) -> DataLoader[Any]:
-        return _loader(config, table, views[1], ItemSampler(wanted), max(1, micro // world))
+        return _loader(config, table, views[1], wanted, max(1, micro // world))
 
     job = Job(
         config=config,
@@ -245,7 +245,7 @@ class _Silent(Tracking):
 
 
 def _loader(
-    config: Config, table: data.Table, view: data.View, sampler: Sampler[tuple[int, int]], batch: int
+    config: Config, table: data.Table, view: data.View, sampler: Iterable[tuple[int, int]], batch: int
 ) -> DataLoader[Any]:
     workers = config.training.num_workers
     return DataLoader(

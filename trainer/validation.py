@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from trainer.augment import Augmentation
 from trainer.corruption import Corruption
@@ -42,19 +42,6 @@ class ValidationView:
 def items(rows: Sequence[int], copies: int, rank: int = 0, world: int = 1) -> list[Item]:
     """Every copy of every row, the clean ones first; of `world` processes each takes every world-th."""
     return [(copy, row) for copy in range(copies) for row in rows][rank::world]
-
-
-class ItemSampler(Sampler[Item]):
-    """The items in their order."""
-
-    def __init__(self, wanted: Sequence[Item]) -> None:
-        self.wanted = wanted
-
-    def __iter__(self) -> Iterator[Item]:
-        return iter(self.wanted)
-
-    def __len__(self) -> int:
-        return len(self.wanted)
 
 
 class Remembered:

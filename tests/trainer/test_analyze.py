@@ -81,3 +81,8 @@ def test_what_cannot_be_analysed_is_one_clear_error(
     assert main(["analyze", "--checkpoint", name]) == 64
     assert said in capsys.readouterr().err
     assert not (tmp_path / "analysis_results").exists()
+
+
+def test_a_data_folder_that_is_not_there_is_told(trained: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["analyze", "--checkpoint", str(trained[0] / "best.ckpt"), "--data.root", "nowhere"]) == 65
+    assert "nowhere: the data folder (data.root) does not exist" in capsys.readouterr().err

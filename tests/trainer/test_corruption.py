@@ -63,7 +63,7 @@ def loaded(documents: Path, limit: int) -> tuple[validation.Remembered, list[int
     def load(wanted: object) -> DataLoader[object]:
         items = list(wanted)  # type: ignore[call-overload]
         made.append(len(items))
-        return DataLoader(ImageDataset(table, view), batch_size=4, sampler=validation.ItemSampler(items))  # type: ignore[arg-type]
+        return DataLoader(ImageDataset(table, view), batch_size=4, sampler=items)  # type: ignore[arg-type]
 
     return validation.Remembered(load, validation.items(range(6), 2), limit), made
 
