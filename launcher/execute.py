@@ -18,7 +18,6 @@ from pathlib import Path
 from types import FrameType
 
 from launcher import gpus, retry, secret_files
-from launcher.cgroup import oom_kills
 from launcher.machine import here
 from launcher.runs import (
     ENDED,
@@ -32,6 +31,7 @@ from launcher.runs import (
     read_request,
     read_status,
 )
+from trainer.cgroup import oom_kills
 
 GRACE = 30.0
 """Seconds between SIGTERM and SIGKILL: for the step under way and last.ckpt."""

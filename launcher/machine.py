@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.cgroup import cpu_limit, memory_limit
 from launcher.sizes import GIB, SizeError, parse_size
+from trainer.cgroup import cpu_limit, memory_limit
 from trainer.errors import nearest
 
 

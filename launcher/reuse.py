@@ -27,7 +27,14 @@ if TYPE_CHECKING:
 KEPT = ("best.ckpt", "metrics.json", "history.csv", "val_predictions.npz", "config.yaml")
 """What a reused run has of its source."""
 NEEDED = KEPT[:2]
-UNIMPORTANT = ("data.root", "model.weights", "training.teachers", "training.num_workers", "training.pin_memory")
+UNIMPORTANT = (
+    "data.root",
+    "data.cache_gb",
+    "model.weights",
+    "training.teachers",
+    "training.num_workers",
+    "training.pin_memory",
+)
 """Keys that change no result, or whose files are compared in their place."""
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import cgroup, gpus, runs
+from launcher import gpus, runs
+from trainer import cgroup
 
 if TYPE_CHECKING:
     import psutil

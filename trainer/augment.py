@@ -19,6 +19,7 @@ import albumentations as A
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer import merged
 from trainer.errors import ConfigError
 
 
@@ -57,10 +58,11 @@ def _values(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 class Augmentation:
-    """A pipeline whose randomness is (seed, epoch, index)."""
+    """A pipeline whose randomness is (seed, epoch, index). `merge`: with less work, as `trainer.merged` has it."""
 
-    def __init__(self, entries: Sequence[Any], where: str, img_size: int, seed: int = 0) -> None:
+    def __init__(self, entries: Sequence[Any], where: str, img_size: int, seed: int = 0, merge: bool = False) -> None:
         self.pipeline = build(entries, where)
+        self.merge = merge
         self.where = where
         self.img_size = img_size
         self.seed = seed
@@ -72,7 +74,10 @@ class Augmentation:
         """
         generator = np.random.default_rng((self.seed, epoch, index))
         self.pipeline.set_random_state(generator, random.Random(int(generator.integers(2**63))))
-        out: NDArray[np.uint8] = self.pipeline(image=image)["image"]
+        pipeline = self.pipeline
+        out: NDArray[np.uint8] = (
+            merged.merge(pipeline, image) if self.merge else pipeline(image=merged.own(image))["image"]
+        )
         if out.shape != (self.img_size, self.img_size, 3) or out.dtype != np.uint8:
             raise ConfigError(
                 f"{self.where}: leaves {'×'.join(map(str, out.shape))} {out.dtype} where the model needs "

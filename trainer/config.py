@@ -58,6 +58,10 @@ class DataConfig:
     """Albumentations, in order: `- Name: {argument: value}`."""
     val_transforms: list[Any] = field(default_factory=list)
     """The same for validation and prediction."""
+    fast: bool = True
+    """Decode no larger than img_size, once for all runs; merge transforms. false: every step as it is written."""
+    cache_gb: float | None = None
+    """Disk for decoded images under $CACHE_DIR, in all (10^9 bytes). null: half of what is free. 0: none are kept."""
     val_corruption: str = "document"
     """Score a corrupted copy of the validation images too: document (turned, tilted, noisy, blurred, …), or none."""
 
@@ -69,8 +73,8 @@ class TrainingConfig:
     """Images per optimiser step, over all devices."""
     micro_batch: int | None = None
     """Images per forward pass, over all devices: gradients accumulate up to batch_size. null: batch_size."""
-    num_workers: int = 4
-    """Processes that load images, per device. Changes no result."""
+    num_workers: int | None = None
+    """Processes that load images, per device. Changes no result. null: as the cores that the run may use repay."""
     pin_memory: bool = True
     drop_last: bool = True
     """Leave out the last, smaller batch of an epoch."""
@@ -159,6 +163,7 @@ _CHOICES = {
 _RANGES: dict[str, tuple[float, float, bool]] = {
     "data.img_size": (16, 4096, True),
     "data.val_fraction": (0, 1, False),
+    "data.cache_gb": (0, 1e9, True),
     "model.drop_path": (0, 0.9, True),
     "data.split_seed": (0, 2**32 - 1, True),
     "data.folds": (2, 1000, True),

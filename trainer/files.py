@@ -13,8 +13,8 @@ from typing import Any
 
 from trainer.errors import ConfigError
 
-_UMASK = os.umask(0)  # it can be read only by setting it, which threads must not do at once
-os.umask(_UMASK)
+UMASK = os.umask(0)  # it can be read only by setting it, which threads must not do at once
+os.umask(UMASK)
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def settle(temporary: Path, path: Path) -> None:
     """Move a file that is complete to its place, on the same file system: on disk before it is seen there."""
     with temporary.open("rb") as written:
         os.fsync(written.fileno())
-    temporary.chmod(0o666 & ~_UMASK)  # what made it may have made it private; the result is as readable as any other
+    temporary.chmod(0o666 & ~UMASK)  # what made it may have made it private; the result is as readable as any other
     temporary.replace(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from trainer.files import write_text
 
@@ -23,9 +24,19 @@ def open_image(path: Path) -> Image.Image:
 
     Raises OSError, ValueError or Image.DecompressionBombError for what is no readable image.
     """
+    return open_near(path, None)[0]
+
+
+def open_near(path: Path, longest: int | None) -> tuple[Image.Image, tuple[int, int]]:
+    """`open_image`, and the height and width of the whole; a JPEG may come smaller, scaled by its decoder, with its
+    longer side still `longest` pixels or more."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # EXIF oddities; what matters raises
         with Image.open(path) as opened:
+            whole = _upright(opened)
+            if longest is not None and longest < max(opened.size):
+                scale = longest / max(opened.size)
+                opened.draft(None, (math.ceil(opened.width * scale), math.ceil(opened.height * scale)))
             opened.load()
             image = ImageOps.exif_transpose(opened)
     if image.width == 0 or image.height == 0:
@@ -41,7 +52,20 @@ def open_image(path: Path) -> Image.Image:
         rgba = image.convert("RGBA")
         paper = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         image = Image.alpha_composite(paper, rgba)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return (image if image.mode == "RGB" else image.convert("RGB")), whole
+
+
+def shape(path: Path) -> tuple[int, int]:
+    """Height and width of the image as `open_image` lays it, from its header alone. Raises what that raises."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(path) as opened:
+            return _upright(opened)
+
+
+def _upright(opened: Image.Image) -> tuple[int, int]:
+    lying = opened.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    return (opened.width, opened.height) if lying else (opened.height, opened.width)
 
 
 def find_image(root: Path, image_id: str, folder: str = "train") -> Path | None:

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from rich.progress import track
 from torch.utils.data import DataLoader
 
-from trainer import calibration, data, device, model, sampling, tta
+from trainer import calibration, cores, data, device, model, pixels, sampling, tta
 from trainer.augment import Augmentation
 from trainer.checkpoint import Checkpoint
 from trainer.stop import ignore_in_worker
@@ -76,7 +76,8 @@ def _groups(members: Sequence[Checkpoint]) -> list[list[int]]:
     groups: dict[str, list[list[int]]] = {}
     room: dict[str, int] = {}
     for position, member in enumerate(members):
-        key = json.dumps([member.preprocessing["img_size"], member.preprocessing["transforms"]], sort_keys=True)
+        seen = {key: member.preprocessing.get(key) for key in ("img_size", "transforms", "fast")}
+        key = json.dumps(seen, sort_keys=True)
         size = sum(tensor.nbytes for tensor in member.state_dict.values())
         if room.get(key, 0) < size:
             groups.setdefault(key, []).append([])
@@ -101,16 +102,17 @@ def _pass(
     # every company.
     prepare = Augmentation(members[0].preprocessing["transforms"], "data.val_transforms", size)
     sizes = [config.training.micro_batch or config.training.batch_size for config in configs]
-    workers = max(config.training.num_workers for config in configs)
-    workers = workers if options.num_workers is None else options.num_workers
+    workers = cores.workers(options.num_workers, chosen)
+    images = _images(members[0], table)
     loader: DataLoader[Any] = DataLoader(
-        data.ImageDataset(table, prepare),
+        data.ImageDataset(table, prepare, images),
         batch_size=options.batch_size or min(sizes),
         sampler=sampling.EpochSampler(
             range(len(table)), None, len(table)
         ),  # yields (epoch, row), as the dataset takes it
         num_workers=workers,
         worker_init_fn=ignore_in_worker if workers else None,
+        collate_fn=data.collate,
     )
     names = ", ".join(dict.fromkeys(config.model.name for config in configs))
     parts: list[list[torch.Tensor]] = [[] for _ in members]
@@ -128,6 +130,14 @@ def _pass(
                 assert total is not None
                 kept.append((total / len(views)).cpu())
     return [torch.cat(part) for part in parts]
+
+
+def _images(member: Checkpoint, table: data.Table) -> pixels.Images:
+    """As the checkpoint saw its validation images."""
+    if not member.preprocessing.get("fast"):
+        return pixels.Images(table.paths, None)
+    limit = pixels.Limit.of(member.preprocessing["transforms"])
+    return pixels.shared(table.paths, table.ids, limit, None, data.content_fingerprint(table.paths))
 
 
 def _net(member: Checkpoint, chosen: str) -> model.Normalized:

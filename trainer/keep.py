@@ -122,6 +122,7 @@ def _checkpoint(job: Job, figures: dict[str, float], made: Scored) -> checkpoint
             "mean": list(mean),
             "std": list(std),
             "transforms": job.config.data.val_transforms,
+            "fast": job.config.data.fast,
         },
         metrics={**figures, "epoch": job.progress.epoch + 1, "step": job.progress.step},
         validation=validation,

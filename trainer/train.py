@@ -6,28 +6,45 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 from torch.utils.data import DataLoader
 
-from trainer import data, device, distill, duplicates, image_files, keep, leaks, model, provenance, sampling
+from trainer import cores, data, device, distill, duplicates, keep, leaks, model, pixels, provenance, sampling
 from trainer.augment import Augmentation
 from trainer.config import Config, TrainingConfig, to_dict, to_yaml
 from trainer.corruption import Corruption
 from trainer.errors import ConfigError, DataError, StoppedError
 from trainer.files import check_folder, write_text
 from trainer.loop import Job, Progress, run, total_steps
+from trainer.pixels import Images, Limit
 from trainer.progress import Reporter
 from trainer.stop import Stop, ignore_in_worker
 from trainer.tracking import Tracking
 from trainer.validation import Item, Remembered, ValidationView, end_workers
 from trainer.validation import items as validation_items
+
+PREFETCH = 4
+"""Batches that each process has ready: augmentation takes several times as long for one image as for another."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Data, checked, and how they become batches."""
+
+    table: data.Table
+    split: data.Split
+    fingerprint: str
+    images: tuple[Images, Images]
+    """For training and for validation."""
+    train_view: Augmentation
+    val_view: ValidationView
 
 
 def train(config: Config, run_dir: Path, stop: Stop) -> dict[str, Any]:
@@ -44,7 +61,9 @@ def train(config: Config, run_dir: Path, stop: Stop) -> dict[str, Any]:
     resume = _resume_file(config, run_dir)
     state = keep.read_last(resume) if resume else None
 
-    train_view = Augmentation(config.data.train_transforms, "data.train_transforms", config.data.img_size, config.seed)
+    train_view = Augmentation(
+        config.data.train_transforms, "data.train_transforms", config.data.img_size, config.seed, config.data.fast
+    )
     plain = Augmentation(config.data.val_transforms, "data.val_transforms", config.data.img_size, config.seed)
     corruption = Corruption(config.data.split_seed) if config.data.val_corruption == "document" else None
     root = data.data_root(config.data)
@@ -60,7 +79,9 @@ def train(config: Config, run_dir: Path, stop: Stop) -> dict[str, Any]:
     split = data.split(table, config.data)
     leaks.refuse(table, split, duplicates.equal_files(table.paths), config.data.allowed_leaks)
     _check_batch(config, len(split.train))
-    _rehearse(table, split, train_view, plain)
+    fingerprint = data.training_fingerprint(table)
+    images = _images(config, table, fingerprint)
+    _rehearse(table, split, images, train_view, plain)
 
     fabric = Fabric(
         accelerator={"cuda": "gpu"}.get(chosen, chosen),
@@ -73,13 +94,15 @@ def train(config: Config, run_dir: Path, stop: Stop) -> dict[str, Any]:
         os.environ["RUN_DIR"] = str(run_dir.resolve())
     fabric.launch()
     stop.listen()  # launching may have replaced the handlers
+    cores.limit_threads()
     device.limit_memory(chosen)
     device.name_fallbacks(chosen)
     if chosen == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
     with device.memory_errors(config):
-        job = _prepare(config, run_dir, table, split, (train_view, val_view), fabric, chosen, precision, stop, state)
+        inputs = Inputs(table, split, fingerprint, images, train_view, val_view)
+        job = _prepare(config, run_dir, inputs, fabric, chosen, precision, stop, state)
         try:
             return run(job)
         except BaseException as error:
@@ -90,6 +113,8 @@ def train(config: Config, run_dir: Path, stop: Stop) -> dict[str, Any]:
             job.reporter.close()
             end_workers(job.loader)
             job.val_batches.close()
+            for each in images:
+                each.close()
 
 
 def _resume_file(config: Config, run_dir: Path) -> Path | None:
@@ -116,27 +141,37 @@ def _check_batch(config: Config, images: int) -> None:
         )
 
 
-def _rehearse(table: data.Table, split: data.Split, *views: Augmentation) -> None:
+def _images(config: Config, table: data.Table, fingerprint: str) -> tuple[Images, Images]:
+    """What training and validation read: one and the same where both lists begin alike."""
+    if not config.data.fast:
+        return (Images(table.paths, None),) * 2
+    limits = [Limit.of(entries) for entries in (config.data.train_transforms, config.data.val_transforms)]
+    made = {
+        limit: pixels.shared(table.paths, table.ids, limit, config.data.cache_gb, fingerprint)
+        for limit in dict.fromkeys(limits)
+    }
+    return made[limits[0]], made[limits[1]]
+
+
+def _rehearse(table: data.Table, split: data.Split, images: tuple[Images, Images], *views: Augmentation) -> None:
     """Augment one image of each class both ways, so that a wrong list ends the run now and not in a worker."""
     rows = {table.targets[row]: row for row in split.train}.values()
-    for view in views:
+    for its, view in zip(images, views, strict=True):
         for row in rows:
-            view(np.asarray(image_files.open_image(table.paths[row])), 0, row)
+            view(its(row), 0, row)
 
 
 def _prepare(
     config: Config,
     run_dir: Path,
-    table: data.Table,
-    split: data.Split,
-    views: tuple[Augmentation, ValidationView],
+    inputs: Inputs,
     fabric: Fabric,
     chosen: str,
     precision: str,
     stop: Stop,
     state: dict[str, Any] | None,
 ) -> Job:
-    training = config.training
+    training, table, split = config.training, inputs.table, inputs.split
     world, rank = fabric.world_size, fabric.global_rank
     micro = training.micro_batch or training.batch_size
     usable = len(split.train) - (len(split.train) % training.batch_size if training.drop_last else 0)
@@ -169,8 +204,11 @@ def _prepare(
     reporter = Reporter(run_dir, training.epochs, total, chosen, rank == 0)
     reporter.best_f1 = progress.best.get("val_f1")
 
+    workers = cores.workers(training.num_workers, chosen, world)
+
     def val_loader(wanted: Sequence[Item]) -> DataLoader[Any]:
-        return _loader(config, table, views[1], wanted, max(1, micro // world))
+        its = data.ImageDataset(table, inputs.val_view, inputs.images[1])
+        return _loader(config, its, wanted, max(1, micro // world), workers)
 
     job = Job(
         config=config,
@@ -181,8 +219,10 @@ def _prepare(
         net=wrapped,
         optimizer=wrapped_optimizer,
         class_weights=torch.tensor(weights, device=fabric.device),
-        loader=_loader(config, table, views[0], sampler, micro // world),
-        val_batches=Remembered(val_loader, validation_items(split.val, views[1].copies, rank, world)),
+        loader=_loader(
+            config, data.ImageDataset(table, inputs.train_view, inputs.images[0]), sampler, micro // world, workers
+        ),
+        val_batches=Remembered(val_loader, validation_items(split.val, inputs.val_view.copies, rank, world)),
         sampler=sampler,
         steps_per_epoch=steps_per_epoch,
         accumulate=training.batch_size // micro,
@@ -194,7 +234,7 @@ def _prepare(
         reporter=reporter,
         tracking=Tracking(to_dict(config), run_dir) if rank == 0 else _Silent(),
         loss_sum=torch.tensor(progress.loss_sum, device=fabric.device),
-        provenance=_provenance(table) if rank == 0 else {},
+        provenance={"git_sha": provenance.revision(), "data_fingerprint": inputs.fingerprint},
         ema=_average(training, wrapped.module, state),
         teachers=teachers,
     )
@@ -233,10 +273,6 @@ def _average(training: TrainingConfig, net: nn.Module, state: dict[str, Any] | N
     return made
 
 
-def _provenance(table: data.Table) -> dict[str, str]:
-    return {"git_sha": provenance.revision(), "data_fingerprint": data.training_fingerprint(table)}
-
-
 class _Silent(Tracking):
     """What the other processes of a multi-GPU run hold instead of a tracker."""
 
@@ -245,17 +281,18 @@ class _Silent(Tracking):
 
 
 def _loader(
-    config: Config, table: data.Table, view: data.View, sampler: Iterable[tuple[int, int]], batch: int
+    config: Config, images: data.ImageDataset, sampler: Iterable[tuple[int, int]], batch: int, workers: int
 ) -> DataLoader[Any]:
-    workers = config.training.num_workers
     return DataLoader(
-        data.ImageDataset(table, view),
+        images,
         batch_size=batch,
         sampler=sampler,  # yields (epoch, row) or (copy, row), as the dataset takes it
         num_workers=workers,
         pin_memory=config.training.pin_memory and torch.cuda.is_available(),
         persistent_workers=workers > 0,
+        prefetch_factor=PREFETCH if workers else None,
         worker_init_fn=ignore_in_worker if workers else None,
+        collate_fn=data.collate,
     )
 
 

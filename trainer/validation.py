@@ -31,6 +31,11 @@ class ValidationView:
     def copies(self) -> int:
         return 1 if self.corruption is None else 2
 
+    @staticmethod
+    def sees_all(copy: int) -> bool:
+        """The world corrupts the page, and not the small picture of it that a model sees."""
+        return copy > 0
+
     def __call__(self, image: NDArray[np.uint8], copy: int, row: int) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 RGB → (img_size, img_size, 3) uint8."""
         if copy:

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import cgroup, containers, runs
+from launcher import containers, runs
 from launcher.engines import container as recipe
 from launcher.execute import last_error, verdict
 from launcher.gpus import Held
 from launcher.runs import RunRequest
+from trainer import cgroup
 
 if TYPE_CHECKING:
     from docker import DockerClient
