@@ -374,4 +374,4 @@ def _shown(path: Path) -> str:
     return os.path.relpath(path)
 
 
-from launcher import cli_images, cli_looking  # noqa: E402, F401  further commands, which need what is above
+from launcher import cli_cache, cli_images, cli_looking  # noqa: E402, F401  further commands, which need what is above

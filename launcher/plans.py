@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from launcher.images import Image
     from launcher.prune import Waste
     from launcher.reuse import Found
+    from trainer.cache_folder import Cache
 
 T = TypeVar("T")
 SHOWN = 500
@@ -294,6 +295,28 @@ def image_table(found: Sequence[Image]) -> Table:
         shown.add_row(
             name, image.variant, f"{image.size / 1e9:.2f} GB", image.created.replace("T", " "), image.version,
             sha[:10] + dash + state, image.weights, words[image.stale],
+        )  # fmt: skip
+    return shown
+
+
+def cache_table(found: Sequence[Cache]) -> Table:
+    """Decoded images for a terminal."""
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False, header_style="bold", show_footer=True)
+    shown.add_column("cache", "all of them", overflow="fold")
+    shown.add_column("images of", overflow="fold")
+    shown.add_column("decoded", justify="right")
+    shown.add_column("on disk", show_size(sum(cache.size for cache in found)), justify="right")
+    shown.add_column("last used (UTC)")
+    for cache in found:
+        about = cache.about
+        images, kept = about.get("images", "?"), about.get("kept", "?")
+        part = f"{cache.decoded} of {images}" + ("" if kept == images else f", {kept} fit")
+        used = time.strftime("%Y-%m-%d %H:%M", time.gmtime(cache.used)) if cache.used else "unknown"
+        shown.add_row(
+            cache.folder.name, str(about.get("folder") or "damaged"), part, show_size(cache.size),
+            used + (", in use" if cache.in_use else ""),
         )  # fmt: skip
     return shown
 

@@ -28,6 +28,7 @@ COMMANDS = (
     "label-errors",
     "export",
     "estimate",
+    "bench",
     "sample-data",
 )
 USAGE = """usage: python -m trainer COMMAND …
@@ -40,6 +41,7 @@ USAGE = """usage: python -m trainer COMMAND …
   label-errors --predictions F  likely label errors of validation images: label_errors.csv, label_errors.png
   export --checkpoint FILE …    to onnx, safetensors or torch_export: checked, with a model card
   estimate KEY=VALUE …          the device memory that training needs, without data or a GPU
+  bench [--quick]               how fast this machine loads and trains, against plain pieces and timm's
   sample-data DIR               draw a small set of documents to try everything on
 
 Results go to $RUN_DIR; the data lies in data.root=DIR, $DATA_DIR or ./data."""
@@ -113,6 +115,7 @@ def _dispatch(arguments: list[str]) -> int:
         "label-errors": _label_errors,
         "export": _export,
         "estimate": _estimate,
+        "bench": _bench,
         "sample-data": _sample_data,
     }
     if command not in handlers:
@@ -405,6 +408,32 @@ def _estimate(arguments: list[str]) -> int:
         print(json.dumps(estimate.as_json(composed, found, options.classes), indent=2))
     else:
         print(estimate.as_text(composed, found))
+    return EXIT_OK
+
+
+def _bench(arguments: list[str]) -> int:
+    parser = _Parser(
+        "python -m trainer bench",
+        description="How fast this machine loads and trains: ratios to plain references and to timm's own pieces, all "
+        "measured in turns in one run, on drawn pages.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and models: minutes, and rougher figures")
+    parser.add_argument("--only", choices=("loader", "train"), help="one half of it")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures, the machine and the date there too"
+    )
+    options = parser.parse_args(arguments)
+    if options.json is not None:
+        check_folder(options.json.absolute().parent)
+    _quiet()
+    from trainer import bench
+    from trainer.files import write_json
+
+    made = bench.measure(options.quick, [options.only] if options.only else bench.PARTS)
+    print(bench.as_text(made))
+    if options.json is not None:
+        write_json(options.json, made)
     return EXIT_OK
 
 

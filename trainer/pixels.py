@@ -1,4 +1,4 @@
-"""The pixels of images as augmentation needs them: no larger than the model sees them, and decoded once for all runs."""
+"""The pixels of images as augmentation needs them: no larger than the model sees, and decoded once for all runs."""
 
 from __future__ import annotations
 

@@ -1,0 +1,88 @@
+"""`python -m trainer bench`: how fast this machine loads and trains, as ratios to references measured in the same run."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer import bench_loading, cores, provenance
+
+PARTS = ("loader", "train")
+
+
+def machine() -> dict[str, Any]:
+    """What the figures are of."""
+    return {
+        "processor": _processor(),
+        "cores": cores.available(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "load": round(os.getloadavg()[0], 2),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def measure(quick: bool, parts: Sequence[str] = PARTS) -> dict[str, Any]:
+    """`machine`, `date`, `commit`, and a list of rows for each of the parts."""
+    made: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": provenance.revision(),
+        "quick": quick,
+        "machine": machine(),
+    }
+    if "loader" in parts:
+        made["loader"] = bench_loading.measure(quick)
+        made["scaling"] = bench_loading.scaling(quick)
+    if "train" in parts:
+        from trainer import bench_training
+
+        made["train"] = bench_training.measure(quick)
+        made["step"] = bench_training.where_time_goes(quick)
+    return made
+
+
+def as_text(made: dict[str, Any]) -> str:
+    """Tables for a terminal, and for the README."""
+    about = made["machine"]
+    device = f", {about['gpu']}" if about["gpu"] else ", no GPU"
+    lines = [f"{made['date']}, {about['processor']}, {about['cores']} cores{device}, torch {about['torch']}"]
+    lines += [f"load before it began: {about['load']}"] if about["load"] > 0.5 else []
+    titles = {
+        "loader": "images a second and core, to batches of the manual's augmentation",
+        "scaling": "images a second, 498 × 538 JPEGs at 768 px, later epochs",
+        "train": "training on this CPU, images a second",
+        "step": "where a training step's time goes",
+    }
+    for part, title in titles.items():
+        if part in made:
+            lines += ["", f"{title}:", *_table(made[part])]
+    return "\n".join(lines)
+
+
+def _table(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Markdown of rows; where some lack a column it is empty."""
+    listed = list(rows)
+    columns = list(dict.fromkeys(key for row in listed for key in row))
+    cells = [columns, *([str(row.get(column, "")) for column in columns] for row in listed)]
+    widths = [max(len(line[place]) for line in cells) for place in range(len(columns))]
+
+    def line(values: Sequence[str]) -> str:
+        return "| " + " | ".join(v.ljust(w) for v, w in zip(values, widths, strict=True)) + " |"
+
+    return [line(cells[0]), "|" + "|".join("-" * (w + 2) for w in widths) + "|", *map(line, cells[1:])]

@@ -1,0 +1,258 @@
+"""How fast images become batches, against a plain loader and timm's own, measured in turns."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import albumentations as A
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from trainer import config, data, pixels, sample_data
+from trainer.augment import Augmentation, build
+from trainer.config import DataConfig
+from trainer.stop import ignore_in_worker
+
+SOURCES = {"jpeg": (498, 538, 24), "scan": (2480, 3508, 6)}
+"""Width, height and number of the pages: the competition's, and A4 at 300 dpi."""
+BATCH = 6
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Drawn pages in a folder a class, as both loaders take them."""
+
+    root: Path
+    table: data.Table
+    megabytes: float
+    """Of one file, on average."""
+
+
+def draw(folder: Path, source: str) -> Pages:
+    """Pages with the grain of paper, so that their JPEGs are as large as those of scans."""
+    width, height, count = SOURCES[source]
+    chance, grain = random.Random(0), np.random.default_rng(0)
+    kinds, paths = list(sample_data.KINDS)[:2], []
+    for number in range(count):
+        page = sample_data.draw(kinds[number % 2], chance).resize((width, height), Image.Resampling.BICUBIC)
+        noisy = np.asarray(page) + grain.normal(0, 6, (height, width, 1))
+        path = folder / source / kinds[number % 2] / f"{number:02d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(path, quality=90)
+        paths.append(path)
+    table = data.Table([path.name for path in paths], paths, [n % 2 for n in range(count)], kinds, kinds)
+    return Pages(folder / source, table, statistics.mean(path.stat().st_size for path in paths) / 1e6)
+
+
+class Plain(Dataset[tuple[torch.Tensor, int]]):
+    """What anybody would write: imread, the configuration's list, albumentations' Normalize. Same draws as ours."""
+
+    def __init__(self, pages: Pages, settings: DataConfig) -> None:
+        self.pages, self.epoch = pages, 0
+        listed = build(settings.train_transforms, "data.train_transforms").transforms
+        self.pipeline = A.Compose([*listed, A.Normalize(MEAN, STD)])
+
+    def __len__(self) -> int:
+        return len(self.pages.table)
+
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
+        generator = np.random.default_rng((0, self.epoch, row))
+        self.pipeline.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+        image = cv2.cvtColor(cv2.imread(str(self.pages.table.paths[row])), cv2.COLOR_BGR2RGB)
+        made = self.pipeline(image=image)["image"]
+        return torch.from_numpy(np.ascontiguousarray(made.transpose(2, 0, 1))), self.pages.table.targets[row]
+
+
+def timm_loader(pages: Pages, size: int) -> Iterable[Any]:
+    """timm's loader with its own training augmentation and no processes."""
+    from timm.data import create_dataset, create_loader  # type: ignore[attr-defined]  # exported, but not in __all__
+
+    dataset = create_dataset("", root=str(pages.root), is_training=True)
+    loader: Iterable[Any] = create_loader(
+        dataset,
+        input_size=(3, size, size),
+        batch_size=BATCH,
+        is_training=True,
+        use_prefetcher=False,
+        num_workers=0,
+        persistent_workers=False,
+        mean=MEAN,
+        std=STD,
+    )
+    return loader
+
+
+def ours(images: pixels.Images, pages: Pages, settings: DataConfig, epoch: int, workers: int = 0) -> Iterable[Any]:
+    """The trainer's loader of one epoch."""
+    view = Augmentation(settings.train_transforms, "data.train_transforms", settings.img_size, 0, merge=True)
+    items: Any = [(epoch, row) for row in range(len(pages.table))]
+    return DataLoader(
+        data.ImageDataset(pages.table, view, images),
+        batch_size=BATCH,
+        sampler=items,
+        num_workers=workers,
+        worker_init_fn=ignore_in_worker if workers else None,
+        collate_fn=data.collate,
+    )
+
+
+def _spent(work: Callable[[], Iterable[Any]]) -> float:
+    """Seconds to make the loader and go through it."""
+    started = time.perf_counter()
+    for _ in work():
+        pass
+    return time.perf_counter() - started
+
+
+@contextmanager
+def _cache(folder: Path) -> Iterator[None]:
+    before = os.environ.get("CACHE_DIR")
+    os.environ["CACHE_DIR"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CACHE_DIR"]
+        else:
+            os.environ["CACHE_DIR"] = before
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _opened(pages: Pages, settings: DataConfig) -> pixels.Images:
+    limit = pixels.Limit.of(settings.train_transforms)
+    return pixels.shared(pages.table.paths, pages.table.ids, limit, None, "bench")
+
+
+def measure(quick: bool) -> list[dict[str, Any]]:
+    """Rows of `source`, `size`, `epoch` (first: with an empty cache, which it fills; later), `images_per_s`,
+    `reference`, `timm`, and `ratio` and `ratio_timm` to these, each on one core: medians of rounds in which all take
+    turns."""
+    cv2.setNumThreads(0)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name, one_thread():
+        folder = Path(name)
+        for source in SOURCES:
+            pages = draw(folder, source)
+            for size in (768, 384):
+                rows += _compare(pages, source, size, folder / "cache", 2 if quick else 5)
+    return rows
+
+
+def _compare(pages: Pages, source: str, size: int, cache: Path, rounds: int) -> list[dict[str, Any]]:
+    settings = config.compose([f"data.img_size={size}"]).data
+    plain = Plain(pages, settings)
+    reference: Iterable[Any] = DataLoader(plain, batch_size=BATCH)
+    theirs = timm_loader(pages, size)
+    seconds: dict[str, list[float]] = {"reference": [], "timm": [], "first": [], "later": []}
+    for turn in range(rounds + 1):  # the first warms up, and does not count
+        with _cache(cache):
+            plain.epoch = 2 * turn
+            found = {"reference": _spent(lambda: reference)}
+            kept: list[pixels.Images] = []
+
+            def first(turn: int = turn, kept: list[pixels.Images] = kept) -> Iterable[Any]:
+                kept.append(_opened(pages, settings))
+                return ours(kept[0], pages, settings, 2 * turn)
+
+            found["first"] = _spent(first)
+            plain.epoch = 2 * turn + 1
+            found["reference"] = (found["reference"] + _spent(lambda: reference)) / 2
+            found["later"] = _spent(lambda turn=turn, kept=kept: ours(kept[0], pages, settings, 2 * turn + 1))  # type: ignore[misc]
+            found["timm"] = _spent(lambda: theirs)
+            kept[0].close()
+        if turn:
+            for key, value in found.items():
+                seconds[key].append(value)
+    speed = {key: len(pages.table) / statistics.median(values) for key, values in seconds.items()}
+    return [
+        {
+            "source": source,
+            "size": size,
+            "epoch": epoch,
+            "images_per_s": round(speed[epoch], 2),
+            "reference": round(speed["reference"], 2),
+            "ratio": round(speed[epoch] / speed["reference"], 3),
+            "timm": round(speed["timm"], 2),
+            "ratio_timm": round(speed[epoch] / speed["timm"], 3),
+            "megabytes": round(pages.megabytes, 3),
+        }
+        for epoch in ("first", "later")
+    ]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """What loads images has one thread, as a loader's process has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def scaling(quick: bool) -> list[dict[str, Any]]:
+    """Images per second with 1 and 2 processes that load (`workers`), and of 1 and 2 runs at once (`runs`) that share
+    one cache with one such process each: 498 × 538 JPEGs at 768 px, later epochs."""
+    settings = config.compose(["data.img_size=768"]).data
+    rows = []
+    with tempfile.TemporaryDirectory() as name, _cache(Path(name) / "cache"):
+        pages = draw(Path(name), "jpeg")
+        images = _opened(pages, settings)
+        for _ in ours(images, pages, settings, 0):
+            pass
+        times: dict[int, list[float]] = {1: [], 2: []}
+        for turn in range(2 if quick else 5):
+            for workers, spent in times.items():
+                spent.append(_passes(pages, settings, workers, turn))
+        count = PASSES * len(pages.table)
+        rows = [{"workers": w, "images_per_s": round(count / statistics.median(s), 2)} for w, s in times.items()]
+        for runs in (1, 2):
+            spans = []
+            for turn in range(2 if quick else 5):
+                with ProcessPoolExecutor(runs) as pool:
+                    jobs = [pool.submit(_passes, pages, settings, 0, turn) for _ in range(runs)]
+                    spans.append(max(job.result() for job in jobs))
+            rows.append({"runs": runs, "images_per_s": round(runs * count / statistics.median(spans), 2)})
+        images.close()
+    return rows
+
+
+PASSES = 4
+"""Epochs that one measurement of `scaling` has, so that starting processes weighs little."""
+
+
+def _passes(pages: Pages, settings: DataConfig, workers: int, turn: int) -> float:
+    """Seconds for `PASSES` epochs in one loader."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    images = _opened(pages, settings)
+    view = Augmentation(settings.train_transforms, "data.train_transforms", settings.img_size, 0, merge=True)
+    epochs = range(turn * PASSES, (turn + 1) * PASSES)
+    items: Any = [(epoch, row) for epoch in epochs for row in range(len(pages.table))]
+    loader: DataLoader[Any] = DataLoader(
+        data.ImageDataset(pages.table, view, images),
+        batch_size=BATCH,
+        sampler=items,
+        num_workers=workers,
+        worker_init_fn=ignore_in_worker if workers else None,
+        collate_fn=data.collate,
+    )
+    spent = _spent(lambda: loader)
+    images.close()
+    return spent
