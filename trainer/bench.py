@@ -1,4 +1,4 @@
-"""`python -m trainer bench`: how fast this machine loads and trains, as ratios to references measured in the same run."""
+"""`python -m trainer bench`: how fast this machine loads and trains, as ratios to references of the same run."""
 
 from __future__ import annotations
 

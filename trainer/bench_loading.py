@@ -50,7 +50,7 @@ def draw(folder: Path, source: str) -> Pages:
     kinds, paths = list(sample_data.KINDS)[:2], []
     for number in range(count):
         page = sample_data.draw(kinds[number % 2], chance).resize((width, height), Image.Resampling.BICUBIC)
-        noisy = np.asarray(page) + grain.normal(0, 6, (height, width, 1))
+        noisy = np.asarray(page) + grain.normal(0, 3.5, (height, width, 1))
         path = folder / source / kinds[number % 2] / f"{number:02d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(path, quality=90)

@@ -41,6 +41,7 @@ ANY_RESOLUTION = (
     A.ToGray,
 )
 """Look at colours, or at shares of the page: the same before and after it is scaled, turned by 90° or mirrored."""
+WHITE = (255.0, 255.0, 255.0)
 NOISE_POOL = 2**22
 """Samples of a normal distribution from which fields of noise are cut."""
 
@@ -249,6 +250,32 @@ def _inside(back: Matrix, shape: Shape, before: Shape) -> bool:
     )
 
 
+def _clahe(page: Page, transform: Any) -> bool:
+    """As albumentations: on L of Lab. The paper around a page is white, and needs no conversion to Lab and back."""
+    if page.matrix is not None or not any(page.pads) or page.fill != WHITE:
+        return False
+    drawn = _parameters(page, transform)
+    top, bottom, left, right = borders = _borders(page)
+    lab = cv2.cvtColor(page.pixels, cv2.COLOR_RGB2LAB)
+    lightness = cv2.copyMakeBorder(cv2.extractChannel(lab, 0), *borders, cv2.BORDER_CONSTANT, value=(255.0,))
+    lightness = cv2.createCLAHE(clipLimit=drawn["clip_limit"], tileGridSize=transform.tile_grid_size).apply(lightness)
+    height, width = lightness.shape[:2]
+    inside = (slice(top, height - bottom), slice(left, width - right))
+    cv2.insertChannel(np.ascontiguousarray(lightness[inside]), lab, 0)
+    page.pixels = _image(cv2.cvtColor(cv2.LUT(lightness, _greys()), cv2.COLOR_GRAY2RGB))
+    page.pixels[inside] = cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
+    page.pads, page.fill = (0, 0, 0, 0), None
+    return True
+
+
+@cache
+def _greys() -> Image:
+    """The grey value of each lightness: Lab (L, 128, 128) in RGB."""
+    lab = np.full((1, 256, 3), 128, dtype=np.uint8)
+    lab[0, :, 0] = np.arange(256)
+    return _image(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB))[0, :, 1].copy()
+
+
 def _gauss_noise(page: Page, transform: Any) -> bool:
     """Noise as albumentations draws it, cut from a pool of samples: neighbours are independent, and two images hardly
     ever get the same."""
@@ -319,6 +346,7 @@ STEPS: dict[type, Callable[[Page, Any], bool]] = {
     A.Rotate: _rotate,
     A.Affine: _affine,
     A.Perspective: _perspective,
+    A.CLAHE: _clahe,
     A.GaussNoise: _gauss_noise,
     A.Illumination: _illumination,
     A.PlasmaShadow: _plasma_shadow,
@@ -326,14 +354,18 @@ STEPS: dict[type, Callable[[Page, Any], bool]] = {
 """What is done here: False, and nothing drawn, where it is left to albumentations."""
 
 
+def _borders(page: Page) -> tuple[int, int, int, int]:
+    """The pads in pixels of the page's own resolution."""
+    (down, across), (top, bottom, left, right) = _scale(page), page.pads
+    return round(top / down), round(bottom / down), round(left / across), round(right / across)
+
+
 def _lay_out(page: Page) -> None:
     """Bring everything that is pending to pixels, at the page's own resolution."""
     if page.matrix is None and not any(page.pads):
         return
     if page.matrix is None:
-        (down, across), (top, bottom, left, right) = _scale(page), page.pads
-        borders = [round(top / down), round(bottom / down), round(left / across), round(right / across)]
-        page.pixels = _image(cv2.copyMakeBorder(page.pixels, *borders, cv2.BORDER_CONSTANT, value=page.fill))
+        page.pixels = _image(cv2.copyMakeBorder(page.pixels, *_borders(page), cv2.BORDER_CONSTANT, value=page.fill))
     else:
         smaller = min(1.0, max(page.pixels.shape[:2]) / max(page.shape))
         height, width = (max(1, round(side * smaller)) for side in page.shape)

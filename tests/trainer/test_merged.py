@@ -58,6 +58,13 @@ def test_what_moves_whole_pixels_is_the_same(entries: list[Any]) -> None:
         assert np.abs(listed - made).max() <= 2
 
 
+def test_clahe_leaves_the_paper_around_a_page_out_of_the_work_and_not_out_of_the_picture() -> None:
+    entries = [*PAGE, {"D4": {"p": 1}}, {"CLAHE": {"clip_limit": [1, 4], "p": 1}}]
+    for seed in range(8):
+        listed, made = both(entries, seed, np.asarray(draw(seed % 3, seed).resize((62, 96))))
+        assert np.abs(listed - made).max() <= 2 < np.abs(listed - both(entries[:3], seed)[0]).max()
+
+
 @pytest.mark.parametrize(
     "entries",
     [
@@ -79,6 +86,7 @@ def test_what_moves_whole_pixels_is_the_same(entries: list[Any]) -> None:
         ],
         [{"Rotate": {"limit": [10, 20], "crop_border": True, "p": 1}}, {"Resize": {"height": 96, "width": 96}}],
         [{"Illumination": {"p": 1}}],
+        [ROTATE, {"CLAHE": {"p": 1}}],
     ],
 )
 def test_what_is_interpolated_once_is_where_the_list_puts_it(entries: list[Any]) -> None:
