@@ -201,7 +201,7 @@ def _add_model_options(parser: _Parser) -> None:
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"))
     parser.add_argument("--batch_size", type=_positive, help="images at once (default: as in training)")
-    parser.add_argument("--num_workers", type=_count, help="processes that load images (default: as in training)")
+    parser.add_argument("--num_workers", type=_count, help="processes that load images (default: by the cores)")
     parser.add_argument(
         "--tta",
         help="average over views of each image: none, light (4 turns, 1 mirrored), standard (8 turned and mirrored), "

@@ -24,8 +24,9 @@ TOGETHER_BYTES = 4 * 2**30
 
 @dataclass(frozen=True)
 class Options:
-    """How to run models over images. `batch_size` and `num_workers` None: as the checkpoint was trained; `tta` None: as
-    the ensemble was made, and none for a checkpoint. Raises ConfigError for views that there are not."""
+    """How to run models over images. `batch_size` None: as the checkpoint was trained; `num_workers` None: as the cores
+    here repay; `tta` None: as the ensemble was made, and none for a checkpoint. Raises ConfigError for views that there
+    are not."""
 
     device: str = "auto"
     precision: str = "auto"

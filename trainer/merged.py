@@ -312,15 +312,37 @@ def _illumination(page: Page, transform: Any) -> bool:
 
 
 def _plasma_shadow(page: Page, transform: Any) -> bool:
-    """The fractal without its two finest octaves, which are below a grey value: the same shadow from a sixteenth of the
-    samples."""
-    _lay_out(page)
-    height, width = page.pixels.shape[:2]
-    seen = {"image": np.broadcast_to(np.uint8(0), (-(-height // 4), -(-width // 4), 3))}
-    params = transform.update_transform_params(transform.get_params(), seen)
-    drawn = transform.get_params_dependent_on_data(params, seen)
-    _light(page, 1 - drawn["intensity"] * drawn["plasma_pattern"])
+    finish(page)
+    intensity = transform.py_random.uniform(*transform.shadow_intensity_range)
+    _light(page, 1 - intensity * _plasma(page.shape, transform.roughness, transform.random_generator))
     return True
+
+
+def _plasma(shape: Shape, roughness: float, generator: np.random.Generator) -> NDArray[np.float32]:
+    """A field from 0 to 1 by diamonds and squares, step by step as albumentations makes it, but of the part of each
+    grid alone that the page will show, which may be a quarter of the points."""
+    steps = int(np.ceil(np.log2(max(shape) - 1))) - 1
+    needed = [shape]
+    for _ in range(steps):
+        needed.append((needed[-1][0] // 2 + 2, needed[-1][1] // 2 + 2))
+    grid = generator.uniform(-1, 1, (3, 3)).astype(np.float32)
+    for step in range(steps):
+        scale = np.float32(roughness**step)
+        height, width = 2 * grid.shape[0] - 1, 2 * grid.shape[1] - 1
+        noise = (generator.random((height, width), dtype=np.float32) * 2 - 1) * scale
+        wider = np.zeros((height, width), dtype=np.float32)
+        wider[::2, ::2] = grid + noise[::2, ::2]
+        for kernel in (_DIAMOND, _SQUARE):
+            between = cv2.filter2D(wider, -1, kernel, borderType=cv2.BORDER_CONSTANT)
+            wider += np.where(between > 0, between + noise, 0)
+        height, width = needed[steps - 1 - step]
+        wider = np.ascontiguousarray(wider[:height, :width])
+        grid = np.asarray(cv2.normalize(wider, wider, 0, 1, cv2.NORM_MINMAX), dtype=np.float32)
+    return np.asarray(cv2.normalize(grid[: shape[0], : shape[1]].copy(), None, 0, 1, cv2.NORM_MINMAX), dtype=np.float32)  # type: ignore[call-overload]
+
+
+_DIAMOND = np.array([[0.25, 0, 0.25], [0, 0, 0], [0.25, 0, 0.25]], dtype=np.float32)
+_SQUARE = np.array([[0, 0.25, 0], [0.25, 0, 0.25], [0, 0.25, 0]], dtype=np.float32)
 
 
 def _light(page: Page, field: NDArray[np.float32]) -> None:

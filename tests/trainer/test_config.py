@@ -39,7 +39,7 @@ def test_training_groups_have_the_manuals_values(
     t = config.compose([f"training={name}"]).training
     assert (t.lr, t.weight_decay, t.batch_size) == (lr, weight_decay, batch)
     assert (t.warmup_epochs, t.patience, t.validate_per_epoch) == (warmup, patience, validations)
-    assert (t.epochs, t.num_workers, t.optimizer, t.scheduler) == (50, 4, "adamw", "cosine")
+    assert (t.epochs, t.num_workers, t.optimizer, t.scheduler) == (50, None, "adamw", "cosine"), "workers: by cores"
     assert (t.warmup_start, t.min_lr, t.drop_last, t.keep_top) == (0.01, 1e-6, True, 3)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from PIL import Image
 
 from tests.trainer.conftest import draw
-from trainer import checkpoint, data, image_files, inference, tta
+from trainer import checkpoint, data, inference, pixels, tta
 from trainer.checkpoint import Checkpoint
 from trainer.inference import Options
 
@@ -20,13 +19,13 @@ from trainer.inference import Options
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The images that are decoded, in their order."""
     paths: list[Path] = []
-    real: Callable[[Path], Image.Image] = image_files.open_image
+    real = pixels.decode
 
-    def count(path: Path) -> Image.Image:
+    def count(path: Path, limit: pixels.Limit | None) -> pixels.Image:
         paths.append(path)
-        return real(path)
+        return real(path, limit)
 
-    monkeypatch.setattr(data, "open_image", count)
+    monkeypatch.setattr(pixels, "decode", count)
     return paths
 
 
@@ -92,10 +91,10 @@ def test_one_decode_serves_all_views_and_every_model_of_one_preprocessing(
     first, other = (checkpoint.load(run / "best.ckpt") for run in trained)
     second = replace(first, state_dict={k: v * 1.1 for k, v in first.state_dict.items()}, calibration={})
     table = data.read_test(documents)
-    alone = inference.run([second], table, Options(tta="light"))
+    alone = inference.run([second], table, Options(tta="light", num_workers=0))
     assert decoded == table.paths
     decoded.clear()
-    found = inference.run([first, other, second], table, Options(tta="light"))
+    found = inference.run([first, other, second], table, Options(tta="light", num_workers=0))
     assert sorted(decoded) == sorted(table.paths * 2), "once for 64 px, once for 160 px"
     torch.testing.assert_close(found[2], alone[0], atol=0, rtol=0)
     assert all(f.shape == (6, 3) and torch.allclose(f.sum(1), torch.ones(6)) for f in found)
@@ -107,6 +106,6 @@ def test_models_that_are_too_large_for_the_device_together_take_turns(
     first = checkpoint.load(trained[0] / "best.ckpt")
     table = data.read_test(documents)
     monkeypatch.setattr(inference, "TOGETHER_BYTES", 1)
-    a, b = inference.run([first, first], table, Options())
+    a, b = inference.run([first, first], table, Options(num_workers=0))
     assert decoded == table.paths * 2
     torch.testing.assert_close(a, b, atol=0, rtol=0)
