@@ -104,13 +104,11 @@ def _pass(
     prepare = Augmentation(members[0].preprocessing["transforms"], "data.val_transforms", size)
     sizes = [config.training.micro_batch or config.training.batch_size for config in configs]
     workers = cores.workers(options.num_workers, chosen)
-    images = _images(members[0], table)
+    source = _images(members[0], table)
     loader: DataLoader[Any] = DataLoader(
-        data.ImageDataset(table, prepare, images),
+        data.ImageDataset(table, prepare, source),
         batch_size=options.batch_size or min(sizes),
-        sampler=sampling.EpochSampler(
-            range(len(table)), None, len(table)
-        ),  # yields (epoch, row), as the dataset takes it
+        sampler=sampling.EpochSampler(range(len(table)), None, len(table)),  # (epoch, row), as the dataset takes it
         num_workers=workers,
         worker_init_fn=ignore_in_worker if workers else None,
         collate_fn=data.collate,
@@ -130,6 +128,7 @@ def _pass(
             for kept, total in zip(parts, sums, strict=True):
                 assert total is not None
                 kept.append((total / len(views)).cpu())
+    source.close()
     return [torch.cat(part) for part in parts]
 
 
