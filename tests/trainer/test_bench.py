@@ -1,0 +1,39 @@
+"""The bench: what it prints and writes. Its figures are for people; no test looks at them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trainer import bench, bench_loading, cores
+from trainer.cli import main
+
+
+def test_the_loader_s_half_of_the_bench(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench_loading, "SOURCES", {"jpeg": (60, 80, 3), "scan": (900, 1200, 2)})
+    monkeypatch.setattr(bench_loading, "PASSES", 1)
+    monkeypatch.delenv("CACHE_DIR", raising=False)
+    assert main(["bench", "--quick", "--only", "loader", "--json", str(tmp_path / "made.json")]) == 0
+    made = json.loads((tmp_path / "made.json").read_text())
+    places = [(row["source"], row["size"], row["epoch"]) for row in made["loader"]]
+    assert places == [(s, size, e) for s in ("jpeg", "scan") for size in (768, 384) for e in ("first", "later")]
+    for row in made["loader"]:
+        assert row["ratio"] == pytest.approx(row["images_per_s"] / row["reference"], abs=0.02)
+    assert [row["step"] for row in made["gains"]][:6] == [row["step"] for row in made["gains"]][6:]
+    assert [sorted(row) for row in made["scaling"]][::2] == [["images_per_s", "workers"], ["images_per_s", "runs"]]
+    assert made["machine"]["cores"] == cores.available() and "train" not in made
+    shown = capsys.readouterr().out
+    assert "| jpeg   | 768  | first |" in shown and "at the page's own size" in shown
+
+
+def test_a_place_that_cannot_be_written_is_told_before_it_begins(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--json", "/proc/made.json"]) == 64
+    assert "/proc" in capsys.readouterr().err
+
+
+def test_tables_leave_empty_what_a_row_lacks() -> None:
+    assert bench._table([{"a": 1}, {"b": 22}])[2:] == ["| 1 |    |", "|   | 22 |"]
