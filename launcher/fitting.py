@@ -65,9 +65,10 @@ def fit(config: Config, resources: Resources, machine: Machine) -> Fit:
     device = "cuda" if machine.gpus else "mps"
     precision = memory.precision_of(training.precision, device)
     key = _Key(config.model.name, config.data.img_size, precision, training.optimizer, device)
-    need, why = memory.predict(*key), ""
+    checkpoints = training.grad_checkpointing  # the table is without
+    need, why = None if checkpoints else memory.predict(*key), ""
     if need is None and there:
-        need, why = memory.trace(*key, memory.cache_folder())
+        need, why = memory.trace(*key, memory.cache_folder(), grad_checkpointing=checkpoints)
     if need is None:
         unknown = f"the memory of {key.model_name} at {key.img_size} px is not known: {why}"
         return Fit(asked, notes=(unknown,) if why else ())

@@ -99,14 +99,22 @@ def predict(
 
 
 def trace(
-    model_name: str, img_size: int, precision: str, optimizer: str, device: str, cache: Path
+    model_name: str,
+    img_size: int,
+    precision: str,
+    optimizer: str,
+    device: str,
+    cache: Path,
+    grad_checkpointing: bool = False,
 ) -> tuple[Need | None, str]:
-    """The same for any model and size: the trainer traces it (seconds), and what it found is kept in the folder
-    `cache`. (None, why) where that cannot be done.
+    """The same for any model and size, and with `training.grad_checkpointing`: the trainer traces it (seconds), and
+    what it found is kept in the folder `cache`. (None, why) where that cannot be done.
     """
     words = [
         f"model.name={model_name}", f"data.img_size={img_size}", f"training.optimizer={optimizer}", f"device={device}"
     ]  # fmt: skip
+    if grad_checkpointing:
+        words.append("training.grad_checkpointing=true")
     name = hashlib.sha256(json.dumps([__version__, *words]).encode()).hexdigest()[:24]
     found, why = _traced(tuple(words), cache / f"{name}.json")
     if found is None:

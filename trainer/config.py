@@ -96,6 +96,10 @@ class TrainingConfig:
     """bf16, fp16, fp32, or auto: what the device gains from."""
     channels_last: bool | None = None
     """Memory layout. null: where the device gains from it."""
+    compile: bool | None = None
+    """Compile the model for the device (torch.compile). null: on a GPU, where its steps repay the time it takes."""
+    grad_checkpointing: bool = False
+    """Compute activations anew for the backward pass: much less memory, and slower steps."""
     loss: str = "cross_entropy"
     """cross_entropy, or focal: what is already right counts less."""
     focal_gamma: float = 2.0
@@ -342,6 +346,10 @@ def check(config: Config) -> list[str]:
         faults.append(
             f"training.micro_batch={training.micro_batch}: training.batch_size={training.batch_size} is not a multiple "
             f"of it; the nearest that divides it is {close}"
+        )
+    if training.compile and training.grad_checkpointing:
+        faults.append(
+            "training.compile=true: not with training.grad_checkpointing=true, which it would undo in part; say either"
         )
     if training.min_lr > training.lr:
         faults.append(f"training.min_lr={training.min_lr}: more than training.lr={training.lr}")

@@ -136,9 +136,10 @@ def kind(config: Config) -> str:
 def estimate(config: Config, classes: int = CLASSES, precisions: tuple[str, ...] = PRECISIONS) -> dict[str, Estimate]:
     """The line of each precision (fp32; bf16, which fp16 equals) for the configuration's model, size and optimiser.
 
-    The device decides what a step keeps: only CUDA's optimiser works on all weights at once, with temporaries as large
-    as they; MPS has no fused attention where gradients are needed, so that attention matrices are kept there. Two
-    traces at different micro-batches give each line.
+    The device decides what a step keeps: MPS has no fused attention where gradients are needed, so that attention
+    matrices are kept there. The optimiser is fused and has no temporaries, but where fp16 and training.gradient_clip
+    meet: on CUDA they are as large as the weights then. What training.compile saves is not counted. Two traces at
+    different micro-batches give each line.
 
     Raises ConfigError: a model or size that cannot be had. TrainerError: a model that fake tensors cannot go through.
     """
@@ -172,6 +173,8 @@ def _fake(config: Config, classes: int) -> tuple[model.Normalized, torch.optim.O
     """The network with fake weights, and its optimiser with fake state, as after a first step."""
     mean, std = model.mean_std(config.model.name)
     bare = model.create(config.model, classes, config.data.img_size, load_weights=False)
+    if config.training.grad_checkpointing:
+        model.checkpoint_gradients(bare, config.model.name)
     net = model.Normalized(bare, mean, std, device.channels_last(config.training.channels_last, kind(config)))
     mode = FakeTensorMode()
     swapped: dict[int, torch.Tensor] = {}  # weights that two modules share stay shared
@@ -185,9 +188,10 @@ def _fake(config: Config, classes: int) -> tuple[model.Normalized, torch.optim.O
                         swapped[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_weight else fake
                     tensors[name] = swapped[id(tensor)]  # type: ignore[assignment]
     with mode:
-        optimizer = model.make_optimizer(config.training, net)
+        optimizer = model.make_optimizer(config.training, net, config.training.precision)
         for group in optimizer.param_groups:
-            group["foreach"] = kind(config) == "cuda"  # torch's own default: there, and nowhere else
+            if not group["fused"]:
+                group["foreach"] = kind(config) == "cuda"  # torch's own default: there, and nowhere else
             for parameter in group["params"]:
                 parameter.grad = torch.empty_like(parameter)
         optimizer.step()

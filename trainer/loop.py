@@ -11,7 +11,7 @@ import io
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 from torch.utils.data import DataLoader
 
-from trainer import data, device, distill, keep, losses, metrics, mixing, sampling, validation
+from trainer import data, device, distill, keep, losses, metrics, mixing, model, sampling, validation
 from trainer.config import Config, TrainingConfig
 from trainer.errors import StoppedError, TrainerError
 from trainer.files import write_json, write_text
@@ -82,6 +82,9 @@ class Job:
     """As in a checkpoint; empty but in the first process."""
     ema: ModelEmaV3 | None = None
     teachers: list[distill.Teacher] = field(default_factory=list)
+    compiled: bool = False
+    lap: Callable[[str], None] = lambda part: None
+    """Called at the end of each part of a step: what measures where its time goes."""
 
     @property
     def total_steps(self) -> int:
@@ -168,18 +171,22 @@ def _epoch(job: Job, marks: set[int]) -> Iterator[int]:
     job.net.train()
     group: list[Any] = []
     left = job.sampler.remaining()
+    job.lap("validation")
     for batch in job.loader:
         group.append(batch)
         left -= len(batch[0])
         if len(group) < job.accumulate and left > 0:
             continue
+        job.lap("data")
         images = _step(job, group)
         group = []
         progress.step += 1
         progress.step_in_epoch += 1
         yield images * job.fabric.world_size
+        job.lap("rest")
         validate_if_due()
         job.net.train()
+        job.lap("validation")
         if progress.step >= job.total_steps:
             return
 
@@ -196,8 +203,13 @@ def _step(job: Job, group: list[Any]) -> int:
     torch.manual_seed((job.config.seed * 1_000_003 + step) * 1024 + job.fabric.global_rank)
     for number, batch in enumerate(group, start=1):
         images, wanted = _inputs(job, batch, group[number % len(group)], mix)
+        job.lap("transfer")
         with job.fabric.no_backward_sync(job.net, enabled=number < len(group) and job.fabric.world_size > 1):
-            job.fabric.backward(_loss(job, images, wanted) / size)
+            loss = _loss(job, images, wanted) / size
+            job.lap("forward")
+            with model.frozen_statistics(job.bare, training.grad_checkpointing):
+                job.fabric.backward(loss)
+            job.lap("backward")
     job.progress.loss_images += size
     if training.gradient_clip is not None:
         job.fabric.clip_gradients(job.net, job.optimizer, max_norm=training.gradient_clip)
@@ -206,6 +218,7 @@ def _step(job: Job, group: list[Any]) -> int:
         parameters["lr"] = lr * parameters.get("lr_scale", 1.0)
     job.optimizer.step()
     job.optimizer.zero_grad()
+    job.lap("optimizer")
     if job.ema is not None:
         job.ema.update(job.normalized, step)
     return size
@@ -364,6 +377,7 @@ def _finish(job: Job) -> dict[str, Any]:
         "device_memory_bytes": device.memory_in_use(job.device),
         "precision": job.precision,
         "channels_last": job.channels_last,
+        "compiled": job.compiled,
         **job.config.choices,
         "model_name": job.config.model.name,
         "img_size": job.config.data.img_size,

@@ -7,13 +7,15 @@ import socket
 import sys
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainer.config import ModelConfig, TrainingConfig
 from trainer.errors import ConfigError, nearest
@@ -227,11 +229,44 @@ class Normalized(nn.Module):
         return logits.float()
 
 
-def make_optimizer(training: TrainingConfig, net: nn.Module) -> torch.optim.Optimizer:
+def checkpoint_gradients(model: nn.Module, name: str) -> None:
+    """Have timm's model keep few activations and compute the others anew, block by block (Chen et al. 2016).
+
+    Raises ConfigError where it cannot.
+    """
+    try:
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError):
+        raise ConfigError(f"training.grad_checkpointing=true: timm's {name} cannot do that; leave it out") from None
+
+
+@contextmanager
+def frozen_statistics(model: nn.Module, enabled: bool) -> Iterator[None]:
+    """Keep batch normalisation from counting a batch again when checkpointed blocks are computed a second time."""
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats] if enabled else []
+    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, momentum, batches in kept:
+            norm.momentum, norm.num_batches_tracked = momentum, batches
+
+
+def fused(training: TrainingConfig, precision: str) -> bool:
+    """Whether the optimiser changes all weights in one kernel, which torch has for CUDA, MPS and CPUs.
+
+    Not where fp16 and `training.gradient_clip` meet: it would divide by the loss scale after the clipping.
+    """
+    return not (precision == "fp16" and training.gradient_clip is not None)
+
+
+def make_optimizer(training: TrainingConfig, net: nn.Module, precision: str = "fp32") -> torch.optim.Optimizer:
     """The configuration's optimiser; biases and normalisation layers have no weight decay, as timm has it.
 
-    With `training.layer_decay` its groups have an `lr_scale`: their learning rate as a share of the configuration's.
-    Raises ConfigError where timm knows no layers of the model.
+    `precision` is bf16, fp16 or fp32. With `training.layer_decay` its groups have an `lr_scale`: their learning rate as
+    a share of the configuration's. Raises ConfigError where timm knows no layers of the model.
     """
     from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # exported, but not in __all__
 
@@ -243,6 +278,7 @@ def make_optimizer(training: TrainingConfig, net: nn.Module) -> torch.optim.Opti
         weight_decay=training.weight_decay,
         momentum=0.9,
         layer_decay=training.layer_decay,
+        fused=fused(training, precision),
     )
     if training.layer_decay is not None and len({group["lr_scale"] for group in made.param_groups}) == 1:
         raise ConfigError("training.layer_decay: timm knows no layers of this model; leave it out")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,20 @@ from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 from torch.utils.data import DataLoader
 
-from trainer import cores, data, device, distill, duplicates, keep, leaks, model, pixels, provenance, sampling
+from trainer import (
+    compiling,
+    cores,
+    data,
+    device,
+    distill,
+    duplicates,
+    keep,
+    leaks,
+    model,
+    pixels,
+    provenance,
+    sampling,
+)
 from trainer.augment import Augmentation
 from trainer.config import Config, TrainingConfig, to_dict, to_yaml
 from trainer.corruption import Corruption
@@ -47,8 +60,9 @@ class Inputs:
     val_view: ValidationView
 
 
-def train(config: Config, run_dir: Path, stop: Stop) -> dict[str, Any]:
-    """Run the configuration to its end in `run_dir`, and return what metrics.json holds.
+def train(config: Config, run_dir: Path, stop: Stop, lap: Callable[[str], None] = lambda part: None) -> dict[str, Any]:
+    """Run the configuration to its end in `run_dir`, and return what metrics.json holds. `lap` is called with the name
+    of each part of a step at its end.
 
     Raises ConfigError, DataError, DeviceMemoryError or StoppedError. Nothing is trained before data, model and
     augmentation have been checked.
@@ -97,12 +111,11 @@ def train(config: Config, run_dir: Path, stop: Stop) -> dict[str, Any]:
     cores.limit_threads()
     device.limit_memory(chosen)
     device.name_fallbacks(chosen)
-    if chosen == "cuda":
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.benchmark = True
+    device.allow_fast_kernels(chosen)
     with device.memory_errors(config):
         inputs = Inputs(table, split, fingerprint, images, train_view, val_view)
         job = _prepare(config, run_dir, inputs, fabric, chosen, precision, stop, state)
+        job.lap = lap
         try:
             return run(job)
         except BaseException as error:
@@ -184,13 +197,20 @@ def _prepare(
     torch.manual_seed(config.seed)
     mean, std = model.mean_std(config.model.name)
     bare = model.create(config.model, len(table.class_names), config.data.img_size, load_weights=state is None)
+    if training.grad_checkpointing:
+        model.checkpoint_gradients(bare, config.model.name)
     net = model.Normalized(bare, mean, std, channels_last)
-    optimizer = model.make_optimizer(training, net)
+    optimizer = model.make_optimizer(training, net, precision)
     if state is not None:
         _restore(net, optimizer, state, table, split)
-    wrapped, wrapped_optimizer = fabric.setup(net, optimizer)
     total = total_steps(config, steps_per_epoch)
     progress = Progress(**state["progress"]) if state is not None else Progress()
+    left = (total - progress.step) * (training.batch_size // micro)
+    asked = False if training.grad_checkpointing else training.compile
+    compiled, note = compiling.model_for(
+        asked, net.to(fabric.device), fabric, micro // world, config.data.img_size, left
+    )
+    wrapped, wrapped_optimizer = fabric.setup(net, optimizer)
     scaler = getattr(fabric.strategy.precision, "scaler", None)
     if state is not None and scaler is not None and state.get("scaler"):
         scaler.load_state_dict(state["scaler"])
@@ -237,6 +257,7 @@ def _prepare(
         provenance={"git_sha": provenance.revision(), "data_fingerprint": inputs.fingerprint},
         ema=_average(training, wrapped.module, state),
         teachers=teachers,
+        compiled=compiled,
     )
     if job.chief:
         keep.sweep(run_dir)
@@ -247,6 +268,8 @@ def _prepare(
             f"{len(table.class_names)} classes; "
             f"{training.epochs} epochs of {steps_per_epoch} steps of {training.batch_size} images"
         )
+        if note:
+            job.reporter.say(f"note: {note}")
         if table.groups is not None:
             job.reporter.say(
                 "note: intervals take images as independent; those of one group err together, so the truth is wider"
@@ -305,6 +328,8 @@ def _restore(
         )
     try:
         net.load_state_dict(state["model"])
+        for old, new in zip(state["optimizer"]["param_groups"], optimizer.param_groups, strict=False):
+            old["fused"] = new["fused"]  # another device or precision may have another optimiser
         optimizer.load_state_dict(state["optimizer"])
     except (RuntimeError, ValueError, KeyError) as error:
         raise ConfigError(f"resume: the checkpoint is of another model: {' '.join(str(error).split())[:200]}") from None

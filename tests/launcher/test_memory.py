@@ -308,6 +308,14 @@ def test_a_trace_is_made_once_and_kept(trainer: list[list[str]], tmp_path: Path)
     assert again == Need(100, 10, 1, 50, 30) and len(trainer) == 1
 
 
+def test_checkpointed_gradients_are_in_no_table_and_traced(trainer: list[list[str]]) -> None:
+    words = ("model=resnet34", "training.batch_size=32")
+    assert expand(card(24), *words).fit.predicted and not trainer
+    traced = expand(card(24), *words, "training.grad_checkpointing=true")
+    assert "training.grad_checkpointing=true" in trainer[0] and len(trainer) == 1
+    assert traced.fit.micro_batch == 32 and traced.fit.predicted == 100 + 32 * 5 - 1 + CONTEXT
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"words": [], "found": {}}'])
 def test_a_damaged_cache_is_made_anew(trainer: list[list[str]], tmp_path: Path, content: str) -> None:
     memory.trace("resnet18", 256, "fp32", "adamw", "cuda", tmp_path)
