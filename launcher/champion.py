@@ -28,12 +28,18 @@ KEPT = (
 )
 
 
+NO_CHAMPION = (
+    "there is no champion yet: the best training run with a validation F1 (no fold, no ensemble) becomes it, at its "
+    "submission's end or by launcher collect"
+)
+
+
 def crown(submission: Path, best: Row | None, champion: Path, replace: bool, why_none: str) -> str:
     """Put the checkpoint of `best`, a row of the leaderboard, into `champion` where it beats the one there. Returns a
     line on what became of it. `why_none`: why there is no such row."""
     if best is None:
         present = _present(champion)
-        return f"{why_none}; {_stays(present) if present else 'there is no champion yet'}"
+        return f"{why_none}; {_stays(present) if present else NO_CHAMPION}"
     champion.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60
     while True:

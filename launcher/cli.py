@@ -40,6 +40,7 @@ runs_option = click.option(
 )  # fmt: skip
 detach_option = click.option("--detach", is_flag=True, help="Leave them to a process of its own, and return at once.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+ENGINES = click.Choice(["auto", "docker", "native"])
 job_options = options(
     click.argument("words", metavar="JOB|KEY=VALUE…", nargs=-1, required=True, shell_complete=completion.job_words),
     click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Change a field of the job file."),
@@ -59,24 +60,35 @@ def cli() -> None:
 @cli.command()
 @on_host(job=True)
 @job_options
+@click.option("--engine", type=ENGINES, help="As for submit; looked at only where it is given.")
+@click.option("--data", metavar="DIR", help="As for submit; looked at only where it is given.")
 @json_option
 @runs_option
 def plan(
     words: tuple[str, ...], settings: tuple[str, ...], gpus: str | None, machine: str | None, cpu_only: bool,
-    multirun: bool, as_json: bool, runs_root: Path,
+    multirun: bool, engine: str | None, data: str | None, as_json: bool, runs_root: Path,
 ) -> None:  # fmt: skip
     """Show the runs of a job, and which of them fit this machine. Starts nothing, needs no data."""
-    from launcher import expansion, plans
+    from launcher import data_folder, expansion, plans
 
     with refusals():
         job, found = _job(words, settings), _machine(machine, gpus)
+        chosen = _engine(engine, job, found, cpu_only) if engine else None
+        found = chosen.machine if chosen else found
         planned = expansion.expand(job, found, cpu_only)
         expansion.check_follows(job, runs_root)
+        data_dir = data_folder.find_data(data, planned) if data else None
+        if chosen:
+            from launcher import choice
+
+            choice.check_readable(data_dir, runs_root, chosen)
     if as_json:
         click.echo(json.dumps(plans.as_json(job, planned, found), indent=2, ensure_ascii=False))
         return
     _print(plans.table(planned, found))
-    for line in plans.remarks(job, planned, found):
+    for line in (f"as {chosen.said}", *chosen.warnings) if chosen else ():
+        click.echo(line)
+    for line in plans.remarks(job, planned, found, native=chosen is None or chosen.image is None):
         click.echo(line)
 
 
@@ -85,7 +97,7 @@ def plan(
 @job_options
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "docker", "native"]),
+    type=ENGINES,
     default="auto",
     help="How runs are executed. auto: docker where an engine and a matching image are there, else native.",
 )
@@ -109,8 +121,7 @@ def submit(
 
     with refusals():
         job, found = _job(words, settings), _machine(machine, gpus)
-        wants_gpus = bool(found.devices) and not cpu_only and job.spec.resources.gpus != 0
-        chosen = choice.choose(engine, job.spec.image, found, wants_gpus, job.document.place(("image",)))
+        chosen = _engine(engine, job, found, cpu_only)
         planned = expansion.expand(job, chosen.machine, cpu_only)
         expansion.refuse_misfits(planned)
         expansion.check_sources(job, runs_root)
@@ -345,22 +356,32 @@ def exec_command(run_dir: Path, attempt: int | None) -> int:
 
 
 def _job(words: tuple[str, ...], settings: tuple[str, ...]) -> Job:
-    from launcher import document, spec
+    from launcher import document, expansion, spec
 
     sent: bytes | None = click.get_current_context().obj
     first, rest = words[0], words[1:]
-    if sent is None and not document.names_file(first):
-        return spec.from_overrides(words, settings)
-    for word in rest:
-        if "=" not in word:
-            raise RefusedError(f"{word}: a job file is named already ({first}); further words are key=value", 64)
-    return spec.load(Path(first), rest, settings, sent)
+    try:
+        if sent is None and not document.names_file(first):
+            return spec.from_overrides(words, settings)
+        for word in rest:
+            if "=" not in word:
+                raise RefusedError(f"{word}: a job file is named already ({first}); further words are key=value", 64)
+        return spec.load(Path(first), rest, settings, sent)
+    except document.JobError as error:
+        raise expansion.all_faults(error) from None
 
 
 def _machine(name: str | None, gpus: str | None) -> Machine:
     from launcher import machine
 
     return machine.choose(name, gpus)
+
+
+def _engine(wanted: str, job: Job, found: Machine, cpu_only: bool) -> Choice:
+    from launcher import choice
+
+    wants_gpus = bool(found.devices) and not cpu_only and job.spec.resources.gpus != 0
+    return choice.choose(wanted, job.spec.image, found, wants_gpus, job.document.place(("image",)))
 
 
 def _print(renderable: Any) -> None:

@@ -48,6 +48,7 @@ COLUMNS = (
     "distinguishable",
     "val_images",
     "fold",
+    "voters",
 )
 FIGURES = ("val_f1", "val_f1_corrupted", "val_accuracy", "best_epoch", "epochs", "images_per_second", "params")
 NO_FIGURE = "no run of this submission has a validation F1"
@@ -94,7 +95,9 @@ def _block(result: Result) -> _Block:
         row["minutes"] = round(figures.get("seconds", 0) / 60, 2)
         row["checkpoint"] = f"{name}/best.ckpt"
     if result.good and request.kind == "ensemble":
-        row["members"] = " ".join(Path(m["checkpoint"]).parent.name for m in figures.get("members", []))
+        members = figures.get("members", [])
+        row["members"] = " ".join(Path(each["checkpoint"]).parent.name for each in members)
+        row["voters"] = len({each.get("member", place) for place, each in enumerate(members)})
         row["checkpoint"] = f"{name}/ensemble.json"
         row["model"], row["reason"] = figures.get("method", ""), figures.get("why_no_val") or ""
     return _Block(row, figures, (result.run_dir,))

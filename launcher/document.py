@@ -21,7 +21,13 @@ _UNREADABLE = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeErro
 
 
 class JobError(Exception):
-    """A job that cannot be run as written: all its faults, one a line, each with its place and the way out."""
+    """A job that cannot be run as written: all its faults, one a line, each with its place and the way out.
+
+    `sound` is what of the job could be looked at further (a `spec.Job`), where there is such a part."""
+
+    def __init__(self, faults: str, sound: Any = None) -> None:
+        super().__init__(faults)
+        self.sound = sound
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,17 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False) -> list[Planned]:
     return planned + _steps(job, [p.request for p in planned], resources)
 
 
+def all_faults(error: JobError) -> JobError:
+    """The error with the faults, too, that show when the rest of the job is expanded."""
+    if error.sound is None:
+        return error
+    try:
+        expand(error.sound, Machine("any", 1, 0), cpu_only=True)
+    except JobError as more:
+        return JobError(in_order([*str(error).splitlines(), *str(more).splitlines()]))
+    return error
+
+
 def _common(job: Job) -> dict[str, Any]:
     """What all requests of a job have in common."""
     spec = job.spec
@@ -214,7 +225,9 @@ def _resources(job: Job, machine: Machine, cpu_only: bool) -> tuple[Resources, s
 
 
 def _steps(job: Job, trained: Sequence[RunRequest], resources: Resources) -> list[Planned]:
+    """Raises JobError with the faults of all steps."""
     made: dict[str, RunRequest] = {}
+    faults: list[str] = []
     for offset, step in enumerate(job.spec.after):
         index = len(trained) + 1 + offset
         options: list[str] = []
@@ -229,14 +242,14 @@ def _steps(job: Job, trained: Sequence[RunRequest], resources: Resources) -> lis
             if "submission" not in select:
                 if step.step != "ensemble" and "top" in select and folds.counts(trained):
                     place = job.document.place(("after", offset, "from"))
-                    raise JobError(f"{place}: after.{offset}.from.top: {steps.ONE_FOLD}")
-                needs = [run.name for run in _selected(job, offset, select, trained)] + needs
+                    faults.append(f"{place}: after.{offset}.from.top: {steps.ONE_FOLD}")
+                needs = [run.name for run in _selected(job, offset, select, trained, faults)] + needs
         else:
             source = made[step.needs[-1]]
             command = steps.command(step.step, [f"@submission/{source.name}/ensemble.json"], options)
             if source.kind != "ensemble":
                 place = job.document.place(("after", offset, "needs"))
-                raise JobError(
+                faults.append(
                     f"{place}: after.{offset}.needs: '{step.needs[-1]}' leaves no model; name an ensemble, or say from:"
                 )
         made[step.name] = RunRequest(
@@ -250,18 +263,22 @@ def _steps(job: Job, trained: Sequence[RunRequest], resources: Resources) -> lis
             **_common(job),
             config={"model": step.args.get("method", "soft_voting") if step.step == "ensemble" else step.step},
         )
+    if faults:
+        raise JobError(in_order(faults))
     return [Planned(request) for request in made.values()]
 
 
-def _selected(job: Job, offset: int, select: dict[str, Any], trained: Sequence[RunRequest]) -> Sequence[RunRequest]:
-    """The runs that a step waits for. Raises JobError for a pattern that no run's name fits."""
+def _selected(
+    job: Job, offset: int, select: dict[str, Any], trained: Sequence[RunRequest], faults: list[str]
+) -> Sequence[RunRequest]:
+    """The runs that a step waits for. A pattern that no run's name fits is added to `faults`."""
     if "top" in select:
         return trained
     for position, pattern in enumerate(select["runs"]):
         if not any(runs.fits(run.name, pattern) for run in trained):
             place = job.document.place(("after", offset, "from", "runs", position))
             names = ", ".join(run.name for run in trained[:12])
-            raise JobError(f"{place}: after.{offset}.from.runs: no run is called '{pattern}'; there are {names}")
+            faults.append(f"{place}: after.{offset}.from.runs: no run is called '{pattern}'; there are {names}")
     return [run for run in trained if any(runs.fits(run.name, pattern) for pattern in select["runs"])]
 
 

@@ -71,6 +71,7 @@ def caption(found: Sequence[Row]) -> str | None:
             lines.append(f"{MARK} these {len(alike)} cannot be told apart from the best {on}")
     if alike and (rest := len(ranked) - len(alike) - len(others)):
         lines.append(f"not compared, for want of predictions of the same images: {rest}")
+    lines += _no_mistake(ranked)
     if any(row["val_f1_corrupted"] != "" for row in ranked):
         lines.append(f"score: {SCORES[ranked[0]['monitor']]}")
     return "\n".join(lines) or None
@@ -92,7 +93,9 @@ def _model(row: Row) -> str:
     number = len(row["members"].split())
     if row["kind"] == "folds":
         return f"{row['model']} × {number} folds"
-    return f"{row['model']} of {number}" if number else str(row["model"])
+    if not number:
+        return str(row["model"])
+    return f"{row['model']} of {row['voters']}" + (f" ({number} checkpoints)" if row["voters"] != number else "")
 
 
 def _four(value: Any) -> str:
@@ -100,4 +103,15 @@ def _four(value: Any) -> str:
 
 
 def _interval(row: Row) -> str:
-    return f" [{row['val_f1_low']:.2f}–{row['val_f1_high']:.2f}]" if row["val_f1_low"] != "" else ""
+    if row["val_f1_low"] != "":
+        return f" [{row['val_f1_low']:.2f}–{row['val_f1_high']:.2f}]"
+    return "" if row["val_f1"] == "" else " [no mistake]" if row["val_f1"] == 1 else " [none]"
+
+
+def _no_mistake(ranked: Sequence[Row]) -> list[str]:
+    """What is known of rows that have no interval since nothing was wrong; of the fewest images where they differ."""
+    if not (images := [row["val_images"] for row in ranked if row["val_f1"] == 1 and row["val_images"] != ""]):
+        return []
+    from trainer import intervals  # loads numpy
+
+    return [f"no mistake: {intervals.in_words(None, 1, min(images))}"]

@@ -80,13 +80,14 @@ def joined(parts: Sequence[Predicted]) -> Predicted | None:
 
 
 def figures(made: Predicted) -> dict[str, Any]:
-    """val_f1, val_f1_corrupted, val_f1_mean and the two's 95 % intervals, named as in metrics.json; val_accuracy."""
+    """val_f1, val_f1_corrupted, val_f1_mean and the two's 95 % intervals (None where there is none), named as in
+    metrics.json; val_accuracy."""
     classes = len(made.class_names)
     found: dict[str, Any] = {"val_accuracy": round(float((made.targets == made.clean).mean()), 6)}
     for name, copy in (("val_f1", made.clean), ("val_f1_corrupted", made.corrupted)):
         if copy is not None:
             found[name] = round(intervals.macro_f1(made.targets, copy, classes), 6)
-            found[f"{name}_interval"] = list(intervals.interval(made.targets, copy, classes))
+            found[f"{name}_interval"] = intervals.interval(made.targets, copy, classes)
     if "val_f1_corrupted" in found:
         found["val_f1_mean"] = round((found["val_f1"] + found["val_f1_corrupted"]) / 2, 6)
     return found

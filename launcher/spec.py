@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ METHODS = ("soft_voting", "hard_voting", "rank_averaging")
 WEIGHTS = ("equal", "optimised", "greedy")
 ARG_WORDS = {"method": METHODS, "tta": ("none", "light", "standard", "heavy"), "weights": WEIGHTS}
 """Options of steps whose words are known here: a wrong one is told before hours of training, not after."""
+MATRIX_FIELDS = {"matrix", "exclude", "include", "overrides"}
 PRIORITY = "priority"
 """In entries of include: the scheduler's, and no setting of the run."""
 PRIORITY_HINT = "runs get theirs by an entry of include, like {model: resnet34, priority: 10}"
@@ -64,7 +66,7 @@ def load(path: Path, overrides: Sequence[str] = (), settings: Sequence[str] = ()
     if "name" not in document.content and NAME.fullmatch(path.stem):
         document.content["name"] = path.stem
     document, overrides = folds.spread(document, overrides)
-    return Job(_validate(document), document, overrides, source)
+    return _job(document, overrides, source)
 
 
 def from_overrides(words: Sequence[str], settings: Sequence[str] = ()) -> Job:
@@ -89,7 +91,15 @@ def from_overrides(words: Sequence[str], settings: Sequence[str] = ()) -> Job:
     single = dict(word.split("=", 1) for word in words if word.partition("=")[0] not in axes)
     text = yaml.safe_dump({**document.content, "matrix": axes, "overrides": single}, sort_keys=False)
     source = f"# launcher submit {' '.join(typed)}\n{text}".encode()
-    return Job(_validate(document), document, words, source)
+    return _job(document, words, source)
+
+
+def _job(document: Document, words: Sequence[str], source: bytes) -> Job:
+    try:
+        return Job(_validate(document), document, words, source)
+    except JobError as error:
+        sound = Job(error.sound, document, words, source) if error.sound is not None else None
+        raise JobError(str(error), sound) from None
 
 
 def split_values(text: str) -> list[str]:
@@ -111,17 +121,41 @@ def split_values(text: str) -> list[str]:
 
 
 def _validate(document: Document) -> JobSpec:
+    """Raises JobError with the faults of all fields, and what is sound beside them as a JobSpec."""
+    faults: list[str] = []
+    wrong: set[str] = set()
     try:
-        spec = JobSpec.model_validate(document.content)
+        spec: JobSpec | None = JobSpec.model_validate(document.content)
     except ValidationError as error:
-        faults = [_fault(document, problem) for problem in _joined(document, error.errors())]
-        raise JobError(in_order(faults)) from None
+        problems = _joined(document, error.errors())
+        faults = [_fault(document, problem) for problem in problems]
+        wrong = {str(problem["loc"][0]) for problem in problems if problem["loc"]}
+        spec = _without(document, wrong)
     except RecursionError:
         raise JobError(f"{document.path}: nested too deeply") from None
-    faults = [f"{document.place(path)}: {text}" for path, text in _rules(spec)]
+    if spec is not None and (broken := _rules(spec)):
+        faults += [f"{document.place(path)}: {text}" for path, text in broken]
+        wrong |= {str(path[0]) for path, _ in broken}
+        spec = _without(document, wrong)
     if faults:
-        raise JobError(in_order(faults))
+        raise JobError(in_order(faults), spec)
+    assert spec is not None
     return spec
+
+
+def _without(document: Document, wrong: set[str]) -> JobSpec | None:
+    """The job without these of its fields; None where what is left would be another matrix, of which all that can be
+    said would mislead: its fields are looked at together or not at all."""
+    for name in wrong - JobSpec.model_fields.keys():  # an unknown field is left out where it is likely another one
+        meant = difflib.get_close_matches(name.lower(), JobSpec.model_fields, n=1, cutoff=0.6)
+        if not meant or meant[0] in MATRIX_FIELDS:
+            return None
+    if wrong & MATRIX_FIELDS:
+        return None
+    try:
+        return JobSpec.model_validate({key: value for key, value in document.content.items() if key not in wrong})
+    except ValidationError:  # of the whole, and so of no field
+        return None
 
 
 def _joined(document: Document, problems: Sequence[Any]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from trainer import __version__
 from trainer.errors import EXIT_FAILED, EXIT_OK, ConfigError, StoppedError, TrainerError, nearest, os_error
-from trainer.files import check_folder
+from trainer.files import check_folder, resume_file
 
 COMMANDS = (
     "train",
@@ -155,14 +155,17 @@ def _train(arguments: list[str]) -> int:
         rest = " ".join(a for a in arguments if a not in ("--multirun", "-m"))
         raise ConfigError(f"--multirun: the trainer trains one model; several at once: launcher submit {rest}")
     composed = config.compose(arguments, "train")
+    default = Path("outputs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{composed.choices['model']}"
+    run_dir = Path(os.environ.get("RUN_DIR") or default)
+    check_folder(run_dir)
+    resume_file(composed.resume, run_dir)  # as train does, which takes seconds to import
     _quiet()
     from trainer.stop import Stop
     from trainer.train import train
 
     stop = Stop()
     stop.listen()
-    default = Path("outputs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{composed.choices['model']}"
-    train(composed, Path(os.environ.get("RUN_DIR") or default), stop)
+    train(composed, run_dir, stop)
     return EXIT_OK
 
 

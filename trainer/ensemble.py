@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from trainer import checkpoint, data, keep, members, metrics, predictions, weights
+from trainer import checkpoint, data, intervals, keep, members, metrics, predictions, weights
 from trainer.errors import ConfigError, nearest
 from trainer.files import sha256, write_json
 from trainer.inference import Options, tempered
@@ -270,29 +270,34 @@ def _out_of_fold(made: Ensemble, scored: Scored | None) -> list[dict[str, Any]]:
 
 
 def _say(summary: dict[str, Any]) -> None:
+    images = summary["val_images"]
     folded = {entry["member"] for entry in summary["out_of_fold"]}
     for entry in summary["members"]:
         if entry["member"] not in folded:
-            print(f"  member {entry['checkpoint']}: {_figure(entry)}, weight {entry['weight']:g}")
+            print(f"  member {entry['checkpoint']}: {_figure(entry, images)}, weight {entry['weight']:g}")
     for entry in summary["out_of_fold"]:
-        print(f"  member {entry['name']}, {entry['folds']} folds: {_figure(entry)}, weight {entry['weight']:g}")
+        print(f"  member {entry['name']}, {entry['folds']} folds: {_figure(entry, images)}, weight {entry['weight']:g}")
     if summary["weighting"] != "equal" and "equal_vote" in summary:
-        print(f"  equal weights: {_figure(summary['equal_vote'])}")
+        print(f"  equal weights: {_figure(summary['equal_vote'], images)}")
     elif "honest" in summary:
         print(
-            f"  {summary['weighting_asked']} weights: {_figure(summary['honest'])} on images that they were not chosen "
-            f"on, equal weights: {_figure(summary['equal_vote'])}: equal weights stay"
+            f"  {summary['weighting_asked']} weights: {_figure(summary['honest'], images)} on images that they were "
+            f"not chosen on, equal weights: {_figure(summary['equal_vote'], images)}: equal weights stay"
         )
-    count = len({entry["member"] for entry in summary["members"]})
+    count, checkpoints = len({entry["member"] for entry in summary["members"]}), len(summary["members"])
+    if count == 1 and summary["weighting_asked"] in weights.SEARCHES:
+        print(f"note: --weights {summary['weighting_asked']}: one member has the whole vote, so there is none to find")
+    of = f"{count} ({checkpoints} checkpoints)" if checkpoints > count else f"{count}"
     why = f" ({summary['why_no_val']})" if summary["why_no_val"] else ""
-    print(f"{summary['method']} of {count}, {summary['weighting']} weights: {_figure(summary)}{why}")
+    print(f"{summary['method']} of {of}, {summary['weighting']} weights: {_figure(summary, images)}{why}")
 
 
-def _figure(figures: dict[str, Any]) -> str:
+def _figure(figures: dict[str, Any], images: int) -> str:
     if figures.get("val_f1") is None:
         return "val_f1 unknown"
-    low_high = figures.get("val_f1_interval")
-    sure = f" (95 % of resamples: {low_high[0]:.3f} to {low_high[1]:.3f})" if low_high else ""
+    sure = ""
+    if "val_f1_interval" in figures:
+        sure = f" ({intervals.in_words(figures['val_f1_interval'], figures['val_f1'], images)})"
     worse = figures.get("val_f1_corrupted")
     return f"val_f1 {figures['val_f1']:.4f}{sure}" + (f", {worse:.4f} corrupted" if worse is not None else "")
 

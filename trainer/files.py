@@ -66,6 +66,24 @@ def check_folder(folder: Path) -> None:
         ) from None
 
 
+def resume_file(resume: str | None, run_dir: Path) -> Path | None:
+    """The last.ckpt that a run with this setting of `resume` in `run_dir` goes on from. Raises ConfigError where a run
+    has been there that it does not go on with, or the file is missing."""
+    last = run_dir / "last.ckpt"
+    if resume is None:
+        if last.exists() or (run_dir / "best.ckpt").exists():
+            raise ConfigError(
+                f"{run_dir}: a run has been here already; continue it by resume=auto, or name another folder by RUN_DIR"
+            )
+        return None
+    if resume == "auto":
+        return last if last.exists() else None
+    path = Path(resume).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"resume={resume}: there is no such file; name a last.ckpt, or say resume=auto")
+    return path
+
+
 def sha256(path: Path) -> str:
     """Of what the file holds, in hexadecimal digits."""
     with path.open("rb") as file:

@@ -12,6 +12,8 @@ RESAMPLES = 2000
 _CHUNK = 250
 
 Labels = NDArray[np.integer[Any]]
+Interval = tuple[float, float]
+"""Lower and upper bound."""
 
 
 def macro_f1(targets: Labels, predicted: Labels, classes: int) -> float:
@@ -20,28 +22,53 @@ def macro_f1(targets: Labels, predicted: Labels, classes: int) -> float:
     return float(_f1(_confusion(targets, predicted, np.arange(len(targets))[None], classes))[0])
 
 
-def interval(
-    targets: Labels, predicted: Labels, classes: int, level: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
+def interval(targets: Labels, predicted: Labels, classes: int, level: float = 0.95, seed: int = 0) -> Interval | None:
     """Percentile bootstrap interval of the macro F1 (Efron and Tibshirani 1993, ch. 13): images are drawn with
-    replacement within each class, so that every resample has the classes of the set."""
-    return _percentiles(_resampled(targets, predicted, classes, seed), level)
+    replacement within each class, so that every resample has the classes of the set.
+
+    None where all resamples are alike, since each class is all right or all wrong: the bootstrap cannot draw what did
+    not occur, and an interval without width would pass for certainty. `in_words` says what is known all the same."""
+    return _width(_percentiles(_resampled(targets, predicted, classes, seed), level))
 
 
 def mean_interval(
     targets: Labels, predictions: Sequence[Labels], classes: int, level: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
+) -> Interval | None:
     """The same for the mean of the macro F1 of several predictions on the same images, drawn together."""
-    return _percentiles(np.mean([_resampled(targets, own, classes, seed) for own in predictions], axis=0), level)
+    drawn = np.mean([_resampled(targets, own, classes, seed) for own in predictions], axis=0)
+    return _width(_percentiles(drawn, level))
 
 
 def class_intervals(
     targets: Labels, predicted: Labels, classes: int, level: float = 0.95, seed: int = 0
-) -> list[tuple[float, float]]:
+) -> list[Interval | None]:
     """The same for the F1 of each class."""
     parts = [_class_f1(_confusion(targets, predicted, chunk, classes)) for chunk in _draws(targets, seed)]
     f1 = np.nan_to_num(np.concatenate(parts))
-    return [_percentiles(f1[:, c], level) for c in range(classes)]
+    return [_width(_percentiles(f1[:, c], level)) for c in range(classes)]
+
+
+def rule_of_three(images: int) -> float:
+    """The share of new images that may be wrong at most (95 %) where none of `images` was: 3/N (J. Hanley and
+    A. Lippman-Hand: If Nothing Goes Wrong, Is Everything All Right?, JAMA 249, 1983)."""
+    return min(1.0, 3 / images)
+
+
+def in_words(found: Sequence[float] | None, f1: float, images: int) -> str:
+    """How sure the macro F1 of so many images is, for a line of text: the interval, or why there is none."""
+    if found is not None:
+        return f"95 % of resamples: {found[0]:.3f} to {found[1]:.3f}"
+    if f1 == 1:
+        share = f"up to {100 * rule_of_three(images):.1f} % of new ones may be wrong, by the rule of three"
+        return f"no interval, since none of {images} images is wrong; {share}"
+    return "no interval, since each class is all right or all wrong"
+
+
+def in_table(found: Sequence[float] | None, f1: float, digits: int = 3) -> str:
+    """The same for a cell of a table."""
+    if found is not None:
+        return f"{found[0]:.{digits}f} to {found[1]:.{digits}f}"
+    return "no mistake" if f1 == 1 else "none"
 
 
 def differences(
@@ -51,7 +78,7 @@ def differences(
     classes: int,
     level: float = 0.95,
     seed: int = 0,
-) -> list[tuple[float, float]]:
+) -> list[Interval]:
     """`difference` of `best` against each of `others`, each given by the predictions of as many copies of the images
     (clean, corrupted), whose mean macro F1 is compared. An image is drawn with all its copies, the same for all."""
     models = [best, *others]
@@ -63,7 +90,7 @@ def differences(
 
 def difference(
     targets: Labels, first: Labels, second: Labels, classes: int, level: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
+) -> Interval:
     """Interval of the macro F1 of `first` minus that of `second` on the same images (paired bootstrap, Efron and
     Tibshirani 1993, ch. 16). Where it has 0 in it the two are not distinguishable."""
     both = [_resampled(targets, predicted, classes, seed) for predicted in (first, second)]
@@ -123,6 +150,10 @@ def _f1(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.asarray(np.nanmean(_class_f1(confusion), axis=1))
 
 
-def _percentiles(values: NDArray[np.float64], level: float) -> tuple[float, float]:
+def _percentiles(values: NDArray[np.float64], level: float) -> Interval:
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return round(float(low), 6), round(float(high), 6)
+
+
+def _width(found: Interval) -> Interval | None:
+    return found if found[0] < found[1] else None

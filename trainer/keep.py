@@ -43,11 +43,11 @@ class Scored:
 
 
 def certainty(made: Scored, calibrated: bool = True) -> dict[str, Any]:
-    """95 % intervals of the macro F1, the temperature, and the calibration error before and after it. Not `calibrated`:
-    only the error of the probabilities as they are."""
+    """95 % intervals of the macro F1 (None where there is none), the temperature, and the calibration error before and
+    after it. Not `calibrated`: only the error of the probabilities as they are."""
     classes, targets = made.clean.shape[1], made.targets.numpy()
     found: dict[str, Any] = {
-        f"{name}_interval": list(intervals.interval(targets, copy.argmax(1).numpy(), classes))
+        f"{name}_interval": intervals.interval(targets, copy.argmax(1).numpy(), classes)
         for name, copy in (("val_f1", made.clean), ("val_f1_corrupted", made.corrupted))
         if copy is not None
     }

@@ -22,7 +22,7 @@ from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 from torch.utils.data import DataLoader
 
-from trainer import data, device, distill, keep, losses, metrics, mixing, model, sampling, validation
+from trainer import data, device, distill, intervals, keep, losses, metrics, mixing, model, sampling, validation
 from trainer.config import Config, TrainingConfig
 from trainer.errors import StoppedError, TrainerError
 from trainer.files import write_json, write_text
@@ -398,10 +398,10 @@ def _finish(job: Job) -> dict[str, Any]:
     if job.chief:
         write_json(job.run_dir / "metrics.json", summary)
         job.tracking.finish({k: v for k, v in summary.items() if k in (*progress.history[-1], "best_epoch")})
-        low, high = summary["val_f1_interval"]
+        sure = intervals.in_words(summary["val_f1_interval"], summary["val_f1"], len(job.split.val))
         worse = f", {summary['val_f1_corrupted']:.4f} corrupted" if "val_f1_corrupted" in summary else ""
         job.reporter.say(
-            f"best val_f1 {summary['val_f1']:.4f} (95 % of resamples: {low:.3f} to {high:.3f}){worse}, in epoch "
+            f"best val_f1 {summary['val_f1']:.4f} ({sure}){worse}, in epoch "
             f"{progress.best_epoch}, after {duration(progress.seconds)}; {job.run_dir / 'best.ckpt'}"
         )
     return summary

@@ -132,7 +132,8 @@ def _figures(kept: checkpoint.Checkpoint) -> str:
     count = f", {len(ids)} images" if ids else ""
     note = (
         f"Of the validation split{count}, which also chose the epoch: they are optimistic, the more so the fewer "
-        "images it has. Intervals are bootstrapped over the images.\n"
+        "images it has. Intervals are bootstrapped over the images; where no mistake was made there is none, and up to "
+        "3/N of new images may still be wrong after N that were right (the rule of three).\n"
     )
     return "\n".join(["| figure | value | 95 % interval |", "| --- | --- | --- |", *rows, "", note])
 
@@ -143,8 +144,7 @@ def _interval(kept: checkpoint.Checkpoint, key: str) -> str:
     if probabilities is None:
         return "–"
     predicted, targets = probabilities.argmax(1).numpy(), kept.validation["targets"].numpy()
-    low, high = intervals.interval(targets, predicted, len(kept.class_names))
-    return f"{low:.4f} to {high:.4f}"
+    return intervals.in_table(intervals.interval(targets, predicted, len(kept.class_names)), kept.metrics[key], 4)
 
 
 def _classes(kept: checkpoint.Checkpoint) -> str:
@@ -161,8 +161,8 @@ def _classes(kept: checkpoint.Checkpoint) -> str:
         bounds = intervals.class_intervals(targets.numpy(), predicted.numpy(), classes)
         head = [head[0] + " validation images | F1 | 95 % interval |", head[1] + " --- | --- | --- |"]
         rows = [
-            f"{row} {count} | {f'{value:.3f} | {low:.3f} to {high:.3f}' if count else '– | –'} |"
-            for row, count, value, (low, high) in zip(rows, counts, f1, bounds, strict=True)
+            f"{row} {count} | {f'{value:.3f} | {intervals.in_table(sure, value)}' if count else '– | –'} |"
+            for row, count, value, sure in zip(rows, counts, f1, bounds, strict=True)
         ]
     return "\n".join([*head, *rows, ""])
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from trainer import data, image_files, inference, members, predictions
-from trainer.errors import DataError
+from trainer.errors import ConfigError, DataError
 from trainer.files import write_json
 from trainer.inference import Options
 from trainer.members import Loaded
@@ -51,10 +51,12 @@ def members_predictions(
 def predict(path: Path, root: Path, output: Path, options: Options) -> dict[str, Any]:
     """Predict `root`'s test images with the checkpoint or ensemble.json at `path`; write the results into `output`.
 
-    Returns what metrics.json holds. Raises ConfigError or DataError.
+    A metrics.json of the model's own, where `output` is the folder of a run or of an ensemble, stays as it is. Returns
+    what metrics.json holds elsewhere. Raises ConfigError, also where `output` is another ensemble's, or DataError.
     """
     from trainer import ensemble
 
+    _refuse_anothers(path, output)
     if path.suffix == ".json":
         made, origin, table = ensemble.predict(path, root, options)
     else:
@@ -65,5 +67,16 @@ def predict(path: Path, root: Path, output: Path, options: Options) -> dict[str,
         made = members_predictions([member], table, fingerprint, options)[0]
     predictions.write(made, output, origin)
     summary = {"images": len(table), "checkpoint": str(path), "tta": origin.tta, "class_names": made.class_names}
-    write_json(output / "metrics.json", summary)
+    if not any((output / name).exists() for name in ("best.ckpt", "ensemble.json")):
+        write_json(output / "metrics.json", summary)
     return summary
+
+
+def _refuse_anothers(source: Path, output: Path) -> None:
+    """Raises ConfigError where the predictions of `source` would take the place of an ensemble's, and pass for them."""
+    there = output / "ensemble.json"
+    if there.exists() and source.exists() and not there.samefile(source):
+        raise ConfigError(
+            f"{there}: the submission.csv beside it is this ensemble's own: not for the predictions of {source}; name "
+            "another folder by --output DIR"
+        )

@@ -115,8 +115,19 @@ def _place(origin: Origin) -> Path | None:
     return Path(cache) / "predictions" / name if cache else None
 
 
+def _made_by(folder: Path) -> str | None:
+    """SHA-256 of the checkpoint or ensemble.json whose predictions lie there; None where that is not known."""
+    try:
+        with np.load(folder / "predictions.npz", allow_pickle=False) as stored:
+            return str(stored["checkpoint_sha256"])
+    except Exception:  # whatever its bytes provoke
+        return None
+
+
 def write(predictions: Predictions, output: Path, origin: Origin) -> None:
-    """submission.csv (ID,target) and predictions.npz."""
+    """submission.csv (ID,target) and predictions.npz. What another model has left of them is replaced with a note."""
+    if (output / "submission.csv").exists() and _made_by(output) != origin.sha256:
+        print(f"note: {output / 'submission.csv'} was another model's and is replaced (--output DIR keeps both)")
     save(output / "predictions.npz", predictions, origin)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from trainer import calibration, charts, intervals, label_errors, pictures
 from trainer.corruption import HELD_OUT, KINDS, Corruption
 from trainer.files import write_text
+from trainer.intervals import Interval
 from trainer.subject import Member, Subject
 from trainer.val_predictions import Validation
 
@@ -27,12 +28,11 @@ Targets = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Score:
-    """A macro F1 with its 95 % interval; accuracy where it is of one copy."""
+    """A macro F1 with its 95 % interval, where there is one; how many are wrong where it is of one copy."""
 
     name: str
     f1: float
-    low: float
-    high: float
+    interval: Interval | None
     wrong: int | None = None
 
 
@@ -43,8 +43,7 @@ class ClassRow:
     precision: float
     recall: float
     f1: float
-    low: float
-    high: float
+    interval: Interval | None
     corrupted: float | None
 
 
@@ -115,11 +114,14 @@ def content(subject: Subject, root: Path | None) -> dict[str, Any]:
         "wrong": {name: len(found) for name, found in wrong.items()},
         "label_errors": [shown.label_error(error.row, error.suggested) for error in errors[:SHOWN]],
         "suspected": len(errors),
+        "doubt": label_errors.doubt(targets, validation.probabilities),
         "pictured": root is not None,
         "votes": votes(subject, headline),
         "provenance": provenance(subject),
         "config": yaml.safe_dump(subject.config, sort_keys=False, allow_unicode=True) if subject.config else "",
         "chart": charts,
+        "in_table": intervals.in_table,
+        "in_words": intervals.in_words,
     }
 
 
@@ -151,14 +153,14 @@ def scores(validation: Validation) -> list[Score]:
         Score(
             name,
             intervals.macro_f1(targets, guess, count),
-            *intervals.interval(targets, guess, count),
+            intervals.interval(targets, guess, count),
             int((guess != targets).sum()),
         )
         for name, guess in predicted.items()
     ]
     if len(made) > 1:
         both = intervals.mean_interval(targets, list(predicted.values()), count)
-        made.append(Score("mean", sum(score.f1 for score in made) / len(made), *both))
+        made.append(Score("mean", sum(score.f1 for score in made) / len(made), both))
     return made
 
 
@@ -171,12 +173,9 @@ def meaning(subject: Subject, headline: list[Score]) -> str:
         judged = " that no member trained on"
     if subject.folds:
         judged = ", each judged by the one fold of each model that did not train on it"
-    likely = f"is likely between {clean.low:.2f} and {clean.high:.2f}"
-    if not clean.wrong:  # the bootstrap cannot draw what did not occur
-        likely = f"is near 1, though up to {min(1.0, 3 / images):.0%} of new images may be wrong (the rule of three)"
-    said = f"Measured on {images} images{judged}, the macro F1 of documents like these {likely}"
+    said = f"Measured on {images} images{judged}, the macro F1 of documents like these is {_likely(clean, images)}"
     if more:
-        said += f", and of turned, worn or photographed ones between {more[0].low:.2f} and {more[0].high:.2f}"
+        said += f", and of turned, worn or photographed ones {_likely(more[0], images)}"
     if subject.method:
         leans = "both lean" if more else "it leans"
         said += f"; {leans} a little high, because the members were chosen on the same images."
@@ -188,6 +187,15 @@ def meaning(subject: Subject, headline: list[Score]) -> str:
     first = "the clean figure leans" if more else "it leans"
     because = chose.get(subject.config.get("training", {}).get("monitor", "")) if more else None
     return f"{said}; {because or f'{first} a little high, because it chose the checkpoint'}."
+
+
+def _likely(score: Score, images: int) -> str:
+    if score.interval is not None:
+        return f"likely between {score.interval[0]:.2f} and {score.interval[1]:.2f}"
+    if not score.wrong:
+        share = 100 * intervals.rule_of_three(images)
+        return f"near 1, though up to {share:.0f} % of new images may be wrong (the rule of three)"
+    return f"about {score.f1:.2f}, but how near is not known: each class is all right or all wrong"
 
 
 def curves(subject: Subject) -> list[charts.Chart]:
@@ -234,7 +242,7 @@ def classes(validation: Validation) -> list[ClassRow]:
             targets, validation.corrupted.argmax(1), labels=labels, average=None, zero_division=0.0
         ).tolist()
     rows = [
-        ClassRow(name, support[c], precision[c], recall[c], f1[c], *ranges[c], worse[c])
+        ClassRow(name, support[c], precision[c], recall[c], f1[c], ranges[c], worse[c])
         for c, name in enumerate(validation.class_names)
         if support[c] or c in predicted
     ]
@@ -291,7 +299,7 @@ def votes(subject: Subject, headline: list[Score]) -> list[Member]:
     if not subject.method:
         return []
     own = {f"val_f1{'' if s.name == 'clean' else '_' + s.name}": s.f1 for s in headline}
-    whole = Member("this ensemble", None, own | {"val_f1_interval": [headline[0].low, headline[0].high]})
+    whole = Member("this ensemble", None, own | {"val_f1_interval": headline[0].interval})
     return [whole, *subject.members]
 
 

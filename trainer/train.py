@@ -34,7 +34,7 @@ from trainer.augment import Augmentation
 from trainer.config import Config, TrainingConfig, to_dict, to_yaml
 from trainer.corruption import Corruption
 from trainer.errors import ConfigError, DataError, StoppedError
-from trainer.files import check_folder, write_text
+from trainer.files import check_folder, resume_file, write_text
 from trainer.loop import Job, Progress, run, total_steps
 from trainer.pixels import Images, Limit
 from trainer.progress import Reporter
@@ -72,7 +72,7 @@ def train(config: Config, run_dir: Path, stop: Stop, lap: Callable[[str], None] 
     precision = device.precision(config.training.precision, chosen)
     model.check_name(config.model.name)
     check_folder(run_dir)
-    resume = _resume_file(config, run_dir)
+    resume = resume_file(config.resume, run_dir)
     state = keep.read_last(resume) if resume else None
 
     train_view = Augmentation(
@@ -128,22 +128,6 @@ def train(config: Config, run_dir: Path, stop: Stop, lap: Callable[[str], None] 
             job.val_batches.close()
             for each in images:
                 each.close()
-
-
-def _resume_file(config: Config, run_dir: Path) -> Path | None:
-    last = run_dir / "last.ckpt"
-    if config.resume is None:
-        if last.exists() or (run_dir / "best.ckpt").exists():
-            raise ConfigError(
-                f"{run_dir}: a run has been here already; continue it by resume=auto, or name another folder by RUN_DIR"
-            )
-        return None
-    if config.resume == "auto":
-        return last if last.exists() else None
-    path = Path(config.resume).expanduser()
-    if not path.is_file():
-        raise ConfigError(f"resume={config.resume}: there is no such file; name a last.ckpt, or say resume=auto")
-    return path
 
 
 def _check_batch(config: Config, images: int) -> None:

@@ -90,6 +90,15 @@ def test_plan_marks_what_does_not_fit_here() -> None:
     assert done.returncode == 0 and "✗ cuda-server: 8 GPU asked for, 1 there" in done.stdout
 
 
+def test_plan_takes_the_words_of_submit_and_checks_them_as_it_does(tmp_path: Path) -> None:
+    words = ("plan", "model=resnet34", "--cpu", "--engine", "native")
+    done = launcher(*words, "--data", str(tmp_path))
+    assert (done.returncode, done.stdout) == (65, "") and "(--data) holds neither train.csv nor" in done.stderr
+    (tmp_path / "train.csv").write_text("ID,target\n")
+    done = launcher(*words, "--data", str(tmp_path))
+    assert done.returncode == 0 and "as native processes\n" in done.stdout and "001-resnet34" in done.stdout
+
+
 @pytest.mark.parametrize(("environment", "rows"), [("cuda-server", 7), ("mac-m4-pro", 9), ("mps-20gb", 12)])
 def test_matrix_shows_the_manuals_table(environment: str, rows: int) -> None:
     shown = json.loads(launcher("matrix", "--machine", environment, "--json").stdout)

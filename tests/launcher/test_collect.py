@@ -46,7 +46,11 @@ def test_the_best_stands_on_top_and_what_failed_at_the_end(tmp_path: Path) -> No
     assert [(row["rank"], row["run"]) for row in rows] == [(1, "004-vote"), (2, "003-c"), (3, "001-a"), ("", "002-b")]
     header, *lines = (directory / "leaderboard.csv").read_text().splitlines()
     assert header.split(",") == list(collect.COLUMNS) and len(lines) == 4
-    assert rows[0]["members"] == "001-a" and rows[1]["checkpoint"] == "003-c/best.ckpt" and rows[1]["minutes"] == 1
+    assert (
+        (rows[0]["members"], rows[0]["voters"]) == ("001-a", 1)
+        and rows[1]["checkpoint"] == "003-c/best.ckpt"
+        and rows[1]["minutes"] == 1
+    )
 
 
 def champion(root: Path) -> tuple[str, float]:
@@ -83,7 +87,8 @@ def test_what_an_analysis_left_is_its_report(tmp_path: Path) -> None:
 
 def test_without_a_success_there_is_no_champion(tmp_path: Path) -> None:
     rows, line = collect.collect(submission(tmp_path, "one", {"a": "lost"}))
-    assert line == "no run of this submission has a validation F1; there is no champion yet"
+    assert line.startswith("no run of this submission has a validation F1; there is no champion yet: the best training")
+    assert line.endswith("launcher collect")
     assert rows[0]["state"] == "lost" and not (tmp_path / "champion").exists()
 
 

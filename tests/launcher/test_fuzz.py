@@ -139,9 +139,10 @@ def examine(content: bytes, words: list[str], settings_: list[str], machine: Mac
             planned = expansion.expand(job, machine)
             plans.as_json(job, planned, machine)
         except (JobError, MachineError) as error:
-            first = str(error).split("\n")[0]
+            said = str(expansion.all_faults(error) if isinstance(error, JobError) else error)
+            first = said.split("\n")[0]
             named = re.search(r"job\.yaml:\d+: ", first) or first.startswith(("the command line: ", "--set "))
-            assert named, f"says not where: {error}"
+            assert named, f"says not where: {said}"
 
 
 @given(files, command_words, set_words, st.sampled_from(MACHINES))

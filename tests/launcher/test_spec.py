@@ -126,6 +126,46 @@ def test_every_fault_is_reported_at_once_and_each_once() -> None:
     assert len(found) == 2 and found[0].startswith("job.yaml:2:") and found[1].startswith("job.yaml:4:")
 
 
+def all_faults(text: str, tmp_path: Path) -> list[str]:
+    (tmp_path / "job.yaml").write_text(text)
+    with pytest.raises(JobError) as raised:
+        spec.load(tmp_path / "job.yaml")
+    return str(expansion.all_faults(raised.value)).replace(f"{tmp_path}/", "").splitlines()
+
+
+def test_faults_of_fields_of_steps_and_of_names_come_together(tmp_path: Path) -> None:
+    found = all_faults(
+        "nmae: x\ntimeout: soon\nmatrix:\n  model: [resnet43]\n  data: [baseline_aug]\noverrides: {trainin.lr: 1}\n"
+        "after:\n  - {name: vote, step: ensemble, needs: [train]}\n",
+        tmp_path,
+    )
+    assert [line.split(": ", 2)[:2] for line in found] == [
+        ["job.yaml:1", "nmae"],
+        ["job.yaml:2", "timeout"],
+        ["job.yaml:4", "model=resnet43"],
+        ["job.yaml:6", "trainin.lr=1"],
+        ["job.yaml:8", "after.0.needs"],
+        ["job.yaml:8", "after.0"],
+    ]
+    steps = "\n".join(f"  - {{name: s{n}, step: ensemble, from: {{runs: ['x{n}']}}}}" for n in (0, 1))
+    found = all_faults(f"max_parallel: 0\nafter:\n{steps}\n", tmp_path)
+    assert [line.split(": ")[1] for line in found] == ["max_parallel", "after.0.from.runs", "after.1.from.runs"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "matirx: {model: [resnet34]}\nexclude: [{model: resnet34}]\n",
+        "axes: {data.folds: [5]}\noverrides: {data.fold: 1}\n",
+        "overrides: 3\nmatrix: {data.fold: [0, 1]}\n",
+        "matrix: {seed: [1, 2]}\nexclude: [{sead: 1}]\noverrides: {seed: x}\n",
+        "after: [{name: a, step: ensamble, from: {top: 1}}, {name: b, step: predict, needs: [a]}]\n",
+    ],
+)
+def test_a_fault_brings_no_other_that_only_follows_from_it(text: str, tmp_path: Path) -> None:
+    assert len(all_faults(text, tmp_path)) == 1
+
+
 @pytest.mark.parametrize("text", ["resources: {gpus: lots}\n", "resources: {cpus: -1}\n", "network: maybe\n"])
 def test_a_field_of_several_types_has_one_fault(text: str) -> None:
     assert len(faults(text)) == 1

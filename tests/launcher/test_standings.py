@@ -51,6 +51,7 @@ def test_the_score_ranks_and_what_chance_could_have_made_is_marked(tmp_path: Pat
     assert rows[0]["val_f1_low"] < rows[0]["val_f1"] < rows[0]["val_f1_high"]
     text = shown(rows)
     assert "≈ the first 2 cannot be told apart on these 60 validation images" in text
+    assert "1.0000 [no mistake]" in text and "none of 60 images is wrong; up to 5.0 % of new ones" in text
     assert text.count("≈") == 3 and "score: the mean of val F1 and corrupted F1" in text
     (best, *_) = csv.DictReader((tmp_path / "one" / "leaderboard.csv").read_text().splitlines())
     assert best["distinguishable"] == "no" and float(best["score"]) == rows[0]["score"]
@@ -119,7 +120,11 @@ def test_the_folds_of_a_configuration_are_one_row_of_their_pooled_predictions(tm
     vote = add_run(submission, "007-vote", kind="ensemble")
     ids = images(60)
     voted = write_predictions(vote, ids, predicted(ids, 5), predicted(ids, 6), split="joined", folds="f")
-    runs.write_json(vote / "metrics.json", {**voted, "members": [{"checkpoint": "../001-a-fold0/best.ckpt"}]})
+    members = [
+        {"checkpoint": f"../{1 + place:03d}-{'ab'[place // 3]}-fold{place % 3}/best.ckpt", "member": place // 3}
+        for place in range(6)
+    ]
+    runs.write_json(vote / "metrics.json", {**voted, "method": "soft_voting", "members": members})
     rows, line = collect.collect(submission)
     ranked = [(row["rank"], row["run"], row["kind"]) for row in rows if row["rank"] != ""]
     assert ranked == [(1, "007-vote", "ensemble"), (2, "a-folds", "folds"), (3, "b-folds", "folds")]
@@ -131,6 +136,7 @@ def test_the_folds_of_a_configuration_are_one_row_of_their_pooled_predictions(tm
     assert (joined["val_images"], joined["fold"], joined["state"]) == (60, "", "succeeded")
     assert joined["members"] == "001-a-fold0 002-a-fold1 003-a-fold2" and joined["val_f1_low"] < joined["val_f1"]
     assert told_apart([row for row in rows if row["rank"]]) == {"007-vote": "no", "a-folds": "no", "b-folds": "yes"}
+    assert "soft_voting of 2 (6 checkpoints)" in shown(rows) and (rows[0]["voters"], joined["voters"]) == (2, "")
     assert "a-folds" in shown(rows) and "001-a-fold0" not in shown(rows)
     assert line.startswith("no fold becomes the champion") and "step: ensemble" in line
     assert not (tmp_path / "champion").exists()

@@ -89,6 +89,19 @@ def test_a_folder_that_cannot_be_written_to_is_said_before_data_are_read(
     assert f"error: {run}: uid " in capsys.readouterr().err
 
 
+def test_a_folder_that_was_used_is_said_before_torch_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "best.ckpt").touch()
+    code = "import sys; from trainer.cli import main; print(main(['train', *sys.argv[1:]]), 'torch' in sys.modules)"
+    for words, said in (([], "a run has been here already"), (["resume=none.ckpt"], "there is no such file")):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words],
+            env={**os.environ, "RUN_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout == "64 False\n" and said in done.stderr
+
+
 def test_a_folder_of_another_user_names_the_uid(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     (tmp_path / "run").mkdir(mode=0o555)

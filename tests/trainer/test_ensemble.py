@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,12 @@ def no_model(*_: object, **__: object) -> None:
 
 
 def test_the_folds_of_a_model_are_one_member_that_is_scored_on_all_training_images(
-    folds: list[Path], documents: Path
+    folds: list[Path], documents: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["ensemble", "--checkpoints", *map(str, reversed(folds))]) == 0
+    assert main(["ensemble", "--checkpoints", *map(str, reversed(folds)), "--weights", "greedy"]) == 0
+    said = capsys.readouterr().out
+    assert "note: --weights greedy: one member has the whole vote" in said
+    assert "soft_voting of 1 (3 checkpoints), equal weights: val_f1" in said
     summary, held = metrics(), arrays(Path("val_predictions.npz"))
     assert sorted(held["ids"]) == sorted(path.name for path in (documents / "train").iterdir())
     parts = [checkpoint.load(path) for path in folds]
@@ -73,8 +77,8 @@ def test_the_folds_of_a_model_are_one_member_that_is_scored_on_all_training_imag
         np.testing.assert_allclose(held[key], np.concatenate(own), atol=1e-6)
         expected = f1_score(held["targets"], held[key].argmax(1), average="macro")
         assert summary[name] == pytest.approx(expected, abs=1e-5)
-        low, high = summary[f"{name}_interval"]
-        assert low <= summary[name] <= high
+        sure = summary[f"{name}_interval"]
+        assert sure is None or sure[0] <= summary[name] <= sure[1]
     assert all(summary[key] is not None for key in KEYS) and summary["score"] == summary["val_f1_mean"]
     assert summary["split_fingerprint"] == parts[0].validation["folds_fingerprint"]
     (entry,) = summary["out_of_fold"]
@@ -93,10 +97,13 @@ def test_the_folds_of_a_model_are_one_member_that_is_scored_on_all_training_imag
     assert ensemble.read(Path("ensemble.json")).temperature == 1, "an earlier version fitted one"
 
 
-def test_two_models_of_folds_take_a_weight_each(folds: list[Path], tmp_path: Path) -> None:
+def test_two_models_of_folds_take_a_weight_each(
+    folds: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = [seeded(path, tmp_path / f"other{fold}.ckpt", 7) for fold, path in enumerate(folds)]
     words = ["ensemble", "--checkpoints", *map(str, [*folds, *other]), "--weights", "3", "1"]
     assert main(words) == 0
+    assert "soft_voting of 2 (6 checkpoints), given weights: val_f1" in capsys.readouterr().out
     summary = metrics()
     assert [(entry["name"].rsplit(" ", 1)[1], entry["weight"]) for entry in summary["out_of_fold"]] == [
         ("42)", 3),
@@ -109,6 +116,31 @@ def test_two_models_of_folds_take_a_weight_each(folds: list[Path], tmp_path: Pat
     assert main(["predict", "checkpoint=ensemble.json", "output=again"]) == 0
     assert Path("again/submission.csv").read_bytes() == before
     assert main([*words, "1"]) == 64
+
+
+def test_predictions_of_another_model_are_not_lost_in_silence(
+    trained: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (shutil.copy(run / "best.ckpt", f"{run.name}.ckpt") for run in trained)
+    assert main(["ensemble", "--checkpoints", first, second, "output=vote"]) == 0
+    names = ("submission.csv", "predictions.npz", "metrics.json")
+    before = [Path("vote", name).read_bytes() for name in names]
+    assert main(["predict", "checkpoint=vote/ensemble.json", "output=vote"]) == 0
+    assert [Path("vote", name).read_bytes() for name in names[::2]] == before[::2], "its figures stay"
+    capsys.readouterr()
+    assert main(["predict", f"checkpoint={first}", "output=vote"]) == 64
+    assert "this ensemble's own" in (said := capsys.readouterr().err) and "--output DIR" in said
+    assert [Path("vote", name).read_bytes() for name in names[::2]] == before[::2]
+
+    for source, replaced in ((first, False), (second, True)):
+        assert main(["predict", f"checkpoint={source}", "output=single"]) == 0
+        assert ("single/submission.csv was another model's and is replaced" in capsys.readouterr().out) == replaced
+        assert metrics(Path("single"))["checkpoint"] == source
+
+    shutil.copytree(trained[0], "run")
+    figures = metrics(Path("run"))
+    assert main(["predict", "checkpoint=run/best.ckpt", "output=run"]) == 0
+    assert Path("run/submission.csv").exists() and metrics(Path("run")) == figures, "a run's figures stay"
 
 
 def test_a_missing_fold_is_named_and_leaves_no_validation_figure(

@@ -102,8 +102,8 @@ def test_the_card_has_the_checkpoints_figures_and_no_path_of_the_machine(
     card = (tmp_path / "made" / "README.md").read_text()
     for key, part in (("val_f1", "probabilities"), ("val_f1_corrupted", "corrupted")):
         predicted = kept.validation[part].argmax(1).numpy()
-        low, high = intervals.interval(kept.validation["targets"].numpy(), predicted, 3)
-        assert f"| {kept.metrics[key]:.4f} | {low:.4f} to {high:.4f} |" in card
+        sure = intervals.interval(kept.validation["targets"].numpy(), predicted, 3)
+        assert f"| {kept.metrics[key]:.4f} | {intervals.in_table(sure, kept.metrics[key], 4)} |" in card
     assert "in corrupted copies" in card and "were not measured" not in card
     assert kept.validation["split_fingerprint"] in card and kept.provenance["data_fingerprint"] in card
     assert "8 validation images" in card

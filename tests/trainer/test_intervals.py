@@ -31,11 +31,30 @@ def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 180 <= covered <= 199
 
 
-def test_more_images_make_a_narrower_interval_and_no_mistake_makes_none() -> None:
+def test_more_images_make_a_narrower_interval_and_no_width_is_none() -> None:
     narrow, wide = (np.diff(intervals.interval(*drawn(n, 0.8), 4))[0] for n in (2000, 100))
     assert narrow < wide / 3
     targets, _ = drawn(50, 1)
-    assert intervals.interval(targets, targets, 4) == (1.0, 1.0)
+    collapsed = np.zeros_like(targets)  # each class is all right or all wrong, too
+    for predicted in (targets, collapsed):
+        assert intervals.interval(targets, predicted, 4) is intervals.mean_interval(targets, [predicted], 4) is None
+        assert set(intervals.class_intervals(targets, predicted, 4)[1:]) == {None}
+    one_wrong = np.where(np.arange(50) == 7, (targets + 1) % 4, targets)
+    assert intervals.interval(targets, one_wrong, 4) is not None
+    assert intervals.class_intervals(targets, one_wrong, 4).count(None) == 2
+
+
+def test_where_there_is_no_interval_the_words_say_why_and_what_is_known() -> None:
+    assert intervals.in_words((0.5, 0.75), 0.6, 60) == "95 % of resamples: 0.500 to 0.750"
+    assert "none of 60 images is wrong; up to 5.0 % of new ones" in intervals.in_words(None, 1, 60)
+    assert "up to 100.0 %" in intervals.in_words(None, 1, 2)
+    assert intervals.in_words(None, 0.5, 60) == "no interval, since each class is all right or all wrong"
+    assert [intervals.in_table(*of) for of in (((0, 1), 0.5), (None, 1), (None, 0.5))] == [
+        "0.000 to 1.000",
+        "no mistake",
+        "none",
+    ]
+    assert (1 - intervals.rule_of_three(60)) ** 60 < 0.05, "so many wrong ones would have shown"
 
 
 def test_pairs_tell_apart_what_intervals_alone_do_not() -> None:

@@ -49,17 +49,40 @@ def test_a_class_without_images_is_no_obstacle() -> None:
     assert sum(row < 12 for row in rows) >= 11
 
 
-def test_the_command_writes_a_table_and_a_gallery(documents: Path, tmp_path: Path) -> None:
+def test_the_list_of_a_model_near_chance_is_doubted() -> None:
+    truth, targets, probabilities = predictions()
+    assert label_errors.doubt(targets, probabilities) is None, "planted errors are no weakness of the model"
+    chance = np.random.default_rng(1).permutation(probabilities)
+    weak = np.where((np.arange(len(truth)) % 4 == 0)[:, None], probabilities, chance)  # right on 3 of 8 or so
+    one_class = np.tile(np.float32([0.7, 0.1, 0.1, 0.1]), (len(truth), 1))
+    for poor in (chance, weak, one_class):
+        assert "its own mistakes" in (label_errors.doubt(targets, poor) or "")
+    assert "right about 25% of the images, where guessing would be about 25%" in str(
+        label_errors.doubt(np.arange(240) % 4, one_class)
+    )
+    assert label_errors.doubt(np.zeros(240, int), one_class) is None, "of one class there is no list"
+
+
+def test_the_command_writes_a_table_and_a_gallery(
+    documents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     ids = np.array(sorted(path.name for path in (documents / "train").iterdir()))
     _, targets, probabilities = predictions(len(ids), 3, 3)
     names = np.array(["stripes", "boxes", "discs"])
     np.savez(tmp_path / "p.npz", ids=ids, targets=targets, class_names=names, probabilities=probabilities)
     assert main(["label-errors", "--predictions", "p.npz", "--data.root", str(documents), "output=out"]) == 0
+    said = capsys.readouterr().out
+    assert said.endswith("likely label errors in 36 images: out/label_errors.csv, out/label_errors.png\n")
     table = pd.read_csv(tmp_path / "out" / "label_errors.csv")
     assert list(table.columns) == ["ID", "label", "suggested", "score", "p_stripes", "p_boxes", "p_discs"]
     assert len(table) >= 2 and set(table["ID"]) <= set(ids[:3]) and (table["label"] != table["suggested"]).all()
     with Image.open(tmp_path / "out" / "label_errors.png") as picture:
         assert len(picture.convert("L").getcolors() or range(300)) > 20, "a blank picture"
+    np.savez(
+        tmp_path / "p.npz", ids=ids, targets=targets, class_names=names, probabilities=np.roll(probabilities, 5, axis=0)
+    )
+    assert main(["label-errors", "--predictions", "p.npz"]) == 0
+    assert "note: the model is right about" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
