@@ -73,9 +73,14 @@ class Plain(Dataset[tuple[torch.Tensor, int]]):
     def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
         generator = np.random.default_rng((0, self.epoch, row))
         self.pipeline.set_random_state(generator, random.Random(int(generator.integers(2**63))))
-        image = cv2.cvtColor(cv2.imread(str(self.pages.table.paths[row])), cv2.COLOR_BGR2RGB)
+        image = _imread(self.pages.table.paths[row])
         made = self.pipeline(image=image)["image"]
         return torch.from_numpy(np.ascontiguousarray(made.transpose(2, 0, 1))), self.pages.table.targets[row]
+
+
+def _imread(path: Path) -> Any:
+    read: Any = cv2.imread(str(path))
+    return cv2.cvtColor(read, cv2.COLOR_BGR2RGB)
 
 
 def timm_loader(pages: Pages, size: int) -> Iterable[Any]:
@@ -214,7 +219,7 @@ def gains(quick: bool) -> list[dict[str, Any]]:
             up = A.LongestMaxSize(768, interpolation=limit.interpolation)
 
             def read(row: int, pages: Pages = pages) -> Any:
-                return cv2.cvtColor(cv2.imread(str(pages.table.paths[row])), cv2.COLOR_BGR2RGB)
+                return _imread(pages.table.paths[row])
 
             ways: dict[str, Callable[[int, int], Any]] = {
                 "the list as written": lambda _, row, plain=plain: plain[row],  # type: ignore[misc]

@@ -119,7 +119,7 @@ class Decoded:
             return None
         pixels = self._view[offset : offset + height * width * 3]
         if not self._checked[slot]:
-            if zlib.crc32(pixels) != crc:
+            if zlib.crc32(pixels.data) != crc:
                 return None
             self._checked[slot] = 1
         return pixels.reshape(height, width, 3)
@@ -138,8 +138,8 @@ class Decoded:
         _, decodes, _ = self._state_of(slot)
         try:
             # Written, not stored through a memory map: a full disk is an error here, and a crash there.
-            _write_all(self._pixels, memoryview(data.reshape(-1)), offset)
-            state = STATE.pack(1, min(decodes + 1, 2**16 - 1), zlib.crc32(data))
+            _write_all(self._pixels, data.reshape(-1).data, offset)
+            state = STATE.pack(1, min(decodes + 1, 2**16 - 1), zlib.crc32(data.data))
             _write_all(self._state, memoryview(state), slot * STATE.size)
         except OSError as error:
             self.writable = False

@@ -94,7 +94,8 @@ def _parameters(page: Page, transform: Any) -> dict[str, Any]:
     """What the transform draws for a page of the final shape."""
     seen = {"image": np.broadcast_to(np.uint8(0), (*page.shape, 3))}
     params: dict[str, Any] = transform.update_transform_params(transform.get_params(), seen)
-    return params | transform.get_params_dependent_on_data(params, seen)
+    params.update(transform.get_params_dependent_on_data(params, seen))
+    return params
 
 
 def _scale(page: Page) -> tuple[float, float]:
@@ -291,7 +292,7 @@ def _gauss_noise(page: Page, transform: Any) -> bool:
     else:
         start = int(transform.random_generator.integers(len(pool) - wanted))
         noise = pool[start : start + wanted]
-    field = cv2.multiply(noise.reshape(page.pixels.shape[0], -1), float(sigma))
+    field = noise.reshape(page.pixels.shape[0], -1) * np.float32(sigma)
     if mean:
         field = field + np.float32(mean)
     # Truncated towards zero before it is added, as albumentations has it: its σ is compensated in the configuration.
@@ -387,7 +388,9 @@ def _lay_out(page: Page) -> None:
     if page.matrix is None and not any(page.pads):
         return
     if page.matrix is None:
-        page.pixels = _image(cv2.copyMakeBorder(page.pixels, *_borders(page), cv2.BORDER_CONSTANT, value=page.fill))
+        page.pixels = _image(
+            cv2.copyMakeBorder(page.pixels, *_borders(page), cv2.BORDER_CONSTANT, value=page.fill or WHITE)
+        )
     else:
         smaller = min(1.0, max(page.pixels.shape[:2]) / max(page.shape))
         height, width = (max(1, round(side * smaller)) for side in page.shape)
@@ -407,7 +410,9 @@ def finish(page: Page) -> Image:
         if inner != page.pixels.shape[1::-1]:
             page.pixels = _image(cv2.resize(page.pixels, inner, interpolation=page.interpolation))
         if any(page.pads):
-            page.pixels = _image(cv2.copyMakeBorder(page.pixels, *page.pads, cv2.BORDER_CONSTANT, value=page.fill))
+            page.pixels = _image(
+                cv2.copyMakeBorder(page.pixels, *page.pads, cv2.BORDER_CONSTANT, value=page.fill or WHITE)
+            )
     page.matrix, page.pads, page.fill, page.interpolation = None, (0, 0, 0, 0), None, cv2.INTER_LINEAR
     return page.pixels
 
