@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from trainer import merged
 from trainer.errors import ConfigError
+from trainer.page import own
 
 
 def table() -> dict[str, list[str]]:
@@ -75,9 +76,7 @@ class Augmentation:
         generator = np.random.default_rng((self.seed, epoch, index))
         self.pipeline.set_random_state(generator, random.Random(int(generator.integers(2**63))))
         pipeline = self.pipeline
-        out: NDArray[np.uint8] = (
-            merged.merge(pipeline, image) if self.merge else pipeline(image=merged.own(image))["image"]
-        )
+        out: NDArray[np.uint8] = merged.merge(pipeline, image) if self.merge else pipeline(image=own(image))["image"]
         if out.shape != (self.img_size, self.img_size, 3) or out.dtype != np.uint8:
             raise ConfigError(
                 f"{self.where}: leaves {'×'.join(map(str, out.shape))} {out.dtype} where the model needs "

@@ -1,0 +1,122 @@
+"""Augmentations of light and noise with less work: the same draws, or the same distribution, as albumentations has."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.page import WHITE, Image, Page, Shape, borders, finish, image_of, lay_out, parameters
+
+NOISE_POOL = 2**22
+"""Samples of a normal distribution from which fields of noise are cut."""
+
+
+def clahe(page: Page, transform: Any) -> bool:
+    """As albumentations: on L of Lab. The paper around a page is white, and needs no conversion to Lab and back."""
+    if page.matrix is not None or not any(page.pads) or page.fill != WHITE:
+        return False
+    drawn = parameters(page, transform)
+    top, bottom, left, right = around = borders(page)
+    lab = cv2.cvtColor(page.pixels, cv2.COLOR_RGB2LAB)
+    lightness = cv2.copyMakeBorder(cv2.extractChannel(lab, 0), *around, cv2.BORDER_CONSTANT, value=(255.0,))
+    lightness = cv2.createCLAHE(clipLimit=drawn["clip_limit"], tileGridSize=transform.tile_grid_size).apply(lightness)
+    height, width = lightness.shape[:2]
+    inside = (slice(top, height - bottom), slice(left, width - right))
+    cv2.insertChannel(np.ascontiguousarray(lightness[inside]), lab, 0)
+    page.pixels = image_of(cv2.cvtColor(cv2.LUT(lightness, _greys()), cv2.COLOR_GRAY2RGB))
+    page.pixels[inside] = cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
+    page.pads, page.fill = (0, 0, 0, 0), None
+    return True
+
+
+@cache
+def _greys() -> Image:
+    """The grey value of each lightness: Lab (L, 128, 128) in RGB."""
+    lab = np.full((1, 256, 3), 128, dtype=np.uint8)
+    lab[0, :, 0] = np.arange(256)
+    return image_of(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB))[0, :, 1].copy()
+
+
+def gauss_noise(page: Page, transform: Any) -> bool:
+    """Noise as albumentations draws it, cut from a pool of samples: neighbours are independent, and two images hardly
+    ever get the same."""
+    if not transform.per_channel or transform.noise_scale_factor != 1:
+        return False
+    finish(page)
+    sigma = transform.py_random.uniform(*transform.std_range) * 255
+    mean = transform.py_random.uniform(*transform.mean_range) * 255
+    wanted = page.pixels.size
+    pool = _pool()
+    if wanted > len(pool) // 2:
+        noise = transform.random_generator.standard_normal(wanted, dtype=np.float32)
+    else:
+        start = int(transform.random_generator.integers(len(pool) - wanted))
+        noise = pool[start : start + wanted]
+    field = noise.reshape(page.pixels.shape[0], -1) * np.float32(sigma)
+    if mean:
+        field = field + np.float32(mean)
+    # Truncated towards zero before it is added, as albumentations has it: its σ is compensated in the configuration.
+    rows = page.pixels.reshape(page.pixels.shape[0], -1)
+    np.trunc(field, out=field)
+    page.pixels = image_of(cv2.add(rows, field, dtype=cv2.CV_8U)).reshape(page.pixels.shape)
+    return True
+
+
+def illumination(page: Page, transform: Any) -> bool:
+    drawn = parameters(page, transform)
+    lay_out(page)
+    height, width = page.pixels.shape[:2]
+    # What it does to grey tells the light, which is smooth: an eighth of the resolution holds it.
+    grey = np.full((-(-height // 8), -(-width // 8), 3), 0.5, dtype=np.float32)
+    _light(page, transform.apply(grey, **drawn)[..., 0] * 2)
+    return True
+
+
+def plasma_shadow(page: Page, transform: Any) -> bool:
+    finish(page)
+    intensity = transform.py_random.uniform(*transform.shadow_intensity_range)
+    _light(page, 1 - intensity * plasma(page.shape, transform.roughness, transform.random_generator))
+    return True
+
+
+def plasma(shape: Shape, roughness: float, generator: np.random.Generator) -> NDArray[np.float32]:
+    """A field from 0 to 1 by diamonds and squares, step by step as albumentations makes it, but of the part of each
+    grid alone that the page will show, which may be a quarter of the points."""
+    steps = int(np.ceil(np.log2(max(shape) - 1))) - 1
+    needed = [shape]
+    for _ in range(steps):
+        needed.append((needed[-1][0] // 2 + 2, needed[-1][1] // 2 + 2))
+    grid = generator.uniform(-1, 1, (3, 3)).astype(np.float32)
+    for step in range(steps):
+        scale = np.float32(roughness**step)
+        height, width = 2 * grid.shape[0] - 1, 2 * grid.shape[1] - 1
+        noise = (generator.random((height, width), dtype=np.float32) * 2 - 1) * scale
+        wider = np.zeros((height, width), dtype=np.float32)
+        wider[::2, ::2] = grid + noise[::2, ::2]
+        for kernel in (_DIAMOND, _SQUARE):
+            between = cv2.filter2D(wider, -1, kernel, borderType=cv2.BORDER_CONSTANT)
+            wider += np.where(between > 0, between + noise, 0)
+        height, width = needed[steps - 1 - step]
+        wider = np.ascontiguousarray(wider[:height, :width])
+        grid = np.asarray(cv2.normalize(wider, wider, 0, 1, cv2.NORM_MINMAX), dtype=np.float32)
+    return np.asarray(cv2.normalize(grid[: shape[0], : shape[1]].copy(), None, 0, 1, cv2.NORM_MINMAX), dtype=np.float32)  # type: ignore[call-overload]
+
+
+_DIAMOND = np.array([[0.25, 0, 0.25], [0, 0, 0], [0.25, 0, 0.25]], dtype=np.float32)
+_SQUARE = np.array([[0, 0.25, 0], [0.25, 0, 0.25], [0, 0.25, 0]], dtype=np.float32)
+
+
+def _light(page: Page, field: NDArray[np.float32]) -> None:
+    """Multiply the page by a field of light, (h, w), which is scaled to it."""
+    height, width = page.pixels.shape[:2]
+    light = cv2.resize(np.asarray(field, dtype=np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    page.pixels = image_of(cv2.multiply(page.pixels, cv2.merge([light] * 3), dtype=cv2.CV_8U))
+
+
+@cache
+def _pool() -> NDArray[np.float32]:
+    return np.random.default_rng(0).standard_normal(NOISE_POOL, dtype=np.float32)

@@ -1,0 +1,168 @@
+"""A page on its way through a list of augmentations: its pixels, and what is still to be done to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+Matrix = NDArray[np.float64]
+Shape = tuple[int, int]
+"""Height, width."""
+
+WHITE = (255.0, 255.0, 255.0)
+
+
+@dataclass
+class Page:
+    """A page on its way: `pixels`, and what is still to be done to them before they fill `shape`."""
+
+    pixels: Image
+    shape: Shape
+    """Of the final page: what the transforms believe to see."""
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """Final pixels of `fill` above, below, left and right of `pixels` scaled up."""
+    fill: tuple[float, ...] | None = None
+    """Colour of what is no page; None while there is no such place."""
+    interpolation: int = cv2.INTER_LINEAR
+    """How `pixels` are scaled, where nothing else moves them."""
+    matrix: Matrix | None = None
+    """From the coordinates of `pixels` to those of `shape`, padding and scale included. None: only those two."""
+
+
+def own(image: Image) -> Image:
+    """`image`, or a copy where it may not be written to, as one from a cache: some transforms work in place."""
+    return image if image.flags.writeable else image.copy()
+
+
+def parameters(page: Page, transform: Any) -> dict[str, Any]:
+    """What the transform draws for a page of the final shape."""
+    seen = {"image": np.broadcast_to(np.uint8(0), (*page.shape, 3))}
+    params: dict[str, Any] = transform.update_transform_params(transform.get_params(), seen)
+    params.update(transform.get_params_dependent_on_data(params, seen))
+    return params
+
+
+def _scale(page: Page) -> tuple[float, float]:
+    """Final pixels a pixel, down and across."""
+    top, bottom, left, right = page.pads
+    height, width = page.pixels.shape[:2]
+    return (page.shape[0] - top - bottom) / height, (page.shape[1] - left - right) / width
+
+
+def _matrix(page: Page) -> Matrix:
+    """From pixels to the final page. Pixel centres are whole numbers, as OpenCV has them."""
+    if page.matrix is not None:
+        return page.matrix
+    (down, across), (top, _, left, _) = _scale(page), page.pads
+    return np.array([[across, 0, left + (across - 1) / 2], [0, down, top + (down - 1) / 2], [0, 0, 1]])
+
+
+def colour(fill: Any) -> tuple[float, ...]:
+    values = tuple(np.ravel(fill).astype(float))
+    return values * 3 if len(values) == 1 else values
+
+
+def turn(page: Page, turns: int, mirrored: bool) -> bool:
+    """Mirror left to right, then turn by `turns` × 90° counter-clockwise."""
+    if page.matrix is not None:
+        height, width = page.shape
+        if mirrored:
+            page.matrix = np.array([[-1, 0, width - 1], [0, 1, 0], [0, 0, 1.0]]) @ page.matrix
+        for _ in range(turns):
+            page.matrix = np.array([[0, 1, 0], [-1, 0, width - 1], [0, 0, 1.0]]) @ page.matrix
+            height, width = width, height
+        page.shape = (height, width)
+        return True
+    top, bottom, left, right = page.pads
+    if mirrored:
+        page.pixels, left, right = image_of(cv2.flip(page.pixels, 1)), right, left
+    if turns:
+        code = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_CLOCKWISE}[turns]
+        page.pixels = image_of(cv2.rotate(page.pixels, code))
+    for _ in range(turns):
+        top, left, bottom, right = right, top, left, bottom
+        page.shape = (page.shape[1], page.shape[0])
+    page.pads = (top, bottom, left, right)
+    return True
+
+
+def move(page: Page, drawn: Matrix, shape: Shape, fill: Any) -> bool:
+    """Multiply a warp of the final page in, where that shows what one warp after the other would show."""
+    step = np.vstack([drawn, [0, 0, 1]]) if len(drawn) == 2 else np.asarray(drawn, dtype=np.float64)
+    beyond = colour(fill)
+    if page.fill is not None and page.fill != beyond:
+        lay_out(page)
+    if page.matrix is not None and not _inside(np.linalg.inv(step), shape, page.shape):
+        lay_out(page)  # the step before cut off what this one would bring back into sight
+    page.matrix = step @ _matrix(page)
+    page.pads, page.shape, page.fill = (0, 0, 0, 0), shape, beyond
+    return True
+
+
+def _inside(back: Matrix, shape: Shape, before: Shape) -> bool:
+    """Whether the corners of a page of `shape`, followed `back`, lie on the page `before`."""
+    height, width = shape[0] - 1, shape[1] - 1
+    corners = back @ np.array([[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1.0]])
+    if not (corners[2] > 0).all():
+        return False
+    across, down = corners[:2] / corners[2]
+    return bool(
+        (across >= -1).all() and (across <= before[1]).all() and (down >= -1).all() and (down <= before[0]).all()
+    )
+
+
+def borders(page: Page) -> tuple[int, int, int, int]:
+    """The pads in pixels of the page's own resolution."""
+    (down, across), (top, bottom, left, right) = _scale(page), page.pads
+    return round(top / down), round(bottom / down), round(left / across), round(right / across)
+
+
+def lay_out(page: Page) -> None:
+    """Bring everything that is pending to pixels, at the page's own resolution."""
+    if page.matrix is None and not any(page.pads):
+        return
+    if page.matrix is None:
+        page.pixels = image_of(
+            cv2.copyMakeBorder(page.pixels, *borders(page), cv2.BORDER_CONSTANT, value=page.fill or WHITE)
+        )
+    else:
+        smaller = min(1.0, max(page.pixels.shape[:2]) / max(page.shape))
+        height, width = (max(1, round(side * smaller)) for side in page.shape)
+        down, across = height / page.shape[0], width / page.shape[1]
+        shrink = np.array([[across, 0, (across - 1) / 2], [0, down, (down - 1) / 2], [0, 0, 1]])
+        page.pixels = _warped(page.pixels, shrink @ page.matrix, (height, width), page.fill)
+    page.matrix, page.pads, page.fill = None, (0, 0, 0, 0), None
+
+
+def finish(page: Page) -> Image:
+    """Bring everything that is pending to the final pixels, and return them."""
+    if page.matrix is not None:
+        page.pixels = _warped(page.pixels, page.matrix, page.shape, page.fill)
+    else:
+        top, bottom, left, right = page.pads
+        inner = (page.shape[1] - left - right, page.shape[0] - top - bottom)
+        if inner != page.pixels.shape[1::-1]:
+            page.pixels = image_of(cv2.resize(page.pixels, inner, interpolation=page.interpolation))
+        if any(page.pads):
+            page.pixels = image_of(
+                cv2.copyMakeBorder(page.pixels, *page.pads, cv2.BORDER_CONSTANT, value=page.fill or WHITE)
+            )
+    page.matrix, page.pads, page.fill, page.interpolation = None, (0, 0, 0, 0), None, cv2.INTER_LINEAR
+    return page.pixels
+
+
+def _warped(pixels: Image, matrix: Matrix, shape: Shape, fill: tuple[float, ...] | None) -> Image:
+    border = (0.0, 0.0, 0.0) if fill is None else fill
+    size = (shape[1], shape[0])
+    if np.allclose(matrix[2], [0, 0, 1], atol=1e-12):
+        return image_of(cv2.warpAffine(pixels, matrix[:2], size, flags=cv2.INTER_LINEAR, borderValue=border))
+    return image_of(cv2.warpPerspective(pixels, matrix, size, flags=cv2.INTER_LINEAR, borderValue=border))
+
+
+def image_of(array: Any) -> Image:
+    return np.asarray(array, dtype=np.uint8)
