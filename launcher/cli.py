@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,6 +18,8 @@ from launcher.refusals import RefusedError, looking, refusals
 if TYPE_CHECKING:
     from launcher.choice import Choice
     from launcher.machine import Machine
+    from launcher.reuse import Found
+    from launcher.runs import RunRequest
     from launcher.spec import Job
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -85,10 +87,13 @@ def plan(
 @job_options
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "docker", "native"]),
+    type=click.Choice(["auto", "docker", "native", "slurm"]),
     default="auto",
     help="How runs are executed. auto: docker where an engine and a matching image are there, else native.",
 )
+@click.option("--partition", metavar="NAME", help="Of Slurm (as slurm.partition of the job file).")
+@click.option("--account", metavar="NAME", help="Of Slurm.")
+@click.option("--qos", metavar="NAME", help="Of Slurm.")
 @click.option("--data", metavar="DIR", help="Data folder (default: $DATA_DIR, else data).")
 @click.option("--fresh", is_flag=True, help="Train everything anew, also what equals an earlier run that succeeded.")
 @click.option("--reuse-stale", is_flag=True, help="Reuse equal runs of another version of the trainer, too.")
@@ -96,17 +101,27 @@ def plan(
 @runs_option
 def submit(
     words: tuple[str, ...], settings: tuple[str, ...], gpus: str | None, machine: str | None, cpu_only: bool,
-    multirun: bool, engine: str, data: str | None, fresh: bool, reuse_stale: bool, detach: bool, runs_root: Path,
+    multirun: bool, engine: str, partition: str | None, account: str | None, qos: str | None, data: str | None,
+    fresh: bool, reuse_stale: bool, detach: bool, runs_root: Path,
 ) -> int:  # fmt: skip
-    """Start a job's runs, as many at once as fit, and stay until the last has ended.
+    """Start a job's runs, as many at once as fit, and stay until the last has ended. With --engine slurm they are left
+    to Slurm, and it returns at once.
 
     A run that equals an earlier one of the same runs folder (configuration, data and trainer) is reused.
 
     Ends with 0 when all succeeded, 1 when some did not, 64 for a bad job, 65 without data, 130 when stopped. Ctrl-C
     stops the runs with their checkpoints, a second one at once.
     """
-    from launcher import choice, data_folder, detached, expansion, plans, reuse, submission
+    from launcher import choice, data_folder, detached, expansion, plans, submission
 
+    of_slurm = {"partition": partition, "account": account, "qos": qos}
+    if engine == "slurm":
+        if gpus is not None:
+            raise click.UsageError("--gpus is not for slurm, which chooses GPUs itself; say resources.gpus")
+        given = tuple(f"slurm.{name}={value}" for name, value in of_slurm.items() if value)
+        return _submit_to_slurm(words, (*settings, *given), machine, cpu_only, data, fresh, reuse_stale, runs_root)
+    if named := [name for name, value in of_slurm.items() if value]:
+        raise click.UsageError(f"--{named[0]} goes with --engine slurm")
     with refusals():
         job, found = _job(words, settings), _machine(machine, gpus)
         wants_gpus = bool(found.devices) and not cpu_only and job.spec.resources.gpus != 0
@@ -118,8 +133,7 @@ def submit(
         choice.check_readable(data_dir, runs_root, chosen)
         root = runs_root.resolve()
         completed = submission.complete(planned, root, data_dir, chosen)
-        equal = {} if fresh else reuse.find(completed, root)
-        serving = {name: found.source for name, found in equal.items() if reuse_stale or not found.stale}
+        equal, serving = _reusable(completed, root, fresh, reuse_stale)
         directory = submission.create(job, completed, serving, root, data_dir, chosen)
         remarks = plans.remarks(job, planned, chosen.machine, native=chosen.image is None)
         remarks += plans.unset_remarks(job, os.environ, native=chosen.image is None)
@@ -131,6 +145,55 @@ def submit(
     for line in (*chosen.warnings, *remarks):
         click.echo(line)
     return 0 if detach else _drive(directory, chosen)
+
+
+def _reusable(
+    completed: Sequence[RunRequest], root: Path, fresh: bool, stale: bool
+) -> tuple[dict[str, Found], dict[str, Path]]:
+    """What equals earlier runs, and those of them that serve."""
+    from launcher import reuse
+
+    equal = {} if fresh else reuse.find(completed, root)
+    return equal, {name: found.source for name, found in equal.items() if stale or not found.stale}
+
+
+def _submit_to_slurm(
+    words: tuple[str, ...], settings: tuple[str, ...], machine: str | None, cpu_only: bool, data: str | None,
+    fresh: bool, reuse_stale: bool, runs_root: Path,
+) -> int:  # fmt: skip
+    """`submit --engine slurm`: make the submission, hand it to Slurm, and leave."""
+    from launcher import data_folder, expansion, plans, slurm_choice, submission
+
+    with refusals():
+        job = _job(words, settings)
+        chosen = slurm_choice.choose(job, _machine(machine, None) if machine else slurm_choice.machine(job.spec.slurm))
+        planned = expansion.expand(job, chosen.machine, cpu_only)
+        expansion.refuse_misfits(planned)
+        expansion.check_sources(job, runs_root)
+        data_dir, root = data_folder.find_data(data, planned), runs_root.resolve()
+        completed = slurm_choice.named(submission.complete(planned, root, data_dir, chosen), job, chosen)
+        equal, serving = _reusable(completed, root, fresh, reuse_stale)
+        slurm_choice.check([each for each in completed if each.name not in serving], job)
+        directory = submission.create(job, completed, serving, root, data_dir, chosen)
+        click.echo(f"{directory.name}: {len(planned)} runs as {chosen.said}, on {chosen.machine.describe()}")
+        native = job.spec.slurm.runtime == "native"
+        remarks = plans.unset_remarks(job, os.environ, native=native) + plans.reuse_remarks(equal, serving)
+        for line in (*chosen.warnings, *remarks):
+            click.echo(line)
+        return _advance(directory)
+
+
+def _advance(directory: Path, prepare: Callable[[], None] | None = None) -> int:
+    """Hand to Slurm what waits, and say how it goes on. Raises RunError."""
+    from launcher import collect, slurm_submit
+
+    over = slurm_submit.advance(directory, click.echo, prepare)
+    at = f"{directory.name} --runs {_shown(directory.parent)}"
+    if over:
+        click.echo(collect.collect(directory)[1])
+    else:
+        click.echo(f"Slurm goes on with it; see it: launcher status {at}")
+    return 0
 
 
 @cli.command()
@@ -147,6 +210,14 @@ def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool
     with refusals():
         directory = runs.find_submission(runs_root, name).resolve()
         written = submission.read(directory)
+
+    def requeue() -> None:
+        click.echo(f"{directory.name}: {plans.resume_line(directory, submission.requeue(directory))}")
+        sys.stdout.flush()
+
+    with refusals():
+        if written.get("engine") == "slurm":
+            return _advance(directory, requeue)
         chosen = choice.again(str(written.get("engine")), _machine(machine, gpus))
         if runs.is_locked(directory / "supervisor.lock"):
             raise RefusedError(
@@ -155,23 +226,17 @@ def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool
         if detach:
             click.echo(detached.detach(directory, gpus, machine))
             return 0
-
-    def requeue() -> None:
-        click.echo(f"{directory.name}: {plans.resume_line(directory, submission.requeue(directory))}")
-        sys.stdout.flush()
-
     return _drive(directory, chosen, requeue)
 
 
 def _drive(directory: Path, chosen: Choice, prepare: Callable[[], None] | None = None) -> int:
     """Supervise to the end, print what happens, then what came of it. `prepare`: see `supervisor.run`."""
-    from launcher import collect, leaderboard, plans, submission, supervisor, watch
+    from launcher import collect, engines, leaderboard, plans, submission, supervisor, watch
 
     with refusals():
         announcer = plans.Announcer(directory)
-        code = supervisor.run(
-            directory, chosen.machine, chosen.engine, submission.rules(directory), announcer.event, prepare
-        )
+        engine = engines.engine(chosen.engine.name)
+        code = supervisor.run(directory, chosen.machine, engine, submission.rules(directory), announcer.event, prepare)
         rows, champion = collect.collect(directory)
     at = f"{directory.name} --runs {_shown(directory.parent)}"
     shown = watch.status_json(directory)
@@ -334,14 +399,30 @@ def doctor_command(data: str | None, as_json: bool, runs_root: Path) -> int:
 @cli.command("exec")
 @click.argument("run_dir", type=click.Path(path_type=Path))
 @click.option("--attempt", type=int, hidden=True)
-def exec_command(run_dir: Path, attempt: int | None) -> int:
+@click.option("--slurm", metavar="NUMBER", hidden=True)
+def exec_command(run_dir: Path, attempt: int | None, slurm: str | None) -> int:
     """Execute one run of a submission natively to its end, and record how it ended."""
     from launcher import engines, execute
 
     with refusals():
+        if slurm is not None and attempt is not None:
+            from launcher import slurm_task
+
+            return slurm_task.run(run_dir, attempt, slurm)
         if attempt is None:
             engines.settle(run_dir)
         return execute.execute(run_dir, attempt)
+
+
+@cli.command("advance", hidden=True)
+@click.argument("directory", type=click.Path(path_type=Path))
+def advance_command(directory: Path) -> int:
+    """In Slurm, after other jobs of the submission: record what died, repeat it, and collect in the end."""
+    from launcher import slurm_submit
+
+    with refusals():
+        slurm_submit.settle(directory, click.echo)
+    return 0
 
 
 def _job(words: tuple[str, ...], settings: tuple[str, ...]) -> Job:

@@ -97,6 +97,7 @@ def create(
                 "max_parallel": job.spec.max_parallel,
                 "on_failure": job.spec.on_failure,
                 "follows": follows,
+                **({"slurm": job.spec.slurm.model_dump(exclude_none=True)} if choice.engine.name == "slurm" else {}),
                 "runs": [request.name for request in requests if request.kind == "train"],
                 "steps": [request.name for request in requests if request.kind != "train"],
             },
