@@ -209,7 +209,7 @@ def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool
 
     with refusals():
         directory = runs.find_submission(runs_root, name).resolve()
-        written = submission.read(directory)
+        written = runs.read_submission(directory)
 
     def requeue() -> None:
         click.echo(f"{directory.name}: {plans.resume_line(directory, submission.requeue(directory))}")

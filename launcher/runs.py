@@ -293,6 +293,15 @@ def list_runs(submission_dir: Path) -> list[Path]:
     return sorted(path.parent for path in submission_dir.glob("*/run.json"))
 
 
+def read_submission(submission: Path) -> dict[str, Any]:
+    """submission.json. Raises RunError."""
+    try:
+        content: dict[str, Any] = json.loads((submission / "submission.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{submission / 'submission.json'}: cannot be read: {error}") from None
+    return content
+
+
 def list_submissions(runs_root: Path) -> list[Path]:
     """The submissions below `runs_root`, oldest first."""
     # One whose name begins with a dot is being made, or was when its launcher was killed.

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from launcher import engines, lease, retry, runs, scheduler, slurm_board, slurm_calls, slurm_request, submission
+from launcher import engines, lease, retry, runs, scheduler, slurm_board, slurm_calls, slurm_request
 from launcher.engines.slurm import SlurmEngine
 from launcher.runs import ENDED, GOOD, RunError
 from launcher.slurm_board import Batch, Board
@@ -33,7 +33,7 @@ class _Advance:
         self.directory = directory.resolve()
         self.fence = fence
         self.say = say
-        written = submission.read(directory)
+        written = runs.read_submission(directory)
         self.options: Mapping[str, Any] = written.get("slurm") or {}
         self.python = str(self.options.get("python") or sys.executable)
         self.max_parallel = written.get("max_parallel")
@@ -145,7 +145,7 @@ class _Advance:
         if not self.follows:
             return []
         other = self.directory.parent / str(self.follows)
-        if submission.read(other).get("engine") == SlurmEngine.name:
+        if runs.read_submission(other).get("engine") == SlurmEngine.name:
             return [batch.job for batch in slurm_board.load(other).living() if batch.job is not None]
         open_ = [path.name for path in runs.list_runs(other) if runs.read_status(path).state not in ENDED]
         if open_:

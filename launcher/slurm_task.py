@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from launcher import execute, gpus, retry, runs, slurm_board, slurm_calls, slurm_submit, steps, submission, task_lease
+from launcher import execute, gpus, retry, runs, slurm_board, slurm_calls, slurm_submit, steps, task_lease
 from launcher.engines.slurm import EXIT_EARLY, SlurmEngine, queue_again
 from launcher.engines.watched import STOP
 from launcher.runs import GOOD, RunError, RunRequest, State
@@ -109,7 +109,7 @@ def run(run_dir: Path, announced: int, number: str) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # until the run begins: the journal says `queued` still
     run_dir = run_dir.resolve()
     key, request = here(), runs.read_request(run_dir)
-    written = submission.read(run_dir.parent)
+    written = runs.read_submission(run_dir.parent)
     docker = written.get("slurm", {}).get("runtime") == "docker"
     host = os.uname().nodename
     mark = {"engine": SlurmEngine.name, "slurm": str(key), "node": os.environ.get("SLURMD_NODENAME") or host}

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from launcher import __version__, engines, reuse, runs
 from launcher.checkout import ROOT
@@ -131,18 +129,9 @@ def _reserve(runs_root: Path, name: str) -> str:
     raise RunError(f"{runs_root}: there are thousands of submissions called {name}; wait a second")
 
 
-def read(submission: Path) -> dict[str, Any]:
-    """submission.json. Raises RunError."""
-    try:
-        content: dict[str, Any] = json.loads((submission / "submission.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{submission / 'submission.json'}: cannot be read: {error}") from None
-    return content
-
-
 def rules(submission: Path) -> Rules:
     """What the job says of all its runs together. Raises RunError."""
-    written = read(submission)
+    written = runs.read_submission(submission)
     return Rules(written.get("max_parallel"), written.get("on_failure", "continue"), written.get("follows"))
 
 

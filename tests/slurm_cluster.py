@@ -103,10 +103,14 @@ class Slurm:
         for node in ("n1", "n2"):
             self.start_node(node)
         try:
-            _wait(lambda: self.node_states() == {"n1": "IDLE", "n2": "IDLE"}, "two idle nodes", 60)
+            self.wait_idle()
         except AssertionError:
             self.stop()
             raise RuntimeError((FOLDER / "slurmctld.log").read_text()[-3000:]) from None
+
+    def wait_idle(self) -> None:
+        """Until both nodes have nothing to do."""
+        _wait(lambda: self.node_states() == {"n1": "IDLE", "n2": "IDLE"}, "two idle nodes", 60)
 
     def start_node(self, node: str) -> None:
         self._spawn("slurmd", "-D", "-N", node)
@@ -128,8 +132,7 @@ class Slurm:
     def stop(self) -> None:
         """Cancel what is left and end every daemon, and what killed nodes have left running."""
         if "slurmctld" in self.processes:
-            self.run("scancel", "--full", "--signal=KILL", "--user=root")
-            self.run("scancel", "--user=root")
+            self.clear()
         for name in ("n1", "n2", "slurmctld", "munged"):
             process = self.processes.pop(name, None)
             if process is not None:
@@ -141,6 +144,25 @@ class Slurm:
                     process.wait()
         for pid in self.leftovers():
             os.kill(pid, signal.SIGKILL)
+
+    def clear(self) -> None:
+        """Cancel all jobs, and wait until none is left."""
+
+        def empty() -> bool:
+            self.run("scancel", "--full", "--signal=KILL", "--user=root")
+            self.run("scancel", "--user=root")
+            return not self.busy()
+
+        _wait(empty, "an empty queue", 60)
+
+    def busy(self) -> bool:
+        """Whether jobs are queued or under way."""
+        return bool(self.run("squeue", "-h").stdout.strip())
+
+    def push(self, *jobs: str) -> None:
+        """Let requeued jobs begin now: Slurm itself holds them back for two minutes."""
+        for job in jobs:
+            self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def leftovers(self) -> list[int]:
         """Processes that have this Slurm in their environment."""

@@ -144,8 +144,8 @@ def _settle_queued(run_dir: Path, job: SlurmJob | None) -> None:
     if job is None or job.end in ("PREEMPTED", *NODE) or job.exit_code == EXIT_EARLY:
         return
     if job.end == "CANCELLED":
-        if job.reason.startswith("Dependency"):
-            return
+        if job.reason == "DependencyNeverSatisfied":
+            return  # whoever goes on with the submission knows whether what it needs comes after all
         reason = "cancelled in Slurm while it waited (scancel)"
         runs.append_event(run_dir, "cancelled", reason=reason, engine=SlurmEngine.name)
         return
