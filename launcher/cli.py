@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,8 +18,6 @@ from launcher.refusals import RefusedError, looking, refusals
 if TYPE_CHECKING:
     from launcher.choice import Choice
     from launcher.machine import Machine
-    from launcher.reuse import Found
-    from launcher.runs import RunRequest
     from launcher.spec import Job
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -112,14 +110,14 @@ def submit(
     Ends with 0 when all succeeded, 1 when some did not, 64 for a bad job, 65 without data, 130 when stopped. Ctrl-C
     stops the runs with their checkpoints, a second one at once.
     """
-    from launcher import choice, data_folder, detached, expansion, plans, submission
+    from launcher import choice, data_folder, detached, expansion, plans, reuse, submission
 
     of_slurm = {"partition": partition, "account": account, "qos": qos}
     if engine == "slurm":
         if gpus is not None:
             raise click.UsageError("--gpus is not for slurm, which chooses GPUs itself; say resources.gpus")
         given = tuple(f"slurm.{name}={value}" for name, value in of_slurm.items() if value)
-        return _submit_to_slurm(words, (*settings, *given), machine, cpu_only, data, fresh, reuse_stale, runs_root)
+        return cli_slurm.submit(words, (*settings, *given), machine, cpu_only, data, fresh, reuse_stale, runs_root)
     if named := [name for name, value in of_slurm.items() if value]:
         raise click.UsageError(f"--{named[0]} goes with --engine slurm")
     with refusals():
@@ -133,7 +131,7 @@ def submit(
         choice.check_readable(data_dir, runs_root, chosen)
         root = runs_root.resolve()
         completed = submission.complete(planned, root, data_dir, chosen)
-        equal, serving = _reusable(completed, root, fresh, reuse_stale)
+        equal, serving = reuse.split(completed, root, fresh, reuse_stale)
         directory = submission.create(job, completed, serving, root, data_dir, chosen)
         remarks = plans.remarks(job, planned, chosen.machine, native=chosen.image is None)
         remarks += plans.unset_remarks(job, os.environ, native=chosen.image is None)
@@ -145,55 +143,6 @@ def submit(
     for line in (*chosen.warnings, *remarks):
         click.echo(line)
     return 0 if detach else _drive(directory, chosen)
-
-
-def _reusable(
-    completed: Sequence[RunRequest], root: Path, fresh: bool, stale: bool
-) -> tuple[dict[str, Found], dict[str, Path]]:
-    """What equals earlier runs, and those of them that serve."""
-    from launcher import reuse
-
-    equal = {} if fresh else reuse.find(completed, root)
-    return equal, {name: found.source for name, found in equal.items() if stale or not found.stale}
-
-
-def _submit_to_slurm(
-    words: tuple[str, ...], settings: tuple[str, ...], machine: str | None, cpu_only: bool, data: str | None,
-    fresh: bool, reuse_stale: bool, runs_root: Path,
-) -> int:  # fmt: skip
-    """`submit --engine slurm`: make the submission, hand it to Slurm, and leave."""
-    from launcher import data_folder, expansion, plans, slurm_choice, submission
-
-    with refusals():
-        job = _job(words, settings)
-        chosen = slurm_choice.choose(job, _machine(machine, None) if machine else slurm_choice.machine(job.spec.slurm))
-        planned = expansion.expand(job, chosen.machine, cpu_only)
-        expansion.refuse_misfits(planned)
-        expansion.check_sources(job, runs_root)
-        data_dir, root = data_folder.find_data(data, planned), runs_root.resolve()
-        completed = slurm_choice.named(submission.complete(planned, root, data_dir, chosen), job, chosen)
-        equal, serving = _reusable(completed, root, fresh, reuse_stale)
-        slurm_choice.check([each for each in completed if each.name not in serving], job)
-        directory = submission.create(job, completed, serving, root, data_dir, chosen)
-        click.echo(f"{directory.name}: {len(planned)} runs as {chosen.said}, on {chosen.machine.describe()}")
-        native = job.spec.slurm.runtime == "native"
-        remarks = plans.unset_remarks(job, os.environ, native=native) + plans.reuse_remarks(equal, serving)
-        for line in (*chosen.warnings, *remarks):
-            click.echo(line)
-        return _advance(directory)
-
-
-def _advance(directory: Path, prepare: Callable[[], None] | None = None) -> int:
-    """Hand to Slurm what waits, and say how it goes on. Raises RunError."""
-    from launcher import collect, slurm_submit
-
-    over = slurm_submit.advance(directory, click.echo, prepare)
-    at = f"{directory.name} --runs {_shown(directory.parent)}"
-    if over:
-        click.echo(collect.collect(directory)[1])
-    else:
-        click.echo(f"Slurm goes on with it; see it: launcher status {at}")
-    return 0
 
 
 @cli.command()
@@ -217,7 +166,7 @@ def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool
 
     with refusals():
         if written.get("engine") == "slurm":
-            return _advance(directory, requeue)
+            return cli_slurm.advance(directory, requeue)
         chosen = choice.again(str(written.get("engine")), _machine(machine, gpus))
         if runs.is_locked(directory / "supervisor.lock"):
             raise RefusedError(
@@ -396,35 +345,6 @@ def doctor_command(data: str | None, as_json: bool, runs_root: Path) -> int:
     return 1 if any(check.level == "missing" for check in checks) else 0
 
 
-@cli.command("exec")
-@click.argument("run_dir", type=click.Path(path_type=Path))
-@click.option("--attempt", type=int, hidden=True)
-@click.option("--slurm", metavar="NUMBER", hidden=True)
-def exec_command(run_dir: Path, attempt: int | None, slurm: str | None) -> int:
-    """Execute one run of a submission natively to its end, and record how it ended."""
-    from launcher import engines, execute
-
-    with refusals():
-        if slurm is not None and attempt is not None:
-            from launcher import slurm_task
-
-            return slurm_task.run(run_dir, attempt, slurm)
-        if attempt is None:
-            engines.settle(run_dir)
-        return execute.execute(run_dir, attempt)
-
-
-@cli.command("advance", hidden=True)
-@click.argument("directory", type=click.Path(path_type=Path))
-def advance_command(directory: Path) -> int:
-    """In Slurm, after other jobs of the submission: record what died, repeat it, and collect in the end."""
-    from launcher import slurm_submit
-
-    with refusals():
-        slurm_submit.settle(directory, click.echo)
-    return 0
-
-
 def _job(words: tuple[str, ...], settings: tuple[str, ...]) -> Job:
     from launcher import document, spec
 
@@ -455,4 +375,4 @@ def _shown(path: Path) -> str:
     return os.path.relpath(path)
 
 
-from launcher import cli_images, cli_looking  # noqa: E402, F401  further commands, which need what is above
+from launcher import cli_images, cli_looking, cli_slurm  # noqa: E402, F401  further commands, which need what is above

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -77,6 +78,38 @@ def submit(words: Sequence[str], script: Path, folder: Path) -> int:
     """The number of the job that sbatch makes of the script. Raises SlurmError."""
     text = call("sbatch", "--parsable", f"--chdir={folder}", *words, str(script))
     return int(text.strip().splitlines()[-1].split(";")[0])
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node in one of its partitions. `memory` in bytes."""
+
+    partition: str
+    default: bool
+    gpus: int
+    cpus: float
+    memory: int
+
+
+def nodes(partition: str | None = None) -> list[Node]:
+    """The nodes of a partition, or of all. Raises SlurmError."""
+    where = [f"--partition={partition}"] if partition else []
+    lines = call("sinfo", "-h", "-N", *where, "-o", "%N|%G|%c|%m|%P").splitlines()
+    return [found for line in lines if (found := node(line))]
+
+
+def node(line: str) -> Node | None:
+    """A line of sinfo's `%N|%G|%c|%m|%P`; None for what is none.
+
+    >>> node("n1|gpu:a100:4(S:0-1),shard:8|64|512000|gpu*").gpus
+    4
+    """
+    parts = line.strip().split("|")
+    if len(parts) != 5:
+        return None
+    gpus = sum(int(count) for count in re.findall(r"(?:^|,)gpu(?::[^:,()]+)?:(\d+)", parts[1]))
+    cpus, memory = (int(found[0]) if (found := re.match(r"\d+", text)) else 0 for text in parts[2:4])
+    return Node(parts[4].rstrip("*"), parts[4].endswith("*"), gpus, float(cpus), memory * 2**20)
 
 
 def check(words: Sequence[str]) -> None:

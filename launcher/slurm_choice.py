@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,30 +26,13 @@ def machine(spec: SlurmSpec) -> Machine:
 
     Slurm does not say how much memory a GPU has: `--machine FILE` does.
     """
-    where = [f"--partition={spec.partition}"] if spec.partition else []
-    nodes = [node(line) for line in slurm_calls.call("sinfo", "-h", "-N", *where, "-o", "%N|%G|%c|%m|%P").splitlines()]
-    default = [each for each in nodes if each and each[0].endswith("*")]
-    known = [each for each in (default if default and not spec.partition else nodes) if each]
+    nodes = slurm_calls.nodes(spec.partition)
+    known = nodes if spec.partition else [node for node in nodes if node.default] or nodes
     if not known:
         raise slurm_calls.SlurmError(f"Slurm has no nodes{f' in partition {spec.partition}' if spec.partition else ''}")
-    partition, gpus, cpus, memory = max(known, key=lambda each: each[1:])
-    name = f"Slurm partition {partition.rstrip('*')}, {len(known)} nodes"
-    return Machine(name, cpus, memory, tuple(Gpu(index) for index in range(gpus)), declared=True)
-
-
-def node(line: str) -> tuple[str, int, float, int] | None:
-    """A line of sinfo's `%N|%G|%c|%m|%P` as partition, GPUs, cores, bytes of memory; None for what is none.
-
-    >>> node("n1|gpu:a100:4(S:0-1),shard:8|64|512000|gpu*")[:3]
-    ('gpu*', 4, 64.0)
-    """
-    parts = line.strip().split("|")
-    if len(parts) != 5:
-        return None
-    gpus = sum(int(count) for count in re.findall(r"(?:^|,)gpu(?::[^:,()]+)?:(\d+)", parts[1]))
-    numbers = [re.match(r"\d+", text) for text in parts[2:4]]
-    cpus, memory = (float(found[0]) if found else 0.0 for found in numbers)
-    return parts[4], gpus, cpus, int(memory) * 2**20
+    best = max(known, key=lambda node: (node.gpus, node.cpus, node.memory))
+    name = f"Slurm partition {best.partition}, {len(known)} node{'s' * (len(known) > 1)}"
+    return Machine(name, best.cpus, best.memory, tuple(Gpu(index) for index in range(best.gpus)), declared=True)
 
 
 def choose(job: Job, offered: Machine) -> Choice:

@@ -13,7 +13,7 @@ from launcher.document import JobError
 from launcher.engines.slurm import ending
 from launcher.lease import Word
 from launcher.runs import Resources, RunRequest
-from launcher.slurm_choice import node
+from launcher.slurm_calls import Node, node
 from launcher.spec import from_overrides
 from launcher.squeue import Key
 from trainer.files import write_json
@@ -120,9 +120,9 @@ def test_options_that_are_not_for_the_job_file_are_told_at_their_place() -> None
 
 
 def test_what_sinfo_says_of_nodes() -> None:
-    assert node("n1|gpu:a100:4(S:0-1),shard:8|64|512000+|gpu*") == ("gpu*", 4, 64.0, 512000 * 2**20)
-    assert node("n1|gpu:2,gpu:t4:1|8|16000|x") == ("x", 3, 8.0, 16000 * 2**20)
-    assert node("n1|(null)|8|16000|x") == ("x", 0, 8.0, 16000 * 2**20) and node("no such") is None
+    assert node("n1|gpu:a100:4(S:0-1),shard:8|64|512000+|gpu*") == Node("gpu", True, 4, 64.0, 512000 * 2**20)
+    assert node("n1|gpu:2,gpu:t4:1|8|16000|x") == Node("x", False, 3, 8.0, 16000 * 2**20)
+    assert node("n1|(null)|8|16000|x") == Node("x", False, 0, 8.0, 16000 * 2**20) and node("no such") is None
 
 
 def test_slurms_words_on_an_end_become_states_with_reasons() -> None:
