@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from launcher import slurm_board
+from launcher import task_lease
 from tests.docker_engine import Dockerd
 from tests.launcher.boxes import containers, job, journal
 from tests.launcher.conftest import Lab, wait_for
@@ -27,7 +27,7 @@ def test_containers_in_slurm_have_its_gpus_and_end_with_their_job(
     cluster_box: Lab, slurm: Slurm, dockerd: Dockerd, image: str
 ) -> None:
     box = cluster_box
-    box.plan = {"*": {"seconds": 300}, "seed1": {"f1": 0.9}}
+    box.plan = {"*": {"seconds": 300}, "seed1": {"seconds": 0.05}}
     more = "resources: {gpus: 1, memory: 200m, cpus: 1}\nslurm: {runtime: docker}\n"
     more += "retry: {on: [lost], attempts: 2, backoff: 0}\n"
     done = box.launcher("submit", job(box, image, 2, more), "--engine", "slurm")
@@ -42,13 +42,14 @@ def test_containers_in_slurm_have_its_gpus_and_end_with_their_job(
     assert request["DeviceIDs"] == device and standing.attrs["HostConfig"]["Memory"] == 200 * 2**20
     begun = next(event for event in journal(box, "begin") if event["run"] == "001-seed0")
     assert begun["env"]["NVIDIA_VISIBLE_DEVICES"] == device[0]
-    os.kill(status.figures["exec_pid"], signal.SIGKILL)  # nobody is left who could stop it
+    word = task_lease.read(box.submission() / "001-seed0")
+    assert word is not None
+    os.kill(word.pid, signal.SIGKILL)  # nobody is left who could stop it
     wait_for(lambda: journal(box, "stopped"), "its last.ckpt")
     wait_for(lambda: not containers(dockerd, box, everything=False), "the container's end")
     wait_for(lambda: box.status("seed0").attempt == 2 and box.states()["seed0"] == "running", "another attempt", 90)
-    again = next(key for key in [slurm_board.load(box.submission()).key("001-seed0", box.status("seed0"))] if key)
     wait_for(lambda: len(journal(box, "begin")) == 3, "its trainer")
-    slurm.run("scancel", str(again))
+    slurm.run("scancel", box.status("seed0").figures["slurm"])
     wait_for(lambda: box.states()["seed0"] == "cancelled", "scancel")
     assert box.status("seed0").reason == "cancelled in Slurm (scancel); last.ckpt is kept"
     wait_for(lambda: not slurm.busy(), "the job that collects")
