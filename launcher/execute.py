@@ -110,8 +110,10 @@ def _by_hand(run_dir: Path, request: RunRequest) -> tuple[list[str], list[gpus.H
     """Announce a new attempt and lock the devices it needs, where no supervisor has done so."""
     status = read_status(run_dir)
     if status.state in ("starting", "running"):
-        if status.figures.get("engine", "native") != "native":
-            raise RunError(f"{run_dir.name}: is under way in a container; see it: launcher logs {run_dir} -f")
+        engine = status.figures.get("engine", "native")
+        if engine != "native":
+            how = "as a job of Slurm" if engine == "slurm" else "in a container"
+            raise RunError(f"{run_dir.name}: is under way {how}; see it: launcher logs {run_dir} -f")
         append_event(run_dir, "lost", reason="its process vanished without a word")
     if read_status(run_dir).state in ENDED:
         append_event(run_dir, "queued", status.attempt + 1, "executed by hand")

@@ -157,10 +157,18 @@ class Status:
 
 
 def create(run_dir: Path, request: RunRequest) -> None:
-    """A new run directory with its request and the first event of its journal."""
+    """A new run directory with its request and the first event of its journal.
+
+    Not flushed to disk file by file: whoever shows it to others sees to that for all of them at once.
+    """
     run_dir.mkdir(parents=True)
-    write_request(run_dir, request)
-    append_event(run_dir, "queued")
+    event = {"time": time.time(), "state": "queued", "attempt": 1, "reason": ""}
+    for name, text in (
+        ("run.json", json.dumps(dataclasses.asdict(request), indent=2, ensure_ascii=False, allow_nan=False)),
+        ("status.json", json.dumps(event, indent=2)),
+        ("events.jsonl", json.dumps(event)),
+    ):
+        (run_dir / name).write_text(text + "\n", encoding="utf-8")
 
 
 def write_request(run_dir: Path, request: RunRequest) -> None:

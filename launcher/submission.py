@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import shutil
 import tempfile
 import time
@@ -108,6 +109,7 @@ def create(
             if source is not None:
                 reuse.link(source, building / request.name)
         building.chmod(0o755)
+        os.sync()  # all files are on disk before they are seen: one by one, thousands would take minutes
         building.rename(runs_root / name)
     except OSError as error:
         raise RunError(f"{runs_root}: the submission cannot be written: {error.strerror}") from None

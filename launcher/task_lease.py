@@ -22,8 +22,10 @@ from launcher.lease import Word
 from trainer.files import write_json
 
 FILE = "exec.json"
-BEAT = 2.0
-"""Seconds between two looks at the journal, and two heartbeats."""
+LOOK = 2.0
+"""Seconds between two looks at the journal."""
+BEAT = 5.0
+"""Seconds between two heartbeats."""
 EXPIRY = 20.0
 """Seconds without a heartbeat after which one on another host counts as gone."""
 
@@ -35,19 +37,21 @@ class TaskLease:
         self.run_dir = run_dir
         self.attempt = attempt
         self.word = Word(os.uname().nodename, lease.boot_id(), os.getpid(), attempt, uuid.uuid4().hex)
-        self._looked = 0.0
+        self._looked = self._beaten = -BEAT
 
     def lost(self, look: bool = False) -> bool:
         """Whether the run is another's by now, or was said to be over; beats the heart on the way. `look`: whether or
         not the last look was a moment ago."""
         now = time.monotonic()
-        if not look and now - self._looked < BEAT:
+        if not look and now - self._looked < LOOK:
             return False
         self._looked = now
         status = runs.read_status(self.run_dir)
         if (status.attempt, status.state) not in ((self.attempt, "starting"), (self.attempt, "running")):
             return True
-        self._write(beat=self.word.beat + 1)
+        if now - self._beaten >= BEAT:
+            self._beaten = now
+            self._write(beat=self.word.beat + 1)
         return False
 
     def release(self) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 from launcher import runs, slurm_board
-from tests.launcher.conftest import Lab, seeds, wait_for
+from tests.launcher.conftest import REPOSITORY, Lab, seeds, wait_for
 from tests.slurm_cluster import Slurm
+from trainer.sample_data import write_sample_data
 
 SMALL = "resources: {memory: 400m, cpus: 1, gpus: 1}\n"
 STEPS = "after:\n  - {name: vote, step: ensemble, from: {top: 2}}\n  - {name: out, step: predict, needs: [vote]}\n"
@@ -152,3 +156,36 @@ def test_a_preempted_run_writes_its_checkpoint_and_is_another_attempt_that_nobod
     os.kill(cluster.journal("begin")[1]["pid"], signal.SIGKILL)
     wait_for(lambda: ended(cluster), "the end")
     assert (cluster.status("resnet34").state, cluster.status("resnet34").attempt) == ("lost", 2)
+
+
+def test_what_slurm_refuses_is_told_before_anything_is_made_and_doctor_says_what_it_has(
+    cluster: Lab, slurm: Slurm
+) -> None:
+    job = cluster.job(seeds(1, "slurm:\n  partition: nope\n"))
+    refused = cluster.launcher("submit", job, "--engine", "slurm")
+    assert refused.returncode != 0 and "nope" in refused.stderr and "partition" in refused.stderr
+    misspelt = cluster.launcher("submit", job, "--engine", "slurm", "--partition", "main", "--set", "slurm.nic=1")
+    assert misspelt.returncode == 64, misspelt.stderr
+    assert "job.yaml" in misspelt.stderr and "unrecognized option '--nic=1'" in misspelt.stderr
+    large = cluster.launcher("submit", job, "--engine", "slurm", "--partition", "main", "--set", "resources.gpus=3")
+    assert large.returncode == 64 and "3 GPU asked for, 2 there" in large.stderr
+    assert cluster.launcher("submit", job, "--partition", "main").returncode == 64  # not without --engine slurm
+    assert not list(cluster.runs.glob("*"))
+    command = ["srun", "--gres=gpu:1", "--mem=400M", sys.executable, "-m", "launcher", "doctor", "--json"]
+    done = subprocess.run(command, capture_output=True, **cluster.arguments())
+    checks = {check["what"]: check for check in json.loads(done.stdout)}
+    assert "on node n" in checks["slurm job"]["said"] and checks["slurm"]["level"] == "ok"
+    assert "2 nodes of up to 2 GPUs, 8 cores" in checks["partition"]["said"] and "slurm.conf" not in checks
+
+
+def test_the_trainer_itself_through_slurm(cluster: Lab, slurm: Slurm) -> None:
+    write_sample_data(cluster.root / "data", classes=2, per_class=10)
+    cluster.environment["PYTHONPATH"] = str(REPOSITORY)  # without the one that stands in for the trainer
+    words = "overrides: {model.name: resnet10t, model.pretrained: false, data.img_size: 32, training.epochs: 1,"
+    words += " training.num_workers: 0, training.batch_size: 8}\n"
+    more = "resources: {gpus: 0, cpus: 1, memory: 3g}\nafter:\n  - {name: out, step: predict, from: {top: 1}}\n"
+    directory = submit(cluster, words + more)
+    wait_for(lambda: ended(cluster) and not slurm.busy(), "the end", 200)
+    log = "\n".join(path.read_text() for path in directory.glob("*/log.txt"))
+    assert set(cluster.states().values()) == {"succeeded"}, log
+    assert (directory / "002-out" / "submission.csv").is_file() and (cluster.runs / "champion").is_dir()
