@@ -120,18 +120,18 @@ class _Advance:
         ordered = scheduler.order(scheduler.Demand(n, priority=self.requests[n].priority) for n in waiting)
         for name in (demand.name for demand in ordered):
             shapes.setdefault((words(self.requests[name], self.options), self.begin.get(name, 0)), []).append(name)
-        before = (
-            [batch.job for batch in self.board.living("runs") if batch.job is not None] if self.max_parallel else []
-        )
-        first = self._followed()
+        left = sum(self.requests[n].kind == "train" and s.state not in ENDED for n, s in self.states.items())
+        limit = self.max_parallel if self.max_parallel and self.max_parallel < left else None
+        before = self._living("train")
+        first = self._followed() if shapes else []
         for (asked, wait), names in shapes.items():
             for part in slurm_request.cut(names, slurm_calls.max_array()):
                 # Several arrays of a job with max_parallel follow one another: each keeps to it, and so do all.
-                after = first + (before[-1:] if self.max_parallel else [])
+                after = first + (before[-1:] if limit else [])
                 job = self._send(
                     "runs",
                     [
-                        slurm_request.array_word(len(part), self.max_parallel),
+                        slurm_request.array_word(len(part), limit),
                         *asked,
                         *([f"--begin=now+{round(wait)}"] if wait else []),
                         *([f"--dependency={_after('afterany', after)}"] if after else []),
@@ -184,6 +184,8 @@ class _Advance:
                 job = jobs.get(need) or self._job_of(need)
                 if self.requests[need].kind != "train" and job is not None:
                     after.append(("afterok", job))
+            if not after and not any(self.requests[need].kind == "train" for need in needs):
+                after = [("afterany", job) for job in self._followed()]
             text = ",".join(f"{how}:{job}" for how, job in after)
             key = self.board.key(name, self.states[name])
             if key is not None and self.board.waits_or_runs(name, self.states[name]):

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ class Slurm:
         return {"SLURM_CONF": str(FOLDER / "slurm.conf")}
 
     def start(self) -> None:
-        """Start everything and wait until both nodes are idle."""
+        """Start everything and wait until both nodes are idle. A former one whose tests were killed is ended first."""
+        self._end_leftovers()
         shutil.rmtree(FOLDER, ignore_errors=True)
         (FOLDER / "state").mkdir(parents=True)
         for number in range(4):
@@ -142,8 +144,12 @@ class Slurm:
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
+        self._end_leftovers()
+
+    def _end_leftovers(self) -> None:
         for pid in self.leftovers():
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def clear(self) -> None:
         """Cancel all jobs, and wait until none is left."""
