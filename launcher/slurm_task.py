@@ -127,6 +127,7 @@ def run(run_dir: Path, announced: int, number: str) -> int:
         request = _ready(run_dir, request, devices)
     except RunError as error:
         runs.append_event(run_dir, "failed", attempt, str(error), **mark)
+        slurm_submit.advance_if_free(run_dir.parent)
         return 1
     named = retry.latest(runs.read_events(run_dir), "micro_batch")
     more = {"micro_batch": named} if named else {}
@@ -136,6 +137,7 @@ def run(run_dir: Path, announced: int, number: str) -> int:
     overseer = SlurmOverseer(run_dir, lease, mark, run_dir.parent / slurm_board.FOLDER / f"{number}.out")
     task_lease.await_former(run_dir, lambda line: print(f"{run_dir.name}: {line}", flush=True))
     with ExitStack() as kept:
+        kept.callback(lease.release)
         if docker:
             from launcher import slurm_container
 
@@ -149,9 +151,11 @@ def run(run_dir: Path, announced: int, number: str) -> int:
                 kept.callback(each.close)
             lease.lost(look=True)
             code = execute.run_trainer(run_dir, request, devices, [mine, *(one.descriptor for one in locks)], overseer)
-    (run_dir / STOP).unlink(missing_ok=True)
-    lease.release()
     after = runs.read_status(run_dir)
+    if after.attempt != attempt:
+        print(f"{run_dir.name}: attempt {attempt} was ended: {after.attempt} has the run", flush=True)
+        return code
+    (run_dir / STOP).unlink(missing_ok=True)
     if overseer.requeued:
         queue_again(run_dir, after, key, "")
     elif after.state not in GOOD:

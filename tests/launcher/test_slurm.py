@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from launcher import runs, slurm_board
 from tests.launcher.conftest import REPOSITORY, Lab, seeds, wait_for
 from tests.slurm_cluster import Slurm
@@ -189,3 +191,17 @@ def test_the_trainer_itself_through_slurm(cluster: Lab, slurm: Slurm) -> None:
     log = "\n".join(path.read_text() for path in directory.glob("*/log.txt"))
     assert set(cluster.states().values()) == {"succeeded"}, log
     assert (directory / "002-out" / "submission.csv").is_file() and (cluster.runs / "champion").is_dir()
+
+
+@pytest.mark.slow
+def test_a_thousand_runs_of_one_shape_are_one_call_of_sbatch(cluster: Lab, slurm: Slurm) -> None:
+    directory = submit(cluster, seeds(1000, "resources: {gpus: 1, cpus: 1, memory: 300m}\nslurm: {begin: now+1hour}\n"))
+    kinds = [(batch.kind, len(batch.runs)) for batch in slurm_board.read_batches(directory)]
+    assert kinds == [("runs", 1000), ("after_runs", 0)]
+    (array,) = [job for job in slurm.jobs() if job["array_task_string"]]
+    assert (array["array_task_string"], array["job_state"]) == ("0-999", "PENDING")
+    again = cluster.launcher("resume")
+    assert "nothing to repeat" in again.stdout and len(slurm_board.read_batches(directory)) == 2
+    stopped = cluster.launcher("stop")
+    assert stopped.returncode == 0 and set(cluster.states().values()) == {"cancelled"}
+    wait_for(lambda: not slurm.busy(), "an empty queue")
