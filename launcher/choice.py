@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from launcher import doctor, engines, images
 from launcher.containers import EngineError, explain
 from launcher.document import JobError
-from launcher.engines.base import Engine
+from launcher.engines.base import Watcher
 from launcher.engines.container import cache_dir, network_reason, run_user
 from launcher.machine import Machine
 from launcher.runs import RunError, RunRequest
@@ -31,7 +31,7 @@ OWN = ("cpu", "cuda")
 class Choice:
     """The engine, what it may use, and what to tell of it."""
 
-    engine: Engine
+    engine: Watcher
     machine: Machine
     said: str
     image: images.Image | None = None

@@ -40,7 +40,7 @@ runs_option = click.option(
 )  # fmt: skip
 detach_option = click.option("--detach", is_flag=True, help="Leave them to a process of its own, and return at once.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-ENGINES = click.Choice(["auto", "docker", "native"])
+ENGINES = click.Choice(["auto", "docker", "native", "slurm"])
 job_options = options(
     click.argument("words", metavar="JOB|KEY=VALUE…", nargs=-1, required=True, shell_complete=completion.job_words),
     click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Change a field of the job file."),
@@ -72,9 +72,12 @@ def plan(
     from launcher import data_folder, expansion, plans
 
     with refusals():
-        job, found = _job(words, settings), _machine(machine, gpus)
-        chosen = _engine(engine, job, found, cpu_only) if engine else None
-        found = chosen.machine if chosen else found
+        job, chosen = _job(words, settings), None
+        if engine == "slurm":
+            chosen = cli_slurm.choose(job, machine)
+        elif engine:
+            chosen = _engine(engine, job, _machine(machine, gpus), cpu_only)
+        found = chosen.machine if chosen else _machine(machine, gpus)
         planned = expansion.expand(job, found, cpu_only)
         expansion.check_follows(job, runs_root)
         data_dir = data_folder.find_data(data, planned) if data else None
@@ -101,6 +104,9 @@ def plan(
     default="auto",
     help="How runs are executed. auto: docker where an engine and a matching image are there, else native.",
 )
+@click.option("--partition", metavar="NAME", help="Of Slurm (as slurm.partition of the job file).")
+@click.option("--account", metavar="NAME", help="Of Slurm.")
+@click.option("--qos", metavar="NAME", help="Of Slurm.")
 @click.option("--data", metavar="DIR", help="Data folder (default: $DATA_DIR, else data).")
 @click.option("--fresh", is_flag=True, help="Train everything anew, also what equals an earlier run that succeeded.")
 @click.option("--reuse-stale", is_flag=True, help="Reuse equal runs of another version of the trainer, too.")
@@ -108,9 +114,11 @@ def plan(
 @runs_option
 def submit(
     words: tuple[str, ...], settings: tuple[str, ...], gpus: str | None, machine: str | None, cpu_only: bool,
-    multirun: bool, engine: str, data: str | None, fresh: bool, reuse_stale: bool, detach: bool, runs_root: Path,
+    multirun: bool, engine: str, partition: str | None, account: str | None, qos: str | None, data: str | None,
+    fresh: bool, reuse_stale: bool, detach: bool, runs_root: Path,
 ) -> int:  # fmt: skip
-    """Start a job's runs, as many at once as fit, and stay until the last has ended.
+    """Start a job's runs, as many at once as fit, and stay until the last has ended. With --engine slurm they are left
+    to Slurm, and it returns at once.
 
     A run that equals an earlier one of the same runs folder (configuration, data and trainer) is reused.
 
@@ -119,6 +127,14 @@ def submit(
     """
     from launcher import choice, data_folder, detached, expansion, plans, reuse, submission
 
+    of_slurm = {"partition": partition, "account": account, "qos": qos}
+    if engine == "slurm":
+        if gpus is not None:
+            raise click.UsageError("--gpus is not for slurm, which chooses GPUs itself; say resources.gpus")
+        given = tuple(f"slurm.{name}={value}" for name, value in of_slurm.items() if value)
+        return cli_slurm.submit(words, (*settings, *given), machine, cpu_only, data, fresh, reuse_stale, runs_root)
+    if named := [name for name, value in of_slurm.items() if value]:
+        raise click.UsageError(f"--{named[0]} goes with --engine slurm")
     with refusals():
         job, found = _job(words, settings), _machine(machine, gpus)
         chosen = _engine(engine, job, found, cpu_only)
@@ -129,8 +145,7 @@ def submit(
         choice.check_readable(data_dir, runs_root, chosen)
         root = runs_root.resolve()
         completed = submission.complete(planned, root, data_dir, chosen)
-        equal = {} if fresh else reuse.find(completed, root)
-        serving = {name: found.source for name, found in equal.items() if reuse_stale or not found.stale}
+        equal, serving = reuse.split(completed, root, fresh, reuse_stale)
         directory = submission.create(job, completed, serving, root, data_dir, chosen)
         remarks = plans.remarks(job, planned, chosen.machine, native=chosen.image is None)
         remarks += plans.unset_remarks(job, os.environ, native=chosen.image is None)
@@ -157,7 +172,15 @@ def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool
 
     with refusals():
         directory = runs.find_submission(runs_root, name).resolve()
-        written = submission.read(directory)
+        written = runs.read_submission(directory)
+
+    def requeue() -> None:
+        click.echo(f"{directory.name}: {plans.resume_line(directory, submission.requeue(directory))}")
+        sys.stdout.flush()
+
+    with refusals():
+        if written.get("engine") == "slurm":
+            return cli_slurm.advance(directory, requeue)
         chosen = choice.again(str(written.get("engine")), _machine(machine, gpus))
         if runs.is_locked(directory / "supervisor.lock"):
             raise RefusedError(
@@ -166,23 +189,17 @@ def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool
         if detach:
             click.echo(detached.detach(directory, gpus, machine))
             return 0
-
-    def requeue() -> None:
-        click.echo(f"{directory.name}: {plans.resume_line(directory, submission.requeue(directory))}")
-        sys.stdout.flush()
-
     return _drive(directory, chosen, requeue)
 
 
 def _drive(directory: Path, chosen: Choice, prepare: Callable[[], None] | None = None) -> int:
     """Supervise to the end, print what happens, then what came of it. `prepare`: see `supervisor.run`."""
-    from launcher import collect, leaderboard, plans, submission, supervisor, watch
+    from launcher import collect, engines, leaderboard, plans, submission, supervisor, watch
 
     with refusals():
         announcer = plans.Announcer(directory)
-        code = supervisor.run(
-            directory, chosen.machine, chosen.engine, submission.rules(directory), announcer.event, prepare
-        )
+        engine = engines.engine(chosen.engine.name)
+        code = supervisor.run(directory, chosen.machine, engine, submission.rules(directory), announcer.event, prepare)
         rows, champion = collect.collect(directory)
     at = f"{directory.name} --runs {_shown(directory.parent)}"
     shown = watch.status_json(directory)
@@ -342,19 +359,6 @@ def doctor_command(data: str | None, as_json: bool, runs_root: Path) -> int:
     return 1 if any(check.level == "missing" for check in checks) else 0
 
 
-@cli.command("exec")
-@click.argument("run_dir", type=click.Path(path_type=Path))
-@click.option("--attempt", type=int, hidden=True)
-def exec_command(run_dir: Path, attempt: int | None) -> int:
-    """Execute one run of a submission natively to its end, and record how it ended."""
-    from launcher import engines, execute
-
-    with refusals():
-        if attempt is None:
-            engines.settle(run_dir)
-        return execute.execute(run_dir, attempt)
-
-
 def _job(words: tuple[str, ...], settings: tuple[str, ...]) -> Job:
     from launcher import document, expansion, spec
 
@@ -395,4 +399,9 @@ def _shown(path: Path) -> str:
     return os.path.relpath(path)
 
 
-from launcher import cli_cache, cli_images, cli_looking  # noqa: E402, F401  further commands, which need what is above
+from launcher import (  # noqa: E402  further commands, which need what is above
+    cli_cache,  # noqa: F401
+    cli_images,  # noqa: F401
+    cli_looking,  # noqa: F401
+    cli_slurm,
+)

@@ -13,9 +13,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from launcher import gpus, retry, secret_files
 from launcher.machine import here
@@ -38,9 +39,11 @@ GRACE = 30.0
 FDS = "LAUNCHER_GPU_FDS"
 DEVICES = "LAUNCHER_DEVICES"
 ENTRY = (sys.executable, "-m", "trainer")
+EXIT_TAKEN = 1
+"""Exit code of an attempt that another one has taken the run from."""
 
 
-class _Asked:
+class Asked:
     """Whether this process was asked to stop, and how often."""
 
     def __init__(self) -> None:
@@ -51,6 +54,27 @@ class _Asked:
 
     def _count(self, number: int, frame: FrameType | None) -> None:
         self.times += 1
+
+
+class Overseer:
+    """What beside the trainer's own end decides on an attempt. This one: nothing; `slurm_task` has another."""
+
+    mark: Mapping[str, Any] = {"engine": "native"}
+    """What events of the attempt carry."""
+    grace: float = GRACE
+
+    def lost(self, look: bool = False) -> bool:
+        """Asked ten times a second: whether the run is another's by now, so that the trainer must end at once. `look`:
+        not as it was a moment ago, but now."""
+        return False
+
+    def asked(self, signals: int) -> int:
+        """How often somebody wanted the run to end, where this process was sent so many signals: twice means now."""
+        return signals
+
+    def judge(self, state: State, reason: str) -> tuple[State, str]:
+        """The end of the attempt, where more is known of it."""
+        return state, reason
 
 
 def execute(run_dir: Path, attempt: int | None = None, grace: float = GRACE) -> int:
@@ -74,7 +98,9 @@ def execute(run_dir: Path, attempt: int | None = None, grace: float = GRACE) -> 
             devices = [word for word in os.environ.get(DEVICES, "").split(",") if word]
         try:
             # The trainer holds the lock, too: where this process is killed, the run is under way until that one ends.
-            return _run(run_dir, request, devices, [mine, *(one.descriptor for one in held)], grace)
+            overseer = Overseer()
+            overseer.grace = grace
+            return run_trainer(run_dir, request, devices, [mine, *(one.descriptor for one in held)], overseer)
         finally:
             for one in held:
                 one.close()
@@ -84,8 +110,10 @@ def _by_hand(run_dir: Path, request: RunRequest) -> tuple[list[str], list[gpus.H
     """Announce a new attempt and lock the devices it needs, where no supervisor has done so."""
     status = read_status(run_dir)
     if status.state in ("starting", "running"):
-        if status.figures.get("engine", "native") != "native":
-            raise RunError(f"{run_dir.name}: is under way in a container; see it: launcher logs {run_dir} -f")
+        engine = status.figures.get("engine", "native")
+        if engine != "native":
+            how = "as a job of Slurm" if engine == "slurm" else "in a container"
+            raise RunError(f"{run_dir.name}: is under way {how}; see it: launcher logs {run_dir} -f")
         append_event(run_dir, "lost", reason="its process vanished without a word")
     if read_status(run_dir).state in ENDED:
         append_event(run_dir, "queued", status.attempt + 1, "executed by hand")
@@ -104,8 +132,11 @@ def _by_hand(run_dir: Path, request: RunRequest) -> tuple[list[str], list[gpus.H
     return [device for device, _ in got], [one for _, one in got]
 
 
-def _run(run_dir: Path, request: RunRequest, devices: Sequence[str], descriptors: Sequence[int], grace: float) -> int:
-    asked = _Asked()
+def run_trainer(
+    run_dir: Path, request: RunRequest, devices: Sequence[str], descriptors: Sequence[int], overseer: Overseer
+) -> int:
+    """Execute the attempt that the journal announces as `starting`, and record how it ended; see `execute`."""
+    asked = Asked()
     inherited = [int(word) for word in os.environ.get(FDS, "").split(",") if word]
     status = read_status(run_dir)
     secrets = secret_files.hand_over(request.secrets, run_dir, status.attempt)
@@ -132,32 +163,38 @@ def _run(run_dir: Path, request: RunRequest, devices: Sequence[str], descriptors
                     preexec_fn=_die_with_parent,
                 )
             except OSError as error:
-                append_event(run_dir, "failed", reason=f"could not be started: {error}")
+                append_event(run_dir, "failed", status.attempt, f"could not be started: {error}", **overseer.mark)
                 return 1
             append_event(
                 run_dir,
                 "running",
-                engine="native",
+                status.attempt,
+                **overseer.mark,
                 pid=process.pid,
                 exec_pid=os.getpid(),
                 devices=list(devices),
                 host=os.uname().nodename,
             )
-            timed_out = _wait(process, asked, request.timeout, grace)
+            timed_out = _wait(process, asked, request.timeout, overseer)
+        if overseer.lost(look=True):
+            return EXIT_TAKEN
         killed_for_memory = process.returncode == -signal.SIGKILL and oom_kills() > kills
         want = "the kernel killed it for want of memory: lower training.num_workers or run fewer at once"
-        state, reason = verdict(
-            process.returncode, asked.times > 0, timed_out, request, want if killed_for_memory else "", run_dir
+        stopped = overseer.asked(asked.times) > 0
+        state, reason = overseer.judge(
+            *verdict(process.returncode, stopped, timed_out, request, want if killed_for_memory else "", run_dir)
         )
         detail = last_error(run_dir / "log.txt", begin) if state in ("failed", "out_of_device_memory") else ""
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         append_event(
             run_dir,
             state,
-            reason=": ".join(part for part in (reason, detail) if part),
+            status.attempt,
+            ": ".join(part for part in (reason, detail) if part),
             exit_code=process.returncode,
             seconds=round(time.time() - read_status(run_dir).time, 1),
             peak_host_memory_bytes=peak,
+            **overseer.mark,
         )
         return 0 if state == "succeeded" else process.returncode if process.returncode > 0 else 1
     finally:
@@ -173,7 +210,7 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
-def _wait(process: subprocess.Popen[bytes], asked: _Asked, timeout: float | None, grace: float) -> bool:
+def _wait(process: subprocess.Popen[bytes], asked: Asked, timeout: float | None, overseer: Overseer) -> bool:
     """Wait for the end, pass on what this process is asked; True if the time was up."""
     started = time.monotonic()
     deadline: float | None = None
@@ -184,13 +221,13 @@ def _wait(process: subprocess.Popen[bytes], asked: _Asked, timeout: float | None
             return timed_out
         except subprocess.TimeoutExpired:
             pass
-        now = time.monotonic()
+        now, times = time.monotonic(), overseer.asked(asked.times)
         if deadline is None and timeout is not None and now - started > timeout:
             timed_out = True
-        if deadline is None and (asked.times or timed_out):
-            deadline = now + grace
+        if deadline is None and (times or timed_out):
+            deadline = now + overseer.grace
             process.terminate()
-        if deadline is not None and (now > deadline or asked.times > 1):
+        if (deadline is not None and (now > deadline or times > 1)) or overseer.lost():
             os.killpg(process.pid, signal.SIGKILL)
 
 

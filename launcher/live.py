@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher import engines, lease, runs, supervisor, usage, watch
+from launcher import engines, runs, supervisor, usage, watch
 from launcher.runs import ENDED, GOOD, RunError
 from launcher.sizes import show_duration, show_size
 
@@ -165,10 +165,10 @@ def follow(submission: Path, on_event: Callable[[str, runs.Status], None]) -> in
         raise RunError(f"{submission.name}: there is no run in it")
     seen: dict[Path, int] = {}
     while True:
-        driven = lease.is_driven(submission)  # asked before the runs: what it did last is then in their journals
+        driven = engines.is_driven(submission)  # asked before the runs: what it did last is then in their journals
         states = []
         for run_dir in paths:
-            if not driven:
+            if not driven or engines.is_slurm(submission):
                 engines.settle(run_dir)
             events = runs.read_events(run_dir)
             news = events[seen.get(run_dir, max(0, len(events) - 1)) :]

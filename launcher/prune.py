@@ -140,7 +140,7 @@ def _images(client: DockerClient, runs_root: Path, remarks: list[str]) -> list[W
     for directory in runs.list_submissions(runs_root):
         try:
             over = all(runs.read_status(run_dir).state in runs.GOOD for run_dir in runs.list_runs(directory))
-            image = submission.read(directory).get("image")
+            image = runs.read_submission(directory).get("image")
         except (OSError, RunError) as error:
             remarks.append(f"replaced images stay: which of them {directory.name} needs cannot be known: {error}")
             return []

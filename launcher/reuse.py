@@ -127,6 +127,15 @@ def find(wanted: Iterable[RunRequest], runs_root: Path) -> dict[str, Found]:
     return found
 
 
+def split(
+    wanted: Sequence[RunRequest], runs_root: Path, fresh: bool, stale: bool
+) -> tuple[dict[str, Found], dict[str, Path]]:
+    """What equals earlier runs (nothing where all is to be `fresh`), and those of them that serve: with `stale` also
+    those by another version of the trainer."""
+    equal = {} if fresh else find(wanted, runs_root)
+    return equal, {name: found.source for name, found in equal.items() if stale or not found.stale}
+
+
 def _is_whole(run_dir: Path) -> bool:
     good = runs.read_status(run_dir).state in runs.GOOD
     return good and all((run_dir / name).is_file() for name in NEEDED)

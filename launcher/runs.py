@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import fnmatch
 import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from launcher.locks import is_locked as is_locked
+from launcher.locks import lock_journal
+from launcher.locks import locked as locked
 from trainer.errors import nearest
 from trainer.files import write_json
 
@@ -155,10 +157,18 @@ class Status:
 
 
 def create(run_dir: Path, request: RunRequest) -> None:
-    """A new run directory with its request and the first event of its journal."""
+    """A new run directory with its request and the first event of its journal.
+
+    Not flushed to disk file by file: whoever shows it to others sees to that for all of them at once.
+    """
     run_dir.mkdir(parents=True)
-    write_request(run_dir, request)
-    append_event(run_dir, "queued")
+    event = {"time": time.time(), "state": "queued", "attempt": 1, "reason": ""}
+    for name, text in (
+        ("run.json", json.dumps(dataclasses.asdict(request), indent=2, ensure_ascii=False, allow_nan=False)),
+        ("status.json", json.dumps(event, indent=2)),
+        ("events.jsonl", json.dumps(event)),
+    ):
+        (run_dir / name).write_text(text + "\n", encoding="utf-8")
 
 
 def write_request(run_dir: Path, request: RunRequest) -> None:
@@ -201,13 +211,16 @@ def append_event(run_dir: Path, state: State, attempt: int | None = None, reason
     """Write the next event into the journal and status.json; `attempt` None is that of the last event.
 
     Order in the journal counts, not the clock. Raises RunError where `TRANSITIONS` does not allow the step, or where
-    a launcher with a higher `fence` than the one given has written: another process was faster.
+    a later attempt has begun or a launcher with a higher `fence` than the one given has written: another process was
+    faster.
     """
     with open(run_dir / "events.jsonl", "a+b", opener=_no_link) as journal:  # Path.open has no opener
-        fcntl.flock(journal, fcntl.LOCK_EX)
+        lock_journal(journal.fileno())
         events = read_events(run_dir)
         if events and state not in TRANSITIONS[events[-1]["state"]]:
             raise RunError(f"{run_dir.name}: {events[-1]['state']} already; it cannot become {state}")
+        if events and attempt is not None and attempt < events[-1]["attempt"]:
+            raise FencedError(f"{run_dir.name}: attempt {attempt} is over: {events[-1]['attempt']} has begun")
         if figures.get("fence") and any(event.get("fence", 0) > figures["fence"] for event in events):
             raise FencedError(f"{run_dir.name}: another launcher has taken over; this one writes no more")
         last = events[-1]["attempt"] if events else 1
@@ -264,43 +277,6 @@ def read_status(run_dir: Path) -> Status:
     return status_of(events[-1])
 
 
-@contextmanager
-def locked(path: Path, patience: float = 0.1) -> Iterator[int | None]:
-    """Hold the lock file at `path`; yields its descriptor, or None where another holds it for `patience` seconds, since
-    one who only looks (`is_locked`) does so for a moment. Freed when the process ends, and those it gave it to."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    deadline = time.monotonic() + patience
-    try:
-        while not (mine := _lock(descriptor)) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        yield descriptor if mine else None
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def is_locked(path: Path) -> bool:
-    """Whether some process holds the lock file."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-
-
 def mark_lost(run_dir: Path, state: Literal["lost", "cancelled"] = "lost") -> bool:
     """Record as lost (or as cancelled, where it was asked to stop) a run that is under way by its journal while no
     process holds it; True if that was so."""
@@ -323,6 +299,15 @@ def mark_lost(run_dir: Path, state: Literal["lost", "cancelled"] = "lost") -> bo
 def list_runs(submission_dir: Path) -> list[Path]:
     """The run directories of a submission, in the order of their index."""
     return sorted(path.parent for path in submission_dir.glob("*/run.json"))
+
+
+def read_submission(submission: Path) -> dict[str, Any]:
+    """submission.json. Raises RunError."""
+    try:
+        content: dict[str, Any] = json.loads((submission / "submission.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{submission / 'submission.json'}: cannot be read: {error}") from None
+    return content
 
 
 def list_submissions(runs_root: Path) -> list[Path]:

@@ -116,6 +116,23 @@ class RetrySpec(_Strict):
     )
 
 
+class SlurmSpec(BaseModel):
+    """How Slurm runs them; what is not listed here is an option of sbatch."""
+
+    model_config = ConfigDict(extra="allow")
+
+    runtime: Literal["native", "docker"] = Field(
+        "native", description="on the node: native (a process of `slurm.python`) or docker (a container of the image)"
+    )
+    partition: str | None = Field(None, description="also --partition of submit; null: Slurm's default")
+    account: str | None = Field(None, description="also --account of submit")
+    qos: str | None = Field(None, description="also --qos of submit")
+    gpu_type: str | None = Field(None, description="a kind of GPU, as Slurm calls it: --gres=gpu:TYPE:N")
+    python: str | None = Field(
+        None, description="the Python on the nodes that has the launcher; null: the one that submits"
+    )
+
+
 class FromSpec(_Strict):
     """Which runs a step works on."""
 
@@ -192,6 +209,11 @@ class JobSpec(_Strict):
     secrets: list[Annotated[str, BeforeValidator(_variable)]] = Field(
         default_factory=list, description="names of variables handed over as files that only the run's user can read"
     )
+    slurm: SlurmSpec = Field(
+        default_factory=lambda: SlurmSpec.model_validate({}),
+        description="for the slurm engine. Further keys are options of sbatch: {constraint: a100, nice: 100, "
+        "exclusive: true}",
+    )
     after: list[StepSpec] = Field(default_factory=list, description="steps to do when runs are over")
 
 
@@ -202,7 +224,12 @@ def reference() -> str:
     def add(model: type[BaseModel], prefix: str) -> None:
         for name, field in model.model_fields.items():
             key = prefix + (field.alias or name)
-            parts: dict[str, type[BaseModel]] = {"resources": ResourcesSpec, "retry": RetrySpec, "from_": FromSpec}
+            parts: dict[str, type[BaseModel]] = {
+                "resources": ResourcesSpec,
+                "retry": RetrySpec,
+                "slurm": SlurmSpec,
+                "from_": FromSpec,
+            }
             inner = parts.get(name)
             default = "–" if field.is_required() or inner else _default(field.get_default(call_default_factory=True))
             lines.append(f"| `{key}` | {default} | {field.description} |")

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from launcher import folds
 from launcher.document import COMMAND_LINE, Document, JobError, assign, in_order, parse, read
-from launcher.schema import NAME, FromSpec, JobSpec, ResourcesSpec, RetrySpec, StepSpec
+from launcher.schema import NAME, FromSpec, JobSpec, ResourcesSpec, RetrySpec, SlurmSpec, StepSpec
+from launcher.slurm_request import MANAGED
 from trainer.errors import nearest
 
 METHODS = ("soft_voting", "hard_voting", "rank_averaging")
@@ -222,6 +223,7 @@ def _fields_beside(path: Sequence[str | int]) -> list[str]:
     models: dict[str, type[BaseModel]] = {
         "resources": ResourcesSpec,
         "retry": RetrySpec,
+        "slurm": SlurmSpec,
         "from": FromSpec,
         "after": StepSpec,
     }
@@ -273,12 +275,30 @@ def _rules(spec: JobSpec) -> list[tuple[tuple[str | int, ...], str]]:
                     f"include.{index}.{PRIORITY}: must be a whole number from -100 to 100, not {_short(value)}",
                 )
             )
+    faults += [(("slurm", key), f"slurm.{key}: {text}") for key, text in _slurm_faults(spec.slurm)]
     for index, entry in enumerate(spec.exclude):
         for key in entry:
             if key not in spec.matrix:
                 faults.append(
                     (("exclude", index, key), f"exclude.{index}: '{key}' is no axis; {nearest(key, spec.matrix)}")
                 )
+    return faults
+
+
+def _slurm_faults(slurm: SlurmSpec) -> list[tuple[str, str]]:
+    """What is wrong with the options of sbatch."""
+    faults = []
+    for key, value in (slurm.model_extra or {}).items():
+        name, fields = str(key).replace("_", "-"), list(SlurmSpec.model_fields)
+        near = difflib.get_close_matches(str(key), fields, 1, 0.75)
+        if name in MANAGED:
+            faults.append((key, f"is not for the job file; {MANAGED[name]}"))
+        elif not re.fullmatch(r"[a-z][a-z0-9-]+", name):
+            faults.append((key, "is no option of sbatch; write it like constraint or mail-type"))
+        elif near:
+            faults.append((key, f"there is no such field; {nearest(str(key), fields)}"))
+        elif not (value is None or isinstance(value, str | int | float)) or "\n" in str(value):
+            faults.append((key, f"must be a text, a number, true or false, not {_short(value)}"))
     return faults
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
+import os
 import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from launcher import __version__, engines, reuse, runs
 from launcher.checkout import ROOT
@@ -97,6 +96,7 @@ def create(
                 "max_parallel": job.spec.max_parallel,
                 "on_failure": job.spec.on_failure,
                 "follows": follows,
+                **({"slurm": job.spec.slurm.model_dump(exclude_none=True)} if choice.engine.name == "slurm" else {}),
                 "runs": [request.name for request in requests if request.kind == "train"],
                 "steps": [request.name for request in requests if request.kind != "train"],
             },
@@ -109,6 +109,7 @@ def create(
             if source is not None:
                 reuse.link(source, building / request.name)
         building.chmod(0o755)
+        os.sync()  # all files are on disk before they are seen: one by one, thousands would take minutes
         building.rename(runs_root / name)
     except OSError as error:
         raise RunError(f"{runs_root}: the submission cannot be written: {error.strerror}") from None
@@ -130,18 +131,9 @@ def _reserve(runs_root: Path, name: str) -> str:
     raise RunError(f"{runs_root}: there are thousands of submissions called {name}; wait a second")
 
 
-def read(submission: Path) -> dict[str, Any]:
-    """submission.json. Raises RunError."""
-    try:
-        content: dict[str, Any] = json.loads((submission / "submission.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{submission / 'submission.json'}: cannot be read: {error}") from None
-    return content
-
-
 def rules(submission: Path) -> Rules:
     """What the job says of all its runs together. Raises RunError."""
-    written = read(submission)
+    written = runs.read_submission(submission)
     return Rules(written.get("max_parallel"), written.get("on_failure", "continue"), written.get("follows"))
 
 

@@ -175,7 +175,7 @@ class Supervision:
         if self.followed is None or time.monotonic() < self.next_look:
             return self.followed is not None
         self.next_look = time.monotonic() + FOLLOW
-        if lease.is_driven(self.followed):
+        if engines.is_driven(self.followed):
             why = "is under way"
         else:
             for run_dir in runs.list_runs(self.followed):
@@ -361,6 +361,7 @@ def stop(run_dirs: list[Path], grace: float) -> list[str]:
         if runs.read_status(run_dir).state == "queued":
             with suppress(RunError):  # started just now: it is stopped below
                 runs.append_event(run_dir, "cancelled", reason="stopped before it began")
+    engines.release({run_dir.parent for run_dir in touched})
     asked: dict[Path, str] = {}
     deadline = time.monotonic() + grace
     while waiting := [run_dir for run_dir in touched if runs.read_status(run_dir).state not in ENDED]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import engines, lease, runs
+from launcher import engines, runs
 from launcher.sizes import show_duration, show_size
 from launcher.standings import figures
 
@@ -44,7 +44,7 @@ def submission_state(submission: Path, statuses: list[runs.Status]) -> str:
     """running, unattended (runs are queued or under way, and no launcher drives them), succeeded, failed or stopped."""
     states = {status.state for status in statuses}
     if states & {"queued", "starting", "running"}:
-        return "running" if lease.is_driven(submission) else "unattended"
+        return "running" if engines.is_driven(submission) else "unattended"
     if states <= runs.GOOD:
         return "succeeded"
     return "stopped" if states <= runs.GOOD | {"cancelled"} else "failed"

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from tests import slurm_cluster
 from tests.docker_engine import Dockerd, missing
+from tests.slurm_cluster import Slurm
 
 # A shell starts what it puts into the background with interrupts ignored, and children inherit that: tests that
 # interrupt a launcher would then wait for nothing.
@@ -62,3 +64,15 @@ def dockerd() -> Generator[Dockerd, None, None]:
     engine.start()
     yield engine
     engine.stop()
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Generator[Slurm, None, None]:
+    """A Slurm of the tests' own."""
+    lacking = slurm_cluster.missing()
+    if lacking:
+        pytest.skip(lacking)
+    cluster = Slurm()
+    cluster.start()
+    yield cluster
+    cluster.stop()

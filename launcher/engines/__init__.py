@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launcher import lease, runs
-from launcher.engines.base import Engine
+from launcher.engines.base import Engine, Watcher
+
+if TYPE_CHECKING:
+    from launcher.engines.slurm import SlurmEngine
 
 
 @cache
@@ -21,9 +27,48 @@ def engine(name: str) -> Engine:
     return NativeEngine()
 
 
-def of(run_dir: Path) -> Engine:
-    """The engine that the run's last event names."""
-    return engine(str(runs.read_status(run_dir).figures.get("engine", "native")))
+@cache
+def slurm_engine() -> SlurmEngine:
+    """The engine of runs that Slurm starts: no supervisor drives it."""
+    from launcher.engines.slurm import SlurmEngine
+
+    return SlurmEngine()
+
+
+def watcher(name: str) -> Watcher:
+    """The engine of that name, for one who only looks or stops."""
+    return slurm_engine() if name == "slurm" else engine(name)
+
+
+def of(run_dir: Path) -> Watcher:
+    """The engine that the run's last event names; of a run that nobody has started, the submission's."""
+    named = runs.read_status(run_dir).figures.get("engine") or ("slurm" if is_slurm(run_dir.parent) else "native")
+    return watcher(str(named))
+
+
+def is_slurm(submission: Path) -> bool:
+    """Whether the submission's runs are handed to Slurm."""
+    return _engine_of(submission.resolve()) == "slurm"
+
+
+@cache
+def _engine_of(submission: Path) -> str:
+    try:
+        return str(json.loads((submission / "submission.json").read_text(encoding="utf-8")).get("engine"))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+def is_driven(submission: Path) -> bool:
+    """Whether somebody goes on with the submission: a launcher, or Slurm, which has jobs of it."""
+    return lease.is_driven(submission) or (is_slurm(submission) and slurm_engine().drives(submission))
+
+
+def release(submissions: Iterable[Path]) -> None:
+    """Take back what waits elsewhere for runs that were ended here."""
+    for submission in submissions:
+        if is_slurm(submission):
+            slurm_engine().release(submission)
 
 
 def settle(run_dir: Path, driving: bool = False) -> str | None:
@@ -32,7 +77,8 @@ def settle(run_dir: Path, driving: bool = False) -> str | None:
     A run whose submission is driven is left to the launcher that drives it (`driving`: that is the caller).
     """
     status = runs.read_status(run_dir)
-    if status.state not in ("starting", "running") or (not driving and lease.is_driven(run_dir.parent)):
+    waits = status.state == "queued" and is_slurm(run_dir.parent)
+    if not (waits or status.state in ("starting", "running")) or (not driving and lease.is_driven(run_dir.parent)):
         return None
     its = of(run_dir)
     try:

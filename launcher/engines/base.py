@@ -9,12 +9,29 @@ from typing import Any, Protocol
 from launcher.gpus import Held
 
 
-class Engine(Protocol):
-    """Executes runs. Whatever it starts outlives the supervisor."""
+class Watcher(Protocol):
+    """Knows how runs fare that somebody has started."""
 
     name: str
     trouble: str | None
     """What keeps the engine from doing its work just now; None while it does."""
+
+    def settle(self, run_dir: Path) -> bool:
+        """Look after a run that is under way by its journal, for one who only looks: True while it is.
+
+        On False its end is in the journal, also where it vanished without a word. Takes nothing over, and waits for
+        nothing.
+        """
+
+    def stop(self, run_dir: Path) -> None:
+        """Ask the run to write its checkpoint and end."""
+
+    def kill(self, run_dir: Path) -> None:
+        """End the run at once."""
+
+
+class Engine(Watcher, Protocol):
+    """Executes runs for a supervisor. Whatever it starts outlives that."""
 
     def mark(self) -> dict[str, Any]:
         """What events of its runs carry, so that others know whom to ask about them: `engine`, and which one."""
@@ -27,19 +44,7 @@ class Engine(Protocol):
         """
 
     def poll(self, run_dir: Path) -> bool:
-        """Look after a run that is under way by its journal, whoever started it: True while it is.
-
-        On False its end is in the journal, also where it vanished without a word.
-        """
-
-    def settle(self, run_dir: Path) -> bool:
-        """The same for one who only looks: takes nothing over, and waits for nothing."""
-
-    def stop(self, run_dir: Path) -> None:
-        """Ask the run to write its checkpoint and end."""
-
-    def kill(self, run_dir: Path) -> None:
-        """End the run at once."""
+        """The same as `settle` for the supervisor, whoever started the run: it may be taken over."""
 
     def wait(self, seconds: float) -> None:
         """Return when the time is up, or sooner when a run has changed."""

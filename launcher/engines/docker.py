@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,9 +85,8 @@ class DockerEngine(Connection):
         run_dir = watched.run_dir
         try:
             place = create.place(self.client, self.info, self.is_local, watched.request, run_dir, watched.attempt)
-            given = recipe.options(
-                watched.request, place, run_dir, watched.attempt, devices, [one.gpu for one in watched.held]
-            )
+            locks = [one.gpu for one in watched.held]
+            given = recipe.options(watched.request, place, run_dir, watched.attempt, devices, locks)
             hand_over(run_dir, place.user)
             watched.log_begin = (run_dir / "log.txt").stat().st_size if (run_dir / "log.txt").exists() else 0
             write_log(run_dir, f"--- attempt {watched.attempt}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n", place.user)
@@ -95,7 +94,8 @@ class DockerEngine(Connection):
                 # What an engine in trouble may have started all the same: two must not share a run directory.
                 for left in containers.of_run(self.client, run_dir):
                     left.remove(force=True, v=True)
-            watched.id, warned = create.create(self.client, self.info, given)
+            watched.id, warned = create.create(self.client, self.info, self._adapted(given))
+            self._made(watched)
             self.client.api.start(watched.id)
             watched.began = time.time()
         except Exception as error:  # the SDK's and its HTTP library's errors, and the host's about files
@@ -114,9 +114,9 @@ class DockerEngine(Connection):
             return
         try:
             runs.append_event(
-                run_dir, "running", devices=list(devices), host=os.uname().nodename, container=watched.id[:12],
-                image=place.image, network=place.network, reason=f"the engine warns: {warned}" if warned else "",
-                **self.mark(),
+                run_dir, "running", watched.attempt, devices=list(devices), host=os.uname().nodename,
+                container=watched.id[:12], image=place.image, network=place.network,
+                reason=f"the engine warns: {warned}" if warned else "", **self.mark(),
             )  # fmt: skip
         except RunError:  # taken back meanwhile
             self._clear(watched)
@@ -124,6 +124,17 @@ class DockerEngine(Connection):
         if (run_dir / STOP).exists():
             self._end(watched, at_once=False)
         self._attend(watched)
+
+    def _adapted(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The container as another engine wants it."""
+        return given
+
+    def _made(self, watched: Watched) -> None:
+        """Called between the container's making and its start."""
+
+    def _ending(self, watched: Watched, state: Mapping[str, Any]) -> tuple[runs.State, str, dict[str, Any]]:
+        """See `watched.ending`."""
+        return ending(watched, state, (watched.run_dir / STOP).exists())
 
     def _attend(self, watched: Watched) -> None:
         """Wait for the container's end, however long the engine is silent meanwhile, and record it."""
@@ -164,13 +175,12 @@ class DockerEngine(Connection):
         run_dir = watched.run_dir
         state = state_at_end(self.client, watched)
         secret_files.take_back(run_dir, watched.attempt)  # before the journal says that the run is over
-        asked = (run_dir / STOP).exists()
         outside = self.client.api.logs(watched.id).decode(errors="replace")
         if outside.strip():  # what was said before the log was open: by the shell, or the engine's init
             write_log(run_dir, outside)
-        word, reason, figures = ending(watched, state, asked)
+        word, reason, figures = self._ending(watched, state)
         if runs.read_status(run_dir).state not in runs.ENDED:
-            runs.append_event(run_dir, word, reason=reason, **figures, **self.mark())
+            runs.append_event(run_dir, word, watched.attempt, reason, **figures, **self.mark())
         self._changed.set()  # the next may start while this one is cleared away
         (run_dir / STOP).unlink(missing_ok=True)
         self._clear(watched)

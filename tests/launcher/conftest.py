@@ -17,6 +17,7 @@ import pytest
 
 from launcher import gpus, runs
 from tests.docker_engine import Dockerd
+from tests.slurm_cluster import Slurm
 
 FAKE = Path(__file__).parent / "fake"
 NO_ENGINE = "unix:///nonexistent/docker.sock"
@@ -138,3 +139,11 @@ def box(lab: Lab, dockerd: Dockerd, image: str) -> Iterator[Lab]:
     for container in dockerd.client().containers.list(all=True, filters={"label": LABEL}):
         if container.labels[LABEL].startswith(str(lab.root)):
             container.remove(force=True)
+
+
+@pytest.fixture
+def cluster(lab: Lab, slurm: Slurm) -> Iterator[Lab]:
+    """A lab whose runs Slurm starts."""
+    lab.environment = dict(slurm.environment)
+    yield lab
+    slurm.clear()

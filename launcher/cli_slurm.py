@@ -1,0 +1,92 @@
+"""Commands of the slurm engine, and those that its jobs execute. Registered by `launcher.cli`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from launcher.cli import _job, _machine, _shown, cli
+from launcher.refusals import refusals
+
+if TYPE_CHECKING:
+    from launcher.choice import Choice
+    from launcher.spec import Job
+
+
+def choose(job: Job, machine: str | None) -> Choice:
+    """Slurm as it would execute the job, on the nodes that it has, or on those that `machine` describes."""
+    from launcher import slurm_choice
+
+    return slurm_choice.choose(job, _machine(machine, None) if machine else slurm_choice.machine(job.spec.slurm))
+
+
+def submit(
+    words: tuple[str, ...], settings: tuple[str, ...], machine: str | None, cpu_only: bool, data: str | None,
+    fresh: bool, reuse_stale: bool, runs_root: Path,
+) -> int:  # fmt: skip
+    """`submit --engine slurm`: make the submission, hand it to Slurm, and leave."""
+    from launcher import data_folder, expansion, plans, reuse, slurm_choice, submission
+
+    with refusals():
+        job = _job(words, settings)
+        chosen = choose(job, machine)
+        planned = expansion.expand(job, chosen.machine, cpu_only)
+        expansion.refuse_misfits(planned)
+        expansion.check_sources(job, runs_root)
+        data_dir, root = data_folder.find_data(data, planned), runs_root.resolve()
+        completed = slurm_choice.named(submission.complete(planned, root, data_dir, chosen), job, chosen)
+        equal, serving = reuse.split(completed, root, fresh, reuse_stale)
+        slurm_choice.check([each for each in completed if each.name not in serving], job)
+        directory = submission.create(job, completed, serving, root, data_dir, chosen)
+        click.echo(f"{directory.name}: {len(planned)} runs as {chosen.said}, on {chosen.machine.describe()}")
+        native = job.spec.slurm.runtime == "native"
+        remarks = plans.unset_remarks(job, os.environ, native=native) + plans.reuse_remarks(equal, serving)
+        for line in (*chosen.warnings, *remarks):
+            click.echo(line)
+        return advance(directory)
+
+
+def advance(directory: Path, prepare: Callable[[], None] | None = None) -> int:
+    """Hand to Slurm what waits, and say how it goes on. Raises RunError."""
+    from launcher import collect, slurm_submit
+
+    over = slurm_submit.advance(directory, click.echo, prepare)
+    at = f"{directory.name} --runs {_shown(directory.parent)}"
+    if over:
+        click.echo(collect.collect(directory)[1])
+    else:
+        click.echo(f"Slurm goes on with it; see it: launcher status {at}")
+    return 0
+
+
+@cli.command("exec")
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--attempt", type=int, hidden=True)
+@click.option("--slurm", metavar="NUMBER", hidden=True)
+def exec_command(run_dir: Path, attempt: int | None, slurm: str | None) -> int:
+    """Execute one run of a submission natively to its end, and record how it ended."""
+    from launcher import engines, execute
+
+    with refusals():
+        if slurm is not None and attempt is not None:
+            from launcher import slurm_task
+
+            return slurm_task.run(run_dir, attempt, slurm)
+        if attempt is None:
+            engines.settle(run_dir)
+        return execute.execute(run_dir, attempt)
+
+
+@cli.command("advance", hidden=True)
+@click.argument("directory", type=click.Path(path_type=Path))
+def advance_command(directory: Path) -> int:
+    """In Slurm, after other jobs of the submission: record what died, repeat it, and collect in the end."""
+    from launcher import slurm_submit
+
+    with refusals():
+        slurm_submit.settle(directory, click.echo)
+    return 0

@@ -1,0 +1,131 @@
+"""Which job of Slurm executes which run: a submission's `slurm/` folder, and what Slurm knows of the jobs in it.
+
+Each sbatch call has a number and leaves `001.json` (what was asked, and the job that came of it), `001.sh` (the
+script), `001.tasks` (a line a task: run and attempt) and `001.out` (what is said outside the runs' logs).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from launcher import runs, slurm_calls, squeue
+from launcher.squeue import Key, Snapshot
+from trainer.files import write_json, write_text
+
+FOLDER = "slurm"
+Kind = Literal["runs", "after_runs", "after_steps"]
+"""What a job executes: runs or a step; or what is done after the training runs, and after the steps."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One sbatch call."""
+
+    number: str
+    kind: Kind
+    words: list[str]
+    runs: list[tuple[str, int]] = field(default_factory=list)
+    """Run and attempt of each task; of the only one where it is no array."""
+    after: list[int] = field(default_factory=list)
+    """Of one that comes after others: their jobs."""
+    job: int | None = None
+
+    @property
+    def is_array(self) -> bool:
+        return any(word.startswith("--array=") for word in self.words)
+
+
+def read_batches(submission: Path) -> list[Batch]:
+    """The sbatch calls so far, oldest first. One whose file is cut short is passed over."""
+    found = []
+    for path in sorted((submission / FOLDER).glob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            content["runs"] = [(str(name), int(attempt)) for name, attempt in content["runs"]]
+            found.append(Batch(**content))
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
+    return found
+
+
+def write_batch(submission: Path, batch: Batch) -> None:
+    """Replace its .json."""
+    write_json(submission / FOLDER / f"{batch.number}.json", dataclasses.asdict(batch))
+
+
+def send(submission: Path, batch: Batch, script: str) -> Batch:
+    """Write the batch down, hand it to sbatch, and write down which job it is. Raises SlurmError."""
+    folder = submission / FOLDER
+    folder.mkdir(exist_ok=True)
+    write_text(folder / f"{batch.number}.sh", script)
+    if batch.runs:
+        write_text(folder / f"{batch.number}.tasks", "".join(f"{name} {attempt}\n" for name, attempt in batch.runs))
+    write_batch(submission, batch)
+    names = (f"--job-name={job_name(submission, batch.number)}", f"--output={folder / batch.number}.out")
+    job = slurm_calls.submit([*names, "--open-mode=append", *batch.words], folder / f"{batch.number}.sh", submission)
+    batch = dataclasses.replace(batch, job=job)
+    write_batch(submission, batch)
+    return batch
+
+
+def job_name(submission: Path, number: str) -> str:
+    """What squeue shows."""
+    return f"{submission.name}.{number}"
+
+
+class Board:
+    """A submission's jobs at one moment: first what was asked, then what Slurm says, so that what it does not know has
+    ended."""
+
+    def __init__(self, submission: Path, batches: Sequence[Batch], snapshot: Snapshot) -> None:
+        self.submission = submission
+        self.snapshot = snapshot
+        self.batches = [self._recovered(batch) for batch in batches]
+        self._of_run: dict[tuple[str, int], Key] = {}
+        for batch in self.batches:
+            for task, run in enumerate(batch.runs):
+                if batch.job is not None:
+                    self._of_run[run] = Key(batch.job, task if batch.is_array else None)
+
+    def _recovered(self, batch: Batch) -> Batch:
+        """Where a launcher was killed between sbatch and its note of the job: Slurm knows it by its name."""
+        if batch.job is not None:
+            return batch
+        name = job_name(self.submission, batch.number)
+        here = [job for job in self.snapshot.jobs if (job.name, job.folder) == (name, str(self.submission))]
+        return dataclasses.replace(batch, job=here[0].array or here[0].id) if here else batch
+
+    def key(self, name: str, status: runs.Status) -> Key | None:
+        """The job or task that executes the run, or will; None where none was asked for."""
+        asked = self._of_run.get((name, status.attempt))
+        told = squeue.key(str(status.figures["slurm"])) if status.figures.get("slurm") else None
+        return (asked or told) if status.state == "queued" else (told or asked)
+
+    def waits_or_runs(self, name: str, status: runs.Status) -> bool:
+        """Whether a job of the run's has not ended."""
+        key = self.key(name, status)
+        job = self.snapshot.find(key) if key else None
+        return job is not None and not job.over
+
+    def living(self, kind: Kind | None = None) -> list[Batch]:
+        """The batches of which something has not ended."""
+        return [
+            batch
+            for batch in self.batches
+            if batch.job is not None and kind in (None, batch.kind) and self.snapshot.living(batch.job)
+        ]
+
+    def next_number(self) -> str:
+        """Of the next sbatch call."""
+        return f"{max((int(batch.number) for batch in self.batches), default=0) + 1:03d}"
+
+
+def load(submission: Path) -> Board:
+    """Raises SlurmError where Slurm does not answer."""
+    batches = read_batches(submission)
+    return Board(submission, batches, slurm_calls.snapshot() if batches else Snapshot())

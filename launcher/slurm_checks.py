@@ -1,0 +1,67 @@
+"""What `launcher doctor` says of Slurm: whether it answers, what its nodes have, which settings matter to runs; and
+inside a job, what the node gives to it."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from launcher import slurm_calls
+from launcher.doctor import Check
+from launcher.sizes import show_size
+from launcher.slurm_calls import Node, SlurmError
+
+KILL_WAIT = 30
+"""Seconds from Slurm's SIGTERM to its SIGKILL that a run needs for its checkpoint."""
+
+
+def examine() -> list[Check]:
+    """Empty where there is no Slurm."""
+    if not slurm_calls.installed():
+        return []
+    try:
+        version = slurm_calls.call("sbatch", "--version").strip()
+        config = slurm_calls.config()
+        nodes = slurm_calls.nodes()
+    except SlurmError as error:
+        return [Check("slurm", "note", str(error), "scontrol ping; SLURM_CONF of the cluster")]
+    size = slurm_calls.max_array()
+    return [
+        Check("slurm", "ok", f"{version}, cluster {config.get('ClusterName', '?')}, arrays of {size} tasks"),
+        *_partitions(nodes),
+        *_settings(config.get("KillWait", ""), config.get("JobRequeue", ""), config.get("TaskPlugin", "")),
+        *_here(),
+    ]
+
+
+def _partitions(nodes: list[Node]) -> list[Check]:
+    checks = []
+    for name in sorted({node.partition for node in nodes}):
+        its = [node for node in nodes if node.partition == name]
+        gpus, cpus, memory = (max(getattr(node, field) for node in its) for field in ("gpus", "cpus", "memory"))
+        said = f"{name}: {len(its)} nodes of up to {gpus:g} GPUs, {cpus:g} cores, {show_size(memory)}"
+        ask = f"srun -p {name}{' --gres=gpu:1' if gpus else ''} launcher doctor"
+        checks.append(Check("partition", "ok", f"{said}; what a node has for a run: {ask}"))
+    return checks
+
+
+def _settings(kill_wait: str, requeue: str, plugin: str) -> list[Check]:
+    checks = []
+    seconds = re.match(r"\d+", kill_wait)
+    if seconds and int(seconds[0]) < KILL_WAIT:
+        said = f"KillWait is {kill_wait}: a run that Slurm ends may lack the time for its last.ckpt"
+        checks.append(Check("slurm.conf", "note", said, f"KillWait={KILL_WAIT}"))
+    if requeue == "0":
+        checks.append(Check("slurm.conf", "note", "JobRequeue is 0: sites may refuse --requeue", "JobRequeue=1"))
+    if plugin and "cgroup" not in plugin:
+        said = "TaskPlugin has no cgroup: nothing holds native runs to their memory"
+        checks.append(Check("slurm.conf", "note", said, "TaskPlugin=task/cgroup, ConstrainRAMSpace=yes in cgroup.conf"))
+    return checks
+
+
+def _here() -> list[Check]:
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job:
+        return []
+    gpus = os.environ.get("SLURM_JOB_GPUS") or os.environ.get("CUDA_VISIBLE_DEVICES") or "none"
+    return [Check("slurm job", "ok", f"{job} on node {os.environ.get('SLURMD_NODENAME', '?')}; its GPUs: {gpus}")]

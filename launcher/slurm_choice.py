@@ -1,0 +1,90 @@
+"""What Slurm's nodes offer to a job, and how its runs are executed there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from launcher import doctor, engines, images, slurm_calls, slurm_request
+from launcher.choice import OWN, Choice
+from launcher.containers import EngineError
+from launcher.document import JobError
+from launcher.machine import Gpu, Machine
+from launcher.runs import RunError, RunRequest
+from launcher.schema import SlurmSpec
+from launcher.spec import Job
+
+
+def options(spec: SlurmSpec) -> dict[str, Any]:
+    """The job file's `slurm:`, for sbatch and the nodes."""
+    return spec.model_dump(exclude_none=True)
+
+
+def machine(spec: SlurmSpec) -> Machine:
+    """The largest node of the partition, by its GPUs. Raises SlurmError.
+
+    Slurm does not say how much memory a GPU has: `--machine FILE` does.
+    """
+    nodes = slurm_calls.nodes(spec.partition)
+    known = nodes if spec.partition else [node for node in nodes if node.default] or nodes
+    if not known:
+        raise slurm_calls.SlurmError(f"Slurm has no nodes{f' in partition {spec.partition}' if spec.partition else ''}")
+    best = max(known, key=lambda node: (node.gpus, node.cpus, node.memory))
+    name = f"Slurm partition {best.partition}, {len(known)} node{'s' * (len(known) > 1)}"
+    return Machine(name, best.cpus, best.memory, tuple(Gpu(index) for index in range(best.gpus)), declared=True)
+
+
+def choose(job: Job, offered: Machine) -> Choice:
+    """Slurm, with what its nodes offer. Raises RunError, and JobError for what Slurm cannot do."""
+    spec = job.spec.slurm
+    if job.spec.resources.share_gpu:
+        place = job.document.place(("resources", "share_gpu"))
+        raise JobError(f"{place}: resources.share_gpu: Slurm gives each run whole GPUs; leave it out")
+    slurm = engines.slurm_engine()
+    how = "jobs of Slurm"
+    if spec.runtime == "native":
+        missing = doctor.missing_packages() if not spec.python else []
+        if missing:
+            raise RunError(
+                f"runs need what is not installed here: {', '.join(missing)}\nsay: {doctor.INSTALL}; or name the "
+                "nodes' Python by slurm.python; or use containers: slurm.runtime=docker"
+            )
+        return Choice(slurm, offered, f"{how}, native processes")
+    wants_gpus = bool(offered.gpus) and job.spec.resources.gpus != 0
+    try:
+        from launcher import containers
+
+        named = images.default_tag(job.spec.image) if job.spec.image in OWN else job.spec.image
+        found = images.resolve(containers.connect(timeout=5), named, wants_gpus)
+    except EngineError as error:
+        name = image_name(job.spec.image, wants_gpus)
+        note = f"note: {name} is taken by its name as each node has it ({error})"
+        return Choice(slurm, offered, f"{how}, containers of {name}", None, [note])
+    warning = images.stale_warning(found)
+    said = f"{how}, containers of {found.name}"
+    return Choice(slurm, offered, said, found, [warning] if warning else [])
+
+
+def image_name(image: str, gpus: bool) -> str:
+    """What the job's `image:` is called on nodes, where no engine here can say."""
+    own = ("cuda" if gpus else "cpu") if image == "auto" else image
+    return images.default_tag(own) if own in OWN else own
+
+
+def named(requests: Sequence[RunRequest], job: Job, choice: Choice) -> list[RunRequest]:
+    """The requests for nodes: containers of an image that is known by its name alone are a version of their own."""
+    if job.spec.slurm.runtime == "native" or choice.image is not None:
+        return list(requests)
+    name = image_name(job.spec.image, bool(choice.machine.gpus) and job.spec.resources.gpus != 0)
+    return [dataclasses.replace(each, image=name, code=name if each.code else "") for each in requests]
+
+
+def check(requests: Sequence[RunRequest], job: Job) -> None:
+    """Raises JobError where Slurm refuses what a run asks for."""
+    given: Mapping[str, Any] = options(job.spec.slurm)
+    for asked in dict.fromkeys(slurm_request.words(request, given) for request in requests):
+        try:
+            slurm_calls.check(asked)
+        except slurm_calls.SlurmError as error:
+            raise JobError(f"{job.document.place(('slurm',))}: Slurm refuses it: {error}") from None

@@ -1,0 +1,94 @@
+"""A run as a container of the node's Docker engine, inside a job of Slurm.
+
+The engine's containers are no processes of the job: Slurm neither counts nor ends them. So the container holds on to
+`launcher exec` by its standard input: when that closes, however the other end died, the container writes its checkpoint
+and ends.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from launcher import runs
+from launcher.engines import create
+from launcher.engines.docker import DockerEngine
+from launcher.engines.watched import Watched, ending
+from launcher.execute import EXIT_TAKEN, Asked, Overseer
+
+LEASHED = """
+exec 3<&0
+"$@" >>"$RUN_DIR/log.txt" 2>&1 </dev/null 3<&- &
+child=$!
+trap 'kill -TERM "$child"' TERM
+{ cat; kill -TERM "$child"; sleep 30; kill -KILL "$child"; } <&3 >/dev/null 2>&1 &
+wait "$child"
+code=$?
+while kill -0 "$child" 2>/dev/null; do wait "$child"; code=$?; done
+exit "$code"
+"""
+"""The container's shell: the trainer, and an end to it when nobody holds standard input open any more."""
+POLL = 0.2
+"""Seconds between two looks at the container."""
+
+
+class SlurmContainers(DockerEngine):
+    """The Docker engine of a node, for one run of a job there."""
+
+    def __init__(self, overseer: Overseer) -> None:
+        super().__init__()
+        self.overseer = overseer
+        self.signals = 0
+        self._leash: Any = None
+
+    def mark(self) -> dict[str, Any]:
+        """See `Engine.mark`."""
+        return {**super().mark(), **self.overseer.mark}
+
+    def _adapted(self, given: dict[str, Any]) -> dict[str, Any]:
+        return {**given, "entrypoint": ["/bin/sh", "-c", LEASHED, "sh"], "stdin_open": True}
+
+    def _made(self, watched: Watched) -> None:
+        self._leash = self.client.api.attach_socket(watched.id, {"stdin": 1, "stream": 1})
+
+    def _ending(self, watched: Watched, state: Mapping[str, Any]) -> tuple[runs.State, str, dict[str, Any]]:
+        word, reason, figures = ending(watched, state, self.overseer.asked(self.signals) > 0)
+        return (*self.overseer.judge(word, reason), figures)
+
+    def end(self, run_dir: Path, at_once: bool) -> bool:
+        """SIGTERM, or SIGKILL, for the run's container; False where there is none yet."""
+        watched = self._watched.get(run_dir)
+        if watched is None or not watched.id:
+            return False
+        self._end(watched, at_once)
+        return True
+
+    def forget(self, run_dir: Path) -> None:
+        """Remove the container of an attempt that another one has taken the run from."""
+        watched = self._watched.get(run_dir)
+        if watched is not None:
+            create.remove(self.client, watched.id)
+
+
+def run(run_dir: Path, attempt: int, devices: Sequence[str], overseer: Overseer) -> int:
+    """Execute the attempt that the journal announces as `starting` in a container, and record how it ended: its exit
+    code, or 1."""
+    asked = Asked()
+    engine = SlurmContainers(overseer)
+    engine.start(run_dir, attempt, devices, [])
+    told = False
+    while engine.poll(run_dir):
+        engine.signals = asked.times
+        if overseer.lost():
+            engine.end(run_dir, at_once=True)
+            engine.forget(run_dir)
+            return EXIT_TAKEN
+        if overseer.asked(asked.times) and not told:
+            told = engine.end(run_dir, at_once=False)
+        time.sleep(POLL)
+    engine.close()
+    status = runs.read_status(run_dir)
+    code = int(status.figures.get("exit_code") or 0)
+    return 0 if status.state in runs.GOOD else code if 0 < code < 256 else 1

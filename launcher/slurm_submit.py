@@ -1,0 +1,262 @@
+"""A submission's way through Slurm: what is queued is handed to sbatch, what ended badly is repeated, steps come after.
+
+No process stays for that. `advance` puts everything right that can be put right at a moment, and is called by submit
+and resume, by each task whose run ended badly, and by a small job that Slurm starts after all others (`afterany`). The
+steps of `after:` wait in Slurm's queue for that small job, which makes them wait longer where it repeats runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from launcher import engines, lease, retry, runs, scheduler, slurm_board, slurm_calls, slurm_request
+from launcher.engines.slurm import SlurmEngine
+from launcher.runs import ENDED, GOOD, RunError
+from launcher.slurm_board import Batch, Board
+from launcher.slurm_request import SETTLING, option_words, words
+
+SETTLE_PATIENCE = 300.0
+"""Seconds that the job which comes after the others waits for another process to have done the same."""
+Say = Callable[[str], None]
+
+
+class _Advance:
+    """One look at everything, under the submission's lease."""
+
+    def __init__(self, directory: Path, fence: int, say: Say) -> None:
+        self.directory = directory.resolve()
+        self.fence = fence
+        self.say = say
+        written = runs.read_submission(directory)
+        self.options: Mapping[str, Any] = written.get("slurm") or {}
+        self.python = str(self.options.get("python") or sys.executable)
+        self.max_parallel = written.get("max_parallel")
+        self.on_failure = written.get("on_failure", "continue")
+        self.follows = written.get("follows")
+        self.requests = {path.name: runs.read_request(path) for path in runs.list_runs(self.directory)}
+        engine = engines.slurm_engine()
+        self.board: Board = engine.board(self.directory, fresh=True)
+        for name in self.requests:
+            engine.settle(self.directory / name)
+        if engine.trouble:
+            raise slurm_calls.SlurmError(engine.trouble)
+        self.states = {name: runs.read_status(self.directory / name) for name in self.requests}
+        self.new: list[Batch] = []
+        self.begin: dict[str, float] = {}
+        """Seconds that a repeated run waits before it may begin."""
+
+    # -- what the journals say next
+
+    def _append(self, name: str, state: runs.State, attempt: int | None = None, reason: str = "", **more: Any) -> None:
+        try:
+            run_dir = self.directory / name
+            self.states[name] = runs.append_event(run_dir, state, attempt, reason, fence=self.fence, **more)
+        except runs.FencedError:
+            raise
+        except RunError:
+            self.states[name] = runs.read_status(self.directory / name)
+
+    def repeat(self) -> None:
+        """Queue again what the job's policy gives another attempt."""
+        for name, status in list(self.states.items()):
+            if status.state not in ENDED - GOOD - {"cancelled"}:
+                continue
+            events = runs.read_events(self.directory / name)
+            again = retry.decide(self.requests[name], events)
+            if isinstance(again, retry.Again):
+                more = {"micro_batch": again.micro_batch} if again.micro_batch else {}
+                reason, count = f"after {status.state}: {again.why}", retry.retries(events) + 1
+                self._append(name, "queued", status.attempt + 1, reason, retry=count, **more)
+                self.begin[name] = again.wait
+                self.say(f"{name}: queued again {reason}")
+
+    def cancel_hopeless(self) -> None:
+        """Cancel what need not begin: `on_failure: stop`, and steps whose step before them has failed."""
+        bad = ENDED - GOOD
+        failed = next((n for n, s in self.states.items() if s.state in bad - {"cancelled"}), None)
+        for name in self.queued():
+            lost = [n for n in self.requests[name].needs if self.requests[n].kind != "train"]
+            lost = [need for need in lost if self.states[need].state in bad]
+            if failed is not None and self.on_failure == "stop":
+                self._append(name, "cancelled", None, f"{failed} is {self.states[failed].state} (on_failure: stop)")
+            elif lost:
+                reason = f"'{lost[0]}' {self.states[lost[0]].state}: there is nothing to work on"
+                self._append(name, "cancelled", None, reason)
+
+    # -- what Slurm is asked for
+
+    def queued(self, *kinds: str) -> list[str]:
+        """Queued runs (of these kinds)."""
+        wanted = (n for n, s in self.states.items() if s.state == "queued")
+        return [name for name in wanted if not kinds or self.requests[name].kind in kinds]
+
+    def _unasked(self, names: Iterable[str]) -> list[str]:
+        return [name for name in names if not self.board.waits_or_runs(name, self.states[name])]
+
+    def _send(self, kind: slurm_board.Kind, asked: list[str], names: list[str], after: list[int] | None = None) -> int:
+        number = f"{int(self.board.next_number()) + len(self.new):03d}"
+        script = slurm_request.settle_script(self.directory, self.python)
+        if kind == "runs":
+            script = slurm_request.run_script(self.directory, number, self.python)
+        tasks = [(name, self.states[name].attempt) for name in names]
+        batch = slurm_board.send(self.directory, Batch(number, kind, asked, tasks, after or []), script)
+        assert batch.job is not None
+        self.new.append(batch)
+        if names:
+            what = names[0] if len(names) == 1 else f"{len(names)} runs ({names[0]} … {names[-1]})"
+            self.say(f"job {batch.job}: {what}")
+        return batch.job
+
+    def send_runs(self) -> None:
+        """A job array for each distinct request of the training runs that wait, higher priorities first."""
+        shapes: dict[tuple[tuple[str, ...], float], list[str]] = {}
+        waiting = self._unasked(self.queued("train"))
+        ordered = scheduler.order(scheduler.Demand(n, priority=self.requests[n].priority) for n in waiting)
+        for name in (demand.name for demand in ordered):
+            shapes.setdefault((words(self.requests[name], self.options), self.begin.get(name, 0)), []).append(name)
+        left = sum(self.requests[n].kind == "train" and s.state not in ENDED for n, s in self.states.items())
+        limit = self.max_parallel if self.max_parallel and self.max_parallel < left else None
+        before = self._living("train")
+        first = self._followed() if shapes else []
+        for (asked, wait), names in shapes.items():
+            for part in slurm_request.cut(names, slurm_calls.max_array()):
+                # Several arrays of a job with max_parallel follow one another: each keeps to it, and so do all.
+                after = first + (before[-1:] if limit else [])
+                job = self._send(
+                    "runs",
+                    [
+                        slurm_request.array_word(len(part), limit),
+                        *asked,
+                        *([f"--begin=now+{round(wait)}"] if wait else []),
+                        *([f"--dependency={_after('afterany', after)}"] if after else []),
+                    ],
+                    part,
+                )
+                before.append(job)
+
+    def _followed(self) -> list[int]:
+        """Jobs of the submission that this one follows. Raises RunError where that is not Slurm's and not over."""
+        if not self.follows:
+            return []
+        other = self.directory.parent / str(self.follows)
+        if runs.read_submission(other).get("engine") == SlurmEngine.name:
+            return [batch.job for batch in slurm_board.load(other).living() if batch.job is not None]
+        open_ = [path.name for path in runs.list_runs(other) if runs.read_status(path).state not in ENDED]
+        if open_:
+            raise RunError(f"follows: {other.name} is no submission to Slurm, which can wait for its own jobs alone")
+        return []
+
+    def _living(self, *kinds: str) -> list[int]:
+        """Jobs, not over, that execute runs of these kinds."""
+        batches = [*self.board.living("runs"), *(batch for batch in self.new if batch.kind == "runs")]
+        mine = [batch for batch in batches if any(self.requests[name].kind in kinds for name, _ in batch.runs)]
+        return [batch.job for batch in mine if batch.job is not None]
+
+    def settle_after(self, jobs: list[int], kind: slurm_board.Kind) -> int | None:
+        """The small job that comes after these: one that waits already is made to wait for all of them."""
+        if not jobs:
+            return None
+        for batch in self.board.living(kind):
+            if batch.job is None or not self.board.snapshot.pending(batch.job):
+                continue
+            if set(jobs) <= set(batch.after):
+                return batch.job
+            if slurm_calls.set_dependency(batch.job, _after("afterany", jobs)):
+                slurm_board.write_batch(self.directory, dataclasses.replace(batch, after=jobs))
+                return batch.job
+        asked = [*SETTLING, "--requeue", *option_words(self.options, slurm_request.OF_SETTLING)]
+        return self._send(kind, [*asked, f"--dependency={_after('afterany', jobs)}"], [], jobs)
+
+    def send_steps(self, settling: int | None) -> None:
+        """The steps that wait, each after what it needs."""
+        jobs: dict[str, int] = {}
+        for name in self.queued("ensemble", "predict", "analyze"):
+            needs = self.requests[name].needs
+            trains = any(self.requests[n].kind == "train" and self.states[n].state not in ENDED for n in needs)
+            after = [("afterany", settling)] if trains and settling is not None else []
+            for need in needs:
+                job = jobs.get(need) or self._job_of(need)
+                if self.requests[need].kind != "train" and job is not None:
+                    after.append(("afterok", job))
+            if not after and not any(self.requests[need].kind == "train" for need in needs):
+                after = [("afterany", job) for job in self._followed()]
+            text = ",".join(f"{how}:{job}" for how, job in after)
+            key = self.board.key(name, self.states[name])
+            if key is not None and self.board.waits_or_runs(name, self.states[name]):
+                jobs[name] = key.job
+                if text and self.board.snapshot.pending(key.job):
+                    slurm_calls.set_dependency(key.job, text)
+                continue
+            asked = [*words(self.requests[name], self.options), "--kill-on-invalid-dep=yes"]
+            wait = self.begin.get(name, 0)
+            more = [f"--begin=now+{round(wait)}"] if wait else []
+            jobs[name] = self._send("runs", [*asked, *more, *([f"--dependency={text}"] if text else [])], [name])
+
+    def _job_of(self, name: str) -> int | None:
+        """The job of a step that is not over."""
+        status = self.states[name]
+        key = self.board.key(name, status)
+        return key.job if key and status.state not in ENDED and self.board.waits_or_runs(name, status) else None
+
+
+def _after(how: str, jobs: Iterable[int]) -> str:
+    return f"{how}:" + ":".join(map(str, sorted(set(jobs))))
+
+
+def advance(directory: Path, say: Say = lambda line: None, prepare: Callable[[], None] | None = None) -> bool:
+    """Go on with the submission as far as can be gone now; True where every run has ended. `prepare` is done first.
+
+    Raises RunError where another process drives it, and SlurmError.
+    """
+    with lease.held(directory, say) as mine:
+        if prepare is not None:
+            prepare()
+        look = _Advance(directory, mine.fence, say)
+        look.repeat()
+        look.cancel_hopeless()
+        look.send_runs()
+        settling = look.settle_after(look._living("train"), "after_runs")
+        look.send_steps(settling)
+        look.settle_after(look._living("ensemble", "predict", "analyze"), "after_steps")
+        over = all(status.state in ENDED for status in look.states.values())
+    engines.slurm_engine().release(directory)
+    return over
+
+
+def advance_if_free(directory: Path) -> None:
+    """The same, for one who can leave it to the job that comes after the others."""
+    if lease.is_driven(directory):
+        return
+    try:
+        advance(directory, lambda line: print(line, flush=True))
+    except RunError as error:
+        print(f"left to the job that comes after the others: {error}", flush=True)
+
+
+def settle(directory: Path, say: Say) -> bool:
+    """The small job that comes after the others: go on, and collect once all runs have ended. True if they have."""
+    deadline = time.monotonic() + SETTLE_PATIENCE
+    while True:
+        try:
+            over = advance(directory, say)
+            break
+        except slurm_calls.SlurmError:
+            if time.monotonic() > deadline:
+                raise
+        except RunError as error:
+            if time.monotonic() > deadline:
+                raise
+            say(str(error))
+        time.sleep(2)
+    if over:
+        from launcher import collect
+
+        with suppress(RunError):
+            say(collect.collect(directory)[1])
+    return over

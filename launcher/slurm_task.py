@@ -1,0 +1,211 @@
+"""`launcher exec RUN_DIR` as a task of Slurm: the run's next attempt on this node, and what Slurm did to it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from launcher import execute, gpus, retry, runs, slurm_board, slurm_calls, slurm_submit, steps, task_lease
+from launcher.engines.slurm import EXIT_EARLY, SlurmEngine, queue_again
+from launcher.engines.watched import STOP
+from launcher.runs import GOOD, RunError, RunRequest, State
+from launcher.squeue import Key
+from launcher.task_lease import TaskLease
+
+GRACE = 25.0
+"""Seconds between SIGTERM and SIGKILL: Slurm's own SIGKILL comes after 30 (KillWait), and this process must have
+written down by then how the run ended."""
+SOON = 60.0
+"""Seconds around a time limit in which a SIGTERM that nobody explains was for the time limit."""
+PATIENCE = 40.0
+"""Seconds that the run's lock is waited for, which another attempt on this host may hold until it has ended."""
+NOTICE = r"JOB {} ON \S+ CANCELLED AT \S+(?: DUE TO ([A-Z ]+))? \*\*\*"
+"""What slurmstepd writes to a job's output when the controller ends it."""
+
+
+def here() -> Key:
+    """The job, or the task of an array, that this process is in. Raises RunError."""
+    array, task, job = (os.environ.get(f"SLURM_{name}", "") for name in ("ARRAY_JOB_ID", "ARRAY_TASK_ID", "JOB_ID"))
+    if not job.isdigit():
+        raise RunError("--slurm is for jobs of Slurm: there is no SLURM_JOB_ID here")
+    return Key(int(array), int(task)) if array.isdigit() and task.isdigit() else Key(int(job))
+
+
+class SlurmOverseer(execute.Overseer):
+    """Tells why Slurm ended the run, and whether Slurm has started it elsewhere."""
+
+    grace = GRACE
+
+    def __init__(self, run_dir: Path, lease: TaskLease, mark: Mapping[str, Any], output: Path) -> None:
+        self.run_dir, self.lease, self.mark, self.output = run_dir, lease, mark, output
+        self.requeued = False
+        self.signals = 0
+
+    def lost(self, look: bool = False) -> bool:
+        """See `Overseer.lost`."""
+        return self.lease.lost(look)
+
+    def asked(self, signals: int) -> int:
+        """See `Overseer.asked`. Slurm may warn before it ends a job: two signals mean no more than one."""
+        self.signals = signals
+        return 1 if signals or (self.run_dir / STOP).exists() else 0
+
+    def judge(self, state: State, reason: str) -> tuple[State, str]:
+        """See `Overseer.judge`."""
+        if state not in ("cancelled", "lost", "out_of_host_memory") or (self.run_dir / STOP).exists():
+            return state, reason
+        if state == "out_of_host_memory":
+            from launcher.engines.container import want_of_memory
+
+            return state, want_of_memory(runs.read_request(self.run_dir))
+        if not self.signals:  # Slurm signals all processes of a job, and the trainer may have been faster
+            time.sleep(0.5)
+        told = self._told()
+        kept = "last.ckpt is kept" if (self.run_dir / "last.ckpt").exists() else "it had no checkpoint yet"
+        if told is None:
+            if state == "lost":
+                return state, reason
+            return "lost", f"stopped from outside (a signal); {kept}"
+        self.requeued = told[1]
+        return told[0], f"{told[2]}; {kept}"
+
+    def _told(self) -> tuple[State, bool, str] | None:
+        """State, whether Slurm starts the job again, and reason; None where Slurm has done nothing."""
+        try:
+            text = self.output.read_text(errors="replace")
+        except OSError:
+            text = ""
+        found = re.findall(NOTICE.format(os.environ.get("SLURM_JOB_ID", "")), text)
+        if found:
+            word = found[-1].strip()
+            if word in ("PREEMPTION", "JOB REQUEUE"):
+                return "lost", True, "preempted in Slurm" if word == "PREEMPTION" else "requeued in Slurm"
+            if word == "TIME LIMIT":
+                return "timed_out", False, "Slurm's time limit was up"
+            return ("lost", False, "its node failed") if word else ("cancelled", False, "cancelled in Slurm (scancel)")
+        try:
+            job = slurm_calls.snapshot().find(here())
+        except RunError:
+            return None
+        if job is not None and job.preempted:
+            return "lost", True, "preempted in Slurm"
+        if job is not None and job.end_time and abs(job.end_time - time.time()) < SOON + 2 * 60:
+            return "timed_out", False, "Slurm's time limit was near (timeout: in the job file, else the partition's)"
+        return None
+
+
+def run(run_dir: Path, announced: int, number: str) -> int:
+    """Execute the run in this job of Slurm, which was asked for attempt `announced` by the sbatch call `number`.
+
+    Returns 0 where the run succeeded or is finished. Raises RunError where the job has nothing to execute any more.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # until the run begins: the journal says `queued` still
+    run_dir = run_dir.resolve()
+    key, request = here(), runs.read_request(run_dir)
+    written = runs.read_submission(run_dir.parent)
+    docker = written.get("slurm", {}).get("runtime") == "docker"
+    host = os.uname().nodename
+    mark = {"engine": SlurmEngine.name, "slurm": str(key), "node": os.environ.get("SLURMD_NODENAME") or host}
+    attempt = claim(run_dir, announced, key)
+    if attempt is None:
+        state = runs.read_status(run_dir).state
+        print(f"{run_dir.name}: job {key} has nothing to do: the run is {state}", flush=True)
+        return 0 if state in GOOD else 1
+    devices = given_devices(docker) if request.resources.gpus else []
+    early = [need for need in request.needs if runs.read_status(run_dir.parent / need).state not in runs.ENDED]
+    if early:
+        print(f"{run_dir.name}: has to wait for {', '.join(early)}: what came before this job has failed", flush=True)
+        return EXIT_EARLY
+    try:
+        request = _ready(run_dir, request, devices)
+    except RunError as error:
+        runs.append_event(run_dir, "failed", attempt, str(error), **mark)
+        slurm_submit.advance_if_free(run_dir.parent)
+        return 1
+    named = retry.latest(runs.read_events(run_dir), "micro_batch")
+    more = {"micro_batch": named} if named else {}
+    (run_dir / STOP).unlink(missing_ok=True)
+    runs.append_event(run_dir, "starting", attempt, devices=devices, host=host, **mark, **more)
+    lease = TaskLease(run_dir, attempt)
+    overseer = SlurmOverseer(run_dir, lease, mark, run_dir.parent / slurm_board.FOLDER / f"{number}.out")
+    task_lease.await_former(run_dir, lambda line: print(f"{run_dir.name}: {line}", flush=True))
+    with ExitStack() as kept:
+        kept.callback(lease.release)
+        if docker:
+            from launcher import slurm_container
+
+            code = slurm_container.run(run_dir, attempt, devices, overseer)
+        else:
+            mine = kept.enter_context(runs.locked(run_dir / "exec.lock", patience=PATIENCE))
+            if mine is None:
+                raise RunError(f"{run_dir.name}: another process on this host holds it")
+            locks = _locks(run_dir) if devices else []
+            for each in locks:
+                kept.callback(each.close)
+            lease.lost(look=True)
+            code = execute.run_trainer(run_dir, request, devices, [mine, *(one.descriptor for one in locks)], overseer)
+    after = runs.read_status(run_dir)
+    if after.attempt != attempt:
+        print(f"{run_dir.name}: attempt {attempt} was ended: {after.attempt} has the run", flush=True)
+        return code
+    (run_dir / STOP).unlink(missing_ok=True)
+    if overseer.requeued:
+        queue_again(run_dir, after, key, "")
+    elif after.state not in GOOD:
+        slurm_submit.advance_if_free(run_dir.parent)
+    return code
+
+
+def claim(run_dir: Path, announced: int, key: Key) -> int | None:
+    """The attempt that this job is to execute, or None: it was given to another job, or is over.
+
+    A job that Slurm started again finds the attempt before as it was left: that one is over by this very fact.
+    """
+    status = runs.read_status(run_dir)
+    told = status.figures.get("slurm")
+    mine = told == str(key)
+    if status.state == "queued" and (status.attempt == announced or mine):
+        return status.attempt
+    if mine and status.state in ("starting", "running", "lost"):
+        why = "its node failed, or the job was requeued: Slurm has started it again"
+        queue_again(run_dir, status, key, why)
+        status = runs.read_status(run_dir)
+        return status.attempt if status.state == "queued" else None
+    return None
+
+
+def given_devices(docker: bool) -> list[str]:
+    """The GPUs that Slurm has given to this job: as CUDA sees them here; for a container engine, which sees all of the
+    node's, by their numbers on the node."""
+    names = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "CUDA_VISIBLE_DEVICES")
+    given = next((os.environ[name] for name in (names if docker else names[::-1]) if os.environ.get(name)), "")
+    return [word for word in given.split(",") if word not in ("", "NoDevFiles")]
+
+
+def _ready(run_dir: Path, request: RunRequest, devices: list[str]) -> RunRequest:
+    """The request with the members of a step. Raises RunError where it cannot be executed."""
+    if len(devices) < request.resources.gpus:
+        raise RunError(
+            f"{request.resources.gpus} GPU asked for, {len(devices)} given: see Slurm's gres.conf of this node"
+        )
+    if request.select is not None:
+        request = steps.resolve(request, run_dir.parent)
+        runs.write_request(run_dir, request)
+    return request
+
+
+def _locks(run_dir: Path) -> list[gpus.Held]:
+    """Locks of the job's GPUs, so that launchers outside Slurm leave them alone. Where one is taken, Slurm's word
+    stands."""
+    from launcher.machine import here as this_host
+
+    given = given_devices(docker=True)
+    names = [gpu.lock_name for gpu in this_host().gpus if str(gpu.index) in given]
+    return [one for name in names if (one := gpus.acquire_for(name, run_dir, share=False))]

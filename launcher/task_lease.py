@@ -1,0 +1,109 @@
+"""Who executes a run that Slurm may have started twice: a node that is cut off goes on with what Slurm has given to
+another one.
+
+The journal decides: whoever has begun the latest attempt has the run. The one before sees that, ends its trainer at
+once, and says so in `exec.json`, where it beats its heart until then. The next one begins when it has said so, or when
+it has been silent for long enough. Clocks of two hosts are never compared, and no lock is believed across hosts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from launcher import lease, runs
+from launcher.lease import Word
+from trainer.files import write_json
+
+FILE = "exec.json"
+LOOK = 2.0
+"""Seconds between two looks at the journal."""
+BEAT = 5.0
+"""Seconds between two heartbeats."""
+EXPIRY = 20.0
+"""Seconds without a heartbeat after which one on another host counts as gone."""
+
+
+class TaskLease:
+    """Held while `launcher exec` executes an attempt of a run in a job of Slurm."""
+
+    def __init__(self, run_dir: Path, attempt: int) -> None:
+        self.run_dir = run_dir
+        self.attempt = attempt
+        self.word = Word(os.uname().nodename, lease.boot_id(), os.getpid(), attempt, uuid.uuid4().hex)
+        self._looked = self._beaten = -BEAT
+
+    def lost(self, look: bool = False) -> bool:
+        """Whether the run is another's by now, or was said to be over; beats the heart on the way. `look`: whether or
+        not the last look was a moment ago."""
+        now = time.monotonic()
+        if not look and now - self._looked < LOOK:
+            return False
+        self._looked = now
+        status = runs.read_status(self.run_dir)
+        if (status.attempt, status.state) not in ((self.attempt, "starting"), (self.attempt, "running")):
+            return True
+        if now - self._beaten >= BEAT:
+            self._beaten = now
+            self._write(beat=self.word.beat + 1)
+        return False
+
+    def release(self) -> None:
+        """Nothing of this attempt lives any more."""
+        found = read(self.run_dir)
+        if found is None or found.fence <= self.attempt:
+            self._write(released=True)
+
+    def _write(self, beat: int | None = None, released: bool = False) -> None:
+        self.word = replace(self.word, beat=self.word.beat if beat is None else beat, released=released)
+        with suppress(OSError):  # a full disk must not end the run
+            write_json(self.run_dir / FILE, asdict(self.word))
+
+
+def await_former(run_dir: Path, say: Callable[[str], None] = print) -> None:
+    """Return when nobody executes an earlier attempt any more; the journal has told it to end. On this host its lock
+    is the truth; of another host, its heartbeat."""
+    former = read(run_dir)
+    if former is None or former.released:
+        return
+    if (former.host, former.boot) == (os.uname().nodename, lease.boot_id()):
+        if runs.is_locked(run_dir / "exec.lock"):
+            say(f"waiting for process {former.pid} on this host to leave the run")
+        while runs.is_locked(run_dir / "exec.lock"):
+            time.sleep(0.1)
+        return
+    say(f"looking for {EXPIRY:g} s whether {former.host} has left the run")
+    deadline = time.monotonic() + EXPIRY
+    while time.monotonic() < deadline:
+        time.sleep(min(0.5, EXPIRY / 10))
+        now = read(run_dir)
+        if now is None or now.released:
+            return
+        if (now.token, now.beat) != (former.token, former.beat):
+            former, deadline = now, time.monotonic() + EXPIRY
+
+
+def is_fresh(run_dir: Path) -> bool:
+    """Whether somebody executes the run, as far as a look can tell."""
+    if runs.is_locked(run_dir / "exec.lock"):
+        return True
+    found = read(run_dir)
+    if found is None or found.released or (found.host, found.boot) == (os.uname().nodename, lease.boot_id()):
+        return False
+    with suppress(OSError):
+        return abs(time.time() - (run_dir / FILE).stat().st_mtime) < EXPIRY
+    return False
+
+
+def read(run_dir: Path) -> Word | None:
+    """What exec.json says; None where there is none, or none that can be understood."""
+    try:
+        return Word(**json.loads((run_dir / FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None

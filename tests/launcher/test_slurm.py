@@ -1,0 +1,207 @@
+"""Submissions through a real Slurm of two nodes, over a trainer that keeps the contract and takes milliseconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher import runs, slurm_board
+from tests.launcher.conftest import REPOSITORY, Lab, seeds, wait_for
+from tests.slurm_cluster import Slurm
+from trainer.sample_data import write_sample_data
+
+SMALL = "resources: {memory: 400m, cpus: 1, gpus: 1}\n"
+STEPS = "after:\n  - {name: vote, step: ensemble, from: {top: 2}}\n  - {name: out, step: predict, needs: [vote]}\n"
+
+
+def submit(lab: Lab, job: str, *words: str) -> Path:
+    """The submission that the job became."""
+    done = lab.launcher("submit", lab.job(job), "--engine", "slurm", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return lab.submission()
+
+
+def events(lab: Lab, run: str) -> list[dict[str, Any]]:
+    return runs.read_events(runs.find_run(lab.runs, run))
+
+
+def ended(lab: Lab) -> bool:
+    return all(state in runs.ENDED for state in lab.states().values())
+
+
+def test_runs_have_gpus_of_their_own_stop_and_go_on_from_any_host_and_steps_come_after(
+    cluster: Lab, slurm: Slurm
+) -> None:
+    gate = cluster.root / "gate"
+    cluster.plan = {"*": {"until": str(gate), "f1": 0.5}, "seed1": {"f1": 0.9}}
+    directory = submit(cluster, seeds(5, SMALL + STEPS))
+    begun = wait_for(lambda: len(cluster.journal("begin")) == 4 and cluster.journal("begin"), "four runs")
+    names = [event["run"].partition("-")[2] for event in begun]
+    places = {(cluster.status(name).figures["node"], *cluster.status(name).figures["devices"]) for name in names}
+    assert places == {("n1", "0"), ("n1", "1"), ("n2", "0"), ("n2", "1")}  # numbered on each node
+    assert sorted(event["env"]["CUDA_VISIBLE_DEVICES"] for event in begun) == ["0", "0", "1", "1"]
+    shown = cluster.launcher("status").stdout
+    assert "running" in shown.splitlines()[0] and shown.count("▶ running") == 4 and shown.count("· queued") == 3
+    path = cluster.environment.get("PATH")
+    cluster.environment["PATH"] = "/nonexistent"  # a host that mounts the volume, and has no Slurm
+    stopped = cluster.launcher("stop")
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    assert set(cluster.states().values()) == {"cancelled"} and len(cluster.journal("stopped")) == 4
+    assert path is None and cluster.environment.pop("PATH")
+    gate.touch()
+    again = cluster.launcher("resume")
+    assert again.returncode == 0 and "7 runs queued again" in again.stdout, again.stdout + again.stderr
+    wait_for(lambda: set(cluster.states().values()) == {"succeeded"} and not slurm.busy(), "the end", 120)
+    begun = cluster.journal("begin")[4:]
+    argv = {event["run"].partition("-")[2]: event["argv"] for event in begun}
+    assert sum(words[-1] == "resume=auto" and words[0] == "train" for words in argv.values()) == 5
+    assert [event["run"] for event in begun[5:]] == ["006-vote", "007-out"]
+    assert argv["vote"][:3] == ["ensemble", "--checkpoints", f"{directory}/002-seed1/best.ckpt"]
+    assert argv["out"] == ["predict", "--checkpoint", f"{directory}/006-vote/ensemble.json"]
+    assert (cluster.runs / "champion" / "best_model.ckpt").read_text() == "002-seed1"
+    kinds = [(batch.kind, len(batch.runs)) for batch in slurm_board.read_batches(directory)]
+    assert kinds[:5] == [("runs", 5), ("after_runs", 0), ("runs", 1), ("runs", 1), ("after_steps", 0)]
+
+
+def test_every_end_is_recorded_with_its_reason_and_repeated_by_the_policy(cluster: Lab, slurm: Slurm) -> None:
+    gate = cluster.root / "gate"
+    cluster.plan = {
+        "seed0": {"f1": 0.7},
+        "seed1": {"megabytes": 900},
+        "seed2": {"seconds": 300},
+        "seed3": {"seconds": 300},
+        "seed4": {"bad_attempts": 1, "f1": 0.9},
+        "seed5": {"until": str(gate)},
+    }
+    policy = "retry: {on: [failed, lost], attempts: 2, backoff: 0}\n"
+    small = "resources: {memory: 300m, cpus: 1}\n"
+    directory = submit(cluster, seeds(6, small + policy + STEPS), "--partition", "main")
+    array = slurm_board.read_batches(directory)[0].job
+    wait_for(lambda: {"003-seed2", "004-seed3"} <= {e["run"] for e in cluster.journal("begin")}, "both")
+    slurm.run("scancel", f"{array}_2")
+    killed = cluster.status("seed3").figures
+    os.kill(killed["exec_pid"], signal.SIGKILL)
+    wait_for(lambda: cluster.states()["seed1"] == "out_of_host_memory", "no memory")
+    wait_for(lambda: cluster.states()["seed2"] == "cancelled", "cancelled")
+    wait_for(lambda: cluster.states()["seed4"] == "succeeded", "the second attempt, while others run")
+    assert cluster.states()["vote"] == "queued"
+    assert "job.yaml:3" in cluster.status("seed1").reason
+    assert cluster.status("seed2").reason == "cancelled in Slurm (scancel); last.ckpt is kept"
+    assert [event["state"] for event in events(cluster, "seed4")][3:5] == ["failed", "queued"]
+    gate.touch()
+    wait_for(lambda: cluster.states()["seed3"] == "running" and cluster.status("seed3").attempt == 2, "again", 90)
+    os.kill(cluster.status("seed3").figures["pid"], signal.SIGTERM)
+    wait_for(lambda: ended(cluster) and not slurm.busy(), "the end", 120)
+    states = cluster.states()
+    assert states == {
+        "seed0": "succeeded", "seed1": "out_of_host_memory", "seed2": "cancelled", "seed3": "lost",
+        "seed4": "succeeded", "seed5": "succeeded", "vote": "succeeded", "out": "succeeded",
+    }  # fmt: skip
+    assert len(events(cluster, "seed3")) == 8 and "signal 9" in events(cluster, "seed3")[3]["reason"]
+    begun = [event["run"] for event in cluster.journal("begin")]
+    assert begun.index("007-vote") > max(i for i, run in enumerate(begun) if run == "004-seed3")
+
+
+def test_a_run_of_a_node_that_fails_goes_on_elsewhere_and_the_old_one_is_fenced_off(cluster: Lab, slurm: Slurm) -> None:
+    cluster.plan = {"*": {"seconds": 300}}
+    directory = submit(cluster, seeds(1, SMALL), "--set", "slurm.nodelist=n1")
+    job = slurm_board.read_batches(directory)[0].job
+    wait_for(lambda: cluster.journal("begin"), "the run")
+    former = cluster.status("resnet34").figures
+    (directory / "001-resnet34" / "last.ckpt").write_text("epoch 3")
+    slurm.kill("n1")  # as a node that is cut off: the run on it goes on
+    try:
+        slurm.run("scontrol", "update", f"JobId={job}_0", "ReqNodeList=")
+        wait_for(lambda: "PENDING" in slurm.run("scontrol", "show", "job", f"{job}_0").stdout, "requeued", 90)
+        assert Path(f"/proc/{former['pid']}").exists(), "Slurm did not end it"
+        shown = cluster.launcher("status").stdout
+        assert "queued" in shown and "Slurm starts it again, from last.ckpt" in shown
+        slurm.run("scontrol", "update", f"JobId={job}_0", "ReqNodeList=")
+        slurm.push(f"{job}_0")
+        wait_for(lambda: len(cluster.journal("begin")) == 2, "the second attempt", 90)
+        assert not Path(f"/proc/{former['pid']}").exists() and not Path(f"/proc/{former['exec_pid']}").exists()
+        status = cluster.status("resnet34")
+        assert (status.attempt, status.figures["node"]) == (2, "n2")
+        assert "resume=auto" in cluster.journal("begin")[1]["argv"]
+    finally:
+        slurm.start_node("n1")
+    stopped = cluster.launcher("stop")
+    assert "001-resnet34" in stopped.stdout and cluster.states() == {"resnet34": "cancelled"}
+    assert [event.get("retry") for event in events(cluster, "resnet34") if event["state"] == "queued"] == [None, 0]
+    slurm.wait_idle()
+
+
+def test_a_preempted_run_writes_its_checkpoint_and_is_another_attempt_that_nobody_counts(
+    cluster: Lab, slurm: Slurm
+) -> None:
+    cluster.plan = {"*": {"seconds": 300}}
+    directory = submit(cluster, seeds(1, "resources: {gpus: 2, memory: 300m, cpus: 1}\nretry: {attempts: 1}\n"))
+    job = slurm_board.read_batches(directory)[0].job
+    wait_for(lambda: cluster.journal("begin"), "the run")
+    node = cluster.status("resnet34").figures["node"]
+    slurm.run("sbatch", "-p", "urgent", "-w", node, "--gres=gpu:2", "--mem=100", "-o", "/dev/null", "--wrap", "sleep 1")
+    wait_for(lambda: cluster.states()["resnet34"] == "queued", "preempted")
+    written = events(cluster, "resnet34")
+    assert [event["state"] for event in written[-3:]] == ["running", "lost", "queued"]
+    assert written[-2]["reason"] == "preempted in Slurm; last.ckpt is kept" and written[-1]["retry"] == 0
+    cluster.plan = {}
+    wait_for(lambda: "PENDING" in slurm.run("scontrol", "show", "job", f"{job}_0").stdout, "requeued")
+    slurm.push(f"{job}_0")
+    wait_for(lambda: len(cluster.journal("begin")) == 2, "the second attempt")
+    os.kill(cluster.journal("begin")[1]["pid"], signal.SIGKILL)
+    wait_for(lambda: ended(cluster), "the end")
+    assert (cluster.status("resnet34").state, cluster.status("resnet34").attempt) == ("lost", 2)
+
+
+def test_what_slurm_refuses_is_told_before_anything_is_made_and_doctor_says_what_it_has(
+    cluster: Lab, slurm: Slurm
+) -> None:
+    job = cluster.job(seeds(1, "slurm:\n  partition: nope\n"))
+    refused = cluster.launcher("submit", job, "--engine", "slurm")
+    assert refused.returncode != 0 and "nope" in refused.stderr and "partition" in refused.stderr
+    misspelt = cluster.launcher("submit", job, "--engine", "slurm", "--partition", "main", "--set", "slurm.nic=1")
+    assert misspelt.returncode == 64, misspelt.stderr
+    assert "job.yaml" in misspelt.stderr and "unrecognized option '--nic=1'" in misspelt.stderr
+    large = cluster.launcher("submit", job, "--engine", "slurm", "--partition", "main", "--set", "resources.gpus=3")
+    assert large.returncode == 64 and "3 GPU asked for, 2 there" in large.stderr
+    assert cluster.launcher("submit", job, "--partition", "main").returncode == 64  # not without --engine slurm
+    assert not list(cluster.runs.glob("*"))
+    command = ["srun", "--gres=gpu:1", "--mem=400M", sys.executable, "-m", "launcher", "doctor", "--json"]
+    done = subprocess.run(command, capture_output=True, **cluster.arguments())
+    checks = {check["what"]: check for check in json.loads(done.stdout)}
+    assert "on node n" in checks["slurm job"]["said"] and checks["slurm"]["level"] == "ok"
+    assert "2 nodes of up to 2 GPUs, 8 cores" in checks["partition"]["said"] and "slurm.conf" not in checks
+
+
+def test_the_trainer_itself_through_slurm(cluster: Lab, slurm: Slurm) -> None:
+    write_sample_data(cluster.root / "data", classes=2, per_class=10)
+    cluster.environment["PYTHONPATH"] = str(REPOSITORY)  # without the one that stands in for the trainer
+    words = "overrides: {model.name: resnet10t, model.pretrained: false, data.img_size: 32, training.epochs: 1,"
+    words += " training.num_workers: 0, training.batch_size: 8}\n"
+    more = "resources: {gpus: 0, cpus: 1, memory: 3g}\nafter:\n  - {name: out, step: predict, from: {top: 1}}\n"
+    directory = submit(cluster, words + more)
+    wait_for(lambda: ended(cluster) and not slurm.busy(), "the end", 200)
+    log = "\n".join(path.read_text() for path in directory.glob("*/log.txt"))
+    assert set(cluster.states().values()) == {"succeeded"}, log
+    assert (directory / "002-out" / "submission.csv").is_file() and (cluster.runs / "champion").is_dir()
+
+
+@pytest.mark.slow
+def test_a_thousand_runs_of_one_shape_are_one_call_of_sbatch(cluster: Lab, slurm: Slurm) -> None:
+    directory = submit(cluster, seeds(1000, "resources: {gpus: 1, cpus: 1, memory: 300m}\nslurm: {begin: now+1hour}\n"))
+    kinds = [(batch.kind, len(batch.runs)) for batch in slurm_board.read_batches(directory)]
+    assert kinds == [("runs", 1000), ("after_runs", 0)]
+    (array,) = [job for job in slurm.jobs() if job["array_task_string"]]
+    assert (array["array_task_string"], array["job_state"]) == ("0-999", "PENDING")
+    again = cluster.launcher("resume")
+    assert "nothing to repeat" in again.stdout and len(slurm_board.read_batches(directory)) == 2
+    stopped = cluster.launcher("stop")
+    assert stopped.returncode == 0 and set(cluster.states().values()) == {"cancelled"}
+    wait_for(lambda: not slurm.busy(), "an empty queue")
