@@ -102,10 +102,12 @@ def timm_loader(pages: Pages, size: int) -> Iterable[Any]:
     return loader
 
 
-def ours(images: pixels.Images, pages: Pages, settings: DataConfig, epoch: int, workers: int = 0) -> Iterable[Any]:
-    """The trainer's loader of one epoch."""
+def ours(
+    images: pixels.Images, pages: Pages, settings: DataConfig, epochs: Iterable[int], workers: int = 0
+) -> Iterable[Any]:
+    """The trainer's loader of these epochs."""
     view = Augmentation(settings.train_transforms, "data.train_transforms", settings.img_size, 0, merge=True)
-    items: Any = [(epoch, row) for row in range(len(pages.table))]
+    items: Any = [(epoch, row) for epoch in epochs for row in range(len(pages.table))]
     return DataLoader(
         data.ImageDataset(pages.table, view, images),
         batch_size=BATCH,
@@ -172,12 +174,12 @@ def _compare(pages: Pages, source: str, size: int, cache: Path, rounds: int) -> 
 
             def first(turn: int = turn, kept: list[pixels.Images] = kept) -> Iterable[Any]:
                 kept.append(_opened(pages, settings))
-                return ours(kept[0], pages, settings, 2 * turn)
+                return ours(kept[0], pages, settings, [2 * turn])
 
             found["first"] = _spent(first)
             plain.epoch = 2 * turn + 1
             found["reference"] = (found["reference"] + _spent(lambda: reference)) / 2
-            found["later"] = _spent(lambda turn=turn, kept=kept: ours(kept[0], pages, settings, 2 * turn + 1))  # type: ignore[misc]
+            found["later"] = _spent(lambda turn=turn, kept=kept: ours(kept[0], pages, settings, [2 * turn + 1]))  # type: ignore[misc]
             found["timm"] = _spent(lambda: theirs)
             kept[0].close()
         if turn:
@@ -271,7 +273,7 @@ def scaling(quick: bool) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name, _cache(Path(name) / "cache"):
         pages = draw(Path(name), "jpeg")
         images = _opened(pages, settings)
-        for _ in ours(images, pages, settings, 0):
+        for _ in ours(images, pages, settings, [0]):
             pass
         times: dict[int, list[float]] = {1: [], 2: []}
         for turn in range(2 if quick else 5):
@@ -299,17 +301,7 @@ def _passes(pages: Pages, settings: DataConfig, workers: int, turn: int) -> floa
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     images = _opened(pages, settings)
-    view = Augmentation(settings.train_transforms, "data.train_transforms", settings.img_size, 0, merge=True)
-    epochs = range(turn * PASSES, (turn + 1) * PASSES)
-    items: Any = [(epoch, row) for epoch in epochs for row in range(len(pages.table))]
-    loader: DataLoader[Any] = DataLoader(
-        data.ImageDataset(pages.table, view, images),
-        batch_size=BATCH,
-        sampler=items,
-        num_workers=workers,
-        worker_init_fn=ignore_in_worker if workers else None,
-        collate_fn=data.collate,
-    )
+    loader = ours(images, pages, settings, range(turn * PASSES, (turn + 1) * PASSES), workers)
     spent = _spent(lambda: loader)
     images.close()
     return spent
