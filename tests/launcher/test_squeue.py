@@ -157,9 +157,16 @@ def test_what_slurm_wrote_into_a_jobs_output_tells_why_it_was_ended(
     output = tmp_path / "001.out"
     lines = [f"slurmstepd-n1: error: *** JOB {job} ON n1 CANCELLED AT 2026-11-27T20:43:39{due} ***\n"
              for job, due in ((12, notice), (13, ""), (112, " DUE TO TIME LIMIT"))]  # fmt: skip
-    output.write_text("".join(lines))
+    output.write_text(
+        "slurmstepd-n1: error: *** JOB 12 ON n1 CANCELLED AT 2026-11-27T20:00:00 DUE TO NODE FAILURE ***\n"
+    )
     lease = task_lease.TaskLease(tmp_path / "s" / "001-a", 1)
     overseer = slurm_task.SlurmOverseer(tmp_path / "s" / "001-a", lease, {}, output)
+    assert overseer.judge("lost", "killed by SIGKILL") == (
+        "lost",
+        "killed by SIGKILL",
+    )  # the notice is of an earlier one
+    output.write_text(output.read_text() + "".join(lines))
     assert overseer.asked(2) == 1  # a warning and the end itself are one request
     assert overseer.judge("cancelled", "stopped on request") == (state, f"{reason}; it had no checkpoint yet")
     assert overseer.requeued == (notice in (" DUE TO PREEMPTION", " DUE TO JOB REQUEUE"))
