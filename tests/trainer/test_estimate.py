@@ -71,7 +71,7 @@ def test_the_line_is_made_of_its_parts() -> None:
 def test_the_update_is_the_least_that_a_step_needs() -> None:
     """Of a model with large weights and small images it is the peak. A fused optimiser has no temporaries; the plain one
     of fp16 with clipping has some as large as the weights, on CUDA."""
-    words = ("model.name=test_vit", "data.img_size=160")
+    words = ("model.name=test_vit", "data.img_size=64")
     fused = found("device=cuda", *words)["fp32"]
     plain = found("device=cuda", *words, "training.precision=fp16", "training.gradient_clip=1")["fp32"]
     least = fused.weights + fused.gradients + fused.optimizer
