@@ -45,6 +45,8 @@ class SlurmOverseer(execute.Overseer):
 
     def __init__(self, run_dir: Path, lease: TaskLease, mark: Mapping[str, Any], output: Path) -> None:
         self.run_dir, self.lease, self.mark, self.output = run_dir, lease, mark, output
+        self.begin = output.stat().st_size if output.exists() else 0
+        """What stands before is of earlier attempts: they may have had the same job."""
         self.requeued = False
         self.signals = 0
 
@@ -79,7 +81,7 @@ class SlurmOverseer(execute.Overseer):
     def _told(self) -> tuple[State, bool, str] | None:
         """State, whether Slurm starts the job again, and reason; None where Slurm has done nothing."""
         try:
-            text = self.output.read_text(errors="replace")
+            text = self.output.read_bytes()[self.begin :].decode(errors="replace")
         except OSError:
             text = ""
         found = re.findall(NOTICE.format(os.environ.get("SLURM_JOB_ID", "")), text)
@@ -90,6 +92,8 @@ class SlurmOverseer(execute.Overseer):
             if word == "TIME LIMIT":
                 return "timed_out", False, "Slurm's time limit was up"
             return ("lost", False, "its node failed") if word else ("cancelled", False, "cancelled in Slurm (scancel)")
+        if not self.signals:
+            return None
         try:
             job = slurm_calls.snapshot().find(here())
         except RunError:
@@ -127,7 +131,7 @@ def run(run_dir: Path, announced: int, number: str) -> int:
         request = _ready(run_dir, request, devices)
     except RunError as error:
         runs.append_event(run_dir, "failed", attempt, str(error), **mark)
-        slurm_submit.advance_if_free(run_dir.parent)
+        slurm_submit.advance_after(run_dir)
         return 1
     named = retry.latest(runs.read_events(run_dir), "micro_batch")
     more = {"micro_batch": named} if named else {}
@@ -159,7 +163,7 @@ def run(run_dir: Path, announced: int, number: str) -> int:
     if overseer.requeued:
         queue_again(run_dir, after, key, "")
     elif after.state not in GOOD:
-        slurm_submit.advance_if_free(run_dir.parent)
+        slurm_submit.advance_after(run_dir)
     return code
 
 

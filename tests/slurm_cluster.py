@@ -126,10 +126,12 @@ class Slurm:
             )  # fmt: skip
 
     def kill(self, name: str) -> None:
-        """End a daemon (`n1`, `n2` or `slurmctld`) as a crash would. What a node's jobs have started goes on."""
+        """End a node's daemon (`n1` or `n2`) as a crash would. What its jobs have started goes on. The controller would
+        notice by itself, within a minute."""
         process = self.processes.pop(name)
         process.send_signal(signal.SIGKILL)
         process.wait()
+        self.run("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=killed")
 
     def stop(self) -> None:
         """Cancel what is left and end every daemon, and what killed nodes have left running."""
@@ -165,10 +167,15 @@ class Slurm:
         """Whether jobs are queued or under way."""
         return bool(self.run("squeue", "-h").stdout.strip())
 
-    def push(self, *jobs: str) -> None:
-        """Let requeued jobs begin now: Slurm itself holds them back for two minutes."""
-        for job in jobs:
-            self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+    def push(self, job: str) -> None:
+        """Let a requeued job begin now, on any node: Slurm itself holds it back for two minutes."""
+
+        def pushed() -> bool:
+            self.run("scontrol", "update", f"JobId={job}", "StartTime=now", "ReqNodeList=")
+            shown = self.run("scontrol", "show", "job", job).stdout
+            return "PENDING" not in shown or ("BeginTime" not in shown and "ReqNodeList=(null)" in shown)
+
+        _wait(pushed, f"job {job} to be let go", 60)
 
     def leftovers(self) -> list[int]:
         """Processes that have this Slurm in their environment."""

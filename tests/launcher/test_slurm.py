@@ -96,8 +96,10 @@ def test_every_end_is_recorded_with_its_reason_and_repeated_by_the_policy(cluste
     assert cluster.status("seed2").reason == "cancelled in Slurm (scancel); last.ckpt is kept"
     assert [event["state"] for event in events(cluster, "seed4")][3:5] == ["failed", "queued"]
     gate.touch()
-    wait_for(lambda: cluster.states()["seed3"] == "running" and cluster.status("seed3").attempt == 2, "again", 90)
-    os.kill(cluster.status("seed3").figures["pid"], signal.SIGTERM)
+    again = wait_for(
+        lambda: [e for e in cluster.journal("begin") if e["run"] == "004-seed3"][1:], "another attempt", 90
+    )
+    os.kill(again[0]["pid"], signal.SIGKILL)
     wait_for(lambda: ended(cluster) and not slurm.busy(), "the end", 120)
     states = cluster.states()
     assert states == {
@@ -118,12 +120,10 @@ def test_a_run_of_a_node_that_fails_goes_on_elsewhere_and_the_old_one_is_fenced_
     (directory / "001-resnet34" / "last.ckpt").write_text("epoch 3")
     slurm.kill("n1")  # as a node that is cut off: the run on it goes on
     try:
-        slurm.run("scontrol", "update", f"JobId={job}_0", "ReqNodeList=")
         wait_for(lambda: "PENDING" in slurm.run("scontrol", "show", "job", f"{job}_0").stdout, "requeued", 90)
         assert Path(f"/proc/{former['pid']}").exists(), "Slurm did not end it"
         shown = cluster.launcher("status").stdout
         assert "queued" in shown and "Slurm starts it again, from last.ckpt" in shown
-        slurm.run("scontrol", "update", f"JobId={job}_0", "ReqNodeList=")
         slurm.push(f"{job}_0")
         wait_for(lambda: len(cluster.journal("begin")) == 2, "the second attempt", 90)
         assert not Path(f"/proc/{former['pid']}").exists() and not Path(f"/proc/{former['exec_pid']}").exists()
@@ -156,8 +156,9 @@ def test_a_preempted_run_writes_its_checkpoint_and_is_another_attempt_that_nobod
     slurm.push(f"{job}_0")
     wait_for(lambda: len(cluster.journal("begin")) == 2, "the second attempt")
     os.kill(cluster.journal("begin")[1]["pid"], signal.SIGKILL)
-    wait_for(lambda: ended(cluster), "the end")
+    wait_for(lambda: ended(cluster) and not slurm.busy(), "the end")
     assert (cluster.status("resnet34").state, cluster.status("resnet34").attempt) == ("lost", 2)
+    assert cluster.status("resnet34").reason == "killed by SIGKILL from outside"
 
 
 def test_what_slurm_refuses_is_told_before_anything_is_made_and_doctor_says_what_it_has(

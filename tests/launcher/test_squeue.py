@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -157,9 +158,16 @@ def test_what_slurm_wrote_into_a_jobs_output_tells_why_it_was_ended(
     output = tmp_path / "001.out"
     lines = [f"slurmstepd-n1: error: *** JOB {job} ON n1 CANCELLED AT 2026-11-27T20:43:39{due} ***\n"
              for job, due in ((12, notice), (13, ""), (112, " DUE TO TIME LIMIT"))]  # fmt: skip
-    output.write_text("".join(lines))
+    output.write_text(
+        "slurmstepd-n1: error: *** JOB 12 ON n1 CANCELLED AT 2026-11-27T20:00:00 DUE TO NODE FAILURE ***\n"
+    )
     lease = task_lease.TaskLease(tmp_path / "s" / "001-a", 1)
     overseer = slurm_task.SlurmOverseer(tmp_path / "s" / "001-a", lease, {}, output)
+    assert overseer.judge("lost", "killed by SIGKILL") == (
+        "lost",
+        "killed by SIGKILL",
+    )  # the notice is of an earlier one
+    output.write_text(output.read_text() + "".join(lines))
     assert overseer.asked(2) == 1  # a warning and the end itself are one request
     assert overseer.judge("cancelled", "stopped on request") == (state, f"{reason}; it had no checkpoint yet")
     assert overseer.requeued == (notice in (" DUE TO PREEMPTION", " DUE TO JOB REQUEUE"))
@@ -174,7 +182,7 @@ def test_an_attempt_on_another_host_is_waited_for_until_it_is_silent(
     monkeypatch.setattr(task_lease, "EXPIRY", 0.4)
     former = Word("elsewhere", "boot", 1, 1, "token")
     said: list[str] = []
-    looks = iter(range(100))
+    looks = itertools.count()
 
     def beat(seconds: float) -> None:
         beats = min(next(looks), 3)  # it lives for three more looks
