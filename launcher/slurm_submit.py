@@ -8,6 +8,7 @@ steps of `after:` wait in Slurm's queue for that small job, which makes them wai
 from __future__ import annotations
 
 import dataclasses
+import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -23,6 +24,8 @@ from launcher.slurm_request import SETTLING, option_words, words
 
 SETTLE_PATIENCE = 300.0
 """Seconds that the job which comes after the others waits for another process to have done the same."""
+TASK_PATIENCE = 30.0
+"""Seconds that a task whose run has ended badly waits for others that do the same for theirs."""
 Say = Callable[[str], None]
 
 
@@ -229,14 +232,22 @@ def advance(directory: Path, say: Say = lambda line: None, prepare: Callable[[],
     return over
 
 
-def advance_if_free(directory: Path) -> None:
-    """The same, for one who can leave it to the job that comes after the others."""
-    if lease.is_driven(directory):
+def advance_after(run_dir: Path) -> None:
+    """The same in the task whose run has ended badly, where something follows from that at once: another attempt, or
+    the end of what has not begun. What another process keeps it from is left to the job that comes after the others."""
+    directory, request = run_dir.parent, runs.read_request(run_dir)
+    again = retry.decide(request, runs.read_events(run_dir))
+    if not isinstance(again, retry.Again) and runs.read_submission(directory).get("on_failure") != "stop":
         return
-    try:
-        advance(directory, lambda line: print(line, flush=True))
-    except RunError as error:
-        print(f"left to the job that comes after the others: {error}", flush=True)
+    deadline = time.monotonic() + TASK_PATIENCE
+    while runs.read_status(run_dir).state in ENDED and time.monotonic() < deadline:
+        if not lease.is_driven(directory):
+            try:
+                advance(directory, lambda line: print(line, flush=True))
+                return
+            except RunError as error:
+                print(error, flush=True)
+        time.sleep(random.uniform(0.5, 1.5))  # not all at once, where many have failed
 
 
 def settle(directory: Path, say: Say) -> bool:

@@ -131,7 +131,7 @@ def run(run_dir: Path, announced: int, number: str) -> int:
         request = _ready(run_dir, request, devices)
     except RunError as error:
         runs.append_event(run_dir, "failed", attempt, str(error), **mark)
-        slurm_submit.advance_if_free(run_dir.parent)
+        slurm_submit.advance_after(run_dir)
         return 1
     named = retry.latest(runs.read_events(run_dir), "micro_batch")
     more = {"micro_batch": named} if named else {}
@@ -163,7 +163,7 @@ def run(run_dir: Path, announced: int, number: str) -> int:
     if overseer.requeued:
         queue_again(run_dir, after, key, "")
     elif after.state not in GOOD:
-        slurm_submit.advance_if_free(run_dir.parent)
+        slurm_submit.advance_after(run_dir)
     return code
 
 

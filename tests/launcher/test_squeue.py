@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -181,7 +182,7 @@ def test_an_attempt_on_another_host_is_waited_for_until_it_is_silent(
     monkeypatch.setattr(task_lease, "EXPIRY", 0.4)
     former = Word("elsewhere", "boot", 1, 1, "token")
     said: list[str] = []
-    looks = iter(range(100))
+    looks = itertools.count()
 
     def beat(seconds: float) -> None:
         beats = min(next(looks), 3)  # it lives for three more looks
