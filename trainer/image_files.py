@@ -38,7 +38,8 @@ def open_near(path: Path, longest: int | None) -> tuple[Image.Image, tuple[int, 
                 scale = longest / max(opened.size)
                 opened.draft(None, (math.ceil(opened.width * scale), math.ceil(opened.height * scale)))
             opened.load()
-            image = ImageOps.exif_transpose(opened)
+            turned = opened.getexif().get(ExifTags.Base.Orientation, 1) != 1
+            image = ImageOps.exif_transpose(opened) if turned else opened  # which would copy it
     if image.width == 0 or image.height == 0:
         raise ValueError("the image has no pixels")
     if image.mode.startswith("I") or image.mode == "F":

@@ -9,36 +9,70 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.page import WHITE, Image, Page, Shape, borders, finish, image_of, lay_out, parameters
+from trainer.page import WHITE, Image, Page, Shape, borders, finish, image_of, lay_out, parameters, settle
 
 NOISE_POOL = 2**22
 """Samples of a normal distribution from which fields of noise are cut."""
 
 
 def clahe(page: Page, transform: Any) -> bool:
-    """As albumentations: on L of Lab. The paper around a page is white, and needs no conversion to Lab and back."""
-    if page.matrix is not None or not any(page.pads) or page.fill != WHITE:
-        return False
+    """As albumentations: on L of Lab. Two things save most of the way to Lab and back. The paper around a page is white
+    and stays so, since a tile's histogram adds up to 255. And where a page is nearly grey, its colours change as a grey
+    of its lightness does, to the rounding of a grey value, which a tile's contrast multiplies by its clip limit."""
     drawn = parameters(page, transform)
-    top, bottom, left, right = around = borders(page)
-    lab = cv2.cvtColor(page.pixels, cv2.COLOR_RGB2LAB)
-    lightness = cv2.copyMakeBorder(cv2.extractChannel(lab, 0), *around, cv2.BORDER_CONSTANT, value=(255.0,))
+    if page.matrix is not None or page.fill not in (None, WHITE):
+        lay_out(page)
+    settle(page)
+    around = borders(page)
+    pixels, top, left = page.pixels, around[0], around[2]
+    height, width = pixels.shape[:2]
+    colourful = _colourful(pixels)
+    labs = [cv2.cvtColor(np.ascontiguousarray(pixels[place]), cv2.COLOR_RGB2LAB) for place in colourful]
+    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    lightness = image_of(cv2.LUT(grey, _greys()[0]))
+    for place, lab in zip(colourful, labs, strict=True):
+        lightness[place] = lab[..., 0]
+    lightness = image_of(cv2.copyMakeBorder(lightness, *around, cv2.BORDER_CONSTANT, value=(255.0,)))
     lightness = cv2.createCLAHE(clipLimit=drawn["clip_limit"], tileGridSize=transform.tile_grid_size).apply(lightness)
-    height, width = lightness.shape[:2]
-    inside = (slice(top, height - bottom), slice(left, width - right))
-    cv2.insertChannel(np.ascontiguousarray(lightness[inside]), lab, 0)
-    page.pixels = image_of(cv2.cvtColor(cv2.LUT(lightness, _greys()), cv2.COLOR_GRAY2RGB))
-    page.pixels[inside] = cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
-    page.pads, page.fill = (0, 0, 0, 0), None
+    lightness = lightness[top : top + height, left : left + width]
+    after = cv2.LUT(lightness, _greys()[1])
+    brighter, darker = (cv2.merge([cv2.subtract(*pair)] * 3) for pair in ((after, grey), (grey, after)))
+    page.pixels = image_of(cv2.subtract(cv2.add(pixels, brighter), darker))
+    for place, lab in zip(colourful, labs, strict=True):
+        lab[..., 0] = lightness[place]
+        page.pixels[place] = cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
     return True
 
 
+NEARLY_GREY = 24
+"""Of 255: how far the largest of red, green and blue may be above the smallest."""
+BLOCK = 32
+"""Pixels along the side of the squares that are nearly grey, or not."""
+
+
+def _colourful(pixels: Image) -> list[tuple[slice, slice]]:
+    """Places that hold every pixel which is not nearly grey: runs of blocks, or everything at once."""
+    red, green, blue = cv2.split(pixels)
+    chroma = cv2.subtract(cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue))
+    height, width = chroma.shape
+    chroma = cv2.copyMakeBorder(chroma, 0, -height % BLOCK, 0, -width % BLOCK, cv2.BORDER_CONSTANT, value=(0.0,))
+    strong = chroma.reshape(-1, BLOCK, chroma.shape[1] // BLOCK, BLOCK).max((1, 3)) > NEARLY_GREY
+    if strong.mean() > 0.5:
+        return [(slice(None), slice(None))]
+    edges = np.diff(np.pad(strong, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    down, across = (BLOCK * found for found in np.nonzero(edges))  # in each row a run begins, ends, the next begins, …
+    runs = zip(down[::2].tolist(), across[::2].tolist(), across[1::2].tolist(), strict=True)
+    return [(slice(top, top + BLOCK), slice(left, right)) for top, left, right in runs]
+
+
 @cache
-def _greys() -> Image:
-    """The grey value of each lightness: Lab (L, 128, 128) in RGB."""
+def _greys() -> tuple[Image, Image]:
+    """The lightness of each grey value, and the grey value of each lightness: L of Lab (L, 128, 128)."""
+    grey = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
     lab = np.full((1, 256, 3), 128, dtype=np.uint8)
     lab[0, :, 0] = np.arange(256)
-    return image_of(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB))[0, :, 1].copy()
+    lightness, back = cv2.cvtColor(grey, cv2.COLOR_RGB2LAB)[0, :, 0], cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)[0, :, 1]
+    return image_of(lightness).copy(), image_of(back).copy()
 
 
 def gauss_noise(page: Page, transform: Any) -> bool:

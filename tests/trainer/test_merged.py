@@ -49,6 +49,13 @@ def blurred(image: Any) -> Any:
         [{"RandomRotate90": {"p": 1}}],
         [{"D4": {"p": 1}}, {"HorizontalFlip": {"p": 0.5}}, {"VerticalFlip": {"p": 0.5}}, {"Transpose": {"p": 0.5}}],
         [{"CoarseDropout": {"p": 1}}, {"D4": {"p": 1}}],
+        [
+            {"D4": {"p": 1}},
+            {"D4": {"p": 1}},
+            {"RandomRotate90": {"p": 1}},
+            {"HorizontalFlip": {"p": 1}},
+            {"VerticalFlip": {"p": 0.5}},
+        ],
     ],
 )
 def test_what_moves_whole_pixels_is_the_same(entries: list[Any]) -> None:
@@ -58,11 +65,42 @@ def test_what_moves_whole_pixels_is_the_same(entries: list[Any]) -> None:
         assert np.abs(listed - made).max() <= 2
 
 
+LARGER: list[Any] = [
+    {"LongestMaxSize": {"max_size": 384, "interpolation": 1}},
+    {"PadIfNeeded": {"min_height": 384, "min_width": 384, "border_mode": 0, "fill": WHITE}},
+]
+"""A page whose tiles have more pixels than there are greys, as those of real ones."""
+
+
 def test_clahe_leaves_the_paper_around_a_page_out_of_the_work_and_not_out_of_the_picture() -> None:
-    entries = [*PAGE, {"D4": {"p": 1}}, {"CLAHE": {"clip_limit": [1, 4], "p": 1}}]
-    for seed in range(8):
-        listed, made = both(entries, seed, np.asarray(draw(seed % 3, seed).resize((62, 96))))
-        assert np.abs(listed - made).max() <= 2 < np.abs(listed - both(entries[:3], seed)[0]).max()
+    entries = [*LARGER, {"D4": {"p": 1}}, {"CLAHE": {"clip_limit": [2, 4], "p": 1}}]
+    for seed in range(6):
+        listed, made = both(entries, seed, np.asarray(draw(seed % 3, seed).resize((260, 384))))
+        far = np.abs(listed - made).max(2)
+        assert far.mean() < 1.5 and np.percentile(far, 99.5) <= 8
+        before = both(entries[:3], seed, np.asarray(draw(seed % 3, seed).resize((260, 384))))[0]
+        assert np.abs(listed - before).max() > 10  # it did something
+        around = (before == 255).all(2)
+        around[:, 70:-70] &= around[70:-70].all()
+        assert (made[around & (listed == 255).all(2)] == 255).all()
+
+
+def test_clahe_of_what_is_nearly_grey_is_near_the_way_through_lab_and_of_colour_is_that_way() -> None:
+    entries = [*LARGER, {"CLAHE": {"clip_limit": [4, 4], "p": 1}}]
+    grain = np.random.default_rng(0).normal(0, 6, (384, 260, 1))
+    page = np.clip(np.array([228, 222, 210]) + grain, 0, 255)
+    page[100:120, 20:240] -= 150  # a line of ink
+    page[:64, :64] = np.clip(np.array([190, 40, 50]) + grain[:64, :64], 0, 255)  # a red seal
+    for image in (page, page[..., :1].repeat(3, 2)):
+        listed, made = both(entries, 0, image.astype(np.uint8))
+        far = np.abs(listed - made).max(2)
+        assert far.mean() < 2 and np.percentile(far, 99.5) <= 8  # one grey more or less, times four
+    listed, made = both(entries, 0, page.astype(np.uint8))
+    seal = (slice(0, 64), slice(62, 126))  # 62 columns of paper are left of the page
+    assert np.abs(listed - made)[seal].max() <= 4 and np.ptp(made[seal], axis=2).min() > 100
+    loud = (page + np.array([0, 0, -60])).clip(0, 255).astype(np.uint8)  # colour everywhere: Lab everywhere
+    listed, made = both(entries, 0, loud)
+    assert (listed == made).all()
 
 
 @pytest.mark.parametrize(
