@@ -33,8 +33,8 @@ def clahe(page: Page, transform: Any) -> bool:
     for place, lab in zip(colourful, labs, strict=True):
         lightness[place] = lab[..., 0]
     lightness = image_of(cv2.copyMakeBorder(lightness, *around, cv2.BORDER_CONSTANT, value=(255.0,)))
-    lightness = cv2.createCLAHE(clipLimit=drawn["clip_limit"], tileGridSize=transform.tile_grid_size).apply(lightness)
-    lightness = lightness[top : top + height, left : left + width]
+    equalizer = cv2.createCLAHE(clipLimit=drawn["clip_limit"], tileGridSize=transform.tile_grid_size)
+    lightness = image_of(equalizer.apply(lightness))[top : top + height, left : left + width]
     after = cv2.LUT(lightness, _greys()[1])
     brighter, darker = (cv2.merge([cv2.subtract(*pair)] * 3) for pair in ((after, grey), (grey, after)))
     page.pixels = image_of(cv2.subtract(cv2.add(pixels, brighter), darker))

@@ -109,14 +109,12 @@ def turn(page: Page, turns: int, mirrored: bool) -> bool:
 
 def settle(page: Page) -> None:
     """Bring turns that are pending to pixels."""
-    turned = page.pixels
-    if page.mirrored:
-        turned = {
-            0: lambda it: cv2.flip(it, 1),
-            1: cv2.transpose,
-            2: lambda it: cv2.flip(it, 0),
-            3: lambda it: cv2.flip(cv2.transpose(it), -1),
-        }[page.turns](turned)
+    turned: Any = page.pixels
+    if page.mirrored and page.turns % 2 == 0:
+        turned = cv2.flip(turned, 0 if page.turns else 1)
+    elif page.mirrored:
+        turned = cv2.transpose(turned)
+        turned = turned if page.turns == 1 else cv2.flip(turned, -1)
     elif page.turns:
         code = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_CLOCKWISE}[page.turns]
         turned = cv2.rotate(turned, code)
@@ -194,7 +192,8 @@ def _warped(pixels: Image, matrix: Matrix, shape: Shape, fill: tuple[float, ...]
     """Through four channels, for which OpenCV has the faster kernel, in memory that is kept from page to page."""
     border, size = (*(fill or (0.0, 0.0, 0.0)), 0.0), (shape[1], shape[0])
     whole = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA, dst=_scratch.get("whole", pixels.shape[:2]))
-    warp, step = cv2.warpPerspective, matrix
+    warp: Any = cv2.warpPerspective
+    step = matrix
     if np.allclose(matrix[2], [0, 0, 1], atol=1e-12):
         warp, step = cv2.warpAffine, matrix[:2]
     moved = warp(whole, step, size, dst=_scratch.get("moved", shape), flags=cv2.INTER_LINEAR, borderValue=border)
