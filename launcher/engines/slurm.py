@@ -5,7 +5,7 @@ puts down what Slurm alone knows: who was killed for want of memory or time, los
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,9 @@ class SlurmEngine:
 
     def board(self, submission: Path, fresh: bool = False) -> Board:
         """The submission's jobs, asked for once for many looks. Raises SlurmError."""
-        submission = submission.resolve()
         asked, board = self._boards.get(submission, (0.0, None))
         if board is None or fresh or time.monotonic() - asked > FRESH:
-            board = slurm_board.load(submission)
+            board = slurm_board.load(submission.resolve())
             self._boards[submission] = (time.monotonic(), board)
         return board
 
@@ -53,29 +52,32 @@ class SlurmEngine:
 
     def settle(self, run_dir: Path) -> bool:
         """See `Watcher.settle`."""
+        return self.settled(run_dir).state not in runs.ENDED
+
+    def settled(self, run_dir: Path) -> Status:
+        """`settle`, and the run's status then."""
         try:
             board = self.board(run_dir.parent)
         except RunError as error:
             self.trouble = str(error)
-            return runs.read_status(run_dir).state not in runs.ENDED
+            return runs.read_status(run_dir)
         self.trouble = None
         status = runs.read_status(run_dir)  # after Slurm was asked: who ended before that has said so
-        if status.state in runs.ENDED:
-            return False
-        key = board.key(run_dir.name, status)
+        key = board.key(run_dir.name, status) if status.state not in runs.ENDED else None
         if key is None:
-            return True
+            return status
         job = board.snapshot.find(key)
         if job is not None and not job.over:
-            if status.state != "queued" and job.waits:
-                queue_again(run_dir, status, key, "its node failed, or its job was requeued")
-            return True
+            if status.state == "queued" or not job.waits:
+                return status
+            queue_again(run_dir, status, key, "its node failed, or its job was requeued")
+            return runs.read_status(run_dir)
         with suppress(RunError):  # another host was faster
             if status.state == "queued":
                 _settle_queued(run_dir, job)
             else:
                 self._settle_running(run_dir, status, key, job)
-        return runs.read_status(run_dir).state not in runs.ENDED
+        return runs.read_status(run_dir)
 
     def _settle_running(self, run_dir: Path, status: Status, key: Key, job: SlurmJob | None) -> None:
         if job is None and task_lease.is_fresh(run_dir):
@@ -100,19 +102,20 @@ class SlurmEngine:
         if key is not None:
             slurm_calls.cancel([str(key)])
 
-    def release(self, submission: Path) -> None:
-        """Take out of Slurm's queue what waits there for runs that have ended; `launcher exec` would refuse it."""
+    def release(self, submission: Path, states: Mapping[str, Status] | None = None) -> None:
+        """Take out of Slurm's queue what waits there for runs that have ended; `launcher exec` would refuse it.
+        `states`: of all runs, where they are known."""
         with suppress(RunError):  # no Slurm here
             board = self.board(submission, fresh=True)
-            slurm_calls.cancel(_needless(board, submission))
+            known = states or {path.name: runs.read_status(path) for path in runs.list_runs(submission)}
+            slurm_calls.cancel(_needless(board, known))
             self._boards.clear()
 
 
-def _needless(board: Board, submission: Path) -> list[str]:
+def _needless(board: Board, states: Mapping[str, Status]) -> list[str]:
     found = []
-    for run_dir in runs.list_runs(submission):
-        status = runs.read_status(run_dir)
-        key = board.key(run_dir.name, status) if status.state in runs.ENDED else None
+    for name, status in states.items():
+        key = board.key(name, status) if status.state in runs.ENDED else None
         job = board.snapshot.find(key) if key else None
         if key is not None and job is not None and job.waits:
             found.append(str(key))
