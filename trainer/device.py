@@ -43,7 +43,7 @@ def fabric(device: str, precision: str, devices: int = 1) -> Fabric:
     outside a job it warns of that wherever Slurm is installed.
     """
     from lightning_fabric import Fabric
-    from lightning_fabric.plugins.environments import LightningEnvironment
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
     return Fabric(
         accelerator={"cuda": "gpu"}.get(device, device),
