@@ -32,9 +32,9 @@ Say = Callable[[str], None]
 class _Advance:
     """One look at everything, under the submission's lease."""
 
-    def __init__(self, directory: Path, fence: int, say: Say) -> None:
+    def __init__(self, directory: Path, mine: lease.Lease, say: Say) -> None:
         self.directory = directory.resolve()
-        self.fence = fence
+        self.lease = mine
         self.say = say
         written = runs.read_submission(directory)
         self.options: Mapping[str, Any] = written.get("slurm") or {}
@@ -57,7 +57,7 @@ class _Advance:
     def _append(self, name: str, state: runs.State, attempt: int | None = None, reason: str = "", **more: Any) -> None:
         try:
             run_dir = self.directory / name
-            self.states[name] = runs.append_event(run_dir, state, attempt, reason, fence=self.fence, **more)
+            self.states[name] = runs.append_event(run_dir, state, attempt, reason, fence=self.lease.fence, **more)
         except runs.FencedError:
             raise
         except RunError:
@@ -101,6 +101,7 @@ class _Advance:
         return [name for name in names if not self.board.waits_or_runs(name, self.states[name])]
 
     def _send(self, kind: slurm_board.Kind, asked: list[str], names: list[str], after: list[int] | None = None) -> int:
+        self.lease.check()  # a slow volume may have made others believe that this one has gone
         number = f"{int(self.board.next_number()) + len(self.new):03d}"
         script = slurm_request.settle_script(self.directory, self.python)
         if kind == "runs":
@@ -218,7 +219,7 @@ def advance(directory: Path, say: Say = lambda line: None, prepare: Callable[[],
     with lease.held(directory, say) as mine:
         if prepare is not None:
             prepare()
-        look = _Advance(directory, mine.fence, say)
+        look = _Advance(directory, mine, say)
         look.repeat()
         look.cancel_hopeless()
         look.send_runs()

@@ -33,12 +33,21 @@ class SlurmEngine:
     def __init__(self) -> None:
         self.trouble: str | None = None
         self._boards: dict[Path, tuple[float, Board]] = {}
+        self._silent = (-FRESH, "")
+        """When Slurm last gave no answer, and why: who looks at a thousand runs waits for that once."""
 
     def board(self, submission: Path, fresh: bool = False) -> Board:
         """The submission's jobs, asked for once for many looks. Raises SlurmError."""
         asked, board = self._boards.get(submission, (0.0, None))
         if board is None or fresh or time.monotonic() - asked > FRESH:
-            board = slurm_board.load(submission.resolve())
+            when, why = self._silent
+            if not fresh and time.monotonic() - when < FRESH:
+                raise slurm_calls.SlurmError(why)
+            try:
+                board = slurm_board.load(submission.resolve())
+            except slurm_calls.SlurmError as error:
+                self._silent = (time.monotonic(), str(error))
+                raise
             self._boards[submission] = (time.monotonic(), board)
         return board
 
