@@ -102,6 +102,8 @@ class SlurmOverseer(execute.Overseer):
             return None
         if job is not None and job.preempted:
             return "lost", True, "preempted in Slurm"
+        if job is not None and job.end == "CANCELLED":  # nodes that append to one file may lose a notice
+            return "cancelled", False, "cancelled in Slurm (scancel)"
         if job is not None and job.end_time and abs(job.end_time - time.time()) < SOON + 2 * 60:
             return "timed_out", False, "Slurm's time limit was near (timeout: in the job file, else the partition's)"
         return None

@@ -76,7 +76,8 @@ def release(submissions: Iterable[Path]) -> None:
 
 
 def settle(run_dir: Path, driving: bool = False) -> str | None:
-    """Record how the run ended, where it has ended and nobody did so; why that cannot be known, or None.
+    """Record how the run ended, where it has ended and nobody did so; why that cannot be known, why Slurm lets it wait,
+    or None.
 
     A run whose submission is driven is left to the launcher that drives it (`driving`: that is the caller).
     """
@@ -89,4 +90,4 @@ def settle(run_dir: Path, driving: bool = False) -> str | None:
         its.settle(run_dir)
     except runs.RunError as error:
         return str(error)
-    return its.trouble
+    return its.trouble or (slurm_engine().why_waits(run_dir) if its.name == "slurm" else None)

@@ -88,6 +88,18 @@ class SlurmEngine:
                 self._settle_running(run_dir, status, key, job)
         return runs.read_status(run_dir)
 
+    def why_waits(self, run_dir: Path) -> str | None:
+        """Why Slurm has not begun a queued run, and what lets it go where it is held; None where that is not known."""
+        with suppress(RunError):
+            board, status = self.board(run_dir.parent), runs.read_status(run_dir)
+            key = board.key(run_dir.name, status) if status.state == "queued" else None
+            job = board.snapshot.find(key) if key else None
+            if job is not None and job.waits and job.reason:
+                held = "held" in job.reason.lower()
+                why = f"held in Slurm ({job.reason}): scontrol release {key}" if held else f"Slurm: {job.reason}"
+                return f"{status.reason}; {why}" if status.reason else why
+        return None
+
     def _settle_running(self, run_dir: Path, status: Status, key: Key, job: SlurmJob | None) -> None:
         if job is None and task_lease.is_fresh(run_dir):
             return  # Slurm may show only each user's own jobs

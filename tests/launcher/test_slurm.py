@@ -130,8 +130,11 @@ def test_a_run_of_a_node_that_fails_goes_on_elsewhere_and_the_old_one_is_fenced_
     try:
         wait_for(lambda: "PENDING" in slurm.run("scontrol", "show", "job", f"{job}_0").stdout, "requeued", 90)
         assert Path(f"/proc/{former['pid']}").exists(), "Slurm did not end it"
-        shown = cluster.launcher("status").stdout
-        assert "queued" in shown and "Slurm starts it again, from last.ckpt" in shown
+        slurm.run("scontrol", "hold", f"{job}_0")
+        (shown,) = json.loads(cluster.launcher("status", "--json").stdout)["runs"]
+        assert shown["state"] == "queued" and shown["reason"].startswith("Slurm starts it again, from last.ckpt; held")
+        assert shown["reason"].endswith(f": scontrol release {job}_0")
+        slurm.run("scontrol", "release", f"{job}_0")
         slurm.push(f"{job}_0")
         wait_for(lambda: len(cluster.journal("begin")) == 2, "the second attempt", 90)
         assert not Path(f"/proc/{former['pid']}").exists() and not Path(f"/proc/{former['exec_pid']}").exists()
