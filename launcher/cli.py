@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -313,7 +314,7 @@ def collect_command(name: str | None, champion: Path | None, replace: bool, as_j
         )
         return
     _print(leaderboard.render(rows))
-    click.echo(f"{_shown(directory / 'leaderboard.csv')}\n{line}")
+    click.echo(f"{os.path.relpath(directory / 'leaderboard.csv')}\n{line}")
 
 
 @cli.command()
@@ -396,7 +397,7 @@ def _print(renderable: Any) -> None:
 
 
 def _shown(path: Path) -> str:
-    return os.path.relpath(path)
+    return shlex.quote(os.path.relpath(path))  # for a shell
 
 
 from launcher import (  # noqa: E402  further commands, which need what is above

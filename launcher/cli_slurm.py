@@ -53,9 +53,13 @@ def submit(
 def advance(directory: Path, prepare: Callable[[], None] | None = None) -> int:
     """Hand to Slurm what waits, and say how it goes on. Raises RunError."""
     from launcher import collect, slurm_submit
+    from launcher.slurm_calls import SlurmError
 
-    over = slurm_submit.advance(directory, click.echo, prepare)
     at = f"{directory.name} --runs {_shown(directory.parent)}"
+    try:
+        over = slurm_submit.advance(directory, click.echo, prepare)
+    except SlurmError as error:
+        raise SlurmError(f"{error}\nwhat Slurm has not taken stays queued; go on with: launcher resume {at}") from None
     if over:
         click.echo(collect.collect(directory)[1])
     else:

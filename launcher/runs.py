@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import json
 import os
@@ -18,7 +17,7 @@ from launcher.locks import is_locked as is_locked
 from launcher.locks import lock_journal
 from launcher.locks import locked as locked
 from trainer.errors import nearest
-from trainer.files import write_json
+from trainer.files import write_json, write_text
 
 State = Literal[
     "queued",
@@ -164,16 +163,25 @@ def create(run_dir: Path, request: RunRequest) -> None:
     run_dir.mkdir(parents=True)
     event = {"time": time.time(), "state": "queued", "attempt": 1, "reason": ""}
     for name, text in (
-        ("run.json", json.dumps(dataclasses.asdict(request), indent=2, ensure_ascii=False, allow_nan=False)),
-        ("status.json", json.dumps(event, indent=2)),
-        ("events.jsonl", json.dumps(event)),
+        ("run.json", _as_json(request)),
+        ("status.json", json.dumps(event, indent=2) + "\n"),
+        ("events.jsonl", json.dumps(event) + "\n"),
     ):
-        (run_dir / name).write_text(text + "\n", encoding="utf-8")
+        (run_dir / name).write_text(text, encoding="utf-8")
 
 
 def write_request(run_dir: Path, request: RunRequest) -> None:
     """Replace run.json."""
-    write_json(run_dir / "run.json", dataclasses.asdict(request))
+    write_text(run_dir / "run.json", _as_json(request))
+
+
+_ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
+def _as_json(request: RunRequest) -> str:
+    """A line a field: a submission of thousands would feel `dataclasses.asdict`, and json's indenting in Python."""
+    fields = {**vars(request), "resources": vars(request.resources), "retry": vars(request.retry)}
+    return "{\n" + ",\n".join(f'  "{name}": {_ENCODE(value)}' for name, value in fields.items()) + "\n}\n"
 
 
 def read_request(run_dir: Path) -> RunRequest:

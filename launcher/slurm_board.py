@@ -66,11 +66,16 @@ def send(submission: Path, batch: Batch, script: str) -> Batch:
     if batch.runs:
         write_text(folder / f"{batch.number}.tasks", "".join(f"{name} {attempt}\n" for name, attempt in batch.runs))
     write_batch(submission, batch)
-    names = (f"--job-name={job_name(submission, batch.number)}", f"--output={folder / batch.number}.out")
+    names = (f"--job-name={job_name(submission, batch.number)}", f"--output={_literally(folder / batch.number)}.out")
     job = slurm_calls.submit([*names, "--open-mode=append", *batch.words], folder / f"{batch.number}.sh", submission)
     batch = dataclasses.replace(batch, job=job)
     write_batch(submission, batch)
     return batch
+
+
+def _literally(path: Path) -> str:
+    """The path for sbatch, to which %a and the like mean something."""
+    return str(path).replace("%", "%%")
 
 
 def job_name(submission: Path, number: str) -> str:

@@ -67,7 +67,14 @@ def installed() -> bool:
 
 def snapshot() -> squeue.Snapshot:
     """Slurm's jobs now. Raises SlurmError."""
-    text = call("squeue", "--json", "--states=all")
+    try:
+        text = call("squeue", "--json", "--states=all")
+    except SlurmError as error:
+        if "json" not in str(error):
+            raise
+        raise SlurmError(
+            f"{error}; a Slurm is needed whose squeue prints JSON: 21.08 or newer, built with it"
+        ) from None
     try:
         return squeue.parse(text)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -77,7 +84,10 @@ def snapshot() -> squeue.Snapshot:
 def submit(words: Sequence[str], script: Path, folder: Path) -> int:
     """The number of the job that sbatch makes of the script. Raises SlurmError."""
     text = call("sbatch", "--parsable", f"--chdir={folder}", *words, str(script))
-    return int(text.strip().splitlines()[-1].split(";")[0])
+    number = (text.split() or [""])[-1].split(";")[0]
+    if not number.isdigit():  # it may have a job all the same: the next look finds it by its name
+        raise SlurmError(f"sbatch: said no number of a job: {' '.join(text.split())[:300] or 'nothing'}")
+    return int(number)
 
 
 @dataclass(frozen=True)

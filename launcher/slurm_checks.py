@@ -23,6 +23,7 @@ def examine() -> list[Check]:
         version = slurm_calls.call("sbatch", "--version").strip()
         config = slurm_calls.config()
         nodes = slurm_calls.nodes()
+        slurm_calls.snapshot()
     except SlurmError as error:
         return [Check("slurm", "note", str(error), "scontrol ping; SLURM_CONF of the cluster")]
     size = slurm_calls.max_array()

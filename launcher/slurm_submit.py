@@ -32,9 +32,9 @@ Say = Callable[[str], None]
 class _Advance:
     """One look at everything, under the submission's lease."""
 
-    def __init__(self, directory: Path, fence: int, say: Say) -> None:
+    def __init__(self, directory: Path, mine: lease.Lease, say: Say) -> None:
         self.directory = directory.resolve()
-        self.fence = fence
+        self.lease = mine
         self.say = say
         written = runs.read_submission(directory)
         self.options: Mapping[str, Any] = written.get("slurm") or {}
@@ -45,11 +45,9 @@ class _Advance:
         self.requests = {path.name: runs.read_request(path) for path in runs.list_runs(self.directory)}
         engine = engines.slurm_engine()
         self.board: Board = engine.board(self.directory, fresh=True)
-        for name in self.requests:
-            engine.settle(self.directory / name)
+        self.states = {name: engine.settled(self.directory / name) for name in self.requests}
         if engine.trouble:
             raise slurm_calls.SlurmError(engine.trouble)
-        self.states = {name: runs.read_status(self.directory / name) for name in self.requests}
         self.new: list[Batch] = []
         self.begin: dict[str, float] = {}
         """Seconds that a repeated run waits before it may begin."""
@@ -59,7 +57,7 @@ class _Advance:
     def _append(self, name: str, state: runs.State, attempt: int | None = None, reason: str = "", **more: Any) -> None:
         try:
             run_dir = self.directory / name
-            self.states[name] = runs.append_event(run_dir, state, attempt, reason, fence=self.fence, **more)
+            self.states[name] = runs.append_event(run_dir, state, attempt, reason, fence=self.lease.fence, **more)
         except runs.FencedError:
             raise
         except RunError:
@@ -103,6 +101,7 @@ class _Advance:
         return [name for name in names if not self.board.waits_or_runs(name, self.states[name])]
 
     def _send(self, kind: slurm_board.Kind, asked: list[str], names: list[str], after: list[int] | None = None) -> int:
+        self.lease.check()  # a slow volume may have made others believe that this one has gone
         number = f"{int(self.board.next_number()) + len(self.new):03d}"
         script = slurm_request.settle_script(self.directory, self.python)
         if kind == "runs":
@@ -220,7 +219,7 @@ def advance(directory: Path, say: Say = lambda line: None, prepare: Callable[[],
     with lease.held(directory, say) as mine:
         if prepare is not None:
             prepare()
-        look = _Advance(directory, mine.fence, say)
+        look = _Advance(directory, mine, say)
         look.repeat()
         look.cancel_hopeless()
         look.send_runs()
@@ -228,7 +227,7 @@ def advance(directory: Path, say: Say = lambda line: None, prepare: Callable[[],
         look.send_steps(settling)
         look.settle_after(look._living("ensemble", "predict", "analyze"), "after_steps")
         over = all(status.state in ENDED for status in look.states.values())
-    engines.slurm_engine().release(directory)
+    engines.slurm_engine().release(directory, look.states)
     return over
 
 

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,9 @@ class SlurmOverseer(execute.Overseer):
     def asked(self, signals: int) -> int:
         """See `Overseer.asked`. Slurm may warn before it ends a job: two signals mean no more than one."""
         self.signals = signals
-        return 1 if signals or (self.run_dir / STOP).exists() else 0
+        with suppress(OSError):  # a volume that does not answer just now
+            return 1 if signals or (self.run_dir / STOP).exists() else 0
+        return 0
 
     def judge(self, state: State, reason: str) -> tuple[State, str]:
         """See `Overseer.judge`."""
@@ -100,6 +102,8 @@ class SlurmOverseer(execute.Overseer):
             return None
         if job is not None and job.preempted:
             return "lost", True, "preempted in Slurm"
+        if job is not None and job.end == "CANCELLED":  # nodes that append to one file may lose a notice
+            return "cancelled", False, "cancelled in Slurm (scancel)"
         if job is not None and job.end_time and abs(job.end_time - time.time()) < SOON + 2 * 60:
             return "timed_out", False, "Slurm's time limit was near (timeout: in the job file, else the partition's)"
         return None

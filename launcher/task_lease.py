@@ -46,7 +46,10 @@ class TaskLease:
         if not look and now - self._looked < LOOK:
             return False
         self._looked = now
-        status = runs.read_status(self.run_dir)
+        try:
+            status = runs.read_status(self.run_dir)
+        except OSError:  # a volume that does not answer just now: nothing is known
+            return False
         if (status.attempt, status.state) not in ((self.attempt, "starting"), (self.attempt, "running")):
             return True
         if now - self._beaten >= BEAT:

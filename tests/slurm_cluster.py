@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,7 +27,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=2
+AuthInfo=socket={folder}/munge.socket,cred_expire=30
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -42,8 +44,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
 ReturnToService=2
-SlurmdTimeout=6
-SlurmctldTimeout=6
+SlurmdTimeout=300
 InactiveLimit=0
 KillWait=30
 MpiDefault=none
@@ -73,6 +74,8 @@ class Slurm:
 
     def __init__(self) -> None:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.watch: subprocess.Popen[bytes] | None = None
+        """Ends everything when this process has died, however."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -81,7 +84,10 @@ class Slurm:
 
     def start(self) -> None:
         """Start everything and wait until both nodes are idle. A former one whose tests were killed is ended first."""
-        self._end_leftovers()
+        end_leftovers()
+        self.watch = subprocess.Popen(
+            [sys.executable, "-m", "tests.slurm_cluster"], stdin=subprocess.PIPE, cwd=REPOSITORY, start_new_session=True
+        )
         shutil.rmtree(FOLDER, ignore_errors=True)
         (FOLDER / "state").mkdir(parents=True)
         for number in range(4):
@@ -146,12 +152,9 @@ class Slurm:
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
-        self._end_leftovers()
-
-    def _end_leftovers(self) -> None:
-        for pid in self.leftovers():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        end_leftovers()
+        if self.watch is not None:
+            self.watch.communicate()
 
     def clear(self) -> None:
         """Cancel all jobs, and wait until none is left."""
@@ -177,18 +180,6 @@ class Slurm:
 
         _wait(pushed, f"job {job} to be let go", 60)
 
-    def leftovers(self) -> list[int]:
-        """Processes that have this Slurm in their environment."""
-        found = []
-        marker = f"SLURM_CONF={FOLDER / 'slurm.conf'}".encode()
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                if marker in (folder / "environ").read_bytes().split(b"\0") and int(folder.name) != os.getpid():
-                    found.append(int(folder.name))
-            except OSError:
-                continue
-        return found
-
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, **self.environment}
         return subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -203,15 +194,41 @@ class Slurm:
         return found
 
 
+def leftovers() -> list[int]:
+    """Processes that have a Slurm of this checkout's tests in their environment: daemons, and what jobs have started."""
+    found = []
+    marker = f"SLURM_CONF={FOLDER / 'slurm.conf'}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if marker in (folder / "environ").read_bytes().split(b"\0") and int(folder.name) != os.getpid():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def end_leftovers() -> None:
+    """Kill them, and what they have started meanwhile."""
+    for _ in range(100):
+        pids = leftovers()
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if not pids:
+            break
+        time.sleep(0.05)
+
+
 def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Below those that the system hands out, so that nobody gets one by chance before the daemons have it."""
+    found: list[int] = []
+    for port in random.sample(range(20_000, 32_000), 12_000):
+        with suppress(OSError), socket.socket() as each:
+            each.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise RuntimeError(f"no {count} free ports")
 
 
 def _wait(condition: Callable[[], Any], what: str, seconds: float = 20) -> None:
@@ -219,3 +236,8 @@ def _wait(condition: Callable[[], Any], what: str, seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"never came: {what}"
         time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    sys.stdin.buffer.read()  # until the tests have ended, or died
+    end_leftovers()

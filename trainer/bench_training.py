@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import timm
 import torch
-from lightning_fabric import Fabric
 from timm.loss import LabelSmoothingCrossEntropy  # type: ignore[attr-defined]
 from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 
@@ -101,7 +100,7 @@ def trainer_step(name: str, size: int, batch: int, *words: str) -> Callable[[], 
     own = ["model.pretrained=false", "device=cpu", "training.class_weights=false"]
     config = compose([f"model={name}", f"data.img_size={size}", f"training.batch_size={batch}", *own, *words])
     precision = device.precision(config.training.precision, "cpu")
-    fabric = Fabric(accelerator="cpu", devices=1, precision=device.FABRIC_PRECISION[precision])  # type: ignore[arg-type]
+    fabric = device.fabric("cpu", precision)
     bare = model.create(config.model, CLASSES, size)
     channels_last = device.channels_last(config.training.channels_last, "cpu")
     net = model.Normalized(bare, *model.mean_std(config.model.name), channels_last)

@@ -110,6 +110,8 @@ def _resolved(chosen: tuple[str, ...], values: tuple[Value, ...]) -> Config:
 @functools.cache
 def _typed(text: str, key: str, value: Any) -> Any:
     """The value as the schema's type has it, or _WRONG."""
+    if type(value) is int and keys().get(key) in ("int", "int | None"):
+        return value
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 

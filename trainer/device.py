@@ -8,12 +8,15 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from trainer.config import Config
 from trainer.errors import ConfigError, DeviceMemoryError, TrainerError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 FABRIC_PRECISION = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
 
@@ -30,6 +33,25 @@ def choose(asked: str) -> str:
         have = ", ".join(name for name, present in there.items() if present)
         raise ConfigError(f"device={asked}: not there on this machine (there is: {have}); say device=auto")
     return asked
+
+
+def fabric(device: str, precision: str, devices: int = 1) -> Fabric:
+    """Fabric on `device` (cuda, mps or cpu) in `precision` (bf16, fp16 or fp32), which starts the processes of several
+    devices itself.
+
+    Left to choose, it takes a job of Slurm for one of which Slurm starts each process, and waits for those for ever;
+    outside a job it warns of that wherever Slurm is installed.
+    """
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+
+    return Fabric(
+        accelerator={"cuda": "gpu"}.get(device, device),
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        precision=FABRIC_PRECISION[precision],  # type: ignore[arg-type]
+        plugins=LightningEnvironment(),
+    )
 
 
 def count(config: Config, device: str) -> int:

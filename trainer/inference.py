@@ -58,11 +58,7 @@ def run(members: Sequence[Checkpoint], table: data.Table, options: Options) -> l
     """
     views = tta.views(options.tta or "none")
     chosen = device.choose(options.device)
-    fabric = Fabric(
-        accelerator={"cuda": "gpu"}.get(chosen, chosen),
-        devices=1,
-        precision=device.FABRIC_PRECISION[options.real_precision],  # type: ignore[arg-type]
-    )
+    fabric = device.fabric(chosen, options.real_precision)
     device.limit_memory(chosen)
     device.name_fallbacks(chosen)
     found: dict[int, torch.Tensor] = {}

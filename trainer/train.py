@@ -97,12 +97,7 @@ def train(config: Config, run_dir: Path, stop: Stop, lap: Callable[[str], None] 
     images = _images(config, table, fingerprint)
     _rehearse(table, split, images, train_view, plain)
 
-    fabric = Fabric(
-        accelerator={"cuda": "gpu"}.get(chosen, chosen),
-        devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
-        precision=device.FABRIC_PRECISION[precision],  # type: ignore[arg-type]
-    )
+    fabric = device.fabric(chosen, precision, devices)
     if devices > 1:
         # A default that has the time in it is made once, not by each process.
         os.environ["RUN_DIR"] = str(run_dir.resolve())

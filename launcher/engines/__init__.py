@@ -42,13 +42,17 @@ def watcher(name: str) -> Watcher:
 
 def of(run_dir: Path) -> Watcher:
     """The engine that the run's last event names; of a run that nobody has started, the submission's."""
-    named = runs.read_status(run_dir).figures.get("engine") or ("slurm" if is_slurm(run_dir.parent) else "native")
+    return _of(run_dir, runs.read_status(run_dir))
+
+
+def _of(run_dir: Path, status: runs.Status) -> Watcher:
+    named = status.figures.get("engine") or ("slurm" if is_slurm(run_dir.parent) else "native")
     return watcher(str(named))
 
 
 def is_slurm(submission: Path) -> bool:
     """Whether the submission's runs are handed to Slurm."""
-    return _engine_of(submission.resolve()) == "slurm"
+    return _engine_of(submission.absolute()) == "slurm"
 
 
 @cache
@@ -72,7 +76,8 @@ def release(submissions: Iterable[Path]) -> None:
 
 
 def settle(run_dir: Path, driving: bool = False) -> str | None:
-    """Record how the run ended, where it has ended and nobody did so; why that cannot be known, or None.
+    """Record how the run ended, where it has ended and nobody did so; why that cannot be known, why Slurm lets it wait,
+    or None.
 
     A run whose submission is driven is left to the launcher that drives it (`driving`: that is the caller).
     """
@@ -80,9 +85,9 @@ def settle(run_dir: Path, driving: bool = False) -> str | None:
     waits = status.state == "queued" and is_slurm(run_dir.parent)
     if not (waits or status.state in ("starting", "running")) or (not driving and lease.is_driven(run_dir.parent)):
         return None
-    its = of(run_dir)
+    its = _of(run_dir, status)
     try:
         its.settle(run_dir)
     except runs.RunError as error:
         return str(error)
-    return its.trouble
+    return its.trouble or (slurm_engine().why_waits(run_dir) if its.name == "slurm" else None)

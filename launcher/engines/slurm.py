@@ -5,7 +5,7 @@ puts down what Slurm alone knows: who was killed for want of memory or time, los
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,21 @@ class SlurmEngine:
     def __init__(self) -> None:
         self.trouble: str | None = None
         self._boards: dict[Path, tuple[float, Board]] = {}
+        self._silent = (-FRESH, "")
+        """When Slurm last gave no answer, and why: who looks at a thousand runs waits for that once."""
 
     def board(self, submission: Path, fresh: bool = False) -> Board:
         """The submission's jobs, asked for once for many looks. Raises SlurmError."""
-        submission = submission.resolve()
         asked, board = self._boards.get(submission, (0.0, None))
         if board is None or fresh or time.monotonic() - asked > FRESH:
-            board = slurm_board.load(submission)
+            when, why = self._silent
+            if not fresh and time.monotonic() - when < FRESH:
+                raise slurm_calls.SlurmError(why)
+            try:
+                board = slurm_board.load(submission.resolve())
+            except slurm_calls.SlurmError as error:
+                self._silent = (time.monotonic(), str(error))
+                raise
             self._boards[submission] = (time.monotonic(), board)
         return board
 
@@ -53,29 +61,44 @@ class SlurmEngine:
 
     def settle(self, run_dir: Path) -> bool:
         """See `Watcher.settle`."""
+        return self.settled(run_dir).state not in runs.ENDED
+
+    def settled(self, run_dir: Path) -> Status:
+        """`settle`, and the run's status then."""
         try:
             board = self.board(run_dir.parent)
         except RunError as error:
             self.trouble = str(error)
-            return runs.read_status(run_dir).state not in runs.ENDED
+            return runs.read_status(run_dir)
         self.trouble = None
         status = runs.read_status(run_dir)  # after Slurm was asked: who ended before that has said so
-        if status.state in runs.ENDED:
-            return False
-        key = board.key(run_dir.name, status)
+        key = board.key(run_dir.name, status) if status.state not in runs.ENDED else None
         if key is None:
-            return True
+            return status
         job = board.snapshot.find(key)
         if job is not None and not job.over:
-            if status.state != "queued" and job.waits:
-                queue_again(run_dir, status, key, "its node failed, or its job was requeued")
-            return True
+            if status.state == "queued" or not job.waits:
+                return status
+            queue_again(run_dir, status, key, "its node failed, or its job was requeued")
+            return runs.read_status(run_dir)
         with suppress(RunError):  # another host was faster
             if status.state == "queued":
                 _settle_queued(run_dir, job)
             else:
                 self._settle_running(run_dir, status, key, job)
-        return runs.read_status(run_dir).state not in runs.ENDED
+        return runs.read_status(run_dir)
+
+    def why_waits(self, run_dir: Path) -> str | None:
+        """Why Slurm has not begun a queued run, and what lets it go where it is held; None where that is not known."""
+        with suppress(RunError):
+            board, status = self.board(run_dir.parent), runs.read_status(run_dir)
+            key = board.key(run_dir.name, status) if status.state == "queued" else None
+            job = board.snapshot.find(key) if key else None
+            if job is not None and job.waits and job.reason:
+                held = "held" in job.reason.lower()
+                why = f"held in Slurm ({job.reason}): scontrol release {key}" if held else f"Slurm: {job.reason}"
+                return f"{status.reason}; {why}" if status.reason else why
+        return None
 
     def _settle_running(self, run_dir: Path, status: Status, key: Key, job: SlurmJob | None) -> None:
         if job is None and task_lease.is_fresh(run_dir):
@@ -100,19 +123,20 @@ class SlurmEngine:
         if key is not None:
             slurm_calls.cancel([str(key)])
 
-    def release(self, submission: Path) -> None:
-        """Take out of Slurm's queue what waits there for runs that have ended; `launcher exec` would refuse it."""
+    def release(self, submission: Path, states: Mapping[str, Status] | None = None) -> None:
+        """Take out of Slurm's queue what waits there for runs that have ended; `launcher exec` would refuse it.
+        `states`: of all runs, where they are known."""
         with suppress(RunError):  # no Slurm here
             board = self.board(submission, fresh=True)
-            slurm_calls.cancel(_needless(board, submission))
+            known = states or {path.name: runs.read_status(path) for path in runs.list_runs(submission)}
+            slurm_calls.cancel(_needless(board, known))
             self._boards.clear()
 
 
-def _needless(board: Board, submission: Path) -> list[str]:
+def _needless(board: Board, states: Mapping[str, Status]) -> list[str]:
     found = []
-    for run_dir in runs.list_runs(submission):
-        status = runs.read_status(run_dir)
-        key = board.key(run_dir.name, status) if status.state in runs.ENDED else None
+    for name, status in states.items():
+        key = board.key(name, status) if status.state in runs.ENDED else None
         job = board.snapshot.find(key) if key else None
         if key is not None and job is not None and job.waits:
             found.append(str(key))

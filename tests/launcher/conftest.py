@@ -47,13 +47,14 @@ class Lab:
     """A folder with data, runs and a journal of what the fake trainer was asked."""
 
     root: Path
+    folder: str = "runs"
     plan: dict[str, dict[str, Any]] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
     def runs(self) -> Path:
-        return self.root / "runs"
+        return self.root / self.folder
 
     def arguments(self) -> dict[str, Any]:
         """Of `subprocess.run`, for a command in the lab."""
@@ -144,6 +145,6 @@ def box(lab: Lab, dockerd: Dockerd, image: str) -> Iterator[Lab]:
 @pytest.fixture
 def cluster(lab: Lab, slurm: Slurm) -> Iterator[Lab]:
     """A lab whose runs Slurm starts."""
-    lab.environment = dict(slurm.environment)
+    lab.environment, lab.folder = dict(slurm.environment), "runs of 50%a"
     yield lab
     slurm.clear()

@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from launcher import runs, slurm_board
 from tests.launcher.conftest import REPOSITORY, Lab, seeds, wait_for
 from tests.slurm_cluster import Slurm
@@ -19,8 +17,6 @@ from trainer.sample_data import write_sample_data
 
 SMALL = "resources: {memory: 400m, cpus: 1, gpus: 1}\n"
 STEPS = "after:\n  - {name: vote, step: ensemble, from: {top: 2}}\n  - {name: out, step: predict, needs: [vote]}\n"
-
-pytestmark = pytest.mark.slow  # minutes, and a Slurm to be installed: make test-full
 
 
 def submit(lab: Lab, job: str, *words: str) -> Path:
@@ -34,6 +30,14 @@ def events(lab: Lab, run: str) -> list[dict[str, Any]]:
     return runs.read_events(runs.find_run(lab.runs, run))
 
 
+def running(lab: Lab, run: str) -> dict[str, Any]:
+    """What is known of a run when it is under way: its trainer may begin before that is written down."""
+    figures: dict[str, Any] = wait_for(
+        lambda: (s := lab.status(run)).state == "running" and s.figures, f"{run} running"
+    )
+    return figures
+
+
 def ended(lab: Lab) -> bool:
     return all(state in runs.ENDED for state in lab.states().values())
 
@@ -44,7 +48,8 @@ def test_runs_have_gpus_of_their_own_stop_and_go_on_from_any_host_and_steps_come
     gate = cluster.root / "gate"
     cluster.plan = {"*": {"until": str(gate), "f1": 0.5}, "seed1": {"f1": 0.9}}
     directory = submit(cluster, seeds(5, SMALL + STEPS))
-    begun = wait_for(lambda: len(cluster.journal("begin")) == 4 and cluster.journal("begin"), "four runs")
+    wait_for(lambda: list(cluster.states().values()).count("running") == 4, "four runs")
+    begun = wait_for(lambda: len(cluster.journal("begin")) == 4 and cluster.journal("begin"), "their trainers")
     names = [event["run"].partition("-")[2] for event in begun]
     places = {(cluster.status(name).figures["node"], *cluster.status(name).figures["devices"]) for name in names}
     assert places == {("n1", "0"), ("n1", "1"), ("n2", "0"), ("n2", "1")}  # numbered on each node
@@ -53,6 +58,8 @@ def test_runs_have_gpus_of_their_own_stop_and_go_on_from_any_host_and_steps_come
     assert "running" in shown.splitlines()[0] and shown.count("▶ running") == 4 and shown.count("· queued") == 3
     path = cluster.environment.get("PATH")
     cluster.environment["PATH"] = "/nonexistent"  # a host that mounts the volume, and has no Slurm
+    blind = cluster.launcher("resume")
+    assert blind.returncode == 1 and "is not installed here" in blind.stderr and "--runs 'runs of 50%a'" in blind.stderr
     stopped = cluster.launcher("stop")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert set(cluster.states().values()) == {"cancelled"} and len(cluster.journal("stopped")) == 4
@@ -88,8 +95,7 @@ def test_every_end_is_recorded_with_its_reason_and_repeated_by_the_policy(cluste
     array = slurm_board.read_batches(directory)[0].job
     wait_for(lambda: {"003-seed2", "004-seed3"} <= {e["run"] for e in cluster.journal("begin")}, "both")
     slurm.run("scancel", f"{array}_2")
-    killed = cluster.status("seed3").figures
-    os.kill(killed["exec_pid"], signal.SIGKILL)
+    os.kill(running(cluster, "seed3")["exec_pid"], signal.SIGKILL)
     wait_for(lambda: cluster.states()["seed1"] == "out_of_host_memory", "no memory")
     wait_for(lambda: cluster.states()["seed2"] == "cancelled", "cancelled")
     wait_for(lambda: cluster.states()["seed4"] == "succeeded", "the second attempt, while others run")
@@ -118,14 +124,17 @@ def test_a_run_of_a_node_that_fails_goes_on_elsewhere_and_the_old_one_is_fenced_
     directory = submit(cluster, seeds(1, SMALL), "--set", "slurm.nodelist=n1")
     job = slurm_board.read_batches(directory)[0].job
     wait_for(lambda: cluster.journal("begin"), "the run")
-    former = cluster.status("resnet34").figures
+    former = running(cluster, "resnet34")
     (directory / "001-resnet34" / "last.ckpt").write_text("epoch 3")
     slurm.kill("n1")  # as a node that is cut off: the run on it goes on
     try:
         wait_for(lambda: "PENDING" in slurm.run("scontrol", "show", "job", f"{job}_0").stdout, "requeued", 90)
         assert Path(f"/proc/{former['pid']}").exists(), "Slurm did not end it"
-        shown = cluster.launcher("status").stdout
-        assert "queued" in shown and "Slurm starts it again, from last.ckpt" in shown
+        slurm.run("scontrol", "hold", f"{job}_0")
+        (shown,) = json.loads(cluster.launcher("status", "--json").stdout)["runs"]
+        assert shown["state"] == "queued" and shown["reason"].startswith("Slurm starts it again, from last.ckpt; held")
+        assert shown["reason"].endswith(f": scontrol release {job}_0")
+        slurm.run("scontrol", "release", f"{job}_0")
         slurm.push(f"{job}_0")
         wait_for(lambda: len(cluster.journal("begin")) == 2, "the second attempt", 90)
         assert not Path(f"/proc/{former['pid']}").exists() and not Path(f"/proc/{former['exec_pid']}").exists()
@@ -147,13 +156,12 @@ def test_a_preempted_run_writes_its_checkpoint_and_is_another_attempt_that_nobod
     directory = submit(cluster, seeds(1, "resources: {gpus: 2, memory: 300m, cpus: 1}\nretry: {attempts: 1}\n"))
     job = slurm_board.read_batches(directory)[0].job
     wait_for(lambda: cluster.journal("begin"), "the run")
-    node = cluster.status("resnet34").figures["node"]
+    node = running(cluster, "resnet34")["node"]
     slurm.run("sbatch", "-p", "urgent", "-w", node, "--gres=gpu:2", "--mem=100", "-o", "/dev/null", "--wrap", "sleep 1")
     wait_for(lambda: cluster.states()["resnet34"] == "queued", "preempted")
     written = events(cluster, "resnet34")
     assert [event["state"] for event in written[-3:]] == ["running", "lost", "queued"]
     assert written[-2]["reason"] == "preempted in Slurm; last.ckpt is kept" and written[-1]["retry"] == 0
-    cluster.plan = {}
     wait_for(lambda: "PENDING" in slurm.run("scontrol", "show", "job", f"{job}_0").stdout, "requeued")
     slurm.push(f"{job}_0")
     wait_for(lambda: len(cluster.journal("begin")) == 2, "the second attempt")
@@ -196,7 +204,6 @@ def test_the_trainer_itself_through_slurm(cluster: Lab, slurm: Slurm) -> None:
     assert "epoch 1/1" in log and (cluster.runs / "champion" / "best_model.ckpt").is_file()
 
 
-@pytest.mark.slow
 def test_a_thousand_runs_of_one_shape_are_one_call_of_sbatch(cluster: Lab, slurm: Slurm) -> None:
     directory = submit(cluster, seeds(1000, "resources: {gpus: 1, cpus: 1, memory: 300m}\nslurm: {begin: now+1hour}\n"))
     kinds = [(batch.kind, len(batch.runs)) for batch in slurm_board.read_batches(directory)]

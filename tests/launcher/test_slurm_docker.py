@@ -14,8 +14,6 @@ from tests.launcher.boxes import containers, job, journal
 from tests.launcher.conftest import Lab, wait_for
 from tests.slurm_cluster import Slurm
 
-pytestmark = pytest.mark.slow  # minutes, and a Slurm to be installed: make test-full
-
 
 @pytest.fixture
 def cluster_box(box: Lab, slurm: Slurm) -> Iterator[Lab]:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher import lease, runs, slurm_request, slurm_task, squeue, task_lease
+from launcher import lease, runs, slurm_board, slurm_request, slurm_task, squeue, task_lease
 from launcher.document import JobError
-from launcher.engines.slurm import ending
+from launcher.engines.slurm import SlurmEngine, ending
 from launcher.lease import Word
 from launcher.runs import Resources, RunRequest
 from launcher.slurm_calls import Node, node
@@ -204,6 +204,12 @@ def test_the_former_attempt_sees_that_it_has_lost_the_run_and_can_write_no_more(
     runs.append_event(run_dir, "starting", engine="slurm", slurm="12_0")
     former = task_lease.TaskLease(run_dir, 1)
     assert not former.lost() and task_lease.read(run_dir) == former.word
+    journal, aside = run_dir / "events.jsonl", run_dir / "aside"
+    journal.rename(aside)
+    journal.mkdir()
+    assert not former.lost(look=True), "a volume that does not answer tells nothing"
+    journal.rmdir()
+    aside.rename(journal)
     assert slurm_task.claim(run_dir, 1, Key(12, 1)) is None, "another job's"
     assert slurm_task.claim(run_dir, 1, Key(12, 0)) == 2
     assert [event["state"] for event in runs.read_events(run_dir)][-2:] == ["lost", "queued"]
@@ -216,3 +222,19 @@ def test_the_former_attempt_sees_that_it_has_lost_the_run_and_can_write_no_more(
     word = task_lease.read(run_dir)
     assert word is not None and (word.fence, word.released) == (2, False), "it speaks for itself alone"
     assert task_lease.is_fresh(run_dir) is False, "on this host the lock tells"
+
+
+def test_a_controller_that_is_silent_is_waited_for_once_for_all_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, engine = tmp_path / "s", SlurmEngine()
+    for name in ("001-a", "002-b", "003-c"):
+        runs.create(directory / name, request())
+    (directory / "slurm").mkdir()
+    slurm_board.write_batch(directory, slurm_board.Batch("001", "runs", [], [("001-a", 1)], job=7))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    command = tmp_path / "squeue"
+    command.write_text(f"#!/bin/sh\necho asked >> {tmp_path}/calls\necho 'error: no answer' >&2\nexit 1\n")
+    command.chmod(0o755)
+    assert [engine.settle(path) for path in runs.list_runs(directory)] == [True] * 3
+    assert engine.trouble == "squeue: no answer" and (tmp_path / "calls").read_text() == "asked\n"

@@ -74,6 +74,16 @@ def test_plain_values_take_the_short_way_and_others_do_not() -> None:
         assert composition.fast(chosen, [(f"{key}={value}", key, value)]) is None
 
 
+@given(
+    st.sampled_from([*KEYS, *config.GROUPS, "null", "true", "x.y"]), st.from_regex(r"[+-]?[0-9_]{1,19}", fullmatch=True)
+)
+@settings(max_examples=200, deadline=None)
+def test_whole_numbers_are_read_as_hydra_reads_them(key: str, number: str) -> None:
+    override = config._hydra_parser().parse_override(f"{key}={number}")
+    expected = (override.key_or_group, override.value())
+    assert repr(config.parse(f"{key}={number}")) == repr(expected)
+
+
 def test_configurations_share_nothing() -> None:
     first, second = compose(["seed=1"]), compose(["seed=1"])
     plain = to_dict(first)

@@ -304,14 +304,17 @@ def test_sigterm_leaves_a_last_ckpt_from_which_the_run_ends_as_if_never_stopped(
 
 
 def test_two_processes_reach_the_f1_of_one(tmp_path: Path, documents: Path, train: Train) -> None:
-    """Distributed by gloo on the CPU: 13 validation images, each counted once, in 4 batches here and 3 there."""
+    """Distributed by gloo on the CPU: 13 validation images, each counted once, in 4 batches here and 3 there. Also in
+    a job of Slurm, which has started one process."""
     uneven = write_documents(tmp_path / "uneven", per_class=21)
     words = ["model.name=test_vit", "data.img_size=160", "training.epochs=2", "training.batch_size=4"]
     words += ["training.precision=fp32", "training.optimizer=sgd", "training.lr=0.01", "device=cpu"]
     words += ["training.ema_decay=0.5"]
     assert train(tmp_path / "one", *words, data=uneven) == 0
     command = [sys.executable, "-m", "trainer", "train", *TINY, *words, "devices=2"]
-    environment = {**os.environ, "DATA_DIR": str(uneven)}
+    job = {"JOB_ID": "5", "JOB_NAME": "job", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    slurm = {f"SLURM_{name}": value for name, value in (job | {"NODELIST": "n1"}).items()}
+    environment = {**os.environ, **slurm, "DATA_DIR": str(uneven)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     (made,) = (tmp_path / "outputs").iterdir()
