@@ -20,6 +20,18 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of two tests at once would wait for each other
+ALONE = {
+    "tests/test_out_of_memory.py",
+    "tests/test_readme.py",
+    "tests/test_real_documents.py",
+    *(
+        f"tests/launcher/test_{name}.py"
+        for name in (
+            "cli", "collect", "durations", "fuzz", "matrix", "memory", "planning", "runs", "scheduler", "spec", "squeue",
+        )
+    ),
+}  # fmt: skip
+"""Files outside tests/trainer whose tests start no engine and claim no GPU."""
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -35,13 +47,14 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Of two tests at once one is the trainer's: all others share the machine's GPU locks, its Docker engine and the
-    checkout's folders, and follow one another on one worker."""
+    """Files of tests go to whichever worker is free, but for those that share the machine's GPU locks, its Docker engine
+    or Slurm, or the checkout's folders: they follow one another on one worker."""
     from xdist.scheduler import LoadScopeScheduling
 
     class OneForTheMachine(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return nodeid if nodeid.startswith("tests/trainer/") else "machine"
+            path = nodeid.partition("::")[0]
+            return path if path.startswith("tests/trainer/") or path in ALONE else "machine"
 
     return OneForTheMachine(config, log)
 

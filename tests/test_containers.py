@@ -52,7 +52,8 @@ def test_a_container_trains_what_a_process_trains(dockerd: Dockerd, cpu: str, sh
     left: dict[str, Any] = {}
     for engine in ("docker", "native"):
         root = tmp_path / engine
-        words = ["submit", "jobs/quickstart.yaml", "training.epochs=2", "model.name=resnet10t", "--engine", engine]
+        words = ["submit", "jobs/quickstart.yaml", "training.epochs=2", "model.name=resnet10t", "data.img_size=64"]
+        words += ["--engine", engine]
         done = launch(dockerd, *words, "--data", str(shared / "documents"), "--runs", str(root))
         assert done.returncode == 0, done.stdout + done.stderr
         directory = runs.find_submission(root)

@@ -141,6 +141,7 @@ class Decoded:
             _write_all(self._pixels, data.reshape(-1).data, offset)
             state = STATE.pack(1, min(decodes + 1, 2**16 - 1), zlib.crc32(data.data))
             _write_all(self._state, memoryview(state), slot * STATE.size)
+            self._checked[slot] = 1  # what this run has written it need not read to know
         except OSError as error:
             self.writable = False
             print(f"note: {self.folder}: decoded images are no longer kept: {error.strerror}")

@@ -146,7 +146,7 @@ def examine(content: bytes, words: list[str], settings_: list[str], machine: Mac
 
 
 @given(files, command_words, set_words, st.sampled_from(MACHINES))
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_job_file_is_a_plan_or_a_fault_with_its_place(
     content: bytes, words: list[str], set_: list[str], machine: Machine
 ) -> None:

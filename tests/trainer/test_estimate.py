@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +22,9 @@ from trainer.config import compose, option_names
 MIB = 2**20
 
 
-def found(*words: str, classes: int = 3) -> dict[str, estimate.Estimate]:
-    return estimate.estimate(compose([*TINY, *words], "estimate"), classes)
+@functools.cache
+def found(*words: str, precision: str = "fp32") -> estimate.Estimate:
+    return estimate.estimate(compose([*TINY, *words], "estimate"), 3, (precision,))[precision]
 
 
 @pytest.mark.parametrize(("precision", "accumulates"), [("fp32", True), ("bf16", False)])
@@ -46,18 +48,18 @@ def test_it_counts_what_torchs_own_tracker_counts(precision: str, accumulates: b
         optimizer.step()
         optimizer.zero_grad()
     measured = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
-    foreseen = found("device=cpu")[precision].at(6, accumulates)
+    foreseen = found("device=cpu", precision=precision).at(6, accumulates)
     assert measured == pytest.approx(foreseen, rel=0.02)
 
 
 def test_averaged_weights_are_one_more_copy() -> None:
-    plain, averaged = found("device=cuda")["fp32"], found("device=cuda", "training.ema_decay=0.99")["fp32"]
+    plain, averaged = found("device=cuda"), found("device=cuda", "training.ema_decay=0.99")
     assert averaged.ema == plain.weights and plain.ema == plain.teachers == 0
     assert averaged.fixed - plain.fixed == averaged.update - plain.update == plain.weights
 
 
 def test_the_line_is_made_of_its_parts() -> None:
-    line = found("device=cuda")["fp32"]
+    line = found("device=cuda")
     floats = sum(p.numel() for p in model.create(compose(TINY).model, 3, 64, load_weights=False).parameters()) * 4
     assert line.gradients == floats <= line.weights < floats * 1.1
     assert 2 * floats <= line.optimizer < 2.1 * floats, "AdamW keeps two moments"
@@ -72,45 +74,46 @@ def test_the_update_is_the_least_that_a_step_needs() -> None:
     """Of a model with large weights and small images it is the peak. A fused optimiser has no temporaries; the plain one
     of fp16 with clipping has some as large as the weights, on CUDA."""
     words = ("model.name=test_vit", "data.img_size=64")
-    fused = found("device=cuda", *words)["fp32"]
-    plain = found("device=cuda", *words, "training.precision=fp16", "training.gradient_clip=1")["fp32"]
+    fused = found("device=cuda", *words)
+    plain = found("device=cuda", *words, "training.precision=fp16", "training.gradient_clip=1")
     least = fused.weights + fused.gradients + fused.optimizer
     assert least <= fused.update < least + fused.gradients * 0.9 < plain.update
     assert fused.at(1, accumulates=False) == fused.update > fused.fixed + fused.per_image - fused.spared
-    assert found(*words)["fp32"] == fused, "auto counts as cuda"
+    assert found(*words) == fused, "auto counts as cuda"
 
 
 def test_checkpointed_gradients_keep_a_fraction_of_the_activations() -> None:
     words = ("model.name=test_vit", "data.img_size=160")
-    plain, saved = found(*words)["fp32"], found(*words, "training.grad_checkpointing=true")["fp32"]
+    plain, saved = found(*words), found(*words, "training.grad_checkpointing=true")
     assert saved.activations_per_image < 0.5 * plain.activations_per_image
     assert saved.weights == plain.weights and saved.update == plain.update
 
 
 def test_sgd_keeps_half_as_much_as_adamw() -> None:
-    adamw, sgd = found()["fp32"], found("training.optimizer=sgd")["fp32"]
+    adamw, sgd = found(), found("training.optimizer=sgd")
     assert sgd.optimizer == pytest.approx(adamw.optimizer / 2, rel=0.01)
     assert adamw.fixed - sgd.fixed == pytest.approx(sgd.optimizer, rel=0.05)
 
 
 def test_bf16_halves_activations_and_keeps_weights() -> None:
-    lines = found()
-    assert lines["bf16"].weights == lines["fp32"].weights and lines["bf16"].optimizer == lines["fp32"].optimizer
-    assert 0.4 < lines["bf16"].activations_per_image / lines["fp32"].activations_per_image < 0.7
+    full, half = found(), found(precision="bf16")
+    assert half.weights == full.weights and half.optimizer == full.optimizer
+    assert 0.4 < half.activations_per_image / full.activations_per_image < 0.7
 
 
 def test_mps_keeps_attention_matrices() -> None:
     """As it has no fused attention where gradients are needed: at least one a block and head, of float32."""
     words = ("model.name=test_vit", "data.img_size=160")
     tokens, heads, blocks = (160 // 16) ** 2 + 1, 2, 6
-    fused, kept = found("device=cuda", *words)["fp32"], found("device=mps", *words)["fp32"]
+    fused, kept = found("device=cuda", *words), found("device=mps", *words)
     assert kept.per_image - fused.per_image > tokens**2 * heads * blocks * 4 * 0.95
 
 
 def test_gpus_autocast_keeps_more_than_the_cpus() -> None:
     """It normalises in float32."""
     words = ("model.name=test_convnext", "data.img_size=64")
-    assert found("device=cuda", *words)["bf16"].per_image > found("device=cpu", *words)["bf16"].per_image
+    gpu, cpu = (found(f"device={name}", *words, precision="bf16") for name in ("cuda", "cpu"))
+    assert gpu.per_image > cpu.per_image
 
 
 def test_the_command_prints_a_table_and_stable_json(capsys: pytest.CaptureFixture[str]) -> None:
