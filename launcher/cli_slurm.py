@@ -29,7 +29,7 @@ def submit(
     fresh: bool, reuse_stale: bool, runs_root: Path,
 ) -> int:  # fmt: skip
     """`submit --engine slurm`: make the submission, hand it to Slurm, and leave."""
-    from launcher import data_folder, expansion, plans, reuse, slurm_choice, submission
+    from launcher import data_folder, expansion, plans, reuse, slurm_calls, slurm_choice, submission
 
     with refusals():
         job = _job(words, settings)
@@ -41,6 +41,7 @@ def submit(
         completed = slurm_choice.named(submission.complete(planned, root, data_dir, chosen), job, chosen)
         equal, serving = reuse.split(completed, root, fresh, reuse_stale)
         slurm_choice.check([each for each in completed if each.name not in serving], job)
+        slurm_calls.snapshot()  # what could not be seen later is not begun
         directory = submission.create(job, completed, serving, root, data_dir, chosen)
         click.echo(f"{directory.name}: {len(planned)} runs as {chosen.said}, on {chosen.machine.describe()}")
         native = job.spec.slurm.runtime == "native"

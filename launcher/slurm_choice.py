@@ -41,7 +41,6 @@ def choose(job: Job, offered: Machine) -> Choice:
     if job.spec.resources.share_gpu:
         place = job.document.place(("resources", "share_gpu"))
         raise JobError(f"{place}: resources.share_gpu: Slurm gives each run whole GPUs; leave it out")
-    slurm_calls.snapshot()  # what cannot be seen later is not begun
     slurm = engines.slurm_engine()
     how = "jobs of Slurm"
     if spec.runtime == "native":

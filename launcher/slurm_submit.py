@@ -45,9 +45,7 @@ class _Advance:
         self.requests = {path.name: runs.read_request(path) for path in runs.list_runs(self.directory)}
         engine = engines.slurm_engine()
         self.board: Board = engine.board(self.directory, fresh=True)
-        self.states = {name: engine.settled(self.directory / name) for name in self.requests}
-        if engine.trouble:
-            raise slurm_calls.SlurmError(engine.trouble)
+        self.states = {name: engine.settled(self.directory / name, self.board) for name in self.requests}
         self.new: list[Batch] = []
         self.begin: dict[str, float] = {}
         """Seconds that a repeated run waits before it may begin."""
@@ -227,7 +225,7 @@ def advance(directory: Path, say: Say = lambda line: None, prepare: Callable[[],
         look.send_steps(settling)
         look.settle_after(look._living("ensemble", "predict", "analyze"), "after_steps")
         over = all(status.state in ENDED for status in look.states.values())
-    engines.slurm_engine().release(directory, look.states)
+    engines.slurm_engine().release(directory)
     return over
 
 

@@ -47,9 +47,12 @@ class TaskLease:
             return False
         self._looked = now
         try:
-            status = runs.read_status(self.run_dir)
-        except OSError:  # a volume that does not answer just now: nothing is known
+            events = runs.read_events(self.run_dir)
+        except OSError:
+            events = []
+        if not events:  # a volume that does not answer just now, or is not mounted: nothing is known
             return False
+        status = runs.status_of(events[-1])
         if (status.attempt, status.state) not in ((self.attempt, "starting"), (self.attempt, "running")):
             return True
         if now - self._beaten >= BEAT:

@@ -31,7 +31,7 @@ ALONE = {
         )
     ),
 }  # fmt: skip
-"""Files outside tests/trainer whose tests start no engine and claim no GPU."""
+"""Files outside tests/trainer whose tests start no engine, and see no GPU."""
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 

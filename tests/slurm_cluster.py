@@ -133,7 +133,7 @@ class Slurm:
 
     def kill(self, name: str) -> None:
         """End a node's daemon (`n1` or `n2`) as a crash would. What its jobs have started goes on. The controller would
-        notice by itself, within a minute."""
+        notice by itself, within five minutes."""
         process = self.processes.pop(name)
         process.send_signal(signal.SIGKILL)
         process.wait()

@@ -42,7 +42,12 @@ def submit(folder: Path, name: str, python_path: str) -> Path:
         f"--set=name={name}",
         "--fresh",
     ]
-    environment = {**os.environ, "PYTHONPATH": python_path, "DATA_DIR": str(folder / "data")}
+    environment = {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": python_path,
+        "DATA_DIR": str(folder / "data"),
+    }
     done = subprocess.run(
         [*command, "--runs", str(folder / "runs")], env=environment, cwd=REPOSITORY, capture_output=True, text=True
     )

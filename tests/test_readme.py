@@ -28,6 +28,7 @@ def test_the_commands_run_as_they_stand(tmp_path: Path) -> None:
     environment["DOCKER_HOST"] = (
         "unix:///nonexistent/docker.sock"  # what --engine auto finds must not depend on the host
     )
+    environment["CUDA_VISIBLE_DEVICES"] = ""
     for name in ("RUN_DIR", "DATA_DIR", "CACHE_DIR", "LAUNCHER_RUNS"):
         environment.pop(name, None)
     for language, words, block in BLOCKS:

@@ -32,7 +32,7 @@ def test_two_models_and_their_ensemble_learn_real_documents(shared: Path, tmp_pa
         "--data",
         str(shared / "documents"),
     ]
-    environment = {**os.environ, "LAUNCHER_RUNS": str(tmp_path / "runs")}
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "LAUNCHER_RUNS": str(tmp_path / "runs")}
     done = subprocess.run(command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     submission = runs.find_submission(tmp_path / "runs")

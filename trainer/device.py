@@ -40,11 +40,17 @@ def fabric(device: str, precision: str, devices: int = 1) -> Fabric:
     devices itself.
 
     Left to choose, it takes a job of Slurm for one of which Slurm starts each process, and waits for those for ever;
-    outside a job it warns of that wherever Slurm is installed.
+    outside a job it warns of that wherever Slurm is installed. Raises ConfigError where srun has started several.
     """
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
+    started = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if started != "1" and "LOCAL_RANK" not in os.environ:
+        raise ConfigError(
+            f"srun has started {started} processes of this one run, which starts those of its devices itself; say "
+            "srun --ntasks=1, and devices=N for several"
+        )
     return Fabric(
         accelerator={"cuda": "gpu"}.get(device, device),
         devices=devices,

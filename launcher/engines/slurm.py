@@ -5,7 +5,7 @@ puts down what Slurm alone knows: who was killed for want of memory or time, los
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,20 +33,22 @@ class SlurmEngine:
     def __init__(self) -> None:
         self.trouble: str | None = None
         self._boards: dict[Path, tuple[float, Board]] = {}
-        self._silent = (-FRESH, "")
-        """When Slurm last gave no answer, and why: who looks at a thousand runs waits for that once."""
+        self._silent = (0.0, "")
+        """Until when one who only looks does not ask Slurm again, which gave no answer, and its words: for as long as
+        it was waited for, so that a look at many runs does not wait for each."""
 
     def board(self, submission: Path, fresh: bool = False) -> Board:
         """The submission's jobs, asked for once for many looks. Raises SlurmError."""
         asked, board = self._boards.get(submission, (0.0, None))
         if board is None or fresh or time.monotonic() - asked > FRESH:
-            when, why = self._silent
-            if not fresh and time.monotonic() - when < FRESH:
+            began, (until, why) = time.monotonic(), self._silent
+            if not fresh and began < until:
                 raise slurm_calls.SlurmError(why)
             try:
                 board = slurm_board.load(submission.resolve())
             except slurm_calls.SlurmError as error:
-                self._silent = (time.monotonic(), str(error))
+                now = time.monotonic()
+                self._silent = (now + max(FRESH, now - began), str(error))
                 raise
             self._boards[submission] = (time.monotonic(), board)
         return board
@@ -63,10 +65,10 @@ class SlurmEngine:
         """See `Watcher.settle`."""
         return self.settled(run_dir).state not in runs.ENDED
 
-    def settled(self, run_dir: Path) -> Status:
-        """`settle`, and the run's status then."""
+    def settled(self, run_dir: Path, board: Board | None = None) -> Status:
+        """`settle`, and the run's status then. `board`: what Slurm has said, where it was asked already."""
         try:
-            board = self.board(run_dir.parent)
+            board = board or self.board(run_dir.parent)
         except RunError as error:
             self.trouble = str(error)
             return runs.read_status(run_dir)
@@ -123,20 +125,20 @@ class SlurmEngine:
         if key is not None:
             slurm_calls.cancel([str(key)])
 
-    def release(self, submission: Path, states: Mapping[str, Status] | None = None) -> None:
-        """Take out of Slurm's queue what waits there for runs that have ended; `launcher exec` would refuse it.
-        `states`: of all runs, where they are known."""
+    def release(self, submission: Path) -> None:
+        """Take out of Slurm's queue what waits there for runs that have ended; `launcher exec` would refuse it."""
         with suppress(RunError):  # no Slurm here
             board = self.board(submission, fresh=True)
-            known = states or {path.name: runs.read_status(path) for path in runs.list_runs(submission)}
-            slurm_calls.cancel(_needless(board, known))
+            slurm_calls.cancel(_needless(board, submission))
             self._boards.clear()
 
 
-def _needless(board: Board, states: Mapping[str, Status]) -> list[str]:
+def _needless(board: Board, submission: Path) -> list[str]:
+    """The journals are read after Slurm was asked: a run that was queued again meanwhile keeps its job."""
     found = []
-    for name, status in states.items():
-        key = board.key(name, status) if status.state in runs.ENDED else None
+    for run_dir in runs.list_runs(submission):
+        status = runs.read_status(run_dir)
+        key = board.key(run_dir.name, status) if status.state in runs.ENDED else None
         job = board.snapshot.find(key) if key else None
         if key is not None and job is not None and job.waits:
             found.append(str(key))

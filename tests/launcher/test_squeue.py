@@ -209,6 +209,7 @@ def test_the_former_attempt_sees_that_it_has_lost_the_run_and_can_write_no_more(
     journal.mkdir()
     assert not former.lost(look=True), "a volume that does not answer tells nothing"
     journal.rmdir()
+    assert not former.lost(look=True), "nor does one that is not mounted"
     aside.rename(journal)
     assert slurm_task.claim(run_dir, 1, Key(12, 1)) is None, "another job's"
     assert slurm_task.claim(run_dir, 1, Key(12, 0)) == 2
@@ -238,3 +239,39 @@ def test_a_controller_that_is_silent_is_waited_for_once_for_all_runs(
     command.chmod(0o755)
     assert [engine.settle(path) for path in runs.list_runs(directory)] == [True] * 3
     assert engine.trouble == "squeue: no answer" and (tmp_path / "calls").read_text() == "asked\n"
+
+
+def test_what_ends_or_is_queued_again_while_slurm_answers_is_judged_by_its_journal_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "s"
+    ended, again = directory / "001-a", directory / "002-b"
+    late = {ended: tmp_path / "ended", again: tmp_path / "again"}
+    for run_dir in late:
+        runs.create(run_dir, request())
+    for state in ("starting", "running", "lost"):
+        runs.append_event(again, state, engine="slurm", slurm="7_1")
+    before = {run_dir: (run_dir / "events.jsonl").read_text() for run_dir in late}
+    runs.append_event(ended, "cancelled")
+    runs.append_event(again, "queued", 2, engine="slurm", slurm="7_1")
+    for run_dir, text in before.items():
+        late[run_dir].write_text((run_dir / "events.jsonl").read_text().removeprefix(text))
+        (run_dir / "events.jsonl").write_text(text)
+    (directory / "slurm").mkdir()
+    slurm_board.write_batch(
+        directory, slurm_board.Batch("001", "runs", ["--array=0-1"], [("001-a", 1), ("002-b", 1)], job=7)
+    )
+    pending = {"job_id": 7, "array_job_id": 7, "array_task_string": "0-1", "job_state": "PENDING"}
+    (tmp_path / "jobs").write_text(json.dumps({"jobs": [pending]}))
+    answer = [f"cat {file} >> {run_dir}/events.jsonl" for run_dir, file in late.items()]
+    for name, lines in (
+        ("squeue", [*answer, f"cat {tmp_path}/jobs"]),
+        ("scancel", [f'echo "$@" >> {tmp_path}/cancelled']),
+    ):
+        (tmp_path / name).write_text("\n".join(["#!/bin/sh", *lines, ""]))
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    SlurmEngine().release(directory)
+    assert (tmp_path / "cancelled").read_text().split()[-1] == "7_0" and "7_1" not in (
+        tmp_path / "cancelled"
+    ).read_text()

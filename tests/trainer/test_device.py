@@ -103,3 +103,12 @@ def test_operators_that_fall_back_from_mps_are_named_once_each(capsys: pytest.Ca
         warnings.warn("something else", UserWarning, stacklevel=1)
     told = capsys.readouterr().out.splitlines()
     assert [line.split(":", 1)[1].split(" runs")[0].strip() for line in told] == ["aten::one", "aten::two.out"]
+
+
+def test_several_processes_of_srun_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would be a run of its own, in one folder."""
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    with pytest.raises(ConfigError, match=r"srun has started 2 processes.*srun --ntasks=1"):
+        device.fabric("cpu", "fp32")
+    monkeypatch.setenv("LOCAL_RANK", "0")  # torchrun, which knows what it does, or a process of a run's own
+    assert device.fabric("cpu", "fp32").device.type == "cpu"
