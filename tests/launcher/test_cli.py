@@ -92,6 +92,12 @@ def test_plan_shows_the_manuals_memory_beside_its_own_combinations() -> None:
     assert [run["manual_memory_gb"] for run in plan["runs"]] == [8, 10, 12, 12] and plan["parallel"] == 1
 
 
+def test_a_plan_for_a_cluster_that_is_described_needs_no_slurm_here() -> None:
+    words = ("model=resnet34", "--engine", "slurm", "--machine", "cuda-server")
+    done = launcher("plan", *words, PATH="/nonexistent")
+    assert done.returncode == 0 and "as jobs of Slurm" in done.stdout, done.stderr
+
+
 def test_plan_marks_what_does_not_fit_here() -> None:
     done = launcher("plan", "model=resnet34", "--set", "resources.gpus=8", "--machine", "cuda-server")
     assert done.returncode == 0 and "✗ cuda-server: 8 GPU asked for, 1 there" in done.stdout

@@ -9,6 +9,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,22 +50,9 @@ def kills(box: Lab, dockerd: Dockerd, image: str, count: int, seed: int) -> None
     box.plan = {"*": {"seconds": 0.3}}
     text, draw = job(box, image, RUNS, "max_parallel: 2\nresources: {cpus: 0.5}\n"), random.Random(seed)
     for number in range(count):
-        box.environment["LAUNCHER_RUNS"] = str(box.root / f"runs{number}")
-        killed_and_resumed(Again(box, number), text, draw.uniform(0.3, 4.0))
+        killed_and_resumed(replace(box, folder=f"runs{number}"), text, draw.uniform(0.3, 4.0))
     left = containers(dockerd, box)
     assert [each.name for each in left if each.status == "running"] == []
-
-
-class Again(Lab):
-    """The lab with a runs folder of its own for each turn."""
-
-    def __init__(self, lab: Lab, number: int) -> None:
-        super().__init__(lab.root, lab.plan, lab.environment, lab.processes)
-        self.number = number
-
-    @property
-    def runs(self) -> Path:
-        return self.root / f"runs{self.number}"
 
 
 def test_a_supervisor_killed_at_any_moment_loses_nothing(box: Lab, dockerd: Dockerd, image: str) -> None:
@@ -81,8 +69,8 @@ def test_native_runs_survive_a_supervisor_killed_at_any_moment(lab: Lab) -> None
     text, draw = lab.job(seeds(RUNS, "max_parallel: 2\n")), random.Random(7)
     for number in range(5):
         log = lab.root / f"journal{number}"
-        lab.environment |= {"LAUNCHER_RUNS": str(lab.root / f"runs{number}"), "FAKE_LOG": str(log)}
-        again = Again(lab, number)
+        lab.environment["FAKE_LOG"] = str(log)
+        again = replace(lab, folder=f"runs{number}")
         process = again.start("submit", text, again.machine())
         time.sleep(draw.uniform(0.3, 3.0))
         process.kill()
