@@ -298,10 +298,10 @@ PASSES = 4
 
 def _passes(pages: Pages, settings: DataConfig, workers: int, turn: int) -> float:
     """Seconds for `PASSES` epochs in one loader."""
-    torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    images = _opened(pages, settings)
-    loader = ours(images, pages, settings, range(turn * PASSES, (turn + 1) * PASSES), workers)
-    spent = _spent(lambda: loader)
-    images.close()
+    with one_thread():
+        images = _opened(pages, settings)
+        loader = ours(images, pages, settings, range(turn * PASSES, (turn + 1) * PASSES), workers)
+        spent = _spent(lambda: loader)
+        images.close()
     return spent

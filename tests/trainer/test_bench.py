@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from trainer import bench, bench_loading, cores
 from trainer.cli import main
@@ -17,7 +18,11 @@ def test_the_loader_s_half_of_the_bench(
     monkeypatch.setattr(bench_loading, "SOURCES", {"jpeg": (60, 80, 3), "scan": (900, 1200, 2)})
     monkeypatch.setattr(bench_loading, "PASSES", 1)
     monkeypatch.delenv("CACHE_DIR", raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
     assert main(["bench", "--quick", "--only", "loader", "--json", str(tmp_path / "made.json")]) == 0
+    assert torch.get_num_threads() == 2, "what loads has one thread; training, which is measured next, has all"
+    torch.set_num_threads(before)
     made = json.loads((tmp_path / "made.json").read_text())
     places = [(row["source"], row["size"], row["epoch"]) for row in made["loader"]]
     assert places == [(s, size, e) for s in ("jpeg", "scan") for size in (768, 384) for e in ("first", "later")]
