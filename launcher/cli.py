@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -284,14 +284,18 @@ def stop(name: str | None, runs_root: Path) -> None:
             directory = targets[0].parent
         touched = supervisor.stop(targets, execute.GRACE + 5)
         still = [path.name for path in targets if runs.read_status(path).state not in runs.ENDED]
-    click.echo(
-        f"{directory.name}: " + (f"stopped: {', '.join(touched)}" if touched else "nothing was running or queued")
-    )
+    click.echo(f"{directory.name}: " + (f"stopped: {_listed(touched)}" if touched else "nothing was running or queued"))
     if touched:
         at = directory.resolve()
         click.echo(f"go on with: launcher resume {at.name} --runs {_shown(at.parent)}")
     if still:
-        raise RefusedError(f"not ended yet: {', '.join(still)}", 1)
+        raise RefusedError(f"not ended yet: {_listed(still)}", 1)
+
+
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    """Names of runs, of many the first ones and how many more."""
+    more = f" … and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 @cli.command("collect")

@@ -214,4 +214,5 @@ def test_a_thousand_runs_of_one_shape_are_one_call_of_sbatch(cluster: Lab, slurm
     assert "nothing to repeat" in again.stdout and len(slurm_board.read_batches(directory)) == 2
     stopped = cluster.launcher("stop")
     assert stopped.returncode == 0 and set(cluster.states().values()) == {"cancelled"}
+    assert "0012-seed11 … and 988 more\n" in stopped.stdout
     wait_for(lambda: not slurm.busy(), "an empty queue")
