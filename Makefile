@@ -48,7 +48,7 @@ demo-docker: $(VENV)/.launcher ## the same in containers: builds the CPU image; 
 	$(BIN)/launcher submit jobs/quickstart.yaml --engine docker --data build/demo/documents --runs build/demo/docker-runs
 
 test: install ## what CI runs: every test but the slow ones
-	$(BIN)/python -m pytest -m "not slow" --numprocesses 3 --dist loadscope --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 test-full: install ## every test, the slow ones too; prints their figures
 	$(BIN)/python -m pytest -s
