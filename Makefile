@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet 
 SOURCES := launcher trainer tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-docker test test-full lint format bench memory-table clean
+.PHONY: help install demo demo-docker test test-full test-gpu lint format bench memory-table clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,11 +47,14 @@ demo-docker: $(VENV)/.launcher ## the same in containers: builds the CPU image; 
 		-v "$(CURDIR)/build/demo:/demo" document-classifier:cpu sample-data /demo/documents --classes 10 --per-class 24
 	$(BIN)/launcher submit jobs/quickstart.yaml --engine docker --data build/demo/documents --runs build/demo/docker-runs
 
-test: install ## what CI runs: every test but the slow ones
-	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadscope --no-loadscope-reorder
+test: install ## what CI runs: every test but the slow ones and those of a GPU
+	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 test-full: install ## every test, the slow ones too; prints their figures
 	$(BIN)/python -m pytest -s
+
+test-gpu: install ## what only an NVIDIA GPU can show, in a few minutes
+	$(BIN)/python -m pytest -s -m gpu
 
 lint: install ## formatting, lint and types
 	$(BIN)/ruff format --check $(SOURCES)

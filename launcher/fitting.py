@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from launcher import memory, teachers
 from launcher.machine import Machine
-from launcher.memory import CONTEXT, METAL_SHARE, Need
+from launcher.memory import CONTEXT, DRIVER, METAL_SHARE, Need
 from launcher.runs import Resources
 from launcher.sizes import GIB
 from trainer.config import Config
@@ -35,7 +35,7 @@ def budgets(machine: Machine, cap: int | None = None) -> dict[str, int]:
     known = {str(gpu.index): gpu.memory for gpu in machine.gpus}
     if not known and machine.mps:
         known = {"mps": int(machine.memory * METAL_SHARE)}
-    capped = None if cap is None else cap + CONTEXT  # the context is not the allocator's
+    capped = None if cap is None else cap + DRIVER  # the context is not the allocator's
     found = {device: [size for size in (there, capped) if size is not None] for device, there in known.items()}
     return {device: min(sizes) for device, sizes in found.items() if sizes}
 

@@ -138,9 +138,9 @@ def device_limit(request: RunRequest) -> int | None:
     """
     shares = request.share_gpu and request.resources.gpus > 0
     if shares and not request.resources.gpu_memory and request.predicted_memory:
-        from launcher.memory import CONTEXT
+        from launcher.memory import DRIVER
 
-        return max(1, request.predicted_memory - CONTEXT)  # the context is not the allocator's
+        return max(1, request.predicted_memory - DRIVER)  # the context is not the allocator's
     return request.resources.gpu_memory
 
 

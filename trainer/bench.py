@@ -51,11 +51,12 @@ def measure(quick: bool, parts: Sequence[str] = PARTS) -> dict[str, Any]:
         made["gains"] = bench_loading.gains(quick)
         made["scaling"] = bench_loading.scaling(quick)
     if "train" in parts:
-        from trainer import bench_training
+        from trainer import bench_steps, bench_training
 
         made["train"] = bench_training.measure(quick)
-        found = bench_training.where_time_goes()
-        made["step"] = [{**{key: value for key, value in found.items() if key != "shares"}, **found["shares"]}]
+        if torch.cuda.is_available():
+            made["compile"] = bench_training.compile_gains(quick)
+        made["step"] = bench_steps.steps(quick)
     return made
 
 
@@ -69,7 +70,8 @@ def as_text(made: dict[str, Any]) -> str:
         "loader": "images a second and core, to batches of the manual's augmentation",
         "gains": "what each step saves, at 768 px, milliseconds for an image",
         "scaling": "images a second, 498 × 538 JPEGs at 768 px, later epochs",
-        "train": "training on this CPU, images a second",
+        "train": "training, images a second",
+        "compile": "what torch.compile saves of forward and backward",
         "step": "where a training step's time goes",
     }
     for part, title in titles.items():

@@ -40,14 +40,14 @@ def model_for(
     if asked is False or (asked is None and not _may_repay(fabric)):
         return False, ""
     images = torch.zeros(micro_batch, 3, img_size, img_size, dtype=torch.uint8, device=fabric.device)
-    eager = _seconds(net, fabric, images) if asked is None else 0.0
+    eager = seconds(net, fabric, images) if asked is None else 0.0
     if asked is None and steps * eager * GAIN < COMPILE_SECONDS:
         return False, ""
     torch.compiler.set_stance("default")
     net.model.compile(dynamic=False)
     try:
         with _quiet():
-            compiled = _seconds(net, fabric, images, steps=_STEPS if asked is None else 0)
+            compiled = seconds(net, fabric, images, steps=_STEPS if asked is None else 0)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # dynamo, inductor, triton and C++ compilers each raise their own
@@ -66,7 +66,7 @@ def _may_repay(fabric: Fabric) -> bool:
     return fabric.device.type == "cuda" and fabric.world_size == 1 and any(c and shutil.which(c) for c in compilers)
 
 
-def _seconds(net: Normalized, fabric: Fabric, images: torch.Tensor, steps: int = _STEPS) -> float:
+def seconds(net: Normalized, fabric: Fabric, images: torch.Tensor, steps: int = _STEPS) -> float:
     """The mean time of a forward and backward pass, after one that does not count."""
     buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
     net.train()
@@ -77,7 +77,7 @@ def _seconds(net: Normalized, fabric: Fabric, images: torch.Tensor, steps: int =
                 logits = net(images)
             logits.sum().backward()
             if step in (0, steps):
-                _wait(images.device)
+                wait(images.device)
             if step == 0:
                 started = time.perf_counter()
         return (time.perf_counter() - started) / max(1, steps)
@@ -88,7 +88,8 @@ def _seconds(net: Normalized, fabric: Fabric, images: torch.Tensor, steps: int =
             parameter.grad = None
 
 
-def _wait(on: torch.device) -> None:
+def wait(on: torch.device) -> None:
+    """Until the device has done what it was told to."""
     if on.type == "cuda":
         torch.cuda.synchronize(on)
     elif on.type == "mps":

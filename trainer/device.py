@@ -98,14 +98,20 @@ def channels_last(asked: bool | None, device: str) -> bool:
     return asked if asked is not None else device != "mps"
 
 
-def allow_fast_kernels(device: str) -> None:
-    """On CUDA: TF32 where float32 is asked for, and for each shape of a convolution the algorithm that is measured to
-    be the fastest. Training has one shape, or one more for an epoch's last batch with training.drop_last=false, and
-    validation two: each is measured once. Which wins may change from run to run, and with it a result's last bits."""
+MANY_STEPS = 2000
+"""Forward and backward passes from which measuring every convolution repays: for efficientnet_b4 at 768 px it takes an
+H100 about a minute, and its steps take a quarter less time then; resnet34 has nothing from it. A rough figure."""
+
+
+def allow_fast_kernels(device: str, steps: int) -> None:
+    """On CUDA: TF32 where float32 is asked for; and in a run that has many `steps` to come, for each shape of a
+    convolution the algorithm that is measured to be the fastest. Training has one shape, or one more for an epoch's
+    last batch with training.drop_last=false, and validation two: each is measured once. Which wins may change from run
+    to run, and with it a result's last bits."""
     if device == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = steps >= MANY_STEPS
 
 
 def limit_memory(device: str) -> None:

@@ -212,7 +212,8 @@ def _step(job: Job, group: list[Any]) -> int:
             job.lap("backward")
     job.progress.loss_images += size
     if training.gradient_clip is not None:
-        job.fabric.clip_gradients(job.net, job.optimizer, max_norm=training.gradient_clip)
+        # What is not finite is fp16's scaler to skip, else validation's to tell; asking here would wait for the device.
+        job.fabric.clip_gradients(job.net, job.optimizer, max_norm=training.gradient_clip, error_if_nonfinite=False)
     lr = learning_rate(training, step, job.steps_per_epoch, job.total_steps)
     for parameters in job.optimizer.param_groups:
         parameters["lr"] = lr * parameters.get("lr_scale", 1.0)
@@ -232,9 +233,10 @@ def _inputs(job: Job, batch: Any, following: Any, mix: mixing.Mix | None) -> tup
     wanted = losses.wanted(batch[1].to(on, non_blocking=True), classes, smoothing)
     if mix is None:
         return images, wanted
-    next_image, next_target = following[0][:1].to(on), losses.wanted(following[1][:1].to(on), classes, smoothing)
+    next_image, next_target = (part[:1].to(on, non_blocking=True) for part in following[:2])
+    partner = losses.wanted(next_target, classes, smoothing)
     images = mixing.images(mix, images, torch.cat([images[1:], next_image]))
-    return images, mix.share * wanted + (1 - mix.share) * torch.cat([wanted[1:], next_target])
+    return images, mix.share * wanted + (1 - mix.share) * torch.cat([wanted[1:], partner])
 
 
 def _loss(job: Job, images: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

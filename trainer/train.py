@@ -106,7 +106,6 @@ def train(config: Config, run_dir: Path, stop: Stop, lap: Callable[[str], None] 
     cores.limit_threads()
     device.limit_memory(chosen)
     device.name_fallbacks(chosen)
-    device.allow_fast_kernels(chosen)
     with device.memory_errors(config):
         inputs = Inputs(table, split, fingerprint, images, train_view, val_view)
         job = _prepare(config, run_dir, inputs, fabric, chosen, precision, stop, state)
@@ -173,22 +172,15 @@ def _prepare(
 
     channels_last = device.channels_last(training.channels_last, chosen)
     teachers = distill.load(training.teachers, table.class_names, fabric.device, channels_last)
-    torch.manual_seed(config.seed)
-    mean, std = model.mean_std(config.model.name)
-    bare = model.create(config.model, len(table.class_names), config.data.img_size, load_weights=state is None)
-    if training.grad_checkpointing:
-        model.checkpoint_gradients(bare, config.model.name)
-    net = model.Normalized(bare, mean, std, channels_last)
-    optimizer = model.make_optimizer(training, net, precision)
     if state is not None:
-        _restore(net, optimizer, state, table, split)
+        _check_resumable(state, table, split)
+    net, optimizer = learner(config, len(table.class_names), fabric.device, precision, channels_last, state)
     total = total_steps(config, steps_per_epoch)
     progress = Progress(**state["progress"]) if state is not None else Progress()
     left = (total - progress.step) * (training.batch_size // micro)
+    device.allow_fast_kernels(chosen, left)
     asked = False if training.grad_checkpointing else training.compile
-    compiled, note = compiling.model_for(
-        asked, net.to(fabric.device), fabric, micro // world, config.data.img_size, left
-    )
+    compiled, note = compiling.model_for(asked, net, fabric, micro // world, config.data.img_size, left)
     wrapped, wrapped_optimizer = fabric.setup(net, optimizer)
     scaler = getattr(fabric.strategy.precision, "scaler", None)
     if state is not None and scaler is not None and state.get("scaler"):
@@ -298,13 +290,39 @@ def _loader(
     )
 
 
-def _restore(
-    net: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], table: data.Table, split: data.Split
-) -> None:
+def learner(
+    config: Config,
+    classes: int,
+    on: torch.device,
+    precision: str,
+    channels_last: bool,
+    state: dict[str, Any] | None = None,
+) -> tuple[model.Normalized, torch.optim.Optimizer]:
+    """The network and its optimiser on the device `on`: as new, or with what last.ckpt holds.
+
+    The network goes there first: an optimiser takes its state to where the weights lie when it is read, and no later.
+    Raises ConfigError where the checkpoint is of another model.
+    """
+    torch.manual_seed(config.seed)
+    mean, std = model.mean_std(config.model.name)
+    bare = model.create(config.model, classes, config.data.img_size, load_weights=state is None)
+    if config.training.grad_checkpointing:
+        model.checkpoint_gradients(bare, config.model.name)
+    net = model.Normalized(bare, mean, std, channels_last).to(on)
+    optimizer = model.make_optimizer(config.training, net, precision)
+    if state is not None:
+        _restore(net, optimizer, state)
+    return net, optimizer
+
+
+def _check_resumable(state: dict[str, Any], table: data.Table, split: data.Split) -> None:
     if state["class_names"] != table.class_names or state["split_fingerprint"] != split.fingerprint:
         raise ConfigError(
             "resume: the checkpoint was made on other data or another split; resume with the data it began on"
         )
+
+
+def _restore(net: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     try:
         net.load_state_dict(state["model"])
         for old, new in zip(state["optimizer"]["param_groups"], optimizer.param_groups, strict=False):

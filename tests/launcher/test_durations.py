@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from launcher import durations, runs
-from launcher.memory import CONTEXT
+from launcher.memory import CONTEXT, DRIVER
 from launcher.runs import Resources, RunRequest, Status
 
 
@@ -61,7 +61,7 @@ def test_a_run_that_shares_is_held_to_what_it_was_packed_by() -> None:
     for made, need, limit in (
         (request(resources=gpu), None, None),
         (request(resources=gpu, predicted_memory=foreseen), foreseen, None),
-        (request(resources=gpu, predicted_memory=foreseen, share_gpu=True), foreseen, 7),
+        (request(resources=gpu, predicted_memory=foreseen, share_gpu=True), foreseen, CONTEXT - DRIVER + 7),
         (request(resources=capped, predicted_memory=foreseen, share_gpu=True), 5, 5),
         (request(resources=capped, predicted_memory=foreseen), 5, 5),
         (request(resources=gpu, share_gpu=True), None, None),

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.trainer.test_resume import assert_same
-from trainer import bench_training, checkpoint, compiling, config, device, model
+from trainer import bench_steps, bench_training, checkpoint, compiling, config, device, model
 from trainer.errors import ConfigError
 
 Train = Callable[..., int]
@@ -140,16 +140,18 @@ def test_fast_kernels_are_allowed_on_cuda_alone(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     for where in ("cpu", "mps"):
-        device.allow_fast_kernels(where)
+        device.allow_fast_kernels(where, 10**6)
     assert not set_to and not torch.backends.cudnn.benchmark
-    device.allow_fast_kernels("cuda")
+    device.allow_fast_kernels("cuda", 10**6)
     assert set_to == ["high"] and torch.backends.cudnn.benchmark and torch.backends.cudnn.allow_tf32
+    device.allow_fast_kernels("cuda", 100)
+    assert not torch.backends.cudnn.benchmark, "a short run does not wait for its convolutions to be measured"
 
 
 def test_the_bench_trains_with_the_trainers_own_step_and_with_timms() -> None:
     row = bench_training._compare("resnet34", 32, 2, rounds=1)
     assert list(row) == [
-        "model", "size", "batch", "precision", "images_per_s", "timm", "ratio", "timm_defaults", "ratio_defaults"
+        "device", "model", "size", "batch", "precision", "images_per_s", "timm", "ratio", "timm_defaults", "ratio_defaults"
     ]  # fmt: skip
     assert row["images_per_s"] / row["timm"] == pytest.approx(row["ratio"], rel=0.01)
     assert row["images_per_s"] / row["timm_defaults"] == pytest.approx(row["ratio_defaults"], rel=0.01)
@@ -164,11 +166,11 @@ def test_every_step_of_a_comparison_has_its_turns_and_begins_some() -> None:
 def test_shares_are_of_whole_steps_and_validation_is_none() -> None:
     step = [("data", 1.0), ("transfer", 0.5), ("forward", 2.0), ("backward", 4.0), ("optimizer", 1.5), ("rest", 1.0)]
     spans = [("data", 99.0), *step[1:], ("validation", 50.0), *step, ("validation", 7.0), *step, ("data", 30.0)]
-    assert bench_training.shares(spans, skip=1) == {part: seconds / 10 for part, seconds in step}
+    assert bench_steps.shares(spans, skip=1) == {part: seconds / 10 for part, seconds in step}
 
 
 def test_where_time_goes_is_told_of_a_real_run() -> None:
-    found = bench_training.where_time_goes("resnet34", 32, 4, steps=4, workers=0, on="cpu")
+    found = bench_steps.where_time_goes("resnet34", 32, 4, steps=4, workers=0, on="cpu")
     assert sum(found["shares"].values()) == pytest.approx(1, abs=1e-3)
     assert all(found["shares"][part] > 0 for part in ("data", "forward", "backward", "optimizer"))
     assert found["gpu_waits"] is None and found["seconds"] > 0

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from tests.trainer.conftest import TINY
-from trainer import checkpoint
+from trainer import checkpoint, config, train
 
 Train = Callable[..., int]
 
@@ -118,3 +119,17 @@ def test_ten_kills_at_random_steps_change_no_bit(tmp_path: Path, train: Train, d
         train_until(step, parts, documents)
     assert train(parts, *WORDS, "resume=auto") == 0
     assert_same(left(whole), left(parts))
+
+
+def test_what_a_run_goes_on_with_lies_where_it_trains() -> None:
+    """The meta device stands for a GPU: an optimiser's state follows its weights when it is read, and no later."""
+    settings = config.compose(["model.name=test_resnet", "model.pretrained=false", "data.img_size=64"])
+    net, optimizer = train.learner(settings, 3, torch.device("cpu"), "fp32", True)
+    net(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).sum().backward()
+    optimizer.step()
+    state = {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # weights that are not there take no values
+        net, optimizer = train.learner(settings, 3, torch.device("meta"), "fp32", True, state)
+    kept = [value for values in optimizer.state.values() for value in values.values()]
+    assert kept and {tensor.device.type for tensor in (*net.parameters(), *net.buffers(), *kept)} == {"meta"}

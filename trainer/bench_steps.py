@@ -1,0 +1,184 @@
+"""Where the time of a run's steps goes, and what the halves of the bench share."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer import cores, device
+from trainer.config import compose
+from trainer.errors import DeviceMemoryError
+from trainer.sample_data import write_sample_data
+from trainer.stop import Stop
+from trainer.train import train
+
+Row = dict[str, Any]
+SIZE = 224
+"""Pixels of a step on the CPU."""
+GPU_SETUPS = (
+    ("resnet34", 768, 32), ("efficientnet_b4", 768, 16), ("resnet50", 768, 32),
+    ("convnext_base", 768, 16), ("swin_base_384", 384, 32), ("deit_base_384", 384, 32),
+)  # fmt: skip
+"""The manual's models (the trainer's names) with its pixels and images a step on a GPU; halved until they fit."""
+QUICK = ("resnet34", "efficientnet_b4")
+PARTS = ("data", "transfer", "forward", "backward", "optimizer", "rest")
+"""Of a step, in order: waiting for the loader; bytes to the device and mixing; model and loss; gradients; the update
+with clipping; averages of the weights, progress and checkpoints."""
+
+
+@contextlib.contextmanager
+def fast_kernels(on: str) -> Iterator[None]:
+    """As a run has them, and afterwards as it was."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    device.allow_fast_kernels(on, device.MANY_STEPS)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before[1:]
+
+
+def fitting(measured: Callable[[int], Row], batch: int) -> Row:
+    """Of `batch` images, or of half as many, and so on, where the device's memory has no room for them."""
+    while True:
+        try:
+            return measured(batch)
+        except (torch.OutOfMemoryError, DeviceMemoryError):
+            if batch == 1:
+                raise
+            batch //= 2
+        finally:
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def environment(name: str, value: str) -> Iterator[None]:
+    """The variable with this value, and afterwards as it was."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+@dataclass
+class _Clock:
+    """Keeps when each part of each step was over. On CUDA by events in its stream: what the device does, and not what
+    it has been told to do."""
+
+    on: str
+
+    def __post_init__(self) -> None:
+        self.marks: list[tuple[str, Any]] = []
+
+    def lap(self, part: str) -> None:
+        if self.on == "cuda":
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            event.record()
+            self.marks.append((part, event))
+            return
+        if self.on == "mps":
+            torch.mps.synchronize()
+        self.marks.append((part, time.perf_counter()))
+
+    def spans(self) -> list[tuple[str, float]]:
+        """Seconds of each part that was passed, in order."""
+        if self.on == "cuda":
+            torch.cuda.synchronize()
+        pairs = zip(self.marks, self.marks[1:], strict=False)
+        if self.on == "cuda":
+            return [(part, before.elapsed_time(mark) / 1000) for (_, before), (part, mark) in pairs]
+        return [(part, mark - before) for (_, before), (part, mark) in pairs]
+
+
+def shares(spans: Iterable[tuple[str, float]], skip: int = 2) -> dict[str, float]:
+    """The share of each of PARTS in the time of all steps but the first `skip`; validation is no part of a step."""
+    steps: list[dict[str, float]] = [{}]
+    for part, seconds in spans:
+        if part in PARTS:
+            steps[-1][part] = steps[-1].get(part, 0.0) + seconds
+        if part == "rest":
+            steps.append({})
+    whole = [step for step in steps if len(step) == len(PARTS)][skip:]
+    total = sum(sum(step.values()) for step in whole) or 1.0
+    return {part: round(sum(step[part] for step in whole) / total, 4) for part in PARTS}
+
+
+def where_time_goes(
+    name: str = "resnet34",
+    size: int = SIZE,
+    batch: int = 8,
+    steps: int = 12,
+    workers: int | None = 1,
+    on: str = "auto",
+    epochs: int = 4,
+) -> dict[str, Any]:
+    """A real run of `steps` steps over drawn documents, which `epochs` epochs are enough for: {model, size, batch,
+    workers, device, seconds (of a step), shares, gpu_waits}. `shares` are those of PARTS, and add up to 1. `workers`:
+    None for as many as the trainer starts by itself.
+
+    `gpu_waits`, None but on CUDA, is the share of time in which the device has nothing to do because no batch is there:
+    from the end of a step in its stream to the moment when the next batch comes. Gaps between kernels are not in it.
+    Not verified on a GPU.
+    """
+    chosen = device.choose(on)
+    clock = _Clock(chosen)
+    per_class = max(10, -(-batch * steps * 5 // (16 * (epochs - 1))))  # of 4 classes; a fifth of them validates
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stdout(io.StringIO()),
+        environment("CACHE_DIR", folder),
+        fast_kernels(chosen),
+    ):
+        root = Path(folder)
+        write_sample_data(root / "data", 4, per_class, 1)
+        words = [
+            f"model={name}", f"data.img_size={size}", f"data.root={root / 'data'}", "model.pretrained=false",
+            f"training.batch_size={batch}", f"training.num_workers={'null' if workers is None else workers}",
+            f"training.max_steps={steps}", f"training.epochs={epochs}", "training.validate_per_epoch=1",
+            "training.patience=0", "data.val_corruption=none", "training.monitor=val_f1", f"device={chosen}",
+            "devices=1",
+        ]  # fmt: skip
+        config = compose(words)
+        train(config, root / "run", Stop(), clock.lap)
+    spans = clock.spans()
+    found = shares(spans)
+    return {
+        "model": name,
+        "size": size,
+        "batch": batch,
+        "workers": cores.workers(workers, chosen),
+        "device": chosen,
+        "seconds": round(sum(seconds for part, seconds in spans if part in PARTS) / steps, 4),
+        "shares": found,
+        "gpu_waits": found["data"] if chosen == "cuda" else None,
+    }
+
+
+def steps(quick: bool = False) -> list[Row]:
+    """Rows of `where_time_goes`, its shares beside the rest: of the GPU where there is one, else of the CPU."""
+    if torch.cuda.is_available():
+        found = [
+            fitting(lambda n, m=name, s=size: where_time_goes(m, s, n, 60, None, "cuda", epochs=6), batch)  # type: ignore[misc]
+            for name, size, batch in GPU_SETUPS
+            if not quick or name in QUICK
+        ]
+    else:
+        found = [where_time_goes()]
+    return [{**{key: value for key, value in row.items() if key != "shares"}, **row["shares"]} for row in found]
