@@ -152,7 +152,7 @@ def remarks(job: Job, each: Sequence[Planned], machine: Machine, native: bool = 
     if any(p.fit and p.fit.words for p in each):
         lines.append("training.micro_batch was chosen to fit the devices' memory; the effective batch stays")
     if any(p.request.predicted_memory for p in each):
-        lines.append(f"needs: foreseen, with {show_size(CONTEXT)} for the device's context; not verified on a GPU")
+        lines.append(f"needs: foreseen, with {show_size(CONTEXT)} for the device's context and workspaces")
     lines += [f"note: {note}" for note in dict.fromkeys(note for p in each if p.fit for note in p.fit.notes)]
     if counts := folds.counts([p.request for p in each]):
         several = "folds" if len(set(counts.values())) > 1 else f"{next(iter(counts.values()))} folds"
