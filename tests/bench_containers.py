@@ -148,7 +148,7 @@ def main() -> None:
         medians = measure(dockerd)
         starts = measure_starts(dockerd)
     finally:
-        dockerd.stop()
+        dockerd.close()
     print(f"{COUNT} containers that do nothing, {PARALLEL} at once; medians of {ROUNDS} turns on {platform.machine()}")
     for name, seconds in medians.items():
         ratio = "" if name == "launcher" else f"   launcher / this: {medians['launcher'] / seconds:.2f}"

@@ -21,6 +21,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of two tests at once would wait for each other
 ALONE = {
+    "tests/test_containers.py",
     "tests/test_out_of_memory.py",
     "tests/test_readme.py",
     "tests/test_real_documents.py",
@@ -31,7 +32,7 @@ ALONE = {
         )
     ),
 }  # fmt: skip
-"""Files outside tests/trainer whose tests start no engine, and see no GPU."""
+"""Files outside tests/trainer whose tests start no engine, or one of their own, and see no GPU that others see."""
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -76,7 +77,7 @@ def dockerd() -> Generator[Dockerd, None, None]:
     engine = Dockerd()
     engine.start()
     yield engine
-    engine.stop()
+    engine.close()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ from typing import Any
 import docker
 
 REPOSITORY = Path(__file__).parents[1]
-FOLDER = REPOSITORY / "build" / "test-engine"
+BUILD = REPOSITORY / "build"
 BASE = "document-classifier-base:bookworm"
 HOOK = "nvidia-container-runtime-hook"
 
@@ -22,15 +23,18 @@ def missing() -> str | None:
     """What this machine lacks for an engine of the tests' own."""
     if os.getuid() != 0:
         return "root is needed to start a Docker engine"
-    absent = [tool for tool in ("dockerd", "mmdebstrap") if shutil.which(tool) is None]
-    return f"not installed: {', '.join(absent)} (apt-get install docker.io mmdebstrap)" if absent else None
+    absent = [tool for tool in ("dockerd", "mmdebstrap", "ip") if shutil.which(tool) is None]
+    return f"not installed: {', '.join(absent)} (apt-get install docker.io mmdebstrap iproute2)" if absent else None
 
 
 class Dockerd:
-    """A dockerd with folders and a socket of its own. What it built stays in build/ for the next time."""
+    """A dockerd with folders, a socket and a bridge of its own, so that two of them (`number` 0 and 1) get on. What it
+    built stays in build/ for the next time."""
 
-    def __init__(self) -> None:
-        self.socket = FOLDER / "docker.sock"
+    def __init__(self, number: int = 0) -> None:
+        self.folder = BUILD / f"test-engine-{number}"
+        self.bridge, self.address = f"test-engine-{number}", f"172.{28 + number}.0.1/16"
+        self.socket = self.folder / "docker.sock"
         self.host = f"unix://{self.socket}"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -48,21 +52,32 @@ class Dockerd:
         for _ in range(3):
             if self._started():
                 return
-        raise RuntimeError((FOLDER / "dockerd.log").read_text()[-3000:])
+        raise RuntimeError((self.folder / "dockerd.log").read_text()[-3000:])
+
+    def _connect(self) -> None:
+        """The bridge, as new: what a former engine left may be of another address."""
+        subprocess.run(["ip", "link", "delete", self.bridge], capture_output=True)
+        add = ["ip", "link", "add", self.bridge, "type", "bridge"]
+        address = ["ip", "address", "add", self.address, "dev", self.bridge]
+        for command in (add, address, ["ip", "link", "set", self.bridge, "up"]):
+            subprocess.run(command, check=True, capture_output=True)
 
     def _started(self) -> bool:
         """A former one that was killed leaves files that must not matter."""
-        hooks = FOLDER / "hooks"
+        if self.process is None:
+            self._connect()
+        hooks = self.folder / "hooks"
         hooks.mkdir(parents=True, exist_ok=True)
         hook = hooks / HOOK
         hook.write_text("#!/bin/sh\ncat >/dev/null\n")  # takes the container's description, does nothing
         hook.chmod(0o755)
-        for stale in (FOLDER / "docker.pid", FOLDER / "exec" / "containerd" / "containerd.pid", self.socket):
+        for stale in (self.folder / "docker.pid", self.folder / "exec" / "containerd" / "containerd.pid", self.socket):
             stale.unlink(missing_ok=True)
-        command = ["dockerd", "--host", self.host, "--data-root", str(FOLDER / "data")]
-        command += ["--exec-root", str(FOLDER / "exec"), "--pidfile", str(FOLDER / "docker.pid")]
+        command = ["dockerd", "--host", self.host, "--data-root", str(self.folder / "data")]
+        command += ["--bridge", self.bridge]
+        command += ["--exec-root", str(self.folder / "exec"), "--pidfile", str(self.folder / "docker.pid")]
         environment = {**os.environ, "PATH": f"{hooks}:{os.environ['PATH']}"}
-        with (FOLDER / "dockerd.log").open("ab") as log:
+        with (self.folder / "dockerd.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
@@ -91,6 +106,11 @@ class Dockerd:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
 
+    def close(self) -> None:
+        """`stop` it for good."""
+        self.stop()
+        subprocess.run(["ip", "link", "delete", self.bridge], capture_output=True)
+
     def kill(self) -> None:
         """End dockerd and its containerd as a power cut would, but for what runs in containers."""
         assert self.process is not None
@@ -101,9 +121,19 @@ class Dockerd:
         return subprocess.run(command, env=self.environment, capture_output=True, text=True, cwd=REPOSITORY, **more)
 
     def base(self) -> str:
-        """The base image, made by the recipe that the README names."""
-        if not self.client().images.list(name=BASE):
-            done = self.run("bash", "images/make-base.sh", BASE)
+        """The base image, made by the recipe that the README names; the second engine to ask has a copy."""
+        if self.client().images.list(name=BASE):
+            return BASE
+        kept = BUILD / "test-base.tar"
+        with (BUILD / "test-base.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if kept.exists():
+                done = self.run("docker", "load", "--input", str(kept))
+            else:
+                done = self.run("bash", "images/make-base.sh", BASE)
+                if done.returncode == 0:
+                    done = self.run("docker", "save", "--output", f"{kept}.part", BASE)
+                    Path(f"{kept}.part").rename(kept)
             assert done.returncode == 0, done.stdout + done.stderr
         return BASE
 
@@ -119,7 +149,7 @@ class Dockerd:
     def fake(self) -> str:
         """A small image whose entry point is the fake trainer."""
         source = REPOSITORY / "tests" / "launcher" / "fake" / "fake_trainer.py"
-        context = FOLDER / "fake"
+        context = self.folder / "fake"
         context.mkdir(exist_ok=True)
         shutil.copy(source, context)
         text = f"FROM {self.base()}\nCOPY fake_trainer.py /\n"

@@ -8,16 +8,29 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from launcher import images, runs
-from tests.docker_engine import BASE, REPOSITORY, Dockerd
+from tests.docker_engine import BASE, REPOSITORY, Dockerd, missing
 from tests.test_readme import README
 
 SMALL = ["data.img_size=64", "training.epochs=2", "training.patience=0", "model.pretrained=false"]
+
+
+@pytest.fixture(scope="module")
+def dockerd() -> Iterator[Dockerd]:
+    """An engine of their own, so that they run beside the tests of the launcher."""
+    lacking = missing()
+    if lacking:
+        pytest.skip(lacking)
+    engine = Dockerd(1)
+    engine.start()
+    yield engine
+    engine.close()
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +92,11 @@ def test_a_container_trains_what_a_process_trains(dockerd: Dockerd, cpu: str, sh
 
 
 def test_runs_on_gpus_get_the_cuda_image(dockerd: Dockerd, cuda: str, documents: Path, tmp_path: Path) -> None:
-    (tmp_path / "machine.yaml").write_text("{gpus: 2, cpus: 2, memory: 16g}")
-    words = ["submit", "model.name=resnet10t", "seed=1,2,3,4", *SMALL, "--machine", "machine.yaml"]
+    (tmp_path / "machine.yaml").write_text("{gpus: 8, cpus: 2, memory: 16g}")
+    words = ["submit", "model.name=resnet10t", "seed=1,2,3,4", *SMALL, "--machine", "machine.yaml", "--gpus", "6,7"]
     words += ["--engine", "docker", "--data", str(documents), "--runs", "runs", "--set", "resources.cpus=1"]
-    missing = launch(dockerd, *words, cwd=tmp_path)  # the stub runtime has no device to give
-    assert missing.returncode == 1 and "device=cuda: not there on this machine" in missing.stdout
+    refused = launch(dockerd, *words, cwd=tmp_path)  # the stub runtime has no device to give
+    assert refused.returncode == 1 and "device=cuda: not there on this machine" in refused.stdout
     words.append("device=cpu")
     done = launch(dockerd, *words, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -93,8 +106,8 @@ def test_runs_on_gpus_get_the_cuda_image(dockerd: Dockerd, cuda: str, documents:
         running, ended = runs.read_events(path)[-2:]
         (device,) = running["devices"]
         spans.append((device, running["time"], ended["time"]))
-    assert sorted(device for device, _, _ in spans) == ["0", "0", "1", "1"]
-    for device in ("0", "1"):
+    assert sorted(device for device, _, _ in spans) == ["6", "6", "7", "7"]
+    for device in ("6", "7"):
         first, second = sorted(span[1:] for span in spans if span[0] == device)
         assert first[1] <= second[0]
 
