@@ -54,7 +54,7 @@ test-full: install ## every test, the slow ones too; prints their figures
 	$(BIN)/python -m pytest -s
 
 test-gpu: install ## what only an NVIDIA GPU can show, in a few minutes
-	$(BIN)/python -m pytest -s -m gpu
+	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} $(BIN)/python -m pytest -s -m gpu
 
 lint: install ## formatting, lint and types
 	$(BIN)/ruff format --check $(SOURCES)

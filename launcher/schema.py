@@ -81,7 +81,7 @@ class ResourcesSpec(_Strict):
     share_gpu: Annotated[bool, Field(strict=True)] = Field(
         False,
         description="pack several runs of the job on one GPU, as far as gpu_memory (auto: the predicted need) allows; "
-        "each allocator is capped at it. A run of unknown need has its GPU to itself",
+        "each allocator is capped at its part. A run of unknown need has its GPU to itself",
     )
     memory: Memory = Field("auto", description="host memory; container engines enforce it. auto: no limit")
     cpus: Annotated[float, Field(gt=0, le=4096)] | Literal["auto"] = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import signal
@@ -33,7 +34,8 @@ class Dockerd:
 
     def __init__(self, number: int = 0) -> None:
         self.folder = BUILD / f"test-engine-{number}"
-        self.bridge, self.address = f"test-engine-{number}", f"172.{28 + number}.0.1/16"
+        own = hashlib.sha256(str(self.folder).encode()).digest()  # another checkout's are others
+        self.bridge, self.address = f"dt-{own.hex()[:8]}", f"10.213.{own[0]}.1/24"
         self.socket = self.folder / "docker.sock"
         self.host = f"unix://{self.socket}"
         self.process: subprocess.Popen[bytes] | None = None
@@ -124,15 +126,17 @@ class Dockerd:
         """The base image, made by the recipe that the README names; the second engine to ask has a copy."""
         if self.client().images.list(name=BASE):
             return BASE
-        kept = BUILD / "test-base.tar"
+        recipe = hashlib.sha256((REPOSITORY / "images" / "make-base.sh").read_bytes()).hexdigest()
+        kept = BUILD / f"test-base-{recipe[:12]}.tar"
         with (BUILD / "test-base.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if kept.exists():
                 done = self.run("docker", "load", "--input", str(kept))
             else:
                 done = self.run("bash", "images/make-base.sh", BASE)
+                assert done.returncode == 0, done.stdout + done.stderr
+                done = self.run("docker", "save", "--output", f"{kept}.part", BASE)
                 if done.returncode == 0:
-                    done = self.run("docker", "save", "--output", f"{kept}.part", BASE)
                     Path(f"{kept}.part").rename(kept)
             assert done.returncode == 0, done.stdout + done.stderr
         return BASE

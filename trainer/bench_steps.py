@@ -6,9 +6,10 @@ import contextlib
 import gc
 import io
 import os
+import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 
 from trainer import cores, device
 from trainer.config import compose
-from trainer.errors import DeviceMemoryError
+from trainer.errors import DeviceMemoryError, StoppedError
 from trainer.sample_data import write_sample_data
 from trainer.stop import Stop
 from trainer.train import train
@@ -107,39 +108,60 @@ class _Clock:
         return [(part, mark - before) for (_, before), (part, mark) in pairs]
 
 
-def shares(spans: Iterable[tuple[str, float]], skip: int = 2) -> dict[str, float]:
-    """The share of each of PARTS in the time of all steps but the first `skip`; validation is no part of a step."""
-    steps: list[dict[str, float]] = [{}]
+def whole_steps(spans: Iterable[tuple[str, float]]) -> list[dict[str, float]]:
+    """Seconds of each of PARTS in each step, but for those of the first epoch, which fills caches, and the first of
+    each epoch, which finds no batch ready: the epochs here are short. Validation is no part of a step."""
+    steps: list[dict[str, float]] = []
+    epoch, before, step = 0, "", dict[str, float]()
+    fresh = True
     for part, seconds in spans:
+        if part == before == "validation":  # one ends an epoch, one begins the next
+            epoch, fresh = epoch + 1, True
+        before = part
         if part in PARTS:
-            steps[-1][part] = steps[-1].get(part, 0.0) + seconds
+            step[part] = step.get(part, 0.0) + seconds
         if part == "rest":
-            steps.append({})
-    whole = [step for step in steps if len(step) == len(PARTS)][skip:]
-    total = sum(sum(step.values()) for step in whole) or 1.0
-    return {part: round(sum(step[part] for step in whole) / total, 4) for part in PARTS}
+            if epoch and not fresh:
+                steps.append(step)
+            step, fresh = {}, False
+    return steps
+
+
+def shares(steps: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The share of each of PARTS in the time of `steps`."""
+    total = sum(sum(step.values()) for step in steps) or 1.0
+    return {part: round(sum(step.get(part, 0.0) for step in steps) / total, 4) for part in PARTS}
 
 
 def where_time_goes(
     name: str = "resnet34",
     size: int = SIZE,
     batch: int = 8,
-    steps: int = 12,
     workers: int | None = 1,
     on: str = "auto",
+    steps: int = 4,
     epochs: int = 4,
 ) -> dict[str, Any]:
-    """A real run of `steps` steps over drawn documents, which `epochs` epochs are enough for: {model, size, batch,
-    workers, device, seconds (of a step), shares, gpu_waits}. `shares` are those of PARTS, and add up to 1. `workers`:
-    None for as many as the trainer starts by itself.
+    """A real run over drawn documents, which is stopped after `epochs` epochs of at least `steps` steps: {model, size,
+    batch, workers, device, seconds (of a step), shares, gpu_waits}. `shares` are those of PARTS, and add up to 1.
+    `workers`: None for as many as the trainer starts by itself.
 
     `gpu_waits`, None but on CUDA, is the share of time in which the device has nothing to do because no batch is there:
     from the end of a step in its stream to the moment when the next batch comes. Gaps between kernels are not in it.
     Not verified on a GPU.
     """
     chosen = device.choose(on)
-    clock = _Clock(chosen)
-    per_class = max(10, -(-batch * steps * 5 // (16 * (epochs - 1))))  # of 4 classes; a fifth of them validates
+    clock, stop = _Clock(chosen), Stop()
+    per_class = max(10, -(-batch * steps * 5 // 16) + 1)  # of 4 classes; a fifth of them validates
+    passed, before = 0, ""
+
+    def lap(part: str) -> None:
+        nonlocal passed, before
+        passed += part == before == "validation"  # one ends an epoch, one begins the next
+        before = part
+        stop.requested |= passed >= epochs
+        clock.lap(part)
+
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.redirect_stdout(io.StringIO()),
@@ -151,21 +173,24 @@ def where_time_goes(
         words = [
             f"model={name}", f"data.img_size={size}", f"data.root={root / 'data'}", "model.pretrained=false",
             f"training.batch_size={batch}", f"training.num_workers={'null' if workers is None else workers}",
-            f"training.max_steps={steps}", f"training.epochs={epochs}", "training.validate_per_epoch=1",
-            "training.patience=0", "data.val_corruption=none", "training.monitor=val_f1", f"device={chosen}",
+            f"training.epochs={device.MANY_STEPS}", "training.validate_per_epoch=1", "training.patience=0",
+            "training.compile=false", "data.val_corruption=none", "training.monitor=val_f1", f"device={chosen}",
             "devices=1",
         ]  # fmt: skip
-        config = compose(words)
-        train(config, root / "run", Stop(), clock.lap)
-    spans = clock.spans()
-    found = shares(spans)
+        try:
+            train(compose(words), root / "run", stop, lap)
+        except StoppedError:
+            if passed < epochs:
+                raise
+    counted = whole_steps(clock.spans())
+    found = shares(counted)
     return {
         "model": name,
         "size": size,
         "batch": batch,
         "workers": cores.workers(workers, chosen),
         "device": chosen,
-        "seconds": round(sum(seconds for part, seconds in spans if part in PARTS) / steps, 4),
+        "seconds": round(statistics.mean(sum(step.values()) for step in counted), 4),
         "shares": found,
         "gpu_waits": found["data"] if chosen == "cuda" else None,
     }
@@ -175,7 +200,7 @@ def steps(quick: bool = False) -> list[Row]:
     """Rows of `where_time_goes`, its shares beside the rest: of the GPU where there is one, else of the CPU."""
     if torch.cuda.is_available():
         found = [
-            fitting(lambda n, m=name, s=size: where_time_goes(m, s, n, 60, None, "cuda", epochs=6), batch)  # type: ignore[misc]
+            fitting(lambda n, m=name, s=size: where_time_goes(m, s, n, None, "cuda", steps=12, epochs=6), batch)  # type: ignore[misc]
             for name, size, batch in GPU_SETUPS
             if not quick or name in QUICK
         ]

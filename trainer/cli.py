@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.metadata
 import json
 import os
+import platform
 import re
 import signal
 import sys
@@ -54,9 +56,6 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
-    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the variable's older name
-        # Segments that grow lose little to fragments. CUDA's allocator alone reads it.
-        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     warnings.filterwarnings("ignore", module=r"(lightning_fabric|torch|timm|pydantic)\b.*")
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -142,6 +141,22 @@ def _environment() -> None:
     from dotenv import load_dotenv
 
     load_dotenv(Path.cwd() / ".env")
+    _let_segments_grow()
+
+
+def _let_segments_grow() -> None:
+    """Below a cap of its memory have CUDA's allocator lose little to fragments, unless somebody has set it otherwise:
+    it is read when torch first uses a GPU. Not on WSL, which lacks what it needs."""
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    if not os.environ.get("DEVICE_MEMORY_LIMIT") or any(name in os.environ for name in names):
+        return
+    if "microsoft" in platform.release().lower():
+        return
+    try:
+        version = [int(part) for part in importlib.metadata.version("torch").split(".")[:2]]
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return
+    os.environ[names[version < [2, 11]]] = "expandable_segments:True"  # the older name before 2.11
 
 
 def _train(arguments: list[str]) -> int:

@@ -21,9 +21,9 @@ from torch import nn
 from trainer.model import Normalized
 
 COMPILE_SECONDS = 120.0
-"""What compiling one of the manual's models takes, roughly. Not verified: no GPU was at hand."""
+"""What compiling one of the manual's models takes, roughly. Not measured on a GPU."""
 GAIN = 0.15
-"""The share of a step that compiling is taken to save on a GPU. Not verified either."""
+"""The share of a step that compiling is taken to save on a GPU. Not measured either."""
 _STEPS = 5
 
 
@@ -49,7 +49,11 @@ def model_for(
         with _quiet():
             compiled = seconds(net, fabric, images, steps=_STEPS if asked is None else 0)
     except torch.OutOfMemoryError:
-        raise
+        if asked:
+            raise
+        _revert(net)
+        torch.cuda.empty_cache()
+        return False, "the model trains eagerly: compiled, it needs more memory than there is"
     except Exception as error:  # dynamo, inductor, triton and C++ compilers each raise their own
         _revert(net)
         return False, f"the model is not compiled, and trains eagerly: {_reason(error)}"

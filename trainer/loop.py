@@ -274,10 +274,7 @@ def _validate(job: Job) -> None:
                 _stop(job)
     made = _gather(job, torch.cat(parts) if parts else torch.empty(0, len(job.table.class_names)))
     if not all(bool(torch.isfinite(p).all()) for p in (made.clean, made.corrupted) if p is not None):
-        raise TrainerError(
-            f"the loss has become infinite or not a number by step {progress.step}; lower training.lr "
-            f"(now {job.config.training.lr:g}), or say training.precision=fp32"
-        )
+        raise _diverged(job)
     figures = metrics.validation(made.clean, made.corrupted, made.targets)
     score = metrics.score(figures, monitor)
     best = progress.best_score is None or score > progress.best_score
@@ -345,7 +342,16 @@ def _stop_asked(job: Job) -> bool:
     return bool(job.fabric.strategy.reduce_boolean_decision(job.stop.requested, all=False))
 
 
+def _diverged(job: Job) -> TrainerError:
+    return TrainerError(
+        f"the loss has become infinite or not a number by step {job.progress.step}; lower training.lr "
+        f"(now {job.config.training.lr:g}), or say training.precision=fp32"
+    )
+
+
 def _stop(job: Job) -> None:
+    if not all(bool(torch.isfinite(weights).all()) for weights in job.normalized.parameters()):
+        raise _diverged(job)  # the last.ckpt of the last validation stays
     keep.save_last(job)
     raise StoppedError(
         f"stopped in epoch {job.progress.epoch + 1} after step {job.progress.step}; "

@@ -328,5 +328,7 @@ def _restore(net: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, 
         for old, new in zip(state["optimizer"]["param_groups"], optimizer.param_groups, strict=False):
             old["fused"] = new["fused"]  # another device or precision may have another optimiser
         optimizer.load_state_dict(state["optimizer"])
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError, KeyError) as error:
         raise ConfigError(f"resume: the checkpoint is of another model: {' '.join(str(error).split())[:200]}") from None

@@ -280,9 +280,10 @@ def _line(**more: int) -> dict[str, int]:
 
 
 @pytest.fixture
-def trainer(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+def trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
     """Counts the traces that are asked for, and answers them."""
     monkeypatch.undo()
+    monkeypatch.setenv("CACHE_DIR", str(tmp_path / "traces"))
     asked: list[list[str]] = []
 
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:

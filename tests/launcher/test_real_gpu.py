@@ -22,8 +22,8 @@ pytestmark = [
 JOB = """name: shared
 matrix: {seed: [0, 1]}
 overrides: {model.name: resnet10t, model.pretrained: false, data.img_size: 128, training.batch_size: 8,
-            training.epochs: 60, training.patience: 0, training.num_workers: 2}
-resources: {gpus: 1, cpus: 3, share_gpu: true}
+            training.epochs: 60, training.patience: 0, training.num_workers: 1}
+resources: {gpus: 1, cpus: 1, share_gpu: true}
 after:
   - {name: vote, step: ensemble, from: {top: 2}, args: {method: soft_voting}}
   - {name: submission, step: predict, needs: [vote]}

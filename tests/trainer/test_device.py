@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
+import platform
 import warnings
 
 import pytest
 import torch
 
-from trainer import config, device
+from trainer import cli, config, device
 from trainer.errors import ConfigError, DeviceMemoryError
 
 
@@ -112,3 +115,30 @@ def test_several_processes_of_srun_are_refused(monkeypatch: pytest.MonkeyPatch) 
         device.fabric("cpu", "fp32")
     monkeypatch.setenv("LOCAL_RANK", "0")  # torchrun, which knows what it does, or a process of a run's own
     assert device.fabric("cpu", "fp32").device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("torch_version", "release", "given", "set_to"),
+    [
+        ("2.14.1", "6.1.0", {}, {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}),
+        ("2.7.0", "6.1.0", {}, {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}),
+        ("2.14.1", "5.15.0-microsoft-standard-WSL2", {}, {}),
+        ("2.14.1", "6.1.0", {"PYTORCH_ALLOC_CONF": "expandable_segments:False"}, {}),
+        ("2.14.1", "6.1.0", {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, {}),
+    ],
+)
+def test_below_a_cap_segments_grow_unless_somebody_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, torch_version: str, release: str, given: dict[str, str], set_to: dict[str, str]
+) -> None:
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    for name in names:
+        monkeypatch.setenv(name, given.get(name, ""))  # so that it is as before afterwards
+        if name not in given:
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: torch_version)
+    monkeypatch.setattr(platform, "release", lambda: release)
+    cli._let_segments_grow()
+    assert {name: os.environ[name] for name in names if name in os.environ} == given, "no cap: as torch has it"
+    monkeypatch.setenv("DEVICE_MEMORY_LIMIT", str(2**30))
+    cli._let_segments_grow()
+    assert {name: os.environ[name] for name in names if name in os.environ} == given | set_to

@@ -122,7 +122,7 @@ mine = [
     for process in pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(index))
     if process.pid == os.getpid()
 ]
-context = sum(mine) - torch.cuda.memory_reserved() if mine and all(mine) else 0
+context = sum(mine) - torch.cuda.memory_reserved() if mine and all(mine) else None
 figures = {"tensors": torch.cuda.max_memory_allocated(), "allocator": torch.cuda.max_memory_reserved()}
 print(json.dumps({"code": code, "context": context, **figures, "seconds": round(spent, 1)}))
 """
@@ -167,13 +167,14 @@ def test_memory_foreseen_is_what_steps_take(
     ]
     free = measured(tmp_path / "free", many, None, *words)
     capped = measured(tmp_path / "capped", many, foreseen + CONTEXT - DRIVER, *words)
-    columns = (foreseen, free["tensors"], free["allocator"], free["context"], capped["allocator"])
+    context = capped["context"] or DRIVER  # where the driver does not know this process by its number
+    columns = (foreseen, free["tensors"], free["allocator"], context, capped["allocator"])
     told = f"{name} {size} px {micro} {precision}: foreseen, tensors, allocator, context, capped allocator (GiB): "
     told += " ".join(f"{value / GIB:.2f}" for value in columns) + f" {free} {capped}"
     print(told)
     assert free["code"] == capped["code"] == EXIT_OK, told
     assert abs(foreseen / free["tensors"] - 1) <= 0.1, told
-    assert capped["allocator"] + capped["context"] <= foreseen + CONTEXT, told
+    assert capped["allocator"] + context <= foreseen + CONTEXT, told
 
 
 def test_predictions_are_those_of_a_cpu(tmp_path: Path, train: Train, documents: Path, monkeypatch: Any) -> None:
@@ -198,17 +199,18 @@ def test_a_compiled_run_trains_and_its_checkpoint_is_an_eager_one_s(tmp_path: Pa
 
 def test_a_gpu_waits_where_nobody_loads_beside_it() -> None:
     """Waiting is told where one process does all, and parts of steps are of the device's own time."""
-    found = {workers: bench_steps.where_time_goes("resnet34", 224, 16, 40, workers, "cuda") for workers in (0, 4)}
+    found = {w: bench_steps.where_time_goes("resnet34", 224, 16, w, "cuda", steps=10, epochs=4) for w in (0, 4)}
     print(json.dumps(found, indent=1))
-    assert found[0]["gpu_waits"] > 0.3
+    assert found[0]["gpu_waits"] > 0.3 and found[4]["gpu_waits"] < found[0]["gpu_waits"]
     for row in found.values():
         assert sum(row["shares"].values()) == pytest.approx(1, abs=1e-3)
 
 
 def test_no_part_of_a_step_waits_for_the_device() -> None:
     """Only then does the CPU prepare the next step while the device is at this one."""
-    for words in ([], ["training.gradient_clip=1", "training.ema_decay=0.99"]):
-        step = bench_training.trainer_step("resnet34", 64, 8, *words, on="cuda")
+    precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"  # fp16's scaler asks
+    for words in ([], ["training.gradient_clip=1"], ["training.mixup=0.2", "training.mix_probability=1"]):
+        step = bench_training.trainer_step("resnet34", 64, 8, f"training.precision={precision}", *words, on="cuda")
         for _ in range(3):
             step()
         torch.cuda.set_sync_debug_mode("error")

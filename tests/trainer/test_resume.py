@@ -17,7 +17,9 @@ import pytest
 import torch
 
 from tests.trainer.conftest import TINY
-from trainer import checkpoint, config, train
+from trainer import checkpoint, config, device, loop, train
+from trainer.errors import DeviceMemoryError, TrainerError
+from trainer.stop import Stop
 
 Train = Callable[..., int]
 
@@ -133,3 +135,35 @@ def test_what_a_run_goes_on_with_lies_where_it_trains() -> None:
         net, optimizer = train.learner(settings, 3, torch.device("meta"), "fp32", True, state)
     kept = [value for values in optimizer.state.values() for value in values.values()]
     assert kept and {tensor.device.type for tensor in (*net.parameters(), *net.buffers(), *kept)} == {"meta"}
+
+
+def test_full_memory_while_a_checkpoint_is_read_is_no_fault_of_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config.compose(["model.name=test_resnet", "model.pretrained=false", "data.img_size=64"])
+    net, optimizer = train.learner(settings, 3, torch.device("cpu"), "fp32", True)
+    state = {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.optim.Optimizer, "load_state_dict", full)
+    with pytest.raises(DeviceMemoryError, match=r"training\.micro_batch=8"), device.memory_errors(settings):
+        train.learner(settings, 3, torch.device("cpu"), "fp32", True, state)
+
+
+def test_a_run_that_diverged_leaves_its_last_checkpoint_when_it_is_stopped(
+    tmp_path: Path, documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An infinite gradient, clipped, leaves weights that are not a number."""
+    words = [*TINY, f"data.root={documents}", "training.batch_size=4", "training.gradient_clip=1"]
+    stop, steps, loss = Stop(), 0, loop._loss
+    monkeypatch.setattr(loop, "_loss", lambda *inputs: loss(*inputs) * torch.inf)
+
+    def lap(part: str) -> None:
+        nonlocal steps
+        steps += part == "optimizer"
+        stop.requested = steps == 2
+
+    settings = config.compose(words)
+    with pytest.raises(TrainerError, match=r"infinite or not a number by step 2; lower training\.lr"):
+        train.train(settings, tmp_path / "run", stop, lap)
+    assert not (tmp_path / "run" / "last.ckpt").exists()
