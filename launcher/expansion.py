@@ -15,6 +15,7 @@ from launcher.sizes import show_size
 from launcher.spec import PRIORITY, Job
 from trainer import config as trainer_config
 from trainer.errors import ConfigError
+from trainer.schema import Config
 
 CPU_CORES = 4
 """Cores of a run that trains on the CPU, where the job does not say: beyond them a small model gains little."""
@@ -170,7 +171,7 @@ def _place(path: tuple[str | int, ...] | None, job: Job) -> str:
     return "the command line" if path is None else job.document.place(path)
 
 
-def _summary(composed: trainer_config.Config, words: Sequence[str]) -> dict[str, Any]:
+def _summary(composed: Config, words: Sequence[str]) -> dict[str, Any]:
     named = any(word.startswith("model.name=") for word in words)
     return {
         "model": composed.model.name if named else composed.choices["model"],

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainer import config, data, pixels, sample_data
 from trainer.augment import Augmentation, build
-from trainer.config import DataConfig
+from trainer.schema import DataConfig
 from trainer.stop import ignore_in_worker
 
 SOURCES = {"jpeg": (498, 538, 24), "scan": (2480, 3508, 12)}

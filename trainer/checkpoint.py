@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from trainer.config import Config, from_dict
+from trainer.config import from_dict
 from trainer.errors import ConfigError, TrainerError
 from trainer.files import replacing
+from trainer.schema import Config
 
 FORMAT = 1
 

@@ -211,7 +211,7 @@ def _add_root(parser: _Parser) -> None:
 def _known_root(given: Path | None) -> Path | None:
     """The data folder; None where none is named and there is no ./data. Raises DataError where it is missing."""
     from trainer import data
-    from trainer.config import DataConfig
+    from trainer.schema import DataConfig
 
     if given is None and not os.environ.get("DATA_DIR") and not Path("data").is_dir():
         return None
@@ -281,9 +281,9 @@ def _predict(arguments: list[str]) -> int:
     options = _parse(parser, arguments)
     _quiet()
     from trainer import data
-    from trainer.config import DataConfig
     from trainer.inference import Options
     from trainer.predict import predict
+    from trainer.schema import DataConfig
 
     how = Options(options.device, options.precision, options.batch_size, options.num_workers, options.tta)
     root = data.data_root(DataConfig(root=str(options.root) if options.root else None))

@@ -8,8 +8,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from trainer.config import CONF_DIR, GROUPS, Config, copied, first_line, keys
+from trainer.config import CONF_DIR, GROUPS, copied, first_line, keys
 from trainer.errors import ConfigError
+from trainer.schema import Config
 
 Value = tuple[str, str, Any]
 """An override as written, its dotted key, and its value by Hydra's grammar. The text decides the other two."""

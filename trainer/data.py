@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, default_collate
 
-from trainer.config import DataConfig
 from trainer.errors import DataError, nearest
 from trainer.files import write_text
 from trainer.image_files import SUFFIXES, find_image, unreadable
 from trainer.pixels import Images
+from trainer.schema import DataConfig
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trainer.config import Config
 from trainer.errors import ConfigError, DeviceMemoryError, TrainerError
+from trainer.schema import Config
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

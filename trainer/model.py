@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from trainer.config import ModelConfig, TrainingConfig
 from trainer.errors import ConfigError, nearest
+from trainer.schema import ModelConfig, TrainingConfig
 
 
 def check_name(name: str) -> None:

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from trainer import composition, config
-from trainer.config import Config, compose, to_dict
+from trainer.config import compose, to_dict
 from trainer.errors import ConfigError
+from trainer.schema import Config
 
 SCHEMA = config.keys()
 KEYS = [key for key in SCHEMA if not key.startswith("choices")]

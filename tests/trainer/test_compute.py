@@ -14,6 +14,7 @@ import torch
 from tests.trainer.test_resume import assert_same
 from trainer import bench_steps, bench_training, checkpoint, compiling, config, device, model
 from trainer.errors import ConfigError
+from trainer.schema import ModelConfig
 
 Train = Callable[..., int]
 SHORT = ["training.max_steps=2", "training.batch_size=8", "training.warmup_epochs=0"]
@@ -69,7 +70,7 @@ def test_checkpointed_gradients_change_nothing_but_memory(tmp_path: Path, train:
 
 def test_a_model_that_cannot_checkpoint_gradients_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"training\.grad_checkpointing=true: timm's vgg11 cannot do that"):
-        model.checkpoint_gradients(model.create(config.ModelConfig("vgg11"), 3, 32, load_weights=False), "vgg11")
+        model.checkpoint_gradients(model.create(ModelConfig("vgg11"), 3, 32, load_weights=False), "vgg11")
     with pytest.raises(ConfigError, match=r"training\.compile=true: not with training\.grad_checkpointing=true"):
         config.compose(["training.compile=true", "training.grad_checkpointing=true"])
 

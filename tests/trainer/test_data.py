@@ -12,8 +12,8 @@ from PIL import Image
 
 from tests.trainer.conftest import draw, write_documents
 from trainer import data, image_files, sampling
-from trainer.config import DataConfig
 from trainer.errors import DataError
+from trainer.schema import DataConfig
 
 
 def read(root: Path, **settings: object) -> data.Table:

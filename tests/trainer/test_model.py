@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from trainer import config, model
-from trainer.config import ModelConfig
 from trainer.errors import ConfigError
+from trainer.schema import ModelConfig
 
 
 def test_an_unknown_model_is_named_with_the_nearest() -> None:

@@ -19,6 +19,7 @@ from tests.trainer.conftest import write_documents
 from trainer import checkpoint, config, data, distill, losses, mixing, model, provenance, sampling
 from trainer.cli import main
 from trainer.errors import ConfigError
+from trainer.schema import DataConfig
 
 Train = Callable[..., int]
 
@@ -197,7 +198,7 @@ def test_a_checkout_whose_state_git_cannot_tell_is_not_called_clean(tmp_path: Pa
 def test_results_say_where_they_come_from(trained: list[Path], documents: Path, tmp_path: Path) -> None:
     made = json.loads((trained[0] / "metrics.json").read_text())
     kept = checkpoint.load(trained[0] / "best.ckpt").provenance
-    table = data.read_training(documents, config.DataConfig())
+    table = data.read_training(documents, DataConfig())
     assert made["data_fingerprint"] == kept["data_fingerprint"] == data.training_fingerprint(table)
     assert len(kept["git_sha"].partition("-")[0]) == 40 and made["git_sha"] == kept["git_sha"]
     order = np.random.default_rng(0).permutation(len(table))
