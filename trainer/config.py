@@ -87,7 +87,7 @@ def describe() -> list[tuple[str, str, str]]:
     docs: dict[str, str] = {}
     source = Path(schema.__file__).read_text(encoding="utf-8")
     prefixes = {"ModelConfig": "model.", "DataConfig": "data.", "TrainingConfig": "training.", "Config": ""}
-    for name, body in re.findall(r"^@dataclass\nclass (\w+):\n(.*?)(?=\n\n\n)", source, re.S | re.M):
+    for name, body in re.findall(r"^@dataclass\nclass (\w+):\n(.*?)(?=\n\n\n|\Z)", source, re.S | re.M):
         for key, doc in re.findall(r'^    (\w+): [^\n]*\n    """(.*?)"""', body, re.S | re.M):
             docs[prefixes[name] + key] = doc
     return [(key, kind, docs.get(key, "")) for key, kind in keys().items() if key != "choices"]
