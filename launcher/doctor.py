@@ -121,8 +121,15 @@ def _data(given: str | None) -> Check:
     mend = f"--data DIR or DATA_DIR; to try without data: python -m trainer sample-data {folder}"
     if not folder.is_dir():
         return Check("data", "note", f"{folder}: there is no such folder", mend)
-    if (folder / "train.csv").is_file() or any(path.is_dir() for path in folder.glob("train/*")):
-        return Check("data", "ok", str(folder))
+    try:
+        for place in (folder, *(folder / name for name in ("train", "test") if (folder / name).is_dir())):
+            next(os.scandir(place), None)
+        if (folder / "train.csv").is_file() or any(path.is_dir() for path in folder.glob("train/*")):
+            return Check("data", "ok", str(folder))
+    except OSError as error:
+        return Check(
+            "data", "missing", f"{error.filename}: cannot be read ({error.strerror})", "chmod -R u+rX, or --data DIR"
+        )
     return Check("data", "note", f"{folder}: neither train.csv nor train/<class>/ in it", mend)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,8 @@ def load(path: Path, mapped: bool = False) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged file raises whatever its bytes provoke
+        if not zipfile.is_zipfile(path):
+            raise ConfigError(f"{path}: not a checkpoint of this trainer; name a best.ckpt") from None
         reason = " ".join(str(error).split(". ")[0].split())[:200]
         raise ConfigError(f"{path}: not a checkpoint that can be loaded safely: {reason}") from None
     if not isinstance(content, dict) or "format" not in content or "class_names" not in content:

@@ -133,7 +133,9 @@ def run(job: Job) -> dict[str, Any]:
     job.stop.deferred = True
     marks = validation_marks(job.steps_per_epoch, training.validate_per_epoch)
     started = time.monotonic() - progress.seconds
-    while progress.epoch < training.epochs and progress.step < job.total_steps and not _out_of_patience(job):
+    while progress.epoch < training.epochs and not _out_of_patience(job):
+        if progress.step >= job.total_steps and not progress.step_in_epoch:
+            break  # else the last epoch has its steps, and was interrupted before its end: its validation may be due
         for images in _epoch(job, marks):
             progress.seconds = time.monotonic() - started
             job.reporter.step(progress.epoch, progress.step, images, device.memory_in_use(job.device))
@@ -166,7 +168,7 @@ def _epoch(job: Job, marks: set[int]) -> Iterator[int]:
         progress.epoch, progress.step_in_epoch * job.config.training.batch_size // job.fabric.world_size
     )
     validate_if_due()  # due already where a run was stopped between a step and its validation
-    if progress.step_in_epoch >= job.steps_per_epoch:
+    if progress.step_in_epoch >= job.steps_per_epoch or progress.step >= job.total_steps:
         return
     job.net.train()
     group: list[Any] = []

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +21,8 @@ import torch
 
 from tests.trainer.conftest import TINY
 from trainer import checkpoint, config, device, loop, train
-from trainer.errors import DeviceMemoryError, TrainerError
+from trainer.errors import DeviceMemoryError, StoppedError, TrainerError
+from trainer.progress import Reporter
 from trainer.stop import Stop
 
 Train = Callable[..., int]
@@ -167,3 +171,47 @@ def test_a_run_that_diverged_leaves_its_last_checkpoint_when_it_is_stopped(
     with pytest.raises(TrainerError, match=r"infinite or not a number by step 2; lower training\.lr"):
         train.train(settings, tmp_path / "run", stop, lap)
     assert not (tmp_path / "run" / "last.ckpt").exists()
+
+
+class LostError(Exception):
+    """The process is gone."""
+
+
+@pytest.mark.parametrize("words", [["training.epochs=2"], ["training.epochs=9", "training.max_steps=5"]])
+@pytest.mark.parametrize("at", ["before the validation", "in the validation", "after the validation"])
+def test_a_run_that_ended_within_its_last_validation_has_it_all_the_same(
+    tmp_path: Path, documents: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], at: str
+) -> None:
+    settings = config.compose([*TINY, f"data.root={documents}", "training.batch_size=8", *words])
+    train.train(settings, tmp_path / "whole", Stop())
+    whole = json.loads((tmp_path / "whole" / "metrics.json").read_text())
+    stop, steps, before = Stop(), 0, ""
+
+    def lap(part: str) -> None:
+        nonlocal steps, before
+        last = steps == whole["steps"] and part == "validation" and before == "rest"
+        steps += part == "optimizer"
+        before = part
+        if at == "before the validation" and steps == whole["steps"]:
+            stop.requested = True
+        if at == "after the validation" and last:
+            raise LostError
+
+    beat = Reporter.beat
+
+    def beating(self: Reporter, epoch: int, step: int, *more: Any, **named: Any) -> None:
+        beat(self, epoch, step, *more, **named)
+        if at == "in the validation" and step == whole["steps"]:
+            stop.requested = True
+
+    with monkeypatch.context() as patch, pytest.raises((StoppedError, LostError)):
+        patch.setattr(Reporter, "beat", beating)
+        train.train(settings, tmp_path / "run", stop, lap)
+    train.train(dataclasses.replace(settings, resume="auto"), tmp_path / "run", Stop())
+    made = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    for key in ("val_f1", "val_f1_corrupted", "best_epoch", "epochs", "steps"):
+        assert made[key] == whole[key], key
+    histories = [(tmp_path / name / "history.csv").read_text().splitlines() for name in ("whole", "run")]
+    assert [re.sub(r",[0-9.]+$", "", line) for line in histories[0]] == [
+        re.sub(r",[0-9.]+$", "", line) for line in histories[1]
+    ]
