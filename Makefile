@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 # The base of the images, where the public one cannot be had: make demo-docker BASE=document-classifier-base:bookworm
 BASE ?=
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet --no-compile --constraint images/constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet --constraint images/constraints.txt
 SOURCES := launcher trainer tests
 
 .DEFAULT_GOAL := help
