@@ -83,7 +83,7 @@ def load(path: Path, mapped: bool = False) -> Checkpoint:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged file raises whatever its bytes provoke
         if not zipfile.is_zipfile(path):
-            raise ConfigError(f"{path}: not a checkpoint of this trainer; name a best.ckpt") from None
+            raise ConfigError(f"{path}: no checkpoint, or a damaged one; name a best.ckpt") from None
         reason = " ".join(str(error).split(". ")[0].split())[:200]
         raise ConfigError(f"{path}: not a checkpoint that can be loaded safely: {reason}") from None
     if not isinstance(content, dict) or "format" not in content or "class_names" not in content:

@@ -188,7 +188,7 @@ def test_without_test_images_an_ensemble_still_has_its_validation(trained: list[
         (["predict", "checkpoint={first}", "data.root=nowhere"], 65, "nowhere"),
         (["predict", "checkpoint={first}", "batch_size=0"], 64, "not a whole number above 0"),
         (["predict", "checkpoint={last}"], 64, "last.ckpt is for resuming: name best.ckpt"),
-        (["predict", "checkpoint={csv}"], 64, "not a checkpoint of this trainer; name a best.ckpt"),
+        (["predict", "checkpoint={csv}"], 64, "no checkpoint, or a damaged one; name a best.ckpt"),
         (["ensemble", "--checkpoints", "{first}", "--method", "soft_votin"], 64, "did you mean 'soft_voting'?"),
         (["ensemble", "--checkpoints", "{first}", "--weights", "1", "2"], 64, "2 for 1 members"),
         (["ensemble", "--checkpoints", "{first}", "--weights", "-1"], 64, "none may be negative"),
