@@ -144,7 +144,8 @@ def test_followed_logs_end_with_the_run(lab: Lab, server: SshServer) -> None:
     assert process.stdout is not None and next(line for line in process.stdout if line == "working\n")
     assert process.poll() is None
     (lab.root / "go").touch()
-    assert process.communicate(timeout=60)[0] == "the last line\n" and process.returncode == 0
+    told = process.communicate(timeout=60)[0].splitlines()  # over ssh the heading, on stderr, may come at any time
+    assert "the last line" in told and len(told) <= 2 and process.returncode == 0
 
 
 def test_ctrl_c_ends_the_looking_alone(lab: Lab, server: SshServer) -> None:
