@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if os.environ.get("LAUNCHER_DEBUG"):
             raise
-        from trainer.errors import os_error
+        from trainer.base.errors import os_error
 
         if isinstance(error, OSError) and error.filename is not None:
             _end(f"error: {os_error(error)}", EXIT_FAILED)

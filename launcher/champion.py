@@ -10,7 +10,7 @@ from typing import Any
 
 from launcher import runs
 from launcher.standings import Figures, figures
-from trainer.files import replacing, write_json
+from trainer.base.files import replacing, write_json
 
 Row = dict[str, Any]
 KEPT = (

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from launcher import champion, runs, standings
 from launcher.champion import Row
 from launcher.standings import Figures, Result
-from trainer.files import write_text
+from trainer.base.files import write_text
 
 if TYPE_CHECKING:
     from launcher.predictions import Predicted

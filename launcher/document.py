@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from trainer.errors import nearest
+from trainer.base.errors import nearest
 
 Path_ = tuple[str | int, ...]
 COMMAND_LINE = "the command line"

@@ -32,7 +32,7 @@ from launcher.runs import (
     read_request,
     read_status,
 )
-from trainer.cgroup import oom_kills
+from trainer.base.cgroup import oom_kills
 
 GRACE = 30.0
 """Seconds between SIGTERM and SIGKILL: for the step under way and last.ckpt."""

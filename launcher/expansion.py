@@ -14,7 +14,7 @@ from launcher.runs import Resources, RunError, RunRequest
 from launcher.sizes import show_size
 from launcher.spec import PRIORITY, Job
 from trainer import config as trainer_config
-from trainer.errors import ConfigError
+from trainer.base.errors import ConfigError
 from trainer.schema import Config
 
 CPU_CORES = 4

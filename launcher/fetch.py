@@ -20,7 +20,7 @@ import click
 from launcher import remote
 from launcher.host_option import Host
 from launcher.runs import RunError
-from trainer.files import write_text
+from trainer.base.files import write_text
 
 PARTIAL = ".partial"
 """Folder beside a file of which only a part has come: nobody takes it for the whole."""

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from launcher import __version__
 from launcher.checkout import ROOT
 from launcher.containers import CONTENT, HOW, VARIANT, WEIGHTS, EngineError, explain
-from trainer import provenance
-from trainer.errors import nearest
+from trainer.base import provenance
+from trainer.base.errors import nearest
 
 if TYPE_CHECKING:
     from docker import DockerClient

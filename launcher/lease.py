@@ -23,7 +23,7 @@ from pathlib import Path
 
 from launcher import runs
 from launcher.runs import RunError
-from trainer.files import replacing
+from trainer.base.files import replacing
 
 BEAT = 5.0
 """Seconds between two heartbeats."""

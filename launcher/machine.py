@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.sizes import GIB, SizeError, parse_size
-from trainer.cgroup import cpu_limit, memory_limit
-from trainer.errors import nearest
+from trainer.base.cgroup import cpu_limit, memory_limit
+from trainer.base.errors import nearest
 
 
 class MachineError(Exception):

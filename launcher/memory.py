@@ -19,7 +19,7 @@ from typing import Any
 
 from launcher.sizes import GIB
 from trainer import __version__
-from trainer.files import write_json
+from trainer.base.files import write_json
 
 TABLE = Path(__file__).with_name("memory_table.csv")
 CONTEXT = GIB

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from launcher import runs
 from launcher.runs import RunRequest
-from trainer import provenance
-from trainer.files import write_json
+from trainer.base import provenance
+from trainer.base.files import write_json
 
 if TYPE_CHECKING:
     from launcher.images import Image

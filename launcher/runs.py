@@ -16,8 +16,8 @@ from typing import Any, Literal, get_args
 from launcher.locks import is_locked as is_locked
 from launcher.locks import lock_journal
 from launcher.locks import locked as locked
-from trainer.errors import nearest
-from trainer.files import write_json, write_text
+from trainer.base.errors import nearest
+from trainer.base.files import write_json, write_text
 
 State = Literal[
     "queued",

@@ -15,7 +15,7 @@ from typing import Literal
 
 from launcher import runs, slurm_calls, squeue
 from launcher.squeue import Key, Snapshot
-from trainer.files import write_json, write_text
+from trainer.base.files import write_json, write_text
 
 FOLDER = "slurm"
 Kind = Literal["runs", "after_runs", "after_steps"]

@@ -14,7 +14,7 @@ from launcher import folds
 from launcher.document import COMMAND_LINE, Document, JobError, assign, in_order, parse, read
 from launcher.schema import NAME, FromSpec, JobSpec, ResourcesSpec, RetrySpec, SlurmSpec, StepSpec
 from launcher.slurm_request import MANAGED
-from trainer.errors import nearest
+from trainer.base.errors import nearest
 
 METHODS = ("soft_voting", "hard_voting", "rank_averaging")
 WEIGHTS = ("equal", "optimised", "greedy")

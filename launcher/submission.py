@@ -19,8 +19,8 @@ from launcher.expansion import Planned
 from launcher.runs import RunError, RunRequest
 from launcher.spec import Job
 from launcher.supervisor import Rules
-from trainer import provenance
-from trainer.files import write_json
+from trainer.base import provenance
+from trainer.base.files import write_json
 
 BUILDING = ".new-"
 """How the name of a folder begins in which a submission is being made."""

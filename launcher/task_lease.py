@@ -19,7 +19,7 @@ from pathlib import Path
 
 from launcher import lease, runs
 from launcher.lease import Word
-from trainer.files import write_json
+from trainer.base.files import write_json
 
 FILE = "exec.json"
 LOOK = 2.0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher import gpus, runs
-from trainer import cgroup
+from trainer.base import cgroup
 
 if TYPE_CHECKING:
     import psutil

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from trainer import figures, gallery, report, subject
-from trainer.files import write_text
+from trainer.base.files import write_text
 from trainer.val_predictions import Validation
 
 SHOWN = 24

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer import merged
-from trainer.errors import ConfigError
+from trainer.base.errors import ConfigError
 from trainer.page import own
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from trainer import bench_loading, cores, provenance
+from trainer import bench_loading
+from trainer.base import cores, provenance
 
 PARTS = ("loader", "train")
 

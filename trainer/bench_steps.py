@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
-from trainer import cores, device
+from trainer import device
+from trainer.base import cores
+from trainer.base.errors import DeviceMemoryError, StoppedError
 from trainer.config import compose
-from trainer.errors import DeviceMemoryError, StoppedError
 from trainer.sample_data import write_sample_data
 from trainer.stop import Stop
 from trainer.train import train

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from trainer import data, duplicates, gallery, image_files, leaks
+from trainer.base.errors import DataError
+from trainer.base.files import write_json
 from trainer.duplicates import Look, Pair
-from trainer.errors import DataError
-from trainer.files import write_json
 from trainer.schema import DataConfig
 
 PICTURED, LISTED, KEPT = 24, 40, 1000

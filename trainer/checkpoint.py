@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from trainer.base.errors import ConfigError, TrainerError
+from trainer.base.files import replacing
 from trainer.config import from_dict
-from trainer.errors import ConfigError, TrainerError
-from trainer.files import replacing
 from trainer.schema import Config
 
 FORMAT = 1

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from trainer import __version__
-from trainer.errors import EXIT_FAILED, EXIT_OK, ConfigError, StoppedError, TrainerError, nearest, os_error
-from trainer.files import check_folder, resume_file
+from trainer.base.errors import EXIT_FAILED, EXIT_OK, ConfigError, StoppedError, TrainerError, nearest, os_error
+from trainer.base.files import check_folder, resume_file
 
 COMMANDS = (
     "train",

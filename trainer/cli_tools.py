@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from trainer.base.errors import EXIT_OK, ConfigError
+from trainer.base.files import check_folder
 from trainer.cli import _count, _Parser, _positive, _quiet
-from trainer.errors import EXIT_OK, ConfigError
-from trainer.files import check_folder
 
 
 def estimate(arguments: list[str]) -> int:
@@ -31,7 +31,7 @@ def estimate(arguments: list[str]) -> int:
         raise ConfigError(f"--table {options.table}: it is of all models and sizes; take the other words away")
     composed = config.compose(options.overrides, "estimate")
     from trainer import estimate as estimates
-    from trainer.files import write_text
+    from trainer.base.files import write_text
 
     if options.table:
         write_text(options.table, estimates.as_csv(list(estimates.table())))
@@ -61,7 +61,7 @@ def bench(arguments: list[str]) -> int:
         check_folder(options.json.absolute().parent)
     _quiet()
     from trainer import bench as benches
-    from trainer.files import write_json
+    from trainer.base.files import write_json
 
     made = benches.measure(options.quick, [options.only] if options.only else benches.PARTS)
     print(benches.as_text(made))

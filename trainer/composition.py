@@ -8,8 +8,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from trainer.base.errors import ConfigError
 from trainer.config import CONF_DIR, GROUPS, copied, first_line, keys
-from trainer.errors import ConfigError
 from trainer.schema import Config
 
 Value = tuple[str, str, Any]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import schema
-from trainer.errors import ConfigError, nearest
+from trainer.base.errors import ConfigError, nearest
 from trainer.schema import Config, DataConfig, ModelConfig, TrainingConfig
 
 CONF_DIR = Path(__file__).parent / "conf"

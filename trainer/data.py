@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, default_collate
 
-from trainer.errors import DataError, nearest
-from trainer.files import write_text
+from trainer.base.errors import DataError, nearest
+from trainer.base.files import write_text
 from trainer.image_files import SUFFIXES, find_image, unreadable
 from trainer.pixels import Images
 from trainer.schema import DataConfig

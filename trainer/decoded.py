@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer import cache_folder
-from trainer.files import UMASK, write_json
+from trainer.base.files import UMASK, write_json
 
 Image = NDArray[np.uint8]
 Shape = tuple[int, int]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trainer.errors import ConfigError, DeviceMemoryError, TrainerError
+from trainer.base.errors import ConfigError, DeviceMemoryError, TrainerError
 from trainer.schema import Config
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from trainer import checkpoint, ensemble, model
-from trainer.errors import ConfigError
+from trainer.base.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from trainer import device, distill, losses, model
+from trainer.base.errors import TrainerError
 from trainer.config import compose, option_names
-from trainer.errors import TrainerError
 from trainer.schema import Config
 
 CLASSES = 17

@@ -24,8 +24,8 @@ from torch import nn
 
 from trainer import checkpoint, image_files, model, model_card, sample_data
 from trainer.augment import Augmentation
-from trainer.errors import ConfigError, DataError, TrainerError, nearest
-from trainer.files import check_folder, settle, sha256, write_json, write_text
+from trainer.base.errors import ConfigError, DataError, TrainerError, nearest
+from trainer.base.files import check_folder, settle, sha256, write_json, write_text
 
 TOLERANCE = 1e-4
 """The most by which a probability may differ from the checkpoint's."""

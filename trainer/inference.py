@@ -13,8 +13,9 @@ from lightning_fabric import Fabric
 from rich.progress import track
 from torch.utils.data import DataLoader
 
-from trainer import calibration, cores, data, device, model, pixels, sampling, tta
+from trainer import calibration, data, device, model, pixels, sampling, tta
 from trainer.augment import Augmentation
+from trainer.base import cores
 from trainer.checkpoint import Checkpoint
 from trainer.stop import ignore_in_worker
 

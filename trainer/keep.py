@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from trainer import __version__, calibration, checkpoint, intervals, model
+from trainer.base.errors import ConfigError
+from trainer.base.files import replacing
 from trainer.config import to_dict
-from trainer.errors import ConfigError
-from trainer.files import replacing
 
 if TYPE_CHECKING:
     from trainer.loop import Job

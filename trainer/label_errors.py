@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.files import write_text
+from trainer.base.files import write_text
 
 PICTURED = 24
 WEAK = 0.4

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from trainer.base.errors import DataError, nearest
 from trainer.data import Split, Table
 from trainer.duplicates import TURNS, Pair
-from trainer.errors import DataError, nearest
 
 SHOWN = 20
 

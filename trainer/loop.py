@@ -23,8 +23,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from trainer import data, device, distill, intervals, keep, losses, metrics, mixing, model, sampling, validation
-from trainer.errors import StoppedError, TrainerError
-from trainer.files import write_json, write_text
+from trainer.base.errors import StoppedError, TrainerError
+from trainer.base.files import write_json, write_text
 from trainer.progress import Reporter, duration, rounded, validation_line
 from trainer.schema import Config, TrainingConfig
 from trainer.stop import Stop

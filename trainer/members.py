@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from trainer import checkpoint
+from trainer.base.errors import ConfigError
+from trainer.base.files import sha256
 from trainer.checkpoint import Checkpoint
-from trainer.errors import ConfigError
-from trainer.files import sha256
 from trainer.inference import tempered
 
 UNIMPORTANT = (

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from trainer.errors import ConfigError, nearest
+from trainer.base.errors import ConfigError, nearest
 from trainer.schema import ModelConfig, TrainingConfig
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from trainer import data, image_files, inference, members, predictions
-from trainer.errors import ConfigError, DataError
-from trainer.files import write_json
+from trainer.base.errors import ConfigError, DataError
+from trainer.base.files import write_json
 from trainer.inference import Options
 from trainer.members import Loaded
 from trainer.predictions import Origin, Predictions

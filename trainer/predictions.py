@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trainer import provenance
-from trainer.files import replacing, write_text
+from trainer.base import provenance
+from trainer.base.files import replacing, write_text
 
 KEPT = 200
 """Files in $CACHE_DIR/predictions; the newest stay."""

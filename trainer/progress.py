@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.files import write_json
+from trainer.base.files import write_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress

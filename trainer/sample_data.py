@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 
-from trainer.errors import ConfigError
+from trainer.base.errors import ConfigError
 
 MARKER = ".sample-data"
 Colour = tuple[int, int, int]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
-from trainer.errors import StoppedError
+from trainer.base.errors import StoppedError
 
 
 class Stop:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer import checkpoint, val_predictions
-from trainer.errors import ConfigError
-from trainer.files import sha256
+from trainer.base.errors import ConfigError
+from trainer.base.files import sha256
 from trainer.val_predictions import Validation
 
 

@@ -16,25 +16,13 @@ from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 from torch.utils.data import DataLoader
 
-from trainer import (
-    compiling,
-    cores,
-    data,
-    device,
-    distill,
-    duplicates,
-    keep,
-    leaks,
-    model,
-    pixels,
-    provenance,
-    sampling,
-)
+from trainer import compiling, data, device, distill, duplicates, keep, leaks, model, pixels, sampling
 from trainer.augment import Augmentation
+from trainer.base import cores, provenance
+from trainer.base.errors import ConfigError, DataError, StoppedError
+from trainer.base.files import check_folder, resume_file, write_text
 from trainer.config import to_dict, to_yaml
 from trainer.corruption import Corruption
-from trainer.errors import ConfigError, DataError, StoppedError
-from trainer.files import check_folder, resume_file, write_text
 from trainer.loop import Job, Progress, run, total_steps
 from trainer.pixels import Images, Limit
 from trainer.progress import Reporter

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn.functional import interpolate, pad
 
-from trainer.errors import ConfigError, nearest
+from trainer.base.errors import ConfigError, nearest
 
 View = Callable[[torch.Tensor], torch.Tensor]
 """uint8 (N, 3, S, S) → the same shape and type."""

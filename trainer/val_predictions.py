@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer import checkpoint
-from trainer.errors import ConfigError
+from trainer.base.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from trainer import intervals, voting
-from trainer.errors import ConfigError, nearest
+from trainer.base.errors import ConfigError, nearest
 
 SEARCHES = ("optimised", "greedy")
 NAMES = ("equal", *SEARCHES)

@@ -16,7 +16,7 @@ from launcher.engines import container as recipe
 from launcher.execute import last_error, verdict
 from launcher.gpus import Held
 from launcher.runs import RunRequest
-from trainer import cgroup
+from trainer.base import cgroup
 
 if TYPE_CHECKING:
     from docker import DockerClient

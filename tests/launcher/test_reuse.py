@@ -91,7 +91,7 @@ def test_a_reused_run_stays_as_it_was_when_its_source_goes_on(full: Lab) -> None
     first = full.submission() / "001-resnet34"
     full.launcher("submit", full.job(seeds(1)), full.machine())
     second = full.submission() / "001-resnet34"
-    from trainer.files import write_text
+    from trainer.base.files import write_text
 
     write_text(first / "best.ckpt", "another")
     assert (second / "best.ckpt").read_text() == "001-resnet34"

@@ -17,7 +17,7 @@ from launcher.runs import Resources, RunRequest
 from launcher.slurm_calls import Node, node
 from launcher.spec import from_overrides
 from launcher.squeue import Key
-from trainer.files import write_json
+from trainer.base.files import write_json
 
 SHAPES = sorted((Path(__file__).parent / "squeue").glob("*.json"))
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from trainer import config, data, sampling
 from trainer.augment import Augmentation
-from trainer.errors import ConfigError
+from trainer.base.errors import ConfigError
 from trainer.stop import ignore_in_worker
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from trainer import bench, bench_loading, cores
+from trainer import bench, bench_loading
+from trainer.base import cores
 from trainer.cli import main
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.conftest import TINY
-from trainer import errors, files
+from trainer.base import errors, files
 from trainer.cli import main
 
 

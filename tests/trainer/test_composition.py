@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from trainer import composition, config
+from trainer.base.errors import ConfigError
 from trainer.config import compose, to_dict
-from trainer.errors import ConfigError
 from trainer.schema import Config
 
 SCHEMA = config.keys()

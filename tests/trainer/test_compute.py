@@ -13,7 +13,7 @@ import torch
 
 from tests.trainer.test_resume import assert_same
 from trainer import bench_steps, bench_training, checkpoint, compiling, config, device, model
-from trainer.errors import ConfigError
+from trainer.base.errors import ConfigError
 from trainer.schema import ModelConfig
 
 Train = Callable[..., int]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from trainer import augment, config
-from trainer.errors import ConfigError
+from trainer.base.errors import ConfigError
 
 
 def fault(*overrides: str) -> str:

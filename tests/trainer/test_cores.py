@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from trainer import cgroup, cores
+from trainer.base import cgroup, cores
 
 
 @pytest.mark.parametrize(

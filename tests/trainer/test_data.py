@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.trainer.conftest import draw, write_documents
 from trainer import data, image_files, sampling
-from trainer.errors import DataError
+from trainer.base.errors import DataError
 from trainer.schema import DataConfig
 
 

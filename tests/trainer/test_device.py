@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from trainer import cli, config, device
-from trainer.errors import ConfigError, DeviceMemoryError
+from trainer.base.errors import ConfigError, DeviceMemoryError
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, gpus: int = 0, mps: bool = False) -> None:

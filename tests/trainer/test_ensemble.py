@@ -14,7 +14,8 @@ import torch
 from sklearn.metrics import f1_score
 
 from tests.trainer.conftest import TINY
-from trainer import calibration, checkpoint, ensemble, model, predictions, provenance, weights
+from trainer import calibration, checkpoint, ensemble, model, predictions, weights
+from trainer.base import provenance
 from trainer.cli import main
 
 KEYS = ("val_f1", "val_f1_corrupted", "val_f1_mean", "score", "monitor", "ece")

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from trainer import config, model
-from trainer.errors import ConfigError
+from trainer.base.errors import ConfigError
 from trainer.schema import ModelConfig
 
 

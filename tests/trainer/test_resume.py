@@ -21,7 +21,7 @@ import torch
 
 from tests.trainer.conftest import TINY
 from trainer import checkpoint, config, device, loop, train
-from trainer.errors import DeviceMemoryError, StoppedError, TrainerError
+from trainer.base.errors import DeviceMemoryError, StoppedError, TrainerError
 from trainer.progress import Reporter
 from trainer.stop import Stop
 

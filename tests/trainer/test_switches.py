@@ -16,9 +16,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tests.trainer.conftest import write_documents
-from trainer import checkpoint, config, data, distill, losses, mixing, model, provenance, sampling
+from trainer import checkpoint, config, data, distill, losses, mixing, model, sampling
+from trainer.base import provenance
+from trainer.base.errors import ConfigError
 from trainer.cli import main
-from trainer.errors import ConfigError
 from trainer.schema import DataConfig
 
 Train = Callable[..., int]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from trainer import cgroup
+from trainer.base import cgroup
 
 MOST_WORKERS = 16
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import ConfigError
+from trainer.base.errors import ConfigError
 
 UMASK = os.umask(0)  # it can be read only by setting it, which threads must not do at once
 os.umask(UMASK)
