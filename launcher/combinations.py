@@ -10,7 +10,7 @@ from launcher.fitting import budgets
 from launcher.machine import Gpu, Machine, MachineError
 from launcher.memory import CONTEXT
 from launcher.sizes import GIB, SizeError, parse_size, show_size
-from trainer import config as trainer_config
+from trainer.config import check as trainer_config
 
 if TYPE_CHECKING:
     from rich.table import Table

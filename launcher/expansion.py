@@ -13,9 +13,9 @@ from launcher.machine import Machine
 from launcher.runs import Resources, RunError, RunRequest
 from launcher.sizes import show_size
 from launcher.spec import PRIORITY, Job
-from trainer import config as trainer_config
 from trainer.base.errors import ConfigError
-from trainer.schema import Config
+from trainer.config import check as trainer_config
+from trainer.config.schema import Config
 
 CPU_CORES = 4
 """Cores of a run that trains on the CPU, where the job does not say: beyond them a small model gains little."""

@@ -10,7 +10,7 @@ from launcher.machine import Machine
 from launcher.memory import CONTEXT, DRIVER, METAL_SHARE, Need
 from launcher.runs import Resources
 from launcher.sizes import GIB
-from trainer.schema import Config
+from trainer.config.schema import Config
 
 
 @dataclass(frozen=True)

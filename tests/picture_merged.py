@@ -15,7 +15,7 @@ from PIL import Image
 
 from trainer import sample_data
 from trainer.augment import Augmentation
-from trainer.config import compose
+from trainer.config.check import compose
 
 SIDE, SHOWN = 768, 256
 

@@ -22,9 +22,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from trainer import config, data, pixels, sample_data
+from trainer import data, pixels, sample_data
 from trainer.augment import Augmentation, build
-from trainer.schema import DataConfig
+from trainer.config import check
+from trainer.config.schema import DataConfig
 from trainer.stop import ignore_in_worker
 
 SOURCES = {"jpeg": (498, 538, 24), "scan": (2480, 3508, 12)}
@@ -170,7 +171,7 @@ def _later(turn: int) -> range:
 
 
 def _compare(pages: Pages, source: str, size: int, cache: Path, rounds: int) -> list[dict[str, Any]]:
-    settings = config.compose([f"data.img_size={size}"]).data
+    settings = check.compose([f"data.img_size={size}"]).data
     plain = Plain(pages, settings)
     reference: Iterable[Any] = DataLoader(plain, batch_size=BATCH)
     theirs = timm_loader(pages, size)
@@ -219,7 +220,7 @@ def gains(quick: bool) -> list[dict[str, Any]]:
     """What each step of the way saves, at 768 px: milliseconds for an image on one core, all ways taking turns over the
     same draws."""
     cv2.setNumThreads(0)
-    settings = config.compose(["data.img_size=768"]).data
+    settings = check.compose(["data.img_size=768"]).data
     limit = pixels.Limit.of(settings.train_transforms)
     assert limit is not None
     rows = []
@@ -281,7 +282,7 @@ def one_thread() -> Iterator[None]:
 def scaling(quick: bool) -> list[dict[str, Any]]:
     """Images per second with 1 and 2 processes that load (`workers`), and of 1 and 2 runs at once (`runs`) that share
     one cache with one such process each: 498 × 538 JPEGs at 768 px, later epochs."""
-    settings = config.compose(["data.img_size=768"]).data
+    settings = check.compose(["data.img_size=768"]).data
     rows = []
     with tempfile.TemporaryDirectory() as name, _cache(Path(name) / "cache"):
         pages = draw(Path(name), "jpeg")

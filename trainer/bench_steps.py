@@ -19,7 +19,7 @@ import torch
 from trainer import device
 from trainer.base import cores
 from trainer.base.errors import DeviceMemoryError, StoppedError
-from trainer.config import compose
+from trainer.config.check import compose
 from trainer.sample_data import write_sample_data
 from trainer.stop import Stop
 from trainer.train import train

@@ -18,7 +18,7 @@ from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 
 from trainer import compiling, data, device, loop, model
 from trainer.bench_steps import GPU_SETUPS, QUICK, SIZE, Row, environment, fast_kernels, fitting
-from trainer.config import compose
+from trainer.config.check import compose
 from trainer.progress import Reporter
 from trainer.stop import Stop
 from trainer.tracking import Tracking

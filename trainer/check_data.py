@@ -16,8 +16,8 @@ import numpy as np
 from trainer import data, duplicates, gallery, image_files, leaks
 from trainer.base.errors import DataError
 from trainer.base.files import write_json
+from trainer.config.schema import DataConfig
 from trainer.duplicates import Look, Pair
-from trainer.schema import DataConfig
 
 PICTURED, LISTED, KEPT = 24, 40, 1000
 """Most pairs in duplicates.png, in the text, in check_data.json, the worst first: n equal images are n² / 2 pairs."""

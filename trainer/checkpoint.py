@@ -11,8 +11,8 @@ import torch
 
 from trainer.base.errors import ConfigError, TrainerError
 from trainer.base.files import replacing
-from trainer.config import from_dict
-from trainer.schema import Config
+from trainer.config.check import from_dict
+from trainer.config.schema import Config
 
 FORMAT = 1
 

@@ -160,20 +160,20 @@ def _let_segments_grow() -> None:
 
 
 def _train(arguments: list[str]) -> int:
-    from trainer import config
+    from trainer.config import check
 
     if any(argument in ("-h", "--help") for argument in arguments):
         print("usage: python -m trainer train KEY=VALUE …\n")
-        for group in config.GROUPS:
-            print(f"  {group}=  {', '.join(config.option_names(group))}")
+        for group in check.GROUPS:
+            print(f"  {group}=  {', '.join(check.option_names(group))}")
         print()
-        for key, kind, doc in config.describe():
+        for key, kind, doc in check.describe():
             print(f"  {key} ({kind})" + (f"\n      {doc}" if doc else ""))
         return EXIT_OK
     if "--multirun" in arguments or "-m" in arguments:
         rest = " ".join(a for a in arguments if a not in ("--multirun", "-m"))
         raise ConfigError(f"--multirun: the trainer trains one model; several at once: launcher submit {rest}")
-    composed = config.compose(arguments, "train")
+    composed = check.compose(arguments, "train")
     default = Path("outputs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{composed.choices['model']}"
     run_dir = Path(os.environ.get("RUN_DIR") or default)
     check_folder(run_dir)
@@ -211,7 +211,7 @@ def _add_root(parser: _Parser) -> None:
 def _known_root(given: Path | None) -> Path | None:
     """The data folder; None where none is named and there is no ./data. Raises DataError where it is missing."""
     from trainer import data
-    from trainer.schema import DataConfig
+    from trainer.config.schema import DataConfig
 
     if given is None and not os.environ.get("DATA_DIR") and not Path("data").is_dir():
         return None
@@ -281,9 +281,9 @@ def _predict(arguments: list[str]) -> int:
     options = _parse(parser, arguments)
     _quiet()
     from trainer import data
+    from trainer.config.schema import DataConfig
     from trainer.inference import Options
     from trainer.predict import predict
-    from trainer.schema import DataConfig
 
     how = Options(options.device, options.precision, options.batch_size, options.num_workers, options.tta)
     root = data.data_root(DataConfig(root=str(options.root) if options.root else None))
@@ -347,9 +347,9 @@ def _check_data(arguments: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON: what check_data.json holds")
     options = parser.parse_args(arguments)
-    from trainer import config
+    from trainer.config import check
 
-    composed = config.compose(options.overrides, "check-data").data
+    composed = check.compose(options.overrides, "check-data").data
     output = _output(options.output)
     from trainer import check_data
 

@@ -25,11 +25,11 @@ def estimate(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON, in bytes")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the launcher's table of all models instead")
     options = parser.parse_args(arguments)
-    from trainer import config
+    from trainer.config import check
 
     if options.table and (options.overrides or options.json):
         raise ConfigError(f"--table {options.table}: it is of all models and sizes; take the other words away")
-    composed = config.compose(options.overrides, "estimate")
+    composed = check.compose(options.overrides, "estimate")
     from trainer import estimate as estimates
     from trainer.base.files import write_text
 

@@ -19,9 +19,9 @@ from torch.utils.data import Dataset, default_collate
 
 from trainer.base.errors import DataError, nearest
 from trainer.base.files import write_text
+from trainer.config.schema import DataConfig
 from trainer.image_files import SUFFIXES, find_image, unreadable
 from trainer.pixels import Images
-from trainer.schema import DataConfig
 
 
 @dataclass(frozen=True)

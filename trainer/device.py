@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trainer.base.errors import ConfigError, DeviceMemoryError, TrainerError
-from trainer.schema import Config
+from trainer.config.schema import Config
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

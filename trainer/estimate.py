@@ -27,8 +27,8 @@ from torch.utils._pytree import tree_map_only
 
 from trainer import device, distill, losses, model
 from trainer.base.errors import TrainerError
-from trainer.config import compose, option_names
-from trainer.schema import Config
+from trainer.config.check import compose, option_names
+from trainer.config.schema import Config
 
 CLASSES = 17
 PRECISIONS = ("fp32", "bf16")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from trainer import __version__, calibration, checkpoint, intervals, model
 from trainer.base.errors import ConfigError
 from trainer.base.files import replacing
-from trainer.config import to_dict
+from trainer.config.check import to_dict
 
 if TYPE_CHECKING:
     from trainer.loop import Job

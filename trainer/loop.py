@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader
 from trainer import data, device, distill, intervals, keep, losses, metrics, mixing, model, sampling, validation
 from trainer.base.errors import StoppedError, TrainerError
 from trainer.base.files import write_json, write_text
+from trainer.config.schema import Config, TrainingConfig
 from trainer.progress import Reporter, duration, rounded, validation_line
-from trainer.schema import Config, TrainingConfig
 from trainer.stop import Stop
 from trainer.tracking import Tracking
 

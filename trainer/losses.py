@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import kl_div, one_hot
 
-from trainer.schema import TrainingConfig
+from trainer.config.schema import TrainingConfig
 
 
 def wanted(targets: torch.Tensor, classes: int, smoothing: float) -> torch.Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from trainer.schema import TrainingConfig
+from trainer.config.schema import TrainingConfig
 
 _STREAM = 0x317D
 """Keeps these draws apart from the augmentation's, which are by (seed, epoch, row)."""

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainer.base.errors import ConfigError, nearest
-from trainer.schema import ModelConfig, TrainingConfig
+from trainer.config.schema import ModelConfig, TrainingConfig
 
 
 def check_name(name: str) -> None:

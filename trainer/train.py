@@ -21,12 +21,12 @@ from trainer.augment import Augmentation
 from trainer.base import cores, provenance
 from trainer.base.errors import ConfigError, DataError, StoppedError
 from trainer.base.files import check_folder, resume_file, write_text
-from trainer.config import to_dict, to_yaml
+from trainer.config.check import to_dict, to_yaml
+from trainer.config.schema import Config, TrainingConfig
 from trainer.corruption import Corruption
 from trainer.loop import Job, Progress, run, total_steps
 from trainer.pixels import Images, Limit
 from trainer.progress import Reporter
-from trainer.schema import Config, TrainingConfig
 from trainer.stop import Stop, ignore_in_worker
 from trainer.tracking import Tracking
 from trainer.validation import Item, Remembered, ValidationView, end_workers

@@ -17,7 +17,7 @@ from launcher.execute import GRACE
 from launcher.matrix import override_value
 from launcher.runs import RunRequest, device_limit
 from launcher.sizes import GIB, show_size
-from trainer.config import parse
+from trainer.config.check import parse
 
 PIDS = 4096
 """Processes and threads of one container at most: loader workers and their threads need hundreds, a fork bomb more."""

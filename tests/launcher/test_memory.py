@@ -20,9 +20,9 @@ from launcher.memory import CONTEXT, DRIVER, Need
 from launcher.runs import Resources
 from launcher.sizes import GIB
 from tests.launcher.test_cli import launcher
-from trainer import config
+from trainer.config import check
 
-MODELS = [config.compose([f"model={name}"]).model.name for name in config.option_names("model")]
+MODELS = [check.compose([f"model={name}"]).model.name for name in check.option_names("model")]
 
 
 def card(*gib: int | None) -> Machine:
@@ -169,7 +169,7 @@ def test_a_batch_that_does_not_fit_is_cut_and_the_run_stays_the_same_run() -> No
     assert narrow.request.overrides[-1] == "training.micro_batch=8"
     assert narrow.request.identity == wide.request.identity
     assert narrow.request.predicted_memory <= 24 * GIB < wide.request.predicted_memory
-    config.compose(narrow.request.overrides)
+    check.compose(narrow.request.overrides)
 
 
 def test_predicted_memory_survives_the_run_directory(tmp_path: Path) -> None:
@@ -398,7 +398,7 @@ def test_a_macs_memory_is_all_of_it() -> None:
 
 
 def test_fit_leaves_a_batch_that_does_not_divide_to_the_trainer() -> None:
-    composed = config.compose(["model=resnet34", "training.batch_size=5"])
+    composed = check.compose(["model=resnet34", "training.batch_size=5"])
     found = fitting.fit(composed, dataclasses.replace(Resources(), gpus=2), card(24, 24))
     assert found == fitting.Fit(5)
 

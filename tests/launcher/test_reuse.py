@@ -10,7 +10,7 @@ import pytest
 
 from launcher import reuse, runs
 from tests.launcher.conftest import Lab, seeds
-from trainer.config import compose, to_dict
+from trainer.config.check import compose, to_dict
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from trainer import config, data, sampling
+from trainer import data, sampling
 from trainer.augment import Augmentation
 from trainer.base.errors import ConfigError
+from trainer.config import check
 from trainer.stop import ignore_in_worker
 
 
@@ -23,12 +24,12 @@ def only(*entries: object, size: int = 96) -> Augmentation:
 
 def entry(name: str, **changes: object) -> dict[str, object]:
     """The manual's own entry, from the configuration, always applied."""
-    found = next(e[name] for e in config.compose(["data.img_size=96"]).data.train_transforms if name in e)
+    found = next(e[name] for e in check.compose(["data.img_size=96"]).data.train_transforms if name in e)
     return {name: {**found, "p": 1.0, **changes}}
 
 
 def test_padding_is_white() -> None:
-    composed = config.compose(["data.img_size=96"])
+    composed = check.compose(["data.img_size=96"])
     grey = np.full((48, 96, 3), 100, np.uint8)
     for entries in (composed.data.train_transforms[:2], composed.data.val_transforms[:2]):
         out = Augmentation(entries, "x", 96)(grey, 0, 0)
@@ -94,7 +95,7 @@ def test_a_list_that_leaves_another_size_is_an_error() -> None:
 
 def test_a_sample_depends_on_seed_epoch_and_index_alone() -> None:
     page = np.random.default_rng(0).integers(0, 255, (80, 96, 3), dtype=np.uint8)
-    entries = config.compose(["data.img_size=96"]).data.train_transforms
+    entries = check.compose(["data.img_size=96"]).data.train_transforms
     view, again = Augmentation(entries, "x", 96, seed=1), Augmentation(entries, "x", 96, seed=1)
     first = [view(page, 0, index) for index in range(8)]
     backwards = [again(page, 0, index) for index in reversed(range(8))][::-1]
@@ -107,7 +108,7 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone() -> None:
 
 
 def test_the_number_of_workers_changes_no_batch(documents: Path) -> None:
-    composed = config.compose(["data.img_size=64"])
+    composed = check.compose(["data.img_size=64"])
     table = data.read_training(documents, composed.data)
     view = Augmentation(composed.data.train_transforms, "x", 64, seed=3)
     seen = []

@@ -16,8 +16,8 @@ from PIL import Image
 from tests.trainer.conftest import write_documents
 from trainer import data, duplicates, image_files
 from trainer.cli import main
+from trainer.config.schema import DataConfig
 from trainer.sample_data import write_sample_data
-from trainer.schema import DataConfig
 
 TURNS = tuple(Image.Transpose)
 Change = Callable[[Image.Image, random.Random], Image.Image]

@@ -6,12 +6,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from trainer import composition, config
 from trainer.base.errors import ConfigError
-from trainer.config import compose, to_dict
-from trainer.schema import Config
+from trainer.config import check
+from trainer.config import compose as composition
+from trainer.config.check import compose, to_dict
+from trainer.config.schema import Config
 
-SCHEMA = config.keys()
+SCHEMA = check.keys()
 KEYS = [key for key in SCHEMA if not key.startswith("choices")]
 values = st.one_of(
     st.integers(-3, 3000).map(str),
@@ -76,13 +77,13 @@ def test_plain_values_take_the_short_way_and_others_do_not() -> None:
 
 
 @given(
-    st.sampled_from([*KEYS, *config.GROUPS, "null", "true", "x.y"]), st.from_regex(r"[+-]?[0-9_]{1,19}", fullmatch=True)
+    st.sampled_from([*KEYS, *check.GROUPS, "null", "true", "x.y"]), st.from_regex(r"[+-]?[0-9_]{1,19}", fullmatch=True)
 )
 @settings(max_examples=200, deadline=None)
 def test_whole_numbers_are_read_as_hydra_reads_them(key: str, number: str) -> None:
-    override = config._hydra_parser().parse_override(f"{key}={number}")
+    override = check._hydra_parser().parse_override(f"{key}={number}")
     expected = (override.key_or_group, override.value())
-    assert repr(config.parse(f"{key}={number}")) == repr(expected)
+    assert repr(check.parse(f"{key}={number}")) == repr(expected)
 
 
 def test_configurations_share_nothing() -> None:

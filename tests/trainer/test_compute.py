@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from tests.trainer.test_resume import assert_same
-from trainer import bench_steps, bench_training, checkpoint, compiling, config, device, model
+from trainer import bench_steps, bench_training, checkpoint, compiling, device, model
 from trainer.base.errors import ConfigError
-from trainer.schema import ModelConfig
+from trainer.config import check
+from trainer.config.schema import ModelConfig
 
 Train = Callable[..., int]
 SHORT = ["training.max_steps=2", "training.batch_size=8", "training.warmup_epochs=0"]
@@ -27,7 +28,7 @@ def last(run: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_the_fused_optimiser_does_what_the_plain_one_does(optimizer: str) -> None:
-    training = config.compose([f"training.optimizer={optimizer}", "training.gradient_clip=1"]).training
+    training = check.compose([f"training.optimizer={optimizer}", "training.gradient_clip=1"]).training
     nets, made = [], []
     for precision in ("fp32", "fp16"):  # fp16 with clipping is not fused
         torch.manual_seed(0)
@@ -72,7 +73,7 @@ def test_a_model_that_cannot_checkpoint_gradients_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"training\.grad_checkpointing=true: timm's vgg11 cannot do that"):
         model.checkpoint_gradients(model.create(ModelConfig("vgg11"), 3, 32, load_weights=False), "vgg11")
     with pytest.raises(ConfigError, match=r"training\.compile=true: not with training\.grad_checkpointing=true"):
-        config.compose(["training.compile=true", "training.grad_checkpointing=true"])
+        check.compose(["training.compile=true", "training.grad_checkpointing=true"])
 
 
 def test_a_model_that_does_not_compile_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,18 +8,19 @@ import sys
 import pytest
 import yaml
 
-from trainer import augment, config
+from trainer import augment
 from trainer.base.errors import ConfigError
+from trainer.config import check
 
 
 def fault(*overrides: str) -> str:
     with pytest.raises(ConfigError) as raised:
-        config.compose(overrides)
+        check.compose(overrides)
     return str(raised.value)
 
 
 def test_defaults_are_the_manuals_best_run() -> None:
-    composed = config.compose()
+    composed = check.compose()
     assert composed.choices == {"model": "resnet34", "data": "baseline_aug", "training": "baseline_768"}
     assert (composed.model.name, composed.data.img_size, composed.training.batch_size) == ("resnet34", 768, 16)
 
@@ -36,7 +37,7 @@ def test_defaults_are_the_manuals_best_run() -> None:
 def test_training_groups_have_the_manuals_values(
     name: str, lr: float, weight_decay: float, batch: int, warmup: int, patience: int, validations: int
 ) -> None:
-    t = config.compose([f"training={name}"]).training
+    t = check.compose([f"training={name}"]).training
     assert (t.lr, t.weight_decay, t.batch_size) == (lr, weight_decay, batch)
     assert (t.warmup_epochs, t.patience, t.validate_per_epoch) == (warmup, patience, validations)
     assert (t.epochs, t.num_workers, t.optimizer, t.scheduler) == (50, None, "adamw", "cosine"), "workers: by cores"
@@ -44,7 +45,7 @@ def test_training_groups_have_the_manuals_values(
 
 
 def test_a_fold_counts_from_0_and_a_figure_to_monitor_must_be_made() -> None:
-    assert config.compose(["data.folds=5", "data.fold=4"]).data.fold == 4
+    assert check.compose(["data.folds=5", "data.fold=4"]).data.fold == 4
     assert "the 5 folds count from 0" in fault("data.folds=5", "data.fold=5")
     assert "data.val_corruption=none makes no such figure" in fault(
         "data.val_corruption=none", "training.monitor=val_f1_corrupted"
@@ -52,7 +53,7 @@ def test_a_fold_counts_from_0_and_a_figure_to_monitor_must_be_made() -> None:
 
 
 def test_the_six_models_are_the_manuals() -> None:
-    names = {group: config.compose([f"model={group}"]).model.name for group in config.option_names("model")}
+    names = {group: check.compose([f"model={group}"]).model.name for group in check.option_names("model")}
     assert names == {
         "resnet34": "resnet34",
         "resnet50": "resnet50",
@@ -65,7 +66,7 @@ def test_the_six_models_are_the_manuals() -> None:
 
 @pytest.mark.parametrize("name", ["baseline_aug", "document_aug", "transformer_384"])
 def test_img_size_reaches_every_size_of_the_augmentation(name: str) -> None:
-    composed = config.compose([f"data={name}", "data.img_size=512"])
+    composed = check.compose([f"data={name}", "data.img_size=512"])
     for entries in (composed.data.train_transforms, composed.data.val_transforms):
         sizes = {v for entry in entries for args in entry.values() for k, v in args.items() if k in SIZES}
         assert sizes == {512}
@@ -112,27 +113,27 @@ def test_every_fault_is_reported_at_once() -> None:
 
 
 def test_a_list_of_augmentations_can_be_changed_by_position() -> None:
-    composed = config.compose(["data.train_transforms.3.Rotate.p=0.9"])
+    composed = check.compose(["data.train_transforms.3.Rotate.p=0.9"])
     assert composed.data.train_transforms[3]["Rotate"]["p"] == 0.9
-    assert config.compose().data.train_transforms[3]["Rotate"]["p"] == 0.3  # the cached groups stay as they are
+    assert check.compose().data.train_transforms[3]["Rotate"]["p"] == 0.3  # the cached groups stay as they are
 
 
 def test_yaml_round_trip() -> None:
-    composed = config.compose(["model=swin_base_384", "data=transformer_384", "training.micro_batch=4", "seed=7"])
-    assert config.from_dict(yaml.safe_load(config.to_yaml(composed))) == composed
+    composed = check.compose(["model=swin_base_384", "data=transformer_384", "training.micro_batch=4", "seed=7"])
+    assert check.from_dict(yaml.safe_load(check.to_yaml(composed))) == composed
 
 
 def test_the_table_of_augmentations_is_that_of_the_pinned_albumentations() -> None:
-    assert config.transforms() == augment.table()
+    assert check.transforms() == augment.table()
 
 
 def test_help_describes_every_key() -> None:
-    rows = {key: doc for key, _, doc in config.describe()}
+    rows = {key: doc for key, _, doc in check.describe()}
     assert {"training.micro_batch", "data.split_seed", "model.weights", "device"} <= {k for k, d in rows.items() if d}
 
 
 def test_composing_loads_neither_torch_nor_pandas_nor_albumentations() -> None:
-    code = "import sys, trainer.config as c; c.compose(['model=resnet50']); print(*sys.modules)"
+    code = "import sys, trainer.config.check as c; c.compose(['model=resnet50']); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "pandas", "albumentations", "cv2", "launcher"} & set(loaded)
 
@@ -140,4 +141,4 @@ def test_composing_loads_neither_torch_nor_pandas_nor_albumentations() -> None:
 @pytest.mark.parametrize("value", ["5", "null", "HorizontalFlip", "{HorizontalFlip: {}}"])
 def test_augmentations_are_a_list(value: str) -> None:
     with pytest.raises(ConfigError, match=r"data\.train_transforms"):
-        config.compose([f"data.train_transforms={value}"])
+        check.compose([f"data.train_transforms={value}"])

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from tests.trainer.conftest import draw
 from trainer import corruption, validation
 from trainer.augment import Augmentation
-from trainer.config import compose, option_names
+from trainer.config.check import compose, option_names
 from trainer.corruption import KINDS, Corruption
 from trainer.data import DataConfig, ImageDataset, read_training
 

@@ -13,7 +13,7 @@ from PIL import Image
 from tests.trainer.conftest import draw, write_documents
 from trainer import data, image_files, sampling
 from trainer.base.errors import DataError
-from trainer.schema import DataConfig
+from trainer.config.schema import DataConfig
 
 
 def read(root: Path, **settings: object) -> data.Table:

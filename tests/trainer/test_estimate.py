@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from tests.trainer.conftest import TINY
 from trainer import estimate, model
 from trainer.cli import main
-from trainer.config import compose, option_names
+from trainer.config.check import compose, option_names
 
 MIB = 2**20
 

@@ -18,9 +18,9 @@ from torch import nn
 
 from trainer import checkpoint, export, intervals, model
 from trainer.cli import main
-from trainer.config import to_dict
+from trainer.config.check import to_dict
+from trainer.config.schema import Config, DataConfig, ModelConfig
 from trainer.image_files import find_image, open_image
-from trainer.schema import Config, DataConfig, ModelConfig
 
 TRANSFORMS = [{"Resize": {"height": 64, "width": 64}}, {"CLAHE": {"clip_limit": [4.0, 4.0], "p": 1.0}}]
 

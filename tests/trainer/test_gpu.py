@@ -22,7 +22,7 @@ from tests.trainer.conftest import TINY, write_documents
 from trainer import bench_steps, bench_training, checkpoint, device
 from trainer.base.errors import EXIT_DEVICE_MEMORY, EXIT_OK, EXIT_STOPPED
 from trainer.cli import main
-from trainer.config import compose
+from trainer.config.check import compose
 
 Train = Callable[..., int]
 pytestmark = [

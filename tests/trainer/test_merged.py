@@ -12,7 +12,7 @@ import pytest
 from tests.trainer.conftest import draw
 from trainer import merged
 from trainer.augment import Augmentation, build
-from trainer.config import compose
+from trainer.config.check import compose
 
 WHITE = [255, 255, 255]
 PAGE: list[Any] = [

@@ -9,9 +9,10 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from trainer import config, model
+from trainer import model
 from trainer.base.errors import ConfigError
-from trainer.schema import ModelConfig
+from trainer.config import check
+from trainer.config.schema import ModelConfig
 
 
 def test_an_unknown_model_is_named_with_the_nearest() -> None:
@@ -119,12 +120,12 @@ def test_the_models_own_mean_and_std_are_used() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("data", ["baseline_aug", "transformer_384"])
-@pytest.mark.parametrize("name", config.option_names("model"))
+@pytest.mark.parametrize("name", check.option_names("model"))
 def test_every_combination_takes_an_optimisation_step(tmp_path: Path, train, name: str, data: str) -> None:  # type: ignore[no-untyped-def]
     """At the manual's sizes: convnext at 512 on the Mac, else that of the data configuration; batch 2."""
     import json
 
-    composed = config.compose([f"model={name}", f"data={data}"])
+    composed = check.compose([f"model={name}", f"data={data}"])
     sizes = [composed.data.img_size] + ([512] if (name, data) == ("convnext_base", "baseline_aug") else [])
     for size in sizes:
         words = [f"model={name}", f"data={data}", f"model.name={composed.model.name}", f"data.img_size={size}"]

@@ -9,8 +9,8 @@ import pytest
 
 from trainer import data, image_files
 from trainer.cli import main
+from trainer.config.schema import DataConfig
 from trainer.sample_data import KINDS
-from trainer.schema import DataConfig
 
 
 def drawn(root: Path, *words: str) -> Path:

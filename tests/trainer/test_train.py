@@ -23,9 +23,10 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score
 
 from tests.trainer.conftest import TINY, write_documents
-from trainer import checkpoint, config, loop, metrics
+from trainer import checkpoint, loop, metrics
 from trainer import train as train_module
 from trainer.cli import main
+from trainer.config import check
 
 Train = Callable[..., int]
 
@@ -93,7 +94,7 @@ def test_a_run_leaves_what_the_contract_says(trained: list[Path]) -> None:
     assert not list(run.rglob(".*")), "no temporary file stays"
     progress = json.loads((run / "progress.json").read_text())
     assert progress["epoch"] == progress["epochs"] == 3 and progress["step"] == progress["steps"]
-    assert config.from_dict(yaml.safe_load((run / "config.yaml").read_text())).data.img_size == 64
+    assert check.from_dict(yaml.safe_load((run / "config.yaml").read_text())).data.img_size == 64
     assert len(history(run)) == 6, "twice an epoch"
 
 
@@ -189,7 +190,7 @@ def test_precision_and_optimizer_reach_the_training(
 
 
 def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
-    training = config.compose(["training.epochs=10", "training.warmup_epochs=2"]).training
+    training = check.compose(["training.epochs=10", "training.warmup_epochs=2"]).training
     rates = [loop.learning_rate(training, step, 10, 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.01 * training.lr)
     assert rates[20] == max(rates) == pytest.approx(training.lr)
@@ -203,7 +204,7 @@ def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
 
 def test_the_schedule_reaches_the_optimizer(trained: list[Path]) -> None:
     rates = [float(row["lr"]) for row in history(trained[0])]
-    training = config.from_dict(yaml.safe_load((trained[0] / "config.yaml").read_text())).training
+    training = check.from_dict(yaml.safe_load((trained[0] / "config.yaml").read_text())).training
     steps = [int(row["step"]) for row in history(trained[0])]
     expected = [loop.learning_rate(training, step - 1, 3, 9) for step in steps]
     assert rates == pytest.approx(expected, rel=1e-4)

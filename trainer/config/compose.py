@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainer.base.errors import ConfigError
-from trainer.config import CONF_DIR, GROUPS, copied, first_line, keys
-from trainer.schema import Config
+from trainer.config.check import CONF_DIR, GROUPS, copied, first_line, keys
+from trainer.config.schema import Config
 
 Value = tuple[str, str, Any]
 """An override as written, its dotted key, and its value by Hydra's grammar. The text decides the other two."""

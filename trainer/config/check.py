@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer import schema
 from trainer.base.errors import ConfigError, nearest
-from trainer.schema import Config, DataConfig, ModelConfig, TrainingConfig
+from trainer.config import schema
+from trainer.config.schema import Config, DataConfig, ModelConfig, TrainingConfig
 
 CONF_DIR = Path(__file__).parent / "conf"
 GROUPS = ("model", "data", "training")
@@ -109,7 +109,7 @@ def compose(overrides: Sequence[str] = (), command: str = "train") -> Config:
 
     Raises ConfigError: one line per fault, all of them at once, each with the nearest valid name.
     """
-    from trainer import composition
+    from trainer.config import compose as composition
 
     faults: list[str] = []
     groups: dict[str, str] = {}
