@@ -48,7 +48,7 @@ def cache_prune(days: float, everything: bool, yes: bool, as_json: bool, runs_ro
 
     Nothing is lost: the next run decodes them again.
     """
-    from trainer import cache_folder
+    from trainer.images import cache_folder
 
     old = time.time() - days * DAY
     found = [cache for cache in _found(runs_root) if not cache.in_use and (everything or cache.used <= old)]
@@ -85,7 +85,7 @@ def _folder(runs_root: Path) -> Path:
 
 
 def _found(runs_root: Path) -> list[Any]:
-    from trainer import cache_folder
+    from trainer.images import cache_folder
 
     with refusals():
         return cache_folder.caches(_folder(runs_root))

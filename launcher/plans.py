@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from launcher.images import Image
     from launcher.prune import Waste
     from launcher.reuse import Found
-    from trainer.cache_folder import Cache
+    from trainer.images.cache_folder import Cache
 
 T = TypeVar("T")
 SHOWN = 500

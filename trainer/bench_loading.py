@@ -22,10 +22,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from trainer import data, pixels, sample_data
+from trainer import data, sample_data
 from trainer.augment import Augmentation, build
 from trainer.config import check
 from trainer.config.schema import DataConfig
+from trainer.images import decode
 from trainer.stop import ignore_in_worker
 
 SOURCES = {"jpeg": (498, 538, 24), "scan": (2480, 3508, 12)}
@@ -104,7 +105,7 @@ def timm_loader(pages: Pages, size: int) -> Iterable[Any]:
 
 
 def ours(
-    images: pixels.Images, pages: Pages, settings: DataConfig, epochs: Iterable[int], workers: int = 0
+    images: decode.Images, pages: Pages, settings: DataConfig, epochs: Iterable[int], workers: int = 0
 ) -> Iterable[Any]:
     """The trainer's loader of these epochs."""
     view = Augmentation(settings.train_transforms, "data.train_transforms", settings.img_size, 0, merge=True)
@@ -141,9 +142,9 @@ def _cache(folder: Path) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _opened(pages: Pages, settings: DataConfig) -> pixels.Images:
-    limit = pixels.Limit.of(settings.train_transforms)
-    return pixels.shared(pages.table.paths, pages.table.ids, limit, None, "bench")
+def _opened(pages: Pages, settings: DataConfig) -> decode.Images:
+    limit = decode.Limit.of(settings.train_transforms)
+    return decode.shared(pages.table.paths, pages.table.ids, limit, None, "bench")
 
 
 def measure(quick: bool) -> list[dict[str, Any]]:
@@ -180,9 +181,9 @@ def _compare(pages: Pages, source: str, size: int, cache: Path, rounds: int) -> 
         with _cache(cache):
             plain.epoch = 2 * turn
             found = {"same draws": _spent(lambda: reference)}
-            kept: list[pixels.Images] = []
+            kept: list[decode.Images] = []
 
-            def first(turn: int = turn, kept: list[pixels.Images] = kept) -> Iterable[Any]:
+            def first(turn: int = turn, kept: list[decode.Images] = kept) -> Iterable[Any]:
                 kept.append(_opened(pages, settings))
                 return ours(kept[0], pages, settings, [2 * turn])
 
@@ -221,7 +222,7 @@ def gains(quick: bool) -> list[dict[str, Any]]:
     same draws."""
     cv2.setNumThreads(0)
     settings = check.compose(["data.img_size=768"]).data
-    limit = pixels.Limit.of(settings.train_transforms)
+    limit = decode.Limit.of(settings.train_transforms)
     assert limit is not None
     rows = []
     with tempfile.TemporaryDirectory() as name, one_thread(), _cache(Path(name) / "cache"):
@@ -245,7 +246,7 @@ def gains(quick: bool) -> list[dict[str, Any]]:
                 ),  # type: ignore[misc]
                 "at the page's own size": lambda e, row, v=view, read=read: v(read(row), e, row),  # type: ignore[misc]
                 "decoded near the size": lambda e, row, v=view, p=pages: v(  # type: ignore[misc]
-                    pixels.decode(p.table.paths[row], limit), e, row
+                    decode.decode(p.table.paths[row], limit), e, row
                 ),
                 "decoded once": lambda e, row, v=view, i=images: v(i(row), e, row),  # type: ignore[misc]
             }

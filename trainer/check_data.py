@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from trainer import data, duplicates, gallery, image_files, leaks
+from trainer import data, duplicates, leaks
 from trainer.base.errors import DataError
 from trainer.base.files import write_json
 from trainer.config.schema import DataConfig
 from trainer.duplicates import Look, Pair
+from trainer.images import gallery, reading
 
 PICTURED, LISTED, KEPT = 24, 40, 1000
 """Most pairs in duplicates.png, in the text, in check_data.json, the worst first: n equal images are n² / 2 pairs."""
@@ -171,7 +172,7 @@ def _test(root: Path) -> tuple[data.Table, list[str]]:
         table = data.read_test(root)
     except DataError as error:
         return empty, str(error).splitlines()
-    broken = dict(image_files.unreadable(table.paths))
+    broken = dict(reading.unreadable(table.paths))
     return table.without(broken), [f"test/{table.ids[row]}: {reason}" for row, reason in broken.items()]
 
 

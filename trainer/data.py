@@ -20,8 +20,8 @@ from torch.utils.data import Dataset, default_collate
 from trainer.base.errors import DataError, nearest
 from trainer.base.files import write_text
 from trainer.config.schema import DataConfig
-from trainer.image_files import SUFFIXES, find_image, unreadable
-from trainer.pixels import Images
+from trainer.images.decode import Images
+from trainer.images.reading import SUFFIXES, find_image, unreadable
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.image_files import open_image
+from trainer.images.reading import open_image
 
 TURNS = tuple((quarters, mirrored) for mirrored in (False, True) for quarters in range(4))
 """The eight ways to lay a page on a scanner: quarter turns against the clock, then perhaps mirrored left to right."""
@@ -89,7 +89,7 @@ def equal_files(paths: Sequence[Path]) -> list[Pair]:
 
 
 def look(path: Path) -> Look:
-    """Raises what `trainer.image_files.open_image` raises."""
+    """Raises what `trainer.images.reading.open_image` raises."""
     image = open_image(path)
     pixels = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
     thumbnail = _resize(np.asarray(image.convert("L")), THUMBNAIL, THUMBNAIL)

@@ -22,10 +22,11 @@ import timm
 import torch
 from torch import nn
 
-from trainer import checkpoint, image_files, model, model_card, sample_data
+from trainer import checkpoint, model, model_card, sample_data
 from trainer.augment import Augmentation
 from trainer.base.errors import ConfigError, DataError, TrainerError, nearest
 from trainer.base.files import check_folder, settle, sha256, write_json, write_text
+from trainer.images import reading
 
 TOLERANCE = 1e-4
 """The most by which a probability may differ from the checkpoint's."""
@@ -143,13 +144,13 @@ def check_pages(kept: checkpoint.Checkpoint, root: Path | None, count: int) -> P
         kept.preprocessing["transforms"], "data.val_transforms", kept.preprocessing["img_size"], kept.settings.seed
     )
     ids = list(kept.validation.get("ids", ()))
-    found = [(i, file) for i in ids if root is not None and (file := image_files.find_image(root, i)) is not None]
+    found = [(i, file) for i in ids if root is not None and (file := reading.find_image(root, i)) is not None]
     found = [found[round(row)] for row in np.linspace(0, len(found) - 1, min(count, len(found)))]
     if found:
-        faults = [f"{found[row][1]}: {reason}" for row, reason in image_files.unreadable([file for _, file in found])]
+        faults = [f"{found[row][1]}: {reason}" for row, reason in reading.unreadable([file for _, file in found])]
         if faults:
             raise DataError("\n".join(faults))
-        sources = [np.asarray(image_files.open_image(file)) for _, file in found]
+        sources = [np.asarray(reading.open_image(file)) for _, file in found]
         source, where = f"{len(found)} validation images", f" of {root}"
     else:
         chance, kinds = random.Random(0), list(sample_data.KINDS)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from trainer import gallery, image_files
+from trainer.images import gallery, reading
 from trainer.val_predictions import Validation
 
 
@@ -44,6 +44,6 @@ def worst(validation: Validation, rows: list[int], root: Path | None) -> tuple[F
             f"{image_id}\n{validation.class_names[target]}\n→ {validation.class_names[predicted]} "
             f"({validation.probabilities[row, predicted]:.0%})"
         )
-        tiles.append(gallery.Tile(image_files.find_image(root, image_id) if root is not None else None, caption))
+        tiles.append(gallery.Tile(reading.find_image(root, image_id) if root is not None else None, caption))
     missing = [validation.ids[row] for row, tile in zip(rows, tiles, strict=True) if tile.path is None]
     return gallery.gallery(tiles, 6, "Wrong, and most sure of it: true → predicted (probability)"), missing

@@ -13,10 +13,11 @@ from lightning_fabric import Fabric
 from rich.progress import track
 from torch.utils.data import DataLoader
 
-from trainer import calibration, data, device, model, pixels, sampling, tta
+from trainer import calibration, data, device, model, sampling, tta
 from trainer.augment import Augmentation
 from trainer.base import cores
 from trainer.checkpoint import Checkpoint
+from trainer.images import decode
 from trainer.stop import ignore_in_worker
 
 TOGETHER_BYTES = 4 * 2**30
@@ -129,12 +130,12 @@ def _pass(
     return [torch.cat(part) for part in parts]
 
 
-def _images(member: Checkpoint, table: data.Table) -> pixels.Images:
+def _images(member: Checkpoint, table: data.Table) -> decode.Images:
     """As the checkpoint saw its validation images."""
     if not member.preprocessing.get("fast"):
-        return pixels.Images(table.paths, None)
-    limit = pixels.Limit.of(member.preprocessing["transforms"])
-    return pixels.shared(table.paths, table.ids, limit, None, data.content_fingerprint(table.paths))
+        return decode.Images(table.paths, None)
+    limit = decode.Limit.of(member.preprocessing["transforms"])
+    return decode.shared(table.paths, table.ids, limit, None, data.content_fingerprint(table.paths))
 
 
 def _net(member: Checkpoint, chosen: str) -> model.Normalized:

@@ -78,7 +78,8 @@ def write(predictions: Path, output: Path, root: Path | None) -> list[LabelError
     `predictions` is a val_predictions.npz, or what `val_predictions.read` takes, `root` the data folder of the
     pictures. Raises ConfigError where `predictions` has none.
     """
-    from trainer import gallery, image_files, val_predictions  # here, so that `find` is had without them
+    from trainer import val_predictions  # here, so that `find` is had without them
+    from trainer.images import gallery, reading  # here, so that `find` is had without them
 
     validation = val_predictions.read(predictions)
     errors = find(validation.targets, validation.probabilities)
@@ -93,7 +94,7 @@ def write(predictions: Path, output: Path, root: Path | None) -> list[LabelError
         suggested = names[error.suggested]
         rows.writerow([image_id, label, suggested, f"{error.score:.4f}", *(f"{p:.4f}" for p in chances)])
         caption = f"{image_id}\n{label}\n→ {suggested} ({chances[error.suggested]:.0%})"
-        tiles.append(gallery.Tile(image_files.find_image(root, image_id) if root else None, caption))
+        tiles.append(gallery.Tile(reading.find_image(root, image_id) if root else None, caption))
     write_text(output / "label_errors.csv", table.getvalue())
     more = f", the {PICTURED} surest" if len(tiles) > PICTURED else ""
     title = f"Likely label errors{more}: label → suggested (probability)" if tiles else "No likely label error"

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from trainer import image_files
 from trainer.corruption import Corruption
+from trainer.images import reading
 from trainer.val_predictions import Validation
 
 SIDE = 240
@@ -67,11 +67,11 @@ class Source:
         )
 
     def _address(self, row: int, worse: bool) -> str | None:
-        path = image_files.find_image(self.root, self.validation.ids[row]) if self.root is not None else None
+        path = reading.find_image(self.root, self.validation.ids[row]) if self.root is not None else None
         if path is None or (worse and self.corruption is None):
             return None
         try:
-            image = image_files.open_image(path)
+            image = reading.open_image(path)
         except (OSError, ValueError, Image.DecompressionBombError):
             return None
         if worse and self.corruption is not None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from trainer import data, image_files, inference, members, predictions
+from trainer import data, inference, members, predictions
 from trainer.base.errors import ConfigError, DataError
 from trainer.base.files import write_json
+from trainer.images import reading
 from trainer.inference import Options
 from trainer.members import Loaded
 from trainer.predictions import Origin, Predictions
@@ -19,7 +20,7 @@ from trainer.predictions import Origin, Predictions
 def test_images(root: Path) -> data.Table:
     """The images to predict, each of them checked. Raises DataError that names every fault."""
     table = data.read_test(root)
-    faults = [f"test/{table.ids[row]}: {reason}" for row, reason in image_files.unreadable(table.paths)]
+    faults = [f"test/{table.ids[row]}: {reason}" for row, reason in reading.unreadable(table.paths)]
     if faults:
         raise DataError("\n".join(faults))
     return table

@@ -16,7 +16,7 @@ from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 from torch.utils.data import DataLoader
 
-from trainer import compiling, data, device, distill, duplicates, keep, leaks, model, pixels, sampling
+from trainer import compiling, data, device, distill, duplicates, keep, leaks, model, sampling
 from trainer.augment import Augmentation
 from trainer.base import cores, provenance
 from trainer.base.errors import ConfigError, DataError, StoppedError
@@ -24,8 +24,9 @@ from trainer.base.files import check_folder, resume_file, write_text
 from trainer.config.check import to_dict, to_yaml
 from trainer.config.schema import Config, TrainingConfig
 from trainer.corruption import Corruption
+from trainer.images import decode
+from trainer.images.decode import Images, Limit
 from trainer.loop import Job, Progress, run, total_steps
-from trainer.pixels import Images, Limit
 from trainer.progress import Reporter
 from trainer.stop import Stop, ignore_in_worker
 from trainer.tracking import Tracking
@@ -127,7 +128,7 @@ def _images(config: Config, table: data.Table, fingerprint: str) -> tuple[Images
         return (Images(table.paths, None),) * 2
     limits = [Limit.of(entries) for entries in (config.data.train_transforms, config.data.val_transforms)]
     made = {
-        limit: pixels.shared(table.paths, table.ids, limit, config.data.cache_gb, fingerprint)
+        limit: decode.shared(table.paths, table.ids, limit, config.data.cache_gb, fingerprint)
         for limit in dict.fromkeys(limits)
     }
     return made[limits[0]], made[limits[1]]

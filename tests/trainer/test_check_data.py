@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from tests.trainer.conftest import write_documents
-from trainer import data, duplicates, image_files
+from trainer import data, duplicates
 from trainer.cli import main
 from trainer.config.schema import DataConfig
+from trainer.images import reading
 from trainer.sample_data import write_sample_data
 
 TURNS = tuple(Image.Transpose)
@@ -58,11 +59,11 @@ def plant(sources: list[Path], place: Path, per_change: int, seed: int = 0) -> d
         copy, png = place / f"copy-{number}.jpg", place / f"pixels-{number}.png"
         made[copy], made[png] = chance.choice(sources), chance.choice(sources)
         shutil.copy(made[copy], copy)
-        image_files.open_image(made[png]).save(png)
+        reading.open_image(made[png]).save(png)
         for change in CHANGES:
             path = place / f"{change.__name__}-{number}.jpg"
             made[path] = chance.choice(sources)
-            change(image_files.open_image(made[path]), chance).save(path, quality=chance.randint(30, 90))
+            change(reading.open_image(made[path]), chance).save(path, quality=chance.randint(30, 90))
     return made
 
 
@@ -85,9 +86,9 @@ def check_recall(originals: list[Path], made: dict[Path, Path]) -> duplicates.Fo
     for path, source in made.items():
         if path.name not in missed:
             turn = pairs[source, path].turn
-            image = duplicates.turned(np.asarray(image_files.open_image(path).convert("L")), turn)
+            image = duplicates.turned(np.asarray(reading.open_image(path).convert("L")), turn)
             assert (
-                duplicates.difference(np.asarray(image_files.open_image(source).convert("L")), image)
+                duplicates.difference(np.asarray(reading.open_image(source).convert("L")), image)
                 < duplicates.DIFFERENCE
             )
     return found

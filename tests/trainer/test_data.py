@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from tests.trainer.conftest import draw, write_documents
-from trainer import data, image_files, sampling
+from trainer import data, sampling
 from trainer.base.errors import DataError
 from trainer.config.schema import DataConfig
+from trainer.images import reading
 
 
 def read(root: Path, **settings: object) -> data.Table:
@@ -203,7 +204,7 @@ def test_exif_orientation_is_honoured(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored.save(tmp_path / "x.png", exif=exif)
-    assert np.array_equal(np.asarray(image_files.open_image(tmp_path / "x.png")), np.asarray(marked()))
+    assert np.array_equal(np.asarray(reading.open_image(tmp_path / "x.png")), np.asarray(marked()))
 
 
 @pytest.mark.parametrize(
@@ -235,7 +236,7 @@ def test_every_kind_of_image_becomes_rgb(tmp_path: Path, kind: str) -> None:
         page.save(path, transparency=(1, 2, 3))
     else:
         grey.convert("RGB" if kind == "CMYK" else "L").convert(kind).save(path)
-    out = image_files.open_image(path)
+    out = reading.open_image(path)
     assert (out.mode, out.size) == ("RGB", (20, 10))
     left, right = np.asarray(out)[5, 4].astype(int), np.asarray(out)[5, 16].astype(int)
     assert (abs(left - (0 if kind == "1" else 51)) <= 3).all() and (right >= 252).all()

@@ -16,9 +16,10 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.trainer.conftest import draw
-from trainer import cache_folder, decoded, pixels
+from trainer.images import cache as decoded
+from trainer.images import cache_folder, decode
 
-LIMIT = pixels.Limit(100, cv2.INTER_LINEAR)
+LIMIT = decode.Limit(100, cv2.INTER_LINEAR)
 
 
 @pytest.fixture
@@ -35,8 +36,8 @@ def paths(tmp_path: Path) -> list[Path]:
     return made
 
 
-def images(paths: list[Path], gigabytes: float | None = None, fingerprint: str = "f") -> pixels.Images:
-    return pixels.shared(paths, [path.name for path in paths], LIMIT, gigabytes, fingerprint)
+def images(paths: list[Path], gigabytes: float | None = None, fingerprint: str = "f") -> decode.Images:
+    return decode.shared(paths, [path.name for path in paths], LIMIT, gigabytes, fingerprint)
 
 
 def only(cache: Path) -> cache_folder.Cache:
@@ -45,7 +46,7 @@ def only(cache: Path) -> cache_folder.Cache:
 
 
 def test_what_the_cache_gives_is_what_decoding_gives(cache: Path, paths: list[Path]) -> None:
-    plain = [pixels.decode(path, LIMIT) for path in paths]
+    plain = [decode.decode(path, LIMIT) for path in paths]
     assert [max(image.shape) for image in plain] == [100] * 4
     for _ in range(2):
         its = images(paths)
@@ -84,17 +85,17 @@ def test_damaged_pixels_are_decoded_anew(cache: Path, paths: list[Path]) -> None
 
 
 def test_what_does_not_fit_is_a_fixed_subset(cache: Path, paths: list[Path]) -> None:
-    size = sum(pixels.decode(path, LIMIT).nbytes for path in paths)
+    size = sum(decode.decode(path, LIMIT).nbytes for path in paths)
     for _ in range(2):
         its = images(paths, size / 2 / 1e9)
         for row in range(4):
-            assert np.array_equal(its(row), pixels.decode(paths[row], LIMIT))
+            assert np.array_equal(its(row), decode.decode(paths[row], LIMIT))
     kept = only(cache).about["kept"]
     assert 1 <= kept <= 2 and (only(cache).decoded, only(cache).decodes) == (kept, kept)
 
 
 def test_room_is_made_by_what_is_unused_the_longest_and_never_by_what_is_in_use(cache: Path, paths: list[Path]) -> None:
-    size = sum(pixels.decode(path, LIMIT).nbytes for path in paths)
+    size = sum(decode.decode(path, LIMIT).nbytes for path in paths)
     room = 2.5 * size / 1e9
     for name in ("old", "used"):
         its = images(paths, room, name)
@@ -111,7 +112,7 @@ def test_room_is_made_by_what_is_unused_the_longest_and_never_by_what_is_in_use(
     assert used.folder.exists(), "the process still reads it"
     assert third.cache is not None and fourth.cache is not None
     assert sum(fourth.cache.index[:, 0] >= 0) < 4
-    assert np.array_equal(its(0), pixels.decode(paths[0], LIMIT))
+    assert np.array_equal(its(0), decode.decode(paths[0], LIMIT))
 
 
 def test_a_full_or_closed_cache_costs_nothing_but_time(
@@ -123,7 +124,7 @@ def test_a_full_or_closed_cache_costs_nothing_but_time(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", full)
-    assert np.array_equal(its(0), pixels.decode(paths[0], LIMIT)) and its(1).shape[2] == 3
+    assert np.array_equal(its(0), decode.decode(paths[0], LIMIT)) and its(1).shape[2] == 3
     assert capsys.readouterr().out.count("No space left on device") == 1
     monkeypatch.undo()
     monkeypatch.setenv("CACHE_DIR", str(paths[0]))
@@ -229,11 +230,11 @@ def test_a_scan_is_decoded_small_and_looks_the_same(tmp_path: Path, orientation:
     """Nearer to the whole page averaged down than a linear resize of it, which drops thin rules."""
     path = tmp_path / "scan.jpg"
     scan(path, orientation)
-    whole: NDArray[np.uint8] = pixels.decode(path, None)
+    whole: NDArray[np.uint8] = decode.decode(path, None)
     assert whole.shape == ((1754, 1240, 3) if orientation is None else (1240, 1754, 3))
-    limit = pixels.Limit(300, cv2.INTER_LINEAR)
+    limit = decode.Limit(300, cv2.INTER_LINEAR)
     height, width = limit.fitted(whole.shape[:2])
-    made = pixels.decode(path, limit)
+    made = decode.decode(path, limit)
     assert made.shape == (height, width, 3) and max(height, width) == 300
     best = cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA).astype(float)
     plain = cv2.resize(whole, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -241,15 +242,15 @@ def test_a_scan_is_decoded_small_and_looks_the_same(tmp_path: Path, orientation:
 
 
 def test_all_pixels_come_from_the_cache_only_where_it_has_them(cache: Path, paths: list[Path]) -> None:
-    small = pixels.shared(paths, [p.name for p in paths], pixels.Limit(150, 1), None, "f")
-    assert np.array_equal(small.whole(0), pixels.decode(paths[0], None))
+    small = decode.shared(paths, [p.name for p in paths], decode.Limit(150, 1), None, "f")
+    assert np.array_equal(small.whole(0), decode.decode(paths[0], None))
     assert only(cache).decodes == 1
-    assert images(paths).whole(1).shape == pixels.decode(paths[1], None).shape
+    assert images(paths).whole(1).shape == decode.decode(paths[1], None).shape
 
 
 def test_limits_are_read_from_the_list() -> None:
-    assert pixels.Limit.of([{"LongestMaxSize": {"max_size": 64, "interpolation": 3}}]) == pixels.Limit(64, 3)
-    assert pixels.Limit.of([{"LongestMaxSize": {"max_size": 64}}, "HorizontalFlip"]) == pixels.Limit(64, 1)
+    assert decode.Limit.of([{"LongestMaxSize": {"max_size": 64, "interpolation": 3}}]) == decode.Limit(64, 3)
+    assert decode.Limit.of([{"LongestMaxSize": {"max_size": 64}}, "HorizontalFlip"]) == decode.Limit(64, 1)
     others: list[list[object]] = [
         [],
         ["HorizontalFlip"],
@@ -257,7 +258,7 @@ def test_limits_are_read_from_the_list() -> None:
         [{"Resize": {}}],
     ]
     others.append([{"LongestMaxSize": {"max_size": 64, "p": 0.5}}])
-    assert [pixels.Limit.of(entries) for entries in others] == [None] * 5
+    assert [decode.Limit.of(entries) for entries in others] == [None] * 5
 
 
 def test_the_cache_s_name_says_its_size(cache: Path, paths: list[Path]) -> None:

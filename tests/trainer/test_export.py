@@ -20,7 +20,7 @@ from trainer import checkpoint, export, intervals, model
 from trainer.cli import main
 from trainer.config.check import to_dict
 from trainer.config.schema import Config, DataConfig, ModelConfig
-from trainer.image_files import find_image, open_image
+from trainer.images.reading import find_image, open_image
 
 TRANSFORMS = [{"Resize": {"height": 64, "width": 64}}, {"CLAHE": {"clip_limit": [4.0, 4.0], "p": 1.0}}]
 

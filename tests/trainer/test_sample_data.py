@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from trainer import data, image_files
+from trainer import data
 from trainer.cli import main
 from trainer.config.schema import DataConfig
+from trainer.images import reading
 from trainer.sample_data import KINDS
 
 
@@ -30,7 +31,7 @@ def test_the_trainer_reads_what_was_drawn(tmp_path: Path) -> None:
     with (root / "test_labels.csv").open() as file:
         labels = {row["ID"]: row["target"] for row in csv.DictReader(file)}
     assert test.ids == list(labels) and sorted(set(labels.values())) == sorted(str(k) for k in range(len(KINDS)))
-    assert len({image_files.open_image(path).tobytes() for path in table.paths}) == len(table), "no two are the same"
+    assert len({reading.open_image(path).tobytes() for path in table.paths}) == len(table), "no two are the same"
 
 
 def test_the_same_seed_draws_the_same_bytes(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from tests.trainer.conftest import draw
-from trainer import checkpoint, data, inference, pixels, tta
+from trainer import checkpoint, data, inference, tta
 from trainer.checkpoint import Checkpoint
+from trainer.images import decode
 from trainer.inference import Options
 
 
@@ -19,13 +20,13 @@ from trainer.inference import Options
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The images that are decoded, in their order."""
     paths: list[Path] = []
-    real = pixels.decode
+    real = decode.decode
 
-    def count(path: Path, limit: pixels.Limit | None) -> pixels.Image:
+    def count(path: Path, limit: decode.Limit | None) -> decode.Image:
         paths.append(path)
         return real(path, limit)
 
-    monkeypatch.setattr(pixels, "decode", count)
+    monkeypatch.setattr(decode, "decode", count)
     return paths
 
 

@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer import cache_folder, decoded, image_files
+from trainer.images import cache as decoded
+from trainer.images import cache_folder, reading
 
 Image = NDArray[np.uint8]
 Shape = tuple[int, int]
@@ -55,8 +56,8 @@ def decode(path: Path, limit: Limit | None) -> Image:
     Raises what `image_files.open_image` raises.
     """
     if limit is None:
-        return np.asarray(image_files.open_image(path))
-    image, whole = image_files.open_near(path, limit.longest)
+        return np.asarray(reading.open_image(path))
+    image, whole = reading.open_near(path, limit.longest)
     height, width = limit.fitted(whole)
     pixels: Image = np.asarray(image)
     if pixels.shape[:2] != (height, width):
@@ -80,7 +81,7 @@ class Images:
 
     def whole(self, row: int) -> Image:
         """The same with every pixel of the file; from the cache where the limit took none away."""
-        if self.limit is None or max(image_files.shape(self.paths[row])) <= self.limit.longest:
+        if self.limit is None or max(reading.shape(self.paths[row])) <= self.limit.longest:
             return self(row)
         return decode(self.paths[row], None)
 
@@ -99,7 +100,7 @@ def shared(
     if root is None or gigabytes == 0:
         return Images(paths, limit)
     order = sorted(range(len(ids)), key=ids.__getitem__)
-    whole = [image_files.shape(paths[row]) for row in order]
+    whole = [reading.shape(paths[row]) for row in order]
     shapes = whole if limit is None else [limit.fitted(shape) for shape in whole]
     kind = "whole" if limit is None else f"{limit.longest}px-{limit.interpolation}"
     key = hashlib.sha256(repr((decoded.VERSION, fingerprint, [ids[row] for row in order], shapes)).encode()).hexdigest()

@@ -33,8 +33,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer import cache_folder
 from trainer.base.files import UMASK, write_json
+from trainer.images import cache_folder
 
 Image = NDArray[np.uint8]
 Shape = tuple[int, int]

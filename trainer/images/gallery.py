@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from trainer.base.files import replacing
-from trainer.image_files import open_image
+from trainer.images.reading import open_image
 
 if not os.access(os.environ.get("HOME", "/"), os.W_OK):  # where matplotlib would warn that it cannot cache its fonts
     os.environ.setdefault("MPLCONFIGDIR", tempfile.gettempdir())
