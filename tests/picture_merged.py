@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from trainer import sample_data
-from trainer.augment import Augmentation
+from trainer.augment.pipeline import Augmentation
 from trainer.config.check import compose
 
 SIDE, SHOWN = 768, 256

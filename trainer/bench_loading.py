@@ -23,7 +23,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from trainer import data, sample_data
-from trainer.augment import Augmentation, build
+from trainer.augment.pipeline import Augmentation, build
 from trainer.config import check
 from trainer.config.schema import DataConfig
 from trainer.images import decode

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from trainer import checkpoint, model, model_card, sample_data
-from trainer.augment import Augmentation
+from trainer.augment.pipeline import Augmentation
 from trainer.base.errors import ConfigError, DataError, TrainerError, nearest
 from trainer.base.files import check_folder, settle, sha256, write_json, write_text
 from trainer.images import reading

@@ -13,8 +13,9 @@ from lightning_fabric import Fabric
 from rich.progress import track
 from torch.utils.data import DataLoader
 
-from trainer import calibration, data, device, model, sampling, tta
-from trainer.augment import Augmentation
+from trainer import calibration, data, device, model, sampling
+from trainer.augment import views as tta
+from trainer.augment.pipeline import Augmentation
 from trainer.base import cores
 from trainer.checkpoint import Checkpoint
 from trainer.images import decode

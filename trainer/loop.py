@@ -22,7 +22,8 @@ from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 from torch.utils.data import DataLoader
 
-from trainer import data, device, distill, intervals, keep, losses, metrics, mixing, model, sampling, validation
+from trainer import data, device, distill, intervals, keep, losses, metrics, model, sampling, validation
+from trainer.augment import mixing
 from trainer.base.errors import StoppedError, TrainerError
 from trainer.base.files import write_json, write_text
 from trainer.config.schema import Config, TrainingConfig

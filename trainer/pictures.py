@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from trainer.corruption import Corruption
+from trainer.augment.corruption import Corruption
 from trainer.images import reading
 from trainer.val_predictions import Validation
 

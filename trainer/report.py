@@ -13,8 +13,8 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from trainer import calibration, charts, intervals, label_errors, pictures
+from trainer.augment.corruption import HELD_OUT, KINDS, Corruption
 from trainer.base.files import write_text
-from trainer.corruption import HELD_OUT, KINDS, Corruption
 from trainer.intervals import Interval
 from trainer.subject import Member, Subject
 from trainer.val_predictions import Validation

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from trainer.augment import Augmentation
-from trainer.corruption import Corruption
+from trainer.augment.corruption import Corruption
+from trainer.augment.pipeline import Augmentation
 
 KEPT_BYTES = 2**30
 """Host memory that prepared validation images may take, for each device that the run trains on."""

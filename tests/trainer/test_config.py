@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 
-from trainer import augment
+from trainer.augment import pipeline
 from trainer.base.errors import ConfigError
 from trainer.config import check
 
@@ -124,7 +124,7 @@ def test_yaml_round_trip() -> None:
 
 
 def test_the_table_of_augmentations_is_that_of_the_pinned_albumentations() -> None:
-    assert check.transforms() == augment.table()
+    assert check.transforms() == pipeline.table()
 
 
 def test_help_describes_every_key() -> None:

@@ -10,10 +10,11 @@ import pytest
 from torch.utils.data import DataLoader
 
 from tests.trainer.conftest import draw
-from trainer import corruption, validation
-from trainer.augment import Augmentation
+from trainer import validation
+from trainer.augment import corruption
+from trainer.augment.corruption import KINDS, Corruption
+from trainer.augment.pipeline import Augmentation
 from trainer.config.check import compose, option_names
-from trainer.corruption import KINDS, Corruption
 from trainer.data import DataConfig, ImageDataset, read_training
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tests.trainer.conftest import draw
-from trainer import merged
-from trainer.augment import Augmentation, build
+from trainer.augment import merged
+from trainer.augment.pipeline import Augmentation, build
 from trainer.config.check import compose
 
 WHITE = [255, 255, 255]

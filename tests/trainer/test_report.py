@@ -19,8 +19,8 @@ from PIL import Image
 
 from tests import browser
 from trainer import checkpoint, report, subject, val_predictions
+from trainer.augment.corruption import Corruption
 from trainer.cli import main
-from trainer.corruption import Corruption
 from trainer.data import read_training
 
 HOSTILE = "<script>document.title='taken'</script>"

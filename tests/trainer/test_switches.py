@@ -16,7 +16,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tests.trainer.conftest import write_documents
-from trainer import checkpoint, data, distill, losses, mixing, model, sampling
+from trainer import checkpoint, data, distill, losses, model, sampling
+from trainer.augment import mixing
 from trainer.base import provenance
 from trainer.base.errors import ConfigError
 from trainer.cli import main

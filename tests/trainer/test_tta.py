@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from tests.trainer.conftest import draw
-from trainer import checkpoint, data, inference, tta
+from trainer import checkpoint, data, inference
+from trainer.augment import views
 from trainer.checkpoint import Checkpoint
 from trainer.images import decode
 from trainer.inference import Options
@@ -37,7 +38,7 @@ def pictures() -> torch.Tensor:
 @pytest.mark.parametrize(("name", "count"), [("none", 1), ("light", 5), ("standard", 8), ("heavy", 11)])
 def test_every_view_is_another_and_the_first_is_the_image(name: str, count: int) -> None:
     images = pictures()
-    seen = [view(images) for view in tta.views(name)]
+    seen = [view(images) for view in views.views(name)]
     assert len({view.numpy().tobytes() for view in seen}) == count
     assert all(view.shape == images.shape and view.dtype == torch.uint8 for view in seen)
     assert torch.equal(seen[0], images)
@@ -46,9 +47,9 @@ def test_every_view_is_another_and_the_first_is_the_image(name: str, count: int)
 def test_the_standard_views_are_the_symmetries_of_the_square() -> None:
     """Every view of a view is a view again."""
     images = pictures()
-    seen = {view(images).numpy().tobytes() for view in tta.views("standard")}
+    seen = {view(images).numpy().tobytes() for view in views.views("standard")}
     again = {
-        outer(inner(images)).numpy().tobytes() for inner in tta.views("standard") for outer in tta.views("standard")
+        outer(inner(images)).numpy().tobytes() for inner in views.views("standard") for outer in views.views("standard")
     }
     assert again == seen
 
@@ -57,14 +58,14 @@ def test_the_heavy_views_leave_paper_white_and_their_image_in_place() -> None:
     """A black square in the middle of a page stays there, larger, smaller or as it is; more contrast darkens grey."""
     page = torch.full((1, 3, 100, 100), 255, dtype=torch.uint8)
     page[:, :, 30:70, 30:70] = 0
-    nearer, farther, _ = (view(page) for view in tta.views("heavy")[8:])
+    nearer, farther, _ = (view(page) for view in views.views("heavy")[8:])
     sides = [float((seen < 128).float().mean()) ** 0.5 for seen in (nearer, farther)]
     assert sides == pytest.approx([0.46, 0.35], abs=0.02)
     for seen in (nearer, farther):
         assert torch.equal(seen, seen.flip(3)) and torch.equal(seen, seen.transpose(2, 3))
         assert seen[0, 0, 0, 0] == 255
     grey = torch.full((1, 3, 4, 4), 155, dtype=torch.uint8)
-    assert tta.views("heavy")[10](grey).unique().tolist() == [125]
+    assert views.views("heavy")[10](grey).unique().tolist() == [125]
 
 
 def test_with_the_square_s_symmetries_it_does_not_matter_how_a_page_lies(trained: list[Path], tmp_path: Path) -> None:

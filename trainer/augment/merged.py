@@ -21,8 +21,8 @@ import albumentations as A
 import cv2
 import numpy as np
 
-from trainer import light
-from trainer.page import Image, Page, colour, finish, lay_out, move, own, parameters, turn
+from trainer.augment import light_and_noise
+from trainer.augment.warps import Image, Page, colour, finish, lay_out, move, own, parameters, turn
 
 ANY_RESOLUTION = (
     A.CLAHE,
@@ -155,9 +155,9 @@ STEPS: dict[type, Callable[[Page, Any], bool]] = {
     A.Rotate: _rotate,
     A.Affine: _affine,
     A.Perspective: _perspective,
-    A.CLAHE: light.clahe,
-    A.GaussNoise: light.gauss_noise,
-    A.Illumination: light.illumination,
-    A.PlasmaShadow: light.plasma_shadow,
+    A.CLAHE: light_and_noise.clahe,
+    A.GaussNoise: light_and_noise.gauss_noise,
+    A.Illumination: light_and_noise.illumination,
+    A.PlasmaShadow: light_and_noise.plasma_shadow,
 }
 """What is done here: False, and nothing drawn, where it is left to albumentations."""

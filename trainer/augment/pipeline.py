@@ -19,9 +19,9 @@ import albumentations as A
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer import merged
+from trainer.augment import merged
+from trainer.augment.warps import own
 from trainer.base.errors import ConfigError
-from trainer.page import own
 
 
 def table() -> dict[str, list[str]]:
@@ -59,7 +59,7 @@ def _values(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 class Augmentation:
-    """A pipeline whose randomness is (seed, epoch, index). `merge`: with less work, as `trainer.merged` has it."""
+    """A pipeline whose randomness is (seed, epoch, index). `merge`: with less work, as `trainer.augment.merged` has it."""
 
     def __init__(self, entries: Sequence[Any], where: str, img_size: int, seed: int = 0, merge: bool = False) -> None:
         self.pipeline = build(entries, where)

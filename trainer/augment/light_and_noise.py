@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.page import WHITE, Image, Page, Shape, borders, finish, image_of, lay_out, parameters, settle
+from trainer.augment.warps import WHITE, Image, Page, Shape, borders, finish, image_of, lay_out, parameters, settle
 
 NOISE_POOL = 2**22
 """Samples of a normal distribution from which fields of noise are cut."""

@@ -1,0 +1,1 @@
+"""What happens to pixels: augmentation, corruption, mixing, views."""
