@@ -19,7 +19,7 @@ from pathlib import Path
 
 from launcher import runs
 from tests.docker_engine import REPOSITORY, Dockerd, missing
-from trainer.sample_data import write_sample_data
+from trainer.data.drawn import write_sample_data
 
 COUNT, PARALLEL, ROUNDS = 20, 4, 3
 JOB = """

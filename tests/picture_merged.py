@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from trainer import sample_data
 from trainer.augment.pipeline import Augmentation
 from trainer.config.check import compose
+from trainer.data import drawn
 
 SIDE, SHOWN = 768, 256
 
@@ -23,8 +23,8 @@ SIDE, SHOWN = 768, 256
 def rows(name: str, count: int) -> list[Any]:
     """Two rows of pictures: as the list makes them, and merged."""
     config = compose([f"data={name}", f"data.img_size={SIDE}"]).data
-    kinds = list(sample_data.KINDS)
-    pages = [np.asarray(sample_data.draw(kinds[n], random.Random(n))) for n in range(count)]
+    kinds = list(drawn.KINDS)
+    pages = [np.asarray(drawn.draw(kinds[n], random.Random(n))) for n in range(count)]
     return [
         np.hstack(
             [_small(Augmentation(config.train_transforms, "x", SIDE, 4, merge)(p, 0, n)) for n, p in enumerate(pages)]

@@ -12,7 +12,7 @@ import yaml
 
 from launcher import runs
 from tests.docker_engine import REPOSITORY
-from trainer.sample_data import write_sample_data
+from trainer.data.drawn import write_sample_data
 
 # On PYTHONPATH of the processes: the trainer's steps raise torch's own exception above a micro-batch of four images.
 SMALL_DEVICE = """

@@ -22,10 +22,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from trainer import data, sample_data
 from trainer.augment.pipeline import Augmentation, build
 from trainer.config import check
 from trainer.config.schema import DataConfig
+from trainer.data import drawn
+from trainer.data import table as data
 from trainer.images import decode
 from trainer.stop import ignore_in_worker
 
@@ -49,9 +50,9 @@ def draw(folder: Path, source: str) -> Pages:
     """Pages with the grain of paper, so that their JPEGs are as large as those of scans."""
     width, height, count = SOURCES[source]
     chance, grain = random.Random(0), np.random.default_rng(0)
-    kinds, paths = list(sample_data.KINDS)[:2], []
+    kinds, paths = list(drawn.KINDS)[:2], []
     for number in range(count):
-        page = sample_data.draw(kinds[number % 2], chance).resize((width, height), Image.Resampling.BICUBIC)
+        page = drawn.draw(kinds[number % 2], chance).resize((width, height), Image.Resampling.BICUBIC)
         noisy = np.asarray(page) + grain.normal(0, 3.5, (height, width, 1))
         path = folder / source / kinds[number % 2] / f"{number:02d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)

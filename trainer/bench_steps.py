@@ -20,7 +20,7 @@ from trainer import device
 from trainer.base import cores
 from trainer.base.errors import DeviceMemoryError, StoppedError
 from trainer.config.check import compose
-from trainer.sample_data import write_sample_data
+from trainer.data.drawn import write_sample_data
 from trainer.stop import Stop
 from trainer.train import train
 

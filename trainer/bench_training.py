@@ -16,9 +16,10 @@ import torch
 from timm.loss import LabelSmoothingCrossEntropy  # type: ignore[attr-defined]
 from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 
-from trainer import compiling, data, device, loop, model
+from trainer import compiling, device, loop, model
 from trainer.bench_steps import GPU_SETUPS, QUICK, SIZE, Row, environment, fast_kernels, fitting
 from trainer.config.check import compose
+from trainer.data import table
 from trainer.progress import Reporter
 from trainer.stop import Stop
 from trainer.tracking import Tracking
@@ -161,7 +162,7 @@ def trainer_step(name: str, size: int, batch: int, *words: str, on: str = "cpu")
     job = loop.Job(
         config=config,
         run_dir=Path(),
-        table=data.Table([], [], [], [str(k) for k in range(CLASSES)], []),
+        table=table.Table([], [], [], [str(k) for k in range(CLASSES)], []),
         split=nothing,
         fabric=fabric,
         net=wrapped,

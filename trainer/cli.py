@@ -210,12 +210,12 @@ def _add_root(parser: _Parser) -> None:
 
 def _known_root(given: Path | None) -> Path | None:
     """The data folder; None where none is named and there is no ./data. Raises DataError where it is missing."""
-    from trainer import data
     from trainer.config.schema import DataConfig
+    from trainer.data import table
 
     if given is None and not os.environ.get("DATA_DIR") and not Path("data").is_dir():
         return None
-    return data.data_root(DataConfig(root=str(given) if given else None))
+    return table.data_root(DataConfig(root=str(given) if given else None))
 
 
 def _add_model_options(parser: _Parser) -> None:
@@ -280,13 +280,13 @@ def _predict(arguments: list[str]) -> int:
     _add_model_options(parser)
     options = _parse(parser, arguments)
     _quiet()
-    from trainer import data
     from trainer.config.schema import DataConfig
+    from trainer.data import table
     from trainer.inference import Options
     from trainer.predict import predict
 
     how = Options(options.device, options.precision, options.batch_size, options.num_workers, options.tta)
-    root = data.data_root(DataConfig(root=str(options.root) if options.root else None))
+    root = table.data_root(DataConfig(root=str(options.root) if options.root else None))
     predict(options.checkpoint, root, _output(options.output), how)
     return EXIT_OK
 
@@ -351,7 +351,7 @@ def _check_data(arguments: list[str]) -> int:
 
     composed = check.compose(options.overrides, "check-data").data
     output = _output(options.output)
-    from trainer import check_data
+    from trainer.data import check as check_data
 
     with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):  # notes are no JSON
         checked = check_data.check(composed)

@@ -81,7 +81,7 @@ def sample_data(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=_count, default=0)
     parser.add_argument("--force", action="store_true", help="replace what an earlier sample-data drew there")
     options = parser.parse_args(arguments)
-    from trainer.sample_data import write_sample_data
+    from trainer.data.drawn import write_sample_data
 
     write_sample_data(
         options.out, options.classes, options.per_class, options.test_per_class, options.seed, options.force

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from trainer import checkpoint, data, intervals, keep, members, metrics, predictions, weights
+from trainer import checkpoint, intervals, keep, members, metrics, predictions, weights
 from trainer.base.errors import ConfigError, nearest
 from trainer.base.files import sha256, write_json
+from trainer.data import table as data
 from trainer.inference import Options, tempered
 from trainer.members import Loaded, Member, Validation
 from trainer.predict import members_predictions, origin_of, test_images

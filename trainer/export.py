@@ -22,10 +22,11 @@ import timm
 import torch
 from torch import nn
 
-from trainer import checkpoint, model, model_card, sample_data
+from trainer import checkpoint, model, model_card
 from trainer.augment.pipeline import Augmentation
 from trainer.base.errors import ConfigError, DataError, TrainerError, nearest
 from trainer.base.files import check_folder, settle, sha256, write_json, write_text
+from trainer.data import drawn
 from trainer.images import reading
 
 TOLERANCE = 1e-4
@@ -153,8 +154,8 @@ def check_pages(kept: checkpoint.Checkpoint, root: Path | None, count: int) -> P
         sources = [np.asarray(reading.open_image(file)) for _, file in found]
         source, where = f"{len(found)} validation images", f" of {root}"
     else:
-        chance, kinds = random.Random(0), list(sample_data.KINDS)
-        sources = [np.asarray(sample_data.draw(kinds[n % len(kinds)], chance)) for n in range(count)]
+        chance, kinds = random.Random(0), list(drawn.KINDS)
+        sources = [np.asarray(drawn.draw(kinds[n % len(kinds)], chance)) for n in range(count)]
         source = f"{count} drawn pages, not real ones"
         where = " (no data folder is named)" if root is None else f" ({root} has none of the validation images)"
     prepared = [view(image, 0, row) for row, image in enumerate(sources)]

@@ -13,11 +13,13 @@ from lightning_fabric import Fabric
 from rich.progress import track
 from torch.utils.data import DataLoader
 
-from trainer import calibration, data, device, model, sampling
+from trainer import calibration, device, model
 from trainer.augment import views as tta
 from trainer.augment.pipeline import Augmentation
 from trainer.base import cores
 from trainer.checkpoint import Checkpoint
+from trainer.data import sampling
+from trainer.data import table as data
 from trainer.images import decode
 from trainer.stop import ignore_in_worker
 

@@ -22,11 +22,13 @@ from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 from torch.utils.data import DataLoader
 
-from trainer import data, device, distill, intervals, keep, losses, metrics, model, sampling, validation
+from trainer import device, distill, intervals, keep, losses, metrics, model, validation
 from trainer.augment import mixing
 from trainer.base.errors import StoppedError, TrainerError
 from trainer.base.files import write_json, write_text
 from trainer.config.schema import Config, TrainingConfig
+from trainer.data import sampling
+from trainer.data import table as data
 from trainer.progress import Reporter, duration, rounded, validation_line
 from trainer.stop import Stop
 from trainer.tracking import Tracking

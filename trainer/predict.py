@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from trainer import data, inference, members, predictions
+from trainer import inference, members, predictions
 from trainer.base.errors import ConfigError, DataError
 from trainer.base.files import write_json
+from trainer.data import table as data
 from trainer.images import reading
 from trainer.inference import Options
 from trainer.members import Loaded

@@ -16,7 +16,7 @@ from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 from torch.utils.data import DataLoader
 
-from trainer import compiling, data, device, distill, duplicates, keep, leaks, model, sampling
+from trainer import compiling, device, distill, keep, model
 from trainer.augment.corruption import Corruption
 from trainer.augment.pipeline import Augmentation
 from trainer.base import cores, provenance
@@ -24,6 +24,8 @@ from trainer.base.errors import ConfigError, DataError, StoppedError
 from trainer.base.files import check_folder, resume_file, write_text
 from trainer.config.check import to_dict, to_yaml
 from trainer.config.schema import Config, TrainingConfig
+from trainer.data import duplicates, leaks, sampling
+from trainer.data import table as data
 from trainer.images import decode
 from trainer.images.decode import Images, Limit
 from trainer.loop import Job, Progress, run, total_steps

@@ -13,7 +13,7 @@ from typing import Any
 from launcher import runs, slurm_board
 from tests.launcher.conftest import REPOSITORY, Lab, seeds, wait_for
 from tests.slurm_cluster import Slurm
-from trainer.sample_data import write_sample_data
+from trainer.data.drawn import write_sample_data
 
 SMALL = "resources: {memory: 400m, cpus: 1, gpus: 1}\n"
 STEPS = "after:\n  - {name: vote, step: ensemble, from: {top: 2}}\n  - {name: out, step: predict, needs: [vote]}\n"

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from trainer import data, sampling
 from trainer.augment.pipeline import Augmentation
 from trainer.base.errors import ConfigError
 from trainer.config import check
+from trainer.data import sampling
+from trainer.data import table as data
 from trainer.stop import ignore_in_worker
 
 

@@ -14,11 +14,12 @@ import pytest
 from PIL import Image
 
 from tests.trainer.conftest import write_documents
-from trainer import data, duplicates
 from trainer.cli import main
 from trainer.config.schema import DataConfig
+from trainer.data import duplicates
+from trainer.data import table as data
+from trainer.data.drawn import write_sample_data
 from trainer.images import reading
-from trainer.sample_data import write_sample_data
 
 TURNS = tuple(Image.Transpose)
 Change = Callable[[Image.Image, random.Random], Image.Image]

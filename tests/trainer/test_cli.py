@@ -79,7 +79,7 @@ def test_a_folder_that_cannot_be_written_to_is_said_before_data_are_read(
     run = tmp_path / "run"
     run.mkdir()
     monkeypatch.setattr(files.tempfile, "TemporaryFile", no_space)
-    monkeypatch.setattr("trainer.data.read_training", unread)
+    monkeypatch.setattr("trainer.data.table.read_training", unread)
     monkeypatch.setenv("DATA_DIR", str(documents))
     monkeypatch.setenv("RUN_DIR", str(run))
     assert main(["train", *TINY, "training.max_steps=1"]) == 64
@@ -135,6 +135,6 @@ def test_an_error_of_the_system_names_the_file_and_never_a_temporary_one(
     def refuse(*words: object) -> None:
         raise PermissionError(13, "Permission denied", "/data/train.csv")
 
-    monkeypatch.setattr("trainer.sample_data.write_sample_data", refuse)
+    monkeypatch.setattr("trainer.data.drawn.write_sample_data", refuse)
     assert main(["sample-data", str(tmp_path / "drawn")]) == 1
     assert capsys.readouterr().err == "error: /data/train.csv: Permission denied\n"

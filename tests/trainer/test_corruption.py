@@ -15,7 +15,7 @@ from trainer.augment import corruption
 from trainer.augment.corruption import KINDS, Corruption
 from trainer.augment.pipeline import Augmentation
 from trainer.config.check import compose, option_names
-from trainer.data import DataConfig, ImageDataset, read_training
+from trainer.data.table import DataConfig, ImageDataset, read_training
 
 
 def page(size: tuple[int, int] = (120, 90)) -> np.ndarray:

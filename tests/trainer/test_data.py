@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from tests.trainer.conftest import draw, write_documents
-from trainer import data, sampling
 from trainer.base.errors import DataError
 from trainer.config.schema import DataConfig
+from trainer.data import sampling
+from trainer.data import table as data
 from trainer.images import reading
 
 

@@ -21,7 +21,7 @@ from tests import browser
 from trainer import checkpoint, report, subject, val_predictions
 from trainer.augment.corruption import Corruption
 from trainer.cli import main
-from trainer.data import read_training
+from trainer.data.table import read_training
 
 HOSTILE = "<script>document.title='taken'</script>"
 HOSTILE_ID = '"><img src=x onerror="document.title=\'taken\'">.jpg'

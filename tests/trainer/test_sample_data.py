@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from trainer import data
 from trainer.cli import main
 from trainer.config.schema import DataConfig
+from trainer.data import table as data
+from trainer.data.drawn import KINDS
 from trainer.images import reading
-from trainer.sample_data import KINDS
 
 
 def drawn(root: Path, *words: str) -> Path:

@@ -16,13 +16,15 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tests.trainer.conftest import write_documents
-from trainer import checkpoint, data, distill, losses, model, sampling
+from trainer import checkpoint, distill, losses, model
 from trainer.augment import mixing
 from trainer.base import provenance
 from trainer.base.errors import ConfigError
 from trainer.cli import main
 from trainer.config import check
 from trainer.config.schema import DataConfig
+from trainer.data import sampling
+from trainer.data import table as data
 
 Train = Callable[..., int]
 

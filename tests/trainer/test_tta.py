@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from tests.trainer.conftest import draw
-from trainer import checkpoint, data, inference
+from trainer import checkpoint, inference
 from trainer.augment import views
 from trainer.checkpoint import Checkpoint
+from trainer.data import table as data
 from trainer.images import decode
 from trainer.inference import Options
 

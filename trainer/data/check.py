@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from trainer import data, duplicates, leaks
 from trainer.base.errors import DataError
 from trainer.base.files import write_json
 from trainer.config.schema import DataConfig
-from trainer.duplicates import Look, Pair
+from trainer.data import duplicates, leaks
+from trainer.data import table as data
+from trainer.data.duplicates import Look, Pair
 from trainer.images import gallery, reading
 
 PICTURED, LISTED, KEPT = 24, 40, 1000

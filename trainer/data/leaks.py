@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 
 from trainer.base.errors import DataError, nearest
-from trainer.data import Split, Table
-from trainer.duplicates import TURNS, Pair
+from trainer.data.duplicates import TURNS, Pair
+from trainer.data.table import Split, Table
 
 SHOWN = 20
 
