@@ -16,10 +16,11 @@ import torch
 from timm.loss import LabelSmoothingCrossEntropy  # type: ignore[attr-defined]
 from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 
-from trainer import compiling, device, loop, model
+from trainer import device, loop
 from trainer.bench_steps import GPU_SETUPS, QUICK, SIZE, Row, environment, fast_kernels, fitting
 from trainer.config.check import compose
 from trainer.data import table
+from trainer.models import build, compiling
 from trainer.progress import Reporter
 from trainer.stop import Stop
 from trainer.tracking import Tracking
@@ -108,7 +109,7 @@ def _compiled(name: str, size: int, batch: int) -> Row:
     precision = device.precision("auto", "cuda")
     fabric = device.fabric("cuda", precision)
     own = compose([f"model={name}", "model.pretrained=false"]).model
-    net = model.Normalized(model.create(own, CLASSES, size), *model.mean_std(own.name), True).to("cuda")
+    net = build.Normalized(build.create(own, CLASSES, size), *build.mean_std(own.name), True).to("cuda")
     images = torch.zeros(batch, 3, size, size, dtype=torch.uint8, device="cuda")
     eager = compiling.seconds(net, fabric, images, GPU_STEPS)
     with tempfile.TemporaryDirectory() as folder, environment("TORCHINDUCTOR_CACHE_DIR", folder):
@@ -154,10 +155,10 @@ def trainer_step(name: str, size: int, batch: int, *words: str, on: str = "cpu")
     config = compose([f"model={name}", f"data.img_size={size}", f"training.batch_size={batch}", *own, *words])
     precision = device.precision(config.training.precision, on)
     fabric = device.fabric(on, precision)
-    bare = model.create(config.model, CLASSES, size)
+    bare = build.create(config.model, CLASSES, size)
     channels_last = device.channels_last(config.training.channels_last, on)
-    net = model.Normalized(bare, *model.mean_std(config.model.name), channels_last)
-    wrapped, optimizer = fabric.setup(net, model.make_optimizer(config.training, net, precision))
+    net = build.Normalized(bare, *build.mean_std(config.model.name), channels_last)
+    wrapped, optimizer = fabric.setup(net, build.make_optimizer(config.training, net, precision))
     nothing = cast(Any, None)  # what only the loop around a step needs
     job = loop.Job(
         config=config,
@@ -206,7 +207,7 @@ def timm_step(
     """A step as timm's train script does it: its model, loss and optimiser (`more` are arguments of that), on images
     that are normalised already on the CPU, and as its PrefetchLoader brings them to a GPU."""
     own = compose([f"model={name}"]).model.name
-    net = timm.create_model(own, num_classes=CLASSES, **model.size_arguments(own, size)).train().to(on)
+    net = timm.create_model(own, num_classes=CLASSES, **build.size_arguments(own, size)).train().to(on)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     net = net.to(memory_format=layout)
     update = create_optimizer_v2(net, opt=optimizer, lr=1e-3, weight_decay=0.05, momentum=0.9, **more)
@@ -216,7 +217,7 @@ def timm_step(
     )
     scaler = torch.amp.GradScaler(on) if precision == "fp16" else None
     loaded, targets = drawn(size, batch, on)
-    mean, std = (torch.tensor(v, device=on).view(1, 3, 1, 1) * 255 for v in model.mean_std(own))
+    mean, std = (torch.tensor(v, device=on).view(1, 3, 1, 1) * 255 for v in build.mean_std(own))
     ready = torch.randn(batch, 3, size, size).contiguous(memory_format=layout)
 
     def step() -> None:

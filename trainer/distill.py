@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
-from trainer import checkpoint, ensemble, model
+from trainer import ensemble
 from trainer.base.errors import ConfigError
+from trainer.models import build, checkpoint
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,9 @@ def load(paths: Sequence[str], class_names: Sequence[str], on: torch.device, cha
                 f"they differ in {odd}"
             )
         size = member.preprocessing["img_size"]
-        bare = model.restore(member.settings.model, len(class_names), size, member.state_dict)
+        bare = build.restore(member.settings.model, len(class_names), size, member.state_dict)
         mean, std = tuple(member.preprocessing["mean"]), tuple(member.preprocessing["std"])
-        net = model.Normalized(bare, mean, std, channels_last).to(on).eval().requires_grad_(False)
+        net = build.Normalized(bare, mean, std, channels_last).to(on).eval().requires_grad_(False)
         order = [member.class_names.index(name) for name in class_names]
         split = member.validation.get("split_fingerprint")
         teachers.append(Teacher(net, size, member.temperature, order, share, path, split))

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from trainer import checkpoint, intervals, keep, members, metrics, predictions, weights
+from trainer import intervals, keep, members, metrics, predictions, weights
 from trainer.base.errors import ConfigError, nearest
 from trainer.base.files import sha256, write_json
 from trainer.data import table as data
 from trainer.inference import Options, tempered
 from trainer.members import Loaded, Member, Validation
+from trainer.models import checkpoint
 from trainer.predict import members_predictions, origin_of, test_images
 from trainer.predictions import Origin, Predictions
 from trainer.voting import METHODS, ballots, combine

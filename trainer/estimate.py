@@ -25,10 +25,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from trainer import device, distill, losses, model
+from trainer import device, distill
 from trainer.base.errors import TrainerError
 from trainer.config.check import compose, option_names
 from trainer.config.schema import Config
+from trainer.models import build, losses
 
 CLASSES = 17
 PRECISIONS = ("fp32", "bf16")
@@ -170,13 +171,13 @@ def estimate(config: Config, classes: int = CLASSES, precisions: tuple[str, ...]
     return found
 
 
-def _fake(config: Config, classes: int) -> tuple[model.Normalized, torch.optim.Optimizer, FakeTensorMode]:
+def _fake(config: Config, classes: int) -> tuple[build.Normalized, torch.optim.Optimizer, FakeTensorMode]:
     """The network with fake weights, and its optimiser with fake state, as after a first step."""
-    mean, std = model.mean_std(config.model.name)
-    bare = model.create(config.model, classes, config.data.img_size, load_weights=False)
+    mean, std = build.mean_std(config.model.name)
+    bare = build.create(config.model, classes, config.data.img_size, load_weights=False)
     if config.training.grad_checkpointing:
-        model.checkpoint_gradients(bare, config.model.name)
-    net = model.Normalized(bare, mean, std, device.channels_last(config.training.channels_last, kind(config)))
+        build.checkpoint_gradients(bare, config.model.name)
+    net = build.Normalized(bare, mean, std, device.channels_last(config.training.channels_last, kind(config)))
     mode = FakeTensorMode()
     swapped: dict[int, torch.Tensor] = {}  # weights that two modules share stay shared
     for module in net.modules():
@@ -189,7 +190,7 @@ def _fake(config: Config, classes: int) -> tuple[model.Normalized, torch.optim.O
                         swapped[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_weight else fake
                     tensors[name] = swapped[id(tensor)]  # type: ignore[assignment]
     with mode:
-        optimizer = model.make_optimizer(config.training, net, config.training.precision)
+        optimizer = build.make_optimizer(config.training, net, config.training.precision)
         for group in optimizer.param_groups:
             if not group["fused"]:
                 group["foreach"] = kind(config) == "cuda"  # torch's own default: there, and nowhere else

@@ -22,12 +22,13 @@ import timm
 import torch
 from torch import nn
 
-from trainer import checkpoint, model, model_card
+from trainer import model_card
 from trainer.augment.pipeline import Augmentation
 from trainer.base.errors import ConfigError, DataError, TrainerError, nearest
 from trainer.base.files import check_folder, settle, sha256, write_json, write_text
 from trainer.data import drawn
 from trainer.images import reading
+from trainer.models import build, checkpoint
 
 TOLERANCE = 1e-4
 """The most by which a probability may differ from the checkpoint's."""
@@ -47,7 +48,7 @@ class Classifier(nn.Module):
 
     def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float], temperature: float) -> None:
         super().__init__()
-        self.normalized = model.Normalized(net, tuple(mean), tuple(std), channels_last=False)
+        self.normalized = build.Normalized(net, tuple(mean), tuple(std), channels_last=False)
         self.temperature = temperature
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -102,7 +103,7 @@ def export(
     kept = checkpoint.load(path)
     config, about = kept.settings, _about(kept, to)
     size, classes = kept.preprocessing["img_size"], len(kept.class_names)
-    bare = model.restore(config.model, classes, size, kept.state_dict)
+    bare = build.restore(config.model, classes, size, kept.state_dict)
     net = Classifier(bare, kept.preprocessing["mean"], kept.preprocessing["std"], kept.temperature).eval()
     pages = check_pages(kept, root, images)
     print(f"{config.model.name}, {size} px, {classes} classes → {to}")
@@ -251,7 +252,7 @@ def _write_safetensors(net: Classifier, kept: checkpoint.Checkpoint, folder: Pat
     size = preprocessing["img_size"]
     about = {"mean": preprocessing["mean"], "std": preprocessing["std"], "crop_pct": 1.0, "input_size": (3, size, size)}
     more = {"label_names": kept.class_names, "pretrained_cfg": about}
-    arguments = model.size_arguments(kept.settings.model.name, size)
+    arguments = build.size_arguments(kept.settings.model.name, size)
     timm.models.save_for_hf(bare, str(folder), more, arguments, safe_serialization=True)
 
 

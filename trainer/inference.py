@@ -13,14 +13,15 @@ from lightning_fabric import Fabric
 from rich.progress import track
 from torch.utils.data import DataLoader
 
-from trainer import calibration, device, model
+from trainer import calibration, device
 from trainer.augment import views as tta
 from trainer.augment.pipeline import Augmentation
 from trainer.base import cores
-from trainer.checkpoint import Checkpoint
 from trainer.data import sampling
 from trainer.data import table as data
 from trainer.images import decode
+from trainer.models import build
+from trainer.models.checkpoint import Checkpoint
 from trainer.stop import ignore_in_worker
 
 TOGETHER_BYTES = 4 * 2**30
@@ -141,9 +142,9 @@ def _images(member: Checkpoint, table: data.Table) -> decode.Images:
     return decode.shared(table.paths, table.ids, limit, None, data.content_fingerprint(table.paths))
 
 
-def _net(member: Checkpoint, chosen: str) -> model.Normalized:
+def _net(member: Checkpoint, chosen: str) -> build.Normalized:
     """The checkpoint's model behind its normalisation. Raises ConfigError where the weights are another model's."""
     config = member.settings
-    bare = model.restore(config.model, len(member.class_names), member.preprocessing["img_size"], member.state_dict)
+    bare = build.restore(config.model, len(member.class_names), member.preprocessing["img_size"], member.state_dict)
     mean, std = tuple(member.preprocessing["mean"]), tuple(member.preprocessing["std"])
-    return model.Normalized(bare, mean, std, device.channels_last(config.training.channels_last, chosen))
+    return build.Normalized(bare, mean, std, device.channels_last(config.training.channels_last, chosen))

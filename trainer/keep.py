@@ -14,10 +14,11 @@ import timm
 import torch
 from numpy.typing import NDArray
 
-from trainer import __version__, calibration, checkpoint, intervals, model
+from trainer import __version__, calibration, intervals
 from trainer.base.errors import ConfigError
 from trainer.base.files import replacing
 from trainer.config.check import to_dict
+from trainer.models import build, checkpoint
 
 if TYPE_CHECKING:
     from trainer.loop import Job
@@ -101,7 +102,7 @@ def _demote(run_dir: Path, names: list[str]) -> None:
 
 
 def _checkpoint(job: Job, figures: dict[str, float], made: Scored) -> checkpoint.Checkpoint:
-    mean, std = model.mean_std(job.config.model.name)
+    mean, std = build.mean_std(job.config.model.name)
     validation = {
         "ids": [job.table.ids[row] for row in made.rows],
         "targets": made.targets,

@@ -22,13 +22,14 @@ from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 from torch.utils.data import DataLoader
 
-from trainer import device, distill, intervals, keep, losses, metrics, model, validation
+from trainer import device, distill, intervals, keep, metrics, validation
 from trainer.augment import mixing
 from trainer.base.errors import StoppedError, TrainerError
 from trainer.base.files import write_json, write_text
 from trainer.config.schema import Config, TrainingConfig
 from trainer.data import sampling
 from trainer.data import table as data
+from trainer.models import build, losses
 from trainer.progress import Reporter, duration, rounded, validation_line
 from trainer.stop import Stop
 from trainer.tracking import Tracking
@@ -212,7 +213,7 @@ def _step(job: Job, group: list[Any]) -> int:
         with job.fabric.no_backward_sync(job.net, enabled=number < len(group) and job.fabric.world_size > 1):
             loss = _loss(job, images, wanted) / size
             job.lap("forward")
-            with model.frozen_statistics(job.bare, training.grad_checkpointing):
+            with build.frozen_statistics(job.bare, training.grad_checkpointing):
                 job.fabric.backward(loss)
             job.lap("backward")
     job.progress.loss_images += size

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from trainer import checkpoint
 from trainer.base.errors import ConfigError
 from trainer.base.files import sha256
-from trainer.checkpoint import Checkpoint
 from trainer.inference import tempered
+from trainer.models import checkpoint
+from trainer.models.checkpoint import Checkpoint
 
 UNIMPORTANT = (
     "data.root",

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 from torchmetrics.functional.classification import multiclass_f1_score
 
-from trainer import checkpoint, intervals, keep
+from trainer import intervals, keep
+from trainer.models import checkpoint
 
 METRICS = {
     "val_f1": "macro F1, validation images as they are",

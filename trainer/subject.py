@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer import checkpoint, val_predictions
+from trainer import val_predictions
 from trainer.base.errors import ConfigError
 from trainer.base.files import sha256
+from trainer.models import checkpoint
 from trainer.val_predictions import Validation
 
 

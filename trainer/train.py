@@ -16,7 +16,7 @@ from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 from torch.utils.data import DataLoader
 
-from trainer import compiling, device, distill, keep, model
+from trainer import device, distill, keep
 from trainer.augment.corruption import Corruption
 from trainer.augment.pipeline import Augmentation
 from trainer.base import cores, provenance
@@ -29,6 +29,7 @@ from trainer.data import table as data
 from trainer.images import decode
 from trainer.images.decode import Images, Limit
 from trainer.loop import Job, Progress, run, total_steps
+from trainer.models import build, compiling
 from trainer.progress import Reporter
 from trainer.stop import Stop, ignore_in_worker
 from trainer.tracking import Tracking
@@ -62,7 +63,7 @@ def train(config: Config, run_dir: Path, stop: Stop, lap: Callable[[str], None] 
     chosen = device.choose(config.device)
     devices = device.count(config, chosen)
     precision = device.precision(config.training.precision, chosen)
-    model.check_name(config.model.name)
+    build.check_name(config.model.name)
     check_folder(run_dir)
     resume = resume_file(config.resume, run_dir)
     state = keep.read_last(resume) if resume else None
@@ -289,19 +290,19 @@ def learner(
     precision: str,
     channels_last: bool,
     state: dict[str, Any] | None = None,
-) -> tuple[model.Normalized, torch.optim.Optimizer]:
+) -> tuple[build.Normalized, torch.optim.Optimizer]:
     """The network and its optimiser on the device `on`: as new, or with what last.ckpt holds.
 
     The network goes there first: an optimiser takes its state to where the weights lie when it is read, and no later.
     Raises ConfigError where the checkpoint is of another model.
     """
     torch.manual_seed(config.seed)
-    mean, std = model.mean_std(config.model.name)
-    bare = model.create(config.model, classes, config.data.img_size, load_weights=state is None)
+    mean, std = build.mean_std(config.model.name)
+    bare = build.create(config.model, classes, config.data.img_size, load_weights=state is None)
     if config.training.grad_checkpointing:
-        model.checkpoint_gradients(bare, config.model.name)
-    net = model.Normalized(bare, mean, std, channels_last).to(on)
-    optimizer = model.make_optimizer(config.training, net, precision)
+        build.checkpoint_gradients(bare, config.model.name)
+    net = build.Normalized(bare, mean, std, channels_last).to(on)
+    optimizer = build.make_optimizer(config.training, net, precision)
     if state is not None:
         _restore(net, optimizer, state)
     return net, optimizer

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer import checkpoint
 from trainer.base.errors import ConfigError
+from trainer.models import checkpoint
 
 
 @dataclass(frozen=True)

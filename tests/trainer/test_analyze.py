@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer import checkpoint
 from trainer.cli import main
+from trainer.models import checkpoint
 
 
 @pytest.fixture(autouse=True)

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from tests.trainer.test_resume import assert_same
-from trainer import bench_steps, bench_training, checkpoint, compiling, device, model
+from trainer import bench_steps, bench_training, device
 from trainer.base.errors import ConfigError
 from trainer.config import check
 from trainer.config.schema import ModelConfig
+from trainer.models import build, checkpoint, compiling
 
 Train = Callable[..., int]
 SHORT = ["training.max_steps=2", "training.batch_size=8", "training.warmup_epochs=0"]
@@ -33,7 +34,7 @@ def test_the_fused_optimiser_does_what_the_plain_one_does(optimizer: str) -> Non
     for precision in ("fp32", "fp16"):  # fp16 with clipping is not fused
         torch.manual_seed(0)
         nets.append(torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.LayerNorm(30), torch.nn.Linear(30, 3)))
-        made.append(model.make_optimizer(training, nets[-1], precision))
+        made.append(build.make_optimizer(training, nets[-1], precision))
     assert [bool(m.param_groups[0]["fused"]) for m in made] == [True, False]
     images = torch.randn(8, 40)
     for _ in range(5):
@@ -71,7 +72,7 @@ def test_checkpointed_gradients_change_nothing_but_memory(tmp_path: Path, train:
 
 def test_a_model_that_cannot_checkpoint_gradients_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"training\.grad_checkpointing=true: timm's vgg11 cannot do that"):
-        model.checkpoint_gradients(model.create(ModelConfig("vgg11"), 3, 32, load_weights=False), "vgg11")
+        build.checkpoint_gradients(build.create(ModelConfig("vgg11"), 3, 32, load_weights=False), "vgg11")
     with pytest.raises(ConfigError, match=r"training\.compile=true: not with training\.grad_checkpointing=true"):
         check.compose(["training.compile=true", "training.grad_checkpointing=true"])
 
@@ -82,7 +83,7 @@ def test_a_model_that_does_not_compile_stays_as_it_was(tmp_path: Path, monkeypat
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
     bare = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Flatten(), torch.nn.Linear(192, 3))
-    net = model.Normalized(bare, (0.5,) * 3, (0.2,) * 3, False)
+    net = build.Normalized(bare, (0.5,) * 3, (0.2,) * 3, False)
     before = {key: value.clone() for key, value in net.state_dict().items()}
     done, note = compiling.model_for(True, net, device.fabric("cpu", "fp32"), 2, 8, steps=1000)
     assert not done and note.startswith("the model is not compiled, and trains eagerly: ")
@@ -133,7 +134,7 @@ def test_a_compiled_run_resumes_to_the_bit_and_leaves_the_names_of_an_eager_one(
     rows = [list(csv.DictReader((tmp_path / name / "history.csv").open())) for name in ("eager", "whole")]
     assert float(rows[0][-1]["train_loss"]) == pytest.approx(float(rows[1][-1]["train_loss"]), rel=0.05)
     best = checkpoint.load(tmp_path / "whole" / "best.ckpt")
-    model.restore(best.settings.model, 3, 64, best.state_dict)
+    build.restore(best.settings.model, 3, 64, best.state_dict)
 
 
 def test_fast_kernels_are_allowed_on_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,10 @@ import torch
 from sklearn.metrics import f1_score
 
 from tests.trainer.conftest import TINY
-from trainer import calibration, checkpoint, ensemble, model, predictions, weights
+from trainer import calibration, ensemble, predictions, weights
 from trainer.base import provenance
 from trainer.cli import main
+from trainer.models import build, checkpoint
 
 KEYS = ("val_f1", "val_f1_corrupted", "val_f1_mean", "score", "monitor", "ece")
 
@@ -257,7 +258,7 @@ def test_what_was_predicted_once_no_model_predicts_again(
     assert main(["predict", f"checkpoint={first}", "tta=light", "output=one"]) == 0
     assert main(["ensemble", "--checkpoints", first, second, "--tta", "light", "--output", "vote"]) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(model, "create", no_model)
+        patch.setattr(build, "create", no_model)
         words = ["--method", "rank_averaging", "--tta", "light", "--output", "ranks"]
         assert main(["ensemble", "--checkpoints", second, first, *words]) == 0
         assert main(["predict", "checkpoint=vote/ensemble.json", "output=again"]) == 0
@@ -278,7 +279,7 @@ def test_predictions_beside_a_checkpoint_serve_where_they_are_its_own(
     (tmp_path / "run").mkdir()
     member = changed(trained[0] / "best.ckpt", tmp_path / "run" / "best.ckpt")
     assert main(["predict", f"checkpoint={member}", "output=run"]) == 0
-    monkeypatch.setattr(model, "create", no_model)
+    monkeypatch.setattr(build, "create", no_model)
     assert main(["ensemble", "--checkpoints", str(member)]) == 0
     changed(member, member, metrics={})
     assert main(["ensemble", "--checkpoints", str(member), "--output", "changed"]) == 1

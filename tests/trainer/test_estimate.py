@@ -15,9 +15,10 @@ from torch.nn.functional import cross_entropy
 from torch.profiler import ProfilerActivity, profile
 
 from tests.trainer.conftest import TINY
-from trainer import estimate, model
+from trainer import estimate
 from trainer.cli import main
 from trainer.config.check import compose, option_names
+from trainer.models import build
 
 MIB = 2**20
 
@@ -31,8 +32,8 @@ def found(*words: str, precision: str = "fp32") -> estimate.Estimate:
 def test_it_counts_what_torchs_own_tracker_counts(precision: str, accumulates: bool) -> None:
     """Real tensors here, fake ones there."""
     config = compose([*TINY, "device=cpu"])
-    net = model.Normalized(model.create(config.model, 3, 64, load_weights=False), (0.5,) * 3, (0.2,) * 3, True)
-    optimizer = model.make_optimizer(config.training, net)
+    net = build.Normalized(build.create(config.model, 3, 64, load_weights=False), (0.5,) * 3, (0.2,) * 3, True)
+    optimizer = build.make_optimizer(config.training, net)
     images, targets, weights = torch.zeros(6, 3, 64, 64, dtype=torch.uint8), torch.zeros(6).long(), torch.ones(3)
     tracker = MemTracker()
     for _ in range(2):  # the second is the one that counts
@@ -60,7 +61,7 @@ def test_averaged_weights_are_one_more_copy() -> None:
 
 def test_the_line_is_made_of_its_parts() -> None:
     line = found("device=cuda")
-    floats = sum(p.numel() for p in model.create(compose(TINY).model, 3, 64, load_weights=False).parameters()) * 4
+    floats = sum(p.numel() for p in build.create(compose(TINY).model, 3, 64, load_weights=False).parameters()) * 4
     assert line.gradients == floats <= line.weights < floats * 1.1
     assert 2 * floats <= line.optimizer < 2.1 * floats, "AdamW keeps two moments"
     assert line.fixed >= line.weights + line.gradients + line.optimizer
@@ -154,7 +155,7 @@ def test_a_model_that_fake_tensors_cannot_go_through_is_named(
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return images * self.weight if images.sum() > 0 else images
 
-    monkeypatch.setattr(model, "create", lambda *_, **__: NeedsData())
+    monkeypatch.setattr(build, "create", lambda *_, **__: NeedsData())
     assert main(["estimate", *TINY]) == 1
     assert "model.name=test_resnet: its memory cannot be foreseen" in capsys.readouterr().err
 

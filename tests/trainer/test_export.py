@@ -16,11 +16,12 @@ import timm
 import torch
 from torch import nn
 
-from trainer import checkpoint, export, intervals, model
+from trainer import export, intervals
 from trainer.cli import main
 from trainer.config.check import to_dict
 from trainer.config.schema import Config, DataConfig, ModelConfig
 from trainer.images.reading import find_image, open_image
+from trainer.models import build, checkpoint
 
 TRANSFORMS = [{"Resize": {"height": 64, "width": 64}}, {"CLAHE": {"clip_limit": [4.0, 4.0], "p": 1.0}}]
 
@@ -226,8 +227,8 @@ def telling(config: ModelConfig, size: int, classes: int = 17) -> checkpoint.Che
     weights amplify."""
     settings = Config(model=config, data=DataConfig(img_size=size))
     torch.manual_seed(0)
-    net: nn.Module = model.create(config, classes, size)
-    mean, std = model.mean_std(config.name)
+    net: nn.Module = build.create(config, classes, size)
+    mean, std = build.mean_std(config.name)
     preprocessing = {
         "img_size": size,
         "mean": list(mean),
@@ -237,7 +238,7 @@ def telling(config: ModelConfig, size: int, classes: int = 17) -> checkpoint.Che
     names = [f"kind {number}" for number in range(classes)]
     kept = checkpoint.Checkpoint({}, names, names, to_dict(settings), preprocessing)
     images = export.check_pages(kept, None, 10).images
-    normalized = model.Normalized(net, mean, std, channels_last=False)
+    normalized = build.Normalized(net, mean, std, channels_last=False)
     head = net.get_classifier()  # type: ignore[operator]
     with torch.no_grad():
         nn.init.normal_(head.weight)

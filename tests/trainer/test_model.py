@@ -9,15 +9,15 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from trainer import model
 from trainer.base.errors import ConfigError
 from trainer.config import check
 from trainer.config.schema import ModelConfig
+from trainer.models import build
 
 
 def test_an_unknown_model_is_named_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"model\.name=resnet43: .* did you mean 'resnet\d+'"):
-        model.create(ModelConfig("resnet43"), 3, 64)
+        build.create(ModelConfig("resnet43"), 3, 64)
 
 
 def test_pretrained_without_network_or_cache_says_how_to_provide_weights(
@@ -25,7 +25,7 @@ def test_pretrained_without_network_or_cache_says_how_to_provide_weights(
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ConfigError, match=r"(?s)neither in the cache.*model\.weights=FILE.*model\.pretrained=false"):
-        model.create(ModelConfig("resnet18"), 3, 64)
+        build.create(ModelConfig("resnet18"), 3, 64)
 
 
 @pytest.mark.parametrize("layout", ["hub", "file"])
@@ -47,7 +47,7 @@ def test_pretrained_weights_are_found_in_a_cache_without_a_network(
     for name in ("HF_HOME", "HF_HUB_CACHE", "CACHE_DIR", "BAKED_WEIGHTS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, str(tmp_path))
-    made = model.create(ModelConfig("test_resnet"), 3, 64)
+    made = build.create(ModelConfig("test_resnet"), 3, 64)
     key = "layer1.0.conv1.weight"
     assert torch.equal(made.state_dict()[key], source.state_dict()[key])
 
@@ -60,7 +60,7 @@ def test_local_weights_are_loaded_but_for_the_classifier(tmp_path: Path, suffix:
         torch.save({"state_dict": {f"module.{k}": v for k, v in source.state_dict().items()}}, path)
     else:
         save_file(source.state_dict(), path)
-    made = model.create(ModelConfig("test_resnet", weights=str(path)), 3, 64)
+    made = build.create(ModelConfig("test_resnet", weights=str(path)), 3, 64)
     for key, value in made.state_dict().items():
         if not key.startswith("fc."):
             assert torch.equal(value, source.state_dict()[key])
@@ -70,7 +70,7 @@ def test_local_weights_are_loaded_but_for_the_classifier(tmp_path: Path, suffix:
 def test_deit_weights_at_another_size_get_resized_position_embeddings(tmp_path: Path) -> None:
     source = timm.create_model("deit_tiny_patch16_224", num_classes=1000)
     save_file(source.state_dict(), tmp_path / "w.safetensors")
-    made = model.create(ModelConfig("deit_tiny_patch16_224", weights=str(tmp_path / "w.safetensors")), 3, 384)
+    made = build.create(ModelConfig("deit_tiny_patch16_224", weights=str(tmp_path / "w.safetensors")), 3, 384)
     assert made.state_dict()["pos_embed"].shape[1] == 1 + 24 * 24
     assert torch.equal(made.state_dict()["blocks.0.attn.qkv.weight"], source.state_dict()["blocks.0.attn.qkv.weight"])
     assert made(torch.zeros(1, 3, 384, 384)).shape == (1, 3)
@@ -84,7 +84,7 @@ def test_weights_that_do_not_fit_are_an_error_that_lists_the_keys(tmp_path: Path
     state["bn1.weight"] = torch.zeros(7)
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(ConfigError) as raised:
-        model.create(ModelConfig("test_resnet", weights=str(tmp_path / "w.pth")), 3, 64)
+        build.create(ModelConfig("test_resnet", weights=str(tmp_path / "w.pth")), 3, 64)
     for part in (f"missing: {gone}", "unexpected: extra.weight", "of another shape: bn1.weight (7,)"):
         assert part in str(raised.value)
 
@@ -95,7 +95,7 @@ def test_a_file_that_is_no_weights_is_one_clear_error(tmp_path: Path, content: b
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"model\.weights=.*w\.pth: "):
-        model.create(ModelConfig("test_resnet", weights=str(path)), 3, 64)
+        build.create(ModelConfig("test_resnet", weights=str(path)), 3, 64)
 
 
 def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
@@ -105,15 +105,15 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
 
     torch.save({"state_dict": Trap()}, tmp_path / "w.pth")
     with pytest.raises(ConfigError, match="loaded safely"):
-        model.create(ModelConfig("test_resnet", weights=str(tmp_path / "w.pth")), 3, 64)
+        build.create(ModelConfig("test_resnet", weights=str(tmp_path / "w.pth")), 3, 64)
     assert not (tmp_path / "ran").exists()
 
 
 def test_the_models_own_mean_and_std_are_used() -> None:
-    mean, std = model.mean_std("tf_efficientnet_lite0")
+    mean, std = build.mean_std("tf_efficientnet_lite0")
     assert (mean, std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    assert model.mean_std("resnet34")[0] == pytest.approx((0.485, 0.456, 0.406))
-    net = model.Normalized(torch.nn.Identity(), mean, std, channels_last=False)
+    assert build.mean_std("resnet34")[0] == pytest.approx((0.485, 0.456, 0.406))
+    net = build.Normalized(torch.nn.Identity(), mean, std, channels_last=False)
     images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 4, 4)
     assert net(images)[0].unique().tolist() == [-1.0] and net(images)[1].unique().tolist() == [1.0]
 

@@ -13,8 +13,9 @@ import torch
 from sklearn.metrics import f1_score
 
 from tests.trainer.conftest import TINY, write_documents
-from trainer import calibration, checkpoint, ensemble
+from trainer import calibration, ensemble
 from trainer.cli import main
+from trainer.models import checkpoint
 
 
 @pytest.fixture(autouse=True)

@@ -20,9 +20,10 @@ import pytest
 import torch
 
 from tests.trainer.conftest import TINY
-from trainer import checkpoint, device, loop, train
+from trainer import device, loop, train
 from trainer.base.errors import DeviceMemoryError, StoppedError, TrainerError
 from trainer.config import check
+from trainer.models import checkpoint
 from trainer.progress import Reporter
 from trainer.stop import Stop
 

@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tests.trainer.conftest import write_documents
-from trainer import checkpoint, distill, losses, model
+from trainer import distill
 from trainer.augment import mixing
 from trainer.base import provenance
 from trainer.base.errors import ConfigError
@@ -25,6 +25,7 @@ from trainer.config import check
 from trainer.config.schema import DataConfig
 from trainer.data import sampling
 from trainer.data import table as data
+from trainer.models import build, checkpoint, losses
 
 Train = Callable[..., int]
 
@@ -94,11 +95,11 @@ def test_a_balanced_epoch_has_every_class_equally_often_and_is_drawn_anew() -> N
 
 
 def test_drop_path_reaches_the_model_and_one_that_has_none_is_refused() -> None:
-    made = model.create(check.compose(["model.name=test_vit", "model.drop_path=0.3"]).model, 3, 160, False)
+    made = build.create(check.compose(["model.name=test_vit", "model.drop_path=0.3"]).model, 3, 160, False)
     rates = [float(part.drop_prob) for part in made.modules() if type(part).__name__ == "DropPath"]  # type: ignore[arg-type]
     assert max(rates) == pytest.approx(0.3)
     with pytest.raises(ConfigError, match=r"model\.drop_path=0\.3: vgg11 has no blocks"):
-        model.create(check.compose(["model.name=vgg11", "model.drop_path=0.3"]).model, 3, 64, False)
+        build.create(check.compose(["model.name=vgg11", "model.drop_path=0.3"]).model, 3, 64, False)
 
 
 def test_layer_decay_gives_each_layer_its_share_of_the_learning_rate(tmp_path: Path, train: Train) -> None:
@@ -129,8 +130,8 @@ def test_teachers_have_their_own_size_temperature_and_order_of_classes(trained: 
     both = distill.load(paths, names, torch.device("cpu"), False)
     assert [teacher.img_size for teacher in both] == [64, 160]
     own = checkpoint.load(trained[0] / "best.ckpt")
-    bare = model.restore(own.settings.model, 3, 64, own.state_dict).eval()
-    logits = model.Normalized(bare, own.preprocessing["mean"], own.preprocessing["std"], False)(images)
+    bare = build.restore(own.settings.model, 3, 64, own.state_dict).eval()
+    logits = build.Normalized(bare, own.preprocessing["mean"], own.preprocessing["std"], False)(images)
     expected = (logits / own.temperature).softmax(1)[:, [2, 0, 1]]
     alone = distill.probabilities(both[:1], images) / both[0].share
     torch.testing.assert_close(alone, expected.detach())

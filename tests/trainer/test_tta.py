@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 
 from tests.trainer.conftest import draw
-from trainer import checkpoint, inference
+from trainer import inference
 from trainer.augment import views
-from trainer.checkpoint import Checkpoint
 from trainer.data import table as data
 from trainer.images import decode
 from trainer.inference import Options
+from trainer.models import checkpoint
+from trainer.models.checkpoint import Checkpoint
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from trainer.model import Normalized
+from trainer.models.build import Normalized
 
 COMPILE_SECONDS = 120.0
 """What compiling one of the manual's models takes, roughly. Not measured on a GPU."""
