@@ -112,6 +112,6 @@ def _no_mistake(ranked: Sequence[Row]) -> list[str]:
     """What is known of rows that have no interval since nothing was wrong; of the fewest images where they differ."""
     if not (images := [row["val_images"] for row in ranked if row["val_f1"] == 1 and row["val_images"] != ""]):
         return []
-    from trainer import intervals  # loads numpy
+    from trainer.scores import intervals  # loads numpy
 
     return [f"no mistake: {intervals.in_words(None, 1, min(images))}"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer import intervals
+from trainer.scores import intervals
 
 COPIES = {"val_f1": ("clean",), "val_f1_corrupted": ("corrupted",), "val_f1_mean": ("clean", "corrupted")}
 """Of which copies of the images each figure is the mean macro F1."""

@@ -10,7 +10,7 @@ import numpy as np
 from trainer import figures, report, subject
 from trainer.base.files import write_text
 from trainer.images import gallery
-from trainer.val_predictions import Validation
+from trainer.scores.val_predictions import Validation
 
 SHOWN = 24
 """Worst mistakes in worst_mistakes.png."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from trainer.calibration import Reliability
+from trainer.scores.calibration import Reliability
 
 WIDTH, HEIGHT = 440, 236
 LEFT, RIGHT, TOP, BOTTOM = 42, 12, 12, 42

@@ -368,7 +368,7 @@ def _label_errors(arguments: list[str]) -> int:
     options = _parse(parser, arguments)
     output = _output(options.output)
     _quiet()
-    from trainer import label_errors
+    from trainer.scores import label_errors
 
     label_errors.write(options.predictions, output, _known_root(options.root))
     return EXIT_OK

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from trainer.images import gallery, reading
-from trainer.val_predictions import Validation
+from trainer.scores.val_predictions import Validation
 
 
 def confusion(validation: Validation) -> Figure:

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from rich.progress import track
 from torch.utils.data import DataLoader
 
-from trainer import calibration, device
+from trainer import device
 from trainer.augment import views as tta
 from trainer.augment.pipeline import Augmentation
 from trainer.base import cores
@@ -22,6 +22,7 @@ from trainer.data import table as data
 from trainer.images import decode
 from trainer.models import build
 from trainer.models.checkpoint import Checkpoint
+from trainer.scores import calibration
 from trainer.stop import ignore_in_worker
 
 TOGETHER_BYTES = 4 * 2**30

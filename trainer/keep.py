@@ -14,11 +14,12 @@ import timm
 import torch
 from numpy.typing import NDArray
 
-from trainer import __version__, calibration, intervals
+from trainer import __version__
 from trainer.base.errors import ConfigError
 from trainer.base.files import replacing
 from trainer.config.check import to_dict
 from trainer.models import build, checkpoint
+from trainer.scores import calibration, intervals
 
 if TYPE_CHECKING:
     from trainer.loop import Job

@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 from torchmetrics.functional.classification import multiclass_f1_score
 
-from trainer import intervals, keep
+from trainer import keep
 from trainer.models import checkpoint
+from trainer.scores import intervals
 
 METRICS = {
     "val_f1": "macro F1, validation images as they are",

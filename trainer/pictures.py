@@ -12,7 +12,7 @@ from PIL import Image
 
 from trainer.augment.corruption import Corruption
 from trainer.images import reading
-from trainer.val_predictions import Validation
+from trainer.scores.val_predictions import Validation
 
 SIDE = 240
 """Longest side of a thumbnail, in pixels."""

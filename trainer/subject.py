@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer import val_predictions
 from trainer.base.errors import ConfigError
 from trainer.base.files import sha256
 from trainer.models import checkpoint
-from trainer.val_predictions import Validation
+from trainer.scores import val_predictions
+from trainer.scores.val_predictions import Validation
 
 
 @dataclass(frozen=True)

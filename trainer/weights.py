@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainer import intervals, voting
+from trainer import voting
 from trainer.base.errors import ConfigError, nearest
+from trainer.scores import intervals
 
 SEARCHES = ("optimised", "greedy")
 NAMES = ("equal", *SEARCHES)

@@ -16,12 +16,13 @@ import timm
 import torch
 from torch import nn
 
-from trainer import export, intervals
+from trainer import export
 from trainer.cli import main
 from trainer.config.check import to_dict
 from trainer.config.schema import Config, DataConfig, ModelConfig
 from trainer.images.reading import find_image, open_image
 from trainer.models import build, checkpoint
+from trainer.scores import intervals
 
 TRANSFORMS = [{"Resize": {"height": 64, "width": 64}}, {"CLAHE": {"clip_limit": [4.0, 4.0], "p": 1.0}}]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from trainer import calibration, intervals
+from trainer.scores import calibration, intervals
 
 
 def drawn(images: int, right: float, seed: int = 0, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:

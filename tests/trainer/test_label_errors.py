@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from trainer import label_errors
 from trainer.cli import main
+from trainer.scores import label_errors
 
 
 def predictions(images: int = 240, classes: int = 4, wrong: int = 12) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

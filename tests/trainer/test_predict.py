@@ -13,9 +13,10 @@ import torch
 from sklearn.metrics import f1_score
 
 from tests.trainer.conftest import TINY, write_documents
-from trainer import calibration, ensemble
+from trainer import ensemble
 from trainer.cli import main
 from trainer.models import checkpoint
+from trainer.scores import calibration
 
 
 @pytest.fixture(autouse=True)

@@ -78,8 +78,8 @@ def write(predictions: Path, output: Path, root: Path | None) -> list[LabelError
     `predictions` is a val_predictions.npz, or what `val_predictions.read` takes, `root` the data folder of the
     pictures. Raises ConfigError where `predictions` has none.
     """
-    from trainer import val_predictions  # here, so that `find` is had without them
     from trainer.images import gallery, reading  # here, so that `find` is had without them
+    from trainer.scores import val_predictions  # here, so that `find` is had without them
 
     validation = val_predictions.read(predictions)
     errors = find(validation.targets, validation.probabilities)

@@ -1,0 +1,1 @@
+"""Figures: how good predictions are, and how sure that is."""
