@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any
 
-from trainer.progress import duration
+from trainer.training.progress import duration
 
 GIB = 2**30
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}

@@ -18,13 +18,13 @@ from trainer.data.drawn import write_sample_data
 SMALL_DEVICE = """
 import sys
 if "trainer" in sys.orig_argv:
-    import torch, trainer.loop
-    step = trainer.loop._step
+    import torch, trainer.training.loop
+    step = trainer.training.loop._step
     def small(job, group):
         if max(len(batch[0]) for batch in group) > 4 and job.progress.step >= 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return step(job, group)
-    trainer.loop._step = small
+    trainer.training.loop._step = small
 """
 WORDS = ["model.name=resnet10t", "model.pretrained=false", "data.img_size=64", "training.batch_size=16", "seed=3"]
 WORDS += ["training.epochs=2", "training.num_workers=1", "training.drop_last=false", "training.precision=fp32"]

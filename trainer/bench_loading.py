@@ -28,7 +28,7 @@ from trainer.config.schema import DataConfig
 from trainer.data import drawn
 from trainer.data import table as data
 from trainer.images import decode
-from trainer.stop import ignore_in_worker
+from trainer.training.stop import ignore_in_worker
 
 SOURCES = {"jpeg": (498, 538, 24), "scan": (2480, 3508, 12)}
 """Width, height and number of the pages: the competition's, and A4 at 300 dpi."""

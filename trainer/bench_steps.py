@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from trainer import device
 from trainer.base import cores
 from trainer.base.errors import DeviceMemoryError, StoppedError
 from trainer.config.check import compose
 from trainer.data.drawn import write_sample_data
-from trainer.stop import Stop
-from trainer.train import train
+from trainer.training import device
+from trainer.training.run import train
+from trainer.training.stop import Stop
 
 Row = dict[str, Any]
 SIZE = 224

@@ -179,8 +179,8 @@ def _train(arguments: list[str]) -> int:
     check_folder(run_dir)
     resume_file(composed.resume, run_dir)  # as train does, which takes seconds to import
     _quiet()
-    from trainer.stop import Stop
-    from trainer.train import train
+    from trainer.training.run import train
+    from trainer.training.stop import Stop
 
     stop = Stop()
     stop.listen()

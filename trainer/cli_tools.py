@@ -30,8 +30,8 @@ def estimate(arguments: list[str]) -> int:
     if options.table and (options.overrides or options.json):
         raise ConfigError(f"--table {options.table}: it is of all models and sizes; take the other words away")
     composed = check.compose(options.overrides, "estimate")
-    from trainer import estimate as estimates
     from trainer.base.files import write_text
+    from trainer.training import memory as estimates
 
     if options.table:
         write_text(options.table, estimates.as_csv(list(estimates.table())))

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from trainer import keep, members, predictions, weights
+from trainer import members, predictions, weights
 from trainer.base.errors import ConfigError, nearest
 from trainer.base.files import sha256, write_json
 from trainer.data import table as data
@@ -21,6 +21,7 @@ from trainer.models import checkpoint
 from trainer.predict import members_predictions, origin_of, test_images
 from trainer.predictions import Origin, Predictions
 from trainer.scores import intervals, metrics
+from trainer.training import keep
 from trainer.voting import METHODS, ballots, combine
 
 FORMAT = 2

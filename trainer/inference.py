@@ -13,7 +13,6 @@ from lightning_fabric import Fabric
 from rich.progress import track
 from torch.utils.data import DataLoader
 
-from trainer import device
 from trainer.augment import views as tta
 from trainer.augment.pipeline import Augmentation
 from trainer.base import cores
@@ -23,7 +22,8 @@ from trainer.images import decode
 from trainer.models import build
 from trainer.models.checkpoint import Checkpoint
 from trainer.scores import calibration
-from trainer.stop import ignore_in_worker
+from trainer.training import device
+from trainer.training.stop import ignore_in_worker
 
 TOGETHER_BYTES = 4 * 2**30
 """Weights that may lie on the device at once. Models beyond it take a further pass over the images."""

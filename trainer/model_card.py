@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 from torchmetrics.functional.classification import multiclass_f1_score
 
-from trainer import keep
 from trainer.models import checkpoint
 from trainer.scores import intervals
+from trainer.training import keep
 
 METRICS = {
     "val_f1": "macro F1, validation images as they are",

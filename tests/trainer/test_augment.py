@@ -16,7 +16,7 @@ from trainer.base.errors import ConfigError
 from trainer.config import check
 from trainer.data import sampling
 from trainer.data import table as data
-from trainer.stop import ignore_in_worker
+from trainer.training.stop import ignore_in_worker
 
 
 def only(*entries: object, size: int = 96) -> Augmentation:

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from tests.trainer.test_resume import assert_same
-from trainer import bench_steps, bench_training, device
+from trainer import bench_steps, bench_training
 from trainer.base.errors import ConfigError
 from trainer.config import check
 from trainer.config.schema import ModelConfig
 from trainer.models import build, checkpoint, compiling
+from trainer.training import device
 
 Train = Callable[..., int]
 SHORT = ["training.max_steps=2", "training.batch_size=8", "training.warmup_epochs=0"]

@@ -10,12 +10,12 @@ import pytest
 from torch.utils.data import DataLoader
 
 from tests.trainer.conftest import draw
-from trainer import validation
 from trainer.augment import corruption
 from trainer.augment.corruption import KINDS, Corruption
 from trainer.augment.pipeline import Augmentation
 from trainer.config.check import compose, option_names
 from trainer.data.table import DataConfig, ImageDataset, read_training
+from trainer.training import val_batches
 
 
 def page(size: tuple[int, int] = (120, 90)) -> np.ndarray:
@@ -53,12 +53,12 @@ def test_what_is_held_out_is_in_no_augmentation_that_comes_with_the_trainer(name
     assert len(corruption.HELD_OUT) >= 2 and set(corruption.HELD_OUT) <= set(KINDS)
 
 
-def loaded(documents: Path, limit: int) -> tuple[validation.Remembered, list[int]]:
+def loaded(documents: Path, limit: int) -> tuple[val_batches.Remembered, list[int]]:
     """The validation batches of six images, and how many items each DataLoader that was made is of."""
     table = read_training(documents, DataConfig())
     entries = ["LongestMaxSize: {max_size: 32}", "PadIfNeeded"]
     entries = [{"LongestMaxSize": {"max_size": 32}}, {"PadIfNeeded": {"min_height": 32, "min_width": 32}}]
-    view = validation.ValidationView(Augmentation(entries, "x", 32), Corruption(1), table.ids)
+    view = val_batches.ValidationView(Augmentation(entries, "x", 32), Corruption(1), table.ids)
     made: list[int] = []
 
     def load(wanted: object) -> DataLoader[object]:
@@ -66,7 +66,7 @@ def loaded(documents: Path, limit: int) -> tuple[validation.Remembered, list[int
         made.append(len(items))
         return DataLoader(ImageDataset(table, view), batch_size=4, sampler=items)  # type: ignore[arg-type]
 
-    return validation.Remembered(load, validation.items(range(6), 2), limit), made
+    return val_batches.Remembered(load, val_batches.items(range(6), 2), limit), made
 
 
 def test_prepared_images_are_kept_up_to_the_limit_and_the_rest_is_loaded_again(documents: Path) -> None:
@@ -81,5 +81,5 @@ def test_prepared_images_are_kept_up_to_the_limit_and_the_rest_is_loaded_again(d
 
 
 def test_processes_share_the_items() -> None:
-    parts = [validation.items(range(5), 2, rank, 3) for rank in range(3)]
-    assert sorted(item for part in parts for item in part) == validation.items(range(5), 2)
+    parts = [val_batches.items(range(5), 2, rank, 3) for rank in range(3)]
+    assert sorted(item for part in parts for item in part) == val_batches.items(range(5), 2)

@@ -10,9 +10,10 @@ import warnings
 import pytest
 import torch
 
-from trainer import cli, device
+from trainer import cli
 from trainer.base.errors import ConfigError, DeviceMemoryError
 from trainer.config import check
+from trainer.training import device
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, gpus: int = 0, mps: bool = False) -> None:

@@ -15,17 +15,17 @@ from torch.nn.functional import cross_entropy
 from torch.profiler import ProfilerActivity, profile
 
 from tests.trainer.conftest import TINY
-from trainer import estimate
 from trainer.cli import main
 from trainer.config.check import compose, option_names
 from trainer.models import build
+from trainer.training import memory
 
 MIB = 2**20
 
 
 @functools.cache
-def found(*words: str, precision: str = "fp32") -> estimate.Estimate:
-    return estimate.estimate(compose([*TINY, *words], "estimate"), 3, (precision,))[precision]
+def found(*words: str, precision: str = "fp32") -> memory.Estimate:
+    return memory.estimate(compose([*TINY, *words], "estimate"), 3, (precision,))[precision]
 
 
 @pytest.mark.parametrize(("precision", "accumulates"), [("fp32", True), ("bf16", False)])
@@ -161,7 +161,7 @@ def test_a_model_that_fake_tensors_cannot_go_through_is_named(
 
 
 def test_the_table_has_a_row_for_each_device_size_and_precision(tmp_path: Path) -> None:
-    rows = list(csv.DictReader(estimate.as_csv(list(estimate.table((64,), ("resnet34",)))).splitlines()))
+    rows = list(csv.DictReader(memory.as_csv(list(memory.table((64,), ("resnet34",)))).splitlines()))
     assert [(r["device"], r["img_size"], r["precision"]) for r in rows] == [
         (device, "64", precision) for device in ("cuda", "mps") for precision in ("fp32", "bf16")
     ]
@@ -170,8 +170,8 @@ def test_the_table_has_a_row_for_each_device_size_and_precision(tmp_path: Path) 
 
 def test_models_with_attention_get_more_rows() -> None:
     """Their memory does not follow the square of the size."""
-    assert estimate._table_sizes("resnet34", (384, 512)) == [384, 512]
-    assert estimate._table_sizes("swin_base_384", (384, 500)) == [384, 416, 448, 480, 500]
+    assert memory._table_sizes("resnet34", (384, 512)) == [384, 512]
+    assert memory._table_sizes("swin_base_384", (384, 500)) == [384, 416, 448, 480, 500]
 
 
 def measured_peak(action: Callable[[], int], trace: Path) -> int:
@@ -200,7 +200,7 @@ def test_foreseen_is_within_five_percent_of_what_the_trainer_really_takes(
                 f"model={name}", "data.img_size=384", f"training.batch_size={batch}", f"training.micro_batch={micro}",
                 "training.optimizer=adamw", "training.precision=fp32", "device=cpu", "model.pretrained=false",
             ]  # fmt: skip
-            line = estimate.estimate(compose(words), classes=3, precisions=("fp32",))["fp32"]
+            line = memory.estimate(compose(words), classes=3, precisions=("fp32",))["fp32"]
             foreseen = line.at(micro, accumulates=micro < batch)
             run = [*words, "training.max_steps=2", "training.num_workers=0", "training.channels_last=true"]
             monkeypatch.setenv("RUN_DIR", str(tmp_path / f"{name}-{batch}"))

@@ -19,11 +19,12 @@ import torch
 
 from launcher.memory import CONTEXT, DRIVER, predict
 from tests.trainer.conftest import TINY, write_documents
-from trainer import bench_steps, bench_training, device
+from trainer import bench_steps, bench_training
 from trainer.base.errors import EXIT_DEVICE_MEMORY, EXIT_OK, EXIT_STOPPED
 from trainer.cli import main
 from trainer.config.check import compose
 from trainer.models import checkpoint
+from trainer.training import device
 
 Train = Callable[..., int]
 pytestmark = [

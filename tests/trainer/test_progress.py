@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from trainer.progress import Reporter, validation_line
+from trainer.training.progress import Reporter, validation_line
 
 
 def test_a_resumed_run_tells_no_speed_before_its_first_step(tmp_path: Path) -> None:

@@ -20,12 +20,13 @@ import pytest
 import torch
 
 from tests.trainer.conftest import TINY
-from trainer import device, loop, train
 from trainer.base.errors import DeviceMemoryError, StoppedError, TrainerError
 from trainer.config import check
 from trainer.models import checkpoint
-from trainer.progress import Reporter
-from trainer.stop import Stop
+from trainer.training import device, loop
+from trainer.training import run as train
+from trainer.training.progress import Reporter
+from trainer.training.stop import Stop
 
 Train = Callable[..., int]
 

@@ -16,7 +16,6 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tests.trainer.conftest import write_documents
-from trainer import distill
 from trainer.augment import mixing
 from trainer.base import provenance
 from trainer.base.errors import ConfigError
@@ -26,6 +25,7 @@ from trainer.config.schema import DataConfig
 from trainer.data import sampling
 from trainer.data import table as data
 from trainer.models import build, checkpoint, losses
+from trainer.training import teachers
 
 Train = Callable[..., int]
 
@@ -127,20 +127,20 @@ def test_teachers_have_their_own_size_temperature_and_order_of_classes(trained: 
     names = ["discs", "stripes", "boxes"]
     paths = [str(run / "best.ckpt") for run in trained]
     images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
-    both = distill.load(paths, names, torch.device("cpu"), False)
+    both = teachers.load(paths, names, torch.device("cpu"), False)
     assert [teacher.img_size for teacher in both] == [64, 160]
     own = checkpoint.load(trained[0] / "best.ckpt")
     bare = build.restore(own.settings.model, 3, 64, own.state_dict).eval()
     logits = build.Normalized(bare, own.preprocessing["mean"], own.preprocessing["std"], False)(images)
     expected = (logits / own.temperature).softmax(1)[:, [2, 0, 1]]
-    alone = distill.probabilities(both[:1], images) / both[0].share
+    alone = teachers.probabilities(both[:1], images) / both[0].share
     torch.testing.assert_close(alone, expected.detach())
-    mean = distill.probabilities(both, images)
+    mean = teachers.probabilities(both, images)
     torch.testing.assert_close(mean.sum(1), torch.ones(4))
     assert main(["ensemble", "--checkpoints", *paths, "--weights", "3", "1", "--output", str(tmp_path / "vote")]) == 0
     shares = [
         t.share
-        for t in distill.load([str(tmp_path / "vote" / "ensemble.json"), paths[0]], names, torch.device("cpu"), False)
+        for t in teachers.load([str(tmp_path / "vote" / "ensemble.json"), paths[0]], names, torch.device("cpu"), False)
     ]
     assert shares == [0.375, 0.125, 0.5]
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.trainer.conftest import TINY
-from trainer import tracking
 from trainer.cli import main
+from trainer.training import tracking
 
 
 @pytest.mark.parametrize(

@@ -23,12 +23,12 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score
 
 from tests.trainer.conftest import TINY, write_documents
-from trainer import loop
-from trainer import train as train_module
 from trainer.cli import main
 from trainer.config import check
 from trainer.models import checkpoint
 from trainer.scores import metrics
+from trainer.training import loop
+from trainer.training import run as train_module
 
 Train = Callable[..., int]
 

@@ -22,7 +22,7 @@ from trainer.models import build, checkpoint
 from trainer.scores import calibration, intervals
 
 if TYPE_CHECKING:
-    from trainer.loop import Job
+    from trainer.training.loop import Job
 
 LAST_FORMAT = 2
 

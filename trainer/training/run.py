@@ -16,7 +16,6 @@ from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 from torch.utils.data import DataLoader
 
-from trainer import device, distill, keep
 from trainer.augment.corruption import Corruption
 from trainer.augment.pipeline import Augmentation
 from trainer.base import cores, provenance
@@ -28,13 +27,15 @@ from trainer.data import duplicates, leaks, sampling
 from trainer.data import table as data
 from trainer.images import decode
 from trainer.images.decode import Images, Limit
-from trainer.loop import Job, Progress, run, total_steps
 from trainer.models import build, compiling
-from trainer.progress import Reporter
-from trainer.stop import Stop, ignore_in_worker
-from trainer.tracking import Tracking
-from trainer.validation import Item, Remembered, ValidationView, end_workers
-from trainer.validation import items as validation_items
+from trainer.training import device, keep
+from trainer.training import teachers as distill
+from trainer.training.loop import Job, Progress, run, total_steps
+from trainer.training.progress import Reporter
+from trainer.training.stop import Stop, ignore_in_worker
+from trainer.training.tracking import Tracking
+from trainer.training.val_batches import Item, Remembered, ValidationView, end_workers
+from trainer.training.val_batches import items as validation_items
 
 PREFETCH = 4
 """Batches that each process has ready: augmentation takes several times as long for one image as for another."""

@@ -22,7 +22,6 @@ from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 from torch.utils.data import DataLoader
 
-from trainer import device, distill, keep, validation
 from trainer.augment import mixing
 from trainer.base.errors import StoppedError, TrainerError
 from trainer.base.files import write_json, write_text
@@ -30,10 +29,13 @@ from trainer.config.schema import Config, TrainingConfig
 from trainer.data import sampling
 from trainer.data import table as data
 from trainer.models import build, losses
-from trainer.progress import Reporter, duration, rounded, validation_line
 from trainer.scores import intervals, metrics
-from trainer.stop import Stop
-from trainer.tracking import Tracking
+from trainer.training import device, keep
+from trainer.training import teachers as distill
+from trainer.training import val_batches as validation
+from trainer.training.progress import Reporter, duration, rounded, validation_line
+from trainer.training.stop import Stop
+from trainer.training.tracking import Tracking
 
 
 @dataclass

@@ -25,11 +25,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from trainer import device, distill
 from trainer.base.errors import TrainerError
 from trainer.config.check import compose, option_names
 from trainer.config.schema import Config
 from trainer.models import build, losses
+from trainer.training import device
+from trainer.training import teachers as distill
 
 CLASSES = 17
 PRECISIONS = ("fp32", "bf16")
@@ -216,7 +217,7 @@ def trace(
     batch: int,
     classes: int,
 ) -> Step:
-    """Two micro-batches of `batch` images and an update, as `trainer.loop` does them."""
+    """Two micro-batches of `batch` images and an update, as `trainer.training.loop` does them."""
     size = config.data.img_size
     with mode, contextlib.ExitStack() as stack:
         images = torch.empty(batch, 3, size, size, dtype=torch.uint8)
