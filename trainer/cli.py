@@ -282,8 +282,8 @@ def _predict(arguments: list[str]) -> int:
     _quiet()
     from trainer.config.schema import DataConfig
     from trainer.data import table
-    from trainer.inference import Options
-    from trainer.predict import predict
+    from trainer.predict.inference import Options
+    from trainer.predict.predict import predict
 
     how = Options(options.device, options.precision, options.batch_size, options.num_workers, options.tta)
     root = table.data_root(DataConfig(root=str(options.root) if options.root else None))
@@ -307,7 +307,7 @@ def _ensemble(arguments: list[str]) -> int:
     _quiet()
     from trainer import weights
     from trainer.ensemble import ensemble, make
-    from trainer.inference import Options
+    from trainer.predict.inference import Options
 
     how = Options(options.device, options.precision, options.batch_size, options.num_workers, options.tta)
     weighting = weights.parse(options.weights)

@@ -12,9 +12,9 @@ import torch
 
 from trainer.base.errors import ConfigError
 from trainer.base.files import sha256
-from trainer.inference import tempered
 from trainer.models import checkpoint
 from trainer.models.checkpoint import Checkpoint
+from trainer.predict.inference import tempered
 
 UNIMPORTANT = (
     "data.root",

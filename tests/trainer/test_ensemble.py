@@ -14,10 +14,11 @@ import torch
 from sklearn.metrics import f1_score
 
 from tests.trainer.conftest import TINY
-from trainer import ensemble, predictions, weights
+from trainer import ensemble, weights
 from trainer.base import provenance
 from trainer.cli import main
 from trainer.models import build, checkpoint
+from trainer.predict import kept as predictions
 from trainer.scores import calibration
 
 KEYS = ("val_f1", "val_f1_corrupted", "val_f1_mean", "score", "monitor", "ece")

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 from tests.trainer.conftest import draw
-from trainer import inference
 from trainer.augment import views
 from trainer.data import table as data
 from trainer.images import decode
-from trainer.inference import Options
 from trainer.models import checkpoint
 from trainer.models.checkpoint import Checkpoint
+from trainer.predict import inference
+from trainer.predict.inference import Options
 
 
 @pytest.fixture

@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 
-from trainer import inference, members, predictions
+from trainer import members
 from trainer.base.errors import ConfigError, DataError
 from trainer.base.files import write_json
 from trainer.data import table as data
 from trainer.images import reading
-from trainer.inference import Options
 from trainer.members import Loaded
-from trainer.predictions import Origin, Predictions
+from trainer.predict import inference
+from trainer.predict import kept as predictions
+from trainer.predict.inference import Options
+from trainer.predict.kept import Origin, Predictions
 
 
 def test_images(root: Path) -> data.Table:

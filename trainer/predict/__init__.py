@@ -1,0 +1,1 @@
+"""From checkpoints and images to probabilities and a submission."""
