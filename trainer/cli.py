@@ -305,8 +305,8 @@ def _ensemble(arguments: list[str]) -> int:
     _add_model_options(parser)
     options = _parse(parser, arguments)
     _quiet()
-    from trainer import weights
-    from trainer.ensemble import ensemble, make
+    from trainer.ensemble import weights
+    from trainer.ensemble.score import ensemble, make
     from trainer.predict.inference import Options
 
     how = Options(options.device, options.precision, options.batch_size, options.num_workers, options.tta)

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from trainer import members
 from trainer.base.errors import ConfigError, DataError
 from trainer.base.files import write_json
 from trainer.data import table as data
+from trainer.ensemble import members
+from trainer.ensemble.members import Loaded
 from trainer.images import reading
-from trainer.members import Loaded
 from trainer.predict import inference
 from trainer.predict import kept as predictions
 from trainer.predict.inference import Options
@@ -58,11 +58,11 @@ def predict(path: Path, root: Path, output: Path, options: Options) -> dict[str,
     A metrics.json of the model's own, where `output` is the folder of a run or of an ensemble, stays as it is. Returns
     what metrics.json holds elsewhere. Raises ConfigError, also where `output` is another ensemble's, or DataError.
     """
-    from trainer import ensemble
+    from trainer.ensemble import score
 
     _refuse_anothers(path, output)
     if path.suffix == ".json":
-        made, origin, table = ensemble.predict(path, root, options)
+        made, origin, table = score.predict(path, root, options)
     else:
         member = members.load(path)
         table = test_images(root)

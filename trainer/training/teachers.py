@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
-from trainer import ensemble
 from trainer.base.errors import ConfigError
+from trainer.ensemble import score
 from trainer.models import build, checkpoint
 
 
@@ -43,7 +43,7 @@ def read(paths: Sequence[str]) -> list[tuple[str, checkpoint.Checkpoint, float]]
         path = Path(name).expanduser()
         try:
             if path.suffix == ".json":
-                made = ensemble.read(path)
+                made = score.read(path)
                 shares = zip(made.parts, made.shares, strict=True)
                 found += [(name, part.checkpoint, share / len(paths)) for part, share in shares]
             else:

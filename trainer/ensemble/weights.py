@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainer import voting
 from trainer.base.errors import ConfigError, nearest
+from trainer.ensemble import voting
 from trainer.scores import intervals
 
 SEARCHES = ("optimised", "greedy")

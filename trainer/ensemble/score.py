@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from trainer import members, weights
 from trainer.base.errors import ConfigError, nearest
 from trainer.base.files import sha256, write_json
 from trainer.data import table as data
-from trainer.members import Loaded, Member, Validation
+from trainer.ensemble import members, weights
+from trainer.ensemble.members import Loaded, Member, Validation
+from trainer.ensemble.voting import METHODS, ballots, combine
 from trainer.models import checkpoint
 from trainer.predict import kept as predictions
 from trainer.predict.inference import Options, tempered
@@ -23,7 +24,6 @@ from trainer.predict.kept import Origin, Predictions
 from trainer.predict.predict import members_predictions, origin_of, test_images
 from trainer.scores import intervals, metrics
 from trainer.training import keep
-from trainer.voting import METHODS, ballots, combine
 
 FORMAT = 2
 READABLE = (1, 2)
