@@ -330,7 +330,7 @@ def _analyze(arguments: list[str]) -> int:
     _add_root(parser)
     options = _parse(parser, arguments)
     _quiet()
-    from trainer.analyze import analyze
+    from trainer.report.analyze import analyze
 
     analyze(options.checkpoint, _output(options.output) / "analysis_results", _known_root(options.root))
     return EXIT_OK

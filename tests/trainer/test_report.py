@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 
 from tests import browser
-from trainer import report, subject
 from trainer.augment.corruption import Corruption
 from trainer.cli import main
 from trainer.data.table import read_training
 from trainer.models import checkpoint
+from trainer.report import report, subject
 from trainer.scores import val_predictions
 
 HOSTILE = "<script>document.title='taken'</script>"

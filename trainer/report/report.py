@@ -12,13 +12,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from trainer import charts, pictures
 from trainer.augment.corruption import HELD_OUT, KINDS, Corruption
 from trainer.base.files import write_text
+from trainer.report import charts, pictures
+from trainer.report.subject import Member, Subject
 from trainer.scores import calibration, intervals, label_errors
 from trainer.scores.intervals import Interval
 from trainer.scores.val_predictions import Validation
-from trainer.subject import Member, Subject
 
 SHOWN = 12
 """Pictures in each gallery."""

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from trainer import figures, report, subject
 from trainer.base.files import write_text
 from trainer.images import gallery
+from trainer.report import figures, report, subject
 from trainer.scores.val_predictions import Validation
 
 SHOWN = 24

@@ -1,0 +1,1 @@
+"""The report of a model: tables, charts and pictures on one page."""
