@@ -392,7 +392,7 @@ def _export(arguments: list[str]) -> int:
     parser.add_argument("--force", action="store_true", help="replace an earlier export")
     options = _parse(parser, arguments)
     _quiet()
-    from trainer.export import export
+    from trainer.export.export import export
 
     root = _known_root(options.root)
     output = options.output or _output(None) / "export" / options.to

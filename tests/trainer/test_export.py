@@ -16,10 +16,10 @@ import timm
 import torch
 from torch import nn
 
-from trainer import export
 from trainer.cli import main
 from trainer.config.check import to_dict
 from trainer.config.schema import Config, DataConfig, ModelConfig
+from trainer.export import export
 from trainer.images.reading import find_image, open_image
 from trainer.models import build, checkpoint
 from trainer.scores import intervals

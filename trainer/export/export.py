@@ -22,11 +22,11 @@ import timm
 import torch
 from torch import nn
 
-from trainer import model_card
 from trainer.augment.pipeline import Augmentation
 from trainer.base.errors import ConfigError, DataError, TrainerError, nearest
 from trainer.base.files import check_folder, settle, sha256, write_json, write_text
 from trainer.data import drawn
+from trainer.export import card
 from trainer.images import reading
 from trainer.models import build, checkpoint
 
@@ -88,7 +88,7 @@ def export(
     images: int = 32,
     batch_size: int = 8,
     force: bool = False,
-) -> model_card.Check:
+) -> card.Check:
     """Write the checkpoint at `path` as `to` (a key of FORMATS), preprocessing.json and README.md into `output`.
 
     Checked on up to `images` validation images of `root`, `batch_size` at a time and one alone;
@@ -120,8 +120,8 @@ def export(
                 f"{path}: as {to} its probabilities differ from the checkpoint's by {difference:.2g} on "
                 f"{pages.source}{pages.where}: more than {TOLERANCE:g}, so nothing is kept; try --to {others}"
             )
-        check = model_card.Check(len(pages.images), pages.source, difference, TOLERANCE, pages.varies)
-        made = model_card.Export(
+        check = card.Check(len(pages.images), pages.source, difference, TOLERANCE, pages.varies)
+        made = card.Export(
             to=to,
             file=written.file,
             parameters=sum(p.numel() for p in bare.parameters()),
@@ -130,7 +130,7 @@ def export(
             checkpoint_sha256=sha256(path),
             check=check,
         )
-        write_text(folder / CARD, model_card.render(kept, made))
+        write_text(folder / CARD, card.render(kept, made))
         files = sorted(file.name for file in folder.iterdir())
     most = f"at most {difference:.1e} (allowed: {TOLERANCE:g})"
     print(f"checked on {pages.source}{pages.where}: probabilities differ by {most}")

@@ -1,0 +1,1 @@
+"""A model for other programs: ONNX, its card and its check."""
