@@ -60,8 +60,8 @@ def bench(arguments: list[str]) -> int:
     if options.json is not None:
         check_folder(options.json.absolute().parent)
     _quiet()
-    from trainer import bench as benches
     from trainer.base.files import write_json
+    from trainer.bench import bench as benches
 
     made = benches.measure(options.quick, [options.only] if options.only else benches.PARTS)
     print(benches.as_text(made))

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from trainer import bench, bench_loading
 from trainer.base import cores
+from trainer.bench import bench, loading
 from trainer.cli import main
 
 
 def test_the_loader_s_half_of_the_bench(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench_loading, "SOURCES", {"jpeg": (60, 80, 3), "scan": (900, 1200, 2)})
-    monkeypatch.setattr(bench_loading, "PASSES", 1)
+    monkeypatch.setattr(loading, "SOURCES", {"jpeg": (60, 80, 3), "scan": (900, 1200, 2)})
+    monkeypatch.setattr(loading, "PASSES", 1)
     monkeypatch.delenv("CACHE_DIR", raising=False)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -47,15 +47,15 @@ def test_tables_leave_empty_what_a_row_lacks() -> None:
 
 def test_ratios_are_those_within_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the first epoch's to the reference's of the same draws."""
-    monkeypatch.setattr(bench_loading, "SOURCES", {"jpeg": (60, 80, 3)})
+    monkeypatch.setattr(loading, "SOURCES", {"jpeg": (60, 80, 3)})
     took = iter([9.0] * 5 + [6.0, 2.0, 3.0, 4.0, 12.0] + [8.0, 2.0, 4.0, 4.0, 12.0] + [60.0, 20.0, 30.0, 40.0, 120.0])
 
     def spent(work: Callable[[], Any]) -> float:
         work()
         return next(took)
 
-    monkeypatch.setattr(bench_loading, "_spent", spent)
-    first, later = bench_loading._compare(bench_loading.draw(tmp_path, "jpeg"), "jpeg", 64, tmp_path / "cache", 3)
+    monkeypatch.setattr(loading, "_spent", spent)
+    first, later = loading._compare(loading.draw(tmp_path, "jpeg"), "jpeg", 64, tmp_path / "cache", 3)
     assert (first["ratio"], later["ratio"]) == (3.0, 4.5), "a slow round counts as any other"
     assert (first["ratio_timm"], later["ratio_timm"]) == (6.0, 12.0)
     assert (first["images_per_s"], later["images_per_s"], first["reference"]) == (1.5, 3.0, 0.5)

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from tests.trainer.test_resume import assert_same
-from trainer import bench_steps, bench_training
 from trainer.base.errors import ConfigError
+from trainer.bench import steps
+from trainer.bench import training as bench_training
 from trainer.config import check
 from trainer.config.schema import ModelConfig
 from trainer.models import build, checkpoint, compiling
@@ -171,13 +172,13 @@ def test_steps_count_that_find_a_batch_ready_and_validation_is_none() -> None:
     step = [("data", 1.0), ("transfer", 0.5), ("forward", 2.0), ("backward", 4.0), ("optimizer", 1.5), ("rest", 1.0)]
     first, after = [("data", 99.0), *step[1:]], ("validation", 7.0)
     epoch = [*first, after, *step, after, *step, after, ("validation", 50.0)]
-    counted = bench_steps.whole_steps([*epoch, *epoch, *first, after, ("data", 30.0)])
+    counted = steps.whole_steps([*epoch, *epoch, *first, after, ("data", 30.0)])
     assert counted == [dict(step)] * 2, "of the second epoch all but the first"
-    assert bench_steps.shares(counted) == {part: seconds / 10 for part, seconds in step}
+    assert steps.shares(counted) == {part: seconds / 10 for part, seconds in step}
 
 
 def test_where_time_goes_is_told_of_a_real_run() -> None:
-    found = bench_steps.where_time_goes("resnet34", 32, 4, workers=0, on="cpu", steps=3, epochs=2)
+    found = steps.where_time_goes("resnet34", 32, 4, workers=0, on="cpu", steps=3, epochs=2)
     assert sum(found["shares"].values()) == pytest.approx(1, abs=1e-3)
     assert all(found["shares"][part] > 0 for part in ("data", "forward", "backward", "optimizer"))
     assert found["gpu_waits"] is None and found["seconds"] > 0

@@ -19,8 +19,8 @@ import torch
 
 from launcher.memory import CONTEXT, DRIVER, predict
 from tests.trainer.conftest import TINY, write_documents
-from trainer import bench_steps, bench_training
 from trainer.base.errors import EXIT_DEVICE_MEMORY, EXIT_OK, EXIT_STOPPED
+from trainer.bench import steps, training
 from trainer.cli import main
 from trainer.config.check import compose
 from trainer.models import checkpoint
@@ -38,7 +38,7 @@ SHORT = ["training.max_steps=6", "training.epochs=6", "training.batch_size=8", "
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
     """The process's own allocator and kernels, whatever a test has set."""
-    with bench_steps.fast_kernels("cpu"):
+    with steps.fast_kernels("cpu"):
         yield
     torch.cuda.set_per_process_memory_fraction(1.0)
     torch.cuda.empty_cache()
@@ -149,7 +149,7 @@ def measured(folder: Path, documents: Path, limit: int | None, *words: str) -> d
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-@pytest.mark.parametrize(("name", "size", "batch"), bench_steps.GPU_SETUPS)
+@pytest.mark.parametrize(("name", "size", "batch"), steps.GPU_SETUPS)
 def test_memory_foreseen_is_what_steps_take(
     tmp_path: Path, many: Path, name: str, size: int, batch: int, precision: str
 ) -> None:
@@ -201,7 +201,7 @@ def test_a_compiled_run_trains_and_its_checkpoint_is_an_eager_one_s(tmp_path: Pa
 
 def test_a_gpu_waits_where_nobody_loads_beside_it() -> None:
     """Waiting is told where one process does all, and parts of steps are of the device's own time."""
-    found = {w: bench_steps.where_time_goes("resnet34", 224, 16, w, "cuda", steps=10, epochs=4) for w in (0, 4)}
+    found = {w: steps.where_time_goes("resnet34", 224, 16, w, "cuda", steps=10, epochs=4) for w in (0, 4)}
     print(json.dumps(found, indent=1))
     assert found[0]["gpu_waits"] > 0.3 and found[4]["gpu_waits"] < found[0]["gpu_waits"]
     for row in found.values():
@@ -212,7 +212,7 @@ def test_no_part_of_a_step_waits_for_the_device() -> None:
     """Only then does the CPU prepare the next step while the device is at this one."""
     precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"  # fp16's scaler asks
     for words in ([], ["training.gradient_clip=1"], ["training.mixup=0.2", "training.mix_probability=1"]):
-        step = bench_training.trainer_step("resnet34", 64, 8, f"training.precision={precision}", *words, on="cuda")
+        step = training.trainer_step("resnet34", 64, 8, f"training.precision={precision}", *words, on="cuda")
         for _ in range(3):
             step()
         torch.cuda.set_sync_debug_mode("error")

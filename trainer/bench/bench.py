@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from trainer import bench_loading
 from trainer.base import cores, provenance
+from trainer.bench import loading
 
 PARTS = ("loader", "train")
 
@@ -48,16 +48,16 @@ def measure(quick: bool, parts: Sequence[str] = PARTS) -> dict[str, Any]:
         "machine": machine(),
     }
     if "loader" in parts:
-        made["loader"] = bench_loading.measure(quick)
-        made["gains"] = bench_loading.gains(quick)
-        made["scaling"] = bench_loading.scaling(quick)
+        made["loader"] = loading.measure(quick)
+        made["gains"] = loading.gains(quick)
+        made["scaling"] = loading.scaling(quick)
     if "train" in parts:
-        from trainer import bench_steps, bench_training
+        from trainer.bench import steps, training
 
-        made["train"] = bench_training.measure(quick)
+        made["train"] = training.measure(quick)
         if torch.cuda.is_available():
-            made["compile"] = bench_training.compile_gains(quick)
-        made["step"] = bench_steps.steps(quick)
+            made["compile"] = training.compile_gains(quick)
+        made["step"] = steps.steps(quick)
     return made
 
 

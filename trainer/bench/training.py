@@ -16,7 +16,7 @@ import torch
 from timm.loss import LabelSmoothingCrossEntropy  # type: ignore[attr-defined]
 from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 
-from trainer.bench_steps import GPU_SETUPS, QUICK, SIZE, Row, environment, fast_kernels, fitting
+from trainer.bench.steps import GPU_SETUPS, QUICK, SIZE, Row, environment, fast_kernels, fitting
 from trainer.config.check import compose
 from trainer.data import table
 from trainer.models import build, compiling

@@ -1,0 +1,1 @@
+"""Measurements of loading and of training steps."""
