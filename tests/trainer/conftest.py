@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from trainer.cli import main
+from trainer.cli.main import main
 
 TINY = ["model.name=test_resnet", "model.pretrained=false", "data.img_size=64", "training.num_workers=0"]
 CLASSES = ("stripes", "boxes", "discs")

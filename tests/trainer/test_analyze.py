@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.cli import main
+from trainer.cli.main import main
 from trainer.models import checkpoint
 
 

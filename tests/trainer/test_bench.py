@@ -12,7 +12,7 @@ import torch
 
 from trainer.base import cores
 from trainer.bench import bench, loading
-from trainer.cli import main
+from trainer.cli.main import main
 
 
 def test_the_loader_s_half_of_the_bench(

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.trainer.conftest import write_documents
-from trainer.cli import main
+from trainer.cli.main import main
 from trainer.config.schema import DataConfig
 from trainer.data import duplicates
 from trainer.data import table as data

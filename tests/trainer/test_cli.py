@@ -11,7 +11,7 @@ import pytest
 
 from tests.trainer.conftest import TINY
 from trainer.base import errors, files
-from trainer.cli import main
+from trainer.cli.main import main
 
 
 def trainer(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -91,7 +91,9 @@ def test_a_folder_that_cannot_be_written_to_is_said_before_data_are_read(
 
 def test_a_folder_that_was_used_is_said_before_torch_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "best.ckpt").touch()
-    code = "import sys; from trainer.cli import main; print(main(['train', *sys.argv[1:]]), 'torch' in sys.modules)"
+    code = (
+        "import sys; from trainer.cli.main import main; print(main(['train', *sys.argv[1:]]), 'torch' in sys.modules)"
+    )
     for words, said in (([], "a run has been here already"), (["resume=none.ckpt"], "there is no such file")):
         done = subprocess.run(
             [sys.executable, "-c", code, *words],

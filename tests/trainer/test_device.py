@@ -10,8 +10,8 @@ import warnings
 import pytest
 import torch
 
-from trainer import cli
 from trainer.base.errors import ConfigError, DeviceMemoryError
+from trainer.cli import main
 from trainer.config import check
 from trainer.training import device
 
@@ -139,8 +139,8 @@ def test_below_a_cap_segments_grow_unless_somebody_says_otherwise(
             monkeypatch.delenv(name)
     monkeypatch.setattr(importlib.metadata, "version", lambda _: torch_version)
     monkeypatch.setattr(platform, "release", lambda: release)
-    cli._let_segments_grow()
+    main._let_segments_grow()
     assert {name: os.environ[name] for name in names if name in os.environ} == given, "no cap: as torch has it"
     monkeypatch.setenv("DEVICE_MEMORY_LIMIT", str(2**30))
-    cli._let_segments_grow()
+    main._let_segments_grow()
     assert {name: os.environ[name] for name in names if name in os.environ} == given | set_to

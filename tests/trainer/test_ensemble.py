@@ -15,7 +15,7 @@ from sklearn.metrics import f1_score
 
 from tests.trainer.conftest import TINY
 from trainer.base import provenance
-from trainer.cli import main
+from trainer.cli.main import main
 from trainer.ensemble import score, weights
 from trainer.models import build, checkpoint
 from trainer.predict import kept as predictions

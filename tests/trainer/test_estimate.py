@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch.profiler import ProfilerActivity, profile
 
 from tests.trainer.conftest import TINY
-from trainer.cli import main
+from trainer.cli.main import main
 from trainer.config.check import compose, option_names
 from trainer.models import build
 from trainer.training import memory

@@ -16,7 +16,7 @@ import timm
 import torch
 from torch import nn
 
-from trainer.cli import main
+from trainer.cli.main import main
 from trainer.config.check import to_dict
 from trainer.config.schema import Config, DataConfig, ModelConfig
 from trainer.export import export

@@ -21,7 +21,7 @@ from launcher.memory import CONTEXT, DRIVER, predict
 from tests.trainer.conftest import TINY, write_documents
 from trainer.base.errors import EXIT_DEVICE_MEMORY, EXIT_OK, EXIT_STOPPED
 from trainer.bench import steps, training
-from trainer.cli import main
+from trainer.cli.main import main
 from trainer.config.check import compose
 from trainer.models import checkpoint
 from trainer.training import device
@@ -112,7 +112,7 @@ import json, os, sys, time
 began = time.monotonic()
 import pynvml, torch
 from trainer import device
-from trainer.cli import main
+from trainer.cli.main import main
 
 device.MANY_STEPS = 0  # the workspaces of convolutions that are measured count as well
 code = main(["train", *sys.argv[1:]])

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from trainer.cli import main
+from trainer.cli.main import main
 from trainer.scores import label_errors
 
 

@@ -13,7 +13,7 @@ import torch
 from sklearn.metrics import f1_score
 
 from tests.trainer.conftest import TINY, write_documents
-from trainer.cli import main
+from trainer.cli.main import main
 from trainer.ensemble import score
 from trainer.models import checkpoint
 from trainer.scores import calibration

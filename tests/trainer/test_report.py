@@ -19,7 +19,7 @@ from PIL import Image
 
 from tests import browser
 from trainer.augment.corruption import Corruption
-from trainer.cli import main
+from trainer.cli.main import main
 from trainer.data.table import read_training
 from trainer.models import checkpoint
 from trainer.report import report, subject

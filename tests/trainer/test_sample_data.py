@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.cli import main
+from trainer.cli.main import main
 from trainer.config.schema import DataConfig
 from trainer.data import table as data
 from trainer.data.drawn import KINDS

@@ -19,7 +19,7 @@ from tests.trainer.conftest import write_documents
 from trainer.augment import mixing
 from trainer.base import provenance
 from trainer.base.errors import ConfigError
-from trainer.cli import main
+from trainer.cli.main import main
 from trainer.config import check
 from trainer.config.schema import DataConfig
 from trainer.data import sampling

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.trainer.conftest import TINY
-from trainer.cli import main
+from trainer.cli.main import main
 from trainer.training import tracking
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score
 
 from tests.trainer.conftest import TINY, write_documents
-from trainer.cli import main
+from trainer.cli.main import main
 from trainer.config import check
 from trainer.models import checkpoint
 from trainer.scores import metrics
@@ -379,8 +379,8 @@ def test_what_a_worker_raises_is_told_without_its_traceback(
 def test_a_disk_that_is_full_is_one_clear_error_and_leaves_no_torn_file(tmp_path: Path, documents: Path) -> None:
     """Files of this process may grow to 3 MB: best.ckpt fits, last.ckpt with the optimiser's state does not."""
     run = tmp_path / "run"
-    limit = "import resource, sys, trainer.cli; resource.setrlimit(resource.RLIMIT_FSIZE, (3 * 2**20,) * 2)"
-    code = f"{limit}; sys.exit(trainer.cli.main(sys.argv[1:]))"
+    limit = "import resource, sys, trainer.cli.main; resource.setrlimit(resource.RLIMIT_FSIZE, (3 * 2**20,) * 2)"
+    code = f"{limit}; sys.exit(trainer.cli.main.main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "train", *TINY, "training.max_steps=2"]
     done = subprocess.run(
         command, env={**os.environ, "RUN_DIR": str(run), "DATA_DIR": str(documents)}, capture_output=True, text=True

@@ -122,9 +122,9 @@ def _dispatch(arguments: list[str]) -> int:
         raise ConfigError(f"there is no command '{command}'; {hint}\n{USAGE}")
     _environment()
     if command not in handlers:
-        from trainer import cli_tools
+        from trainer.cli import tools
 
-        return cli_tools.HANDLERS[command](rest)
+        return tools.HANDLERS[command](rest)
     return handlers[command](rest)
 
 

@@ -1,4 +1,4 @@
-"""The trainer's commands that need no data of the user's: estimate, bench, sample-data. `trainer.cli` calls them."""
+"""The trainer's commands that need no data of the user's: estimate, bench, sample-data. `trainer.cli.main` calls them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trainer.base.errors import EXIT_OK, ConfigError
 from trainer.base.files import check_folder
-from trainer.cli import _count, _Parser, _positive, _quiet
+from trainer.cli.main import _count, _Parser, _positive, _quiet
 
 
 def estimate(arguments: list[str]) -> int:

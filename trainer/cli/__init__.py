@@ -1,0 +1,1 @@
+"""`python -m trainer`: arguments, commands, exit codes."""
