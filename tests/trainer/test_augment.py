@@ -62,7 +62,7 @@ def test_noise_has_the_manuals_variance() -> None:
 def test_no_warning_is_printed_when_the_manuals_lists_are_built() -> None:
     code = (
         "import warnings; warnings.simplefilter('error', UserWarning)\n"
-        "from trainer import config; from trainer.augment.pipeline import Augmentation\n"
+        "from trainer.config import check as config; from trainer.augment.pipeline import Augmentation\n"
         "for name in config.option_names('data'):\n"
         "    d = config.compose([f'data={name}']).data\n"
         "    Augmentation(d.train_transforms, 'x', d.img_size); Augmentation(d.val_transforms, 'x', d.img_size)\n"

@@ -59,7 +59,7 @@ def _values(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 class Augmentation:
-    """A pipeline whose randomness is (seed, epoch, index). `merge`: with less work, as `trainer.augment.merged` has it."""
+    """A pipeline whose randomness is (seed, epoch, index). `merge`: less work, as `trainer.augment.merged` does."""
 
     def __init__(self, entries: Sequence[Any], where: str, img_size: int, seed: int = 0, merge: bool = False) -> None:
         self.pipeline = build(entries, where)

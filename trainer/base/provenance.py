@@ -8,7 +8,7 @@ import os
 import subprocess
 from pathlib import Path
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 
 
 def git_sha(folder: Path) -> str | None:

@@ -40,7 +40,7 @@ def measure(quick: bool = False) -> list[Row]:
     """Training images/s on this machine's CPU and then on its GPU, where it has one, a row a model: {device, model,
     size, batch, precision, images_per_s, timm, ratio, timm_defaults, ratio_defaults}.
 
-    `images_per_s` is `trainer.training.loop`'s own step on bytes; `timm` are timm's pieces with the flags of its train script
+    `images_per_s` is the step of `trainer.training.loop` on bytes; `timm` are timm's pieces with its script's flags
     that are best here (channels last, autocast where the device has bf16, AdamW, fused); `timm_defaults` the same with
     that script's defaults (SGD, float32, contiguous). All eager. On a GPU each step brings its bytes there from pinned
     memory and normalises them, as timm's PrefetchLoader does; on the CPU timm's images are normalised already. All
@@ -149,7 +149,7 @@ def take_turns(steps: list[Callable[[], None]], rounds: int) -> list[list[float]
 
 
 def trainer_step(name: str, size: int, batch: int, *words: str, on: str = "cpu") -> Callable[[], None]:
-    """A step as the trainer does it (`trainer.training.loop`) on the device `on`, with drawn bytes in place of a loader; `words`
+    """A step of `trainer.training.loop` on the device `on`, with drawn bytes in place of a loader; `words`
     are overrides."""
     own = ["model.pretrained=false", f"device={on}", "training.class_weights=false"]
     config = compose([f"model={name}", f"data.img_size={size}", f"training.batch_size={batch}", *own, *words])

@@ -1,4 +1,4 @@
-"""The trainer's commands that need no data of the user's: estimate, bench, sample-data. `trainer.cli.main` calls them."""
+"""The trainer's commands that need no data of the user's: estimate, bench, sample-data."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class Diagram:
 def write(path: Path, subject: Subject, root: Path | None) -> None:
     """Replace `path` by the report; `root` is the data folder of the pictures, where it is known."""
     environment = Environment(
-        loader=PackageLoader("trainer"),
+        loader=PackageLoader("trainer.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
