@@ -12,8 +12,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and end the process with the contract's exit code; no error shows a traceback."""
     import click
 
+    from launcher.base.errors import RefusedError
     from launcher.cli import cli
-    from launcher.refusals import RefusedError
 
     try:
         code = cli.main(arguments, prog_name="launcher", standalone_mode=False)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from launcher import __version__, completion
+from launcher.base.errors import RefusedError, looking, refusals
 from launcher.host_option import on_host
-from launcher.refusals import RefusedError, looking, refusals
 
 if TYPE_CHECKING:
     from launcher.choice import Choice

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
+from launcher.base.errors import refusals
 from launcher.cli import _print, cli, json_option, runs_option
-from launcher.refusals import refusals
 
 DAY = 86_400
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
+from launcher.base.errors import RefusedError, refusals
 from launcher.cli import _print, cli, json_option, runs_option
 from launcher.host_option import on_host
-from launcher.refusals import RefusedError, refusals
 
 
 @cli.command()

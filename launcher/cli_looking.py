@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from launcher import completion
+from launcher.base.errors import RefusedError, looking, refusals
 from launcher.cli import _print, _shown, cli, json_option, runs_option
-from launcher.refusals import RefusedError, looking, refusals
 
 
 @cli.command()

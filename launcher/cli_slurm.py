@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from launcher.base.errors import refusals
 from launcher.cli import _job, _machine, _shown, cli
-from launcher.refusals import refusals
 
 if TYPE_CHECKING:
     from launcher.choice import Choice

@@ -6,10 +6,10 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from launcher import compatibility, memory
+from launcher.base.sizes import GIB, SizeError, parse_size, show_size
 from launcher.fitting import budgets
 from launcher.machine import Gpu, Machine, MachineError
 from launcher.memory import CONTEXT
-from launcher.sizes import GIB, SizeError, parse_size, show_size
 from trainer.config import check as trainer_config
 
 if TYPE_CHECKING:

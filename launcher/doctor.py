@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from launcher.base.sizes import GIB
 from launcher.machine import here
-from launcher.sizes import GIB
 
 Level = Literal["ok", "note", "missing"]
 MARKS: dict[Level, str] = {"ok": "✓", "note": "!", "missing": "✗"}

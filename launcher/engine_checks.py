@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher import containers, images
+from launcher.base.sizes import GIB
 from launcher.containers import EngineError, explain
 from launcher.doctor import Check, Level
 from launcher.engines.container import run_user
 from launcher.machine import here
-from launcher.sizes import GIB
 
 if TYPE_CHECKING:
     from docker import DockerClient

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from launcher import fitting, folds, matrix, reuse, runs, steps
+from launcher.base.sizes import show_size
 from launcher.document import JobError, in_order
 from launcher.machine import Machine
 from launcher.runs import Resources, RunError, RunRequest
-from launcher.sizes import show_size
 from launcher.spec import PRIORITY, Job
 from trainer.base.errors import ConfigError
 from trainer.config import check as trainer_config

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from launcher import memory, teachers
+from launcher.base.sizes import GIB
 from launcher.machine import Machine
 from launcher.memory import CONTEXT, DRIVER, METAL_SHARE, Need
 from launcher.runs import Resources
-from launcher.sizes import GIB
 from trainer.config.schema import Config
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
-from launcher.refusals import RefusedError, refusals
+from launcher.base.errors import RefusedError, refusals
 
 F = TypeVar("F", bound=Callable[..., Any])
 COMMANDLINE = click.core.ParameterSource.COMMANDLINE

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from launcher import __version__
-from launcher.checkout import ROOT
+from launcher.base.checkout import ROOT
 from launcher.containers import CONTENT, HOW, VARIANT, WEIGHTS, EngineError, explain
 from trainer.base import provenance
 from trainer.base.errors import nearest

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from launcher.base.sizes import show_duration
 from launcher.champion import Row
-from launcher.sizes import show_duration
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launcher import engines, runs, supervisor, usage, watch
+from launcher.base.sizes import show_duration, show_size
 from launcher.runs import ENDED, GOOD, RunError
-from launcher.sizes import show_duration, show_size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.sizes import GIB, SizeError, parse_size
+from launcher.base.sizes import GIB, SizeError, parse_size
 from trainer.base.cgroup import cpu_limit, memory_limit
 from trainer.base.errors import nearest
 

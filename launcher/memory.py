@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.sizes import GIB
+from launcher.base.sizes import GIB
 from trainer import __version__
 from trainer.base.files import write_json
 

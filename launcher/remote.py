@@ -19,8 +19,8 @@ from typing import IO, Any
 import click
 
 from launcher import __version__, document
+from launcher.base.errors import looked_away
 from launcher.host_option import Host
-from launcher.refusals import looked_away
 from launcher.runs import RunError
 
 OPTIONS = {

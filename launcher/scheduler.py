@@ -12,7 +12,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from launcher.sizes import show_size
+from launcher.base.sizes import show_size
 
 ROUNDING = 1e-9
 """Cores that are lost in sums of fractions."""

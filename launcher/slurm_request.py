@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from launcher.base.sizes import GIB
 from launcher.runs import RunRequest
-from launcher.sizes import GIB
 
 WARNING = 60
 """Seconds before a time limit at which Slurm sends SIGTERM; it may do so up to 60 s earlier."""

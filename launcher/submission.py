@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launcher import __version__, engines, reuse, runs
-from launcher.checkout import ROOT
+from launcher.base.checkout import ROOT
 from launcher.choice import Choice
 from launcher.engines.container import cache_dir
 from launcher.expansion import Planned

@@ -18,10 +18,10 @@ from types import FrameType
 from typing import Any
 
 from launcher import durations, engines, gpus, lease, retry, runs, scheduler
+from launcher.base.sizes import show_size
 from launcher.engines.base import Engine
 from launcher.machine import Machine
 from launcher.runs import ENDED, GOOD, RunError, RunRequest, Status
-from launcher.sizes import show_size
 
 EXIT_OK, EXIT_SOME_FAILED, EXIT_STOPPED = 0, 1, 130
 POLL = 0.25

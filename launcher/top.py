@@ -6,8 +6,8 @@ import platform
 from typing import TYPE_CHECKING, Any
 
 from launcher import usage
+from launcher.base.sizes import show_size
 from launcher.machine import Machine, here
-from launcher.sizes import show_size
 
 if TYPE_CHECKING:
     from rich.console import Group

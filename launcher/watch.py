@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher import engines, runs
-from launcher.sizes import show_duration, show_size
+from launcher.base.sizes import show_duration, show_size
 from launcher.standings import figures
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from launcher import containers, retry, runs, teachers
+from launcher.base.sizes import GIB, show_size
 from launcher.execute import GRACE
 from launcher.matrix import override_value
 from launcher.runs import RunRequest, device_limit
-from launcher.sizes import GIB, show_size
 from trainer.config.check import parse
 
 PIDS = 4096

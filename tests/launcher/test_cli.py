@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher import gpus, machine, sizes, watch
+from launcher import gpus, machine, watch
 from launcher.__main__ import main
+from launcher.base import sizes
 from tests.launcher.conftest import Lab
 
 REPOSITORY = Path(__file__).parents[2]

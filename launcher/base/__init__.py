@@ -1,0 +1,1 @@
+"""What every other room stands on: sizes, errors with their exit codes, the checkout."""
