@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher import doctor, engines, images
+from launcher import engines, images
 from launcher.containers import EngineError, explain
 from launcher.document import JobError
 from launcher.engines.base import Watcher
 from launcher.engines.container import cache_dir, network_reason, run_user
-from launcher.machine import Machine
+from launcher.host import checks
+from launcher.host.machine import Machine
 from launcher.runs import RunError, RunRequest
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def choose(wanted: str, image: str, machine: Machine, gpus: bool, place: str = "
             probe_gpus(engines.engine("docker").client, choice.image, list(machine.devices[:1]))  # type: ignore[attr-defined]
     except EngineError as error:
         return _native(machine, f" (auto: {error})")
-    if choice.image.stale and doctor.missing_packages():
+    if choice.image.stale and checks.missing_packages():
         only = " (auto: native runs need packages that are not installed here)"
         return dataclasses.replace(choice, said=choice.said.removesuffix(why) + only)
     if choice.image.stale:
@@ -77,10 +78,10 @@ def again(engine: str, machine: Machine) -> Choice:
 
 
 def _native(machine: Machine, why: str) -> Choice:
-    missing = doctor.missing_packages()
+    missing = checks.missing_packages()
     if missing:
         also = f"; or use containers{why}" if why else ""
-        raise RunError(f"runs need what is not installed here: {', '.join(missing)}\nsay: {doctor.INSTALL}{also}")
+        raise RunError(f"runs need what is not installed here: {', '.join(missing)}\nsay: {checks.INSTALL}{also}")
     return Choice(engines.engine("native"), machine, f"native processes{why}")
 
 

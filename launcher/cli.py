@@ -18,7 +18,7 @@ from launcher.host_option import on_host
 
 if TYPE_CHECKING:
     from launcher.choice import Choice
-    from launcher.machine import Machine
+    from launcher.host.machine import Machine
     from launcher.spec import Job
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -352,7 +352,7 @@ def matrix(machine: str | None, memory: str | None, as_json: bool) -> None:
 @runs_option
 def doctor_command(data: str | None, as_json: bool, runs_root: Path) -> int:
     """Say what this machine lacks for training, and the command that mends it."""
-    from launcher.doctor import MARKS, examine
+    from launcher.host.checks import MARKS, examine
 
     checks = examine(data, runs_root)
     if as_json:
@@ -381,7 +381,7 @@ def _job(words: tuple[str, ...], settings: tuple[str, ...]) -> Job:
 
 
 def _machine(name: str | None, gpus: str | None) -> Machine:
-    from launcher import machine
+    from launcher.host import machine
 
     return machine.choose(name, gpus)
 

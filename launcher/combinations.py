@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from launcher import compatibility, memory
 from launcher.base.sizes import GIB, SizeError, parse_size, show_size
 from launcher.fitting import budgets
-from launcher.machine import Gpu, Machine, MachineError
+from launcher.host.machine import Gpu, Machine, MachineError
 from launcher.memory import CONTEXT
 from trainer.config import check as trainer_config
 

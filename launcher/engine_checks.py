@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from launcher import containers, images
 from launcher.base.sizes import GIB
 from launcher.containers import EngineError, explain
-from launcher.doctor import Check, Level
 from launcher.engines.container import run_user
-from launcher.machine import here
+from launcher.host.checks import Check, Level
+from launcher.host.machine import here
 
 if TYPE_CHECKING:
     from docker import DockerClient

@@ -18,8 +18,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from launcher import gpus, retry, secret_files
-from launcher.machine import here
+from launcher import retry, secret_files
+from launcher.host import gpu_locks
+from launcher.host.machine import here
 from launcher.runs import (
     ENDED,
     RunError,
@@ -89,7 +90,7 @@ def execute(run_dir: Path, attempt: int | None = None, grace: float = GRACE) -> 
         if not mine:
             raise RunError(f"{run_dir.name}: is being executed already; see it: launcher logs {run_dir} -f")
         status = read_status(run_dir)
-        held: list[gpus.Held] = []
+        held: list[gpu_locks.Held] = []
         if attempt is None:
             devices, held = _by_hand(run_dir, request)
         elif (status.state, status.attempt) != ("starting", attempt):
@@ -106,7 +107,7 @@ def execute(run_dir: Path, attempt: int | None = None, grace: float = GRACE) -> 
                 one.close()
 
 
-def _by_hand(run_dir: Path, request: RunRequest) -> tuple[list[str], list[gpus.Held]]:
+def _by_hand(run_dir: Path, request: RunRequest) -> tuple[list[str], list[gpu_locks.Held]]:
     """Announce a new attempt and lock the devices it needs, where no supervisor has done so."""
     status = read_status(run_dir)
     if status.state in ("starting", "running"):
@@ -118,9 +119,9 @@ def _by_hand(run_dir: Path, request: RunRequest) -> tuple[list[str], list[gpus.H
     if read_status(run_dir).state in ENDED:
         append_event(run_dir, "queued", status.attempt + 1, "executed by hand")
     machine = here()
-    got: list[tuple[str, gpus.Held]] = []
+    got: list[tuple[str, gpu_locks.Held]] = []
     for device in machine.devices if request.resources.gpus else ():
-        one = gpus.acquire(machine.lock_name(device), str(run_dir)) if len(got) < request.resources.gpus else None
+        one = gpu_locks.acquire(machine.lock_name(device), str(run_dir)) if len(got) < request.resources.gpus else None
         got += [(device, one)] if one else []
     if len(got) < request.resources.gpus:
         for _, one in got:

@@ -10,7 +10,7 @@ from typing import Any
 from launcher import fitting, folds, matrix, reuse, runs, steps
 from launcher.base.sizes import show_size
 from launcher.document import JobError, in_order
-from launcher.machine import Machine
+from launcher.host.machine import Machine
 from launcher.runs import Resources, RunError, RunRequest
 from launcher.spec import PRIORITY, Job
 from trainer.base.errors import ConfigError

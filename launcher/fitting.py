@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from launcher import memory, teachers
 from launcher.base.sizes import GIB
-from launcher.machine import Machine
+from launcher.host.machine import Machine
 from launcher.memory import CONTEXT, DRIVER, METAL_SHARE, Need
 from launcher.runs import Resources
 from trainer.config.schema import Config

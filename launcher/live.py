@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher import engines, runs, supervisor, usage, watch
+from launcher import engines, runs, supervisor, watch
 from launcher.base.sizes import show_duration, show_size
+from launcher.host import usage
 from launcher.runs import ENDED, GOOD, RunError
 
 if TYPE_CHECKING:

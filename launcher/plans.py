@@ -13,7 +13,7 @@ import click
 from launcher import compatibility, folds, runs
 from launcher.base.sizes import GIB, show_duration, show_size
 from launcher.expansion import Planned
-from launcher.machine import Machine
+from launcher.host.machine import Machine
 from launcher.memory import CONTEXT
 from launcher.spec import Job
 from launcher.standings import figures

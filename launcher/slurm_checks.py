@@ -8,7 +8,7 @@ import re
 
 from launcher import slurm_calls
 from launcher.base.sizes import show_size
-from launcher.doctor import Check
+from launcher.host.checks import Check
 from launcher.slurm_calls import Node, SlurmError
 
 KILL_WAIT = 30

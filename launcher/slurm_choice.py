@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launcher import doctor, engines, images, slurm_calls, slurm_request
+from launcher import engines, images, slurm_calls, slurm_request
 from launcher.choice import OWN, Choice
 from launcher.containers import EngineError
 from launcher.document import JobError
-from launcher.machine import Gpu, Machine
+from launcher.host import checks
+from launcher.host.machine import Gpu, Machine
 from launcher.runs import RunError, RunRequest
 from launcher.schema import SlurmSpec
 from launcher.spec import Job
@@ -44,10 +45,10 @@ def choose(job: Job, offered: Machine) -> Choice:
     slurm = engines.slurm_engine()
     how = "jobs of Slurm"
     if spec.runtime == "native":
-        missing = doctor.missing_packages() if not spec.python else []
+        missing = checks.missing_packages() if not spec.python else []
         if missing:
             raise RunError(
-                f"runs need what is not installed here: {', '.join(missing)}\nsay: {doctor.INSTALL}; or name the "
+                f"runs need what is not installed here: {', '.join(missing)}\nsay: {checks.INSTALL}; or name the "
                 "nodes' Python by slurm.python; or use containers: slurm.runtime=docker"
             )
         return Choice(slurm, offered, f"{how}, native processes")

@@ -12,9 +12,10 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from launcher import execute, gpus, retry, runs, slurm_board, slurm_calls, slurm_submit, steps, task_lease
+from launcher import execute, retry, runs, slurm_board, slurm_calls, slurm_submit, steps, task_lease
 from launcher.engines.slurm import EXIT_EARLY, SlurmEngine, queue_again
 from launcher.engines.watched import STOP
+from launcher.host import gpu_locks
 from launcher.runs import GOOD, RunError, RunRequest, State
 from launcher.squeue import Key
 from launcher.task_lease import TaskLease
@@ -209,11 +210,11 @@ def _ready(run_dir: Path, request: RunRequest, devices: list[str]) -> RunRequest
     return request
 
 
-def _locks(run_dir: Path) -> list[gpus.Held]:
+def _locks(run_dir: Path) -> list[gpu_locks.Held]:
     """Locks of the job's GPUs, so that launchers outside Slurm leave them alone. Where one is taken, Slurm's word
     stands."""
-    from launcher.machine import here as this_host
+    from launcher.host.machine import here as this_host
 
     given = given_devices(docker=True)
     names = [gpu.lock_name for gpu in this_host().gpus if str(gpu.index) in given]
-    return [one for name in names if (one := gpus.acquire_for(name, run_dir, share=False))]
+    return [one for name in names if (one := gpu_locks.acquire_for(name, run_dir, share=False))]

@@ -17,10 +17,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from launcher import durations, engines, gpus, lease, retry, runs, scheduler
+from launcher import durations, engines, lease, retry, runs, scheduler
 from launcher.base.sizes import show_size
 from launcher.engines.base import Engine
-from launcher.machine import Machine
+from launcher.host import gpu_locks
+from launcher.host.machine import Machine
 from launcher.runs import ENDED, GOOD, RunError, RunRequest, Status
 
 EXIT_OK, EXIT_SOME_FAILED, EXIT_STOPPED = 0, 1, 130
@@ -220,7 +221,7 @@ class Supervision:
             taken = {device: f"held by {run}" for device, run in of_containers.items() if device not in mine}
             for device in self.machine.devices:
                 index = int(device) if device.isdigit() and not self.machine.declared else None
-                why = None if device in mine else gpus.why_taken(self.machine.lock_name(device), index)
+                why = None if device in mine else gpu_locks.why_taken(self.machine.lock_name(device), index)
                 if why:
                     taken[device] = why
         paces = durations.learned(self.requests, states)
@@ -267,10 +268,12 @@ class Supervision:
 
     def _start_one(self, start: scheduler.Start, attempt: int) -> None:
         run_dir = self.dir(start.name)
-        held: list[gpus.Held] = []
+        held: list[gpu_locks.Held] = []
         try:
             for device in start.devices:
-                one = gpus.acquire_for(self.machine.lock_name(device), run_dir, self.requests[start.name].share_gpu)
+                one = gpu_locks.acquire_for(
+                    self.machine.lock_name(device), run_dir, self.requests[start.name].share_gpu
+                )
                 if one is None:
                     return  # another submission was faster; the next look will see that
                 held.append(one)

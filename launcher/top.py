@@ -5,9 +5,9 @@ from __future__ import annotations
 import platform
 from typing import TYPE_CHECKING, Any
 
-from launcher import usage
 from launcher.base.sizes import show_size
-from launcher.machine import Machine, here
+from launcher.host import usage
+from launcher.host.machine import Machine, here
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from launcher.gpus import Held
+from launcher.host.gpu_locks import Held
 
 
 class Watcher(Protocol):

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import containers, gpus, retry, runs, secret_files
+from launcher import containers, retry, runs, secret_files
 from launcher.containers import EngineError, explain
 from launcher.engines import container as recipe
 from launcher.engines import create
@@ -22,7 +22,8 @@ from launcher.engines.connection import Connection
 from launcher.engines.run_files import hand_over, touch, write_log
 from launcher.engines.watched import STOP, Watched, ending, sample_memory, state_at_end
 from launcher.execute import GRACE
-from launcher.gpus import Held
+from launcher.host import gpu_locks
+from launcher.host.gpu_locks import Held
 from launcher.runs import RunError
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ class DockerEngine(Connection):
             return True
         locks = [word for word in found.labels.get(containers.LOCKS, "").split(",") if word]
         request, attempt = runs.read_request(run_dir), runs.read_status(run_dir).attempt
-        held = [gpus.acquire_for(lock, run_dir, request.share_gpu) for lock in locks]
+        held = [gpu_locks.acquire_for(lock, run_dir, request.share_gpu) for lock in locks]
         watched = Watched(run_dir, attempt, request, [one for one in held if one], str(found.id))
         watched.began = containers.seconds(found.attrs["State"]["StartedAt"])
         self._in_thread(watched, lambda: self._take_over(watched, found))

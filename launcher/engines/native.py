@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from launcher import runs, secret_files
 from launcher.execute import DEVICES, FDS
-from launcher.gpus import Held
+from launcher.host.gpu_locks import Held
 from launcher.runs import is_locked, read_status
 
 if TYPE_CHECKING:

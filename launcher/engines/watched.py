@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from launcher import containers, runs
 from launcher.engines import container as recipe
 from launcher.execute import last_error, verdict
-from launcher.gpus import Held
+from launcher.host.gpu_locks import Held
 from launcher.runs import RunRequest
 from trainer.base import cgroup
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from launcher import gpus, runs
+from launcher import runs
+from launcher.host import gpu_locks as gpus
 from tests.docker_engine import Dockerd
 from tests.slurm_cluster import Slurm
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher import gpus, machine, watch
+from launcher import watch
 from launcher.__main__ import main
 from launcher.base import sizes
+from launcher.host import gpu_locks, machine
 from tests.launcher.conftest import Lab
 
 REPOSITORY = Path(__file__).parents[2]
@@ -259,8 +260,8 @@ def test_a_gpu_lock_ends_with_its_process_and_holds_across_users(lab: Lab) -> No
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
     )
     assert other.stdout is not None and other.stdout.readline() == "True\n"
-    assert gpus.acquire("test-gpu", "me") is None and gpus.holder("test-gpu") == "a run"
-    assert gpus.why_taken("test-gpu", None) == "held by a run"
+    assert gpu_locks.acquire("test-gpu", "me") is None and gpu_locks.holder("test-gpu") == "a run"
+    assert gpu_locks.why_taken("test-gpu", None) == "held by a run"
     if os.geteuid() == 0:  # another user sees the lock, and may take it afterwards
         probe = "import os; os.setgid(65534); os.setuid(65534); from launcher import gpus; print(gpus.acquire('test-gpu', 'other') is None)"
         assert _as_nobody(probe) == "True"
@@ -268,27 +269,27 @@ def test_a_gpu_lock_ends_with_its_process_and_holds_across_users(lab: Lab) -> No
     other.wait()
     if os.geteuid() == 0:
         assert _as_nobody(probe) == "False"
-    held = gpus.acquire("test-gpu", "me")
+    held = gpu_locks.acquire("test-gpu", "me")
     assert held is not None
     held.close()
 
 
 def test_a_shared_gpu_lock_has_one_group_at_a_time(lab: Lab) -> None:
-    first, second = gpus.acquire("test-gpu-2", "a", "group a"), gpus.acquire("test-gpu-2", "a", "group a")
+    first, second = gpu_locks.acquire("test-gpu-2", "a", "group a"), gpu_locks.acquire("test-gpu-2", "a", "group a")
     assert first is not None and second is not None
     first.close()  # whoever goes first
-    assert gpus.acquire("test-gpu-2", "b", "group b") is None and gpus.acquire("test-gpu-2", "alone") is None
-    assert gpus.holder("test-gpu-2") == "a"
-    third = gpus.acquire("test-gpu-2", "a", "group a")
+    assert gpu_locks.acquire("test-gpu-2", "b", "group b") is None and gpu_locks.acquire("test-gpu-2", "alone") is None
+    assert gpu_locks.holder("test-gpu-2") == "a"
+    third = gpu_locks.acquire("test-gpu-2", "a", "group a")
     assert third is not None
     second.close()
     third.close()
-    assert gpus.holder("test-gpu-2") is None
-    alone = gpus.acquire("test-gpu-2", "alone")
-    assert alone is not None and gpus.acquire("test-gpu-2", "a", "group a") is None
+    assert gpu_locks.holder("test-gpu-2") is None
+    alone = gpu_locks.acquire("test-gpu-2", "alone")
+    assert alone is not None and gpu_locks.acquire("test-gpu-2", "a", "group a") is None
     alone.close()
-    other = gpus.acquire("test-gpu-2", "b", "group b")
-    assert other is not None and gpus.acquire("test-gpu-2", "a", "group a") is None
+    other = gpu_locks.acquire("test-gpu-2", "b", "group b")
+    assert other is not None and gpu_locks.acquire("test-gpu-2", "a", "group a") is None
     other.close()
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher import gpus, runs
+from launcher import runs
+from launcher.host import gpu_locks
 from tests.docker_engine import Dockerd
 from tests.launcher.boxes import containers, job, journal, one_container
 from tests.launcher.conftest import Lab, wait_for
@@ -61,7 +62,7 @@ def killed_and_waited_for(
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     first = box.submission()
-    assert gpus.holder("gpu0") is None, "its lock died with it"
+    assert gpu_locks.holder("gpu0") is None, "its lock died with it"
     second = box.start("submit", text, "--engine", "docker", machine)
     assert second.stdout is not None
     wait_for(lambda: "waiting: GPU 0 is held by " + first.name in (second.stdout.readline() or ""), "word of the wait")
@@ -96,8 +97,11 @@ def test_containers_that_share_a_gpu_keep_it_after_their_launcher_was_killed(
         assert event["env"]["DEVICE_MEMORY_LIMIT"] == str(10 * 2**30) and event["env"]["NVIDIA_VISIBLE_DEVICES"] == "0"
     first, second = killed_and_waited_for(box, process, text, machine)
     resumed = box.start("resume", first.name, machine)
-    wait_for(lambda: gpus.holder("gpu0") == f"{first.name} (runs that share it)", "the lock to be taken again")
-    held = [gpus.acquire_for("gpu0", first / "001-seed0", True), gpus.acquire_for("gpu0", box.submission() / "x", True)]
+    wait_for(lambda: gpu_locks.holder("gpu0") == f"{first.name} (runs that share it)", "the lock to be taken again")
+    held = [
+        gpu_locks.acquire_for("gpu0", first / "001-seed0", True),
+        gpu_locks.acquire_for("gpu0", box.submission() / "x", True),
+    ]
     assert held[0] is not None and held[1] is None
     held[0].close()
     assert len(journal(box, "begin")) == 2

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from launcher import choice, engines, expansion, plans, runs, spec, submission
 from launcher.document import JobError
-from launcher.machine import BUILT_IN, Machine, MachineError
+from launcher.host.machine import BUILT_IN, Machine, MachineError
 
 MACHINES = [*BUILT_IN.values(), Machine("small", 2, 2**32)]
 VALID: list[dict[str, Any]] = [

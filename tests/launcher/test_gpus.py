@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 
-from launcher import gpus
+from launcher.host import gpu_locks
 from tests.launcher.conftest import Lab, seeds, wait_for
 
 
@@ -34,7 +34,7 @@ def test_two_submissions_share_the_hosts_gpus(lab: Lab) -> None:
 
 
 def test_a_gpu_that_another_holds_is_waited_for(lab: Lab) -> None:
-    held = gpus.acquire("gpu0", "somebody's run")
+    held = gpu_locks.acquire("gpu0", "somebody's run")
     assert held is not None
     process = lab.start("submit", lab.job(seeds(1)), lab.machine(gpus=1))
     assert process.stdout is not None

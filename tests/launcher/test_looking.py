@@ -18,7 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
-from launcher import gpus, machine, plans, runs, top, usage, watch
+from launcher import plans, runs, top, watch
+from launcher.host import gpu_locks, machine, usage
 from tests.launcher.conftest import Lab, wait_for
 
 JOB = "name: looked\nmatrix:\n  seed: [1, 2]\nresources: {cpus: 1}\nmax_parallel: 2\n"
@@ -238,7 +239,7 @@ class Nvml:
 
 def test_top_shows_gpus_and_which_run_holds_them(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", Nvml())
-    held = gpus.acquire("GPU-test-0", "benchmark-1/003-resnet34")
+    held = gpu_locks.acquire("GPU-test-0", "benchmark-1/003-resnet34")
     assert held is not None
     monkeypatch.setattr(top, "here", lambda: machine.Machine("server", 16, 2**36))
     try:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from launcher import combinations, expansion, fitting, memory, runs, spec
 from launcher.base.sizes import GIB
 from launcher.document import JobError
-from launcher.machine import BUILT_IN, Gpu, Machine, MachineError
+from launcher.host.machine import BUILT_IN, Gpu, Machine, MachineError
 from launcher.memory import CONTEXT, DRIVER, Need
 from launcher.runs import Resources
 from tests.launcher.test_cli import launcher

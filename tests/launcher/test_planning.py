@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from launcher import expansion, plans, spec
-from launcher.machine import BUILT_IN
+from launcher.host.machine import BUILT_IN
 
 REPOSITORY = Path(__file__).parents[2]
 MODELS = ["resnet34", "resnet50", "efficientnet_b4", "convnext_base", "swin_base_384"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from launcher import machine
+from launcher.host import machine
 from tests.trainer.conftest import write_documents
 
 pytestmark = [

@@ -10,9 +10,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launcher import choice, doctor, document, expansion, images, machine, plans, schema, spec
+from launcher import choice, document, expansion, images, plans, schema, spec
 from launcher.containers import EngineError
 from launcher.document import JobError
+from launcher.host import checks, machine
 
 HERE = machine.Machine("here", 8, 32 * 2**30)
 REPOSITORY = Path(__file__).parents[2]
@@ -298,7 +299,7 @@ def image(stale: bool | None) -> images.Image:
 def test_auto_takes_what_is_there_and_refuses_a_named_image_that_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = SimpleNamespace(client=None, info={}, name="docker")
     monkeypatch.setattr(choice, "_engine", lambda: engine)
-    monkeypatch.setattr(doctor, "missing_packages", list)
+    monkeypatch.setattr(checks, "missing_packages", list)
 
     def lacks(client: object, wanted: str, gpus: bool) -> images.Image:
         raise EngineError(f"image {wanted} is not on the Docker engine")
@@ -311,7 +312,7 @@ def test_auto_takes_what_is_there_and_refuses_a_named_image_that_is_not(monkeypa
 
     monkeypatch.setattr(images, "resolve", lambda client, wanted, gpus: image(stale=True))
     assert "older than what is here" in choice.choose("auto", "auto", HERE, False).said
-    monkeypatch.setattr(doctor, "missing_packages", lambda: ["torch"])
+    monkeypatch.setattr(checks, "missing_packages", lambda: ["torch"])
     found = choice.choose("auto", "auto", HERE, False)
     assert found.said.endswith("(auto: native runs need packages that are not installed here)") and found.warnings
     monkeypatch.setattr(images, "resolve", lambda client, wanted, gpus: image(stale=False))
@@ -321,7 +322,7 @@ def test_auto_takes_what_is_there_and_refuses_a_named_image_that_is_not(monkeypa
         raise EngineError("no Docker engine answers")
 
     monkeypatch.setattr(choice, "_engine", silent)
-    monkeypatch.setattr(doctor, "missing_packages", list)
+    monkeypatch.setattr(checks, "missing_packages", list)
     assert "(auto: no Docker engine answers)" in choice.choose("auto", "mine:1", HERE, False).said
 
 

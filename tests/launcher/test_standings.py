@@ -15,7 +15,7 @@ from sklearn.metrics import f1_score
 
 from launcher import collect, expansion, leaderboard, predictions, runs, spec, steps
 from launcher.document import JobError
-from launcher.machine import BUILT_IN
+from launcher.host.machine import BUILT_IN
 from launcher.runs import RunError, RunRequest
 from tests.launcher.boards import add_run, images, predicted, scored_folds, scored_run, truth, write_predictions
 from tests.launcher.conftest import Lab

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from launcher.base.sizes import GIB
-from launcher.machine import here
+from launcher.host.machine import here
 
 Level = Literal["ok", "note", "missing"]
 MARKS: dict[Level, str] = {"ok": "✓", "note": "!", "missing": "✗"}

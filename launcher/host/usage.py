@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import gpus, runs
+from launcher import runs
+from launcher.host import gpu_locks
 from trainer.base import cgroup
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def _gpu_use(pynvml: Any, index: int) -> GpuUse:
 def lock_holder(lock_name: str) -> str | None:
     """The run that holds a GPU's lock, or None."""
     with suppress(OSError):
-        return gpus.holder(lock_name)
+        return gpu_locks.holder(lock_name)
     return None
 
 
