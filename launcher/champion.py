@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launcher import runs
-from launcher.standings import Figures, figures
+from launcher.record import runs
+from launcher.record.standings import Figures, figures
 from trainer.base.files import replacing, write_json
 
 Row = dict[str, Any]

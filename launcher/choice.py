@@ -16,7 +16,7 @@ from launcher.engines.base import Watcher
 from launcher.engines.container import cache_dir, network_reason, run_user
 from launcher.host import checks
 from launcher.host.machine import Machine
-from launcher.runs import RunError, RunRequest
+from launcher.record.runs import RunError, RunRequest
 
 if TYPE_CHECKING:
     from docker import DockerClient

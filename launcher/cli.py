@@ -126,7 +126,8 @@ def submit(
     Ends with 0 when all succeeded, 1 when some did not, 64 for a bad job, 65 without data, 130 when stopped. Ctrl-C
     stops the runs with their checkpoints, a second one at once.
     """
-    from launcher import choice, data_folder, detached, expansion, plans, reuse, submission
+    from launcher import choice, data_folder, detached, expansion, plans
+    from launcher.record import reuse, submission
 
     of_slurm = {"partition": partition, "account": account, "qos": qos}
     if engine == "slurm":
@@ -169,7 +170,8 @@ def submit(
 @runs_option
 def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool, runs_root: Path) -> int:
     """Go on with a submission: what was queued, lost or stopped, each from its last checkpoint."""
-    from launcher import choice, detached, plans, runs, submission
+    from launcher import choice, detached, plans
+    from launcher.record import runs, submission
 
     with refusals():
         directory = runs.find_submission(runs_root, name).resolve()
@@ -195,7 +197,8 @@ def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool
 
 def _drive(directory: Path, chosen: Choice, prepare: Callable[[], None] | None = None) -> int:
     """Supervise to the end, print what happens, then what came of it. `prepare`: see `supervisor.run`."""
-    from launcher import collect, engines, leaderboard, plans, submission, supervisor, watch
+    from launcher import collect, engines, leaderboard, plans, supervisor, watch
+    from launcher.record import submission
 
     with refusals():
         announcer = plans.Announcer(directory)
@@ -230,7 +233,8 @@ def _drive(directory: Path, chosen: Choice, prepare: Callable[[], None] | None =
 @runs_option
 def status(name: str | None, as_json: bool, watched: bool, runs_root: Path) -> None:
     """Show how a submission's runs fare (default: the latest)."""
-    from launcher import live, runs, watch
+    from launcher import live, watch
+    from launcher.record import runs
 
     with looking(), refusals():
         directory = runs.find_submission(runs_root, name)
@@ -253,7 +257,8 @@ def status(name: str | None, as_json: bool, watched: bool, runs_root: Path) -> N
 @runs_option
 def logs(run: str, follow: bool, runs_root: Path) -> None:
     """Print a run's log. RUN is its directory, SUBMISSION/NAME, or a name or number in the latest submission."""
-    from launcher import runs, watch
+    from launcher import watch
+    from launcher.record import runs
 
     with looking(), refusals():
         run_dir = runs.find_run(runs_root, run)
@@ -268,7 +273,8 @@ def logs(run: str, follow: bool, runs_root: Path) -> None:
 @runs_option
 def stop(name: str | None, runs_root: Path) -> None:
     """Stop a run, or all runs of a submission, with their checkpoints (default: the latest submission)."""
-    from launcher import execute, runs, supervisor
+    from launcher import execute, supervisor
+    from launcher.record import runs
 
     with refusals():
         try:
@@ -307,7 +313,8 @@ def _listed(names: Sequence[str], most: int = 12) -> str:
 @runs_option
 def collect_command(name: str | None, champion: Path | None, replace: bool, as_json: bool, runs_root: Path) -> None:
     """Write leaderboard.csv, and put the best model into champion/ (default: the latest submission)."""
-    from launcher import collect, leaderboard, runs
+    from launcher import collect, leaderboard
+    from launcher.record import runs
 
     with refusals():
         directory = runs.find_submission(runs_root, name)

@@ -19,7 +19,8 @@ def attach(name: str | None, runs_root: Path) -> int:
 
     Prints what `submit` prints and ends with its exit codes. Ctrl-C ends the looking alone: the runs go on.
     """
-    from launcher import collect, leaderboard, live, plans, runs
+    from launcher import collect, leaderboard, live, plans
+    from launcher.record import runs
 
     with looking(), refusals():
         directory = runs.find_submission(runs_root, name).resolve()
@@ -56,7 +57,7 @@ def top(once: bool, as_json: bool) -> None:
 @runs_option
 def replay(name: str | None, runs_root: Path) -> int:
     """Check journals: whether each state could follow the one before (default: the latest submission)."""
-    from launcher import runs
+    from launcher.record import runs
 
     with refusals():
         try:

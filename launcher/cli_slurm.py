@@ -29,7 +29,8 @@ def submit(
     fresh: bool, reuse_stale: bool, runs_root: Path,
 ) -> int:  # fmt: skip
     """`submit --engine slurm`: make the submission, hand it to Slurm, and leave."""
-    from launcher import data_folder, expansion, plans, reuse, slurm_calls, slurm_choice, submission
+    from launcher import data_folder, expansion, plans, slurm_calls, slurm_choice
+    from launcher.record import reuse, submission
 
     with refusals():
         job = _job(words, settings)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import champion, runs, standings
+from launcher import champion
 from launcher.champion import Row
-from launcher.standings import Figures, Result
+from launcher.record import runs, standings
+from launcher.record.standings import Figures, Result
 from trainer.base.files import write_text
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.runs import RunError
+from launcher.record.runs import RunError
 
 if TYPE_CHECKING:
     from docker import DockerClient

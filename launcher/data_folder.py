@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.expansion import Planned
-from launcher.runs import RunError
+from launcher.record.runs import RunError
 
 
 def find_data(given: str | None, planned: Sequence[Planned]) -> str | None:

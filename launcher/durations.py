@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from launcher.runs import RunRequest, Status
+from launcher.record.runs import RunRequest, Status
 
 KMACS = {
     "resnet34": 73,

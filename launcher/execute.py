@@ -18,10 +18,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from launcher import retry, secret_files
 from launcher.host import gpu_locks
 from launcher.host.machine import here
-from launcher.runs import (
+from launcher.record import retry, secret_files
+from launcher.record.runs import (
     ENDED,
     RunError,
     RunRequest,

@@ -19,7 +19,7 @@ import click
 
 from launcher import remote
 from launcher.host_option import Host
-from launcher.runs import RunError
+from launcher.record.runs import RunError
 from trainer.base.files import write_text
 
 PARTIAL = ".partial"

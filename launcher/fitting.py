@@ -9,7 +9,7 @@ from launcher import memory, teachers
 from launcher.base.sizes import GIB
 from launcher.host.machine import Machine
 from launcher.memory import CONTEXT, DRIVER, METAL_SHARE, Need
-from launcher.runs import Resources
+from launcher.record.runs import Resources
 from trainer.config.schema import Config
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launcher.document import COMMAND_LINE, Document, JobError
-from launcher.runs import RunRequest
+from launcher.record.runs import RunRequest
 
 AXIS = "data.fold"
 COUNT = "data.folds"

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher import engines, runs, supervisor, watch
+from launcher import engines, supervisor, watch
 from launcher.base.sizes import show_duration, show_size
 from launcher.host import usage
-from launcher.runs import ENDED, GOOD, RunError
+from launcher.record import runs
+from launcher.record.runs import ENDED, GOOD, RunError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from launcher import compatibility, folds, runs
+from launcher import compatibility, folds
 from launcher.base.sizes import GIB, show_duration, show_size
 from launcher.expansion import Planned
 from launcher.host.machine import Machine
 from launcher.memory import CONTEXT
+from launcher.record import runs
+from launcher.record.standings import figures
 from launcher.spec import Job
-from launcher.standings import figures
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from launcher.images import Image
     from launcher.prune import Waste
-    from launcher.reuse import Found
+    from launcher.record.reuse import Found
     from trainer.images.cache_folder import Cache
 
 T = TypeVar("T")

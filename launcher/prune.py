@@ -12,9 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher import containers, engines, images, lease, runs, submission
+from launcher import containers, engines, images
 from launcher.containers import EngineError, explain
-from launcher.runs import RunError
+from launcher.record import lease, runs, submission
+from launcher.record.runs import RunError
 
 if TYPE_CHECKING:
     from docker import DockerClient

@@ -21,7 +21,7 @@ import click
 from launcher import __version__, document
 from launcher.base.errors import looked_away
 from launcher.host_option import Host
-from launcher.runs import RunError
+from launcher.record.runs import RunError
 
 OPTIONS = {
     "BatchMode": "yes",  # a question that nobody sees would hang for ever

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from launcher import runs, slurm_calls, squeue
+from launcher import slurm_calls, squeue
+from launcher.record import runs
 from launcher.squeue import Key, Snapshot
 from trainer.base.files import write_json, write_text
 

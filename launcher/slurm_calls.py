@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from launcher import squeue
-from launcher.runs import RunError
+from launcher.record.runs import RunError
 
 PATIENCE = 60
 """Seconds within which a command of Slurm answers: a controller that is being restarted takes its time."""

@@ -12,7 +12,7 @@ from launcher.containers import EngineError
 from launcher.document import JobError
 from launcher.host import checks
 from launcher.host.machine import Gpu, Machine
-from launcher.runs import RunError, RunRequest
+from launcher.record.runs import RunError, RunRequest
 from launcher.schema import SlurmSpec
 from launcher.spec import Job
 

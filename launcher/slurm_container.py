@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher import runs
 from launcher.engines import create
 from launcher.engines.docker import DockerEngine
 from launcher.engines.watched import Watched, ending
 from launcher.execute import EXIT_TAKEN, Asked, Overseer
+from launcher.record import runs
 
 LEASHED = """
 exec 3<&0

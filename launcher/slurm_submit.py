@@ -16,9 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from launcher import engines, lease, retry, runs, scheduler, slurm_board, slurm_calls, slurm_request
+from launcher import engines, scheduler, slurm_board, slurm_calls, slurm_request
 from launcher.engines.slurm import SlurmEngine
-from launcher.runs import ENDED, GOOD, RunError
+from launcher.record import lease, retry, runs
+from launcher.record.runs import ENDED, GOOD, RunError
 from launcher.slurm_board import Batch, Board
 from launcher.slurm_request import SETTLING, option_words, words
 

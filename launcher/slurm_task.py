@@ -12,11 +12,12 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from launcher import execute, retry, runs, slurm_board, slurm_calls, slurm_submit, steps, task_lease
+from launcher import execute, slurm_board, slurm_calls, slurm_submit, steps, task_lease
 from launcher.engines.slurm import EXIT_EARLY, SlurmEngine, queue_again
 from launcher.engines.watched import STOP
 from launcher.host import gpu_locks
-from launcher.runs import GOOD, RunError, RunRequest, State
+from launcher.record import retry, runs
+from launcher.record.runs import GOOD, RunError, RunRequest, State
 from launcher.squeue import Key
 from launcher.task_lease import TaskLease
 

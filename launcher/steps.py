@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher import runs, standings
-from launcher.runs import RunError, RunRequest
+from launcher.record import runs, standings
+from launcher.record.runs import RunError, RunRequest
 
 ONE_FOLD = (
     "the best configuration is several folds, a model each: name an ensemble of them by needs:, or one run by "

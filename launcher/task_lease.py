@@ -17,8 +17,8 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from launcher import lease, runs
-from launcher.lease import Word
+from launcher.record import lease, runs
+from launcher.record.lease import Word
 from trainer.base.files import write_json
 
 FILE = "exec.json"

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import engines, runs
+from launcher import engines
 from launcher.base.sizes import show_duration, show_size
-from launcher.standings import figures
+from launcher.record import runs
+from launcher.record.standings import figures
 
 if TYPE_CHECKING:
     from rich.table import Table

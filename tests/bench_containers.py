@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from launcher import runs
+from launcher.record import runs
 from tests.docker_engine import REPOSITORY, Dockerd, missing
 from trainer.data.drawn import write_sample_data
 

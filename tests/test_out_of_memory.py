@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from launcher import runs
+from launcher.record import runs
 from tests.docker_engine import REPOSITORY
 from trainer.data.drawn import write_sample_data
 

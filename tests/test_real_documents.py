@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sklearn.metrics import f1_score
 
-from launcher import runs
+from launcher.record import runs
 
 
 @pytest.mark.shared

@@ -41,7 +41,7 @@ def refusals() -> Iterator[None]:
     """Errors of the layers below, as exit codes: 64 for a bad job or machine, 65 for missing data, 1 for the rest."""
     from launcher.document import JobError
     from launcher.host.machine import MachineError
-    from launcher.runs import RunError
+    from launcher.record.runs import RunError
 
     try:
         yield

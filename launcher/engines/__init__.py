@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher import lease, runs
 from launcher.engines.base import Engine, Watcher
+from launcher.record import lease, runs
 
 if TYPE_CHECKING:
     from launcher.engines.slurm import SlurmEngine

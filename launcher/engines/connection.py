@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher import containers
 from launcher.containers import EngineError, explain
-from launcher.runs import RunError
+from launcher.record.runs import RunError
 
 if TYPE_CHECKING:
     from docker import DockerClient

@@ -8,11 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import containers, images, secret_files
+from launcher import containers, images
 from launcher.containers import EngineError
 from launcher.engines import container as recipe
 from launcher.engines.run_files import give_cache
-from launcher.runs import RunRequest
+from launcher.record import secret_files
+from launcher.record.runs import RunRequest
 
 if TYPE_CHECKING:
     from docker import DockerClient

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import containers, retry, runs, secret_files
+from launcher import containers
 from launcher.containers import EngineError, explain
 from launcher.engines import container as recipe
 from launcher.engines import create
@@ -24,7 +24,8 @@ from launcher.engines.watched import STOP, Watched, ending, sample_memory, state
 from launcher.execute import GRACE
 from launcher.host import gpu_locks
 from launcher.host.gpu_locks import Held
-from launcher.runs import RunError
+from launcher.record import retry, runs, secret_files
+from launcher.record.runs import RunError
 
 if TYPE_CHECKING:
     from docker.models.containers import Container

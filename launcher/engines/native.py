@@ -13,10 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from launcher import runs, secret_files
 from launcher.execute import DEVICES, FDS
 from launcher.host.gpu_locks import Held
-from launcher.runs import is_locked, read_status
+from launcher.record import runs, secret_files
+from launcher.record.runs import is_locked, read_status
 
 if TYPE_CHECKING:
     from docker import DockerClient

@@ -10,11 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from launcher import retry, runs, secret_files, slurm_board, slurm_calls, task_lease
+from launcher import slurm_board, slurm_calls, task_lease
 from launcher.engines import container as recipe
 from launcher.engines.run_files import touch
 from launcher.engines.watched import STOP
-from launcher.runs import RunError, State, Status
+from launcher.record import retry, runs, secret_files
+from launcher.record.runs import RunError, State, Status
 from launcher.slurm_board import Board
 from launcher.squeue import Key, SlurmJob
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import containers, runs
+from launcher import containers
 from launcher.engines import container as recipe
 from launcher.execute import last_error, verdict
 from launcher.host.gpu_locks import Held
-from launcher.runs import RunRequest
+from launcher.record import runs
+from launcher.record.runs import RunRequest
 from trainer.base import cgroup
 
 if TYPE_CHECKING:

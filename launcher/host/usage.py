@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import runs
 from launcher.host import gpu_locks
+from launcher.record import runs
 from trainer.base import cgroup
 
 if TYPE_CHECKING:

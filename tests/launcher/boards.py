@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from launcher import predictions, runs
-from launcher.runs import RunRequest, State
+from launcher import predictions
+from launcher.record import runs
+from launcher.record.runs import RunRequest, State
 
 CLASSES = ["invoice", "letter", "receipt"]
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from launcher import runs
 from launcher.host import gpu_locks as gpus
+from launcher.record import runs
 from tests.docker_engine import Dockerd
 from tests.slurm_cluster import Slurm
 

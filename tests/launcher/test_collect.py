@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher import collect, runs
-from launcher.runs import RunRequest, State
+from launcher import collect
+from launcher.record import runs
+from launcher.record.runs import RunRequest, State
 
 
 def submission(root: Path, name: str, results: dict[str, float | State], fingerprint: str = "s") -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from launcher import lease, runs
+from launcher.record import lease, runs
 from tests.docker_engine import Dockerd
 from tests.launcher.boxes import containers, job, journal, one_container
 from tests.launcher.conftest import Lab, seeds, wait_for

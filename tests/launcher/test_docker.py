@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher import runs
 from launcher.engines import container
+from launcher.record import runs
 from tests.docker_engine import Dockerd
 from tests.launcher.boxes import MIB, containers, job, journal, one_container, submit
 from tests.launcher.conftest import LABEL, Lab, wait_for

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher import runs
 from launcher.host import gpu_locks
+from launcher.record import runs
 from tests.docker_engine import Dockerd
 from tests.launcher.boxes import containers, job, journal, one_container
 from tests.launcher.conftest import Lab, wait_for

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from launcher import durations, runs
+from launcher import durations
 from launcher.memory import CONTEXT, DRIVER
-from launcher.runs import Resources, RunRequest, Status
+from launcher.record import runs
+from launcher.record.runs import Resources, RunRequest, Status
 
 
 def request(model: str = "resnet34", epochs: int = 10, **more: Any) -> RunRequest:

@@ -13,9 +13,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launcher import choice, engines, expansion, plans, runs, spec, submission
+from launcher import choice, engines, expansion, plans, spec
 from launcher.document import JobError
 from launcher.host.machine import BUILT_IN, Machine, MachineError
+from launcher.record import runs, submission
 
 MACHINES = [*BUILT_IN.values(), Machine("small", 2, 2**32)]
 VALID: list[dict[str, Any]] = [

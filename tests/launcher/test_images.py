@@ -15,7 +15,7 @@ import pytest
 from launcher import engine_checks, images, plans
 from launcher.containers import EngineError
 from launcher.engines import container
-from launcher.runs import Resources, RunRequest
+from launcher.record.runs import Resources, RunRequest
 from tests.docker_engine import BASE, REPOSITORY, Dockerd
 
 

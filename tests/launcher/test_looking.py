@@ -18,8 +18,9 @@ from typing import Any
 import psutil
 import pytest
 
-from launcher import plans, runs, top, watch
+from launcher import plans, top, watch
 from launcher.host import gpu_locks, machine, usage
+from launcher.record import runs
 from tests.launcher.conftest import Lab, wait_for
 
 JOB = "name: looked\nmatrix:\n  seed: [1, 2]\nresources: {cpus: 1}\nmax_parallel: 2\n"

@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher import combinations, expansion, fitting, memory, runs, spec
+from launcher import combinations, expansion, fitting, memory, spec
 from launcher.base.sizes import GIB
 from launcher.document import JobError
 from launcher.host.machine import BUILT_IN, Gpu, Machine, MachineError
 from launcher.memory import CONTEXT, DRIVER, Need
-from launcher.runs import Resources
+from launcher.record import runs
+from launcher.record.runs import Resources
 from tests.launcher.test_cli import launcher
 from trainer.config import check
 

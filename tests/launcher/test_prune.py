@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from launcher import prune, runs
+from launcher import prune
+from launcher.record import runs
 from tests.launcher.conftest import LABEL, Lab, seeds
 
 

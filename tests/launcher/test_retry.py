@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from launcher import retry, runs
-from launcher.runs import Retry, RunRequest
+from launcher.record import retry, runs
+from launcher.record.runs import Retry, RunRequest
 from tests.launcher.conftest import Lab, seeds, wait_for
 
 

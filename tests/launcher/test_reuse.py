@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import reuse, runs
+from launcher.record import reuse, runs
 from tests.launcher.conftest import Lab, seeds
 from trainer.config.check import compose, to_dict
 

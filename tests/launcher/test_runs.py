@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher import execute, runs, watch
-from launcher.runs import RunError, RunRequest
+from launcher import execute, watch
+from launcher.record import runs
+from launcher.record.runs import RunError, RunRequest
 
 
 @pytest.fixture

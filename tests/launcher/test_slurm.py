@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from launcher import runs, slurm_board
+from launcher import slurm_board
+from launcher.record import runs
 from tests.launcher.conftest import REPOSITORY, Lab, seeds, wait_for
 from tests.slurm_cluster import Slurm
 from trainer.data.drawn import write_sample_data

@@ -13,10 +13,11 @@ import pytest
 from rich.console import Console
 from sklearn.metrics import f1_score
 
-from launcher import collect, expansion, leaderboard, predictions, runs, spec, steps
+from launcher import collect, expansion, leaderboard, predictions, spec, steps
 from launcher.document import JobError
 from launcher.host.machine import BUILT_IN
-from launcher.runs import RunError, RunRequest
+from launcher.record import runs
+from launcher.record.runs import RunError, RunRequest
 from tests.launcher.boards import add_run, images, predicted, scored_folds, scored_run, truth, write_predictions
 from tests.launcher.conftest import Lab
 

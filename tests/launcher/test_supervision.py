@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import runs
+from launcher.record import runs
 from tests.launcher.conftest import Lab, seeds, wait_for
 
 

@@ -11,12 +11,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launcher import __version__, engines, reuse, runs
+from launcher import __version__, engines
 from launcher.base.checkout import ROOT
 from launcher.choice import Choice
 from launcher.engines.container import cache_dir
 from launcher.expansion import Planned
-from launcher.runs import RunError, RunRequest
+from launcher.record import reuse, runs
+from launcher.record.runs import RunError, RunRequest
 from launcher.spec import Job
 from launcher.supervisor import Rules
 from trainer.base import provenance

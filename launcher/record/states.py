@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launcher.runs import GOOD, TRANSITIONS, State
+from launcher.record.runs import GOOD, TRANSITIONS, State
 
 MEANINGS: dict[State, tuple[str, str]] = {
     "queued": ("waits for its turn", "starts it"),

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from launcher.locks import is_locked as is_locked
-from launcher.locks import lock_journal
-from launcher.locks import locked as locked
+from launcher.record.locks import is_locked as is_locked
+from launcher.record.locks import lock_journal
+from launcher.record.locks import locked as locked
 from trainer.base.errors import nearest
 from trainer.base.files import write_json, write_text
 

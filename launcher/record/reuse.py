@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import runs
-from launcher.runs import RunRequest
+from launcher.record import runs
+from launcher.record.runs import RunRequest
 from trainer.base import provenance
 from trainer.base.files import write_json
 

@@ -21,8 +21,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from launcher import runs
-from launcher.runs import RunError
+from launcher.record import runs
+from launcher.record.runs import RunError
 from trainer.base.files import replacing
 
 BEAT = 5.0

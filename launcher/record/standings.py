@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import runs
-from launcher.runs import RunRequest, Status
+from launcher.record import runs
+from launcher.record.runs import RunRequest, Status
 
 if TYPE_CHECKING:
     from launcher.predictions import Predicted
