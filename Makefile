@@ -71,8 +71,8 @@ bench: install ## ratios of loading and training speed, measured in one run; sim
 	$(BIN)/python -m trainer bench
 	$(BIN)/python -m tests.bench_containers
 
-memory-table: install ## trace the six models' training memory anew: launcher/memory_table.csv, in 15 minutes
-	$(BIN)/python -m trainer estimate --table launcher/memory_table.csv
+memory-table: install ## trace the six models' training memory anew: launcher/memory/memory_table.csv, in 15 minutes
+	$(BIN)/python -m trainer estimate --table launcher/memory/memory_table.csv
 
 clean: ## what make made, but for .venv and runs/
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis

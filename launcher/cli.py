@@ -336,7 +336,7 @@ def collect_command(name: str | None, champion: Path | None, replace: bool, as_j
 @json_option
 def matrix(machine: str | None, memory: str | None, as_json: bool) -> None:
     """Show what a machine can train, at which micro-batch, and what the manual says of it."""
-    from launcher import combinations, compatibility
+    from launcher.memory import combinations, compatibility
 
     with refusals():
         found = _machine(machine, None)

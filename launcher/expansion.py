@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher import fitting, folds, matrix, steps
+from launcher import folds, matrix, steps
 from launcher.base.sizes import show_size
 from launcher.document import JobError, in_order
 from launcher.host.machine import Machine
+from launcher.memory import fitting
 from launcher.record import reuse, runs
 from launcher.record.runs import Resources, RunError, RunRequest
 from launcher.spec import PRIORITY, Job

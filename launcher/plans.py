@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from launcher import compatibility, folds
+from launcher import folds
 from launcher.base.sizes import GIB, show_duration, show_size
 from launcher.expansion import Planned
 from launcher.host.machine import Machine
-from launcher.memory import CONTEXT
+from launcher.memory import compatibility
+from launcher.memory.predict import CONTEXT
 from launcher.record import runs
 from launcher.record.standings import figures
 from launcher.spec import Job

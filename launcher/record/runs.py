@@ -138,7 +138,7 @@ def device_limit(request: RunRequest) -> int | None:
     """
     shares = request.share_gpu and request.resources.gpus > 0
     if shares and not request.resources.gpu_memory and request.predicted_memory:
-        from launcher.memory import DRIVER
+        from launcher.memory.predict import DRIVER
 
         return max(1, request.predicted_memory - DRIVER)  # the context is not the allocator's
     return request.resources.gpu_memory

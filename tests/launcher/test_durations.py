@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from launcher import durations
-from launcher.memory import CONTEXT, DRIVER
+from launcher.memory.predict import CONTEXT, DRIVER
 from launcher.record import runs
 from launcher.record.runs import Resources, RunRequest, Status
 

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher import combinations, expansion, fitting, memory, spec
+from launcher import expansion, spec
 from launcher.base.sizes import GIB
 from launcher.document import JobError
 from launcher.host.machine import BUILT_IN, Gpu, Machine, MachineError
-from launcher.memory import CONTEXT, DRIVER, Need
+from launcher.memory import combinations, fitting, predict
+from launcher.memory.predict import CONTEXT, DRIVER, Need
 from launcher.record import runs
 from launcher.record.runs import Resources
 from tests.launcher.test_cli import launcher
@@ -46,7 +47,7 @@ def no_trace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str,
         return None, "not here"
 
     monkeypatch.setenv("LAUNCHER_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setattr(memory, "_traced", traced)
+    monkeypatch.setattr(predict, "_traced", traced)
     return asked
 
 
@@ -58,12 +59,12 @@ def no_trace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str,
 @pytest.mark.parametrize("model", MODELS)
 def test_the_table_has_every_model_and_grows_with_the_size(model: str, precision: str, device: str) -> None:
     sizes = range(384, 769, 32)
-    needs = [memory.predict(model, size, precision, "adamw", device) for size in sizes]
+    needs = [predict.predict(model, size, precision, "adamw", device) for size in sizes]
     assert all(needs)
     images = [need.per_image for need in needs if need]
     assert images == sorted(images) and images[0] < images[-1]
-    assert memory.predict(model, 352, precision, "adamw", device) is None
-    assert memory.predict(model, 800, precision, "adamw", device) is None
+    assert predict.predict(model, 352, precision, "adamw", device) is None
+    assert predict.predict(model, 800, precision, "adamw", device) is None
 
 
 @pytest.mark.parametrize(
@@ -84,14 +85,14 @@ def test_the_table_agrees_with_an_earlier_trace(
 ) -> None:
     """Of another program, on the CPU, whose autocast normalises convnext's activations in bf16, as no GPU does."""
     for precision, expected in (("fp32", fp32), ("bf16", bf16)):
-        need = memory.predict(model, size, precision)
+        need = predict.predict(model, size, precision)
         if expected is not None:
             assert need and need.at(batch, accumulates=False) / GIB == pytest.approx(expected, rel=0.02)
 
 
 def test_padded_windows_are_in_the_table() -> None:
     """swin's windows are 12 × 12 patches of 4 px, halved three times: 384 px need no padding, 416 px much."""
-    exact, padded = (memory.predict("swin_base_patch4_window12_384", size, "fp32") for size in (384, 416))
+    exact, padded = (predict.predict("swin_base_patch4_window12_384", size, "fp32") for size in (384, 416))
     assert exact and padded and padded.per_image > 1.2 * (416 / 384) ** 2 * exact.per_image
 
 
@@ -101,25 +102,25 @@ def test_the_table_is_within_one_percent_of_a_trace(
     model: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
-    traced, why = memory.trace(model, size, "bf16", "adamw", "cuda", tmp_path)
-    tabled = memory.predict(model, size, "bf16")
+    traced, why = predict.trace(model, size, "bf16", "adamw", "cuda", tmp_path)
+    tabled = predict.predict(model, size, "bf16")
     assert traced and tabled, why
     for batch in (1, 4, 16):
         assert tabled.at(batch) == pytest.approx(traced.at(batch), rel=0.01)
 
 
 def test_what_is_not_in_the_table_is_not_predicted() -> None:
-    assert memory.predict("resnet18", 512, "fp32") is None
-    assert memory.predict("resnet34", 512, "fp32", "lion") is None
+    assert predict.predict("resnet18", 512, "fp32") is None
+    assert predict.predict("resnet34", 512, "fp32", "lion") is None
 
 
 def test_a_model_keeps_more_on_mps_where_attention_is_not_fused() -> None:
-    fused, kept = (memory.predict("deit_base_patch16_384", 768, "fp32", "adamw", d) for d in ("cuda", "mps"))
+    fused, kept = (predict.predict("deit_base_patch16_384", 768, "fp32", "adamw", d) for d in ("cuda", "mps"))
     assert fused and kept and kept.per_image > 2 * fused.per_image
 
 
 def test_sgd_needs_one_state_less() -> None:
-    adamw, sgd = (memory.predict("convnext_base", 512, "fp32", optimizer) for optimizer in ("adamw", "sgd"))
+    adamw, sgd = (predict.predict("convnext_base", 512, "fp32", optimizer) for optimizer in ("adamw", "sgd"))
     assert adamw and sgd and adamw.weights * 0.9 < adamw.fixed - sgd.fixed < adamw.weights * 1.1
 
 
@@ -128,7 +129,7 @@ def test_sgd_needs_one_state_less() -> None:
     [("auto", "cuda", "bf16"), ("auto", "mps", "fp32"), ("fp32", "cuda", "fp32"), ("fp16", "cuda", "bf16"), ("bf16", "mps", "bf16")],
 )  # fmt: skip
 def test_precisions_are_columns(asked: str, device: str, column: str) -> None:
-    assert memory.precision_of(asked, device) == column
+    assert predict.precision_of(asked, device) == column
 
 
 # Micro-batches
@@ -140,7 +141,7 @@ needs = st.builds(
 
 @given(needs, st.integers(0, 200_000), st.integers(1, 256))
 def test_the_micro_batch_is_the_largest_divisor_that_fits(need: Need, budget: int, batch: int) -> None:
-    micro = memory.fitting_micro_batch(need, budget, batch)
+    micro = predict.fitting_micro_batch(need, budget, batch)
     fits = {n for n in range(1, batch + 1) if batch % n == 0 and need.at(n, n < batch) <= budget}
     assert micro == max(fits, default=None)
 
@@ -153,8 +154,8 @@ def test_more_images_never_need_less(need: Need, micro: int) -> None:
 
 @given(st.sampled_from(MODELS), st.sampled_from(["fp32", "bf16"]), st.integers(0, 20 * GIB))
 def test_the_largest_size_fits_and_the_next_does_not(model: str, precision: str, budget: int) -> None:
-    size = memory.largest_size(model, precision, "adamw", budget)
-    fitting = [s for s in range(384, 769, 32) if memory.predict(model, s, precision).at(1) <= budget]  # type: ignore[union-attr]
+    size = predict.largest_size(model, precision, "adamw", budget)
+    fitting = [s for s in range(384, 769, 32) if predict.predict(model, s, precision).at(1) <= budget]  # type: ignore[union-attr]
     assert size == max(fitting, default=None)
 
 
@@ -227,7 +228,7 @@ def test_a_run_on_several_devices_shares_its_batch_among_them() -> None:
     words = ("model=convnext_base", "training.batch_size=64")
     one, two = (expand(card(24, 24), *words, sets=(f"resources.gpus={n}",)) for n in (1, 2))
     assert (one.fit.micro_batch, two.fit.micro_batch) == (8, 16)
-    need = memory.predict("convnext_base", 768, "bf16")
+    need = predict.predict("convnext_base", 768, "bf16")
     assert need and two.request.predicted_memory == need.at(8) + need.weights + CONTEXT
     lame = expand(card(24, 1), *words, sets=("resources.gpus=2",))
     assert lame.why_not and "at micro-batch 2" in lame.why_not, "both devices must hold it"
@@ -294,19 +295,19 @@ def trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
         told = {"precisions": {"fp32": _line(), "bf16": _line(per_image=5)}}
         return subprocess.CompletedProcess(command, 0, json.dumps(told), "")
 
-    memory._traced.cache_clear()
-    monkeypatch.setattr(memory.subprocess, "run", run)
+    predict._traced.cache_clear()
+    monkeypatch.setattr(predict.subprocess, "run", run)
     return asked
 
 
 def test_a_trace_is_made_once_and_kept(trainer: list[list[str]], tmp_path: Path) -> None:
-    need, why = memory.trace("resnet18", 256, "bf16", "sgd", "cuda", tmp_path / "cache")
+    need, why = predict.trace("resnet18", 256, "bf16", "sgd", "cuda", tmp_path / "cache")
     assert need == Need(100, 5, 1, 50, 30) and why == ""
     assert trainer == [
         [sys.executable, "-m", "trainer", "estimate", "model.name=resnet18", "data.img_size=256", "training.optimizer=sgd", "device=cuda", "--json"]
     ]  # fmt: skip
-    memory._traced.cache_clear()  # another process
-    again, _ = memory.trace("resnet18", 256, "fp32", "sgd", "cuda", tmp_path / "cache")
+    predict._traced.cache_clear()  # another process
+    again, _ = predict.trace("resnet18", 256, "fp32", "sgd", "cuda", tmp_path / "cache")
     assert again == Need(100, 10, 1, 50, 30) and len(trainer) == 1
 
 
@@ -320,30 +321,30 @@ def test_checkpointed_gradients_are_in_no_table_and_traced(trainer: list[list[st
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"words": [], "found": {}}'])
 def test_a_damaged_cache_is_made_anew(trainer: list[list[str]], tmp_path: Path, content: str) -> None:
-    memory.trace("resnet18", 256, "fp32", "adamw", "cuda", tmp_path)
+    predict.trace("resnet18", 256, "fp32", "adamw", "cuda", tmp_path)
     (kept,) = tmp_path.iterdir()
     whole = kept.read_text()
     kept.write_text(content)
-    memory._traced.cache_clear()
-    assert memory.trace("resnet18", 256, "fp32", "adamw", "cuda", tmp_path)[0] is not None
+    predict._traced.cache_clear()
+    assert predict.trace("resnet18", 256, "fp32", "adamw", "cuda", tmp_path)[0] is not None
     assert len(trainer) == 2 and kept.read_text() == whole
 
 
 def test_a_cache_that_cannot_be_written_is_no_trouble(trainer: list[list[str]], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert memory.trace("resnet18", 256, "fp32", "adamw", "cuda", tmp_path / "file")[0] is not None
+    assert predict.trace("resnet18", 256, "fp32", "adamw", "cuda", tmp_path / "file")[0] is not None
 
 
 def test_a_trace_that_fails_says_why(trainer: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert memory.trace("broken", 256, "fp32", "adamw", "cuda", tmp_path) == (None, "no such model")
-    monkeypatch.setattr(memory.importlib.util, "find_spec", lambda name: None)
-    assert memory.trace("other", 256, "fp32", "adamw", "cuda", tmp_path) == (None, "torch is not installed here")
+    assert predict.trace("broken", 256, "fp32", "adamw", "cuda", tmp_path) == (None, "no such model")
+    monkeypatch.setattr(predict.importlib.util, "find_spec", lambda name: None)
+    assert predict.trace("other", 256, "fp32", "adamw", "cuda", tmp_path) == (None, "torch is not installed here")
 
 
 def test_the_trainer_really_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    memory._traced.cache_clear()
-    need, why = memory.trace("test_resnet", 64, "fp32", "adamw", "cuda", tmp_path)
+    predict._traced.cache_clear()
+    need, why = predict.trace("test_resnet", 64, "fp32", "adamw", "cuda", tmp_path)
     assert why == "" and need and need.per_image > 0 and need.update > need.weights > 0
 
 
@@ -406,7 +407,7 @@ def test_fit_leaves_a_batch_that_does_not_divide_to_the_trainer() -> None:
 
 def test_averaged_weights_and_teachers_are_foreseen(tmp_path: Path) -> None:
     (tmp_path / "teacher.ckpt").write_bytes(b"0" * 1000)
-    need = memory.predict("resnet34", 768, "bf16")
+    need = predict.predict("resnet34", 768, "bf16")
     plain, averaged = expand(card(24)), expand(card(24), "training.ema_decay=0.99")
     taught = expand(card(24), f"training.teachers=[{tmp_path}/teacher.ckpt]")
     assert need and averaged.request.predicted_memory - plain.request.predicted_memory == need.weights

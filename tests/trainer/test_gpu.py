@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from launcher.memory import CONTEXT, DRIVER, predict
+from launcher.memory.predict import CONTEXT, DRIVER, predict
 from tests.trainer.conftest import TINY, write_documents
 from trainer.base.errors import EXIT_DEVICE_MEMORY, EXIT_OK, EXIT_STOPPED
 from trainer.bench import steps, training

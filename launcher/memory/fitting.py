@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from launcher import memory, teachers
 from launcher.base.sizes import GIB
 from launcher.host.machine import Machine
-from launcher.memory import CONTEXT, DRIVER, METAL_SHARE, Need
+from launcher.memory import predict, teachers
+from launcher.memory.predict import CONTEXT, DRIVER, METAL_SHARE, Need
 from launcher.record.runs import Resources
 from trainer.config.schema import Config
 
@@ -63,12 +63,12 @@ def fit(config: Config, resources: Resources, machine: Machine) -> Fit:
         return Fit(asked)  # what does not divide among the devices, the trainer refuses in its own words
     there = budgets(machine, resources.gpu_memory)
     device = "cuda" if machine.gpus else "mps"
-    precision = memory.precision_of(training.precision, device)
+    precision = predict.precision_of(training.precision, device)
     key = _Key(config.model.name, config.data.img_size, precision, training.optimizer, device)
     checkpoints = training.grad_checkpointing  # the table is without
-    need, why = None if checkpoints else memory.predict(*key), ""
+    need, why = None if checkpoints else predict.predict(*key), ""
     if need is None and there:
-        need, why = memory.trace(*key, memory.cache_folder(), grad_checkpointing=checkpoints)
+        need, why = predict.trace(*key, predict.cache_folder(), grad_checkpointing=checkpoints)
     if need is None:
         unknown = f"the memory of {key.model_name} at {key.img_size} px is not known: {why}"
         return Fit(asked, notes=(unknown,) if why else ())
@@ -86,7 +86,7 @@ def _cut(key: _Key, need: Need, batch: int, asked: int | None, gpus: int, there:
     def total(micro: int) -> int:
         return need.at(micro // gpus, micro < batch) + beside
 
-    cut = {d: memory.fitting_micro_batch(need, size - beside, batch // gpus) for d, size in there.items()}
+    cut = {d: predict.fitting_micro_batch(need, size - beside, batch // gpus) for d, size in there.items()}
     possible = [size * gpus for size in cut.values() if size is not None]
     unknown = devices - len(there)
     if len(possible) + unknown < gpus <= devices:
@@ -109,7 +109,7 @@ def _cut(key: _Key, need: Need, batch: int, asked: int | None, gpus: int, there:
 
 def _remedy(key: _Key, need: Need, room: int) -> str:
     """What could be trained in `room` bytes in place of a run that cannot."""
-    smaller = memory.largest_size(key.model_name, key.precision, key.optimizer, room, key.device)
+    smaller = predict.largest_size(key.model_name, key.precision, key.optimizer, room, key.device)
     if smaller is not None and smaller < key.img_size:
         return f"data.img_size={smaller} would fit"
     if need.update > room:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from launcher import compatibility, memory
 from launcher.base.sizes import GIB, SizeError, parse_size, show_size
-from launcher.fitting import budgets
 from launcher.host.machine import Gpu, Machine, MachineError
-from launcher.memory import CONTEXT
+from launcher.memory import compatibility, predict
+from launcher.memory.fitting import budgets
+from launcher.memory.predict import CONTEXT
 from trainer.config import check as trainer_config
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def rows(machine: Machine, environment: str) -> list[dict[str, Any]]:
     there = budgets(machine)
     budget = min(there.values(), default=None)
     kind = "mps" if machine.mps and not machine.gpus else "cuda"
-    precision = memory.precision_of("auto", kind)
+    precision = predict.precision_of("auto", kind)
     found = []
     for model in trainer_config.option_names("model"):
         for data in _one_of_each_size():
@@ -74,7 +74,7 @@ def _one_of_each_size() -> list[str]:
 
 
 def _foreseen(key: tuple[str, int, str, str, str], batch: int, budget: int | None) -> dict[str, Any]:
-    need = memory.predict(*key)
+    need = predict.predict(*key)
     foreseen: dict[str, Any] = dict.fromkeys(
         ("predicted_memory_bytes", "micro_batch", "predicted_at_micro_batch_bytes", "largest_img_size")
     )
@@ -83,9 +83,9 @@ def _foreseen(key: tuple[str, int, str, str, str], batch: int, budget: int | Non
     foreseen["predicted_memory_bytes"] = need.at(batch, accumulates=False) + CONTEXT
     if budget is not None:
         name, _, precision, optimizer, kind = key
-        micro = memory.fitting_micro_batch(need, budget - CONTEXT, batch)
+        micro = predict.fitting_micro_batch(need, budget - CONTEXT, batch)
         foreseen["micro_batch"] = micro
-        foreseen["largest_img_size"] = memory.largest_size(name, precision, optimizer, budget - CONTEXT, kind)
+        foreseen["largest_img_size"] = predict.largest_size(name, precision, optimizer, budget - CONTEXT, kind)
         if micro is not None:
             foreseen["predicted_at_micro_batch_bytes"] = need.at(micro, micro < batch) + CONTEXT
     return foreseen

@@ -1,0 +1,1 @@
+"""How much device memory a run needs, and what fits where."""
