@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from launcher import engines, images
 from launcher.containers import EngineError, explain
-from launcher.document import JobError
 from launcher.engines.base import Watcher
 from launcher.engines.container import cache_dir, network_reason, run_user
 from launcher.host import checks
 from launcher.host.machine import Machine
+from launcher.job.document import JobError
 from launcher.record.runs import RunError, RunRequest
 
 if TYPE_CHECKING:

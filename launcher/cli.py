@@ -19,7 +19,7 @@ from launcher.host_option import on_host
 if TYPE_CHECKING:
     from launcher.choice import Choice
     from launcher.host.machine import Machine
-    from launcher.spec import Job
+    from launcher.job.spec import Job
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -70,7 +70,8 @@ def plan(
     multirun: bool, engine: str | None, data: str | None, as_json: bool, runs_root: Path,
 ) -> None:  # fmt: skip
     """Show the runs of a job, and which of them fit this machine. Starts nothing, needs no data."""
-    from launcher import data_folder, expansion, plans
+    from launcher import plans
+    from launcher.job import data_folder, expansion
 
     with refusals():
         job, chosen = _job(words, settings), None
@@ -126,7 +127,8 @@ def submit(
     Ends with 0 when all succeeded, 1 when some did not, 64 for a bad job, 65 without data, 130 when stopped. Ctrl-C
     stops the runs with their checkpoints, a second one at once.
     """
-    from launcher import choice, data_folder, detached, expansion, plans
+    from launcher import choice, detached, plans
+    from launcher.job import data_folder, expansion
     from launcher.record import reuse, submission
 
     of_slurm = {"partition": partition, "account": account, "qos": qos}
@@ -372,7 +374,7 @@ def doctor_command(data: str | None, as_json: bool, runs_root: Path) -> int:
 
 
 def _job(words: tuple[str, ...], settings: tuple[str, ...]) -> Job:
-    from launcher import document, expansion, spec
+    from launcher.job import document, expansion, spec
 
     sent: bytes | None = click.get_current_context().obj
     first, rest = words[0], words[1:]

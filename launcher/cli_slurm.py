@@ -14,7 +14,7 @@ from launcher.cli import _job, _machine, _shown, cli
 
 if TYPE_CHECKING:
     from launcher.choice import Choice
-    from launcher.spec import Job
+    from launcher.job.spec import Job
 
 
 def choose(job: Job, machine: str | None) -> Choice:
@@ -29,7 +29,8 @@ def submit(
     fresh: bool, reuse_stale: bool, runs_root: Path,
 ) -> int:  # fmt: skip
     """`submit --engine slurm`: make the submission, hand it to Slurm, and leave."""
-    from launcher import data_folder, expansion, plans, slurm_calls, slurm_choice
+    from launcher import plans, slurm_calls, slurm_choice
+    from launcher.job import data_folder, expansion
     from launcher.record import reuse, submission
 
     with refusals():

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from launcher import folds
 from launcher.base.sizes import GIB, show_duration, show_size
-from launcher.expansion import Planned
 from launcher.host.machine import Machine
+from launcher.job import folds
+from launcher.job.expansion import Planned
+from launcher.job.spec import Job
 from launcher.memory import compatibility
 from launcher.memory.predict import CONTEXT
 from launcher.record import runs
 from launcher.record.standings import figures
-from launcher.spec import Job
 
 if TYPE_CHECKING:
     from rich.table import Table

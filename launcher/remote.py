@@ -18,9 +18,10 @@ from typing import IO, Any
 
 import click
 
-from launcher import __version__, document
+from launcher import __version__
 from launcher.base.errors import looked_away
 from launcher.host_option import Host
+from launcher.job import document
 from launcher.record.runs import RunError
 
 OPTIONS = {

@@ -9,12 +9,12 @@ from typing import Any
 from launcher import engines, images, slurm_calls, slurm_request
 from launcher.choice import OWN, Choice
 from launcher.containers import EngineError
-from launcher.document import JobError
 from launcher.host import checks
 from launcher.host.machine import Gpu, Machine
+from launcher.job.document import JobError
+from launcher.job.schema import SlurmSpec
+from launcher.job.spec import Job
 from launcher.record.runs import RunError, RunRequest
-from launcher.schema import SlurmSpec
-from launcher.spec import Job
 
 
 def options(spec: SlurmSpec) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from launcher import execute, slurm_board, slurm_calls, slurm_submit, steps, task_lease
+from launcher import execute, slurm_board, slurm_calls, slurm_submit, task_lease
 from launcher.engines.slurm import EXIT_EARLY, SlurmEngine, queue_again
 from launcher.engines.watched import STOP
 from launcher.host import gpu_locks
+from launcher.job import steps
 from launcher.record import retry, runs
 from launcher.record.runs import GOOD, RunError, RunRequest, State
 from launcher.squeue import Key

@@ -298,7 +298,7 @@ class Supervision:
         """Name the members of a step, now that its runs are over."""
         request = self.requests[run_dir.name]
         if request.select is not None:
-            from launcher.steps import resolve
+            from launcher.job.steps import resolve
 
             request = resolve(request, self.submission)
             runs.write_request(run_dir, request)

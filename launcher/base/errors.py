@@ -39,8 +39,8 @@ def looking() -> Iterator[None]:
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
     """Errors of the layers below, as exit codes: 64 for a bad job or machine, 65 for missing data, 1 for the rest."""
-    from launcher.document import JobError
     from launcher.host.machine import MachineError
+    from launcher.job.document import JobError
     from launcher.record.runs import RunError
 
     try:

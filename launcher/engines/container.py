@@ -15,7 +15,7 @@ from typing import Any
 from launcher import containers
 from launcher.base.sizes import GIB, show_size
 from launcher.execute import GRACE
-from launcher.matrix import override_value
+from launcher.job.matrix import override_value
 from launcher.memory import teachers
 from launcher.record import retry, runs
 from launcher.record.runs import RunRequest, device_limit

@@ -15,10 +15,10 @@ from launcher import __version__, engines
 from launcher.base.checkout import ROOT
 from launcher.choice import Choice
 from launcher.engines.container import cache_dir
-from launcher.expansion import Planned
+from launcher.job.expansion import Planned
+from launcher.job.spec import Job
 from launcher.record import reuse, runs
 from launcher.record.runs import RunError, RunRequest
-from launcher.spec import Job
 from launcher.supervisor import Rules
 from trainer.base import provenance
 from trainer.base.files import write_json

@@ -13,9 +13,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launcher import choice, engines, expansion, plans, spec
-from launcher.document import JobError
+from launcher import choice, engines, plans
 from launcher.host.machine import BUILT_IN, Machine, MachineError
+from launcher.job import expansion, spec
+from launcher.job.document import JobError
 from launcher.record import runs, submission
 
 MACHINES = [*BUILT_IN.values(), Machine("small", 2, 2**32)]

@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher import matrix
+from launcher.job import matrix
 
 FRUIT = {"fruit": ["apple", "pear"], "animal": ["cat", "dog"]}
 

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher import expansion, spec
 from launcher.base.sizes import GIB
-from launcher.document import JobError
 from launcher.host.machine import BUILT_IN, Gpu, Machine, MachineError
+from launcher.job import expansion, spec
+from launcher.job.document import JobError
 from launcher.memory import combinations, fitting, predict
 from launcher.memory.predict import CONTEXT, DRIVER, Need
 from launcher.record import runs

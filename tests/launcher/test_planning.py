@@ -13,8 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from launcher import expansion, plans, spec
+from launcher import plans
 from launcher.host.machine import BUILT_IN
+from launcher.job import expansion, spec
 
 REPOSITORY = Path(__file__).parents[2]
 MODELS = ["resnet34", "resnet50", "efficientnet_b4", "convnext_base", "swin_base_384"]

@@ -10,10 +10,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launcher import choice, document, expansion, images, plans, schema, spec
+from launcher import choice, images, plans
 from launcher.containers import EngineError
-from launcher.document import JobError
 from launcher.host import checks, machine
+from launcher.job import document, expansion, schema, spec
+from launcher.job.document import JobError
 
 HERE = machine.Machine("here", 8, 32 * 2**30)
 REPOSITORY = Path(__file__).parents[2]
@@ -390,7 +391,7 @@ def test_a_job_with_anything_in_a_field_is_a_job_or_a_clear_error(field: str, va
 
 def test_the_readme_has_the_schemas_reference() -> None:
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert schema.reference() in text, "put the output of launcher.schema.reference() into the README"
+    assert schema.reference() in text, "put the output of launcher.job.schema.reference() into the README"
 
 
 def test_a_priority_is_the_schedulers_and_changes_nothing_of_the_run() -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from launcher import slurm_board, slurm_request, slurm_task, squeue, task_lease
-from launcher.document import JobError
 from launcher.engines.slurm import SlurmEngine, ending
+from launcher.job.document import JobError
+from launcher.job.spec import from_overrides
 from launcher.record import lease, runs
 from launcher.record.lease import Word
 from launcher.record.runs import Resources, RunRequest
 from launcher.slurm_calls import Node, node
-from launcher.spec import from_overrides
 from launcher.squeue import Key
 from trainer.base.files import write_json
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher import folds, matrix, steps
 from launcher.base.sizes import show_size
-from launcher.document import JobError, in_order
 from launcher.host.machine import Machine
+from launcher.job import folds, matrix, steps
+from launcher.job.document import JobError, in_order
+from launcher.job.spec import PRIORITY, Job
 from launcher.memory import fitting
 from launcher.record import reuse, runs
 from launcher.record.runs import Resources, RunError, RunRequest
-from launcher.spec import PRIORITY, Job
 from trainer.base.errors import ConfigError
 from trainer.config import check as trainer_config
 from trainer.config.schema import Config

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from launcher.document import COMMAND_LINE, Document, JobError
+from launcher.job.document import COMMAND_LINE, Document, JobError
 from launcher.record.runs import RunRequest
 
 AXIS = "data.fold"

@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from launcher import folds
-from launcher.document import COMMAND_LINE, Document, JobError, assign, in_order, parse, read
-from launcher.schema import NAME, FromSpec, JobSpec, ResourcesSpec, RetrySpec, SlurmSpec, StepSpec
+from launcher.job import folds
+from launcher.job.document import COMMAND_LINE, Document, JobError, assign, in_order, parse, read
+from launcher.job.schema import NAME, FromSpec, JobSpec, ResourcesSpec, RetrySpec, SlurmSpec, StepSpec
 from launcher.slurm_request import MANAGED
 from trainer.base.errors import nearest
 

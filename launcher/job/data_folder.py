@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.expansion import Planned
+from launcher.job.expansion import Planned
 from launcher.record.runs import RunError
 
 

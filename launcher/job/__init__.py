@@ -1,0 +1,1 @@
+"""From a job file to requests for runs. Nothing here starts anything."""
