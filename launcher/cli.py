@@ -17,7 +17,7 @@ from launcher.base.errors import RefusedError, looking, refusals
 from launcher.host_option import on_host
 
 if TYPE_CHECKING:
-    from launcher.choice import Choice
+    from launcher.engines.choice import Choice
     from launcher.host.machine import Machine
     from launcher.job.spec import Job
 
@@ -84,7 +84,7 @@ def plan(
         expansion.check_follows(job, runs_root)
         data_dir = data_folder.find_data(data, planned) if data else None
         if chosen:
-            from launcher import choice
+            from launcher.engines import choice
 
             choice.check_readable(data_dir, runs_root, chosen)
     if as_json:
@@ -127,7 +127,8 @@ def submit(
     Ends with 0 when all succeeded, 1 when some did not, 64 for a bad job, 65 without data, 130 when stopped. Ctrl-C
     stops the runs with their checkpoints, a second one at once.
     """
-    from launcher import choice, detached, plans
+    from launcher import detached, plans
+    from launcher.engines import choice
     from launcher.job import data_folder, expansion
     from launcher.record import reuse, submission
 
@@ -172,7 +173,8 @@ def submit(
 @runs_option
 def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool, runs_root: Path) -> int:
     """Go on with a submission: what was queued, lost or stopped, each from its last checkpoint."""
-    from launcher import choice, detached, plans
+    from launcher import detached, plans
+    from launcher.engines import choice
     from launcher.record import runs, submission
 
     with refusals():
@@ -275,7 +277,8 @@ def logs(run: str, follow: bool, runs_root: Path) -> None:
 @runs_option
 def stop(name: str | None, runs_root: Path) -> None:
     """Stop a run, or all runs of a submission, with their checkpoints (default: the latest submission)."""
-    from launcher import execute, supervisor
+    from launcher import supervisor
+    from launcher.engines.native import execute
     from launcher.record import runs
 
     with refusals():
@@ -396,7 +399,7 @@ def _machine(name: str | None, gpus: str | None) -> Machine:
 
 
 def _engine(wanted: str, job: Job, found: Machine, cpu_only: bool) -> Choice:
-    from launcher import choice
+    from launcher.engines import choice
 
     wants_gpus = bool(found.devices) and not cpu_only and job.spec.resources.gpus != 0
     return choice.choose(wanted, job.spec.image, found, wants_gpus, job.document.place(("image",)))

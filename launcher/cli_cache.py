@@ -79,7 +79,7 @@ def cache_prune(days: float, everything: bool, yes: bool, as_json: bool, runs_ro
 
 
 def _folder(runs_root: Path) -> Path:
-    from launcher.engines.container import cache_dir
+    from launcher.engines.docker.recipe import cache_dir
 
     return cache_dir(runs_root) / "decoded"
 

@@ -29,7 +29,9 @@ def build(variant: Any, base: str | None, arguments: tuple[str, ...], tags: tupl
     --build-arg WEIGHTS=resnet34,resnet50 (or a folder) bakes ImageNet weights in; TORCH_INDEX=… takes torch from
     another wheel index.
     """
-    from launcher import containers, images, plans
+    from launcher import plans
+    from launcher.engines.docker import client as containers
+    from launcher.engines.docker import images
 
     for word in arguments:
         if "=" not in word:
@@ -53,7 +55,9 @@ def build(variant: Any, base: str | None, arguments: tuple[str, ...], tags: tupl
 @json_option
 def images_command(as_json: bool) -> None:
     """List the trainer's images, and whether each is what this checkout would build."""
-    from launcher import containers, images, plans
+    from launcher import plans
+    from launcher.engines.docker import client as containers
+    from launcher.engines.docker import images
 
     with refusals():
         found = images.listed(containers.connect())

@@ -13,15 +13,15 @@ from launcher.base.errors import refusals
 from launcher.cli import _job, _machine, _shown, cli
 
 if TYPE_CHECKING:
-    from launcher.choice import Choice
+    from launcher.engines.choice import Choice
     from launcher.job.spec import Job
 
 
 def choose(job: Job, machine: str | None) -> Choice:
     """Slurm as it would execute the job, on the nodes that it has, or on those that `machine` describes."""
-    from launcher import slurm_choice
+    from launcher.engines.slurm import choice
 
-    return slurm_choice.choose(job, _machine(machine, None) if machine else slurm_choice.machine(job.spec.slurm))
+    return choice.choose(job, _machine(machine, None) if machine else choice.machine(job.spec.slurm))
 
 
 def submit(
@@ -29,7 +29,8 @@ def submit(
     fresh: bool, reuse_stale: bool, runs_root: Path,
 ) -> int:  # fmt: skip
     """`submit --engine slurm`: make the submission, hand it to Slurm, and leave."""
-    from launcher import plans, slurm_calls, slurm_choice
+    from launcher import plans
+    from launcher.engines.slurm import calls, choice
     from launcher.job import data_folder, expansion
     from launcher.record import reuse, submission
 
@@ -40,10 +41,10 @@ def submit(
         expansion.refuse_misfits(planned)
         expansion.check_sources(job, runs_root)
         data_dir, root = data_folder.find_data(data, planned), runs_root.resolve()
-        completed = slurm_choice.named(submission.complete(planned, root, data_dir, chosen), job, chosen)
+        completed = choice.named(submission.complete(planned, root, data_dir, chosen), job, chosen)
         equal, serving = reuse.split(completed, root, fresh, reuse_stale)
-        slurm_choice.check([each for each in completed if each.name not in serving], job)
-        slurm_calls.snapshot()  # what could not be seen later is not begun
+        choice.check([each for each in completed if each.name not in serving], job)
+        calls.snapshot()  # what could not be seen later is not begun
         directory = submission.create(job, completed, serving, root, data_dir, chosen)
         click.echo(f"{directory.name}: {len(planned)} runs as {chosen.said}, on {chosen.machine.describe()}")
         native = job.spec.slurm.runtime == "native"
@@ -55,8 +56,9 @@ def submit(
 
 def advance(directory: Path, prepare: Callable[[], None] | None = None) -> int:
     """Hand to Slurm what waits, and say how it goes on. Raises RunError."""
-    from launcher import collect, slurm_submit
-    from launcher.slurm_calls import SlurmError
+    from launcher import collect
+    from launcher.engines.slurm import advance as slurm_submit
+    from launcher.engines.slurm.calls import SlurmError
 
     at = f"{directory.name} --runs {_shown(directory.parent)}"
     try:
@@ -76,13 +78,14 @@ def advance(directory: Path, prepare: Callable[[], None] | None = None) -> int:
 @click.option("--slurm", metavar="NUMBER", hidden=True)
 def exec_command(run_dir: Path, attempt: int | None, slurm: str | None) -> int:
     """Execute one run of a submission natively to its end, and record how it ended."""
-    from launcher import engines, execute
+    from launcher import engines
+    from launcher.engines.native import execute
 
     with refusals():
         if slurm is not None and attempt is not None:
-            from launcher import slurm_task
+            from launcher.engines.slurm import task
 
-            return slurm_task.run(run_dir, attempt, slurm)
+            return task.run(run_dir, attempt, slurm)
         if attempt is None:
             engines.settle(run_dir)
         return execute.execute(run_dir, attempt)
@@ -92,7 +95,7 @@ def exec_command(run_dir: Path, attempt: int | None, slurm: str | None) -> int:
 @click.argument("directory", type=click.Path(path_type=Path))
 def advance_command(directory: Path) -> int:
     """In Slurm, after other jobs of the submission: record what died, repeat it, and collect in the end."""
-    from launcher import slurm_submit
+    from launcher.engines.slurm import advance as slurm_submit
 
     with refusals():
         slurm_submit.settle(directory, click.echo)

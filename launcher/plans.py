@@ -23,7 +23,7 @@ from launcher.record.standings import figures
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from launcher.images import Image
+    from launcher.engines.docker.images import Image
     from launcher.prune import Waste
     from launcher.record.reuse import Found
     from trainer.images.cache_folder import Cache

@@ -12,8 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher import containers, engines, images
-from launcher.containers import EngineError, explain
+from launcher import engines
+from launcher.engines.docker import client as containers
+from launcher.engines.docker import images
+from launcher.engines.docker.client import EngineError, explain
 from launcher.record import lease, runs, submission
 from launcher.record.runs import RunError
 

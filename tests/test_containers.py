@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from launcher import images
+from launcher.engines.docker import images
 from launcher.record import runs
 from tests.docker_engine import BASE, REPOSITORY, Dockerd, missing
 from tests.test_readme import README

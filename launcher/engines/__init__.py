@@ -12,17 +12,17 @@ from launcher.engines.base import Engine, Watcher
 from launcher.record import lease, runs
 
 if TYPE_CHECKING:
-    from launcher.engines.slurm import SlurmEngine
+    from launcher.engines.slurm.engine import SlurmEngine
 
 
 @cache
 def engine(name: str) -> Engine:
     """The engine of that name: one in a process, so that what it knows is asked for once."""
     if name == "docker":
-        from launcher.engines.docker import DockerEngine
+        from launcher.engines.docker.engine import DockerEngine
 
         return DockerEngine()
-    from launcher.engines.native import NativeEngine
+    from launcher.engines.native.engine import NativeEngine
 
     return NativeEngine()
 
@@ -30,7 +30,7 @@ def engine(name: str) -> Engine:
 @cache
 def slurm_engine() -> SlurmEngine:
     """The engine of runs that Slurm starts: no supervisor drives it."""
-    from launcher.engines.slurm import SlurmEngine
+    from launcher.engines.slurm.engine import SlurmEngine
 
     return SlurmEngine()
 

@@ -112,7 +112,7 @@ class HostMemory:
         if container not in self._files:
             self._files[container] = []
             with suppress(Exception):  # no engine, or one on another host
-                from launcher import containers
+                from launcher.engines.docker import client as containers
 
                 client = containers.connect(timeout=3)
                 pid = int(client.api.inspect_container(container)["State"]["Pid"])

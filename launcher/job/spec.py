@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from launcher.engines.slurm.request import MANAGED
 from launcher.job import folds
 from launcher.job.document import COMMAND_LINE, Document, JobError, assign, in_order, parse, read
 from launcher.job.schema import NAME, FromSpec, JobSpec, ResourcesSpec, RetrySpec, SlurmSpec, StepSpec
-from launcher.slurm_request import MANAGED
 from trainer.base.errors import nearest
 
 METHODS = ("soft_voting", "hard_voting", "rank_averaging")

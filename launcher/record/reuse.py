@@ -22,7 +22,7 @@ from trainer.base import provenance
 from trainer.base.files import write_json
 
 if TYPE_CHECKING:
-    from launcher.images import Image
+    from launcher.engines.docker.images import Image
 
 KEPT = ("best.ckpt", "metrics.json", "history.csv", "val_predictions.npz", "config.yaml")
 """What a reused run has of its source."""

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from launcher import __version__, engines
 from launcher.base.checkout import ROOT
-from launcher.choice import Choice
-from launcher.engines.container import cache_dir
+from launcher.engines.choice import Choice
+from launcher.engines.docker.recipe import cache_dir
 from launcher.job.expansion import Planned
 from launcher.job.spec import Job
 from launcher.record import reuse, runs

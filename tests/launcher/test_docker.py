@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.engines import container
+from launcher.engines.docker import recipe as container
 from launcher.record import runs
 from tests.docker_engine import Dockerd
 from tests.launcher.boxes import MIB, containers, job, journal, one_container, submit

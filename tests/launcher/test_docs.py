@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
-from launcher import images
+from launcher.engines.docker import images
 from launcher.job import schema
 from launcher.record import runs, states
 from tests.launcher.conftest import Lab

@@ -13,7 +13,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launcher import choice, engines, plans
+from launcher import engines, plans
+from launcher.engines import choice
 from launcher.host.machine import BUILT_IN, Machine, MachineError
 from launcher.job import expansion, spec
 from launcher.job.document import JobError

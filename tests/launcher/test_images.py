@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from launcher import engine_checks, images, plans
-from launcher.containers import EngineError
-from launcher.engines import container
+from launcher import plans
+from launcher.engines.docker import checks, images, recipe
+from launcher.engines.docker.client import EngineError
 from launcher.record.runs import Resources, RunRequest
 from tests.docker_engine import BASE, REPOSITORY, Dockerd
 
@@ -301,7 +301,7 @@ def test_a_container_has_a_network_for_a_reason(
 ) -> None:
     (tmp_path / "weights" / "models--timm--resnet18.a1_in1k").mkdir(parents=True)
     (tmp_path / "weights" / "resnet10t.safetensors").touch()
-    reason = container.network_reason(request(**asked), environment, tmp_path, "resnet34,deit_base_384")
+    reason = recipe.network_reason(request(**asked), environment, tmp_path, "resnet34,deit_base_384")
     assert (reason is None) == (why is None) and (why or "") in (reason or "")
 
 
@@ -312,7 +312,7 @@ def test_paths_of_the_host_are_mounted_where_they_are(tmp_path: Path) -> None:
     (tmp_path / "vote" / "ensemble.json").write_text('{"members": [{"checkpoint": "../a b.ckpt"}]}')
     (tmp_path / "a b.ckpt").touch()
     command = ["train", "model.weights=w.pth", f"data.root='{tmp_path}/d'", "resume=@runs/a/001-b/last.ckpt", "seed=1"]
-    told, files = container.words(request(command=command, cwd=str(tmp_path)), tmp_path)
+    told, files = recipe.words(request(command=command, cwd=str(tmp_path)), tmp_path)
     assert told == [
         "train",
         f"model.weights={tmp_path}/w.pth",
@@ -322,15 +322,15 @@ def test_paths_of_the_host_are_mounted_where_they_are(tmp_path: Path) -> None:
     ]
     assert files == [tmp_path / "w.pth", tmp_path / "d"]
     taught = request(command=["train", "training.teachers=[vote/ensemble.json,'a b.ckpt']"], cwd=str(tmp_path))
-    told, files = container.words(taught, tmp_path)
+    told, files = recipe.words(taught, tmp_path)
     assert told[1] == f"training.teachers=[{tmp_path}/vote/ensemble.json,'{tmp_path}/a b.ckpt']"
     assert files == [tmp_path / "vote" / "ensemble.json", tmp_path / "a b.ckpt", tmp_path / "a b.ckpt"]
     (tmp_path / "last.ckpt").touch()
-    assert container.words(request(command=command, cwd=str(tmp_path)), tmp_path)[0][-1] == "resume=auto"
+    assert recipe.words(request(command=command, cwd=str(tmp_path)), tmp_path)[0][-1] == "resume=auto"
     with pytest.raises(FileNotFoundError, match=r"model\.weights=gone\.pth: there is no such file"):
-        container.words(request(command=["train", "model.weights=gone.pth"], cwd=str(tmp_path)), tmp_path)
+        recipe.words(request(command=["train", "model.weights=gone.pth"], cwd=str(tmp_path)), tmp_path)
     with pytest.raises(FileNotFoundError, match=r"training\.teachers=gone\.ckpt: there is no such file"):
-        container.words(request(command=["train", "training.teachers=[gone.ckpt]"], cwd=str(tmp_path)), tmp_path)
+        recipe.words(request(command=["train", "training.teachers=[gone.ckpt]"], cwd=str(tmp_path)), tmp_path)
 
 
 def test_a_message_of_a_container_speaks_of_the_hosts_folders(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,7 +339,7 @@ def test_a_message_of_a_container_speaks_of_the_hosts_folders(monkeypatch: pytes
     run_dir = Path("/home/me/runs/job-1/001-x")
 
     def told(text: str) -> str:
-        return container.on_host(text, asked, run_dir)
+        return recipe.on_host(text, asked, run_dir)
 
     assert told("/data: the data folder (DATA_DIR) is empty") == "/srv/data/docs: the data folder (DATA_DIR) is empty"
     assert told("2 faults in /data: mend") == "2 faults in /srv/data/docs: mend"
@@ -348,16 +348,16 @@ def test_a_message_of_a_container_speaks_of_the_hosts_folders(monkeypatch: pytes
     for kept in ("/database", "/mnt/data/x", "/data-2/x", "/data.old", "https://host/data", "file:///data", "a/runs/b"):
         assert told(kept) == kept
     assert told("/data/w.pth: no weights; /data/a.jpg") == "/data/w.pth: no weights; /srv/data/docs/a.jpg"
-    assert container.on_host("/runs/a, /data/b", asked) == "/runs/a, /srv/data/docs/b"
-    assert container.on_host("/data/b", request(data_dir=None)) == "/data/b", "nothing is mounted there"
+    assert recipe.on_host("/runs/a, /data/b", asked) == "/runs/a, /srv/data/docs/b"
+    assert recipe.on_host("/data/b", request(data_dir=None)) == "/data/b", "nothing is mounted there"
 
 
 def test_memory_limits_leave_no_swap_and_shm_has_a_sane_size(tmp_path: Path) -> None:
-    place = container.Place("sha256:1", ("python",), (1000, 1000), cache=tmp_path)
+    place = recipe.Place("sha256:1", ("python",), (1000, 1000), cache=tmp_path)
 
     def host(**resources: Any) -> dict[str, Any]:
         asked = request(resources=Resources(**resources))
-        options: dict[str, Any] = container.options(asked, place, tmp_path / "s" / "001-x", 1, [], [])["host_config"]
+        options: dict[str, Any] = recipe.options(asked, place, tmp_path / "s" / "001-x", 1, [], [])["host_config"]
         return options
 
     assert host(memory=4 * 2**30)["memswap_limit"] == 4 * 2**30 and host(memory=4 * 2**30)["shm_size"] == 2 * 2**30
@@ -366,11 +366,11 @@ def test_memory_limits_leave_no_swap_and_shm_has_a_sane_size(tmp_path: Path) -> 
 
 
 def test_the_runs_user_is_never_root(tmp_path: Path) -> None:
-    assert container.run_user(tmp_path) == ((1000, 1000) if os.getuid() == 0 else (os.getuid(), os.getgid()))
-    assert container.run_user(tmp_path, rootless=True) == (0, 0), "which is the caller, outside"
+    assert recipe.run_user(tmp_path) == ((1000, 1000) if os.getuid() == 0 else (os.getuid(), os.getgid()))
+    assert recipe.run_user(tmp_path, rootless=True) == (0, 0), "which is the caller, outside"
     if os.getuid() == 0:
         os.chown(tmp_path, 4321, 1234)
-        assert container.run_user(tmp_path) == (4321, 1234)
+        assert recipe.run_user(tmp_path) == (4321, 1234)
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ def test_the_runs_user_is_never_root(tmp_path: Path) -> None:
 def test_a_driver_that_is_too_old_for_the_image_is_told_with_the_index_that_fits(
     driver: tuple[int, int] | None, built: str | None, level: str, words: str
 ) -> None:
-    check = engine_checks.cuda_check(driver, built, "2.14.1")
+    check = checks.cuda_check(driver, built, "2.14.1")
     assert check.level == level and words in check.said + check.mend
 
 
@@ -404,7 +404,7 @@ def test_a_driver_that_is_too_old_for_the_image_is_told_with_the_index_that_fits
 def test_doctor_believes_what_arrived_and_not_what_a_container_says(
     tmp_path: Path, seen: dict[str, Any], level: str, words: str
 ) -> None:
-    check = engine_checks.mounts_check({"written": True, "arrived": True, "outside": [], **seen}, tmp_path)
+    check = checks.mounts_check({"written": True, "arrived": True, "outside": [], **seen}, tmp_path)
     assert check.level == level and words in check.said
 
 
@@ -413,8 +413,8 @@ def test_doctor_outlives_an_engine_that_is_half_broken(tmp_path: Path, monkeypat
         raise ValueError("disk I/O error")
 
     broken = SimpleNamespace(info=lambda: {"ServerVersion": "1"}, images=SimpleNamespace(get=fails))
-    monkeypatch.setattr(engine_checks.containers, "connect", lambda timeout: broken)
-    *_, last = engine_checks.examine(tmp_path)
+    monkeypatch.setattr(checks.containers, "connect", lambda timeout: broken)
+    *_, last = checks.examine(tmp_path)
     assert last.level == "note" and "in trouble" in last.said and "disk I/O error" in last.said
 
 
@@ -422,7 +422,7 @@ def test_doctor_says_nothing_of_a_cuda_image_that_nothing_here_would_use(tree: P
     image = images.describe(attributes(tree), tree)
     old = images.describe(attributes(tree, **{"document-classifier.content": "0"}), tree)
     for cuda in (None, old):
-        named = [check.what for check in engine_checks._images({"cpu": image, "cuda": cuda}, gpus=False)]
+        named = [check.what for check in checks._images({"cpu": image, "cuda": cuda}, gpus=False)]
         assert named == ["image cpu"]
-    assert [check.level for check in engine_checks._images({"cpu": image, "cuda": old}, gpus=True)] == ["ok", "note"]
-    assert [check.what for check in engine_checks._images({"cpu": None, "cuda": old}, gpus=False)][-1] == "image cuda"
+    assert [check.level for check in checks._images({"cpu": image, "cuda": old}, gpus=True)] == ["ok", "note"]
+    assert [check.what for check in checks._images({"cpu": None, "cuda": old}, gpus=False)][-1] == "image cuda"

@@ -152,7 +152,7 @@ def test_the_fingerprint_is_of_what_files_hold(tmp_path: Path) -> None:
 
 
 def test_an_image_of_another_trainer_is_another_version() -> None:
-    from launcher.images import Image
+    from launcher.engines.docker.images import Image
 
     def image(stale: bool | None) -> Image:
         return Image("sha256:1", ("x:1",), "cpu", "", 0, "", "", "", stale)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher import execute, watch
+from launcher import watch
+from launcher.engines.native import execute
 from launcher.record import runs
 from launcher.record.runs import RunError, RunRequest
 

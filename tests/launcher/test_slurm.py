@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from launcher import slurm_board
+from launcher.engines.slurm import board
 from launcher.record import runs
 from tests.launcher.conftest import REPOSITORY, Lab, seeds, wait_for
 from tests.slurm_cluster import Slurm
@@ -76,7 +76,7 @@ def test_runs_have_gpus_of_their_own_stop_and_go_on_from_any_host_and_steps_come
     assert argv["vote"][:3] == ["ensemble", "--checkpoints", f"{directory}/002-seed1/best.ckpt"]
     assert argv["out"] == ["predict", "--checkpoint", f"{directory}/006-vote/ensemble.json"]
     assert (cluster.runs / "champion" / "best_model.ckpt").read_text() == "002-seed1"
-    kinds = [(batch.kind, len(batch.runs)) for batch in slurm_board.read_batches(directory)]
+    kinds = [(batch.kind, len(batch.runs)) for batch in board.read_batches(directory)]
     assert kinds[:5] == [("runs", 5), ("after_runs", 0), ("runs", 1), ("runs", 1), ("after_steps", 0)]
 
 
@@ -93,7 +93,7 @@ def test_every_end_is_recorded_with_its_reason_and_repeated_by_the_policy(cluste
     policy = "retry: {on: [failed, lost], attempts: 2, backoff: 0}\n"
     small = "resources: {memory: 300m, cpus: 1}\n"
     directory = submit(cluster, seeds(6, small + policy + STEPS), "--partition", "main")
-    array = slurm_board.read_batches(directory)[0].job
+    array = board.read_batches(directory)[0].job
     wait_for(lambda: {"003-seed2", "004-seed3"} <= {e["run"] for e in cluster.journal("begin")}, "both")
     slurm.run("scancel", f"{array}_2")
     os.kill(running(cluster, "seed3")["exec_pid"], signal.SIGKILL)
@@ -123,7 +123,7 @@ def test_every_end_is_recorded_with_its_reason_and_repeated_by_the_policy(cluste
 def test_a_run_of_a_node_that_fails_goes_on_elsewhere_and_the_old_one_is_fenced_off(cluster: Lab, slurm: Slurm) -> None:
     cluster.plan = {"*": {"seconds": 300}}
     directory = submit(cluster, seeds(1, SMALL), "--set", "slurm.nodelist=n1")
-    job = slurm_board.read_batches(directory)[0].job
+    job = board.read_batches(directory)[0].job
     wait_for(lambda: cluster.journal("begin"), "the run")
     former = running(cluster, "resnet34")
     (directory / "001-resnet34" / "last.ckpt").write_text("epoch 3")
@@ -155,7 +155,7 @@ def test_a_preempted_run_writes_its_checkpoint_and_is_another_attempt_that_nobod
 ) -> None:
     cluster.plan = {"*": {"seconds": 300}}
     directory = submit(cluster, seeds(1, "resources: {gpus: 2, memory: 300m, cpus: 1}\nretry: {attempts: 1}\n"))
-    job = slurm_board.read_batches(directory)[0].job
+    job = board.read_batches(directory)[0].job
     wait_for(lambda: cluster.journal("begin"), "the run")
     node = running(cluster, "resnet34")["node"]
     slurm.run("sbatch", "-p", "urgent", "-w", node, "--gres=gpu:2", "--mem=100", "-o", "/dev/null", "--wrap", "sleep 1")
@@ -207,12 +207,12 @@ def test_the_trainer_itself_through_slurm(cluster: Lab, slurm: Slurm) -> None:
 
 def test_a_thousand_runs_of_one_shape_are_one_call_of_sbatch(cluster: Lab, slurm: Slurm) -> None:
     directory = submit(cluster, seeds(1000, "resources: {gpus: 1, cpus: 1, memory: 300m}\nslurm: {begin: now+1hour}\n"))
-    kinds = [(batch.kind, len(batch.runs)) for batch in slurm_board.read_batches(directory)]
+    kinds = [(batch.kind, len(batch.runs)) for batch in board.read_batches(directory)]
     assert kinds == [("runs", 1000), ("after_runs", 0)]
     (array,) = [job for job in slurm.jobs() if job["array_task_string"]]
     assert (array["array_task_string"], array["job_state"]) == ("0-999", "PENDING")
     again = cluster.launcher("resume")
-    assert "nothing to repeat" in again.stdout and len(slurm_board.read_batches(directory)) == 2
+    assert "nothing to repeat" in again.stdout and len(board.read_batches(directory)) == 2
     stopped = cluster.launcher("stop")
     assert stopped.returncode == 0 and set(cluster.states().values()) == {"cancelled"}
     assert "0012-seed11 … and 988 more\n" in stopped.stdout

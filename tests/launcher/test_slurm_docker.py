@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from launcher import task_lease
+from launcher.engines.slurm import task_lease
 from tests.docker_engine import Dockerd
 from tests.launcher.boxes import containers, job, journal
 from tests.launcher.conftest import Lab, wait_for

@@ -10,8 +10,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launcher import choice, images, plans
-from launcher.containers import EngineError
+from launcher import plans
+from launcher.engines import choice
+from launcher.engines.docker import images
+from launcher.engines.docker.client import EngineError
 from launcher.host import checks, machine
 from launcher.job import document, expansion, schema, spec
 from launcher.job.document import JobError

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from launcher import slurm_board, slurm_request, slurm_task, squeue, task_lease
-from launcher.engines.slurm import SlurmEngine, ending
+from launcher.engines.slurm import board, squeue, task_lease
+from launcher.engines.slurm import request as slurm_request
+from launcher.engines.slurm import task as slurm_task
+from launcher.engines.slurm.calls import Node, node
+from launcher.engines.slurm.engine import SlurmEngine, ending
+from launcher.engines.slurm.squeue import Key
 from launcher.job.document import JobError
 from launcher.job.spec import from_overrides
 from launcher.record import lease, runs
 from launcher.record.lease import Word
 from launcher.record.runs import Resources, RunRequest
-from launcher.slurm_calls import Node, node
-from launcher.squeue import Key
 from trainer.base.files import write_json
 
 SHAPES = sorted((Path(__file__).parent / "squeue").glob("*.json"))
@@ -233,7 +235,7 @@ def test_a_controller_that_is_silent_is_waited_for_once_for_all_runs(
     for name in ("001-a", "002-b", "003-c"):
         runs.create(directory / name, request())
     (directory / "slurm").mkdir()
-    slurm_board.write_batch(directory, slurm_board.Batch("001", "runs", [], [("001-a", 1)], job=7))
+    board.write_batch(directory, board.Batch("001", "runs", [], [("001-a", 1)], job=7))
     monkeypatch.setenv("PATH", str(tmp_path))
     command = tmp_path / "squeue"
     command.write_text(f"#!/bin/sh\necho asked >> {tmp_path}/calls\necho 'error: no answer' >&2\nexit 1\n")
@@ -259,9 +261,7 @@ def test_what_ends_or_is_queued_again_while_slurm_answers_is_judged_by_its_journ
         late[run_dir].write_text((run_dir / "events.jsonl").read_text().removeprefix(text))
         (run_dir / "events.jsonl").write_text(text)
     (directory / "slurm").mkdir()
-    slurm_board.write_batch(
-        directory, slurm_board.Batch("001", "runs", ["--array=0-1"], [("001-a", 1), ("002-b", 1)], job=7)
-    )
+    board.write_batch(directory, board.Batch("001", "runs", ["--array=0-1"], [("001-a", 1), ("002-b", 1)], job=7))
     pending = {"job_id": 7, "array_job_id": 7, "array_task_string": "0-1", "job_state": "PENDING"}
     (tmp_path / "jobs").write_text(json.dumps({"jobs": [pending]}))
     answer = [f"cat {file} >> {run_dir}/events.jsonl" for run_dir, file in late.items()]

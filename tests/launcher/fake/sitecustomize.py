@@ -3,6 +3,6 @@
 import sys
 from pathlib import Path
 
-import launcher.execute
+import launcher.engines.native.execute
 
-launcher.execute.ENTRY = (sys.executable, "-S", str(Path(__file__).with_name("fake_trainer.py")))
+launcher.engines.native.execute.ENTRY = (sys.executable, "-S", str(Path(__file__).with_name("fake_trainer.py")))

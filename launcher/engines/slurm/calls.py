@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from launcher import squeue
+from launcher.engines.slurm import squeue
 from launcher.record.runs import RunError
 
 PATIENCE = 60

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from launcher import __version__
 from launcher.base.checkout import ROOT
-from launcher.containers import CONTENT, HOW, VARIANT, WEIGHTS, EngineError, explain
+from launcher.engines.docker.client import CONTENT, HOW, VARIANT, WEIGHTS, EngineError, explain
 from trainer.base import provenance
 from trainer.base.errors import nearest
 

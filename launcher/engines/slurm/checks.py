@@ -6,10 +6,10 @@ from __future__ import annotations
 import os
 import re
 
-from launcher import slurm_calls
 from launcher.base.sizes import show_size
+from launcher.engines.slurm import calls
+from launcher.engines.slurm.calls import Node, SlurmError
 from launcher.host.checks import Check
-from launcher.slurm_calls import Node, SlurmError
 
 KILL_WAIT = 30
 """Seconds from Slurm's SIGTERM to its SIGKILL that a run needs for its checkpoint."""
@@ -17,16 +17,16 @@ KILL_WAIT = 30
 
 def examine() -> list[Check]:
     """Empty where there is no Slurm."""
-    if not slurm_calls.installed():
+    if not calls.installed():
         return []
     try:
-        version = slurm_calls.call("sbatch", "--version").strip()
-        config = slurm_calls.config()
-        nodes = slurm_calls.nodes()
-        slurm_calls.snapshot()
+        version = calls.call("sbatch", "--version").strip()
+        config = calls.config()
+        nodes = calls.nodes()
+        calls.snapshot()
     except SlurmError as error:
         return [Check("slurm", "note", str(error), "scontrol ping; SLURM_CONF of the cluster")]
-    size = slurm_calls.max_array()
+    size = calls.max_array()
     return [
         Check("slurm", "ok", f"{version}, cluster {config.get('ClusterName', '?')}, arrays of {size} tasks"),
         *_partitions(nodes),

@@ -10,14 +10,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from launcher import slurm_board, slurm_calls, task_lease
-from launcher.engines import container as recipe
-from launcher.engines.run_files import touch
-from launcher.engines.watched import STOP
+from launcher.engines.docker import recipe
+from launcher.engines.docker.run_files import touch
+from launcher.engines.docker.watched import STOP
+from launcher.engines.slurm import board as slurm_board
+from launcher.engines.slurm import calls, task_lease
+from launcher.engines.slurm.board import Board
+from launcher.engines.slurm.squeue import Key, SlurmJob
 from launcher.record import retry, runs, secret_files
 from launcher.record.runs import RunError, State, Status
-from launcher.slurm_board import Board
-from launcher.squeue import Key, SlurmJob
 
 FRESH = 2.0
 """Seconds for which what Slurm said is not asked again by one who only looks."""
@@ -44,10 +45,10 @@ class SlurmEngine:
         if board is None or fresh or time.monotonic() - asked > FRESH:
             began, (until, why) = time.monotonic(), self._silent
             if not fresh and began < until:
-                raise slurm_calls.SlurmError(why)
+                raise calls.SlurmError(why)
             try:
                 board = slurm_board.load(submission.resolve())
-            except slurm_calls.SlurmError as error:
+            except calls.SlurmError as error:
                 now = time.monotonic()
                 self._silent = (now + max(FRESH, now - began), str(error))
                 raise
@@ -107,7 +108,7 @@ class SlurmEngine:
         if job is None and task_lease.is_fresh(run_dir):
             return  # Slurm may show only each user's own jobs
         asked = (run_dir / STOP).exists()
-        job = job or slurm_calls.accounted(key)
+        job = job or calls.accounted(key)
         state, reason = ending(runs.read_request(run_dir), key, job, asked)
         if status.state == "starting" and state not in ("failed", "cancelled", "lost"):
             runs.append_event(run_dir, "running", **_mark(status))
@@ -124,13 +125,13 @@ class SlurmEngine:
         self.stop(run_dir)
         key = self.board(run_dir.parent).key(run_dir.name, runs.read_status(run_dir))
         if key is not None:
-            slurm_calls.cancel([str(key)])
+            calls.cancel([str(key)])
 
     def release(self, submission: Path) -> None:
         """Take out of Slurm's queue what waits there for runs that have ended; `launcher exec` would refuse it."""
         with suppress(RunError):  # no Slurm here
             board = self.board(submission, fresh=True)
-            slurm_calls.cancel(_needless(board, submission))
+            calls.cancel(_needless(board, submission))
             self._boards.clear()
 
 

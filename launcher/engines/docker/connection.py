@@ -8,8 +8,8 @@ from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from launcher import containers
-from launcher.containers import EngineError, explain
+from launcher.engines.docker import client as containers
+from launcher.engines.docker.client import EngineError, explain
 from launcher.record.runs import RunError
 
 if TYPE_CHECKING:

@@ -12,15 +12,16 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from launcher import execute, slurm_board, slurm_calls, slurm_submit, task_lease
-from launcher.engines.slurm import EXIT_EARLY, SlurmEngine, queue_again
-from launcher.engines.watched import STOP
+from launcher.engines.docker.watched import STOP
+from launcher.engines.native import execute
+from launcher.engines.slurm import advance, board, calls, task_lease
+from launcher.engines.slurm.engine import EXIT_EARLY, SlurmEngine, queue_again
+from launcher.engines.slurm.squeue import Key
+from launcher.engines.slurm.task_lease import TaskLease
 from launcher.host import gpu_locks
 from launcher.job import steps
 from launcher.record import retry, runs
 from launcher.record.runs import GOOD, RunError, RunRequest, State
-from launcher.squeue import Key
-from launcher.task_lease import TaskLease
 
 GRACE = 25.0
 """Seconds between SIGTERM and SIGKILL: Slurm's own SIGKILL comes after 30 (KillWait), and this process must have
@@ -69,7 +70,7 @@ class SlurmOverseer(execute.Overseer):
         if state not in ("cancelled", "lost", "out_of_host_memory") or (self.run_dir / STOP).exists():
             return state, reason
         if state == "out_of_host_memory":
-            from launcher.engines.container import want_of_memory
+            from launcher.engines.docker.recipe import want_of_memory
 
             return state, want_of_memory(runs.read_request(self.run_dir))
         if not self.signals:  # Slurm signals all processes of a job, and the trainer may have been faster
@@ -100,7 +101,7 @@ class SlurmOverseer(execute.Overseer):
         if not self.signals:
             return None
         try:
-            job = slurm_calls.snapshot().find(here())
+            job = calls.snapshot().find(here())
         except RunError:
             return None
         if job is not None and job.preempted:
@@ -138,21 +139,21 @@ def run(run_dir: Path, announced: int, number: str) -> int:
         request = _ready(run_dir, request, devices)
     except RunError as error:
         runs.append_event(run_dir, "failed", attempt, str(error), **mark)
-        slurm_submit.advance_after(run_dir)
+        advance.advance_after(run_dir)
         return 1
     named = retry.latest(runs.read_events(run_dir), "micro_batch")
     more = {"micro_batch": named} if named else {}
     (run_dir / STOP).unlink(missing_ok=True)
     runs.append_event(run_dir, "starting", attempt, devices=devices, host=host, **mark, **more)
     lease = TaskLease(run_dir, attempt)
-    overseer = SlurmOverseer(run_dir, lease, mark, run_dir.parent / slurm_board.FOLDER / f"{number}.out")
+    overseer = SlurmOverseer(run_dir, lease, mark, run_dir.parent / board.FOLDER / f"{number}.out")
     task_lease.await_former(run_dir, lambda line: print(f"{run_dir.name}: {line}", flush=True))
     with ExitStack() as kept:
         kept.callback(lease.release)
         if docker:
-            from launcher import slurm_container
+            from launcher.engines.slurm import container
 
-            code = slurm_container.run(run_dir, attempt, devices, overseer)
+            code = container.run(run_dir, attempt, devices, overseer)
         else:
             mine = kept.enter_context(runs.locked(run_dir / "exec.lock", patience=PATIENCE))
             if mine is None:
@@ -170,7 +171,7 @@ def run(run_dir: Path, announced: int, number: str) -> int:
     if overseer.requeued:
         queue_again(run_dir, after, key, "")
     elif after.state not in GOOD:
-        slurm_submit.advance_after(run_dir)
+        advance.advance_after(run_dir)
     return code
 
 

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.engines import create
-from launcher.engines.docker import DockerEngine
-from launcher.engines.watched import Watched, ending
-from launcher.execute import EXIT_TAKEN, Asked, Overseer
+from launcher.engines.docker import create
+from launcher.engines.docker.engine import DockerEngine
+from launcher.engines.docker.watched import Watched, ending
+from launcher.engines.native.execute import EXIT_TAKEN, Asked, Overseer
 from launcher.record import runs
 
 LEASHED = """

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import containers
-from launcher.engines import container as recipe
-from launcher.execute import last_error, verdict
+from launcher.engines.docker import client as containers
+from launcher.engines.docker import recipe
+from launcher.engines.native.execute import last_error, verdict
 from launcher.host.gpu_locks import Held
 from launcher.record import runs
 from launcher.record.runs import RunRequest

@@ -8,10 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import containers, images
-from launcher.containers import EngineError
-from launcher.engines import container as recipe
-from launcher.engines.run_files import give_cache
+from launcher.engines.docker import client as containers
+from launcher.engines.docker import images, recipe
+from launcher.engines.docker.client import EngineError
+from launcher.engines.docker.run_files import give_cache
 from launcher.record import secret_files
 from launcher.record.runs import RunRequest
 

@@ -14,14 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import containers
-from launcher.containers import EngineError, explain
-from launcher.engines import container as recipe
-from launcher.engines import create
-from launcher.engines.connection import Connection
-from launcher.engines.run_files import hand_over, touch, write_log
-from launcher.engines.watched import STOP, Watched, ending, sample_memory, state_at_end
-from launcher.execute import GRACE
+from launcher.engines.docker import client, create, recipe
+from launcher.engines.docker.client import EngineError, explain
+from launcher.engines.docker.connection import Connection
+from launcher.engines.docker.run_files import hand_over, touch, write_log
+from launcher.engines.docker.watched import STOP, Watched, ending, sample_memory, state_at_end
+from launcher.engines.native.execute import GRACE
 from launcher.host import gpu_locks
 from launcher.host.gpu_locks import Held
 from launcher.record import retry, runs, secret_files
@@ -94,7 +92,7 @@ class DockerEngine(Connection):
             write_log(run_dir, f"--- attempt {watched.attempt}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n", place.user)
             if sum(event["state"] == "starting" for event in runs.read_events(run_dir)) > 1:
                 # What an engine in trouble may have started all the same: two must not share a run directory.
-                for left in containers.of_run(self.client, run_dir):
+                for left in client.of_run(self.client, run_dir):
                     left.remove(force=True, v=True)
             watched.id, warned = create.create(self.client, self.info, self._adapted(given))
             self._made(watched)
@@ -164,7 +162,7 @@ class DockerEngine(Connection):
                             self._end(watched, at_once=False)  # the engine may have been silent when it was asked
                         continue
                     self.trouble = "the Docker engine does not answer; its containers are waited for"
-                elif getattr(error, "errno", None) is not None and error.errno and not containers.is_network(error):
+                elif getattr(error, "errno", None) is not None and error.errno and not client.is_network(error):
                     self.trouble = f"{watched.run_dir.name}: its end cannot be recorded yet: {error.strerror}"
                 else:
                     self.trouble = "the Docker engine does not answer; its containers are waited for"
@@ -212,11 +210,11 @@ class DockerEngine(Connection):
         except EngineError as error:
             self.trouble = str(error)
             return True
-        locks = [word for word in found.labels.get(containers.LOCKS, "").split(",") if word]
+        locks = [word for word in found.labels.get(client.LOCKS, "").split(",") if word]
         request, attempt = runs.read_request(run_dir), runs.read_status(run_dir).attempt
         held = [gpu_locks.acquire_for(lock, run_dir, request.share_gpu) for lock in locks]
         watched = Watched(run_dir, attempt, request, [one for one in held if one], str(found.id))
-        watched.began = containers.seconds(found.attrs["State"]["StartedAt"])
+        watched.began = client.seconds(found.attrs["State"]["StartedAt"])
         self._in_thread(watched, lambda: self._take_over(watched, found))
         return True
 
@@ -247,8 +245,8 @@ class DockerEngine(Connection):
                 return None
             except Exception as error:
                 raise EngineError(f"the Docker engine does not answer as it should: {explain(error)}") from None
-        found: list[Container] = self._asked(lambda: containers.of_run(self.client, run_dir))
-        return next((one for one in found if one.labels.get(containers.ATTEMPT) == str(status.attempt)), None)
+        found: list[Container] = self._asked(lambda: client.of_run(self.client, run_dir))
+        return next((one for one in found if one.labels.get(client.ATTEMPT) == str(status.attempt)), None)
 
     def settle(self, run_dir: Path) -> bool:
         """See `Engine.settle`."""
@@ -329,7 +327,7 @@ class DockerEngine(Connection):
     def taken(self) -> dict[str, str]:
         """See `Engine.taken`."""
         try:
-            return containers.devices_in_use(self._impatient())
+            return client.devices_in_use(self._impatient())
         except Exception as error:
             self._down = True  # who holds what is not known: nothing may start
             self.trouble = f"the Docker engine is in trouble: {explain(error)}"

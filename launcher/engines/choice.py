@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher import engines, images
-from launcher.containers import EngineError, explain
+from launcher import engines
 from launcher.engines.base import Watcher
-from launcher.engines.container import cache_dir, network_reason, run_user
+from launcher.engines.docker import images
+from launcher.engines.docker.client import EngineError, explain
+from launcher.engines.docker.recipe import cache_dir, network_reason, run_user
 from launcher.host import checks
 from launcher.host.machine import Machine
 from launcher.job.document import JobError
@@ -21,7 +22,7 @@ from launcher.record.runs import RunError, RunRequest
 if TYPE_CHECKING:
     from docker import DockerClient
 
-    from launcher.engines.docker import DockerEngine
+    from launcher.engines.docker.engine import DockerEngine
 
 
 OWN = ("cpu", "cuda")

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from launcher import slurm_calls, squeue
+from launcher.engines.slurm import calls, squeue
+from launcher.engines.slurm.squeue import Key, Snapshot
 from launcher.record import runs
-from launcher.squeue import Key, Snapshot
 from trainer.base.files import write_json, write_text
 
 FOLDER = "slurm"
@@ -68,7 +68,7 @@ def send(submission: Path, batch: Batch, script: str) -> Batch:
         write_text(folder / f"{batch.number}.tasks", "".join(f"{name} {attempt}\n" for name, attempt in batch.runs))
     write_batch(submission, batch)
     names = (f"--job-name={job_name(submission, batch.number)}", f"--output={_literally(folder / batch.number)}.out")
-    job = slurm_calls.submit([*names, "--open-mode=append", *batch.words], folder / f"{batch.number}.sh", submission)
+    job = calls.submit([*names, "--open-mode=append", *batch.words], folder / f"{batch.number}.sh", submission)
     batch = dataclasses.replace(batch, job=job)
     write_batch(submission, batch)
     return batch
@@ -134,4 +134,4 @@ class Board:
 def load(submission: Path) -> Board:
     """Raises SlurmError where Slurm does not answer."""
     batches = read_batches(submission)
-    return Board(submission, batches, slurm_calls.snapshot() if batches else Snapshot())
+    return Board(submission, batches, calls.snapshot() if batches else Snapshot())

@@ -6,9 +6,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launcher import engines, images, slurm_calls, slurm_request
-from launcher.choice import OWN, Choice
-from launcher.containers import EngineError
+from launcher import engines
+from launcher.engines.choice import OWN, Choice
+from launcher.engines.docker import images
+from launcher.engines.docker.client import EngineError
+from launcher.engines.slurm import calls
+from launcher.engines.slurm import request as slurm_request
 from launcher.host import checks
 from launcher.host.machine import Gpu, Machine
 from launcher.job.document import JobError
@@ -27,10 +30,10 @@ def machine(spec: SlurmSpec) -> Machine:
 
     Slurm does not say how much memory a GPU has: `--machine FILE` does.
     """
-    nodes = slurm_calls.nodes(spec.partition)
+    nodes = calls.nodes(spec.partition)
     known = nodes if spec.partition else [node for node in nodes if node.default] or nodes
     if not known:
-        raise slurm_calls.SlurmError(f"Slurm has no nodes{f' in partition {spec.partition}' if spec.partition else ''}")
+        raise calls.SlurmError(f"Slurm has no nodes{f' in partition {spec.partition}' if spec.partition else ''}")
     best = max(known, key=lambda node: (node.gpus, node.cpus, node.memory))
     name = f"Slurm partition {best.partition}, {len(known)} node{'s' * (len(known) > 1)}"
     return Machine(name, best.cpus, best.memory, tuple(Gpu(index) for index in range(best.gpus)), declared=True)
@@ -54,10 +57,10 @@ def choose(job: Job, offered: Machine) -> Choice:
         return Choice(slurm, offered, f"{how}, native processes")
     wants_gpus = bool(offered.gpus) and job.spec.resources.gpus != 0
     try:
-        from launcher import containers
+        from launcher.engines.docker import client
 
         named = images.default_tag(job.spec.image) if job.spec.image in OWN else job.spec.image
-        found = images.resolve(containers.connect(timeout=5), named, wants_gpus)
+        found = images.resolve(client.connect(timeout=5), named, wants_gpus)
     except EngineError as error:
         name = image_name(job.spec.image, wants_gpus)
         note = f"note: {name} is taken by its name as each node has it ({error})"
@@ -86,6 +89,6 @@ def check(requests: Sequence[RunRequest], job: Job) -> None:
     given: Mapping[str, Any] = options(job.spec.slurm)
     for asked in dict.fromkeys(slurm_request.words(request, given) for request in requests):
         try:
-            slurm_calls.check(asked)
-        except slurm_calls.SlurmError as error:
+            calls.check(asked)
+        except calls.SlurmError as error:
             raise JobError(f"{job.document.place(('slurm',))}: Slurm refuses it: {error}") from None

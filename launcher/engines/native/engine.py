@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from launcher.execute import DEVICES, FDS
+from launcher.engines.native.execute import DEVICES, FDS
 from launcher.host.gpu_locks import Held
 from launcher.record import runs, secret_files
 from launcher.record.runs import is_locked, read_status
@@ -81,15 +81,15 @@ class NativeEngine:
 
     def taken(self) -> dict[str, str]:
         """See `Engine.taken`. Where no Docker engine answers there are no containers."""
-        from launcher import containers
+        from launcher.engines.docker import client
 
         if self._containers == "unknown":
             self._containers = None
-            with suppress(containers.EngineError):
-                self._containers = containers.connect(timeout=3)
+            with suppress(client.EngineError):
+                self._containers = client.connect(timeout=3)
         with suppress(Exception):  # the GPU's own word on who uses it remains
             if self._containers is not None:
-                return containers.devices_in_use(self._containers)
+                return client.devices_in_use(self._containers)
         return {}
 
     def stop(self, run_dir: Path) -> None:

@@ -16,12 +16,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from launcher import engines, scheduler, slurm_board, slurm_calls, slurm_request
-from launcher.engines.slurm import SlurmEngine
+from launcher import engines, scheduler
+from launcher.engines.slurm import board, calls
+from launcher.engines.slurm import request as slurm_request
+from launcher.engines.slurm.board import Batch, Board
+from launcher.engines.slurm.engine import SlurmEngine
+from launcher.engines.slurm.request import SETTLING, option_words, words
 from launcher.record import lease, retry, runs
 from launcher.record.runs import ENDED, GOOD, RunError
-from launcher.slurm_board import Batch, Board
-from launcher.slurm_request import SETTLING, option_words, words
 
 SETTLE_PATIENCE = 300.0
 """Seconds that the job which comes after the others waits for another process to have done the same."""
@@ -99,14 +101,14 @@ class _Advance:
     def _unasked(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if not self.board.waits_or_runs(name, self.states[name])]
 
-    def _send(self, kind: slurm_board.Kind, asked: list[str], names: list[str], after: list[int] | None = None) -> int:
+    def _send(self, kind: board.Kind, asked: list[str], names: list[str], after: list[int] | None = None) -> int:
         self.lease.check()  # a slow volume may have made others believe that this one has gone
         number = f"{int(self.board.next_number()) + len(self.new):03d}"
         script = slurm_request.settle_script(self.directory, self.python)
         if kind == "runs":
             script = slurm_request.run_script(self.directory, number, self.python)
         tasks = [(name, self.states[name].attempt) for name in names]
-        batch = slurm_board.send(self.directory, Batch(number, kind, asked, tasks, after or []), script)
+        batch = board.send(self.directory, Batch(number, kind, asked, tasks, after or []), script)
         assert batch.job is not None
         self.new.append(batch)
         if names:
@@ -126,7 +128,7 @@ class _Advance:
         before = self._living("train")
         first = self._followed() if shapes else []
         for (asked, wait), names in shapes.items():
-            for part in slurm_request.cut(names, slurm_calls.max_array()):
+            for part in slurm_request.cut(names, calls.max_array()):
                 # Several arrays of a job with max_parallel follow one another: each keeps to it, and so do all.
                 after = first + (before[-1:] if limit else [])
                 job = self._send(
@@ -147,7 +149,7 @@ class _Advance:
             return []
         other = self.directory.parent / str(self.follows)
         if runs.read_submission(other).get("engine") == SlurmEngine.name:
-            return [batch.job for batch in slurm_board.load(other).living() if batch.job is not None]
+            return [batch.job for batch in board.load(other).living() if batch.job is not None]
         open_ = [path.name for path in runs.list_runs(other) if runs.read_status(path).state not in ENDED]
         if open_:
             raise RunError(f"follows: {other.name} is no submission to Slurm, which can wait for its own jobs alone")
@@ -159,7 +161,7 @@ class _Advance:
         mine = [batch for batch in batches if any(self.requests[name].kind in kinds for name, _ in batch.runs)]
         return [batch.job for batch in mine if batch.job is not None]
 
-    def settle_after(self, jobs: list[int], kind: slurm_board.Kind) -> int | None:
+    def settle_after(self, jobs: list[int], kind: board.Kind) -> int | None:
         """The small job that comes after these: one that waits already is made to wait for all of them."""
         if not jobs:
             return None
@@ -168,8 +170,8 @@ class _Advance:
                 continue
             if set(jobs) <= set(batch.after):
                 return batch.job
-            if slurm_calls.set_dependency(batch.job, _after("afterany", jobs)):
-                slurm_board.write_batch(self.directory, dataclasses.replace(batch, after=jobs))
+            if calls.set_dependency(batch.job, _after("afterany", jobs)):
+                board.write_batch(self.directory, dataclasses.replace(batch, after=jobs))
                 return batch.job
         asked = [*SETTLING, "--requeue", *option_words(self.options, slurm_request.OF_SETTLING)]
         return self._send(kind, [*asked, f"--dependency={_after('afterany', jobs)}"], [], jobs)
@@ -192,7 +194,7 @@ class _Advance:
             if key is not None and self.board.waits_or_runs(name, self.states[name]):
                 jobs[name] = key.job
                 if text and self.board.snapshot.pending(key.job):
-                    slurm_calls.set_dependency(key.job, text)
+                    calls.set_dependency(key.job, text)
                 continue
             asked = [*words(self.requests[name], self.options), "--kill-on-invalid-dep=yes"]
             wait = self.begin.get(name, 0)
@@ -255,7 +257,7 @@ def settle(directory: Path, say: Say) -> bool:
         try:
             over = advance(directory, say)
             break
-        except slurm_calls.SlurmError:
+        except calls.SlurmError:
             if time.monotonic() > deadline:
                 raise
         except RunError as error:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher import containers
 from launcher.base.sizes import GIB, show_size
-from launcher.execute import GRACE
+from launcher.engines.docker import client
+from launcher.engines.native.execute import GRACE
 from launcher.job.matrix import override_value
 from launcher.memory import teachers
 from launcher.record import retry, runs
@@ -222,12 +222,12 @@ def options(
         "user": f"{place.user[0]}:{place.user[1]}",
         "working_dir": "/tmp",
         "labels": {
-            containers.SUBMISSION: run_dir.parent.name,
-            containers.RUN: run_dir.name,
-            containers.ATTEMPT: str(attempt),
-            containers.DIRECTORY: str(run_dir),
-            containers.DEVICES: ",".join(devices),
-            containers.LOCKS: ",".join(locks),
+            client.SUBMISSION: run_dir.parent.name,
+            client.RUN: run_dir.name,
+            client.ATTEMPT: str(attempt),
+            client.DIRECTORY: str(run_dir),
+            client.DEVICES: ",".join(devices),
+            client.LOCKS: ",".join(locks),
         },
         "stop_signal": "SIGTERM",
         "stop_timeout": int(GRACE),
