@@ -127,10 +127,11 @@ def submit(
     Ends with 0 when all succeeded, 1 when some did not, 64 for a bad job, 65 without data, 130 when stopped. Ctrl-C
     stops the runs with their checkpoints, a second one at once.
     """
-    from launcher import detached, plans
+    from launcher import plans
     from launcher.engines import choice
     from launcher.job import data_folder, expansion
     from launcher.record import reuse, submission
+    from launcher.supervise import detached
 
     of_slurm = {"partition": partition, "account": account, "qos": qos}
     if engine == "slurm":
@@ -173,9 +174,10 @@ def submit(
 @runs_option
 def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool, runs_root: Path) -> int:
     """Go on with a submission: what was queued, lost or stopped, each from its last checkpoint."""
-    from launcher import detached, plans
+    from launcher import plans
     from launcher.engines import choice
     from launcher.record import runs, submission
+    from launcher.supervise import detached
 
     with refusals():
         directory = runs.find_submission(runs_root, name).resolve()
@@ -201,8 +203,9 @@ def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool
 
 def _drive(directory: Path, chosen: Choice, prepare: Callable[[], None] | None = None) -> int:
     """Supervise to the end, print what happens, then what came of it. `prepare`: see `supervisor.run`."""
-    from launcher import collect, engines, leaderboard, plans, supervisor, watch
+    from launcher import collect, engines, leaderboard, plans, watch
     from launcher.record import submission
+    from launcher.supervise import supervisor
 
     with refusals():
         announcer = plans.Announcer(directory)
@@ -277,9 +280,9 @@ def logs(run: str, follow: bool, runs_root: Path) -> None:
 @runs_option
 def stop(name: str | None, runs_root: Path) -> None:
     """Stop a run, or all runs of a submission, with their checkpoints (default: the latest submission)."""
-    from launcher import supervisor
     from launcher.engines.native import execute
     from launcher.record import runs
+    from launcher.supervise import supervisor
 
     with refusals():
         try:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher import engines, supervisor, watch
+from launcher import engines, watch
 from launcher.base.sizes import show_duration, show_size
 from launcher.host import usage
 from launcher.record import runs
 from launcher.record.runs import ENDED, GOOD, RunError
+from launcher.supervise import supervisor
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

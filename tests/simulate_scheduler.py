@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from launcher.scheduler import Capacity, Demand, Running, Start, choose
+from launcher.supervise.scheduler import Capacity, Demand, Running, Start, choose
 
 GIB = 2**30
 

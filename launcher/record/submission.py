@@ -19,7 +19,7 @@ from launcher.job.expansion import Planned
 from launcher.job.spec import Job
 from launcher.record import reuse, runs
 from launcher.record.runs import RunError, RunRequest
-from launcher.supervisor import Rules
+from launcher.supervise.supervisor import Rules
 from trainer.base import provenance
 from trainer.base.files import write_json
 

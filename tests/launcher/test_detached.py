@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from launcher import detached
 from launcher.record import runs
+from launcher.supervise import detached
 from tests.launcher.conftest import Lab, wait_for
 
 TWO = "name: two\nmatrix: {seed: [1, 2]}\nresources: {cpus: 0.1}\n"

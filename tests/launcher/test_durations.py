@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from launcher import durations
 from launcher.memory.predict import CONTEXT, DRIVER
 from launcher.record import runs
 from launcher.record.runs import Resources, RunRequest, Status
+from launcher.supervise import durations
 
 
 def request(model: str = "resnet34", epochs: int = 10, **more: Any) -> RunRequest:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.scheduler import Capacity, Demand, Running, Start, choose, order, why_never
+from launcher.supervise.scheduler import Capacity, Demand, Running, Start, choose, order, why_never
 from tests.simulate_scheduler import Job, first_in_first_out, ratios, simulate
 
 durations = st.none() | st.integers(1, 9).map(float)

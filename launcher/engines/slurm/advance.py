@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from launcher import engines, scheduler
+from launcher import engines
 from launcher.engines.slurm import board, calls
 from launcher.engines.slurm import request as slurm_request
 from launcher.engines.slurm.board import Batch, Board
@@ -24,6 +24,7 @@ from launcher.engines.slurm.engine import SlurmEngine
 from launcher.engines.slurm.request import SETTLING, option_words, words
 from launcher.record import lease, retry, runs
 from launcher.record.runs import ENDED, GOOD, RunError
+from launcher.supervise import scheduler
 
 SETTLE_PATIENCE = 300.0
 """Seconds that the job which comes after the others waits for another process to have done the same."""

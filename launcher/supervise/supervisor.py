@@ -17,13 +17,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from launcher import durations, engines, scheduler
+from launcher import engines
 from launcher.base.sizes import show_size
 from launcher.engines.base import Engine
 from launcher.host import gpu_locks
 from launcher.host.machine import Machine
 from launcher.record import lease, retry, runs
 from launcher.record.runs import ENDED, GOOD, RunError, RunRequest, Status
+from launcher.supervise import durations, scheduler
 
 EXIT_OK, EXIT_SOME_FAILED, EXIT_STOPPED = 0, 1, 130
 POLL = 0.25

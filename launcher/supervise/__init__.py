@@ -1,0 +1,1 @@
+"""Driving a submission: its schedule, its supervisor, and one in the background."""
