@@ -203,8 +203,9 @@ def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool
 
 def _drive(directory: Path, chosen: Choice, prepare: Callable[[], None] | None = None) -> int:
     """Supervise to the end, print what happens, then what came of it. `prepare`: see `supervisor.run`."""
-    from launcher import collect, engines, leaderboard, plans, watch
+    from launcher import engines, plans, watch
     from launcher.record import submission
+    from launcher.results import collect, leaderboard
     from launcher.supervise import supervisor
 
     with refusals():
@@ -321,8 +322,8 @@ def _listed(names: Sequence[str], most: int = 12) -> str:
 @runs_option
 def collect_command(name: str | None, champion: Path | None, replace: bool, as_json: bool, runs_root: Path) -> None:
     """Write leaderboard.csv, and put the best model into champion/ (default: the latest submission)."""
-    from launcher import collect, leaderboard
     from launcher.record import runs
+    from launcher.results import collect, leaderboard
 
     with refusals():
         directory = runs.find_submission(runs_root, name)

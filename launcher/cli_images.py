@@ -83,7 +83,8 @@ def prune_command(yes: bool, as_json: bool, runs_root: Path) -> int:
     All containers and images of the project on the Docker engine are looked at, also those of other checkouts and runs
     folders. Best checkpoints, metrics, logs and predictions stay, and so does what `launcher resume` needs.
     """
-    from launcher import plans, prune
+    from launcher import plans
+    from launcher.results import prune
 
     with refusals():
         found, remarks = prune.find(runs_root)

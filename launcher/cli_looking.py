@@ -19,8 +19,9 @@ def attach(name: str | None, runs_root: Path) -> int:
 
     Prints what `submit` prints and ends with its exit codes. Ctrl-C ends the looking alone: the runs go on.
     """
-    from launcher import collect, leaderboard, live, plans
+    from launcher import live, plans
     from launcher.record import runs
+    from launcher.results import collect, leaderboard
 
     with looking(), refusals():
         directory = runs.find_submission(runs_root, name).resolve()

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from launcher.engines.docker.images import Image
-    from launcher.prune import Waste
     from launcher.record.reuse import Found
+    from launcher.results.prune import Waste
     from trainer.images.cache_folder import Cache
 
 T = TypeVar("T")

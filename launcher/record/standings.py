@@ -12,7 +12,7 @@ from launcher.record import runs
 from launcher.record.runs import RunRequest, Status
 
 if TYPE_CHECKING:
-    from launcher.predictions import Predicted
+    from launcher.results.predictions import Predicted
 
 Figures = dict[str, Any]
 
@@ -65,7 +65,7 @@ def fold_of(result: Result) -> int:
 
 def out_of_fold(folds: Sequence[Result]) -> tuple[Predicted | None, str]:
     """The predictions of a configuration's folds joined, or None and the reason why there are none."""
-    from launcher import predictions
+    from launcher.results import predictions
 
     if missing := [f"fold {fold_of(each)} {each.status.state}" for each in folds if not each.good]:
         return None, f"incomplete: {', '.join(missing)}"
@@ -78,7 +78,7 @@ def out_of_fold(folds: Sequence[Result]) -> tuple[Predicted | None, str]:
 
 def pooled(folds: Sequence[Result]) -> tuple[Figures, str]:
     """The figures of a configuration's folds together; empty, and the reason, where they cannot be joined."""
-    from launcher import predictions
+    from launcher.results import predictions
 
     made, why_not = out_of_fold(folds)
     if made is None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from launcher import predictions
 from launcher.record import runs
 from launcher.record.runs import RunRequest, State
+from launcher.results import predictions
 
 CLASSES = ["invoice", "letter", "receipt"]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher import collect
 from launcher.record import runs
 from launcher.record.runs import RunRequest, State
+from launcher.results import collect
 
 
 def submission(root: Path, name: str, results: dict[str, float | State], fingerprint: str = "s") -> Path:

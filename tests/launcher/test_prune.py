@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from launcher import prune
 from launcher.record import runs
+from launcher.results import prune
 from tests.launcher.conftest import LABEL, Lab, seeds
 
 

@@ -13,12 +13,12 @@ import pytest
 from rich.console import Console
 from sklearn.metrics import f1_score
 
-from launcher import collect, leaderboard, predictions
 from launcher.host.machine import BUILT_IN
 from launcher.job import expansion, spec, steps
 from launcher.job.document import JobError
 from launcher.record import runs
 from launcher.record.runs import RunError, RunRequest
+from launcher.results import collect, leaderboard, predictions
 from tests.launcher.boards import add_run, images, predicted, scored_folds, scored_run, truth, write_predictions
 from tests.launcher.conftest import Lab
 

@@ -267,7 +267,7 @@ def settle(directory: Path, say: Say) -> bool:
             say(str(error))
         time.sleep(2)
     if over:
-        from launcher import collect
+        from launcher.results import collect
 
         with suppress(RunError):
             say(collect.collect(directory)[1])

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from launcher.base.sizes import show_duration
-from launcher.champion import Row
+from launcher.results.champion import Row
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import champion
-from launcher.champion import Row
 from launcher.record import runs, standings
 from launcher.record.standings import Figures, Result
+from launcher.results import champion
+from launcher.results.champion import Row
 from trainer.base.files import write_text
 
 if TYPE_CHECKING:
-    from launcher.predictions import Predicted
+    from launcher.results.predictions import Predicted
 
 COLUMNS = (
     "rank",
@@ -143,7 +143,7 @@ def _compare(ranked: Sequence[_Block], figure: str) -> None:
         block.row["val_images"] = len(made.ids) if made else ""
     if not found or (best := found[0]) is None:
         return
-    from launcher import predictions
+    from launcher.results import predictions
 
     ranked[0].row["distinguishable"] = "no"
     compared = predictions.distinguishable(best, found[1:], figure)
@@ -152,7 +152,7 @@ def _compare(ranked: Sequence[_Block], figure: str) -> None:
 
 
 def _predicted(block: _Block) -> Predicted | None:
-    from launcher import predictions
+    from launcher.results import predictions
 
     parts = [predictions.read(run_dir) for run_dir in block.runs]
     return predictions.joined([part for part in parts if part is not None]) if None not in parts else None

@@ -1,0 +1,1 @@
+"""What came of a submission: leaderboard, champion, and what can be deleted."""
