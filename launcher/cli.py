@@ -14,7 +14,7 @@ import click
 
 from launcher import __version__, completion
 from launcher.base.errors import RefusedError, looking, refusals
-from launcher.host_option import on_host
+from launcher.remote.host_option import on_host
 
 if TYPE_CHECKING:
     from launcher.engines.choice import Choice

@@ -11,7 +11,7 @@ import click
 
 from launcher.base.errors import RefusedError, refusals
 from launcher.cli import _print, cli, json_option, runs_option
-from launcher.host_option import on_host
+from launcher.remote.host_option import on_host
 
 
 @cli.command()

@@ -17,8 +17,8 @@ import click
 import psutil
 import pytest
 
-from launcher import host_option, remote
 from launcher.record import lease, runs
+from launcher.remote import host_option, remote
 from tests.launcher.conftest import Lab, wait_for
 from tests.ssh_server import SshServer, missing
 

@@ -67,7 +67,7 @@ def on_host(job: bool = False, detached: bool = False, brings: bool = False) -> 
                 if into is not None:
                     raise click.UsageError("--into goes with --host: it says where the copy shall lie")
                 return function(**given)
-            from launcher import fetch, remote
+            from launcher.remote import fetch, remote
 
             there, context = parse(host), click.get_current_context()
             with refusals():

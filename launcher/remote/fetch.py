@@ -17,9 +17,9 @@ from typing import Any
 
 import click
 
-from launcher import remote
-from launcher.host_option import Host
 from launcher.record.runs import RunError
+from launcher.remote import remote
+from launcher.remote.host_option import Host
 from trainer.base.files import write_text
 
 PARTIAL = ".partial"

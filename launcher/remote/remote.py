@@ -20,9 +20,9 @@ import click
 
 from launcher import __version__
 from launcher.base.errors import looked_away
-from launcher.host_option import Host
 from launcher.job import document
 from launcher.record.runs import RunError
+from launcher.remote.host_option import Host
 
 OPTIONS = {
     "BatchMode": "yes",  # a question that nobody sees would hang for ever

@@ -1,0 +1,1 @@
+"""The same commands on another machine, over ssh."""
