@@ -13,7 +13,7 @@ def main(arguments: list[str] | None = None) -> None:
     import click
 
     from launcher.base.errors import RefusedError
-    from launcher.cli import cli
+    from launcher.cli.main import cli
 
     try:
         code = cli.main(arguments, prog_name="launcher", standalone_mode=False)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher import watch
 from launcher.__main__ import main
 from launcher.base import sizes
+from launcher.cli import watch
 from launcher.host import gpu_locks, machine
 from tests.launcher.conftest import Lab
 
@@ -38,7 +38,7 @@ def loaded(code: str) -> set[str]:
 
 
 def test_the_command_line_loads_lazily() -> None:
-    assert not {"pydantic", "docker", "hydra", "pandas", "torch", "rich", "yaml"} & loaded("import launcher.cli")
+    assert not {"pydantic", "docker", "hydra", "pandas", "torch", "rich", "yaml"} & loaded("import launcher.cli.main")
 
 
 def test_the_launcher_never_loads_torch() -> None:
@@ -158,7 +158,7 @@ def test_an_error_of_the_system_names_the_file_first(
     def refuse() -> None:
         raise PermissionError(13, "Permission denied", "/a/leaderboard.csv")
 
-    monkeypatch.setattr("launcher.cli.cli.main", lambda *words, **more: refuse())
+    monkeypatch.setattr("launcher.cli.main.cli.main", lambda *words, **more: refuse())
     with pytest.raises(SystemExit) as ended:
         main(["collect"])
     assert ended.value.code == 1

@@ -13,7 +13,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launcher import engines, plans
+from launcher import engines
+from launcher.cli import tables
 from launcher.engines import choice
 from launcher.host.machine import BUILT_IN, Machine, MachineError
 from launcher.job import expansion, spec
@@ -140,7 +141,7 @@ def examine(content: bytes, words: list[str], settings_: list[str], machine: Mac
         try:
             job = spec.load(path, words, settings_)
             planned = expansion.expand(job, machine)
-            plans.as_json(job, planned, machine)
+            tables.as_json(job, planned, machine)
         except (JobError, MachineError) as error:
             said = str(expansion.all_faults(error) if isinstance(error, JobError) else error)
             first = said.split("\n")[0]

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from launcher import plans, top, watch
+from launcher.cli import tables, top, watch
 from launcher.host import gpu_locks, machine, usage
 from launcher.record import runs
 from tests.launcher.conftest import Lab, wait_for
@@ -156,7 +156,7 @@ def test_ctrl_c_ends_every_kind_of_looking_in_the_same_way(lab: Lab) -> None:
 
 
 def test_events_are_told_with_their_own_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    announcer = plans.Announcer(tmp_path)
+    announcer = tables.Announcer(tmp_path)
     announcer.event("001-x", runs.Status("lost", time=time.mktime((2026, 1, 2, 3, 4, 5, 0, 0, -1))))
     earlier = time.time() - 60
     announcer.event("001-x", runs.Status("running", time=earlier))

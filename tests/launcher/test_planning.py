@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from launcher import plans
+from launcher.cli import tables
 from launcher.host.machine import BUILT_IN
 from launcher.job import expansion, spec
 
@@ -66,7 +66,7 @@ def main() -> None:
         began, busy = time.monotonic(), time.process_time()
         job = spec.load(big_job(Path(folder)))
         planned = expansion.expand(job, machine)
-        text = json.dumps(plans.as_json(job, planned, machine), indent=2)
+        text = json.dumps(tables.as_json(job, planned, machine), indent=2)
         seconds, busy = time.monotonic() - began, time.process_time() - busy
     peak = peak_memory()
     names = {each.request.name for each in planned}

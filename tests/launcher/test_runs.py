@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import watch
+from launcher.cli import watch
 from launcher.engines.native import execute
 from launcher.record import runs
 from launcher.record.runs import RunError, RunRequest

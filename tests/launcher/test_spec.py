@@ -10,7 +10,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launcher import plans
+from launcher.cli import tables
 from launcher.engines import choice
 from launcher.engines.docker import images
 from launcher.engines.docker.client import EngineError
@@ -333,11 +333,11 @@ def test_what_a_machine_without_a_gpu_means_is_said_once() -> None:
     parsed = document.parse("matrix: {seed: [1, 2]}\n", "job.yaml")
     job = spec.Job(spec._validate(parsed), parsed)
     slow = "note: training on 8 CPU cores takes many times longer than on a GPU"
-    assert plans.remarks(job, expansion.expand(job, HERE), HERE).count(slow) == 1
+    assert tables.remarks(job, expansion.expand(job, HERE), HERE).count(slow) == 1
     gpu = machine.Machine("server", 8, 64 * 2**30, (machine.Gpu(0),))
-    assert not any("longer" in line for line in plans.remarks(job, expansion.expand(job, gpu), gpu))
+    assert not any("longer" in line for line in tables.remarks(job, expansion.expand(job, gpu), gpu))
     mac = machine.Machine("mac", 8, 64 * 2**30, mps=True)
-    assert not any("longer" in line for line in plans.remarks(job, expansion.expand(job, mac), mac))
+    assert not any("longer" in line for line in tables.remarks(job, expansion.expand(job, mac), mac))
 
 
 def test_variables_that_are_not_set_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -345,15 +345,15 @@ def test_variables_that_are_not_set_are_named(monkeypatch: pytest.MonkeyPatch, t
     text = "env: [CITY, EMPTY]\nsecrets:\n  - MY_TOKEN\n  - WANDB_API_KEY\n"
     parsed = document.parse(text, "job.yaml")
     job = spec.Job(spec._validate(parsed), parsed)
-    assert plans.unset_remarks(job, {"EMPTY": "", "WANDB_API_KEY": ""}) == [
+    assert tables.unset_remarks(job, {"EMPTY": "", "WANDB_API_KEY": ""}) == [
         "note: job.yaml:1: env: CITY is not set here; export it, or the runs go without",
         "note: job.yaml:3: secrets: MY_TOKEN is not set here; export it, or the runs go without",
         "note: job.yaml:4: secrets: WANDB_API_KEY is not set: runs do not tell W&B",
     ]
-    assert plans.unset_remarks(job, {"CITY": "x", "EMPTY": "", "MY_TOKEN": "x", "WANDB_API_KEY": "x"}) == []
+    assert tables.unset_remarks(job, {"CITY": "x", "EMPTY": "", "MY_TOKEN": "x", "WANDB_API_KEY": "x"}) == []
     (tmp_path / ".env").write_text("# MY_TOKEN=x\nexport WANDB_API_KEY = x\nCITY=\n")
-    assert len(plans.unset_remarks(job, {"EMPTY": ""})) == 2, "native runs read .env"
-    assert len(plans.unset_remarks(job, {"EMPTY": ""}, native=False)) == 3
+    assert len(tables.unset_remarks(job, {"EMPTY": ""})) == 2, "native runs read .env"
+    assert len(tables.unset_remarks(job, {"EMPTY": ""}, native=False)) == 3
 
 
 GOOD = """
@@ -421,5 +421,5 @@ def test_runs_that_share_a_gpu_leave_cores_for_each_other() -> None:
         job = spec.Job(spec._validate(parsed), parsed)
         planned = expansion.expand(job, gpu)
         assert planned[0].request.resources.cpus == cpus
-        assert plans.at_once(planned, gpu, None) == parallel
-        assert any("share_gpu" in line for line in plans.remarks(job, planned, gpu)) == ("nobody" in text)
+        assert tables.at_once(planned, gpu, None) == parallel
+        assert any("share_gpu" in line for line in tables.remarks(job, planned, gpu)) == ("nobody" in text)

@@ -1,4 +1,4 @@
-"""Commands on the decoded images that runs share: cache ls, cache prune. Registered by `launcher.cli`."""
+"""Commands on the decoded images that runs share: cache ls, cache prune. Registered by `launcher.cli.main`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from launcher.base.errors import refusals
-from launcher.cli import _print, cli, json_option, runs_option
+from launcher.cli.main import _print, cli, json_option, runs_option
 
 DAY = 86_400
 
@@ -30,9 +30,9 @@ def cache_ls(as_json: bool, runs_root: Path) -> None:
     if as_json:
         click.echo(json.dumps([_plain(cache) for cache in found], indent=2))
     elif found:
-        from launcher import plans
+        from launcher.cli import tables
 
-        _print(plans.cache_table(found))
+        _print(tables.cache_table(found))
     else:
         click.echo(f"{_folder(runs_root)}: there are no decoded images")
 
@@ -55,9 +55,9 @@ def cache_prune(days: float, everything: bool, yes: bool, as_json: bool, runs_ro
     if as_json:
         click.echo(json.dumps([_plain(cache) for cache in found], indent=2))
     elif found:
-        from launcher import plans
+        from launcher.cli import tables
 
-        _print(plans.cache_table(found))
+        _print(tables.cache_table(found))
     else:
         click.echo("nothing to remove" + ("" if everything else f": none was unused for {days:g} days (--all: any)"))
     if not found:

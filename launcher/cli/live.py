@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher import engines, watch
+from launcher import engines
 from launcher.base.sizes import show_duration, show_size
+from launcher.cli import watch
 from launcher.host import usage
 from launcher.record import runs
 from launcher.record.runs import ENDED, GOOD, RunError
@@ -200,7 +201,7 @@ def show_top(once: bool, as_json: bool) -> None:
 
     from rich.console import Console
 
-    from launcher import top
+    from launcher.cli import top
 
     if as_json:
         click.echo(json.dumps(top.look(), indent=2, ensure_ascii=False))

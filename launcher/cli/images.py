@@ -1,4 +1,4 @@
-"""Commands on images, and what clears up: build, images, prune. Registered by `launcher.cli`."""
+"""Commands on images, and what clears up: build, images, prune. Registered by `launcher.cli.main`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from launcher.base.errors import RefusedError, refusals
-from launcher.cli import _print, cli, json_option, runs_option
+from launcher.cli.main import _print, cli, json_option, runs_option
 from launcher.remote.host_option import on_host
 
 
@@ -29,7 +29,7 @@ def build(variant: Any, base: str | None, arguments: tuple[str, ...], tags: tupl
     --build-arg WEIGHTS=resnet34,resnet50 (or a folder) bakes ImageNet weights in; TORCH_INDEX=… takes torch from
     another wheel index.
     """
-    from launcher import plans
+    from launcher.cli import tables
     from launcher.engines.docker import client as containers
     from launcher.engines.docker import images
 
@@ -39,10 +39,10 @@ def build(variant: Any, base: str | None, arguments: tuple[str, ...], tags: tupl
     with refusals():
         client = containers.connect()
         try:
-            image, seconds = plans.timed(
+            image, seconds = tables.timed(
                 lambda: images.build(
                     client, variant, base, dict(word.split("=", 1) for word in arguments),
-                    tags or (images.default_tag(variant),), plans.builder_output(verbose),
+                    tags or (images.default_tag(variant),), tables.builder_output(verbose),
                 )
             )  # fmt: skip
         except images.ArgumentError as error:
@@ -55,7 +55,7 @@ def build(variant: Any, base: str | None, arguments: tuple[str, ...], tags: tupl
 @json_option
 def images_command(as_json: bool) -> None:
     """List the trainer's images, and whether each is what this checkout would build."""
-    from launcher import plans
+    from launcher.cli import tables
     from launcher.engines.docker import client as containers
     from launcher.engines.docker import images
 
@@ -64,7 +64,7 @@ def images_command(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([vars(image) for image in found], indent=2))
     elif found:
-        _print(plans.image_table(found))
+        _print(tables.image_table(found))
         for warning in filter(None, (images.stale_warning(image) for image in found if image.tags)):
             click.echo(warning)
     else:
@@ -83,7 +83,7 @@ def prune_command(yes: bool, as_json: bool, runs_root: Path) -> int:
     All containers and images of the project on the Docker engine are looked at, also those of other checkouts and runs
     folders. Best checkpoints, metrics, logs and predictions stay, and so does what `launcher resume` needs.
     """
-    from launcher import plans
+    from launcher.cli import tables
     from launcher.results import prune
 
     with refusals():
@@ -92,7 +92,7 @@ def prune_command(yes: bool, as_json: bool, runs_root: Path) -> int:
         listed = [{"what": w.what, "bytes": w.size, "why": w.why} for w in found]
         click.echo(json.dumps({"found": listed, "remarks": remarks}, indent=2, ensure_ascii=False))
     else:
-        _print(plans.waste_table(found)) if found else click.echo("nothing to free")
+        _print(tables.waste_table(found)) if found else click.echo("nothing to free")
         for remark in remarks:
             click.echo(f"note: {remark}")
     if not found:

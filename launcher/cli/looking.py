@@ -1,4 +1,4 @@
-"""Commands that only look: attach, top, replay; and the shell's completion. Registered by `launcher.cli`."""
+"""Commands that only look: attach, top, replay; and the shell's completion. Registered by `launcher.cli.main`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from launcher import completion
 from launcher.base.errors import RefusedError, looking, refusals
-from launcher.cli import _print, _shown, cli, json_option, runs_option
+from launcher.cli import completion
+from launcher.cli.main import _print, _shown, cli, json_option, runs_option
 
 
 @cli.command()
@@ -19,7 +19,7 @@ def attach(name: str | None, runs_root: Path) -> int:
 
     Prints what `submit` prints and ends with its exit codes. Ctrl-C ends the looking alone: the runs go on.
     """
-    from launcher import live, plans
+    from launcher.cli import live, tables
     from launcher.record import runs
     from launcher.results import collect, leaderboard
 
@@ -27,7 +27,7 @@ def attach(name: str | None, runs_root: Path) -> int:
         directory = runs.find_submission(runs_root, name).resolve()
         at = f"{directory.name} --runs {_shown(directory.parent)}"
         click.echo(f"{directory.name}: {len(runs.list_runs(directory))} runs; Ctrl-C ends the looking, and they go on")
-        code = live.follow(directory, plans.Announcer(directory).event)
+        code = live.follow(directory, tables.Announcer(directory).event)
         if code is None:
             raise RefusedError(f"{directory.name}: no launcher drives it; go on with it: launcher resume {at}", 1)
         rows = collect.rows(directory)
@@ -47,7 +47,7 @@ def attach(name: str | None, runs_root: Path) -> int:
 @json_option
 def top(once: bool, as_json: bool) -> None:
     """Show what the machine does: GPUs and the runs that have them, cores, memory. Ctrl-C ends it."""
-    from launcher import live
+    from launcher.cli import live
 
     with looking():
         live.show_top(once, as_json)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from launcher import __version__, completion
+from launcher import __version__
 from launcher.base.errors import RefusedError, looking, refusals
+from launcher.cli import completion
 from launcher.remote.host_option import on_host
 
 if TYPE_CHECKING:
@@ -70,13 +71,13 @@ def plan(
     multirun: bool, engine: str | None, data: str | None, as_json: bool, runs_root: Path,
 ) -> None:  # fmt: skip
     """Show the runs of a job, and which of them fit this machine. Starts nothing, needs no data."""
-    from launcher import plans
+    from launcher.cli import tables
     from launcher.job import data_folder, expansion
 
     with refusals():
         job, chosen = _job(words, settings), None
         if engine == "slurm":
-            chosen = cli_slurm.choose(job, machine)
+            chosen = slurm.choose(job, machine)
         elif engine:
             chosen = _engine(engine, job, _machine(machine, gpus), cpu_only)
         found = chosen.machine if chosen else _machine(machine, gpus)
@@ -88,12 +89,12 @@ def plan(
 
             choice.check_readable(data_dir, runs_root, chosen)
     if as_json:
-        click.echo(json.dumps(plans.as_json(job, planned, found), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(tables.as_json(job, planned, found), indent=2, ensure_ascii=False))
         return
-    _print(plans.table(planned, found))
+    _print(tables.table(planned, found))
     for line in (f"as {chosen.said}", *chosen.warnings) if chosen else ():
         click.echo(line)
-    for line in plans.remarks(job, planned, found, native=chosen is None or chosen.image is None):
+    for line in tables.remarks(job, planned, found, native=chosen is None or chosen.image is None):
         click.echo(line)
 
 
@@ -127,7 +128,7 @@ def submit(
     Ends with 0 when all succeeded, 1 when some did not, 64 for a bad job, 65 without data, 130 when stopped. Ctrl-C
     stops the runs with their checkpoints, a second one at once.
     """
-    from launcher import plans
+    from launcher.cli import tables
     from launcher.engines import choice
     from launcher.job import data_folder, expansion
     from launcher.record import reuse, submission
@@ -138,7 +139,7 @@ def submit(
         if gpus is not None:
             raise click.UsageError("--gpus is not for slurm, which chooses GPUs itself; say resources.gpus")
         given = tuple(f"slurm.{name}={value}" for name, value in of_slurm.items() if value)
-        return cli_slurm.submit(words, (*settings, *given), machine, cpu_only, data, fresh, reuse_stale, runs_root)
+        return slurm.submit(words, (*settings, *given), machine, cpu_only, data, fresh, reuse_stale, runs_root)
     if named := [name for name, value in of_slurm.items() if value]:
         raise click.UsageError(f"--{named[0]} goes with --engine slurm")
     with refusals():
@@ -153,10 +154,10 @@ def submit(
         completed = submission.complete(planned, root, data_dir, chosen)
         equal, serving = reuse.split(completed, root, fresh, reuse_stale)
         directory = submission.create(job, completed, serving, root, data_dir, chosen)
-        remarks = plans.remarks(job, planned, chosen.machine, native=chosen.image is None)
-        remarks += plans.unset_remarks(job, os.environ, native=chosen.image is None)
+        remarks = tables.remarks(job, planned, chosen.machine, native=chosen.image is None)
+        remarks += tables.unset_remarks(job, os.environ, native=chosen.image is None)
         remarks += choice.network_remarks([each for each in completed if each.name not in serving], root, chosen)
-        remarks += plans.reuse_remarks(equal, serving)
+        remarks += tables.reuse_remarks(equal, serving)
         if detach:
             detached.detach(directory, gpus, machine)
     click.echo(f"{directory.name}: {len(planned)} runs as {chosen.said}, on {chosen.machine.describe()}")
@@ -174,7 +175,7 @@ def submit(
 @runs_option
 def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool, runs_root: Path) -> int:
     """Go on with a submission: what was queued, lost or stopped, each from its last checkpoint."""
-    from launcher import plans
+    from launcher.cli import tables
     from launcher.engines import choice
     from launcher.record import runs, submission
     from launcher.supervise import detached
@@ -184,12 +185,12 @@ def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool
         written = runs.read_submission(directory)
 
     def requeue() -> None:
-        click.echo(f"{directory.name}: {plans.resume_line(directory, submission.requeue(directory))}")
+        click.echo(f"{directory.name}: {tables.resume_line(directory, submission.requeue(directory))}")
         sys.stdout.flush()
 
     with refusals():
         if written.get("engine") == "slurm":
-            return cli_slurm.advance(directory, requeue)
+            return slurm.advance(directory, requeue)
         chosen = choice.again(str(written.get("engine")), _machine(machine, gpus))
         if runs.is_locked(directory / "supervisor.lock"):
             raise RefusedError(
@@ -203,13 +204,14 @@ def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool
 
 def _drive(directory: Path, chosen: Choice, prepare: Callable[[], None] | None = None) -> int:
     """Supervise to the end, print what happens, then what came of it. `prepare`: see `supervisor.run`."""
-    from launcher import engines, plans, watch
+    from launcher import engines
+    from launcher.cli import tables, watch
     from launcher.record import submission
     from launcher.results import collect, leaderboard
     from launcher.supervise import supervisor
 
     with refusals():
-        announcer = plans.Announcer(directory)
+        announcer = tables.Announcer(directory)
         engine = engines.engine(chosen.engine.name)
         code = supervisor.run(directory, chosen.machine, engine, submission.rules(directory), announcer.event, prepare)
         rows, champion = collect.collect(directory)
@@ -241,7 +243,7 @@ def _drive(directory: Path, chosen: Choice, prepare: Callable[[], None] | None =
 @runs_option
 def status(name: str | None, as_json: bool, watched: bool, runs_root: Path) -> None:
     """Show how a submission's runs fare (default: the latest)."""
-    from launcher import live, watch
+    from launcher.cli import live, watch
     from launcher.record import runs
 
     with looking(), refusals():
@@ -265,7 +267,7 @@ def status(name: str | None, as_json: bool, watched: bool, runs_root: Path) -> N
 @runs_option
 def logs(run: str, follow: bool, runs_root: Path) -> None:
     """Print a run's log. RUN is its directory, SUBMISSION/NAME, or a name or number in the latest submission."""
-    from launcher import watch
+    from launcher.cli import watch
     from launcher.record import runs
 
     with looking(), refusals():
@@ -420,9 +422,5 @@ def _shown(path: Path) -> str:
     return shlex.quote(os.path.relpath(path))  # for a shell
 
 
-from launcher import (  # noqa: E402  further commands, which need what is above
-    cli_cache,  # noqa: F401
-    cli_images,  # noqa: F401
-    cli_looking,  # noqa: F401
-    cli_slurm,
-)
+from launcher.cli import cache, images, slurm  # noqa: E402  further commands, which need what is above
+from launcher.cli import looking as cli_looking

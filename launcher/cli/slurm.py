@@ -1,4 +1,4 @@
-"""Commands of the slurm engine, and those that its jobs execute. Registered by `launcher.cli`."""
+"""Commands of the slurm engine, and those that its jobs execute. Registered by `launcher.cli.main`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from launcher.base.errors import refusals
-from launcher.cli import _job, _machine, _shown, cli
+from launcher.cli.main import _job, _machine, _shown, cli
 
 if TYPE_CHECKING:
     from launcher.engines.choice import Choice
@@ -29,7 +29,7 @@ def submit(
     fresh: bool, reuse_stale: bool, runs_root: Path,
 ) -> int:  # fmt: skip
     """`submit --engine slurm`: make the submission, hand it to Slurm, and leave."""
-    from launcher import plans
+    from launcher.cli import tables
     from launcher.engines.slurm import calls, choice
     from launcher.job import data_folder, expansion
     from launcher.record import reuse, submission
@@ -48,7 +48,7 @@ def submit(
         directory = submission.create(job, completed, serving, root, data_dir, chosen)
         click.echo(f"{directory.name}: {len(planned)} runs as {chosen.said}, on {chosen.machine.describe()}")
         native = job.spec.slurm.runtime == "native"
-        remarks = plans.unset_remarks(job, os.environ, native=native) + plans.reuse_remarks(equal, serving)
+        remarks = tables.unset_remarks(job, os.environ, native=native) + tables.reuse_remarks(equal, serving)
         for line in (*chosen.warnings, *remarks):
             click.echo(line)
         return advance(directory)
