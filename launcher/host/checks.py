@@ -32,10 +32,10 @@ class Check:
 
 def examine(data: str | None, runs_root: Path) -> list[Check]:
     """Every check, in the order in which a user would meet what is wrong."""
-    from launcher.engines.docker import checks
-    from launcher.engines.slurm import checks
+    from launcher.engines.docker import checks as engine_checks
+    from launcher.engines.slurm import checks as slurm_checks
 
-    engine = checks.examine(runs_root)
+    engine = engine_checks.examine(runs_root)
     containers_work = any((check.what, check.level) == ("mounts", "ok") for check in engine)
     return [
         _python(),
@@ -45,7 +45,7 @@ def examine(data: str | None, runs_root: Path) -> list[Check]:
         _data(data),
         _runs(runs_root),
         *engine,
-        *checks.examine(),
+        *slurm_checks.examine(),
         _wandb(),
         *_mac(),
     ]
