@@ -67,7 +67,7 @@ format: install ## format and mend what can be mended
 
 bench: install ## ratios of loading and training speed, measured in one run; simulated makespans; a plan of 10,000 runs
 	$(BIN)/python -m tests.simulate_scheduler
-	$(BIN)/python -m tests.launcher.test_planning
+	$(BIN)/python -m tests.launcher.cli.test_planning
 	$(BIN)/python -m trainer bench
 	$(BIN)/python -m tests.bench_containers
 

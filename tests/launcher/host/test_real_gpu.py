@@ -34,7 +34,7 @@ def launcher(folder: Path, *words: str) -> subprocess.Popen[str]:
     environment = {
         **os.environ,
         "LAUNCHER_RUNS": str(folder / "runs"),
-        "PYTHONPATH": f"{Path(__file__).parents[2]}:{os.environ.get('PYTHONPATH', '')}",
+        "PYTHONPATH": f"{Path(__file__).parents[3]}:{os.environ.get('PYTHONPATH', '')}",
     }
     command = [sys.executable, "-m", "launcher", *words]
     return subprocess.Popen(

@@ -19,7 +19,7 @@ from launcher.job import document, expansion, schema, spec
 from launcher.job.document import JobError
 
 HERE = machine.Machine("here", 8, 32 * 2**30)
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 def expand(text: str, *overrides: str, sets: tuple[str, ...] = ()) -> list[expansion.Planned]:

@@ -12,7 +12,7 @@ from launcher.job import schema
 from launcher.record import runs, states
 from tests.launcher.conftest import Lab
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def test_the_page_of_states_is_made_from_the_transitions() -> None:

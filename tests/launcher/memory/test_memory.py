@@ -21,7 +21,7 @@ from launcher.memory import combinations, fitting, predict
 from launcher.memory.predict import CONTEXT, DRIVER, Need
 from launcher.record import runs
 from launcher.record.runs import Resources
-from tests.launcher.test_cli import launcher
+from tests.launcher.cli.test_cli import launcher
 from trainer.config import check
 
 MODELS = [check.compose([f"model={name}"]).model.name for name in check.option_names("model")]

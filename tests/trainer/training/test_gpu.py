@@ -79,7 +79,7 @@ def test_a_stopped_run_goes_on_where_it_was(
     ]
     environment = {**os.environ, "RUN_DIR": str(tmp_path / "run"), "DATA_DIR": str(documents)}
     command = [sys.executable, "-m", "trainer", "train", *words]
-    process = subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[3], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "last.ckpt").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -140,7 +140,7 @@ def measured(folder: Path, documents: Path, limit: int | None, *words: str) -> d
         "training.compile=false", "training.optimizer=adamw", "data.val_corruption=none", "training.monitor=val_f1",
     ]  # fmt: skip
     command = [sys.executable, "-c", MEASURED, *common, *words]
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     environment["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [environment.get("PYTHONPATH")])])
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,7 @@ from launcher.cli import watch
 from launcher.host import gpu_locks, machine
 from tests.launcher.conftest import Lab
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 JOBS = sorted(path.name for path in (REPOSITORY / "jobs").glob("*.yaml"))
 
 

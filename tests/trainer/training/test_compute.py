@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainer.test_resume import assert_same
+from tests.trainer.training.test_resume import assert_same
 from trainer.base.errors import ConfigError
 from trainer.bench import steps
 from trainer.bench import training as bench_training

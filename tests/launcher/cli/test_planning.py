@@ -1,6 +1,6 @@
 """A matrix of ten thousand runs: what planning it takes, in work and memory rather than in seconds of a busy machine.
 
-`python -m tests.launcher.test_planning` prints the seconds.
+`python -m tests.launcher.cli.test_planning` prints the seconds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from launcher.cli import tables
 from launcher.host.machine import BUILT_IN
 from launcher.job import expansion, spec
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 MODELS = ["resnet34", "resnet50", "efficientnet_b4", "convnext_base", "swin_base_384"]
 LIMIT = 300 * 2**20
 """Bytes."""
@@ -79,7 +79,7 @@ def main() -> None:
 
 def test_ten_thousand_runs_are_composed_by_a_few_looks_at_omegaconf() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.launcher.test_planning"], cwd=REPOSITORY, capture_output=True, text=True
+        [sys.executable, "-m", "tests.launcher.cli.test_planning"], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)

@@ -226,7 +226,7 @@ def test_options_of_steps_reach_the_trainer(tmp_path: Path, weights: str, words:
 
 def test_the_projects_folds_run_from_the_matrix_to_the_report(lab: Lab) -> None:
     lab.plan = {"resnet50-fold1": {"exit": 1}}
-    (lab.root / "folds.yaml").write_bytes((Path(__file__).parents[2] / "jobs" / "folds.yaml").read_bytes())
+    (lab.root / "folds.yaml").write_bytes((Path(__file__).parents[3] / "jobs" / "folds.yaml").read_bytes())
     done = lab.launcher("submit", "folds.yaml", "--engine=native", lab.machine(), "data.folds=2")
     assert done.returncode == 1, done.stderr
     assert lab.states()["resnet50-fold1"] == "failed" and lab.states()["report"] == "succeeded"
