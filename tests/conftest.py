@@ -25,14 +25,16 @@ ALONE = {
     "tests/test_out_of_memory.py",
     "tests/test_readme.py",
     "tests/test_real_documents.py",
-    *(
-        f"tests/launcher/test_{name}.py"
-        for name in (
-            "cli", "collect", "durations", "fuzz", "matrix", "memory", "planning", "runs", "scheduler", "spec", "squeue",
-        )
-    ),
-}  # fmt: skip
-"""Files outside tests/trainer whose tests start no engine, or one of their own, and see no GPU that others see."""
+    "tests/launcher/cli/test_cli.py",
+    "tests/launcher/cli/test_planning.py",
+    "tests/launcher/engines/slurm/test_squeue.py",
+    "tests/launcher/record/test_runs.py",
+    "tests/launcher/results/test_collect.py",
+    "tests/launcher/supervise/test_durations.py",
+    "tests/launcher/supervise/test_scheduler.py",
+}
+ALONE_ROOMS = ("tests/trainer/", "tests/launcher/job/", "tests/launcher/memory/")
+"""Files (and rooms) whose tests start no engine, or one of their own, and see no GPU that others see."""
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -55,7 +57,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class OneForTheMachine(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             path = nodeid.partition("::")[0]
-            return path if path.startswith("tests/trainer/") or path in ALONE else "machine"
+            return path if path.startswith(ALONE_ROOMS) or path in ALONE else "machine"
 
     return OneForTheMachine(config, log)
 

@@ -422,4 +422,5 @@ def _shown(path: Path) -> str:
     return shlex.quote(os.path.relpath(path))  # for a shell
 
 
-from launcher.cli import cache, images, looking, slurm  # noqa: E402, F401  further commands, which need what is above
+from launcher.cli import cache, images, slurm  # noqa: E402, F401  further commands, which need what is above
+from launcher.cli import looking as looking_commands  # noqa: E402, F401

@@ -20,7 +20,7 @@ Image = NDArray[np.uint8]
 Generator = np.random.Generator
 
 HELD_OUT = ("jpeg", "page_curl")
-"""Kinds that no augmentation of `trainer/conf/data` practises."""
+"""Kinds that no augmentation of `trainer/config/conf/data` practises."""
 HELD_OUT_TRANSFORMS = (
     "ElasticTransform",
     "GridDistortion",

@@ -1,4 +1,4 @@
-"""The launcher with a GPU that is there: what it sees of it, runs that share it. Beside tests/trainer/test_gpu.py."""
+"""The launcher with a GPU that is there: what it sees of it, runs that share it. Beside tests/trainer/training/test_gpu.py."""
 
 from __future__ import annotations
 

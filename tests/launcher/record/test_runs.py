@@ -121,7 +121,7 @@ def test_a_run_of_another_host_is_not_judged_from_here(run_dir: Path) -> None:
 
 
 def test_submissions_and_runs_are_found_by_what_people_type(run_dir: Path) -> None:
-    root, submission = run_dir.parents[2], run_dir.parent
+    root, submission = run_dir.parents[1], run_dir.parent
     for name in (None, submission.name, "job", "job-2026", str(submission)):
         assert runs.find_submission(root, name) == submission
     for name in ("001-resnet34", "1", "resnet34", "res*", f"{submission.name}/1", str(run_dir)):
@@ -135,7 +135,7 @@ def test_submissions_and_runs_are_found_by_what_people_type(run_dir: Path) -> No
 
 
 def test_of_several_submissions_of_a_job_the_latest_is_meant(run_dir: Path) -> None:
-    root = run_dir.parents[2]
+    root = run_dir.parents[1]
     later = root / "job-20261125-101500"
     later.mkdir()
     runs.write_json(later / "submission.json", {})

@@ -40,7 +40,7 @@ def test_the_hash_follows_what_is_baked_in_and_nothing_else(tree: Path) -> None:
     text = (tree / "pyproject.toml").read_text()
     (tree / "pyproject.toml").write_text(text.replace("line-length = 120", "line-length = 100"))
     assert images.content_hash(tree, "cpu") == before != images.content_hash(tree, "cuda")
-    for name in ("trainer/metrics.py", "images/constraints.txt", "Dockerfile.cpu", "trainer/conf/model/resnet34.yaml"):
+    for name in ("trainer/scores/metrics.py", "images/constraints.txt", "Dockerfile.cpu", "trainer/config/conf/model/resnet34.yaml"):
         (tree / name).write_text((tree / name).read_text() + "\n")
         after = images.content_hash(tree, "cpu")
         assert after != before, name
@@ -120,9 +120,9 @@ def test_either_builder_builds_the_real_dockerfiles(
             with_what = f"--base {BASE} --build-arg WEIGHTS={tmp_path}/w --build-arg TORCH_INDEX=http://elsewhere"
             assert image.build_command == f"launcher build {variant} {with_what} --tag {image.tags[0]}"
             assert images.describe(client.images.get(image.id).attrs, tree).stale is False
-            command = "cat /opt/weights/resnet34.safetensors; echo; ls /opt/app/trainer/cli.py; id -u"
+            command = "cat /opt/weights/resnet34.safetensors; echo; ls /opt/app/trainer/cli/main.py; id -u"
             out = client.containers.run(image.id, ["-c", command], entrypoint=["sh"], user="4321", remove=True)
-            assert out.decode().split() == ["weights", "/opt/app/trainer/cli.py", "4321"]
+            assert out.decode().split() == ["weights", "/opt/app/trainer/cli/main.py", "4321"]
         finally:
             for tag in tags:
                 client.images.remove(tag, force=True)
