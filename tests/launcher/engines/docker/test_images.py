@@ -40,7 +40,12 @@ def test_the_hash_follows_what_is_baked_in_and_nothing_else(tree: Path) -> None:
     text = (tree / "pyproject.toml").read_text()
     (tree / "pyproject.toml").write_text(text.replace("line-length = 120", "line-length = 100"))
     assert images.content_hash(tree, "cpu") == before != images.content_hash(tree, "cuda")
-    for name in ("trainer/scores/metrics.py", "images/constraints.txt", "Dockerfile.cpu", "trainer/config/conf/model/resnet34.yaml"):
+    for name in (
+        "trainer/scores/metrics.py",
+        "images/constraints.txt",
+        "Dockerfile.cpu",
+        "trainer/config/conf/model/resnet34.yaml",
+    ):
         (tree / name).write_text((tree / name).read_text() + "\n")
         after = images.content_hash(tree, "cpu")
         assert after != before, name
