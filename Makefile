@@ -56,10 +56,11 @@ test-full: install ## every test, the slow ones too; prints their figures
 test-gpu: install ## what only an NVIDIA GPU can show, in a few minutes
 	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} $(BIN)/python -m pytest -s -m gpu
 
-lint: install ## formatting, lint and types
+lint: install ## formatting, lint, types and the order of the rooms
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 format: install ## format and mend what can be mended
 	$(BIN)/ruff format $(SOURCES)
