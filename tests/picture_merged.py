@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from trainer.augment.pipeline import Augmentation
-from trainer.config.check import compose
+from trainer.config.compose import compose
 from trainer.data import drawn
 
 SIDE, SHOWN = 768, 256

@@ -68,7 +68,7 @@ def submissions_and_runs(context: click.Context, parameter: click.Parameter, inc
 @_quiet
 def job_words(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """Job files, then `key=`, and behind `model=`, `data=` and `training=` their names, also the last of a list."""
-    from trainer.config.check import GROUPS, keys, option_names
+    from trainer.config.keys import GROUPS, keys, option_names
 
     before = list(context.params.get("words") or ())
     # bash takes `model=res` for three words, and `model=` for two.

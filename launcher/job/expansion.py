@@ -16,7 +16,8 @@ from launcher.memory import fitting
 from launcher.record import reuse, runs
 from launcher.record.runs import Resources, RunError, RunRequest
 from trainer.base.errors import ConfigError
-from trainer.config import check as trainer_config
+from trainer.config.compose import compose
+from trainer.config.plain import view
 from trainer.config.schema import Config
 
 CPU_CORES = 4
@@ -58,13 +59,13 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False) -> list[Planned]:
     for index, (entry, priority) in enumerate(zip(entries, priorities, strict=True), start=1):
         words, origins = _overrides(job, entry, positions)
         try:
-            composed = trainer_config.compose(words)
+            composed = compose(words)
         except ConfigError as error:
             faults += [_attributed(line, origins, job) for line in str(error).splitlines()]
             continue
         summary = _summary(composed, words)
         name = matrix.run_name(index, entry.values, keys, summary["model"])
-        plain = trainer_config.view(composed)
+        plain = view(composed)
         # The micro-batch that this adds is left out of the identity: on another machine it is the same run.
         fit = fitting.fit(composed, resources, machine)
         request = RunRequest(

@@ -10,7 +10,8 @@ from launcher.host.machine import Gpu, Machine, MachineError
 from launcher.memory import compatibility, predict
 from launcher.memory.fitting import budgets
 from launcher.memory.predict import CONTEXT
-from trainer.config import check as trainer_config
+from trainer.config.compose import compose
+from trainer.config.keys import option_names
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -43,9 +44,9 @@ def rows(machine: Machine, environment: str) -> list[dict[str, Any]]:
     kind = "mps" if machine.mps and not machine.gpus else "cuda"
     precision = predict.precision_of("auto", kind)
     found = []
-    for model in trainer_config.option_names("model"):
+    for model in option_names("model"):
         for data in _one_of_each_size():
-            config = trainer_config.compose([f"model={model}", f"data={data}"])
+            config = compose([f"model={model}", f"data={data}"])
             manual = [r for r in compatibility.table(environment) if (r["model"], r["data"]) == (model, data)]
             for row in manual or [{"batch_size": BATCH, "img_size": config.data.img_size}]:
                 key = (config.model.name, row["img_size"], precision, "adamw", kind)
@@ -68,8 +69,8 @@ def rows(machine: Machine, environment: str) -> list[dict[str, Any]]:
 
 def _one_of_each_size() -> list[str]:
     """Augmentation takes no device memory: data configurations of one size need the same."""
-    names = trainer_config.option_names("data")
-    sizes = {trainer_config.compose([f"data={name}"]).data.img_size: name for name in reversed(names)}
+    names = option_names("data")
+    sizes = {compose([f"data={name}"]).data.img_size: name for name in reversed(names)}
     return sorted(sizes.values())
 
 

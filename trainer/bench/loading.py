@@ -23,7 +23,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from trainer.augment.pipeline import Augmentation, build
-from trainer.config import check
+from trainer.config.compose import compose
 from trainer.config.schema import DataConfig
 from trainer.data import drawn
 from trainer.data import table as data
@@ -173,7 +173,7 @@ def _later(turn: int) -> range:
 
 
 def _compare(pages: Pages, source: str, size: int, cache: Path, rounds: int) -> list[dict[str, Any]]:
-    settings = check.compose([f"data.img_size={size}"]).data
+    settings = compose([f"data.img_size={size}"]).data
     plain = Plain(pages, settings)
     reference: Iterable[Any] = DataLoader(plain, batch_size=BATCH)
     theirs = timm_loader(pages, size)
@@ -222,7 +222,7 @@ def gains(quick: bool) -> list[dict[str, Any]]:
     """What each step of the way saves, at 768 px: milliseconds for an image on one core, all ways taking turns over the
     same draws."""
     cv2.setNumThreads(0)
-    settings = check.compose(["data.img_size=768"]).data
+    settings = compose(["data.img_size=768"]).data
     limit = decode.Limit.of(settings.train_transforms)
     assert limit is not None
     rows = []
@@ -284,7 +284,7 @@ def one_thread() -> Iterator[None]:
 def scaling(quick: bool) -> list[dict[str, Any]]:
     """Images per second with 1 and 2 processes that load (`workers`), and of 1 and 2 runs at once (`runs`) that share
     one cache with one such process each: 498 × 538 JPEGs at 768 px, later epochs."""
-    settings = check.compose(["data.img_size=768"]).data
+    settings = compose(["data.img_size=768"]).data
     rows = []
     with tempfile.TemporaryDirectory() as name, _cache(Path(name) / "cache"):
         pages = draw(Path(name), "jpeg")

@@ -18,7 +18,7 @@ import torch
 
 from trainer.base import cores
 from trainer.base.errors import DeviceMemoryError, StoppedError
-from trainer.config.check import compose
+from trainer.config.compose import compose
 from trainer.data.drawn import write_sample_data
 from trainer.training import device
 from trainer.training.run import train

@@ -17,7 +17,7 @@ from timm.loss import LabelSmoothingCrossEntropy  # type: ignore[attr-defined]
 from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 
 from trainer.bench.steps import GPU_SETUPS, QUICK, SIZE, Row, environment, fast_kernels, fitting
-from trainer.config.check import compose
+from trainer.config.compose import compose
 from trainer.data import table
 from trainer.models import build, compiling
 from trainer.training import device, loop

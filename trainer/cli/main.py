@@ -160,20 +160,21 @@ def _let_segments_grow() -> None:
 
 
 def _train(arguments: list[str]) -> int:
-    from trainer.config import check
+    from trainer.config.compose import compose
+    from trainer.config.keys import GROUPS, describe, option_names
 
     if any(argument in ("-h", "--help") for argument in arguments):
         print("usage: python -m trainer train KEY=VALUE …\n")
-        for group in check.GROUPS:
-            print(f"  {group}=  {', '.join(check.option_names(group))}")
+        for group in GROUPS:
+            print(f"  {group}=  {', '.join(option_names(group))}")
         print()
-        for key, kind, doc in check.describe():
+        for key, kind, doc in describe():
             print(f"  {key} ({kind})" + (f"\n      {doc}" if doc else ""))
         return EXIT_OK
     if "--multirun" in arguments or "-m" in arguments:
         rest = " ".join(a for a in arguments if a not in ("--multirun", "-m"))
         raise ConfigError(f"--multirun: the trainer trains one model; several at once: launcher submit {rest}")
-    composed = check.compose(arguments, "train")
+    composed = compose(arguments, "train")
     default = Path("outputs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{composed.choices['model']}"
     run_dir = Path(os.environ.get("RUN_DIR") or default)
     check_folder(run_dir)
@@ -347,9 +348,9 @@ def _check_data(arguments: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON: what check_data.json holds")
     options = parser.parse_args(arguments)
-    from trainer.config import check
+    from trainer.config.compose import compose
 
-    composed = check.compose(options.overrides, "check-data").data
+    composed = compose(options.overrides, "check-data").data
     output = _output(options.output)
     from trainer.data import check as check_data
 

@@ -25,11 +25,11 @@ def estimate(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON, in bytes")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the launcher's table of all models instead")
     options = parser.parse_args(arguments)
-    from trainer.config import check
+    from trainer.config.compose import compose
 
     if options.table and (options.overrides or options.json):
         raise ConfigError(f"--table {options.table}: it is of all models and sizes; take the other words away")
-    composed = check.compose(options.overrides, "estimate")
+    composed = compose(options.overrides, "estimate")
     from trainer.base.files import write_text
     from trainer.training import memory as estimates
 

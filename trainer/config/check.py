@@ -1,29 +1,18 @@
-"""The configuration: typed, composed by Hydra, checked before anything else happens. Imports no torch.
-
-Three groups (`model`, `data`, `training`) are chosen by name; every other key is a dotted override such as
-`training.batch_size=32`. `compose` is what the trainer and the launcher call.
-"""
+"""What is wrong with the values of a configuration: choices, ranges and what does not go together."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import math
-import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-from trainer.base.errors import ConfigError, nearest
-from trainer.config import schema
-from trainer.config.schema import Config, DataConfig, ModelConfig, TrainingConfig
+from trainer.base.errors import nearest
+from trainer.config.keys import CONF_DIR
+from trainer.config.schema import Config
 
-CONF_DIR = Path(__file__).parent / "conf"
-GROUPS = ("model", "data", "training")
-
-
-_CHOICES = {
+CHOICES = {
     "data.format": ("auto", "csv", "imagefolder"),
     "data.val_corruption": ("document", "none"),
     "training.optimizer": ("adamw", "sgd"),
@@ -34,7 +23,7 @@ _CHOICES = {
     "device": ("auto", "cuda", "mps", "cpu"),
 }
 # key: (lowest, highest, whether the ends themselves are allowed)
-_RANGES: dict[str, tuple[float, float, bool]] = {
+RANGES: dict[str, tuple[float, float, bool]] = {
     "data.img_size": (16, 4096, True),
     "data.val_fraction": (0, 1, False),
     "data.cache_gb": (0, 1e9, True),
@@ -68,127 +57,6 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "seed": (0, 2**32 - 1, True),
     "devices": (1, 1024, True),
 }
-
-
-@functools.cache
-def option_names(group: str) -> tuple[str, ...]:
-    """The names that `group` (one of `GROUPS`) can be given, sorted."""
-    return tuple(sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml")))
-
-
-@functools.cache
-def keys() -> dict[str, str]:
-    """Every dotted key, with its type as written in the schema: `{"training.lr": "float", …}`."""
-    return {key: f.type if isinstance(f.type, str) else f.type.__name__ for key, f in _fields(Config, "")}
-
-
-def describe() -> list[tuple[str, str, str]]:
-    """Every key with its type and its docstring, for `--help`."""
-    docs: dict[str, str] = {}
-    source = Path(schema.__file__).read_text(encoding="utf-8")
-    prefixes = {"ModelConfig": "model.", "DataConfig": "data.", "TrainingConfig": "training.", "Config": ""}
-    for name, body in re.findall(r"^@dataclass\nclass (\w+):\n(.*?)(?=\n\n\n|\Z)", source, re.S | re.M):
-        for key, doc in re.findall(r'^    (\w+): [^\n]*\n    """(.*?)"""', body, re.S | re.M):
-            docs[prefixes[name] + key] = doc
-    return [(key, kind, docs.get(key, "")) for key, kind in keys().items() if key != "choices"]
-
-
-def _fields(kind: type, prefix: str) -> Iterator[tuple[str, dataclasses.Field[Any]]]:
-    nested = {"model": ModelConfig, "data": DataConfig, "training": TrainingConfig}
-    for f in dataclasses.fields(kind):
-        if not prefix and f.name in nested:
-            yield from _fields(nested[f.name], f.name + ".")
-        else:
-            yield prefix + f.name, f
-
-
-def compose(overrides: Sequence[str] = (), command: str = "train") -> Config:
-    """The configuration that `overrides` (Hydra's grammar: `group=name`, `dotted.key=value`) ask for, checked.
-
-    `command` is only named in messages.
-
-    Raises ConfigError: one line per fault, all of them at once, each with the nearest valid name.
-    """
-    from trainer.config import compose as composition
-
-    faults: list[str] = []
-    groups: dict[str, str] = {}
-    values: list[tuple[str, str, Any]] = []
-    for text in overrides:
-        try:
-            key, value = parse(text, command)
-            if key in GROUPS:
-                if value not in option_names(key):
-                    hint = nearest(str(value), option_names(key))
-                    more = " (any timm model: model.name=…)" if key == "model" else ""
-                    raise ConfigError(f"{text}: there is no {key} called '{value}'; {hint}{more}")
-                groups[key] = value
-            else:
-                _check_key(text, key)
-                values.append((text, key, value))
-        except ConfigError as error:
-            faults.append(str(error))
-    if faults:
-        raise ConfigError("\n".join(faults))
-
-    config = composition.composed(tuple(groups.get(group, "") for group in GROUPS), values)
-    faults = check(config)
-    if faults:
-        raise ConfigError("\n".join(faults))
-    return config
-
-
-@functools.cache
-def parse(text: str, command: str = "train") -> tuple[str, Any]:
-    """Key and value of an override in Hydra's grammar. Raises ConfigError, in which `command` is named."""
-    if whole := _WHOLE.fullmatch(text):  # a thousand seeds: Hydra's parser takes a millisecond for each
-        return whole[1], int(whole[2])
-    from hydra.core.override_parser.types import OverrideType
-    from hydra.errors import HydraException
-
-    if text.startswith("-"):
-        raise ConfigError(f"{text}: there is no such option; `python -m trainer {command}` takes key=value")
-    if "=" not in text:
-        raise ConfigError(f"{text}: a value is missing; write {text}=…")
-    try:
-        override = _hydra_parser().parse_override(text)
-    except HydraException as error:
-        raise ConfigError(f"{text}: not understood: {first_line(error)}") from None
-    if override.type is not OverrideType.CHANGE or override.package:
-        raise ConfigError(f"{text}: write plain key=value: keys are neither added, removed nor moved")
-    if override.is_sweep_override():
-        raise ConfigError(f"{text}: several values are several runs; start them by `launcher submit {text}`")
-    return override.key_or_group, override.value()
-
-
-_WHOLE = re.compile(r"([a-z_]+(?:\.[a-z_]+)*)=(0|[1-9][0-9]{0,17})", re.ASCII)
-"""Words that are a key and a whole number by Hydra's grammar, too."""
-
-
-@functools.cache
-def _hydra_parser() -> Any:
-    """It keeps nothing of what it has parsed."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    return OverridesParser.create()
-
-
-def _check_key(text: str, key: str) -> None:
-    known = keys()
-    if key == "choices" or key.startswith("choices."):
-        raise ConfigError(f"{text}: choices is filled in by the trainer; choose with model=, data= or training=")
-    if key in known or key.startswith(("data.train_transforms.", "data.val_transforms.")):
-        return
-    leaf = key.rsplit(".", 1)[-1]
-    leaf = {"learning_rate": "lr", "wd": "weight_decay", "workers": "num_workers"}.get(leaf, leaf)
-    same_leaf = [name for name in known if name.rsplit(".", 1)[-1] == leaf]
-    hint = f"did you mean '{same_leaf[0]}'?" if same_leaf else nearest(key, [*known, *GROUPS])
-    raise ConfigError(f"{text}: there is no key '{key}'; {hint}")
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message: OmegaConf and Hydra say more than helps."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 @functools.cache
@@ -240,11 +108,11 @@ def check(config: Config) -> list[str]:
 
 
 def _check_values(config: Config) -> Iterator[str]:
-    for key, allowed in _CHOICES.items():
+    for key, allowed in CHOICES.items():
         value = _get(config, key)
         if value not in allowed:
             yield f"{key}={value}: {nearest(str(value), allowed)}"
-    for key, (low, high, closed) in _RANGES.items():
+    for key, (low, high, closed) in RANGES.items():
         value = _get(config, key)
         if value is None:
             continue
@@ -279,49 +147,3 @@ def _check_transform(where: str, entry: Any) -> list[str]:
 
 def _get(config: Config, key: str) -> Any:
     return functools.reduce(getattr, key.split("."), config)
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """Plain dicts, lists, strings and numbers."""
-    return view(copied(config))
-
-
-def view(config: Config) -> dict[str, Any]:
-    """`to_dict` without a copy: to look at, and not to change."""
-    return {key: vars(value) if dataclasses.is_dataclass(value) else value for key, value in vars(config).items()}
-
-
-def copied(value: Any) -> Any:
-    """A copy that shares nothing with a configuration or a part of it; many times as fast as copy.deepcopy."""
-    kind = type(value)
-    if kind is dict:
-        return {key: item if type(item) in _ATOMS else copied(item) for key, item in value.items()}
-    if kind is list:
-        return [item if type(item) in _ATOMS else copied(item) for item in value]
-    if kind in _ATOMS:
-        return value
-    assert kind in (Config, ModelConfig, DataConfig, TrainingConfig)
-    return kind(**{key: item if type(item) in _ATOMS else copied(item) for key, item in vars(value).items()})
-
-
-_ATOMS = frozenset({str, int, float, bool, type(None)})
-
-
-def to_yaml(config: Config) -> str:
-    """The whole configuration as YAML, which `from_dict(yaml.safe_load(…))` reads back."""
-    import yaml
-
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=120)
-
-
-def from_dict(plain: dict[str, Any]) -> Config:
-    """The inverse of `to_dict`. Raises ConfigError where the schema does not fit."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"not a configuration of this trainer: {first_line(error)}") from None
-    assert isinstance(config, Config)
-    return config

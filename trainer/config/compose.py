@@ -1,5 +1,8 @@
-"""How a configuration comes out of its groups and values: by OmegaConf, which is asked once for what is the same in
-many runs of a matrix."""
+"""The configuration: typed, composed by Hydra, checked before anything else happens. Imports no torch.
+
+Three groups (`model`, `data`, `training`) are chosen by name; every other key is a dotted override such as
+`training.batch_size=32`. `compose` is what the trainer and the launcher call.
+"""
 
 from __future__ import annotations
 
@@ -8,147 +11,91 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from trainer.base.errors import ConfigError
-from trainer.config.check import CONF_DIR, GROUPS, copied, first_line, keys
+from trainer.base.errors import ConfigError, nearest
+from trainer.config.check import check
+from trainer.config.keys import GROUPS, keys, option_names
+from trainer.config.merge import merged
+from trainer.config.plain import first_line
 from trainer.config.schema import Config
 
-Value = tuple[str, str, Any]
-"""An override as written, its dotted key, and its value by Hydra's grammar. The text decides the other two."""
-_WRONG = object()
-_LISTS = ("data.train_transforms", "data.val_transforms")
 
+def compose(overrides: Sequence[str] = (), command: str = "train") -> Config:
+    """The configuration that `overrides` (Hydra's grammar: `group=name`, `dotted.key=value`) ask for, checked.
 
-def composed(chosen: tuple[str, ...], values: Sequence[Value]) -> Config:
-    """The configuration of the groups' names (in the order of GROUPS; empty: the default) and values, not yet checked.
+    `command` is only named in messages.
 
-    Raises ConfigError with every value that cannot be set.
+    Raises ConfigError: one line per fault, all of them at once, each with the nearest valid name.
     """
-    return fast(chosen, values) or slow(chosen, values)
-
-
-def slow(chosen: tuple[str, ...], values: Sequence[Value]) -> Config:
-    """`composed`, all of it by OmegaConf: tens of milliseconds."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    faults = []
-    tree = _compose_groups(*chosen).copy()
-    for text, key, value in values:
+    faults: list[str] = []
+    groups: dict[str, str] = {}
+    values: list[tuple[str, str, Any]] = []
+    for text in overrides:
         try:
-            OmegaConf.update(tree, key, value, merge=False)
-        except OmegaConfBaseException as error:
-            said = first_line(error)
-            faults.append(
-                f"{text}: must be a list: write {key}=[{value}]" if "ListConfig" in said else f"{text}: {said}"
-            )
-        except (IndexError, TypeError, ValueError, AttributeError, KeyError) as error:
-            faults.append(f"{text}: cannot be set: {first_line(error)}")
+            key, value = parse(text, command)
+            if key in GROUPS:
+                if value not in option_names(key):
+                    hint = nearest(str(value), option_names(key))
+                    more = " (any timm model: model.name=…)" if key == "model" else ""
+                    raise ConfigError(f"{text}: there is no {key} called '{value}'; {hint}{more}")
+                groups[key] = value
+            else:
+                _check_key(text, key)
+                values.append((text, key, value))
+        except ConfigError as error:
+            faults.append(str(error))
     if faults:
         raise ConfigError("\n".join(faults))
-    try:
-        config = OmegaConf.to_object(tree)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"the configuration does not resolve: {first_line(error)}") from None
-    assert isinstance(config, Config)
+
+    config = merged(tuple(groups.get(group, "") for group in GROUPS), values)
+    faults = check(config)
+    if faults:
+        raise ConfigError("\n".join(faults))
     return config
 
 
-def fast(chosen: tuple[str, ...], values: Sequence[Value]) -> Config | None:
-    """What `slow` returns, in a fraction of a millisecond; None where values are more than plain ones, or wrong.
-
-    What OmegaConf resolves is kept for each choice of groups and of the values that others refer to (data.img_size).
-    Any other value is typed by OmegaConf once for each distinct word, and put into a copy.
-    """
-    referred = _referred(chosen)
-    if referred is None or not all(_is_plain(key, value) for _, key, value in values):
-        return None
-    typed = {}
-    for text, key, value in values:
-        typed[key] = _typed(text, key, value)
-        if typed[key] is _WRONG:
-            return None
-    config: Config = copied(_resolved(chosen, tuple(each for each in values if each[1] in referred)))
-    for key, value in typed.items():
-        section, _, leaf = key.rpartition(".")
-        setattr(getattr(config, section) if section else config, leaf, value)
-    return config
-
-
-def _is_plain(key: str, value: Any) -> bool:
-    if key.startswith(_LISTS):
-        return False
-    if isinstance(value, str):
-        return "${" not in value and value != "???"  # OmegaConf's words for a reference and for a missing value
-    return value is None or isinstance(value, bool | int | float)
-
-
 @functools.cache
-def _referred(chosen: tuple[str, ...]) -> frozenset[str] | None:
-    """The keys that values of the groups refer to; None where a reference is more than a key."""
-    from omegaconf import OmegaConf
+def parse(text: str, command: str = "train") -> tuple[str, Any]:
+    """Key and value of an override in Hydra's grammar. Raises ConfigError, in which `command` is named."""
+    if whole := _WHOLE.fullmatch(text):  # a thousand seeds: Hydra's parser takes a millisecond for each
+        return whole[1], int(whole[2])
+    from hydra.core.override_parser.types import OverrideType
+    from hydra.errors import HydraException
 
-    found = set()
-    waiting = [OmegaConf.to_container(_compose_groups(*chosen), resolve=False)]
-    while waiting:
-        each = waiting.pop()
-        if isinstance(each, dict):
-            waiting += each.values()
-        elif isinstance(each, list):
-            waiting += each
-        elif isinstance(each, str) and "${" in each:
-            match = re.fullmatch(r"\$\{([\w.]+)\}", each)
-            if match is None or match[1] not in keys() or match[1].startswith(_LISTS):
-                return None
-            found.add(match[1])
-    return frozenset(found)
-
-
-@functools.cache
-def _resolved(chosen: tuple[str, ...], values: tuple[Value, ...]) -> Config:
-    return slow(chosen, values)
-
-
-@functools.cache
-def _typed(text: str, key: str, value: Any) -> Any:
-    """The value as the schema's type has it, or _WRONG."""
-    if type(value) is int and keys().get(key) in ("int", "int | None"):
-        return value
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    tree = _schema()
+    if text.startswith("-"):
+        raise ConfigError(f"{text}: there is no such option; `python -m trainer {command}` takes key=value")
+    if "=" not in text:
+        raise ConfigError(f"{text}: a value is missing; write {text}=…")
     try:
-        OmegaConf.update(tree, key, value, merge=False)
-        return OmegaConf.select(tree, key)
-    except (OmegaConfBaseException, IndexError, TypeError, ValueError, AttributeError, KeyError):
-        return _WRONG
+        override = _hydra_parser().parse_override(text)
+    except HydraException as error:
+        raise ConfigError(f"{text}: not understood: {first_line(error)}") from None
+    if override.type is not OverrideType.CHANGE or override.package:
+        raise ConfigError(f"{text}: write plain key=value: keys are neither added, removed nor moved")
+    if override.is_sweep_override():
+        raise ConfigError(f"{text}: several values are several runs; start them by `launcher submit {text}`")
+    return override.key_or_group, override.value()
+
+
+_WHOLE = re.compile(r"([a-z_]+(?:\.[a-z_]+)*)=(0|[1-9][0-9]{0,17})", re.ASCII)
+"""Words that are a key and a whole number by Hydra's grammar, too."""
 
 
 @functools.cache
-def _schema() -> Any:
-    """A tree of the schema alone; what was set in it before is of no consequence."""
-    from omegaconf import OmegaConf
+def _hydra_parser() -> Any:
+    """It keeps nothing of what it has parsed."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    return OmegaConf.structured(Config)
+    return OverridesParser.create()
 
 
-@functools.cache
-def _compose_groups(model: str, data: str, training: str) -> Any:
-    """The tree before value overrides. Cached: a matrix of thousands of runs has few combinations of groups."""
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import OmegaConf
-
-    named = {group: name for group, name in zip(GROUPS, (model, data, training), strict=True) if name}
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
-        composed = hydra.compose(
-            "config", [f"{group}={name}" for group, name in named.items()], return_hydra_config=True
-        )
-        choices = {group: composed.hydra.runtime.choices[group] for group in GROUPS}
-    plain = OmegaConf.to_container(composed, resolve=False)
-    assert isinstance(plain, dict)
-    plain.pop("hydra")
-    tree = OmegaConf.merge(OmegaConf.structured(Config), plain)
-    tree.choices = choices
-    return tree
+def _check_key(text: str, key: str) -> None:
+    known = keys()
+    if key == "choices" or key.startswith("choices."):
+        raise ConfigError(f"{text}: choices is filled in by the trainer; choose with model=, data= or training=")
+    if key in known or key.startswith(("data.train_transforms.", "data.val_transforms.")):
+        return
+    leaf = key.rsplit(".", 1)[-1]
+    leaf = {"learning_rate": "lr", "wd": "weight_decay", "workers": "num_workers"}.get(leaf, leaf)
+    same_leaf = [name for name in known if name.rsplit(".", 1)[-1] == leaf]
+    hint = f"did you mean '{same_leaf[0]}'?" if same_leaf else nearest(key, [*known, *GROUPS])
+    raise ConfigError(f"{text}: there is no key '{key}'; {hint}")

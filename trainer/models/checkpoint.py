@@ -11,7 +11,7 @@ import torch
 
 from trainer.base.errors import ConfigError, TrainerError
 from trainer.base.files import replacing
-from trainer.config.check import from_dict
+from trainer.config.plain import from_dict
 from trainer.config.schema import Config
 
 FORMAT = 1

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from trainer import __version__
 from trainer.base.errors import ConfigError
 from trainer.base.files import replacing
-from trainer.config.check import to_dict
+from trainer.config.plain import to_dict
 from trainer.models import build, checkpoint
 from trainer.scores import calibration, intervals
 

@@ -26,7 +26,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from trainer.base.errors import TrainerError
-from trainer.config.check import compose, option_names
+from trainer.config.compose import compose
+from trainer.config.keys import option_names
 from trainer.config.schema import Config
 from trainer.models import build, losses
 from trainer.training import device

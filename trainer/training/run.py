@@ -21,7 +21,7 @@ from trainer.augment.pipeline import Augmentation
 from trainer.base import cores, provenance
 from trainer.base.errors import ConfigError, DataError, StoppedError
 from trainer.base.files import check_folder, resume_file, write_text
-from trainer.config.check import to_dict, to_yaml
+from trainer.config.plain import to_dict, to_yaml
 from trainer.config.schema import Config, TrainingConfig
 from trainer.data import duplicates, leaks, sampling
 from trainer.data import table as data

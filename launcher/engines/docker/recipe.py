@@ -19,7 +19,7 @@ from launcher.job.matrix import override_value
 from launcher.memory import teachers
 from launcher.record import retry, runs
 from launcher.record.runs import RunRequest, device_limit
-from trainer.config.check import parse
+from trainer.config.compose import parse
 
 PIDS = 4096
 """Processes and threads of one container at most: loader workers and their threads need hundreds, a fork bomb more."""

@@ -22,9 +22,10 @@ from launcher.memory.predict import CONTEXT, DRIVER, Need
 from launcher.record import runs
 from launcher.record.runs import Resources
 from tests.launcher.cli.test_cli import launcher
-from trainer.config import check
+from trainer.config.compose import compose
+from trainer.config.keys import option_names
 
-MODELS = [check.compose([f"model={name}"]).model.name for name in check.option_names("model")]
+MODELS = [compose([f"model={name}"]).model.name for name in option_names("model")]
 
 
 def card(*gib: int | None) -> Machine:
@@ -171,7 +172,7 @@ def test_a_batch_that_does_not_fit_is_cut_and_the_run_stays_the_same_run() -> No
     assert narrow.request.overrides[-1] == "training.micro_batch=8"
     assert narrow.request.identity == wide.request.identity
     assert narrow.request.predicted_memory <= 24 * GIB < wide.request.predicted_memory
-    check.compose(narrow.request.overrides)
+    compose(narrow.request.overrides)
 
 
 def test_predicted_memory_survives_the_run_directory(tmp_path: Path) -> None:
@@ -400,7 +401,7 @@ def test_a_macs_memory_is_all_of_it() -> None:
 
 
 def test_fit_leaves_a_batch_that_does_not_divide_to_the_trainer() -> None:
-    composed = check.compose(["model=resnet34", "training.batch_size=5"])
+    composed = compose(["model=resnet34", "training.batch_size=5"])
     found = fitting.fit(composed, dataclasses.replace(Resources(), gpus=2), card(24, 24))
     assert found == fitting.Fit(5)
 

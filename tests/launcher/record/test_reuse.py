@@ -10,7 +10,8 @@ import pytest
 
 from launcher.record import reuse, runs
 from tests.launcher.conftest import Lab, seeds
-from trainer.config.check import compose, to_dict
+from trainer.config.compose import compose
+from trainer.config.plain import to_dict
 
 
 @pytest.fixture

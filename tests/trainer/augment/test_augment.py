@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from trainer.augment.pipeline import Augmentation
 from trainer.base.errors import ConfigError
-from trainer.config import check
+from trainer.config.compose import compose
 from trainer.data import sampling
 from trainer.data import table as data
 from trainer.training.stop import ignore_in_worker
@@ -25,12 +25,12 @@ def only(*entries: object, size: int = 96) -> Augmentation:
 
 def entry(name: str, **changes: object) -> dict[str, object]:
     """The manual's own entry, from the configuration, always applied."""
-    found = next(e[name] for e in check.compose(["data.img_size=96"]).data.train_transforms if name in e)
+    found = next(e[name] for e in compose(["data.img_size=96"]).data.train_transforms if name in e)
     return {name: {**found, "p": 1.0, **changes}}
 
 
 def test_padding_is_white() -> None:
-    composed = check.compose(["data.img_size=96"])
+    composed = compose(["data.img_size=96"])
     grey = np.full((48, 96, 3), 100, np.uint8)
     for entries in (composed.data.train_transforms[:2], composed.data.val_transforms[:2]):
         out = Augmentation(entries, "x", 96)(grey, 0, 0)
@@ -62,9 +62,9 @@ def test_noise_has_the_manuals_variance() -> None:
 def test_no_warning_is_printed_when_the_manuals_lists_are_built() -> None:
     code = (
         "import warnings; warnings.simplefilter('error', UserWarning)\n"
-        "from trainer.config import check as config; from trainer.augment.pipeline import Augmentation\n"
+        "from trainer.config.compose import compose; from trainer.augment.pipeline import Augmentation\n"
         "for name in config.option_names('data'):\n"
-        "    d = config.compose([f'data={name}']).data\n"
+        "    d = compose([f'data={name}']).data\n"
         "    Augmentation(d.train_transforms, 'x', d.img_size); Augmentation(d.val_transforms, 'x', d.img_size)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -96,7 +96,7 @@ def test_a_list_that_leaves_another_size_is_an_error() -> None:
 
 def test_a_sample_depends_on_seed_epoch_and_index_alone() -> None:
     page = np.random.default_rng(0).integers(0, 255, (80, 96, 3), dtype=np.uint8)
-    entries = check.compose(["data.img_size=96"]).data.train_transforms
+    entries = compose(["data.img_size=96"]).data.train_transforms
     view, again = Augmentation(entries, "x", 96, seed=1), Augmentation(entries, "x", 96, seed=1)
     first = [view(page, 0, index) for index in range(8)]
     backwards = [again(page, 0, index) for index in reversed(range(8))][::-1]
@@ -109,7 +109,7 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone() -> None:
 
 
 def test_the_number_of_workers_changes_no_batch(documents: Path) -> None:
-    composed = check.compose(["data.img_size=64"])
+    composed = compose(["data.img_size=64"])
     table = data.read_training(documents, composed.data)
     view = Augmentation(composed.data.train_transforms, "x", 64, seed=3)
     seen = []

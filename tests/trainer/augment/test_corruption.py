@@ -13,7 +13,8 @@ from tests.trainer.conftest import draw
 from trainer.augment import corruption
 from trainer.augment.corruption import KINDS, Corruption
 from trainer.augment.pipeline import Augmentation
-from trainer.config.check import compose, option_names
+from trainer.config.compose import compose
+from trainer.config.keys import option_names
 from trainer.data.table import DataConfig, ImageDataset, read_training
 from trainer.training import val_batches
 

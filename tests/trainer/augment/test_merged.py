@@ -12,7 +12,7 @@ import pytest
 from tests.trainer.conftest import draw
 from trainer.augment import merged
 from trainer.augment.pipeline import Augmentation, build
-from trainer.config.check import compose
+from trainer.config.compose import compose
 
 WHITE = [255, 255, 255]
 PAGE: list[Any] = [

@@ -7,12 +7,13 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from trainer.base.errors import ConfigError
-from trainer.config import check
-from trainer.config import compose as composition
-from trainer.config.check import compose, to_dict
+from trainer.config import merge
+from trainer.config.compose import _hydra_parser, compose, parse
+from trainer.config.keys import GROUPS, keys
+from trainer.config.plain import to_dict
 from trainer.config.schema import Config
 
-SCHEMA = check.keys()
+SCHEMA = keys()
 KEYS = [key for key in SCHEMA if not key.startswith("choices")]
 values = st.one_of(
     st.integers(-3, 3000).map(str),
@@ -54,17 +55,17 @@ def outcome(overrides: list[str]) -> str:
 @given(words)
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 def test_the_short_way_gives_what_the_long_one_gives(overrides: list[str]) -> None:
-    short, quick = outcome(overrides), composition.fast
-    composition.fast = lambda chosen, values: None  # type: ignore[assignment]
+    short, quick = outcome(overrides), merge.fast
+    merge.fast = lambda chosen, values: None  # type: ignore[assignment]
     try:
         assert short == outcome(overrides)
     finally:
-        composition.fast = quick  # type: ignore[assignment]
+        merge.fast = quick  # type: ignore[assignment]
 
 
 def test_plain_values_take_the_short_way_and_others_do_not() -> None:
     chosen = ("resnet50", "transformer_384", "")
-    composed = composition.fast(chosen, [("seed=7", "seed", 7), ("data.img_size=96", "data.img_size", 96)])
+    composed = merge.fast(chosen, [("seed=7", "seed", 7), ("data.img_size=96", "data.img_size", 96)])
     assert isinstance(composed, Config) and (composed.seed, composed.data.img_size) == (7, 96)
     assert composed.data.train_transforms[0] == {"LongestMaxSize": {"max_size": 96, "interpolation": 1}}
     for key, value in (
@@ -73,17 +74,15 @@ def test_plain_values_take_the_short_way_and_others_do_not() -> None:
         ("data.root", "???"),
         ("data.val_transforms", None),
     ):
-        assert composition.fast(chosen, [(f"{key}={value}", key, value)]) is None
+        assert merge.fast(chosen, [(f"{key}={value}", key, value)]) is None
 
 
-@given(
-    st.sampled_from([*KEYS, *check.GROUPS, "null", "true", "x.y"]), st.from_regex(r"[+-]?[0-9_]{1,19}", fullmatch=True)
-)
+@given(st.sampled_from([*KEYS, *GROUPS, "null", "true", "x.y"]), st.from_regex(r"[+-]?[0-9_]{1,19}", fullmatch=True))
 @settings(max_examples=200, deadline=None)
 def test_whole_numbers_are_read_as_hydra_reads_them(key: str, number: str) -> None:
-    override = check._hydra_parser().parse_override(f"{key}={number}")
+    override = _hydra_parser().parse_override(f"{key}={number}")
     expected = (override.key_or_group, override.value())
-    assert repr(check.parse(f"{key}={number}")) == repr(expected)
+    assert repr(parse(f"{key}={number}")) == repr(expected)
 
 
 def test_configurations_share_nothing() -> None:

@@ -10,17 +10,20 @@ import yaml
 
 from trainer.augment import pipeline
 from trainer.base.errors import ConfigError
-from trainer.config import check
+from trainer.config.check import transforms
+from trainer.config.compose import compose
+from trainer.config.keys import describe, option_names
+from trainer.config.plain import from_dict, to_yaml
 
 
 def fault(*overrides: str) -> str:
     with pytest.raises(ConfigError) as raised:
-        check.compose(overrides)
+        compose(overrides)
     return str(raised.value)
 
 
 def test_defaults_are_the_manuals_best_run() -> None:
-    composed = check.compose()
+    composed = compose()
     assert composed.choices == {"model": "resnet34", "data": "baseline_aug", "training": "baseline_768"}
     assert (composed.model.name, composed.data.img_size, composed.training.batch_size) == ("resnet34", 768, 16)
 
@@ -37,7 +40,7 @@ def test_defaults_are_the_manuals_best_run() -> None:
 def test_training_groups_have_the_manuals_values(
     name: str, lr: float, weight_decay: float, batch: int, warmup: int, patience: int, validations: int
 ) -> None:
-    t = check.compose([f"training={name}"]).training
+    t = compose([f"training={name}"]).training
     assert (t.lr, t.weight_decay, t.batch_size) == (lr, weight_decay, batch)
     assert (t.warmup_epochs, t.patience, t.validate_per_epoch) == (warmup, patience, validations)
     assert (t.epochs, t.num_workers, t.optimizer, t.scheduler) == (50, None, "adamw", "cosine"), "workers: by cores"
@@ -45,7 +48,7 @@ def test_training_groups_have_the_manuals_values(
 
 
 def test_a_fold_counts_from_0_and_a_figure_to_monitor_must_be_made() -> None:
-    assert check.compose(["data.folds=5", "data.fold=4"]).data.fold == 4
+    assert compose(["data.folds=5", "data.fold=4"]).data.fold == 4
     assert "the 5 folds count from 0" in fault("data.folds=5", "data.fold=5")
     assert "data.val_corruption=none makes no such figure" in fault(
         "data.val_corruption=none", "training.monitor=val_f1_corrupted"
@@ -53,7 +56,7 @@ def test_a_fold_counts_from_0_and_a_figure_to_monitor_must_be_made() -> None:
 
 
 def test_the_six_models_are_the_manuals() -> None:
-    names = {group: check.compose([f"model={group}"]).model.name for group in check.option_names("model")}
+    names = {group: compose([f"model={group}"]).model.name for group in option_names("model")}
     assert names == {
         "resnet34": "resnet34",
         "resnet50": "resnet50",
@@ -66,7 +69,7 @@ def test_the_six_models_are_the_manuals() -> None:
 
 @pytest.mark.parametrize("name", ["baseline_aug", "document_aug", "transformer_384"])
 def test_img_size_reaches_every_size_of_the_augmentation(name: str) -> None:
-    composed = check.compose([f"data={name}", "data.img_size=512"])
+    composed = compose([f"data={name}", "data.img_size=512"])
     for entries in (composed.data.train_transforms, composed.data.val_transforms):
         sizes = {v for entry in entries for args in entry.values() for k, v in args.items() if k in SIZES}
         assert sizes == {512}
@@ -113,27 +116,27 @@ def test_every_fault_is_reported_at_once() -> None:
 
 
 def test_a_list_of_augmentations_can_be_changed_by_position() -> None:
-    composed = check.compose(["data.train_transforms.3.Rotate.p=0.9"])
+    composed = compose(["data.train_transforms.3.Rotate.p=0.9"])
     assert composed.data.train_transforms[3]["Rotate"]["p"] == 0.9
-    assert check.compose().data.train_transforms[3]["Rotate"]["p"] == 0.3  # the cached groups stay as they are
+    assert compose().data.train_transforms[3]["Rotate"]["p"] == 0.3  # the cached groups stay as they are
 
 
 def test_yaml_round_trip() -> None:
-    composed = check.compose(["model=swin_base_384", "data=transformer_384", "training.micro_batch=4", "seed=7"])
-    assert check.from_dict(yaml.safe_load(check.to_yaml(composed))) == composed
+    composed = compose(["model=swin_base_384", "data=transformer_384", "training.micro_batch=4", "seed=7"])
+    assert from_dict(yaml.safe_load(to_yaml(composed))) == composed
 
 
 def test_the_table_of_augmentations_is_that_of_the_pinned_albumentations() -> None:
-    assert check.transforms() == pipeline.table()
+    assert transforms() == pipeline.table()
 
 
 def test_help_describes_every_key() -> None:
-    rows = {key: doc for key, _, doc in check.describe()}
+    rows = {key: doc for key, _, doc in describe()}
     assert {"training.micro_batch", "data.split_seed", "model.weights", "device"} <= {k for k, d in rows.items() if d}
 
 
 def test_composing_loads_neither_torch_nor_pandas_nor_albumentations() -> None:
-    code = "import sys, trainer.config.check as c; c.compose(['model=resnet50']); print(*sys.modules)"
+    code = "import sys; from trainer.config.compose import compose; compose(['model=resnet50']); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "pandas", "albumentations", "cv2", "launcher"} & set(loaded)
 
@@ -141,4 +144,4 @@ def test_composing_loads_neither_torch_nor_pandas_nor_albumentations() -> None:
 @pytest.mark.parametrize("value", ["5", "null", "HorizontalFlip", "{HorizontalFlip: {}}"])
 def test_augmentations_are_a_list(value: str) -> None:
     with pytest.raises(ConfigError, match=r"data\.train_transforms"):
-        check.compose([f"data.train_transforms={value}"])
+        compose([f"data.train_transforms={value}"])

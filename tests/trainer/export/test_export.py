@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from trainer.cli.main import main
-from trainer.config.check import to_dict
+from trainer.config.plain import to_dict
 from trainer.config.schema import Config, DataConfig, ModelConfig
 from trainer.export import export
 from trainer.images.reading import find_image, open_image

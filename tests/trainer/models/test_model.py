@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from trainer.base.errors import ConfigError
-from trainer.config import check
+from trainer.config.compose import compose
+from trainer.config.keys import option_names
 from trainer.config.schema import ModelConfig
 from trainer.models import build
 
@@ -120,12 +121,12 @@ def test_the_models_own_mean_and_std_are_used() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("data", ["baseline_aug", "transformer_384"])
-@pytest.mark.parametrize("name", check.option_names("model"))
+@pytest.mark.parametrize("name", option_names("model"))
 def test_every_combination_takes_an_optimisation_step(tmp_path: Path, train, name: str, data: str) -> None:  # type: ignore[no-untyped-def]
     """At the manual's sizes: convnext at 512 on the Mac, else that of the data configuration; batch 2."""
     import json
 
-    composed = check.compose([f"model={name}", f"data={data}"])
+    composed = compose([f"model={name}", f"data={data}"])
     sizes = [composed.data.img_size] + ([512] if (name, data) == ("convnext_base", "baseline_aug") else [])
     for size in sizes:
         words = [f"model={name}", f"data={data}", f"model.name={composed.model.name}", f"data.img_size={size}"]

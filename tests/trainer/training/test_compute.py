@@ -15,7 +15,7 @@ from tests.trainer.training.test_resume import assert_same
 from trainer.base.errors import ConfigError
 from trainer.bench import steps
 from trainer.bench import training as bench_training
-from trainer.config import check
+from trainer.config.compose import compose
 from trainer.config.schema import ModelConfig
 from trainer.models import build, checkpoint, compiling
 from trainer.training import device
@@ -31,7 +31,7 @@ def last(run: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_the_fused_optimiser_does_what_the_plain_one_does(optimizer: str) -> None:
-    training = check.compose([f"training.optimizer={optimizer}", "training.gradient_clip=1"]).training
+    training = compose([f"training.optimizer={optimizer}", "training.gradient_clip=1"]).training
     nets, made = [], []
     for precision in ("fp32", "fp16"):  # fp16 with clipping is not fused
         torch.manual_seed(0)
@@ -76,7 +76,7 @@ def test_a_model_that_cannot_checkpoint_gradients_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"training\.grad_checkpointing=true: timm's vgg11 cannot do that"):
         build.checkpoint_gradients(build.create(ModelConfig("vgg11"), 3, 32, load_weights=False), "vgg11")
     with pytest.raises(ConfigError, match=r"training\.compile=true: not with training\.grad_checkpointing=true"):
-        check.compose(["training.compile=true", "training.grad_checkpointing=true"])
+        compose(["training.compile=true", "training.grad_checkpointing=true"])
 
 
 def test_a_model_that_does_not_compile_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,8 @@ import torch
 
 from trainer.base.errors import ConfigError, DeviceMemoryError
 from trainer.cli import main
-from trainer.config import check
+from trainer.config.compose import compose
+from trainer.config.keys import option_names
 from trainer.training import device
 
 
@@ -36,20 +37,20 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
         device.choose("cuda")
 
 
-@pytest.mark.parametrize("model", check.option_names("model"))
+@pytest.mark.parametrize("model", option_names("model"))
 def test_every_model_trains_on_mps_where_there_is_one(monkeypatch: pytest.MonkeyPatch, model: str) -> None:
     pretend(monkeypatch, mps=True)
-    assert device.choose(check.compose([f"model={model}"]).device) == "mps"
+    assert device.choose(compose([f"model={model}"]).device) == "mps"
 
 
 def test_every_visible_gpu_is_used_and_shares_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, gpus=4)
-    assert device.count(check.compose(), "cuda") == 4
-    assert device.count(check.compose(["devices=2"]), "cuda") == 2
+    assert device.count(compose(), "cuda") == 4
+    assert device.count(compose(["devices=2"]), "cuda") == 2
     with pytest.raises(ConfigError, match=r"training\.batch_size=10 does not divide among 4 devices"):
-        device.count(check.compose(["training.batch_size=10"]), "cuda")
+        device.count(compose(["training.batch_size=10"]), "cuda")
     with pytest.raises(ConfigError, match="4 GPUs visible"):
-        device.count(check.compose(["devices=8"]), "cuda")
+        device.count(compose(["devices=8"]), "cuda")
 
 
 def test_precision_auto_takes_what_the_device_gains_from(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +67,7 @@ def test_precision_auto_takes_what_the_device_gains_from(monkeypatch: pytest.Mon
 
 
 def test_out_of_device_memory_names_the_remedies_in_the_manuals_order() -> None:
-    composed = check.compose(["training.batch_size=16"])
+    composed = compose(["training.batch_size=16"])
     for error in (torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("MPS backend out of memory (…)")):
         with pytest.raises(DeviceMemoryError) as raised, device.memory_errors(composed):
             raise error

@@ -16,7 +16,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from tests.trainer.conftest import TINY
 from trainer.cli.main import main
-from trainer.config.check import compose, option_names
+from trainer.config.compose import compose
+from trainer.config.keys import option_names
 from trainer.models import build
 from trainer.training import memory
 

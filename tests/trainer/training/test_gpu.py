@@ -22,7 +22,7 @@ from tests.trainer.conftest import TINY, write_documents
 from trainer.base.errors import EXIT_DEVICE_MEMORY, EXIT_OK, EXIT_STOPPED
 from trainer.bench import steps, training
 from trainer.cli.main import main
-from trainer.config.check import compose
+from trainer.config.compose import compose
 from trainer.models import checkpoint
 from trainer.training import device
 

@@ -21,7 +21,7 @@ import torch
 
 from tests.trainer.conftest import TINY
 from trainer.base.errors import DeviceMemoryError, StoppedError, TrainerError
-from trainer.config import check
+from trainer.config.compose import compose
 from trainer.models import checkpoint
 from trainer.training import device, loop
 from trainer.training import run as train
@@ -132,7 +132,7 @@ def test_ten_kills_at_random_steps_change_no_bit(tmp_path: Path, train: Train, d
 
 def test_what_a_run_goes_on_with_lies_where_it_trains() -> None:
     """The meta device stands for a GPU: an optimiser's state follows its weights when it is read, and no later."""
-    settings = check.compose(["model.name=test_resnet", "model.pretrained=false", "data.img_size=64"])
+    settings = compose(["model.name=test_resnet", "model.pretrained=false", "data.img_size=64"])
     net, optimizer = train.learner(settings, 3, torch.device("cpu"), "fp32", True)
     net(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).sum().backward()
     optimizer.step()
@@ -145,7 +145,7 @@ def test_what_a_run_goes_on_with_lies_where_it_trains() -> None:
 
 
 def test_full_memory_while_a_checkpoint_is_read_is_no_fault_of_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = check.compose(["model.name=test_resnet", "model.pretrained=false", "data.img_size=64"])
+    settings = compose(["model.name=test_resnet", "model.pretrained=false", "data.img_size=64"])
     net, optimizer = train.learner(settings, 3, torch.device("cpu"), "fp32", True)
     state = {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
 
@@ -170,7 +170,7 @@ def test_a_run_that_diverged_leaves_its_last_checkpoint_when_it_is_stopped(
         steps += part == "optimizer"
         stop.requested = steps == 2
 
-    settings = check.compose(words)
+    settings = compose(words)
     with pytest.raises(TrainerError, match=r"infinite or not a number by step 2; lower training\.lr"):
         train.train(settings, tmp_path / "run", stop, lap)
     assert not (tmp_path / "run" / "last.ckpt").exists()
@@ -185,7 +185,7 @@ class LostError(Exception):
 def test_a_run_that_ended_within_its_last_validation_has_it_all_the_same(
     tmp_path: Path, documents: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], at: str
 ) -> None:
-    settings = check.compose([*TINY, f"data.root={documents}", "training.batch_size=8", *words])
+    settings = compose([*TINY, f"data.root={documents}", "training.batch_size=8", *words])
     train.train(settings, tmp_path / "whole", Stop())
     whole = json.loads((tmp_path / "whole" / "metrics.json").read_text())
     stop, steps, before = Stop(), 0, ""

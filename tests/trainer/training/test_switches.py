@@ -20,7 +20,7 @@ from trainer.augment import mixing
 from trainer.base import provenance
 from trainer.base.errors import ConfigError
 from trainer.cli.main import main
-from trainer.config import check
+from trainer.config.compose import compose
 from trainer.config.schema import DataConfig
 from trainer.data import sampling
 from trainer.data import table as data
@@ -61,7 +61,7 @@ def test_the_distance_from_a_teacher_is_zero_for_its_equal_and_grows_with_temper
 
 
 def test_mixing_is_drawn_from_seed_and_step_and_keeps_its_shares() -> None:
-    training = check.compose(["training.mixup=0.4", "training.cutmix=1", "training.mix_probability=0.5"]).training
+    training = compose(["training.mixup=0.4", "training.cutmix=1", "training.mix_probability=0.5"]).training
     drawn = [mixing.draw(training, 3, step, 64) for step in range(400)]
     assert drawn == [mixing.draw(training, 3, step, 64) for step in range(400)]
     assert drawn != [mixing.draw(training, 4, step, 64) for step in range(400)]
@@ -75,7 +75,7 @@ def test_mixing_is_drawn_from_seed_and_step_and_keeps_its_shares() -> None:
     for mix in mixed[:40]:
         joined = mixing.images(mix, own, partner).float().mean()
         assert joined == pytest.approx(100 + 100 * mix.share, abs=1e-3 if mix.box else 0.5)
-    assert mixing.draw(check.compose().training, 3, 0, 64) is None
+    assert mixing.draw(compose().training, 3, 0, 64) is None
 
 
 def test_a_balanced_epoch_has_every_class_equally_often_and_is_drawn_anew() -> None:
@@ -95,11 +95,11 @@ def test_a_balanced_epoch_has_every_class_equally_often_and_is_drawn_anew() -> N
 
 
 def test_drop_path_reaches_the_model_and_one_that_has_none_is_refused() -> None:
-    made = build.create(check.compose(["model.name=test_vit", "model.drop_path=0.3"]).model, 3, 160, False)
+    made = build.create(compose(["model.name=test_vit", "model.drop_path=0.3"]).model, 3, 160, False)
     rates = [float(part.drop_prob) for part in made.modules() if type(part).__name__ == "DropPath"]  # type: ignore[arg-type]
     assert max(rates) == pytest.approx(0.3)
     with pytest.raises(ConfigError, match=r"model\.drop_path=0\.3: vgg11 has no blocks"):
-        build.create(check.compose(["model.name=vgg11", "model.drop_path=0.3"]).model, 3, 64, False)
+        build.create(compose(["model.name=vgg11", "model.drop_path=0.3"]).model, 3, 64, False)
 
 
 def test_layer_decay_gives_each_layer_its_share_of_the_learning_rate(tmp_path: Path, train: Train) -> None:

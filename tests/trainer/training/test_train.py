@@ -24,7 +24,8 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from tests.trainer.conftest import TINY, write_documents
 from trainer.cli.main import main
-from trainer.config import check
+from trainer.config.compose import compose
+from trainer.config.plain import from_dict
 from trainer.models import checkpoint
 from trainer.scores import metrics
 from trainer.training import loop
@@ -96,7 +97,7 @@ def test_a_run_leaves_what_the_contract_says(trained: list[Path]) -> None:
     assert not list(run.rglob(".*")), "no temporary file stays"
     progress = json.loads((run / "progress.json").read_text())
     assert progress["epoch"] == progress["epochs"] == 3 and progress["step"] == progress["steps"]
-    assert check.from_dict(yaml.safe_load((run / "config.yaml").read_text())).data.img_size == 64
+    assert from_dict(yaml.safe_load((run / "config.yaml").read_text())).data.img_size == 64
     assert len(history(run)) == 6, "twice an epoch"
 
 
@@ -192,7 +193,7 @@ def test_precision_and_optimizer_reach_the_training(
 
 
 def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
-    training = check.compose(["training.epochs=10", "training.warmup_epochs=2"]).training
+    training = compose(["training.epochs=10", "training.warmup_epochs=2"]).training
     rates = [loop.learning_rate(training, step, 10, 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.01 * training.lr)
     assert rates[20] == max(rates) == pytest.approx(training.lr)
@@ -206,7 +207,7 @@ def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
 
 def test_the_schedule_reaches_the_optimizer(trained: list[Path]) -> None:
     rates = [float(row["lr"]) for row in history(trained[0])]
-    training = check.from_dict(yaml.safe_load((trained[0] / "config.yaml").read_text())).training
+    training = from_dict(yaml.safe_load((trained[0] / "config.yaml").read_text())).training
     steps = [int(row["step"]) for row in history(trained[0])]
     expected = [loop.learning_rate(training, step - 1, 3, 9) for step in steps]
     assert rates == pytest.approx(expected, rel=1e-4)

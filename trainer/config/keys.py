@@ -1,0 +1,48 @@
+"""The keys of the configuration and the names that its groups can be given. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainer.config import schema
+from trainer.config.schema import Config, DataConfig, ModelConfig, TrainingConfig
+
+CONF_DIR = Path(__file__).parent / "conf"
+GROUPS = ("model", "data", "training")
+
+
+@functools.cache
+def option_names(group: str) -> tuple[str, ...]:
+    """The names that `group` (one of `GROUPS`) can be given, sorted."""
+    return tuple(sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml")))
+
+
+@functools.cache
+def keys() -> dict[str, str]:
+    """Every dotted key, with its type as written in the schema: `{"training.lr": "float", …}`."""
+    return {key: f.type if isinstance(f.type, str) else f.type.__name__ for key, f in _fields(Config, "")}
+
+
+def describe() -> list[tuple[str, str, str]]:
+    """Every key with its type and its docstring, for `--help`."""
+    docs: dict[str, str] = {}
+    source = Path(schema.__file__).read_text(encoding="utf-8")
+    prefixes = {"ModelConfig": "model.", "DataConfig": "data.", "TrainingConfig": "training.", "Config": ""}
+    for name, body in re.findall(r"^@dataclass\nclass (\w+):\n(.*?)(?=\n\n\n|\Z)", source, re.S | re.M):
+        for key, doc in re.findall(r'^    (\w+): [^\n]*\n    """(.*?)"""', body, re.S | re.M):
+            docs[prefixes[name] + key] = doc
+    return [(key, kind, docs.get(key, "")) for key, kind in keys().items() if key != "choices"]
+
+
+def _fields(kind: type, prefix: str) -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    nested = {"model": ModelConfig, "data": DataConfig, "training": TrainingConfig}
+    for f in dataclasses.fields(kind):
+        if not prefix and f.name in nested:
+            yield from _fields(nested[f.name], f.name + ".")
+        else:
+            yield prefix + f.name, f

@@ -1,0 +1,155 @@
+"""Groups and values merged into one configuration: by OmegaConf, which is asked once for what is the same in many runs
+of a matrix."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from trainer.base.errors import ConfigError
+from trainer.config.keys import CONF_DIR, GROUPS, keys
+from trainer.config.plain import copied, first_line
+from trainer.config.schema import Config
+
+Value = tuple[str, str, Any]
+"""An override as written, its dotted key, and its value by Hydra's grammar. The text decides the other two."""
+_WRONG = object()
+_LISTS = ("data.train_transforms", "data.val_transforms")
+
+
+def merged(chosen: tuple[str, ...], values: Sequence[Value]) -> Config:
+    """The configuration of the groups' names (in the order of GROUPS; empty: the default) and values, not yet checked.
+
+    Raises ConfigError with every value that cannot be set.
+    """
+    return fast(chosen, values) or slow(chosen, values)
+
+
+def slow(chosen: tuple[str, ...], values: Sequence[Value]) -> Config:
+    """`merged`, all of it by OmegaConf: tens of milliseconds."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    faults = []
+    tree = _compose_groups(*chosen).copy()
+    for text, key, value in values:
+        try:
+            OmegaConf.update(tree, key, value, merge=False)
+        except OmegaConfBaseException as error:
+            said = first_line(error)
+            faults.append(
+                f"{text}: must be a list: write {key}=[{value}]" if "ListConfig" in said else f"{text}: {said}"
+            )
+        except (IndexError, TypeError, ValueError, AttributeError, KeyError) as error:
+            faults.append(f"{text}: cannot be set: {first_line(error)}")
+    if faults:
+        raise ConfigError("\n".join(faults))
+    try:
+        config = OmegaConf.to_object(tree)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the configuration does not resolve: {first_line(error)}") from None
+    assert isinstance(config, Config)
+    return config
+
+
+def fast(chosen: tuple[str, ...], values: Sequence[Value]) -> Config | None:
+    """What `slow` returns, in a fraction of a millisecond; None where values are more than plain ones, or wrong.
+
+    What OmegaConf resolves is kept for each choice of groups and of the values that others refer to (data.img_size).
+    Any other value is typed by OmegaConf once for each distinct word, and put into a copy.
+    """
+    referred = _referred(chosen)
+    if referred is None or not all(_is_plain(key, value) for _, key, value in values):
+        return None
+    typed = {}
+    for text, key, value in values:
+        typed[key] = _typed(text, key, value)
+        if typed[key] is _WRONG:
+            return None
+    config: Config = copied(_resolved(chosen, tuple(each for each in values if each[1] in referred)))
+    for key, value in typed.items():
+        section, _, leaf = key.rpartition(".")
+        setattr(getattr(config, section) if section else config, leaf, value)
+    return config
+
+
+def _is_plain(key: str, value: Any) -> bool:
+    if key.startswith(_LISTS):
+        return False
+    if isinstance(value, str):
+        return "${" not in value and value != "???"  # OmegaConf's words for a reference and for a missing value
+    return value is None or isinstance(value, bool | int | float)
+
+
+@functools.cache
+def _referred(chosen: tuple[str, ...]) -> frozenset[str] | None:
+    """The keys that values of the groups refer to; None where a reference is more than a key."""
+    from omegaconf import OmegaConf
+
+    found = set()
+    waiting = [OmegaConf.to_container(_compose_groups(*chosen), resolve=False)]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict):
+            waiting += each.values()
+        elif isinstance(each, list):
+            waiting += each
+        elif isinstance(each, str) and "${" in each:
+            match = re.fullmatch(r"\$\{([\w.]+)\}", each)
+            if match is None or match[1] not in keys() or match[1].startswith(_LISTS):
+                return None
+            found.add(match[1])
+    return frozenset(found)
+
+
+@functools.cache
+def _resolved(chosen: tuple[str, ...], values: tuple[Value, ...]) -> Config:
+    return slow(chosen, values)
+
+
+@functools.cache
+def _typed(text: str, key: str, value: Any) -> Any:
+    """The value as the schema's type has it, or _WRONG."""
+    if type(value) is int and keys().get(key) in ("int", "int | None"):
+        return value
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    tree = _schema()
+    try:
+        OmegaConf.update(tree, key, value, merge=False)
+        return OmegaConf.select(tree, key)
+    except (OmegaConfBaseException, IndexError, TypeError, ValueError, AttributeError, KeyError):
+        return _WRONG
+
+
+@functools.cache
+def _schema() -> Any:
+    """A tree of the schema alone; what was set in it before is of no consequence."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.structured(Config)
+
+
+@functools.cache
+def _compose_groups(model: str, data: str, training: str) -> Any:
+    """The tree before value overrides. Cached: a matrix of thousands of runs has few combinations of groups."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    named = {group: name for group, name in zip(GROUPS, (model, data, training), strict=True) if name}
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
+        composed = hydra.compose(
+            "config", [f"{group}={name}" for group, name in named.items()], return_hydra_config=True
+        )
+        choices = {group: composed.hydra.runtime.choices[group] for group in GROUPS}
+    plain = OmegaConf.to_container(composed, resolve=False)
+    assert isinstance(plain, dict)
+    plain.pop("hydra")
+    tree = OmegaConf.merge(OmegaConf.structured(Config), plain)
+    tree.choices = choices
+    return tree
