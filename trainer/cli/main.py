@@ -307,7 +307,8 @@ def _ensemble(arguments: list[str]) -> int:
     options = _parse(parser, arguments)
     _quiet()
     from trainer.ensemble import weights
-    from trainer.ensemble.score import ensemble, make
+    from trainer.ensemble.score import ensemble
+    from trainer.models.ensemble_file import make
     from trainer.predict.inference import Options
 
     how = Options(options.device, options.precision, options.batch_size, options.num_workers, options.tta)

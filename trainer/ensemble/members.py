@@ -1,55 +1,15 @@
-"""Members of an ensemble: what has one vote is a checkpoint, or all folds of one model."""
+"""What the members of an ensemble say of the images that they held out."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 
-from trainer.base.errors import ConfigError
-from trainer.base.files import sha256
-from trainer.models import checkpoint
 from trainer.models.checkpoint import Checkpoint
-from trainer.predict.inference import tempered
-
-UNIMPORTANT = (
-    "data.root",
-    "data.fold",
-    "device",
-    "devices",
-    "resume",
-    "training.num_workers",
-    "training.pin_memory",
-    "training.micro_batch",
-)
-"""Keys in which the folds of one model may differ."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A checkpoint and its file, by path and SHA-256."""
-
-    path: Path
-    sha256: str
-    checkpoint: Checkpoint
-
-
-@dataclass(frozen=True)
-class Member:
-    """A single checkpoint, or those of the folds of one model."""
-
-    name: str
-    parts: list[Loaded]
-    folds: int | None = None
-    """How many folds there should be; None for a single checkpoint."""
-
-    def missing(self) -> list[int]:
-        """The folds that are not there."""
-        return sorted(set(range(self.folds or 0)) - {fold_of(part.checkpoint) for part in self.parts})
+from trainer.models.ensemble_file import Member
+from trainer.scores.calibration import tempered
 
 
 @dataclass(frozen=True)
@@ -64,55 +24,6 @@ class Validation:
     split_fingerprint: str
     """Of the split; where folds were joined to all training images, of the whole cut into folds."""
     folds_fingerprint: str | None
-
-
-def load(path: Path) -> Loaded:
-    """Raises ConfigError where it is no checkpoint."""
-    member = checkpoint.load(path, mapped=True)
-    return Loaded(path, sha256(path), member)
-
-
-def fold_of(member: Checkpoint) -> int:
-    """Which fold a checkpoint held out, from 0."""
-    return int(member.config["data"]["fold"])
-
-
-def group(loaded: Sequence[Loaded]) -> list[Member]:
-    """One member a model: checkpoints that differ in their fold alone belong together, unless all held out the same
-    images. In the order in which their first parts are named.
-
-    Raises ConfigError where a fold of a model stands twice.
-    """
-    splits = {part.checkpoint.validation.get("split_fingerprint") for part in loaded}
-    groups: dict[str, list[Loaded]] = {}
-    for place, part in enumerate(loaded):
-        folds = part.checkpoint.validation.get("folds_fingerprint") if len(splits) > 1 else None
-        key = json.dumps([folds, _important(part.checkpoint.config)], sort_keys=True) if folds else str(place)
-        groups.setdefault(key, []).append(part)
-    return [_member(parts, key[0] == "[") for key, parts in groups.items()]
-
-
-def _member(parts: list[Loaded], folded: bool) -> Member:
-    if not folded:
-        return Member(str(parts[0].path), parts)
-    by_fold: dict[int, Loaded] = {}
-    for part in parts:
-        other = by_fold.setdefault(fold_of(part.checkpoint), part)
-        if other is not part:
-            raise ConfigError(
-                f"{part.path}: fold {fold_of(part.checkpoint)} of the same model as {other.path}: name one of them"
-            )
-    config = parts[0].checkpoint.settings
-    chosen = [config.choices[key] for key in ("data", "training") if key in config.choices]
-    name = f"{config.model.name} ({', '.join([*chosen, f'{config.data.img_size} px', f'seed {config.seed}'])})"
-    return Member(name, [by_fold[fold] for fold in sorted(by_fold)], config.data.folds)
-
-
-def _important(config: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= {f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value}
-    return {key: value for key, value in flat.items() if key not in UNIMPORTANT}
 
 
 def validation(members: Sequence[Member]) -> tuple[Validation | None, str]:

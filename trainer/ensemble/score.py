@@ -2,60 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainer.base.errors import ConfigError, nearest
+from trainer.base.errors import ConfigError
 from trainer.base.files import sha256, write_json
 from trainer.data import table as data
 from trainer.ensemble import members, weights
-from trainer.ensemble.members import Loaded, Member, Validation
-from trainer.ensemble.voting import METHODS, ballots, combine
-from trainer.models import checkpoint
+from trainer.ensemble.members import Validation
+from trainer.ensemble.voting import ballots, combine
+from trainer.models import checkpoint, ensemble_file
+from trainer.models.ensemble_file import Ensemble
 from trainer.predict import kept as predictions
-from trainer.predict.inference import Options, tempered
+from trainer.predict.inference import Options
 from trainer.predict.kept import Origin, Predictions
 from trainer.predict.predict import members_predictions, origin_of, test_images
 from trainer.scores import intervals, metrics
-from trainer.training import keep
-
-FORMAT = 2
-READABLE = (1, 2)
-
-
-@dataclass(frozen=True)
-class Ensemble:
-    """Members, and how their probabilities are joined."""
-
-    members: list[Member]
-    method: str
-    weights: list[float]
-    """One a member; only their ratios count."""
-    temperature: float = 1.0
-    tta: str = "none"
-
-    @property
-    def parts(self) -> list[Loaded]:
-        return [part for member in self.members for part in member.parts]
-
-    @property
-    def averages_folds(self) -> bool:
-        """Whether it predicts by means of folds. Its validation knows only the single fold that held an image out; a
-        temperature that is fitted on such votes does not suit the mean, which is less sure."""
-        return any(len(member.parts) > 1 for member in self.members)
-
-    @property
-    def shares(self) -> list[float]:
-        """Each part's share of the whole: the folds of a member have its weight in equal shares. They add up to 1."""
-        total = sum(self.weights)
-        pairs = zip(self.members, self.weights, strict=True)
-        return [weight / total / len(member.parts) for member, weight in pairs for _ in member.parts]
+from trainer.scores.calibration import tempered
+from trainer.scores.validation import Outcome, certainty, save_validation
 
 
 @dataclass(frozen=True)
@@ -67,29 +35,6 @@ class Scored:
     clean: torch.Tensor
     corrupted: torch.Tensor | None
     figures: dict[str, Any]
-
-
-def make(paths: Sequence[Path], method: str, given: Sequence[float] | None = None) -> Ensemble:
-    """Load and check the checkpoints, and join those that are folds of one model.
-
-    Raises ConfigError: an unknown method, weights that do not fit, members whose classes are not the same set, a fold
-    that stands twice.
-    """
-    if method not in METHODS:
-        raise ConfigError(f"--method {method}: there is no such method; {nearest(method, METHODS)}")
-    if not paths:
-        raise ConfigError("--checkpoints: name at least one best.ckpt")
-    loaded = [members.load(path) for path in paths]
-    classes = set(loaded[0].checkpoint.class_names)
-    for part in loaded:
-        if set(part.checkpoint.class_names) != classes:
-            odd = sorted(set(part.checkpoint.class_names) ^ classes)
-            raise ConfigError(f"{part.path}: its classes are not those of {paths[0]}: they differ in {', '.join(odd)}")
-    grouped = members.group(loaded)
-    if given is not None and len(given) != len(grouped):
-        folds = " (the folds of a model are one)" if len(grouped) < len(paths) else ""
-        raise ConfigError(f"--weights: {len(given)} for {len(grouped)} members{folds}; give one a member, or none")
-    return Ensemble(grouped, method, [float(w) for w in given or [1.0] * len(grouped)])
 
 
 def run(made: Ensemble, table: data.Table, fingerprint: str, options: Options) -> Predictions:
@@ -110,7 +55,7 @@ def run(made: Ensemble, table: data.Table, fingerprint: str, options: Options) -
 def predict(path: Path, root: Path, options: Options) -> tuple[Predictions, Origin, data.Table]:
     """The predictions of the ensemble.json at `path` for `root`'s test images: those beside it where they are of these
     images, else of its members."""
-    made = read(path)
+    made = ensemble_file.read(path)
     options = replace(options, tta=options.tta or made.tta)
     table = test_images(root)
     fingerprint = data.content_fingerprint(table.paths)
@@ -135,9 +80,9 @@ def _figures(
     temperature, and `ece` is that of the out-of-fold votes."""
     monitor = _monitor(made)
     figures: dict[str, Any] = metrics.validation(clean, corrupted, validation.targets)
-    whole = keep.Scored(list(range(len(validation.ids))), validation.targets, clean, corrupted)
-    certainty = keep.certainty(whole, calibrated=not made.averages_folds)
-    return {**figures, "monitor": monitor, "score": metrics.score(figures, monitor), **certainty}
+    outcome = Outcome(list(range(len(validation.ids))), validation.targets, clean, corrupted)
+    sureness = certainty(outcome, calibrated=not made.averages_folds)
+    return {**figures, "monitor": monitor, "score": metrics.score(figures, monitor), **sureness}
 
 
 def score(made: Ensemble, validation: Validation, how: str) -> Scored:
@@ -196,7 +141,7 @@ def ensemble(made: Ensemble, how: str, root: Path | None, output: Path, options:
     if scored is not None:
         _save_validation(scored, output / "val_predictions.npz")
     summary = _summary(made, scored, why_not, how, output)
-    write_json(output / "ensemble.json", {"format": FORMAT, **summary})
+    write_json(output / "ensemble.json", {"format": ensemble_file.FORMAT, **summary})
     if predicted is not None:
         origin = origin_of(sha256(output / "ensemble.json"), fingerprint, options)
         predictions.write(predicted, output, origin)
@@ -227,7 +172,7 @@ def _save_validation(scored: Scored, path: Path) -> None:
     if validation.folds_fingerprint is not None:
         arrays["folds_fingerprint"] = validation.folds_fingerprint
     whole = checkpoint.Checkpoint({}, first.class_names, first.labels, {}, {}, validation=arrays)
-    keep.save_validation(path, whole)
+    save_validation(path, whole)
 
 
 OWN_FIGURES = ("val_f1", "val_f1_corrupted", "val_f1_mean")
@@ -242,7 +187,11 @@ def _summary(made: Ensemble, scored: Scored | None, why_not: str, how: str, outp
     for number, (member, weight) in enumerate(zip(made.members, made.weights, strict=True)):
         for part in member.parts:
             own = {key: part.checkpoint.metrics.get(key) for key in OWN_FIGURES}
-            where = {"member": number, "fold": members.fold_of(part.checkpoint)} if member.folds else {"member": number}
+            where = (
+                {"member": number, "fold": ensemble_file.fold_of(part.checkpoint)}
+                if member.folds
+                else {"member": number}
+            )
             path = os.path.relpath(part.path.resolve(), output.resolve())
             entries.append({"checkpoint": path, "sha256": part.sha256, **own, "weight": weight, **where})
     return {
@@ -305,26 +254,3 @@ def _figure(figures: dict[str, Any], images: int) -> str:
         sure = f" ({intervals.in_words(figures['val_f1_interval'], figures['val_f1'], images)})"
     worse = figures.get("val_f1_corrupted")
     return f"val_f1 {figures['val_f1']:.4f}{sure}" + (f", {worse:.4f} corrupted" if worse is not None else "")
-
-
-def read(path: Path) -> Ensemble:
-    """The ensemble that an ensemble.json describes. Raises ConfigError where it or a member is not what it was."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] not in READABLE:
-            raise ConfigError(f"{path}: written by another version (format {content['format']}, not {FORMAT})")
-        parts = [path.parent / entry["checkpoint"] for entry in content["members"]]
-        sums = [entry["sha256"] for entry in content["members"]]
-        # Files of format 1 have a weight a checkpoint, as all members were single ones.
-        by_member = {entry.get("member", place): entry["weight"] for place, entry in enumerate(content["members"])}
-        method, temperature, tta = content["method"], content.get("temperature", 1.0), content.get("tta", "none")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file; name a best.ckpt or an ensemble.json") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: not an ensemble.json of this trainer: {error}") from None
-    made = make(parts, method, list(by_member.values()))
-    expected = dict(zip(parts, sums, strict=True))
-    for part in made.parts:
-        if part.sha256 != expected[part.path]:
-            raise ConfigError(f"{part.path}: has changed since {path.name} was made; make the ensemble anew")
-    return replace(made, temperature=1.0 if made.averages_folds else temperature, tta=tta)

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-METHODS = ("soft_voting", "hard_voting", "rank_averaging")
-
 
 def ballots(method: str, probabilities: Sequence[torch.Tensor]) -> torch.Tensor:
     """What each of M members brings to the vote, (M, N, classes) float64: the ensemble is their weighted mean.

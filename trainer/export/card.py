@@ -12,7 +12,6 @@ from torchmetrics.functional.classification import multiclass_f1_score
 
 from trainer.models import checkpoint
 from trainer.scores import intervals
-from trainer.training import keep
 
 METRICS = {
     "val_f1": "macro F1, validation images as they are",
@@ -214,7 +213,7 @@ def _origin(kept: checkpoint.Checkpoint, made: Export) -> str:
         "fingerprint of the split": kept.validation.get("split_fingerprint"),
         "git commit": kept.provenance.get("git_sha"),
         "trained with": _versions(kept.versions),
-        "exported with": _versions(keep.versions() | _exporters(made.to)),
+        "exported with": _versions(checkpoint.versions() | _exporters(made.to)),
         "SHA-256 of the checkpoint": f"`{made.checkpoint_sha256}`",
         f"SHA-256 of `{made.file}`": f"`{made.sha256}`",
     }

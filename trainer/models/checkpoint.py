@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import platform
 import zipfile
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from trainer import __version__
 from trainer.base.errors import ConfigError, TrainerError
 from trainer.base.files import replacing
 from trainer.config.plain import from_dict
@@ -92,6 +95,16 @@ def load(path: Path, mapped: bool = False) -> Checkpoint:
     if content["format"] != FORMAT:
         raise ConfigError(f"{path}: written by another version (format {content['format']}, not {FORMAT})")
     return Checkpoint(**{name: content[name] for name in Checkpoint.__dataclass_fields__ if name in content})
+
+
+def versions() -> dict[str, str]:
+    """Of the software that makes a checkpoint here."""
+    return {
+        "trainer": __version__,
+        "torch": str(torch.__version__),
+        "timm": version("timm"),
+        "python": platform.python_version(),
+    }
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:

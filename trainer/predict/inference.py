@@ -21,7 +21,7 @@ from trainer.data import table as data
 from trainer.images import decode
 from trainer.models import build
 from trainer.models.checkpoint import Checkpoint
-from trainer.scores import calibration
+from trainer.scores.calibration import tempered
 from trainer.training import device
 from trainer.training.stop import ignore_in_worker
 
@@ -48,13 +48,6 @@ class Options:
     def real_precision(self) -> str:
         """bf16, fp16 or fp32, whatever was asked for. Raises ConfigError for what the device does not have."""
         return device.precision(self.precision, device.choose(self.device))
-
-
-def tempered(probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
-    """(N, classes) probabilities at the temperature that calibration found."""
-    if temperature == 1:
-        return probabilities
-    return torch.from_numpy(calibration.temper(probabilities.numpy(), temperature))
 
 
 def run(members: Sequence[Checkpoint], table: data.Table, options: Options) -> list[torch.Tensor]:

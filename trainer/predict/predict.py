@@ -11,9 +11,9 @@ import torch
 from trainer.base.errors import ConfigError, DataError
 from trainer.base.files import write_json
 from trainer.data import table as data
-from trainer.ensemble import members
-from trainer.ensemble.members import Loaded
 from trainer.images import reading
+from trainer.models import ensemble_file
+from trainer.models.ensemble_file import Loaded
 from trainer.predict import inference
 from trainer.predict import kept as predictions
 from trainer.predict.inference import Options
@@ -64,7 +64,7 @@ def predict(path: Path, root: Path, output: Path, options: Options) -> dict[str,
     if path.suffix == ".json":
         made, origin, table = score.predict(path, root, options)
     else:
-        member = members.load(path)
+        member = ensemble_file.load(path)
         table = test_images(root)
         fingerprint = data.content_fingerprint(table.paths)
         origin = origin_of(member.sha256, fingerprint, options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 BINS = 15
@@ -48,6 +49,13 @@ def temper(probabilities: Probabilities, temperature: float) -> NDArray[np.float
     logits = np.log(np.maximum(probabilities.astype(np.float64), _LOWEST)) / temperature
     scaled = np.exp(logits - logits.max(1, keepdims=True))
     return np.asarray(scaled / scaled.sum(1, keepdims=True), dtype=np.float32)
+
+
+def tempered(probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
+    """(N, classes) probabilities at the temperature that calibration found."""
+    if temperature == 1:
+        return probabilities
+    return torch.from_numpy(temper(probabilities.numpy(), temperature))
 
 
 def fit_temperature(probabilities: Probabilities, targets: NDArray[np.integer]) -> float:

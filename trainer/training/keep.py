@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import timm
 import torch
-from numpy.typing import NDArray
 
-from trainer import __version__
 from trainer.base.errors import ConfigError
-from trainer.base.files import replacing
 from trainer.config.plain import to_dict
 from trainer.models import build, checkpoint
-from trainer.scores import calibration, intervals
+from trainer.scores.validation import Outcome, calibration_figures, save_validation
 
 if TYPE_CHECKING:
     from trainer.training.loop import Job
@@ -27,50 +20,7 @@ if TYPE_CHECKING:
 LAST_FORMAT = 2
 
 
-@dataclass(frozen=True)
-class Scored:
-    """A validation: rows of the table (N), targets (N,), probabilities (N, classes) of the clean copies and of the
-    corrupted ones, where there are."""
-
-    rows: list[int]
-    targets: torch.Tensor
-    clean: torch.Tensor
-    corrupted: torch.Tensor | None
-
-    @property
-    def pooled(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Probabilities and targets of all copies."""
-        copies = [self.clean] if self.corrupted is None else [self.clean, self.corrupted]
-        return torch.cat(copies).numpy(), self.targets.repeat(len(copies)).numpy()
-
-
-def certainty(made: Scored, calibrated: bool = True) -> dict[str, Any]:
-    """95 % intervals of the macro F1 (None where there is none), the temperature, and the calibration error before and
-    after it. Not `calibrated`: only the error of the probabilities as they are."""
-    classes, targets = made.clean.shape[1], made.targets.numpy()
-    found: dict[str, Any] = {
-        f"{name}_interval": intervals.interval(targets, copy.argmax(1).numpy(), classes)
-        for name, copy in (("val_f1", made.clean), ("val_f1_corrupted", made.corrupted))
-        if copy is not None
-    }
-    return found | (_calibration(made) if calibrated else {"ece": _calibration_error(*made.pooled)})
-
-
-def _calibration_error(probabilities: NDArray[np.float32], targets: NDArray[np.int64]) -> float:
-    return round(calibration.expected_error(probabilities, targets), 6)
-
-
-def _calibration(made: Scored) -> dict[str, float]:
-    probabilities, targets = made.pooled
-    temperature = calibration.fit_temperature(probabilities, targets)
-    return {
-        "temperature": temperature,
-        "ece": _calibration_error(probabilities, targets),
-        "ece_calibrated": _calibration_error(calibration.temper(probabilities, temperature), targets),
-    }
-
-
-def keep(job: Job, figures: dict[str, float], score: float, best: bool, made: Scored) -> None:
+def keep(job: Job, figures: dict[str, float], score: float, best: bool, outcome: Outcome) -> None:
     """After a validation: best.ckpt if it is the best, and the few next best in top/. The best of equals is the
     earliest."""
     progress, count = job.progress, job.config.training.keep_top
@@ -79,7 +29,7 @@ def keep(job: Job, figures: dict[str, float], score: float, best: bool, made: Sc
     progress.top = ranked[:count]
     if [score, name] not in progress.top:
         return
-    kept = _checkpoint(job, figures, made)
+    kept = _checkpoint(job, figures, outcome)
     if best:
         _demote(job.run_dir, [other for _, other in progress.top[1:2]])
         checkpoint.save(job.run_dir / "best.ckpt", kept)
@@ -102,18 +52,18 @@ def _demote(run_dir: Path, names: list[str]) -> None:
                 shutil.copyfile(run_dir / "best.ckpt", place)
 
 
-def _checkpoint(job: Job, figures: dict[str, float], made: Scored) -> checkpoint.Checkpoint:
+def _checkpoint(job: Job, figures: dict[str, float], outcome: Outcome) -> checkpoint.Checkpoint:
     mean, std = build.mean_std(job.config.model.name)
-    validation = {
-        "ids": [job.table.ids[row] for row in made.rows],
-        "targets": made.targets,
-        "probabilities": made.clean,
+    stored = {
+        "ids": [job.table.ids[row] for row in outcome.rows],
+        "targets": outcome.targets,
+        "probabilities": outcome.clean,
         "split_fingerprint": job.split.fingerprint,
     }
-    if made.corrupted is not None:
-        validation["corrupted"] = made.corrupted
+    if outcome.corrupted is not None:
+        stored["corrupted"] = outcome.corrupted
     if job.split.folds_fingerprint is not None:
-        validation["folds_fingerprint"] = job.split.folds_fingerprint
+        stored["folds_fingerprint"] = job.split.folds_fingerprint
     return checkpoint.Checkpoint(
         state_dict={k: v.detach().cpu() for k, v in job.scored.model.state_dict().items()},
         class_names=job.table.class_names,
@@ -127,39 +77,11 @@ def _checkpoint(job: Job, figures: dict[str, float], made: Scored) -> checkpoint
             "fast": job.config.data.fast,
         },
         metrics={**figures, "epoch": job.progress.epoch + 1, "step": job.progress.step},
-        validation=validation,
-        calibration=_calibration(made),
-        versions=versions(),
+        validation=stored,
+        calibration=calibration_figures(outcome),
+        versions=checkpoint.versions(),
         provenance=job.provenance,
     )
-
-
-def save_validation(path: Path, kept: checkpoint.Checkpoint) -> None:
-    """val_predictions.npz: ids (N,), targets (N,), class_names (C,), probabilities (N, C), split_fingerprint. Where
-    there are, also corrupted (N, C) and folds_fingerprint."""
-    more: dict[str, Any] = {
-        key: np.asarray(kept.validation[key]) for key in ("corrupted", "folds_fingerprint") if key in kept.validation
-    }
-    with replacing(path) as temporary:
-        np.savez_compressed(
-            temporary,
-            ids=np.array(kept.validation["ids"]),
-            targets=kept.validation["targets"].numpy(),
-            class_names=np.array(kept.class_names),
-            probabilities=kept.validation["probabilities"].numpy(),
-            split_fingerprint=np.array(kept.validation["split_fingerprint"]),
-            **more,
-        )
-
-
-def versions() -> dict[str, str]:
-    """What made the checkpoint."""
-    return {
-        "trainer": __version__,
-        "torch": str(torch.__version__),
-        "timm": timm.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def save_last(job: Job) -> None:

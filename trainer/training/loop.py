@@ -28,8 +28,9 @@ from trainer.base.files import write_json, write_text
 from trainer.config.schema import Config, TrainingConfig
 from trainer.data import sampling
 from trainer.data import table as data
-from trainer.models import build, losses
+from trainer.models import build, checkpoint, losses
 from trainer.scores import intervals, metrics
+from trainer.scores.validation import Outcome, certainty
 from trainer.training import device, keep
 from trainer.training import teachers as distill
 from trainer.training import val_batches as validation
@@ -302,7 +303,7 @@ def _validate(job: Job) -> None:
     progress.history.append(entry)
     if best:
         progress.best_score, progress.best_epoch = score, progress.epoch + 1
-        progress.best = {**figures, "monitor": monitor, "score": score, **keep.certainty(made)}
+        progress.best = {**figures, "monitor": monitor, "score": score, **certainty(made)}
     if job.chief:
         keep.keep(job, figures, score, best, made)
         if best:
@@ -315,7 +316,7 @@ def _validate(job: Job) -> None:
         write_text(job.run_dir / "history.csv", _history_csv(progress.history))
 
 
-def _gather(job: Job, probabilities: torch.Tensor) -> keep.Scored:
+def _gather(job: Job, probabilities: torch.Tensor) -> Outcome:
     """Every process's probabilities, in the order of the rows, the clean copies and the corrupted ones."""
     wanted = job.val_batches.items
     if job.fabric.world_size > 1:
@@ -326,7 +327,7 @@ def _gather(job: Job, probabilities: torch.Tensor) -> keep.Scored:
     order = sorted(range(len(wanted)), key=wanted.__getitem__)
     rows = [wanted[position][1] for position in order if wanted[position][0] == 0]
     ordered = probabilities[order]
-    return keep.Scored(
+    return Outcome(
         rows,
         torch.tensor([job.table.targets[row] for row in rows]),
         ordered[: len(rows)],
@@ -409,7 +410,7 @@ def _finish(job: Job) -> dict[str, Any]:
         **_teaching(job),
         "threads": torch.get_num_threads(),
         "host": os.uname().nodename,
-        "versions": keep.versions(),
+        "versions": checkpoint.versions(),
         **job.provenance,
     }
     if job.chief:

@@ -14,8 +14,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from trainer.base.errors import ConfigError
-from trainer.ensemble import score
-from trainer.models import build, checkpoint
+from trainer.models import build, checkpoint, ensemble_file
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def read(paths: Sequence[str]) -> list[tuple[str, checkpoint.Checkpoint, float]]
         path = Path(name).expanduser()
         try:
             if path.suffix == ".json":
-                made = score.read(path)
+                made = ensemble_file.read(path)
                 shares = zip(made.parts, made.shares, strict=True)
                 found += [(name, part.checkpoint, share / len(paths)) for part, share in shares]
             else:

@@ -16,8 +16,8 @@ from sklearn.metrics import f1_score
 from tests.trainer.conftest import TINY
 from trainer.base import provenance
 from trainer.cli.main import main
-from trainer.ensemble import score, weights
-from trainer.models import build, checkpoint
+from trainer.ensemble import weights
+from trainer.models import build, checkpoint, ensemble_file
 from trainer.predict import kept as predictions
 from trainer.scores import calibration
 
@@ -98,7 +98,7 @@ def test_the_folds_of_a_model_are_one_member_that_is_scored_on_all_training_imag
 
     content = json.loads(Path("ensemble.json").read_text())
     Path("ensemble.json").write_text(json.dumps(content | {"temperature": 0.5}))
-    assert score.read(Path("ensemble.json")).temperature == 1, "an earlier version fitted one"
+    assert ensemble_file.read(Path("ensemble.json")).temperature == 1, "an earlier version fitted one"
 
 
 def test_two_models_of_folds_take_a_weight_each(
@@ -114,7 +114,7 @@ def test_two_models_of_folds_take_a_weight_each(
         ("7)", 1),
     ]
     assert summary["weighting"] == "given" and summary["equal_vote"]["val_f1"] is not None
-    assert score.read(Path("ensemble.json")).shares == pytest.approx([1 / 4] * 3 + [1 / 12] * 3)
+    assert ensemble_file.read(Path("ensemble.json")).shares == pytest.approx([1 / 4] * 3 + [1 / 12] * 3)
     before = Path("submission.csv").read_bytes()
     Path("predictions.npz").unlink()
     assert main(["predict", "checkpoint=ensemble.json", "output=again"]) == 0

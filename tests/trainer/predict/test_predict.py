@@ -14,8 +14,8 @@ from sklearn.metrics import f1_score
 
 from tests.trainer.conftest import TINY, write_documents
 from trainer.cli.main import main
-from trainer.ensemble import score
-from trainer.models import checkpoint
+from trainer.ensemble import voting
+from trainer.models import checkpoint, ensemble_file
 from trainer.scores import calibration
 
 
@@ -74,7 +74,7 @@ def test_predict_needs_nothing_but_the_checkpoint(trained: list[Path], tmp_path:
     assert main(["predict", "--checkpoint", str(alone), "--output", str(tmp_path / "out")]) == 0
 
 
-@pytest.mark.parametrize("method", score.METHODS)
+@pytest.mark.parametrize("method", ensemble_file.METHODS)
 def test_the_manuals_ensemble_command(trained: list[Path], tmp_path: Path, method: str) -> None:
     """Two architectures of 64 and 160 pixels."""
     members = [str(run / "best.ckpt") for run in trained]
@@ -93,23 +93,23 @@ def test_the_manuals_ensemble_command(trained: list[Path], tmp_path: Path, metho
 
 def test_soft_voting_is_the_weighted_mean() -> None:
     a, b = torch.tensor([[0.8, 0.2]]), torch.tensor([[0.1, 0.9]])
-    assert score.combine("soft_voting", [a, b], [1, 1])[0].tolist() == pytest.approx([0.45, 0.55])
-    assert score.combine("soft_voting", [a, b], [3, 1])[0].tolist() == pytest.approx([0.625, 0.375])
+    assert voting.combine("soft_voting", [a, b], [1, 1])[0].tolist() == pytest.approx([0.45, 0.55])
+    assert voting.combine("soft_voting", [a, b], [3, 1])[0].tolist() == pytest.approx([0.625, 0.375])
 
 
 def test_hard_voting_counts_votes_and_breaks_ties_by_probability() -> None:
     a, b, c = torch.tensor([[0.6, 0.4]]), torch.tensor([[0.55, 0.45]]), torch.tensor([[0.01, 0.99]])
-    assert score.combine("hard_voting", [a, b, c], [1, 1, 1]).argmax(1).item() == 0
-    assert score.combine("hard_voting", [a, c], [1, 1]).argmax(1).item() == 1
-    assert score.combine("hard_voting", [a, b, c], [1, 1, 5]).argmax(1).item() == 1
+    assert voting.combine("hard_voting", [a, b, c], [1, 1, 1]).argmax(1).item() == 0
+    assert voting.combine("hard_voting", [a, c], [1, 1]).argmax(1).item() == 1
+    assert voting.combine("hard_voting", [a, b, c], [1, 1, 5]).argmax(1).item() == 1
 
 
 def test_rank_averaging_ignores_how_sure_a_member_is() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, other = torch.randn(30, 2, generator=generator), torch.randn(30, 2, generator=generator).softmax(1)
     calm, sure = logits.softmax(1), (logits * 3).softmax(1)
-    a = score.combine("rank_averaging", [calm, other], [1, 1])
-    b = score.combine("rank_averaging", [sure, other], [1, 1])
+    a = voting.combine("rank_averaging", [calm, other], [1, 1])
+    b = voting.combine("rank_averaging", [sure, other], [1, 1])
     torch.testing.assert_close(a, b)
     torch.testing.assert_close(a.sum(1), torch.ones(30))
 
