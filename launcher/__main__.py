@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import sys
 
-EXIT_FAILED, EXIT_USAGE, EXIT_DATA, EXIT_STOPPED = 1, 64, 65, 130
-
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and end the process with the contract's exit code; no error shows a traceback."""
     import click
 
-    from launcher.base.errors import RefusedError
+    from launcher.base.errors import EXIT_FAILED, EXIT_STOPPED, EXIT_USAGE, LauncherError
     from launcher.cli.main import cli
 
     try:
@@ -26,7 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
         _end(f"error: {error.format_message()}", EXIT_FAILED)
     except (click.Abort, KeyboardInterrupt):
         _end("stopped", EXIT_STOPPED)
-    except RefusedError as error:
+    except LauncherError as error:
         _end(f"error: {error}", error.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush has no reader

@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from launcher.record import runs
+from launcher.record.find import find_submission, list_runs
+from launcher.record.journal import read_events
 from tests.docker_engine import REPOSITORY, Dockerd, missing
 from trainer.data.drawn import write_sample_data
 
@@ -116,8 +117,8 @@ def first_step(dockerd: Dockerd, folder: Path, engine: str, runs_root: Path) -> 
     ]
     command = [sys.executable, "-m", "launcher", *words, "--data", str(folder), "--runs", str(runs_root)]
     subprocess.run(command, check=True, env=dockerd.environment, stdout=subprocess.DEVNULL, cwd=REPOSITORY)
-    (run_dir,) = runs.list_runs(runs.find_submission(runs_root))
-    announced = next(event["time"] for event in runs.read_events(run_dir) if event["state"] == "starting")
+    (run_dir,) = list_runs(find_submission(runs_root))
+    announced = next(event["time"] for event in read_events(run_dir) if event["state"] == "starting")
     progress = json.loads((run_dir / "progress.json").read_text())
     return float(progress["first_step_time"]) - float(announced)
 

@@ -28,7 +28,7 @@ ALONE = {
     "tests/launcher/cli/test_cli.py",
     "tests/launcher/cli/test_planning.py",
     "tests/launcher/engines/slurm/test_squeue.py",
-    "tests/launcher/record/test_runs.py",
+    "tests/launcher/record/test_journal.py",
     "tests/launcher/results/test_collect.py",
     "tests/launcher/supervise/test_durations.py",
     "tests/launcher/supervise/test_scheduler.py",

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from launcher.engines.docker import images
-from launcher.record import runs
+from launcher.record.find import find_submission, list_runs
+from launcher.record.journal import read_events
 from tests.docker_engine import BASE, REPOSITORY, Dockerd, missing
 from tests.test_readme import README
 
@@ -70,14 +71,14 @@ def test_a_container_trains_what_a_process_trains(dockerd: Dockerd, cpu: str, sh
         words += ["--engine", engine]
         done = launch(dockerd, *words, "--data", str(shared / "documents"), "--runs", str(root))
         assert done.returncode == 0, done.stdout + done.stderr
-        directory = runs.find_submission(root)
+        directory = find_submission(root)
         left[engine] = {
             path.name: (
                 json.loads((path / "metrics.json").read_text()).get("val_f1"),
                 json.loads((path / "metrics.json").read_text()).get("val_loss"),
                 sorted(each.name for each in path.iterdir()),
             )
-            for path in runs.list_runs(directory)
+            for path in list_runs(directory)
         }
         assert (root / "champion" / "best_model.ckpt").exists()
     print(left["docker"])
@@ -103,8 +104,8 @@ def test_runs_on_gpus_get_the_cuda_image(dockerd: Dockerd, cuda: str, documents:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "document-classifier:cuda" in done.stdout
     spans = []
-    for path in runs.list_runs(runs.find_submission(tmp_path / "runs")):
-        running, ended = runs.read_events(path)[-2:]
+    for path in list_runs(find_submission(tmp_path / "runs")):
+        running, ended = read_events(path)[-2:]
         (device,) = running["devices"]
         spans.append((device, running["time"], ended["time"]))
     assert sorted(device for device, _, _ in spans) == ["6", "6", "7", "7"]

@@ -9,7 +9,8 @@ from typing import Any, get_args
 
 from launcher.engines.docker import images
 from launcher.job import schema
-from launcher.record import runs, states
+from launcher.record import states
+from launcher.record.states import TRANSITIONS, State
 from tests.launcher.conftest import Lab
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -18,7 +19,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 def test_the_page_of_states_is_made_from_the_transitions() -> None:
     text = (DOCS / "states.md").read_text(encoding="utf-8")
     assert f"kept so by a test -->\n{states.reference()}\n<!-- end of the table -->" in text
-    assert set(states.MEANINGS) == set(get_args(runs.State)) == set(runs.TRANSITIONS)
+    assert set(states.MEANINGS) == set(get_args(State)) == set(TRANSITIONS)
     assert set(get_args(schema.Retried)) == states.RETRIED
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import yaml
 
-from launcher.record import runs
+from launcher.record.find import find_submission, list_runs
+from launcher.record.journal import read_events
+from launcher.record.states import ENDED
 from tests.docker_engine import REPOSITORY
 from trainer.data.drawn import write_sample_data
 
@@ -52,7 +54,7 @@ def submit(folder: Path, name: str, python_path: str) -> Path:
         [*command, "--runs", str(folder / "runs")], env=environment, cwd=REPOSITORY, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    (run_dir,) = runs.list_runs(runs.find_submission(folder / "runs", name))
+    (run_dir,) = list_runs(find_submission(folder / "runs", name))
     return run_dir
 
 
@@ -62,7 +64,7 @@ def test_a_run_out_of_device_memory_is_done_with_the_same_effective_batch(tmp_pa
     (tmp_path / "small" / "sitecustomize.py").write_text(SMALL_DEVICE)
     small = submit(tmp_path, "small", f"{tmp_path / 'small'}{os.pathsep}{REPOSITORY}")
     large = submit(tmp_path, "large", str(REPOSITORY))
-    ends = [(e["attempt"], e["state"]) for e in runs.read_events(small) if e["state"] in runs.ENDED]
+    ends = [(e["attempt"], e["state"]) for e in read_events(small) if e["state"] in ENDED]
     assert ends == [(1, "out_of_device_memory"), (2, "out_of_device_memory"), (3, "succeeded")]
     settings = {path: yaml.safe_load((path / "config.yaml").read_text())["training"] for path in (small, large)}
     assert settings[small]["micro_batch"] == 4 and settings[large]["micro_batch"] is None

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sklearn.metrics import f1_score
 
-from launcher.record import runs
+from launcher.record.find import find_submission
 
 
 @pytest.mark.shared
@@ -35,7 +35,7 @@ def test_two_models_and_their_ensemble_learn_real_documents(shared: Path, tmp_pa
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "LAUNCHER_RUNS": str(tmp_path / "runs")}
     done = subprocess.run(command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    submission = runs.find_submission(tmp_path / "runs")
+    submission = find_submission(tmp_path / "runs")
     figures = {path.parent.name: json.loads(path.read_text()) for path in sorted(submission.glob("*/metrics.json"))}
     print({name: metrics.get("val_f1") for name, metrics in figures.items()})
     for name in ("001-seed1", "002-seed2"):

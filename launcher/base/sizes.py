@@ -6,15 +6,12 @@ import math
 import re
 from typing import Any
 
-from trainer.training.progress import duration
+from launcher.base.errors import SizeError
+from trainer.base.durations import duration
 
 GIB = 2**30
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-class SizeError(ValueError):
-    """Text that is no size or duration. The message says how to write one."""
 
 
 def parse_size(value: Any) -> int:

@@ -38,15 +38,12 @@ def build(variant: Any, base: str | None, arguments: tuple[str, ...], tags: tupl
             raise RefusedError(f"--build-arg {word}: write KEY=VALUE", 64)
     with refusals():
         client = containers.connect()
-        try:
-            image, seconds = tables.timed(
-                lambda: images.build(
-                    client, variant, base, dict(word.split("=", 1) for word in arguments),
-                    tags or (images.default_tag(variant),), tables.builder_output(verbose),
-                )
-            )  # fmt: skip
-        except images.ArgumentError as error:
-            raise RefusedError(str(error), 64) from None
+        image, seconds = tables.timed(
+            lambda: images.build(
+                client, variant, base, dict(word.split("=", 1) for word in arguments),
+                tags or (images.default_tag(variant),), tables.builder_output(verbose),
+            )
+        )  # fmt: skip
     baked = f"; weights: {image.weights.replace(',', ', ')}" if image.weights else ""
     click.echo(f"{', '.join(image.tags)}: {image.size / 1e9:.2f} GB, built in {seconds:.1f} s{baked}")
 

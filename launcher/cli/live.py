@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launcher import engines
+from launcher.base.errors import RunError
 from launcher.base.sizes import show_duration, show_size
 from launcher.cli import watch
 from launcher.host import usage
-from launcher.record import runs
-from launcher.record.runs import ENDED, GOOD, RunError
+from launcher.record.find import list_runs
+from launcher.record.journal import Status, read_events, read_status, status_of
+from launcher.record.states import ENDED, GOOD
 from launcher.supervise import supervisor
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ class Watching:
         shown = watch.status_json(self.submission)
         for run in shown["runs"]:
             run_dir = Path(run["directory"])
-            run["host_memory_bytes"] = self.memory.peak(run_dir, runs.read_status(run_dir))
+            run["host_memory_bytes"] = self.memory.peak(run_dir, read_status(run_dir))
         shown["gpus"] = usage.gpu_uses()
         return shown
 
@@ -158,13 +160,13 @@ def _device(word: str, uses: dict[str, usage.GpuUse]) -> str:
     return f"{word}: {use.use_percent} %" if use and use.use_percent is not None else word
 
 
-def follow(submission: Path, on_event: Callable[[str, runs.Status], None]) -> int | None:
+def follow(submission: Path, on_event: Callable[[str, Status], None]) -> int | None:
     """Tell `on_event` of every change of the submission's runs, first of where each stands, until it is over.
 
     Returns the exit code of `submit`: 0 all succeeded, 1 some did not, 130 stopped; None where no launcher drives it
     any more and runs are left. Raises RunError where there is no run.
     """
-    paths = runs.list_runs(submission)
+    paths = list_runs(submission)
     if not paths:
         raise RunError(f"{submission.name}: there is no run in it")
     seen: dict[Path, int] = {}
@@ -174,12 +176,12 @@ def follow(submission: Path, on_event: Callable[[str, runs.Status], None]) -> in
         for run_dir in paths:
             if not driven or engines.is_slurm(submission):
                 engines.settle(run_dir)
-            events = runs.read_events(run_dir)
+            events = read_events(run_dir)
             news = events[seen.get(run_dir, max(0, len(events) - 1)) :]
             seen[run_dir] = len(events)
             for event in news:
-                on_event(run_dir.name, runs.status_of(event))
-            states.append(runs.read_status(run_dir).state)
+                on_event(run_dir.name, status_of(event))
+            states.append(read_status(run_dir).state)
         if not driven:
             if any(state not in ENDED for state in states):
                 return None
@@ -191,7 +193,7 @@ def follow(submission: Path, on_event: Callable[[str, runs.Status], None]) -> in
 
 def _was_stopped(paths: list[Path]) -> bool:
     """Whether runs were stopped on request: their launcher ended with 130 then."""
-    statuses = [runs.read_status(path) for path in paths]
+    statuses = [read_status(path) for path in paths]
     return any(status.state == "cancelled" and status.reason.startswith("stopped") for status in statuses)
 
 

@@ -20,20 +20,22 @@ def attach(name: str | None, runs_root: Path) -> int:
     Prints what `submit` prints and ends with its exit codes. Ctrl-C ends the looking alone: the runs go on.
     """
     from launcher.cli import live, tables
-    from launcher.record import runs
+    from launcher.record.find import find_submission, list_runs
+    from launcher.record.journal import read_status
+    from launcher.record.states import GOOD
     from launcher.results import collect, leaderboard
 
     with looking(), refusals():
-        directory = runs.find_submission(runs_root, name).resolve()
+        directory = find_submission(runs_root, name).resolve()
         at = f"{directory.name} --runs {_shown(directory.parent)}"
-        click.echo(f"{directory.name}: {len(runs.list_runs(directory))} runs; Ctrl-C ends the looking, and they go on")
+        click.echo(f"{directory.name}: {len(list_runs(directory))} runs; Ctrl-C ends the looking, and they go on")
         code = live.follow(directory, tables.Announcer(directory).event)
         if code is None:
             raise RefusedError(f"{directory.name}: no launcher drives it; go on with it: launcher resume {at}", 1)
         rows = collect.rows(directory)
     click.echo()
     _print(leaderboard.render(rows))
-    bad = [path.name for path in runs.list_runs(directory) if runs.read_status(path).state not in runs.GOOD]
+    bad = [path.name for path in list_runs(directory) if read_status(path).state not in GOOD]
     if code == 130:
         click.echo(f"stopped; go on with: launcher resume {at}")
     elif bad:
@@ -58,22 +60,24 @@ def top(once: bool, as_json: bool) -> None:
 @runs_option
 def replay(name: str | None, runs_root: Path) -> int:
     """Check journals: whether each state could follow the one before (default: the latest submission)."""
-    from launcher.record import runs
+    from launcher.base.errors import RunError
+    from launcher.record.find import find_run, find_submission, list_runs
+    from launcher.record.journal import read_events, replay
 
     with refusals():
         try:
-            paths = runs.list_runs(runs.find_submission(runs_root, name))
-        except runs.RunError:
+            paths = list_runs(find_submission(runs_root, name))
+        except RunError:
             if name is None:
                 raise
-            paths = [runs.find_run(runs_root, name)]
+            paths = [find_run(runs_root, name)]
     bad = 0
     for run_dir in paths:
-        events = runs.read_events(run_dir)
+        events = read_events(run_dir)
         try:
-            runs.replay(events)
+            replay(events)
             click.echo(f"✓ {run_dir.name}: {' → '.join(event['state'] for event in events)}")
-        except runs.RunError as error:
+        except RunError as error:
             bad += 1
             click.echo(f"✗ {run_dir.name}: {error}")
     return 1 if bad else 0

@@ -177,12 +177,14 @@ def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool
     """Go on with a submission: what was queued, lost or stopped, each from its last checkpoint."""
     from launcher.cli import tables
     from launcher.engines import choice
-    from launcher.record import runs, submission
+    from launcher.record import submission
+    from launcher.record.find import find_submission, read_submission
+    from launcher.record.locks import is_locked
     from launcher.supervise import detached
 
     with refusals():
-        directory = runs.find_submission(runs_root, name).resolve()
-        written = runs.read_submission(directory)
+        directory = find_submission(runs_root, name).resolve()
+        written = read_submission(directory)
 
     def requeue() -> None:
         click.echo(f"{directory.name}: {tables.resume_line(directory, submission.requeue(directory))}")
@@ -192,7 +194,7 @@ def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool
         if written.get("engine") == "slurm":
             return slurm.advance(directory, requeue)
         chosen = choice.again(str(written.get("engine")), _machine(machine, gpus))
-        if runs.is_locked(directory / "supervisor.lock"):
+        if is_locked(directory / "supervisor.lock"):
             raise RefusedError(
                 f"{directory.name}: another launcher drives it; see it: launcher status {directory.name}", 1
             )
@@ -244,10 +246,10 @@ def _drive(directory: Path, chosen: Choice, prepare: Callable[[], None] | None =
 def status(name: str | None, as_json: bool, watched: bool, runs_root: Path) -> None:
     """Show how a submission's runs fare (default: the latest)."""
     from launcher.cli import live, watch
-    from launcher.record import runs
+    from launcher.record.find import find_submission
 
     with looking(), refusals():
-        directory = runs.find_submission(runs_root, name)
+        directory = find_submission(runs_root, name)
         if watched:
             live.watch_submission(directory, as_json)
         shown = watch.status_json(directory)
@@ -268,10 +270,10 @@ def status(name: str | None, as_json: bool, watched: bool, runs_root: Path) -> N
 def logs(run: str, follow: bool, runs_root: Path) -> None:
     """Print a run's log. RUN is its directory, SUBMISSION/NAME, or a name or number in the latest submission."""
     from launcher.cli import watch
-    from launcher.record import runs
+    from launcher.record.find import find_run
 
     with looking(), refusals():
-        run_dir = runs.find_run(runs_root, run)
+        run_dir = find_run(runs_root, run)
         if "/" not in run and not Path(run, "run.json").is_file():
             click.echo(f"{run_dir.parent.name}/{run_dir.name}:", err=True)  # beside the log, which is often piped on
         watch.follow_log(run_dir, follow)
@@ -283,24 +285,27 @@ def logs(run: str, follow: bool, runs_root: Path) -> None:
 @runs_option
 def stop(name: str | None, runs_root: Path) -> None:
     """Stop a run, or all runs of a submission, with their checkpoints (default: the latest submission)."""
+    from launcher.base.errors import RunError
     from launcher.engines.native import execute
-    from launcher.record import runs
+    from launcher.record.find import find_run, find_submission, list_runs, list_submissions
+    from launcher.record.journal import read_status
+    from launcher.record.states import ENDED
     from launcher.supervise import supervisor
 
     with refusals():
         try:
-            directory = runs.find_submission(runs_root, name)
-            targets = runs.list_runs(directory)
-        except runs.RunError as no_submission:
-            if name is None or not runs.list_submissions(runs_root):
+            directory = find_submission(runs_root, name)
+            targets = list_runs(directory)
+        except RunError as no_submission:
+            if name is None or not list_submissions(runs_root):
                 raise
             try:
-                targets = [runs.find_run(runs_root, name)]
-            except runs.RunError as no_run:
-                raise runs.RunError(f"{no_submission}\n{no_run}") from None
+                targets = [find_run(runs_root, name)]
+            except RunError as no_run:
+                raise RunError(f"{no_submission}\n{no_run}") from None
             directory = targets[0].parent
         touched = supervisor.stop(targets, execute.GRACE + 5)
-        still = [path.name for path in targets if runs.read_status(path).state not in runs.ENDED]
+        still = [path.name for path in targets if read_status(path).state not in ENDED]
     click.echo(f"{directory.name}: " + (f"stopped: {_listed(touched)}" if touched else "nothing was running or queued"))
     if touched:
         at = directory.resolve()
@@ -324,11 +329,11 @@ def _listed(names: Sequence[str], most: int = 12) -> str:
 @runs_option
 def collect_command(name: str | None, champion: Path | None, replace: bool, as_json: bool, runs_root: Path) -> None:
     """Write leaderboard.csv, and put the best model into champion/ (default: the latest submission)."""
-    from launcher.record import runs
+    from launcher.record.find import find_submission
     from launcher.results import collect, leaderboard
 
     with refusals():
-        directory = runs.find_submission(runs_root, name)
+        directory = find_submission(runs_root, name)
         rows, line = collect.collect(directory.resolve(), champion, replace)
     if as_json:
         click.echo(
@@ -383,6 +388,7 @@ def doctor_command(data: str | None, as_json: bool, runs_root: Path) -> int:
 
 
 def _job(words: tuple[str, ...], settings: tuple[str, ...]) -> Job:
+    from launcher.base.errors import JobError
     from launcher.job import document, expansion, spec
 
     sent: bytes | None = click.get_current_context().obj
@@ -394,7 +400,7 @@ def _job(words: tuple[str, ...], settings: tuple[str, ...]) -> Job:
             if "=" not in word:
                 raise RefusedError(f"{word}: a job file is named already ({first}); further words are key=value", 64)
         return spec.load(Path(first), rest, settings, sent)
-    except document.JobError as error:
+    except JobError as error:
         raise expansion.all_faults(error) from None
 
 

@@ -56,8 +56,8 @@ def submit(
 
 def advance(directory: Path, prepare: Callable[[], None] | None = None) -> int:
     """Hand to Slurm what waits, and say how it goes on. Raises RunError."""
+    from launcher.base.errors import SlurmError
     from launcher.engines.slurm import advance as slurm_submit
-    from launcher.engines.slurm.calls import SlurmError
     from launcher.results import collect
 
     at = f"{directory.name} --runs {_shown(directory.parent)}"

@@ -17,8 +17,11 @@ from launcher.job.expansion import Planned
 from launcher.job.spec import Job
 from launcher.memory import compatibility
 from launcher.memory.predict import CONTEXT
-from launcher.record import runs
+from launcher.record.find import list_runs
+from launcher.record.journal import Status, read_status
+from launcher.record.request import device_need
 from launcher.record.standings import figures
+from launcher.record.states import ENDED, GOOD
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,7 +55,7 @@ def at_once(each: Sequence[Planned], machine: Machine, limit: int | None) -> int
 
 def _beside(p: Planned, memory: int | None) -> int:
     """How many runs like this one a device of `memory` bytes takes; one where nothing is known."""
-    need = runs.device_need(p.request) if p.request.share_gpu else None
+    need = device_need(p.request) if p.request.share_gpu else None
     return memory // need if need and memory else 1
 
 
@@ -145,7 +148,7 @@ def remarks(job: Job, each: Sequence[Planned], machine: Machine, native: bool = 
     if not machine.devices and any(p.request.kind == "train" for p in each):
         cores = f"{machine.cpus:g} CPU core{'s' * (machine.cpus != 1)}"
         lines.append(f"note: training on {cores} takes many times longer than on a GPU")
-    unknown = any(runs.device_need(p.request) is None for p in each if p.request.kind == "train")
+    unknown = any(device_need(p.request) is None for p in each if p.request.kind == "train")
     if job.spec.resources.share_gpu and (unknown or any(gpu.memory is None for gpu in machine.gpus)):
         lines.append(
             "note: resources.share_gpu: a run of unknown need, or on a GPU of unknown memory, has the GPU to itself; "
@@ -211,11 +214,11 @@ def resume_line(directory: Path, again: Sequence[str]) -> str:
     """What `resume` finds to do, where it has queued the runs `again`."""
     if again:
         return f"goes on; {len(again)} runs queued again: {', '.join(again)}"
-    states = [runs.read_status(run_dir).state for run_dir in runs.list_runs(directory)]
-    if set(states) <= runs.GOOD:
+    states = [read_status(run_dir).state for run_dir in list_runs(directory)]
+    if set(states) <= GOOD:
         return f"all {len(states)} runs are finished; nothing is left to do"
-    if set(states) <= runs.ENDED:
-        bad = sum(state not in runs.GOOD for state in states)
+    if set(states) <= ENDED:
+        bad = sum(state not in GOOD for state in states)
         return f"all {len(states)} runs have ended, {bad} by a bad configuration or bad data, which is never repeated"
     return "goes on; nothing to repeat"
 
@@ -227,12 +230,12 @@ class Announcer:
         self.directory = directory
         self.started = time.monotonic()
 
-    def event(self, name: str, status: runs.Status) -> None:
+    def event(self, name: str, status: Status) -> None:
         """Called by the supervisor."""
         if status.state == "queued" and not status.reason:
             return
         words = [f"{_clock(status.time or time.time())}  {name:40} {status.state}"]
-        if status.state in runs.GOOD:
+        if status.state in GOOD:
             f1 = figures(self.directory / name).get("val_f1")
             words += [f"val_f1 {f1:.4f}"] if f1 is not None else []
             words += [f"in {show_duration(status.figures.get('seconds'))}"]

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from launcher import engines
 from launcher.base.sizes import show_duration, show_size
-from launcher.record import runs
+from launcher.record.find import list_runs
+from launcher.record.journal import Status, read_status
+from launcher.record.request import RunRequest, read_request
 from launcher.record.standings import figures
+from launcher.record.states import ENDED, GOOD
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,26 +32,26 @@ MARKS = {
 }
 
 
-def observe(submission: Path) -> list[tuple[Path, runs.RunRequest, runs.Status]]:
+def observe(submission: Path) -> list[tuple[Path, RunRequest, Status]]:
     """Every run with its status; a run that ended without anybody noticing is recorded so on the way."""
     found = []
-    for run_dir in runs.list_runs(submission):
+    for run_dir in list_runs(submission):
         unknown = engines.settle(run_dir)
-        status = runs.read_status(run_dir)
-        if unknown and status.state not in runs.ENDED:
+        status = read_status(run_dir)
+        if unknown and status.state not in ENDED:
             status = dataclasses.replace(status, reason=unknown)
-        found.append((run_dir, runs.read_request(run_dir), status))
+        found.append((run_dir, read_request(run_dir), status))
     return found
 
 
-def submission_state(submission: Path, statuses: list[runs.Status]) -> str:
+def submission_state(submission: Path, statuses: list[Status]) -> str:
     """running, unattended (runs are queued or under way, and no launcher drives them), succeeded, failed or stopped."""
     states = {status.state for status in statuses}
     if states & {"queued", "starting", "running"}:
         return "running" if engines.is_driven(submission) else "unattended"
-    if states <= runs.GOOD:
+    if states <= GOOD:
         return "succeeded"
-    return "stopped" if states <= runs.GOOD | {"cancelled"} else "failed"
+    return "stopped" if states <= GOOD | {"cancelled"} else "failed"
 
 
 def status_json(submission: Path) -> dict[str, Any]:
@@ -65,7 +68,7 @@ def status_json(submission: Path) -> dict[str, Any]:
                 "state": status.state,
                 "attempt": status.attempt,
                 "reason": status.reason,
-                "val_f1": figures(run_dir).get("val_f1") if status.state in runs.GOOD else beaten.get("best_f1"),
+                "val_f1": figures(run_dir).get("val_f1") if status.state in GOOD else beaten.get("best_f1"),
                 "devices": status.figures.get("devices", []),
                 "progress": progress,
                 "directory": str(run_dir),
@@ -117,7 +120,7 @@ def follow_log(run_dir: Path, follow: bool) -> None:
     position = 0
     while True:
         engines.settle(run_dir)
-        ended = runs.read_status(run_dir).state in runs.ENDED
+        ended = read_status(run_dir).state in ENDED
         if path.exists():
             with path.open("rb") as log:
                 log.seek(position)
@@ -127,7 +130,7 @@ def follow_log(run_dir: Path, follow: bool) -> None:
             sys.stdout.flush()
         if not follow or ended:
             if not path.exists():
-                status = runs.read_status(run_dir)
+                status = read_status(run_dir)
                 origin = status.figures.get("source")
                 see = f"; see: launcher logs {origin}" if origin else ""
                 print(f"{run_dir.name} is {status.state} and has no log of its own{see}", file=sys.stderr)

@@ -8,8 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launcher.base.errors import RunError
 from launcher.engines.base import Engine, Watcher
-from launcher.record import lease, runs
+from launcher.record import lease
+from launcher.record.journal import Status, read_status
 
 if TYPE_CHECKING:
     from launcher.engines.slurm.engine import SlurmEngine
@@ -42,10 +44,10 @@ def watcher(name: str) -> Watcher:
 
 def of(run_dir: Path) -> Watcher:
     """The engine that the run's last event names; of a run that nobody has started, the submission's."""
-    return _of(run_dir, runs.read_status(run_dir))
+    return _of(run_dir, read_status(run_dir))
 
 
-def _of(run_dir: Path, status: runs.Status) -> Watcher:
+def _of(run_dir: Path, status: Status) -> Watcher:
     named = status.figures.get("engine") or ("slurm" if is_slurm(run_dir.parent) else "native")
     return watcher(str(named))
 
@@ -81,13 +83,13 @@ def settle(run_dir: Path, driving: bool = False) -> str | None:
 
     A run whose submission is driven is left to the launcher that drives it (`driving`: that is the caller).
     """
-    status = runs.read_status(run_dir)
+    status = read_status(run_dir)
     waits = status.state == "queued" and is_slurm(run_dir.parent)
     if not (waits or status.state in ("starting", "running")) or (not driving and lease.is_driven(run_dir.parent)):
         return None
     its = _of(run_dir, status)
     try:
         its.settle(run_dir)
-    except runs.RunError as error:
+    except RunError as error:
         return str(error)
     return its.trouble or (slurm_engine().why_waits(run_dir) if its.name == "slurm" else None)

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher import engines
+from launcher.base.errors import DataFolderError, EngineError, JobError, RunError
 from launcher.engines.base import Watcher
 from launcher.engines.docker import images
-from launcher.engines.docker.client import EngineError, explain
+from launcher.engines.docker.client import explain
 from launcher.engines.docker.recipe import cache_dir, network_reason, run_user
 from launcher.host import checks
 from launcher.host.machine import Machine
-from launcher.job.document import JobError
-from launcher.record.runs import RunError, RunRequest
+from launcher.record.request import RunRequest
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -142,14 +142,14 @@ def network_remarks(requests: Sequence[RunRequest], runs_root: Path, chosen: Cho
 
 
 def check_readable(data_dir: str | None, runs_root: Path, choice: Choice) -> None:
-    """Raises RunError where the runs' user cannot read the data folder: root hands runs over to another user."""
+    """Raises DataFolderError where the runs' user cannot read the data folder: root hands runs over to another user."""
     if data_dir is None or choice.image is None or os.getuid() != 0:
         return
     user = run_user(runs_root) if runs_root.is_dir() else (1000, 1000)
     stat = Path(data_dir).stat()
     bits = stat.st_mode >> (6 if stat.st_uid == user[0] else 3 if stat.st_gid == user[1] else 0)
     if user[0] and bits & 0o5 != 0o5:
-        raise RunError(
+        raise DataFolderError(
             f"{data_dir}: the data folder cannot be read by the runs' user {user[0]}:{user[1]} "
             f"(for root that is the owner of the runs folder, else 1000); say: chmod -R a+rX {data_dir}"
         )

@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.base.sizes import GIB, SizeError, parse_size
+from launcher.base.errors import MachineError, SizeError
+from launcher.base.sizes import GIB, parse_size
 from trainer.base.cgroup import cpu_limit, memory_limit
 from trainer.base.errors import nearest
-
-
-class MachineError(Exception):
-    """A machine that cannot be described as asked. The message is complete."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.host import gpu_locks
-from launcher.record import runs
+from launcher.record.journal import Status
+from launcher.record.locks import is_locked
+from launcher.record.states import ENDED
 from trainer.base import cgroup
 
 if TYPE_CHECKING:
@@ -94,9 +96,9 @@ class HostMemory:
         self._peaks: dict[tuple[Path, int], int] = {}
         self._files: dict[str, list[Path]] = {}
 
-    def peak(self, run_dir: Path, status: runs.Status) -> int | None:
+    def peak(self, run_dir: Path, status: Status) -> int | None:
         """Bytes; what the journal says once the run is over."""
-        if status.state in runs.ENDED:
+        if status.state in ENDED:
             told = status.figures.get("peak_host_memory_bytes")
             return int(told) if told else None
         if status.state != "running":
@@ -121,14 +123,14 @@ class HostMemory:
         return max(seen, default=None)
 
 
-def _of_process(run_dir: Path, status: runs.Status) -> int | None:
+def _of_process(run_dir: Path, status: Status) -> int | None:
     import os
 
     import psutil
 
     pid = status.figures.get("exec_pid")
     # Without the lock the process id may be another process's by now.
-    if not pid or status.figures.get("host") != os.uname().nodename or not runs.is_locked(run_dir / "exec.lock"):
+    if not pid or status.figures.get("host") != os.uname().nodename or not is_locked(run_dir / "exec.lock"):
         return None
     total = 0
     with suppress(psutil.Error):

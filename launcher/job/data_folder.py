@@ -6,14 +6,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from launcher.base.errors import DataFolderError
 from launcher.job.expansion import Planned
-from launcher.record.runs import RunError
 
 
 def find_data(given: str | None, planned: Sequence[Planned]) -> str | None:
     """The data folder of the runs: --data, $DATA_DIR or ./data, or None where every run names its own.
 
-    Raises RunError where one is not there, or holds nothing that its runs could train on.
+    Raises DataFolderError where one is not there, or holds nothing that its runs could train on.
     """
     shared = given or os.environ.get("DATA_DIR") or "data"
     of_shared = "--data" if given else "DATA_DIR" if os.environ.get("DATA_DIR") else "the default"
@@ -26,7 +26,7 @@ def find_data(given: str | None, planned: Sequence[Planned]) -> str | None:
         wanted[(shared, of_shared)] = set()
     for (name, source), formats in sorted(wanted.items()):
         if why := _why_no_data(Path(name).expanduser(), formats):
-            raise RunError(
+            raise DataFolderError(
                 f"{name}: the data folder ({source}) {why}; name one by --data DIR or DATA_DIR, "
                 f"or draw one: python -m trainer sample-data {name if why == 'does not exist' else 'DIR'}"
             )

@@ -12,22 +12,13 @@ from typing import Any
 
 import yaml
 
+from launcher.base.errors import JobError
 from trainer.base.errors import nearest
 
 Path_ = tuple[str | int, ...]
 COMMAND_LINE = "the command line"
 _UNREADABLE = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError)
 """What PyYAML raises for text that it cannot read: its constructors of numbers, dates and sets check little."""
-
-
-class JobError(Exception):
-    """A job that cannot be run as written: all its faults, one a line, each with its place and the way out.
-
-    `sound` is what of the job could be looked at further (a `spec.Job`), where there is such a part."""
-
-    def __init__(self, faults: str, sound: Any = None) -> None:
-        super().__init__(faults)
-        self.sound = sound
 
 
 @dataclass(frozen=True)

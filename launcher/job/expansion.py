@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.base.errors import JobError, RunError
 from launcher.base.sizes import show_size
 from launcher.host.machine import Machine
 from launcher.job import folds, matrix, steps
-from launcher.job.document import JobError, in_order
+from launcher.job.document import in_order
 from launcher.job.spec import PRIORITY, Job
 from launcher.memory import fitting
-from launcher.record import reuse, runs
-from launcher.record.runs import Resources, RunError, RunRequest
+from launcher.record import reuse
+from launcher.record.find import find_submission, fits
+from launcher.record.request import Resources, Retry, RunRequest
 from trainer.base.errors import ConfigError
 from trainer.config.compose import compose
 from trainer.config.plain import view
@@ -113,7 +115,7 @@ def _common(job: Job) -> dict[str, Any]:
         "network": None if spec.network == "auto" else spec.network,
         "memory_place": f"{job.document.place(('resources', 'memory'))}" if spec.resources.memory != "auto" else "",
         "timeout": spec.timeout,
-        "retry": runs.Retry(spec.retry.attempts, tuple(spec.retry.on), spec.retry.backoff),
+        "retry": Retry(spec.retry.attempts, tuple(spec.retry.on), spec.retry.backoff),
         "share_gpu": spec.resources.share_gpu,
         "env": spec.env,
         "secrets": spec.secrets,
@@ -279,11 +281,11 @@ def _selected(
     if "top" in select:
         return trained
     for position, pattern in enumerate(select["runs"]):
-        if not any(runs.fits(run.name, pattern) for run in trained):
+        if not any(fits(run.name, pattern) for run in trained):
             place = job.document.place(("after", offset, "from", "runs", position))
             names = ", ".join(run.name for run in trained[:12])
             faults.append(f"{place}: after.{offset}.from.runs: no run is called '{pattern}'; there are {names}")
-    return [run for run in trained if any(runs.fits(run.name, pattern) for pattern in select["runs"])]
+    return [run for run in trained if any(fits(run.name, pattern) for pattern in select["runs"])]
 
 
 def refuse_misfits(planned: Sequence[Planned]) -> None:
@@ -298,7 +300,7 @@ def check_follows(job: Job, runs_root: Path) -> None:
     """Raises JobError where the job follows a submission that is not there."""
     if job.spec.follows:
         try:
-            runs.find_submission(runs_root, job.spec.follows)
+            find_submission(runs_root, job.spec.follows)
         except RunError as error:
             raise JobError(f"{job.document.place(('follows',))}: follows: {error}") from None
 

@@ -8,8 +8,9 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from launcher.job.document import COMMAND_LINE, Document, JobError
-from launcher.record.runs import RunRequest
+from launcher.base.errors import JobError
+from launcher.job.document import COMMAND_LINE, Document
+from launcher.record.request import RunRequest
 
 AXIS = "data.fold"
 COUNT = "data.folds"

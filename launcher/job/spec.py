@@ -10,9 +10,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from launcher.base.errors import JobError
 from launcher.engines.slurm.request import MANAGED
 from launcher.job import folds
-from launcher.job.document import COMMAND_LINE, Document, JobError, assign, in_order, parse, read
+from launcher.job.document import COMMAND_LINE, Document, assign, in_order, parse, read
 from launcher.job.schema import NAME, FromSpec, JobSpec, ResourcesSpec, RetrySpec, SlurmSpec, StepSpec
 from trainer.base.errors import nearest
 

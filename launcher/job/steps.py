@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.record import runs, standings
-from launcher.record.runs import RunError, RunRequest
+from launcher.base.errors import RunError
+from launcher.record import standings
+from launcher.record.find import find_submission, fits
+from launcher.record.request import RunRequest, read_request
 
 ONE_FOLD = (
     "the best configuration is several folds, a model each: name an ensemble of them by needs:, or one run by "
@@ -28,13 +30,13 @@ def members(select: dict[str, Any], submission: Path) -> list[Path]:
     """The run directories that `select` names: `top` counts configurations, and takes all folds of each. Raises
     RunError where there is none."""
     if select.get("submission"):
-        submission = runs.find_submission(submission.parent, str(select["submission"]))
+        submission = find_submission(submission.parent, str(select["submission"]))
     if "top" in select:
         groups = standings.ranked(submission)[: int(select["top"])]
         wanted = [each.run_dir for group in groups for each in group]
     else:
         found = succeeded(submission)
-        wanted = [path for path in found if any(runs.fits(path.name, pattern) for pattern in select["runs"])]
+        wanted = [path for path in found if any(fits(path.name, pattern) for pattern in select["runs"])]
     if not wanted:
         names = ", ".join(path.name for path in succeeded(submission)) or "none succeeded"
         raise RunError(
@@ -55,7 +57,7 @@ def resolve(request: RunRequest, submission: Path) -> RunRequest:
 
 
 def _are_folds(found: Sequence[Path]) -> bool:
-    first, second = (runs.read_request(path).configuration for path in found[:2])
+    first, second = (read_request(path).configuration for path in found[:2])
     return bool(first) and first == second
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from launcher.base.sizes import GIB, SizeError, parse_size, show_size
-from launcher.host.machine import Gpu, Machine, MachineError
+from launcher.base.errors import MachineError, SizeError
+from launcher.base.sizes import GIB, parse_size, show_size
+from launcher.host.machine import Gpu, Machine
 from launcher.memory import compatibility, predict
 from launcher.memory.fitting import budgets
 from launcher.memory.predict import CONTEXT

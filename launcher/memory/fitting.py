@@ -9,7 +9,7 @@ from launcher.base.sizes import GIB
 from launcher.host.machine import Machine
 from launcher.memory import predict, teachers
 from launcher.memory.predict import CONTEXT, DRIVER, METAL_SHARE, Need
-from launcher.record.runs import Resources
+from launcher.record.request import Resources
 from trainer.config.schema import Config
 
 

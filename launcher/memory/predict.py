@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.base.sizes import GIB
+from launcher.record.request import RunRequest
 from trainer import __version__
 from trainer.base.files import write_json
 
@@ -156,6 +157,17 @@ def cache_folder() -> Path:
     """Where traces are kept: in the cache that runs share."""
     root = Path(os.environ.get("LAUNCHER_RUNS") or "runs")
     return Path(os.environ.get("CACHE_DIR") or root / ".cache").expanduser() / "memory"
+
+
+def device_limit(request: RunRequest) -> int | None:
+    """Bytes to which the run's allocator is capped on each device; None: not at all.
+
+    A run that shares a GPU is held to what it was packed by, so that it takes nothing from those beside it.
+    """
+    shares = request.share_gpu and request.resources.gpus > 0
+    if shares and not request.resources.gpu_memory and request.predicted_memory:
+        return max(1, request.predicted_memory - DRIVER)  # the context is not the allocator's
+    return request.resources.gpu_memory
 
 
 def fitting_micro_batch(need: Need, budget: int, batch_size: int) -> int | None:

@@ -21,8 +21,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from launcher.record import runs
-from launcher.record.runs import RunError
+from launcher.base.errors import LeaseLostError, RunError
+from launcher.record.locks import is_locked, locked
 from trainer.base.files import replacing
 
 BEAT = 5.0
@@ -31,10 +31,6 @@ EXPIRY = 30.0
 """Seconds without a heartbeat after which a holder on another host counts as gone."""
 SETTLE = 1.5
 """Seconds after which, of two hosts that took a lease at once, the one whose word stands in the file has it."""
-
-
-class LeaseLostError(RunError):
-    """Another launcher has taken the submission over: this one must write nothing more."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +98,7 @@ def held(submission: Path, say: Callable[[str], None] = lambda line: None) -> It
 
     Raises RunError where another launcher drives it.
     """
-    with runs.locked(submission / "supervisor.lock") as mine:
+    with locked(submission / "supervisor.lock") as mine:
         if not mine:
             raise RunError(
                 f"{submission.name}: another launcher drives it{_who(read(submission))}; "
@@ -159,7 +155,7 @@ def read(submission: Path) -> Word | None:
 def is_driven(submission: Path) -> bool:
     """Whether a launcher drives the submission, as far as a look can tell: by the lock, or by a fresh heartbeat of
     another host."""
-    if runs.is_locked(submission / "supervisor.lock"):
+    if is_locked(submission / "supervisor.lock"):
         return True
     word = read(submission)
     if word is None or word.released or _of_this_host(word):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.record.runs import RunRequest
+from launcher.record.request import RunRequest
 
 MICRO_BATCH = "training.micro_batch"
 NEVER = (64, 65)

@@ -16,8 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.record import runs
-from launcher.record.runs import RunRequest
+from launcher.base.errors import RunError
+from launcher.record.find import list_runs, list_submissions
+from launcher.record.journal import append_event, read_status
+from launcher.record.request import RunRequest, read_request
+from launcher.record.states import GOOD
 from trainer.base import provenance
 from trainer.base.files import write_json
 
@@ -115,10 +118,10 @@ def find(wanted: Iterable[RunRequest], runs_root: Path) -> dict[str, Found]:
     found: dict[str, Found] = {}
     if not asked:
         return found
-    for directory in reversed(runs.list_submissions(runs_root)):
-        for run_dir in runs.list_runs(directory):
-            with suppress(runs.RunError):
-                known = runs.read_request(run_dir)
+    for directory in reversed(list_submissions(runs_root)):
+        for run_dir in list_runs(directory):
+            with suppress(RunError):
+                known = read_request(run_dir)
                 for request in asked.get((known.identity, known.data), ()):
                     stale = known.code != request.code
                     better = request.name not in found or (found[request.name].stale and not stale)
@@ -137,7 +140,7 @@ def split(
 
 
 def _is_whole(run_dir: Path) -> bool:
-    good = runs.read_status(run_dir).state in runs.GOOD
+    good = read_status(run_dir).state in GOOD
     return good and all((run_dir / name).is_file() for name in NEEDED)
 
 
@@ -150,5 +153,5 @@ def link(source: Path, run_dir: Path) -> None:
                 os.link(source / name, run_dir / name, follow_symlinks=False)
             except OSError:
                 shutil.copyfile(source / name, run_dir / name)
-    origin = runs.read_status(source).figures.get("source") or f"{source.parent.name}/{source.name}"
-    runs.append_event(run_dir, "reused", reason=f"equals {origin}", source=origin)
+    origin = read_status(source).figures.get("source") or f"{source.parent.name}/{source.name}"
+    append_event(run_dir, "reused", reason=f"equals {origin}", source=origin)

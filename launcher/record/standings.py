@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.record import runs
-from launcher.record.runs import RunRequest, Status
+from launcher.record.find import list_runs
+from launcher.record.journal import Status, read_status
+from launcher.record.request import RunRequest, read_request
+from launcher.record.states import GOOD
 
 if TYPE_CHECKING:
     from launcher.results.predictions import Predicted
@@ -28,7 +30,7 @@ class Result:
 
     @property
     def good(self) -> bool:
-        return self.status.state in runs.GOOD
+        return self.status.state in GOOD
 
 
 def figures(run_dir: Path) -> Figures:
@@ -43,10 +45,10 @@ def figures(run_dir: Path) -> Figures:
 def results(submission: Path, *kinds: str) -> list[Result]:
     """The runs of these kinds, in the order of their index."""
     found = []
-    for run_dir in runs.list_runs(submission):
-        request, status = runs.read_request(run_dir), runs.read_status(run_dir)
+    for run_dir in list_runs(submission):
+        request, status = read_request(run_dir), read_status(run_dir)
         if request.kind in kinds:
-            found.append(Result(run_dir, request, status, figures(run_dir) if status.state in runs.GOOD else {}))
+            found.append(Result(run_dir, request, status, figures(run_dir) if status.state in GOOD else {}))
     return found
 
 

@@ -1,8 +1,33 @@
-"""What the states of a run mean, as a table for docs/states.md: made from `runs.TRANSITIONS`, so that it stays true."""
+"""The states of a run, what each means, and where a run may go from it; also as a table for docs/states.md."""
 
 from __future__ import annotations
 
-from launcher.record.runs import GOOD, TRANSITIONS, State
+from typing import Literal, get_args
+
+State = Literal[
+    "queued",
+    "starting",
+    "running",
+    "succeeded",
+    "failed",
+    "out_of_device_memory",
+    "out_of_host_memory",
+    "timed_out",
+    "cancelled",
+    "lost",
+    "reused",
+]
+ENDED: frozenset[State] = frozenset(get_args(State)) - {"queued", "starting", "running"}
+GOOD: frozenset[State] = frozenset({"succeeded", "reused"})
+# From each state, where a run may go. What ended may be queued again, as another attempt; what succeeded stays so.
+TRANSITIONS: dict[State, frozenset[State]] = {
+    "queued": frozenset({"starting", "cancelled", "failed", "reused"}),
+    "starting": frozenset({"running", "queued", "failed", "cancelled", "lost"}),
+    "running": ENDED - {"reused"},
+    "succeeded": frozenset(),
+    "reused": frozenset(),
+    **{state: frozenset({"queued"}) for state in ENDED - GOOD},
+}
 
 MEANINGS: dict[State, tuple[str, str]] = {
     "queued": ("waits for its turn", "starts it"),
@@ -29,10 +54,6 @@ def reference() -> str:
         after = TRANSITIONS[state]
         meaning, resumed = MEANINGS[state]
         nexts = ", ".join(f"`{each}`" for each in MEANINGS if each in after) or "nothing: it is final"
-        retried = "by `retry.on`" if state in RETRIED else "–" if state in GOOD or not _ended(state) else "never"
+        retried = "by `retry.on`" if state in RETRIED else "–" if state in GOOD or state not in ENDED else "never"
         lines.append(f"| `{state}` | {meaning} | {nexts} | {retried} | {resumed} |")
     return "\n".join(lines)
-
-
-def _ended(state: State) -> bool:
-    return state not in ("queued", "starting", "running")

@@ -13,12 +13,16 @@ from pathlib import Path
 
 from launcher import __version__, engines
 from launcher.base.checkout import ROOT
+from launcher.base.errors import DataFolderError, RunError
 from launcher.engines.choice import Choice
 from launcher.engines.docker.recipe import cache_dir
 from launcher.job.expansion import Planned
 from launcher.job.spec import Job
-from launcher.record import reuse, runs
-from launcher.record.runs import RunError, RunRequest
+from launcher.record import reuse
+from launcher.record.find import find_submission, list_runs, read_submission
+from launcher.record.journal import append_event, create_run, read_status
+from launcher.record.request import RunRequest, read_request, write_request
+from launcher.record.states import ENDED, GOOD
 from launcher.supervise.supervisor import Rules
 from trainer.base import provenance
 from trainer.base.files import write_json
@@ -48,7 +52,9 @@ def complete(planned: Sequence[Planned], runs_root: Path, data_dir: str | None, 
                 try:
                     known[key] = _data_of(request, str(folder), cache)
                 except OSError as error:
-                    raise RunError(f"{error.filename}: the data folder cannot be read: {error.strerror}") from None
+                    raise DataFolderError(
+                        f"{error.filename}: the data folder cannot be read: {error.strerror}"
+                    ) from None
             request = dataclasses.replace(request, code=code, data=known[key])
         requests.append(request)
     return requests
@@ -74,7 +80,7 @@ def create(
         raise RunError(
             f"{runs_root}: cannot be written to ({error.strerror}); name another folder by --runs DIR"
         ) from None
-    follows = runs.find_submission(runs_root, job.spec.follows).name if job.spec.follows else None
+    follows = find_submission(runs_root, job.spec.follows).name if job.spec.follows else None
     name = _reserve(runs_root, f"{job.spec.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     try:
         requests = [
@@ -105,8 +111,8 @@ def create(
         for request in requests:
             source = reused.get(request.name)
             if source is not None:  # trained by what its source was trained by
-                request = dataclasses.replace(request, code=runs.read_request(source).code)
-            runs.create(building / request.name, request)
+                request = dataclasses.replace(request, code=read_request(source).code)
+            create_run(building / request.name, request)
             if source is not None:
                 reuse.link(source, building / request.name)
         building.chmod(0o755)
@@ -134,7 +140,7 @@ def _reserve(runs_root: Path, name: str) -> str:
 
 def rules(submission: Path) -> Rules:
     """What the job says of all its runs together. Raises RunError."""
-    written = runs.read_submission(submission)
+    written = read_submission(submission)
     return Rules(written.get("max_parallel"), written.get("on_failure", "continue"), written.get("follows"))
 
 
@@ -142,13 +148,13 @@ def requeue(submission: Path) -> list[str]:
     """Queue again what was lost, cancelled, ran out of time or memory, or failed for no fault of its configuration or
     data. For the launcher that drives the submission. Returns the names."""
     names = []
-    for run_dir in runs.list_runs(submission):
+    for run_dir in list_runs(submission):
         engines.settle(run_dir, driving=True)
-        status = runs.read_status(run_dir)
+        status = read_status(run_dir)
         hopeless = status.figures.get("exit_code") in (64, 65)
-        if status.state in runs.ENDED - runs.GOOD and not hopeless:
+        if status.state in ENDED - GOOD and not hopeless:
             _renew(run_dir)
-            runs.append_event(run_dir, "queued", status.attempt + 1, f"resumed after {status.state}")
+            append_event(run_dir, "queued", status.attempt + 1, f"resumed after {status.state}")
             names.append(run_dir.name)
     return names
 
@@ -156,7 +162,7 @@ def requeue(submission: Path) -> list[str]:
 def _renew(run_dir: Path) -> None:
     """Put down what the run's next attempt trains on and with, where that has changed since it was submitted: what it
     brings must not be reused for what it is not. One that goes on from a checkpoint is of both."""
-    request = runs.read_request(run_dir)
+    request = read_request(run_dir)
     folder = request.config.get("root") or request.data_dir
     if request.kind != "train" or not request.code or not folder:
         return
@@ -170,4 +176,4 @@ def _renew(run_dir: Path) -> None:
     if (run_dir / "last.ckpt").exists():
         code = code if code == request.code else f"{request.code}+{code}"
         data = data if data == request.data else f"{request.data}+{data}"
-    runs.write_request(run_dir, dataclasses.replace(request, code=code, data=data))
+    write_request(run_dir, dataclasses.replace(request, code=code, data=data))

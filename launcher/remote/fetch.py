@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from launcher.record.runs import RunError
+from launcher.base.errors import RunError
 from launcher.remote import remote
 from launcher.remote.host_option import Host
 from trainer.base.files import write_text

@@ -19,9 +19,8 @@ from typing import IO, Any
 import click
 
 from launcher import __version__
-from launcher.base.errors import looked_away
+from launcher.base.errors import RunError, looked_away
 from launcher.job import document
-from launcher.record.runs import RunError
 from launcher.remote.host_option import Host
 
 OPTIONS = {

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launcher.record import runs
+from launcher.record.locks import locked
 from launcher.record.standings import Figures, figures
 from trainer.base.files import replacing, write_json
 
@@ -43,7 +43,7 @@ def crown(submission: Path, best: Row | None, champion: Path, replace: bool, why
     champion.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60
     while True:
-        with runs.locked(champion / ".lock") as mine:
+        with locked(champion / ".lock") as mine:
             if mine:
                 return _replace(submission, best, champion, replace)
         if time.monotonic() > deadline:

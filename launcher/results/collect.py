@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.record import runs, standings
+from launcher.record import standings
+from launcher.record.find import list_runs
+from launcher.record.journal import read_status
+from launcher.record.request import read_request
 from launcher.record.standings import Figures, Result
+from launcher.record.states import GOOD
 from launcher.results import champion
 from launcher.results.champion import Row
 from trainer.base.files import write_text
@@ -183,9 +187,9 @@ def collect(submission: Path, place: Path | None = None, replace: bool = False) 
 def places(submission: Path) -> list[tuple[str, str]]:
     """Where everything lies: what it is, and its path."""
     found = [("leaderboard", submission / "leaderboard.csv"), ("runs", submission)]
-    for run_dir in runs.list_runs(submission):
-        request = runs.read_request(run_dir)
-        if runs.read_status(run_dir).state in runs.GOOD and request.kind != "train":
+    for run_dir in list_runs(submission):
+        request = read_request(run_dir)
+        if read_status(run_dir).state in GOOD and request.kind != "train":
             names = ("ensemble.json", "submission.csv", "analysis_results/report.html")
             kept = [run_dir / name for name in names if (run_dir / name).exists()]
             found += [(request.kind, path) for path in kept]

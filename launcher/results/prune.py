@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher import engines
+from launcher.base.errors import EngineError, RunError
 from launcher.engines.docker import client as containers
 from launcher.engines.docker import images
-from launcher.engines.docker.client import EngineError, explain
-from launcher.record import lease, runs, submission
-from launcher.record.runs import RunError
+from launcher.engines.docker.client import explain
+from launcher.record import lease, submission
+from launcher.record.find import list_runs, list_submissions, read_submission
+from launcher.record.journal import read_status
+from launcher.record.locks import is_locked
+from launcher.record.states import ENDED, GOOD
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -55,13 +59,13 @@ def find(runs_root: Path) -> tuple[list[Waste], list[str]]:
 def _checkpoints(runs_root: Path, remarks: list[str]) -> list[Waste]:
     """`last.ckpt` of runs that succeeded, in submissions that nobody drives."""
     found = []
-    for directory in runs.list_submissions(runs_root):
+    for directory in list_submissions(runs_root):
         try:
             if lease.is_driven(directory):
                 continue
-            for run_dir in runs.list_runs(directory):
+            for run_dir in list_runs(directory):
                 path = run_dir / "last.ckpt"
-                if path.is_file() and runs.read_status(run_dir).state in runs.GOOD:
+                if path.is_file() and read_status(run_dir).state in GOOD:
                     name = f"{directory.name}/{run_dir.name}/last.ckpt"
                     found.append(Waste(name, path.stat().st_size, "the run succeeded", path.unlink))
         except (OSError, RunError) as error:  # another user's, or one that is broken
@@ -114,9 +118,9 @@ def _why_left(container: Container, run_dir: Path, remarks: list[str]) -> str | 
         return "its run directory is gone"
     if os.getuid() in (0, run_dir.stat().st_uid):  # how another user's run ended is for that user to record
         engines.settle(run_dir)
-    status = runs.read_status(run_dir)
+    status = read_status(run_dir)
     current = str(status.attempt) == container.labels.get(containers.ATTEMPT)
-    if runs.is_locked(run_dir / "exec.lock") or (current and status.state not in runs.ENDED):
+    if is_locked(run_dir / "exec.lock") or (current and status.state not in ENDED):
         return None
     return f"the run is {status.state}"
 
@@ -140,10 +144,10 @@ def _images(client: DockerClient, runs_root: Path, remarks: list[str]) -> list[W
     """Images of the trainer that a later build took the name from, but for those of unfinished submissions. Raises
     EngineError."""
     needed = set()
-    for directory in runs.list_submissions(runs_root):
+    for directory in list_submissions(runs_root):
         try:
-            over = all(runs.read_status(run_dir).state in runs.GOOD for run_dir in runs.list_runs(directory))
-            image = runs.read_submission(directory).get("image")
+            over = all(read_status(run_dir).state in GOOD for run_dir in list_runs(directory))
+            image = read_submission(directory).get("image")
         except (OSError, RunError) as error:
             remarks.append(f"replaced images stay: which of them {directory.name} needs cannot be known: {error}")
             return []

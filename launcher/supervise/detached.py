@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+from launcher.base.errors import RunError
 from launcher.record import lease
-from launcher.record.runs import RunError
 
 LOG = "supervisor.log"
 

@@ -7,7 +7,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from launcher.record.runs import RunRequest, Status
+from launcher.record.journal import Status
+from launcher.record.request import RunRequest
 
 KMACS = {
     "resnet34": 73,

@@ -18,12 +18,16 @@ from types import FrameType
 from typing import Any
 
 from launcher import engines
+from launcher.base.errors import FencedError, RunError
 from launcher.base.sizes import show_size
 from launcher.engines.base import Engine
 from launcher.host import gpu_locks
 from launcher.host.machine import Machine
-from launcher.record import lease, retry, runs
-from launcher.record.runs import ENDED, GOOD, RunError, RunRequest, Status
+from launcher.record import lease, retry
+from launcher.record.find import list_runs
+from launcher.record.journal import Status, append_event, read_events, read_status
+from launcher.record.request import RunRequest, device_need, read_request, write_request
+from launcher.record.states import ENDED, GOOD, State
 from launcher.supervise import durations, scheduler
 
 EXIT_OK, EXIT_SOME_FAILED, EXIT_STOPPED = 0, 1, 130
@@ -61,7 +65,7 @@ class Supervision:
         self.on_event = on_event or (lambda name, status: None)
         sizes = {str(gpu.index): gpu.memory for gpu in machine.gpus if gpu.memory}
         self.capacity = scheduler.Capacity(machine.devices, machine.cpus, machine.memory, rules.max_parallel, sizes)
-        self.requests = {path.name: runs.read_request(path) for path in runs.list_runs(submission)}
+        self.requests = {path.name: read_request(path) for path in list_runs(submission)}
         self.shown: dict[str, tuple[str, int]] = {}
         self.waiting_for: dict[str, str] = {}
         self.trouble: str | None = None
@@ -92,9 +96,9 @@ class Supervision:
 
     def status(self, name: str) -> Status:
         """The run's status as its journal has it; told to `on_event` when it changed."""
-        status = runs.read_status(self.dir(name))
+        status = read_status(self.dir(name))
         if status.state in ("starting", "running") and not self.engine.poll(self.dir(name)):
-            status = runs.read_status(self.dir(name))
+            status = read_status(self.dir(name))
         self._show(name, status)
         return status
 
@@ -133,16 +137,16 @@ class Supervision:
         bad = {s.state for s in states.values()} - GOOD
         return EXIT_OK if not bad else EXIT_STOPPED if self.asked or bad == {"cancelled"} else EXIT_SOME_FAILED
 
-    def _append(self, name: str, state: runs.State, attempt: int | None = None, **more: Any) -> Status:
+    def _append(self, name: str, state: State, attempt: int | None = None, **more: Any) -> Status:
         """The next event of a run, in the name of this drive's lease; where another process was faster, what that
         one wrote stands."""
         try:
-            return runs.append_event(self.dir(name), state, attempt, fence=self.lease.fence, **more)
-        except runs.FencedError:
+            return append_event(self.dir(name), state, attempt, fence=self.lease.fence, **more)
+        except FencedError:
             raise
         except RunError:
             self.lease.check()
-            return runs.read_status(self.dir(name))
+            return read_status(self.dir(name))
 
     def _repeat(self, states: dict[str, Status]) -> None:
         """Queue again what the job's policy gives another attempt; `states` follow."""
@@ -150,7 +154,7 @@ class Supervision:
             if status.state not in ENDED - GOOD or (name, status.attempt) in self.judged:
                 continue
             self.judged.add((name, status.attempt))
-            events = runs.read_events(self.dir(name))
+            events = read_events(self.dir(name))
             again = retry.decide(self.requests[name], events)
             if isinstance(again, retry.Again):
                 more = {"micro_batch": again.micro_batch} if again.micro_batch else {}
@@ -181,9 +185,9 @@ class Supervision:
         if engines.is_driven(self.followed):
             why = "is under way"
         else:
-            for run_dir in runs.list_runs(self.followed):
+            for run_dir in list_runs(self.followed):
                 engines.settle(run_dir)
-            if all(runs.read_status(run_dir).state in ENDED for run_dir in runs.list_runs(self.followed)):
+            if all(read_status(run_dir).state in ENDED for run_dir in list_runs(self.followed)):
                 self.followed = None
                 return False
             why = f"is unattended; go on with it: launcher resume {self.followed.name}"
@@ -281,15 +285,15 @@ class Supervision:
                 held.append(one)
             try:
                 self._resolve(run_dir)
-                named = retry.latest(runs.read_events(run_dir), "micro_batch")
+                named = retry.latest(read_events(run_dir), "micro_batch")
                 more = {"micro_batch": named} if named else {}
-                runs.append_event(
+                append_event(
                     run_dir, "starting", fence=self.lease.fence, devices=list(start.devices),
                     host=os.uname().nodename, **self.engine.mark(), **more,
                 )  # fmt: skip
                 self.engine.start(run_dir, attempt, start.devices, held)
             except (OSError, RunError) as error:
-                if runs.read_status(run_dir).state in ("queued", "starting"):
+                if read_status(run_dir).state in ("queued", "starting"):
                     self._append(start.name, "failed", reason=str(error))
         finally:
             for one in held:
@@ -302,7 +306,7 @@ class Supervision:
             from launcher.job.steps import resolve
 
             request = resolve(request, self.submission)
-            runs.write_request(run_dir, request)
+            write_request(run_dir, request)
             self.requests[run_dir.name] = request
 
 
@@ -314,7 +318,7 @@ def _demand(request: RunRequest, paces: Mapping[durations.Kind, float]) -> sched
         resources.cpus or 0,
         resources.memory or 0,
         tuple(request.needs),
-        gpu_memory=(runs.device_need(request) or 0) if resources.gpus else 0,
+        gpu_memory=(device_need(request) or 0) if resources.gpus else 0,
         share=request.share_gpu,
         priority=request.priority,
         cost=durations.cost(request),
@@ -360,22 +364,22 @@ def stop(run_dirs: list[Path], grace: float) -> list[str]:
     touched = []
     for run_dir in run_dirs:
         engines.settle(run_dir)
-        if runs.read_status(run_dir).state not in ENDED:
+        if read_status(run_dir).state not in ENDED:
             touched.append(run_dir)
     for run_dir in touched:  # first what is queued, so that no place that becomes free is given to it
-        if runs.read_status(run_dir).state == "queued":
+        if read_status(run_dir).state == "queued":
             with suppress(RunError):  # started just now: it is stopped below
-                runs.append_event(run_dir, "cancelled", reason="stopped before it began")
+                append_event(run_dir, "cancelled", reason="stopped before it began")
     engines.release({run_dir.parent for run_dir in touched})
     asked: dict[Path, str] = {}
     deadline = time.monotonic() + grace
-    while waiting := [run_dir for run_dir in touched if runs.read_status(run_dir).state not in ENDED]:
+    while waiting := [run_dir for run_dir in touched if read_status(run_dir).state not in ENDED]:
         if time.monotonic() > deadline:
             break
         for run_dir in waiting:
             # A run that is being started may not hear it yet: it is asked again once it runs, and no further time,
             # since a second request does not wait for its checkpoint.
-            state = runs.read_status(run_dir).state
+            state = read_status(run_dir).state
             if state in ("starting", "running") and asked.get(run_dir) != state:
                 asked[run_dir] = state
                 with suppress(RunError):

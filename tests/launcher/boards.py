@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from launcher.record import runs
-from launcher.record.runs import RunRequest, State
+from launcher.record.journal import append_event, create_run
+from launcher.record.request import Kind, RunRequest
+from launcher.record.states import State
 from launcher.results import predictions
+from trainer.base.files import write_json
 
 CLASSES = ["invoice", "letter", "receipt"]
 
@@ -48,15 +50,15 @@ def write_predictions(
 
 
 def add_run(
-    submission: Path, name: str, state: State = "succeeded", kind: runs.Kind = "train", **more: Any
+    submission: Path, name: str, state: State = "succeeded", kind: Kind = "train", **more: Any
 ) -> Path:  # fmt: skip
     """A run that has ended; `more` are fields of its request."""
     index = int(name.split("-")[0])
     run_dir = submission / name
     config = {"model": name.split("-")[1], "img_size": 64, **more.pop("config", {})}
-    runs.create(run_dir, RunRequest(name, index, kind, [kind], config=config, **more))
+    create_run(run_dir, RunRequest(name, index, kind, [kind], config=config, **more))
     for each in ("starting", "running", state):
-        runs.append_event(run_dir, each)  # type: ignore[arg-type]
+        append_event(run_dir, each)  # type: ignore[arg-type]
     if state == "succeeded":
         (run_dir / "best.ckpt").write_text(f"{submission.name}/{name}")
     return run_dir
@@ -71,7 +73,7 @@ def scored_run(submission: Path, name: str, wrong: int, worse: int | None = None
     figures = write_predictions(run_dir, ids, predicted(ids, wrong, offset), corrupted, split, folds)
     if monitor:
         figures |= {"monitor": monitor, "score": figures[monitor]}
-    runs.write_json(run_dir / "metrics.json", {**figures, "seconds": 60, "epochs": 3})
+    write_json(run_dir / "metrics.json", {**figures, "seconds": 60, "epochs": 3})
     return run_dir
 
 

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from launcher.host import gpu_locks as gpus
-from launcher.record import runs
+from launcher.record.find import find_run, find_submission, list_runs
+from launcher.record.journal import Status, read_status
 from tests.docker_engine import Dockerd
 from tests.slurm_cluster import Slurm
 
@@ -100,14 +101,14 @@ class Lab:
         return [event for event in events if what in (None, event["what"])]
 
     def submission(self) -> Path:
-        return runs.find_submission(self.runs)
+        return find_submission(self.runs)
 
     def states(self, submission: Path | None = None) -> dict[str, str]:
-        paths = runs.list_runs(submission or self.submission())
-        return {path.name.partition("-")[2]: runs.read_status(path).state for path in paths}
+        paths = list_runs(submission or self.submission())
+        return {path.name.partition("-")[2]: read_status(path).state for path in paths}
 
-    def status(self, run: str) -> runs.Status:
-        return runs.read_status(runs.find_run(self.runs, run))
+    def status(self, run: str) -> Status:
+        return read_status(find_run(self.runs, run))
 
 
 @pytest.fixture

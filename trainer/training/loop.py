@@ -23,6 +23,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from trainer.augment import mixing
+from trainer.base.durations import duration
 from trainer.base.errors import StoppedError, TrainerError
 from trainer.base.files import write_json, write_text
 from trainer.config.schema import Config, TrainingConfig
@@ -34,7 +35,7 @@ from trainer.scores.validation import Outcome, certainty
 from trainer.training import device, keep
 from trainer.training import teachers as distill
 from trainer.training import val_batches as validation
-from trainer.training.progress import Reporter, duration, rounded, validation_line
+from trainer.training.progress import Reporter, rounded, validation_line
 from trainer.training.stop import Stop
 from trainer.training.tracking import Tracking
 

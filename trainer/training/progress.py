@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.base.durations import duration
 from trainer.base.files import write_json
 
 if TYPE_CHECKING:
@@ -94,15 +95,6 @@ class Reporter:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-
-
-def duration(seconds: float | None) -> str:
-    """`95` → `1 min 35 s`."""
-    if seconds is None:
-        return "unknown"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def rounded(figure: float | None, digits: int) -> float | None:

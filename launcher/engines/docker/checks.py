@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.base.errors import EngineError
 from launcher.base.sizes import GIB
 from launcher.engines.docker import client as containers
 from launcher.engines.docker import images
-from launcher.engines.docker.client import EngineError, explain
+from launcher.engines.docker.client import explain
 from launcher.engines.docker.recipe import run_user
 from launcher.host.checks import Check, Level
 from launcher.host.machine import here

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.record.runs import RunError
+from launcher.base.errors import EngineError
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -17,10 +17,6 @@ PREFIX = "document-classifier."
 DIRECTORY, ATTEMPT, DEVICES, LOCKS = (PREFIX + word for word in ("directory", "attempt", "devices", "locks"))
 SUBMISSION, RUN = PREFIX + "submission", PREFIX + "run"
 VARIANT, CONTENT, WEIGHTS, HOW = (PREFIX + word for word in ("variant", "content", "weights", "built-with"))
-
-
-class EngineError(RunError):
-    """What the Docker engine cannot do, or that there is none. The message is complete."""
 
 
 def connect(timeout: int = 60) -> DockerClient:

@@ -8,9 +8,9 @@ from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from launcher.base.errors import EngineError, RunError
 from launcher.engines.docker import client as containers
-from launcher.engines.docker.client import EngineError, explain
-from launcher.record.runs import RunError
+from launcher.engines.docker.client import explain
 
 if TYPE_CHECKING:
     from docker import DockerClient

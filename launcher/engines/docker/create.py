@@ -8,12 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.base.errors import EngineError
 from launcher.engines.docker import client as containers
 from launcher.engines.docker import images, recipe
-from launcher.engines.docker.client import EngineError
 from launcher.engines.docker.run_files import give_cache
 from launcher.record import secret_files
-from launcher.record.runs import RunRequest
+from launcher.record.request import RunRequest
 
 if TYPE_CHECKING:
     from docker import DockerClient

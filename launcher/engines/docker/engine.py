@@ -14,16 +14,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.base.errors import EngineError, RunError
 from launcher.engines.docker import client, create, recipe
-from launcher.engines.docker.client import EngineError, explain
+from launcher.engines.docker.client import explain
 from launcher.engines.docker.connection import Connection
 from launcher.engines.docker.run_files import hand_over, touch, write_log
 from launcher.engines.docker.watched import STOP, Watched, ending, sample_memory, state_at_end
 from launcher.engines.native.execute import GRACE
 from launcher.host import gpu_locks
 from launcher.host.gpu_locks import Held
-from launcher.record import retry, runs, secret_files
-from launcher.record.runs import RunError
+from launcher.record import retry, secret_files
+from launcher.record.journal import append_event, read_events, read_status
+from launcher.record.locks import locked
+from launcher.record.request import read_request
+from launcher.record.states import ENDED, State
 
 if TYPE_CHECKING:
     from docker.models.containers import Container
@@ -59,7 +63,7 @@ class DockerEngine(Connection):
     def start(self, run_dir: Path, attempt: int, devices: Sequence[str], held: Sequence[Held]) -> None:
         """See `Engine.start`."""
         kept = [Held(one.gpu, os.dup(one.descriptor)) for one in held]
-        watched = Watched(run_dir, attempt, runs.read_request(run_dir), kept)
+        watched = Watched(run_dir, attempt, read_request(run_dir), kept)
         (run_dir / STOP).unlink(missing_ok=True)
         self._in_thread(watched, lambda: self._begin(watched, devices))
 
@@ -67,7 +71,7 @@ class DockerEngine(Connection):
         def body() -> None:
             try:
                 # A former attempt may be being cleared away by its own thread, for a moment.
-                with runs.locked(watched.run_dir / "exec.lock", patience=CLEARING) as mine:
+                with locked(watched.run_dir / "exec.lock", patience=CLEARING) as mine:
                     if mine:
                         work()
             except RunError:
@@ -90,7 +94,7 @@ class DockerEngine(Connection):
             hand_over(run_dir, place.user)
             watched.log_begin = (run_dir / "log.txt").stat().st_size if (run_dir / "log.txt").exists() else 0
             write_log(run_dir, f"--- attempt {watched.attempt}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n", place.user)
-            if sum(event["state"] == "starting" for event in runs.read_events(run_dir)) > 1:
+            if sum(event["state"] == "starting" for event in read_events(run_dir)) > 1:
                 # What an engine in trouble may have started all the same: two must not share a run directory.
                 for left in client.of_run(self.client, run_dir):
                     left.remove(force=True, v=True)
@@ -104,16 +108,16 @@ class DockerEngine(Connection):
                 # For no fault of the run's: it stays in the queue, and none is started until the engine is back.
                 self._down = True
                 if (run_dir / STOP).exists():
-                    runs.append_event(run_dir, "cancelled", reason="stopped before it began")
+                    append_event(run_dir, "cancelled", reason="stopped before it began")
                     return
-                done = retry.retries(runs.read_events(run_dir))
-                runs.append_event(run_dir, "queued", reason="the Docker engine does not answer", retry=done)
+                done = retry.retries(read_events(run_dir))
+                append_event(run_dir, "queued", reason="the Docker engine does not answer", retry=done)
                 return
             reason = str(error) if isinstance(error, EngineError | FileNotFoundError) else explain(error)
-            runs.append_event(run_dir, "failed", reason=f"could not be started: {reason}", **self.mark())
+            append_event(run_dir, "failed", reason=f"could not be started: {reason}", **self.mark())
             return
         try:
-            runs.append_event(
+            append_event(
                 run_dir, "running", watched.attempt, devices=list(devices), host=os.uname().nodename,
                 container=watched.id[:12], image=place.image, network=place.network,
                 reason=f"the engine warns: {warned}" if warned else "", **self.mark(),
@@ -132,7 +136,7 @@ class DockerEngine(Connection):
     def _made(self, watched: Watched) -> None:
         """Called between the container's making and its start."""
 
-    def _ending(self, watched: Watched, state: Mapping[str, Any]) -> tuple[runs.State, str, dict[str, Any]]:
+    def _ending(self, watched: Watched, state: Mapping[str, Any]) -> tuple[State, str, dict[str, Any]]:
         """See `watched.ending`."""
         return ending(watched, state, (watched.run_dir / STOP).exists())
 
@@ -148,7 +152,7 @@ class DockerEngine(Connection):
                 return
             except NotFound:
                 secret_files.take_back(watched.run_dir, watched.attempt)
-                runs.append_event(
+                append_event(
                     watched.run_dir, "lost", reason="its container vanished (removed by somebody)", **self.mark()
                 )
                 return
@@ -179,8 +183,8 @@ class DockerEngine(Connection):
         if outside.strip():  # what was said before the log was open: by the shell, or the engine's init
             write_log(run_dir, outside)
         word, reason, figures = self._ending(watched, state)
-        if runs.read_status(run_dir).state not in runs.ENDED:
-            runs.append_event(run_dir, word, watched.attempt, reason, **figures, **self.mark())
+        if read_status(run_dir).state not in ENDED:
+            append_event(run_dir, word, watched.attempt, reason, **figures, **self.mark())
         self._changed.set()  # the next may start while this one is cleared away
         (run_dir / STOP).unlink(missing_ok=True)
         self._clear(watched)
@@ -192,7 +196,7 @@ class DockerEngine(Connection):
             return self._adopt(run_dir)
         if watched.thread is not None and not watched.thread.is_alive():
             del self._watched[run_dir]
-            return runs.read_status(run_dir).state not in runs.ENDED
+            return read_status(run_dir).state not in ENDED
         if watched.began and time.time() - watched.began > POLL:
             sample_memory(watched, self._impatient if self.is_local else None)
         limit = watched.request.timeout
@@ -211,7 +215,7 @@ class DockerEngine(Connection):
             self.trouble = str(error)
             return True
         locks = [word for word in found.labels.get(client.LOCKS, "").split(",") if word]
-        request, attempt = runs.read_request(run_dir), runs.read_status(run_dir).attempt
+        request, attempt = read_request(run_dir), read_status(run_dir).attempt
         held = [gpu_locks.acquire_for(lock, run_dir, request.share_gpu) for lock in locks]
         watched = Watched(run_dir, attempt, request, [one for one in held if one], str(found.id))
         watched.began = client.seconds(found.attrs["State"]["StartedAt"])
@@ -220,14 +224,14 @@ class DockerEngine(Connection):
 
     def _take_over(self, watched: Watched, found: Container) -> None:
         """Attend to a container of another launcher, which may have died while it started it."""
-        status = runs.read_status(watched.run_dir)
+        status = read_status(watched.run_dir)
         if status.state == "starting":
             if found.attrs["State"]["Status"] == "created":
                 self._clear(watched)
-                runs.append_event(watched.run_dir, "lost", reason="its launcher died while it started", **self.mark())
+                append_event(watched.run_dir, "lost", reason="its launcher died while it started", **self.mark())
                 return
             devices = status.figures.get("devices", [])
-            runs.append_event(
+            append_event(
                 watched.run_dir, "running", devices=devices, host=os.uname().nodename, container=watched.id[:12],
                 **self.mark(),
             )  # fmt: skip
@@ -237,7 +241,7 @@ class DockerEngine(Connection):
         """The container of the run's present attempt: that of its last event, else by labels. Raises EngineError."""
         from docker.errors import NotFound
 
-        status = runs.read_status(run_dir)
+        status = read_status(run_dir)
         if named := status.figures.get("container"):
             try:
                 return self.client.containers.get(str(named))
@@ -250,16 +254,16 @@ class DockerEngine(Connection):
 
     def settle(self, run_dir: Path) -> bool:
         """See `Engine.settle`."""
-        status = runs.read_status(run_dir)
-        if status.state in runs.ENDED or status.state == "queued":
+        status = read_status(run_dir)
+        if status.state in ENDED or status.state == "queued":
             return False
         if status.figures.get("engine_id") != self.mark()["engine_id"]:
             self.trouble = f"{run_dir.name} is a container of another Docker engine: set DOCKER_HOST as it was then"
             return True
-        with runs.locked(run_dir / "exec.lock") as free:
+        with locked(run_dir / "exec.lock") as free:
             if not free:
                 return True  # a launcher looks after it
-            status = runs.read_status(run_dir)
+            status = read_status(run_dir)
             if status.state not in ("starting", "running"):
                 return False
             found = self._find(run_dir)
@@ -267,21 +271,21 @@ class DockerEngine(Connection):
                 secret_files.take_back(run_dir, status.attempt)
                 asked = (run_dir / STOP).exists()
                 reason = "stopped while it started" if asked else "its container is gone, and nobody saw it end"
-                runs.append_event(run_dir, "cancelled" if asked else "lost", reason=reason, **self.mark())
+                append_event(run_dir, "cancelled" if asked else "lost", reason=reason, **self.mark())
                 return False
             state = found.attrs["State"]
             if state["Status"] in ("running", "paused", "restarting"):
                 return True
             if status.state == "starting":
                 if state["Status"] == "created":  # its launcher died between creating and starting it
-                    self._clear(Watched(run_dir, status.attempt, runs.read_request(run_dir), id=str(found.id)))
-                    runs.append_event(run_dir, "lost", reason="its launcher died while it started", **self.mark())
+                    self._clear(Watched(run_dir, status.attempt, read_request(run_dir), id=str(found.id)))
+                    append_event(run_dir, "lost", reason="its launcher died while it started", **self.mark())
                     return False
                 devices = status.figures.get("devices", [])
-                runs.append_event(
+                append_event(
                     run_dir, "running", devices=devices, container=str(found.id)[:12], **self.mark()
                 )  # fmt: skip
-            watched = Watched(run_dir, status.attempt, runs.read_request(run_dir), id=str(found.id))
+            watched = Watched(run_dir, status.attempt, read_request(run_dir), id=str(found.id))
             self._asked(lambda: self._finish(watched))
         return False
 
@@ -300,7 +304,7 @@ class DockerEngine(Connection):
             found = self._find(run_dir)
             if found is None:
                 return
-            watched = Watched(run_dir, runs.read_status(run_dir).attempt, runs.read_request(run_dir), id=str(found.id))
+            watched = Watched(run_dir, read_status(run_dir).attempt, read_request(run_dir), id=str(found.id))
         self._end(watched, at_once)
 
     def _end(self, watched: Watched, at_once: bool) -> None:
@@ -344,7 +348,7 @@ class DockerEngine(Connection):
         """See `Engine.close`."""
         deadline = time.monotonic() + CLEARING
         for watched in list(self._watched.values()):
-            over = runs.read_status(watched.run_dir).state in runs.ENDED
+            over = read_status(watched.run_dir).state in ENDED
             if watched.thread is not None and over:
                 watched.thread.join(max(0.0, deadline - time.monotonic()))
 

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from launcher import __version__
 from launcher.base.checkout import ROOT
-from launcher.engines.docker.client import CONTENT, HOW, VARIANT, WEIGHTS, EngineError, explain
+from launcher.base.errors import ArgumentError, EngineError
+from launcher.engines.docker.client import CONTENT, HOW, VARIANT, WEIGHTS, explain
 from trainer.base import provenance
 from trainer.base.errors import nearest
 
@@ -35,10 +36,6 @@ _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
 """Build arguments that every builder takes, in small letters too, and keeps out of the image's history."""
 _OWN = ("VERSION", "GIT_SHA", "CONTENT_HASH")
 """Build arguments that `build` sets itself."""
-
-
-class ArgumentError(EngineError):
-    """A build argument that the Dockerfile does not have, or whose value cannot be. The message is complete."""
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,10 @@ from launcher.engines.docker import client
 from launcher.engines.native.execute import GRACE
 from launcher.job.matrix import override_value
 from launcher.memory import teachers
-from launcher.record import retry, runs
-from launcher.record.runs import RunRequest, device_limit
+from launcher.memory.predict import device_limit
+from launcher.record import retry
+from launcher.record.journal import read_events
+from launcher.record.request import RunRequest
 from trainer.config.compose import parse
 
 PIDS = 4096
@@ -105,7 +107,7 @@ def words(request: RunRequest, run_dir: Path) -> tuple[list[str], list[Path]]:
     Raises FileNotFoundError.
     """
     told, files = [], []
-    for word in retry.command(request, runs.read_events(run_dir)):
+    for word in retry.command(request, read_events(run_dir)):
         word = word.replace("@runs/", RUNS + "/")
         key = word.partition("=")[0]
         values = _named(word)

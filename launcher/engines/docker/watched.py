@@ -15,8 +15,8 @@ from launcher.engines.docker import client as containers
 from launcher.engines.docker import recipe
 from launcher.engines.native.execute import last_error, verdict
 from launcher.host.gpu_locks import Held
-from launcher.record import runs
-from launcher.record.runs import RunRequest
+from launcher.record.request import RunRequest
+from launcher.record.states import State
 from trainer.base import cgroup
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def state_at_end(client: DockerClient, watched: Watched) -> dict[str, Any]:
     return state
 
 
-def ending(watched: Watched, state: Mapping[str, Any], asked: bool) -> tuple[runs.State, str, dict[str, Any]]:
+def ending(watched: Watched, state: Mapping[str, Any], asked: bool) -> tuple[State, str, dict[str, Any]]:
     """What the container's end, as `state_at_end` has it, makes of the run: state, reason and figures of its event.
 
     `asked`: somebody wanted it to end.

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from launcher.engines.native.execute import DEVICES, FDS
 from launcher.host.gpu_locks import Held
-from launcher.record import runs, secret_files
-from launcher.record.runs import is_locked, read_status
+from launcher.record import secret_files
+from launcher.record.journal import mark_lost, read_status
+from launcher.record.locks import is_locked
+from launcher.record.states import ENDED
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -64,9 +66,9 @@ class NativeEngine:
     def settle(self, run_dir: Path) -> bool:
         """See `Engine.settle`."""
         # A request to stop may come before a starting process can hear it.
-        if runs.mark_lost(run_dir, "cancelled" if run_dir in self._asked else "lost"):
-            secret_files.take_back(run_dir, runs.read_status(run_dir).attempt)
-        return runs.read_status(run_dir).state not in runs.ENDED
+        if mark_lost(run_dir, "cancelled" if run_dir in self._asked else "lost"):
+            secret_files.take_back(run_dir, read_status(run_dir).attempt)
+        return read_status(run_dir).state not in ENDED
 
     def ready(self) -> bool:
         """See `Engine.ready`."""
@@ -81,11 +83,12 @@ class NativeEngine:
 
     def taken(self) -> dict[str, str]:
         """See `Engine.taken`. Where no Docker engine answers there are no containers."""
+        from launcher.base.errors import EngineError
         from launcher.engines.docker import client
 
         if self._containers == "unknown":
             self._containers = None
-            with suppress(client.EngineError):
+            with suppress(EngineError):
                 self._containers = client.connect(timeout=3)
         with suppress(Exception):  # the GPU's own word on who uses it remains
             if self._containers is not None:

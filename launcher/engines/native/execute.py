@@ -18,21 +18,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from launcher.base.errors import RunError
 from launcher.host import gpu_locks
 from launcher.host.machine import here
+from launcher.memory.predict import device_limit
 from launcher.record import retry, secret_files
-from launcher.record.runs import (
-    ENDED,
-    RunError,
-    RunRequest,
-    State,
-    append_event,
-    device_limit,
-    locked,
-    read_events,
-    read_request,
-    read_status,
-)
+from launcher.record.journal import append_event, read_events, read_status
+from launcher.record.locks import locked
+from launcher.record.request import RunRequest, read_request
+from launcher.record.states import ENDED, State
 from trainer.base.cgroup import oom_kills
 
 GRACE = 30.0

@@ -17,13 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from launcher import engines
+from launcher.base.errors import FencedError, RunError, SlurmError
 from launcher.engines.slurm import board, calls
 from launcher.engines.slurm import request as slurm_request
 from launcher.engines.slurm.board import Batch, Board
 from launcher.engines.slurm.engine import SlurmEngine
 from launcher.engines.slurm.request import SETTLING, option_words, words
-from launcher.record import lease, retry, runs
-from launcher.record.runs import ENDED, GOOD, RunError
+from launcher.record import lease, retry
+from launcher.record.find import list_runs, read_submission
+from launcher.record.journal import append_event, read_events, read_status
+from launcher.record.request import read_request
+from launcher.record.states import ENDED, GOOD, State
 from launcher.supervise import scheduler
 
 SETTLE_PATIENCE = 300.0
@@ -40,13 +44,13 @@ class _Advance:
         self.directory = directory.resolve()
         self.lease = mine
         self.say = say
-        written = runs.read_submission(directory)
+        written = read_submission(directory)
         self.options: Mapping[str, Any] = written.get("slurm") or {}
         self.python = str(self.options.get("python") or sys.executable)
         self.max_parallel = written.get("max_parallel")
         self.on_failure = written.get("on_failure", "continue")
         self.follows = written.get("follows")
-        self.requests = {path.name: runs.read_request(path) for path in runs.list_runs(self.directory)}
+        self.requests = {path.name: read_request(path) for path in list_runs(self.directory)}
         engine = engines.slurm_engine()
         self.board: Board = engine.board(self.directory, fresh=True)
         self.states = {name: engine.settled(self.directory / name, self.board) for name in self.requests}
@@ -56,21 +60,21 @@ class _Advance:
 
     # -- what the journals say next
 
-    def _append(self, name: str, state: runs.State, attempt: int | None = None, reason: str = "", **more: Any) -> None:
+    def _append(self, name: str, state: State, attempt: int | None = None, reason: str = "", **more: Any) -> None:
         try:
             run_dir = self.directory / name
-            self.states[name] = runs.append_event(run_dir, state, attempt, reason, fence=self.lease.fence, **more)
-        except runs.FencedError:
+            self.states[name] = append_event(run_dir, state, attempt, reason, fence=self.lease.fence, **more)
+        except FencedError:
             raise
         except RunError:
-            self.states[name] = runs.read_status(self.directory / name)
+            self.states[name] = read_status(self.directory / name)
 
     def repeat(self) -> None:
         """Queue again what the job's policy gives another attempt."""
         for name, status in list(self.states.items()):
             if status.state not in ENDED - GOOD - {"cancelled"}:
                 continue
-            events = runs.read_events(self.directory / name)
+            events = read_events(self.directory / name)
             again = retry.decide(self.requests[name], events)
             if isinstance(again, retry.Again):
                 more = {"micro_batch": again.micro_batch} if again.micro_batch else {}
@@ -149,9 +153,9 @@ class _Advance:
         if not self.follows:
             return []
         other = self.directory.parent / str(self.follows)
-        if runs.read_submission(other).get("engine") == SlurmEngine.name:
+        if read_submission(other).get("engine") == SlurmEngine.name:
             return [batch.job for batch in board.load(other).living() if batch.job is not None]
-        open_ = [path.name for path in runs.list_runs(other) if runs.read_status(path).state not in ENDED]
+        open_ = [path.name for path in list_runs(other) if read_status(path).state not in ENDED]
         if open_:
             raise RunError(f"follows: {other.name} is no submission to Slurm, which can wait for its own jobs alone")
         return []
@@ -236,12 +240,12 @@ def advance(directory: Path, say: Say = lambda line: None, prepare: Callable[[],
 def advance_after(run_dir: Path) -> None:
     """The same in the task whose run has ended badly, where something follows from that at once: another attempt, or
     the end of what has not begun. What another process keeps it from is left to the job that comes after the others."""
-    directory, request = run_dir.parent, runs.read_request(run_dir)
-    again = retry.decide(request, runs.read_events(run_dir))
-    if not isinstance(again, retry.Again) and runs.read_submission(directory).get("on_failure") != "stop":
+    directory, request = run_dir.parent, read_request(run_dir)
+    again = retry.decide(request, read_events(run_dir))
+    if not isinstance(again, retry.Again) and read_submission(directory).get("on_failure") != "stop":
         return
     deadline = time.monotonic() + TASK_PATIENCE
-    while runs.read_status(run_dir).state in ENDED and time.monotonic() < deadline:
+    while read_status(run_dir).state in ENDED and time.monotonic() < deadline:
         if not lease.is_driven(directory):
             try:
                 advance(directory, lambda line: print(line, flush=True))
@@ -258,7 +262,7 @@ def settle(directory: Path, say: Say) -> bool:
         try:
             over = advance(directory, say)
             break
-        except calls.SlurmError:
+        except SlurmError:
             if time.monotonic() > deadline:
                 raise
         except RunError as error:

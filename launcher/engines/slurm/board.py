@@ -15,7 +15,7 @@ from typing import Literal
 
 from launcher.engines.slurm import calls, squeue
 from launcher.engines.slurm.squeue import Key, Snapshot
-from launcher.record import runs
+from launcher.record.journal import Status
 from trainer.base.files import write_json, write_text
 
 FOLDER = "slurm"
@@ -106,13 +106,13 @@ class Board:
         here = [job for job in self.snapshot.jobs if (job.name, job.folder) == (name, str(self.submission))]
         return dataclasses.replace(batch, job=here[0].array or here[0].id) if here else batch
 
-    def key(self, name: str, status: runs.Status) -> Key | None:
+    def key(self, name: str, status: Status) -> Key | None:
         """The job or task that executes the run, or will; None where none was asked for."""
         asked = self._of_run.get((name, status.attempt))
         told = squeue.key(str(status.figures["slurm"])) if status.figures.get("slurm") else None
         return (asked or told) if status.state == "queued" else (told or asked)
 
-    def waits_or_runs(self, name: str, status: runs.Status) -> bool:
+    def waits_or_runs(self, name: str, status: Status) -> bool:
         """Whether a job of the run's has not ended."""
         key = self.key(name, status)
         job = self.snapshot.find(key) if key else None

@@ -11,18 +11,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from launcher.base.errors import SlurmError
 from launcher.engines.slurm import squeue
-from launcher.record.runs import RunError
 
 PATIENCE = 60
 """Seconds within which a command of Slurm answers: a controller that is being restarted takes its time."""
 KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS")
 """Of the variables that a job of Slurm has, those that tell its commands whom to talk to."""
 OF_A_JOB = ("CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
-
-
-class SlurmError(RunError):
-    """What Slurm refuses, or that it does not answer. The message is complete."""
 
 
 def environment() -> dict[str, str]:

@@ -7,17 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launcher import engines
+from launcher.base.errors import EngineError, JobError, RunError, SlurmError
 from launcher.engines.choice import OWN, Choice
 from launcher.engines.docker import images
-from launcher.engines.docker.client import EngineError
 from launcher.engines.slurm import calls
 from launcher.engines.slurm import request as slurm_request
 from launcher.host import checks
 from launcher.host.machine import Gpu, Machine
-from launcher.job.document import JobError
 from launcher.job.schema import SlurmSpec
 from launcher.job.spec import Job
-from launcher.record.runs import RunError, RunRequest
+from launcher.record.request import RunRequest
 
 
 def options(spec: SlurmSpec) -> dict[str, Any]:
@@ -33,7 +32,7 @@ def machine(spec: SlurmSpec) -> Machine:
     nodes = calls.nodes(spec.partition)
     known = nodes if spec.partition else [node for node in nodes if node.default] or nodes
     if not known:
-        raise calls.SlurmError(f"Slurm has no nodes{f' in partition {spec.partition}' if spec.partition else ''}")
+        raise SlurmError(f"Slurm has no nodes{f' in partition {spec.partition}' if spec.partition else ''}")
     best = max(known, key=lambda node: (node.gpus, node.cpus, node.memory))
     name = f"Slurm partition {best.partition}, {len(known)} node{'s' * (len(known) > 1)}"
     return Machine(name, best.cpus, best.memory, tuple(Gpu(index) for index in range(best.gpus)), declared=True)
@@ -90,5 +89,5 @@ def check(requests: Sequence[RunRequest], job: Job) -> None:
     for asked in dict.fromkeys(slurm_request.words(request, given) for request in requests):
         try:
             calls.check(asked)
-        except calls.SlurmError as error:
+        except SlurmError as error:
             raise JobError(f"{job.document.place(('slurm',))}: Slurm refuses it: {error}") from None

@@ -16,7 +16,8 @@ from launcher.engines.docker import create
 from launcher.engines.docker.engine import DockerEngine
 from launcher.engines.docker.watched import Watched, ending
 from launcher.engines.native.execute import EXIT_TAKEN, Asked, Overseer
-from launcher.record import runs
+from launcher.record.journal import read_status
+from launcher.record.states import GOOD, State
 
 LEASHED = """
 exec 3<&0
@@ -53,7 +54,7 @@ class SlurmContainers(DockerEngine):
     def _made(self, watched: Watched) -> None:
         self._leash = self.client.api.attach_socket(watched.id, {"stdin": 1, "stream": 1})
 
-    def _ending(self, watched: Watched, state: Mapping[str, Any]) -> tuple[runs.State, str, dict[str, Any]]:
+    def _ending(self, watched: Watched, state: Mapping[str, Any]) -> tuple[State, str, dict[str, Any]]:
         word, reason, figures = ending(watched, state, self.overseer.asked(self.signals) > 0)
         return (*self.overseer.judge(word, reason), figures)
 
@@ -89,6 +90,6 @@ def run(run_dir: Path, attempt: int, devices: Sequence[str], overseer: Overseer)
             told = engine.end(run_dir, at_once=False)
         time.sleep(POLL)
     engine.close()
-    status = runs.read_status(run_dir)
+    status = read_status(run_dir)
     code = int(status.figures.get("exit_code") or 0)
-    return 0 if status.state in runs.GOOD else code if 0 < code < 256 else 1
+    return 0 if status.state in GOOD else code if 0 < code < 256 else 1

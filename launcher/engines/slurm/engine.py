@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from launcher.base.errors import RunError, SlurmError
 from launcher.engines.docker import recipe
 from launcher.engines.docker.run_files import touch
 from launcher.engines.docker.watched import STOP
@@ -17,8 +18,11 @@ from launcher.engines.slurm import board as slurm_board
 from launcher.engines.slurm import calls, task_lease
 from launcher.engines.slurm.board import Board
 from launcher.engines.slurm.squeue import Key, SlurmJob
-from launcher.record import retry, runs, secret_files
-from launcher.record.runs import RunError, State, Status
+from launcher.record import retry, secret_files
+from launcher.record.find import list_runs
+from launcher.record.journal import Status, append_event, read_events, read_status
+from launcher.record.request import RunRequest, read_request
+from launcher.record.states import ENDED, State
 
 FRESH = 2.0
 """Seconds for which what Slurm said is not asked again by one who only looks."""
@@ -45,10 +49,10 @@ class SlurmEngine:
         if board is None or fresh or time.monotonic() - asked > FRESH:
             began, (until, why) = time.monotonic(), self._silent
             if not fresh and began < until:
-                raise calls.SlurmError(why)
+                raise SlurmError(why)
             try:
                 board = slurm_board.load(submission.resolve())
-            except calls.SlurmError as error:
+            except SlurmError as error:
                 now = time.monotonic()
                 self._silent = (now + max(FRESH, now - began), str(error))
                 raise
@@ -65,7 +69,7 @@ class SlurmEngine:
 
     def settle(self, run_dir: Path) -> bool:
         """See `Watcher.settle`."""
-        return self.settled(run_dir).state not in runs.ENDED
+        return self.settled(run_dir).state not in ENDED
 
     def settled(self, run_dir: Path, board: Board | None = None) -> Status:
         """`settle`, and the run's status then. `board`: what Slurm has said, where it was asked already."""
@@ -73,10 +77,10 @@ class SlurmEngine:
             board = board or self.board(run_dir.parent)
         except RunError as error:
             self.trouble = str(error)
-            return runs.read_status(run_dir)
+            return read_status(run_dir)
         self.trouble = None
-        status = runs.read_status(run_dir)  # after Slurm was asked: who ended before that has said so
-        key = board.key(run_dir.name, status) if status.state not in runs.ENDED else None
+        status = read_status(run_dir)  # after Slurm was asked: who ended before that has said so
+        key = board.key(run_dir.name, status) if status.state not in ENDED else None
         if key is None:
             return status
         job = board.snapshot.find(key)
@@ -84,18 +88,18 @@ class SlurmEngine:
             if status.state == "queued" or not job.waits:
                 return status
             queue_again(run_dir, status, key, "its node failed, or its job was requeued")
-            return runs.read_status(run_dir)
+            return read_status(run_dir)
         with suppress(RunError):  # another host was faster
             if status.state == "queued":
                 _settle_queued(run_dir, job)
             else:
                 self._settle_running(run_dir, status, key, job)
-        return runs.read_status(run_dir)
+        return read_status(run_dir)
 
     def why_waits(self, run_dir: Path) -> str | None:
         """Why Slurm has not begun a queued run, and what lets it go where it is held; None where that is not known."""
         with suppress(RunError):
-            board, status = self.board(run_dir.parent), runs.read_status(run_dir)
+            board, status = self.board(run_dir.parent), read_status(run_dir)
             key = board.key(run_dir.name, status) if status.state == "queued" else None
             job = board.snapshot.find(key) if key else None
             if job is not None and job.waits and job.reason:
@@ -109,10 +113,10 @@ class SlurmEngine:
             return  # Slurm may show only each user's own jobs
         asked = (run_dir / STOP).exists()
         job = job or calls.accounted(key)
-        state, reason = ending(runs.read_request(run_dir), key, job, asked)
+        state, reason = ending(read_request(run_dir), key, job, asked)
         if status.state == "starting" and state not in ("failed", "cancelled", "lost"):
-            runs.append_event(run_dir, "running", **_mark(status))
-        runs.append_event(run_dir, state, reason=reason, **_mark(status))
+            append_event(run_dir, "running", **_mark(status))
+        append_event(run_dir, state, reason=reason, **_mark(status))
         secret_files.take_back(run_dir, status.attempt)
         (run_dir / STOP).unlink(missing_ok=True)
 
@@ -123,7 +127,7 @@ class SlurmEngine:
     def kill(self, run_dir: Path) -> None:
         """See `Watcher.kill`."""
         self.stop(run_dir)
-        key = self.board(run_dir.parent).key(run_dir.name, runs.read_status(run_dir))
+        key = self.board(run_dir.parent).key(run_dir.name, read_status(run_dir))
         if key is not None:
             calls.cancel([str(key)])
 
@@ -138,9 +142,9 @@ class SlurmEngine:
 def _needless(board: Board, submission: Path) -> list[str]:
     """The journals are read after Slurm was asked: a run that was queued again meanwhile keeps its job."""
     found = []
-    for run_dir in runs.list_runs(submission):
-        status = runs.read_status(run_dir)
-        key = board.key(run_dir.name, status) if status.state in runs.ENDED else None
+    for run_dir in list_runs(submission):
+        status = read_status(run_dir)
+        key = board.key(run_dir.name, status) if status.state in ENDED else None
         job = board.snapshot.find(key) if key else None
         if key is not None and job is not None and job.waits:
             found.append(str(key))
@@ -155,15 +159,13 @@ def _mark(status: Status) -> dict[str, Any]:
 def queue_again(run_dir: Path, status: Status, key: Key, why: str) -> None:
     """Note that Slurm starts the run's job once more, under the same number. That is another attempt, and none of those
     that `retry.attempts` counts."""
-    done = retry.retries(runs.read_events(run_dir))
+    done = retry.retries(read_events(run_dir))
     kept = "from last.ckpt" if (run_dir / "last.ckpt").exists() else "from the beginning"
     with suppress(RunError):  # another host was faster
         if status.state != "lost":
-            runs.append_event(run_dir, "lost", reason=why, **_mark(status))
+            append_event(run_dir, "lost", reason=why, **_mark(status))
         again = f"Slurm starts it again, {kept}"
-        runs.append_event(
-            run_dir, "queued", status.attempt + 1, again, retry=done, engine=SlurmEngine.name, slurm=str(key)
-        )
+        append_event(run_dir, "queued", status.attempt + 1, again, retry=done, engine=SlurmEngine.name, slurm=str(key))
 
 
 def _settle_queued(run_dir: Path, job: SlurmJob | None) -> None:
@@ -175,11 +177,11 @@ def _settle_queued(run_dir: Path, job: SlurmJob | None) -> None:
         if job.reason == "DependencyNeverSatisfied":
             return  # whoever goes on with the submission knows whether what it needs comes after all
         reason = "cancelled in Slurm while it waited (scancel)"
-        runs.append_event(run_dir, "cancelled", reason=reason, engine=SlurmEngine.name)
+        append_event(run_dir, "cancelled", reason=reason, engine=SlurmEngine.name)
         return
     said = last_words(run_dir.parent)
     reason = f"its job ended in Slurm before it began: {describe(job)}" + (f": {said}" if said else "")
-    runs.append_event(run_dir, "failed", reason=reason, engine=SlurmEngine.name)
+    append_event(run_dir, "failed", reason=reason, engine=SlurmEngine.name)
 
 
 def last_words(submission: Path) -> str:
@@ -195,7 +197,7 @@ def describe(job: SlurmJob) -> str:
     return f"{job.end or 'no state'}{code}" + (f" on {job.nodes}" if job.nodes else "")
 
 
-def ending(request: runs.RunRequest, key: Key, job: SlurmJob | None, asked: bool) -> tuple[State, str]:
+def ending(request: RunRequest, key: Key, job: SlurmJob | None, asked: bool) -> tuple[State, str]:
     """State and reason of a run that was under way when its job ended, and of whose end nobody has written."""
     if asked:
         return "cancelled", "stopped on request"
@@ -217,5 +219,5 @@ def ending(request: runs.RunRequest, key: Key, job: SlurmJob | None, asked: bool
 
 def keys(board: Board, names: Sequence[str]) -> list[Key]:
     """The jobs of these runs' present attempts."""
-    found = (board.key(name, runs.read_status(board.submission / name)) for name in names)
+    found = (board.key(name, read_status(board.submission / name)) for name in names)
     return [key for key in found if key is not None]

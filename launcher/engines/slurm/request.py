@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.base.sizes import GIB
-from launcher.record.runs import RunRequest
+from launcher.record.request import RunRequest
 
 WARNING = 60
 """Seconds before a time limit at which Slurm sends SIGTERM; it may do so up to 60 s earlier."""

@@ -12,6 +12,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from launcher.base.errors import RunError
 from launcher.engines.docker.watched import STOP
 from launcher.engines.native import execute
 from launcher.engines.slurm import advance, board, calls, task_lease
@@ -20,8 +21,12 @@ from launcher.engines.slurm.squeue import Key
 from launcher.engines.slurm.task_lease import TaskLease
 from launcher.host import gpu_locks
 from launcher.job import steps
-from launcher.record import retry, runs
-from launcher.record.runs import GOOD, RunError, RunRequest, State
+from launcher.record import retry
+from launcher.record.find import read_submission
+from launcher.record.journal import append_event, read_events, read_status
+from launcher.record.locks import locked
+from launcher.record.request import RunRequest, read_request, write_request
+from launcher.record.states import ENDED, GOOD, State
 
 GRACE = 25.0
 """Seconds between SIGTERM and SIGKILL: Slurm's own SIGKILL comes after 30 (KillWait), and this process must have
@@ -72,7 +77,7 @@ class SlurmOverseer(execute.Overseer):
         if state == "out_of_host_memory":
             from launcher.engines.docker.recipe import want_of_memory
 
-            return state, want_of_memory(runs.read_request(self.run_dir))
+            return state, want_of_memory(read_request(self.run_dir))
         if not self.signals:  # Slurm signals all processes of a job, and the trainer may have been faster
             time.sleep(0.5)
         told = self._told()
@@ -120,31 +125,31 @@ def run(run_dir: Path, announced: int, number: str) -> int:
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # until the run begins: the journal says `queued` still
     run_dir = run_dir.resolve()
-    key, request = here(), runs.read_request(run_dir)
-    written = runs.read_submission(run_dir.parent)
+    key, request = here(), read_request(run_dir)
+    written = read_submission(run_dir.parent)
     docker = written.get("slurm", {}).get("runtime") == "docker"
     host = os.uname().nodename
     mark = {"engine": SlurmEngine.name, "slurm": str(key), "node": os.environ.get("SLURMD_NODENAME") or host}
     attempt = claim(run_dir, announced, key)
     if attempt is None:
-        state = runs.read_status(run_dir).state
+        state = read_status(run_dir).state
         print(f"{run_dir.name}: job {key} has nothing to do: the run is {state}", flush=True)
         return 0 if state in GOOD else 1
     devices = given_devices(docker) if request.resources.gpus else []
-    early = [need for need in request.needs if runs.read_status(run_dir.parent / need).state not in runs.ENDED]
+    early = [need for need in request.needs if read_status(run_dir.parent / need).state not in ENDED]
     if early:
         print(f"{run_dir.name}: has to wait for {', '.join(early)}: what came before this job has failed", flush=True)
         return EXIT_EARLY
     try:
         request = _ready(run_dir, request, devices)
     except RunError as error:
-        runs.append_event(run_dir, "failed", attempt, str(error), **mark)
+        append_event(run_dir, "failed", attempt, str(error), **mark)
         advance.advance_after(run_dir)
         return 1
-    named = retry.latest(runs.read_events(run_dir), "micro_batch")
+    named = retry.latest(read_events(run_dir), "micro_batch")
     more = {"micro_batch": named} if named else {}
     (run_dir / STOP).unlink(missing_ok=True)
-    runs.append_event(run_dir, "starting", attempt, devices=devices, host=host, **mark, **more)
+    append_event(run_dir, "starting", attempt, devices=devices, host=host, **mark, **more)
     lease = TaskLease(run_dir, attempt)
     overseer = SlurmOverseer(run_dir, lease, mark, run_dir.parent / board.FOLDER / f"{number}.out")
     task_lease.await_former(run_dir, lambda line: print(f"{run_dir.name}: {line}", flush=True))
@@ -155,7 +160,7 @@ def run(run_dir: Path, announced: int, number: str) -> int:
 
             code = container.run(run_dir, attempt, devices, overseer)
         else:
-            mine = kept.enter_context(runs.locked(run_dir / "exec.lock", patience=PATIENCE))
+            mine = kept.enter_context(locked(run_dir / "exec.lock", patience=PATIENCE))
             if mine is None:
                 raise RunError(f"{run_dir.name}: another process on this host holds it")
             locks = _locks(run_dir) if devices else []
@@ -163,7 +168,7 @@ def run(run_dir: Path, announced: int, number: str) -> int:
                 kept.callback(each.close)
             lease.lost(look=True)
             code = execute.run_trainer(run_dir, request, devices, [mine, *(one.descriptor for one in locks)], overseer)
-    after = runs.read_status(run_dir)
+    after = read_status(run_dir)
     if after.attempt != attempt:
         print(f"{run_dir.name}: attempt {attempt} was ended: {after.attempt} has the run", flush=True)
         return code
@@ -180,7 +185,7 @@ def claim(run_dir: Path, announced: int, key: Key) -> int | None:
 
     A job that Slurm started again finds the attempt before as it was left: that one is over by this very fact.
     """
-    status = runs.read_status(run_dir)
+    status = read_status(run_dir)
     told = status.figures.get("slurm")
     mine = told == str(key)
     if status.state == "queued" and (status.attempt == announced or mine):
@@ -188,7 +193,7 @@ def claim(run_dir: Path, announced: int, key: Key) -> int | None:
     if mine and status.state in ("starting", "running", "lost"):
         why = "its node failed, or the job was requeued: Slurm has started it again"
         queue_again(run_dir, status, key, why)
-        status = runs.read_status(run_dir)
+        status = read_status(run_dir)
         return status.attempt if status.state == "queued" else None
     return None
 
@@ -209,7 +214,7 @@ def _ready(run_dir: Path, request: RunRequest, devices: list[str]) -> RunRequest
         )
     if request.select is not None:
         request = steps.resolve(request, run_dir.parent)
-        runs.write_request(run_dir, request)
+        write_request(run_dir, request)
     return request
 
 

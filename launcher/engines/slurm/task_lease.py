@@ -17,8 +17,10 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from launcher.record import lease, runs
+from launcher.record import lease
+from launcher.record.journal import read_events, status_of
 from launcher.record.lease import Word
+from launcher.record.locks import is_locked
 from trainer.base.files import write_json
 
 FILE = "exec.json"
@@ -47,12 +49,12 @@ class TaskLease:
             return False
         self._looked = now
         try:
-            events = runs.read_events(self.run_dir)
+            events = read_events(self.run_dir)
         except OSError:
             events = []
         if not events:  # a volume that does not answer just now, or is not mounted: nothing is known
             return False
-        status = runs.status_of(events[-1])
+        status = status_of(events[-1])
         if (status.attempt, status.state) not in ((self.attempt, "starting"), (self.attempt, "running")):
             return True
         if now - self._beaten >= BEAT:
@@ -79,9 +81,9 @@ def await_former(run_dir: Path, say: Callable[[str], None] = print) -> None:
     if former is None or former.released:
         return
     if (former.host, former.boot) == (os.uname().nodename, lease.boot_id()):
-        if runs.is_locked(run_dir / "exec.lock"):
+        if is_locked(run_dir / "exec.lock"):
             say(f"waiting for process {former.pid} on this host to leave the run")
-        while runs.is_locked(run_dir / "exec.lock"):
+        while is_locked(run_dir / "exec.lock"):
             time.sleep(0.1)
         return
     say(f"looking for {EXPIRY:g} s whether {former.host} has left the run")
@@ -97,7 +99,7 @@ def await_former(run_dir: Path, say: Callable[[str], None] = print) -> None:
 
 def is_fresh(run_dir: Path) -> bool:
     """Whether somebody executes the run, as far as a look can tell."""
-    if runs.is_locked(run_dir / "exec.lock"):
+    if is_locked(run_dir / "exec.lock"):
         return True
     found = read(run_dir)
     if found is None or found.released or (found.host, found.boot) == (os.uname().nodename, lease.boot_id()):

@@ -13,6 +13,7 @@ import pytest
 
 from launcher.__main__ import main
 from launcher.base import sizes
+from launcher.base.errors import SizeError
 from launcher.cli import watch
 from launcher.host import gpu_locks, machine
 from tests.launcher.conftest import Lab
@@ -250,7 +251,7 @@ def test_durations(text: object, seconds: float) -> None:
 @pytest.mark.parametrize("wrong", ["", "g", "-1", "1x", "nan", True, None, "1e400", "99999999t"])
 def test_what_is_neither_size_nor_duration(wrong: object) -> None:
     for parse in (sizes.parse_size, sizes.parse_duration):
-        with pytest.raises(sizes.SizeError):
+        with pytest.raises(SizeError):
             parse(wrong)
 
 

@@ -20,7 +20,10 @@ import pytest
 
 from launcher.cli import tables, top, watch
 from launcher.host import gpu_locks, machine, usage
-from launcher.record import runs
+from launcher.record.find import list_runs
+from launcher.record.journal import Status, append_event, create_run
+from launcher.record.locks import locked
+from launcher.record.request import RunRequest
 from tests.launcher.conftest import Lab, wait_for
 
 JOB = "name: looked\nmatrix:\n  seed: [1, 2]\nresources: {cpus: 1}\nmax_parallel: 2\n"
@@ -37,7 +40,7 @@ def under_way(lab: Lab, plan: dict[str, Any] | None = None) -> subprocess.Popen[
 
 def beat(lab: Lab) -> None:
     """The heartbeat of a trainer in the middle of its work."""
-    for run_dir in runs.list_runs(lab.submission()):
+    for run_dir in list_runs(lab.submission()):
         figures = {"epoch": 3, "epochs": 50, "images_per_second": 81.25, "eta_seconds": 95.0, "best_f1": 0.875}
         text = json.dumps({"time": time.time(), "device_memory_bytes": 3 * 2**30, **figures})
         (run_dir / "progress.json").write_text(text)
@@ -157,9 +160,9 @@ def test_ctrl_c_ends_every_kind_of_looking_in_the_same_way(lab: Lab) -> None:
 
 def test_events_are_told_with_their_own_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     announcer = tables.Announcer(tmp_path)
-    announcer.event("001-x", runs.Status("lost", time=time.mktime((2026, 1, 2, 3, 4, 5, 0, 0, -1))))
+    announcer.event("001-x", Status("lost", time=time.mktime((2026, 1, 2, 3, 4, 5, 0, 0, -1))))
     earlier = time.time() - 60
-    announcer.event("001-x", runs.Status("running", time=earlier))
+    announcer.event("001-x", Status("running", time=earlier))
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("2026-01-02 03:04:05  001-x")
     assert time.strftime("%H:%M:%S", time.localtime(earlier)) in second
@@ -167,9 +170,9 @@ def test_events_are_told_with_their_own_time(tmp_path: Path, capsys: pytest.Capt
 
 def test_a_speed_that_is_not_known_yet_is_left_open(tmp_path: Path) -> None:
     run_dir = tmp_path / "s" / "001-x"
-    runs.create(run_dir, runs.RunRequest("001-x", 1, "train", []))
+    create_run(run_dir, RunRequest("001-x", 1, "train", []))
     for state in ("starting", "running"):
-        runs.append_event(run_dir, state, host="elsewhere")  # type: ignore[arg-type]
+        append_event(run_dir, state, host="elsewhere")  # type: ignore[arg-type]
     beaten = {"epoch": 2, "epochs": 5, "images_per_second": None, "eta_seconds": None}
     (run_dir / "progress.json").write_text(json.dumps(beaten))
     text = printed(watch.status_table(watch.status_json(run_dir.parent)))
@@ -182,8 +185,8 @@ def test_pages_that_a_runs_processes_share_count_once(tmp_path: Path) -> None:
     try:
         assert process.stdout is not None and [process.stdout.readline() for _ in range(2)]
         figures = {"exec_pid": process.pid, "host": os.uname().nodename}
-        with runs.locked(tmp_path / "exec.lock"):
-            size = usage.HostMemory().peak(tmp_path, runs.Status("running", figures=figures))
+        with locked(tmp_path / "exec.lock"):
+            size = usage.HostMemory().peak(tmp_path, Status("running", figures=figures))
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
@@ -193,13 +196,13 @@ def test_pages_that_a_runs_processes_share_count_once(tmp_path: Path) -> None:
 
 def test_host_memory_of_a_run_that_is_over_is_the_journals(tmp_path: Path) -> None:
     seen = usage.HostMemory()
-    ended = runs.Status("succeeded", figures={"peak_host_memory_bytes": 7})
-    assert seen.peak(tmp_path, ended) == 7 and seen.peak(tmp_path, runs.Status("queued")) is None
+    ended = Status("succeeded", figures={"peak_host_memory_bytes": 7})
+    assert seen.peak(tmp_path, ended) == 7 and seen.peak(tmp_path, Status("queued")) is None
     # A process id without the run's lock may be anybody's.
     mine = {"exec_pid": os.getpid(), "host": os.uname().nodename}
-    assert seen.peak(tmp_path, runs.Status("running", figures=mine)) is None
-    with runs.locked(tmp_path / "exec.lock"):
-        size = seen.peak(tmp_path, runs.Status("running", figures=mine))
+    assert seen.peak(tmp_path, Status("running", figures=mine)) is None
+    with locked(tmp_path / "exec.lock"):
+        size = seen.peak(tmp_path, Status("running", figures=mine))
     assert size is not None and size >= psutil.Process().memory_info().rss / 2
 
 

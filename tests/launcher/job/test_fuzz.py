@@ -14,12 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from launcher import engines
+from launcher.base.errors import JobError, MachineError, RunError
 from launcher.cli import tables
 from launcher.engines import choice
-from launcher.host.machine import BUILT_IN, Machine, MachineError
+from launcher.host.machine import BUILT_IN, Machine
 from launcher.job import expansion, spec
-from launcher.job.document import JobError
-from launcher.record import runs, submission
+from launcher.record import submission
+from launcher.record.journal import create_run
+from launcher.record.request import RunRequest
 
 MACHINES = [*BUILT_IN.values(), Machine("small", 2, 2**32)]
 VALID: list[dict[str, Any]] = [
@@ -173,17 +175,16 @@ def test_a_submission_that_cannot_be_made_leaves_nothing(
     machine = MACHINES[-1]
     planned = expansion.expand(job, machine)
     made = []
-    create = runs.create
 
-    def failing(run_dir: Path, request: runs.RunRequest) -> Any:
+    def failing(run_dir: Path, request: RunRequest) -> Any:
         if len(made) == after:
             raise error
         made.append(run_dir)
-        return create(run_dir, request)
+        return create_run(run_dir, request)
 
-    monkeypatch.setattr(runs, "create", failing)
+    monkeypatch.setattr(submission, "create_run", failing)
     chosen = choice.Choice(engines.engine("native"), machine, "")
-    expected = runs.RunError if isinstance(error, OSError) else type(error)
+    expected = RunError if isinstance(error, OSError) else type(error)
     with pytest.raises(expected):
         submission.create(job, [each.request for each in planned], {}, tmp_path, None, chosen)
     assert len(made) == after and not list(tmp_path.iterdir())

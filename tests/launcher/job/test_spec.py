@@ -10,13 +10,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from launcher.base.errors import EngineError, JobError
 from launcher.cli import tables
 from launcher.engines import choice
 from launcher.engines.docker import images
-from launcher.engines.docker.client import EngineError
 from launcher.host import checks, machine
 from launcher.job import document, expansion, schema, spec
-from launcher.job.document import JobError
 
 HERE = machine.Machine("here", 8, 32 * 2**30)
 REPOSITORY = Path(__file__).parents[3]

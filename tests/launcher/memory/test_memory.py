@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher.base.errors import JobError, MachineError
 from launcher.base.sizes import GIB
-from launcher.host.machine import BUILT_IN, Gpu, Machine, MachineError
+from launcher.host.machine import BUILT_IN, Gpu, Machine
 from launcher.job import expansion, spec
-from launcher.job.document import JobError
 from launcher.memory import combinations, fitting, predict
 from launcher.memory.predict import CONTEXT, DRIVER, Need
-from launcher.record import runs
-from launcher.record.runs import Resources
+from launcher.record.journal import create_run
+from launcher.record.request import Resources, read_request
 from tests.launcher.cli.test_cli import launcher
 from trainer.config.compose import compose
 from trainer.config.keys import option_names
@@ -177,8 +177,8 @@ def test_a_batch_that_does_not_fit_is_cut_and_the_run_stays_the_same_run() -> No
 
 def test_predicted_memory_survives_the_run_directory(tmp_path: Path) -> None:
     request = expand(card(24), "model=resnet50").request
-    runs.create(tmp_path / "run", request)
-    assert runs.read_request(tmp_path / "run").predicted_memory == request.predicted_memory > CONTEXT
+    create_run(tmp_path / "run", request)
+    assert read_request(tmp_path / "run").predicted_memory == request.predicted_memory > CONTEXT
 
 
 def test_the_users_micro_batch_is_left_alone() -> None:

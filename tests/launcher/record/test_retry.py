@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
-from launcher.record import retry, runs
-from launcher.record.runs import Retry, RunRequest
+from launcher.record import retry
+from launcher.record.find import find_run
+from launcher.record.journal import read_events
+from launcher.record.request import Retry, RunRequest, read_request
+from launcher.record.states import ENDED
 from tests.launcher.conftest import Lab, seeds, wait_for
 
 
@@ -112,13 +115,13 @@ def test_a_run_without_device_memory_goes_on_at_once_with_half_the_micro_batch(l
     asked = [[w for w in event["argv"] if "micro" in w] for event in lab.journal("begin")]
     assert asked == [[], ["training.micro_batch=8"], ["training.micro_batch=4"]]
     assert "again with micro-batch 8, the effective batch stays 16" in done.stdout
-    events = runs.read_events(runs.find_run(lab.runs, "1"))
-    ends = [(event["attempt"], event["state"], event["reason"]) for event in events if event["state"] in runs.ENDED]
+    events = read_events(find_run(lab.runs, "1"))
+    ends = [(event["attempt"], event["state"], event["reason"]) for event in events if event["state"] in ENDED]
     assert [(number, state) for number, state, _ in ends] == [
         (1, "out_of_device_memory"), (2, "out_of_device_memory"), (3, "succeeded")
     ]  # fmt: skip
     assert "at micro-batch 16" in ends[0][2] and "at micro-batch 8" in ends[1][2]
-    log = (runs.find_run(lab.runs, "1") / "log.txt").read_text()
+    log = (find_run(lab.runs, "1") / "log.txt").read_text()
     assert all(f"--- attempt {number}" in log for number in (1, 2, 3))
 
 
@@ -149,7 +152,7 @@ def test_a_lost_run_starts_again_from_its_checkpoint(lab: Lab) -> None:
     wait_for(lambda: len(lab.journal("begin")) == 2, "the second attempt")
     (lab.root / "gate").touch()
     assert process.wait(60) == 0 and lab.status("1").attempt == 2
-    lost = next(e for e in runs.read_events(runs.find_run(lab.runs, "1")) if e["state"] == "lost")
+    lost = next(e for e in read_events(find_run(lab.runs, "1")) if e["state"] == "lost")
     assert "stopped from outside" in lost["reason"] and (lab.submission() / "001-resnet34" / "last.ckpt").exists()
 
 
@@ -182,8 +185,8 @@ def test_a_job_that_follows_another_waits_for_its_end(lab: Lab) -> None:
 
 def test_run_files_of_an_earlier_version_are_read(lab: Lab) -> None:
     assert lab.launcher("submit", lab.job(seeds(1)), lab.machine()).returncode == 0
-    path = runs.find_run(lab.runs, "1") / "run.json"
+    path = find_run(lab.runs, "1") / "run.json"
     content = json.loads(path.read_text())
     del content["retry"]
     path.write_text(json.dumps({**content, "attempts": 1}))
-    assert runs.read_request(path.parent).retry == Retry()
+    assert read_request(path.parent).retry == Retry()

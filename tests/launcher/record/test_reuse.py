@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.record import reuse, runs
+from launcher.record import reuse
+from launcher.record.find import find_run, find_submission, list_submissions
 from tests.launcher.conftest import Lab, seeds
 from trainer.config.compose import compose
 from trainer.config.plain import to_dict
@@ -173,8 +174,8 @@ def test_the_log_of_a_reused_run_is_said_to_be_elsewhere(full: Lab) -> None:
 def test_the_latest_submission_is_the_one_made_last_whatever_is_written_into_others(full: Lab) -> None:
     for _ in range(2):
         full.launcher("submit", full.job(seeds(1)), full.machine(), "--fresh")
-    older, later = runs.list_submissions(full.runs)
+    older, later = list_submissions(full.runs)
     (older / "leaderboard.csv").unlink()
     (older / "new").touch()
-    assert runs.list_submissions(full.runs) == [older, later]
-    assert runs.find_run(full.runs, "1").parent == later == runs.find_submission(full.runs)
+    assert list_submissions(full.runs) == [older, later]
+    assert find_run(full.runs, "1").parent == later == find_submission(full.runs)

@@ -17,7 +17,12 @@ import click
 import psutil
 import pytest
 
-from launcher.record import lease, runs
+from launcher.record import lease
+from launcher.record.find import find_submission, list_runs, list_submissions
+from launcher.record.journal import read_status
+from launcher.record.locks import is_locked
+from launcher.record.request import read_request
+from launcher.record.states import ENDED
 from launcher.remote import host_option, remote
 from tests.launcher.conftest import Lab, wait_for
 from tests.ssh_server import SshServer, missing
@@ -42,8 +47,8 @@ def server(lab: Lab) -> Iterator[SshServer]:
     made.start()
     yield made
     made.stop()
-    for submission in runs.list_submissions(made.folder / "runs"):  # of a test that failed
-        if runs.is_locked(submission / "supervisor.lock"):
+    for submission in list_submissions(made.folder / "runs"):  # of a test that failed
+        if is_locked(submission / "supervisor.lock"):
             os.kill(lease.read(submission).pid, signal.SIGKILL)  # type: ignore[union-attr]
 
 
@@ -54,16 +59,16 @@ def plan(server: SshServer, what: dict[str, dict[str, Any]]) -> None:
 
 def there(server: SshServer) -> Path:
     """The latest submission on the server."""
-    return runs.find_submission(server.folder / "runs")
+    return find_submission(server.folder / "runs")
 
 
 def states(submission: Path) -> list[str]:
-    return [runs.read_status(path).state for path in runs.list_runs(submission)]
+    return [read_status(path).state for path in list_runs(submission)]
 
 
 def over(server: SshServer) -> bool:
     root = server.folder / "runs"
-    return bool(runs.list_submissions(root)) and all(state in runs.ENDED for state in states(there(server)))
+    return bool(list_submissions(root)) and all(state in ENDED for state in states(there(server)))
 
 
 def rsync_with(lab: Lab, options: str) -> None:
@@ -119,7 +124,7 @@ def test_a_submission_runs_on_the_server_and_comes_back(lab: Lab, server: SshSer
 def test_runs_go_on_when_the_connection_is_cut_as_they_begin(lab: Lab, server: SshServer) -> None:
     plan(server, {"*": {"seconds": 2}})
     process = lab.start("submit", lab.job(TWO), "--host", server.host)
-    wait_for(lambda: (server.folder / "runs").is_dir() and runs.list_submissions(server.folder / "runs"), "submission")
+    wait_for(lambda: (server.folder / "runs").is_dir() and list_submissions(server.folder / "runs"), "submission")
     assert server.cut()
     out = process.communicate(timeout=60)[0]
     assert process.returncode == 1 and "the connection was lost; what was started there goes on" in out, out
@@ -181,7 +186,7 @@ def test_stop_and_resume_over_ssh(lab: Lab, server: SshServer) -> None:
     assert done.returncode == 0 and "stopped: 001-seed1, 002-seed2\n" in done.stdout, done.stderr
     assert states(submission) == ["cancelled", "cancelled"]
     (lab.root / "go").touch()
-    wait_for(lambda: not runs.is_locked(submission / "supervisor.lock"), "the supervisor's end")
+    wait_for(lambda: not is_locked(submission / "supervisor.lock"), "the supervisor's end")
     done = lab.launcher("resume", "--host", server.host)
     assert done.returncode == 0 and done.stdout.startswith(f"{submission.name}: goes on; 2 runs queued again")
     wait_for(lambda: over(server), "the runs' end")
@@ -197,9 +202,9 @@ def test_words_arrive_as_they_were_typed(lab: Lab, server: SshServer) -> None:
     words = ["--data", data.name, "--cpu", "--set", "env=[A, 'B']", "--runs", "more runs"]
     done = lab.launcher("submit", word, "seed=3", *words, "--host", server.host)
     assert done.returncode == 0, done.stderr
-    submission = runs.find_submission(server.folder / "more runs")
+    submission = find_submission(server.folder / "more runs")
     assert f"status {submission.name} --host '{server.host}' --runs 'more runs'" in done.stdout
-    request = runs.read_request(runs.list_runs(submission)[0])
+    request = read_request(list_runs(submission)[0])
     assert word in request.overrides and request.config["model"] == odd and request.config["seed"] == 3
     assert request.data_dir == str(data) and request.env == ["A", "B"] and request.resources.gpus == 0
     assert not (server.folder / "oops").exists()
@@ -242,7 +247,7 @@ def test_a_job_file_that_comes_in_part_starts_nothing(lab: Lab) -> None:
 def test_an_interrupted_collect_goes_on_where_it_was(lab: Lab, server: SshServer) -> None:
     submission = submitted(lab, server)
     wait_for(lambda: over(server), "the runs' end")
-    large = runs.list_runs(submission)[0] / "best.ckpt"
+    large = list_runs(submission)[0] / "best.ckpt"
     large.write_bytes(os.urandom(12 * 2**20))
     rsync_with(lab, "--bwlimit=2m")
     process = lab.start("collect", "--host", server.host)

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher.record import runs
-from launcher.record.runs import RunRequest, State
+from launcher.record.journal import append_event, create_run
+from launcher.record.request import RunRequest
+from launcher.record.states import State
 from launcher.results import collect
+from trainer.base.files import write_json
 
 
 def submission(root: Path, name: str, results: dict[str, float | State], fingerprint: str = "s") -> Path:
@@ -18,10 +20,10 @@ def submission(root: Path, name: str, results: dict[str, float | State], fingerp
     for index, (run, result) in enumerate(results.items(), start=1):
         run_dir = root / name / f"{index:03d}-{run}"
         kind = "ensemble" if run == "vote" else "train"
-        runs.create(run_dir, RunRequest(run_dir.name, index, kind, [kind], config={"model": run, "img_size": 64}))  # type: ignore[arg-type]
-        runs.append_event(run_dir, "starting")
-        runs.append_event(run_dir, "running")
-        runs.append_event(run_dir, "succeeded" if isinstance(result, float) else result)
+        create_run(run_dir, RunRequest(run_dir.name, index, kind, [kind], config={"model": run, "img_size": 64}))  # type: ignore[arg-type]
+        append_event(run_dir, "starting")
+        append_event(run_dir, "running")
+        append_event(run_dir, "succeeded" if isinstance(result, float) else result)
         if isinstance(result, float):
             (run_dir / "best.ckpt").write_text(f"{name}/{run}")
             figures = {
@@ -36,8 +38,8 @@ def submission(root: Path, name: str, results: dict[str, float | State], fingerp
                 if kind == "ensemble"
                 else {}
             )
-            runs.write_json(run_dir / "metrics.json", {**figures, **members})
-    runs.write_json(root / name / "submission.json", {"name": name})
+            write_json(run_dir / "metrics.json", {**figures, **members})
+    write_json(root / name / "submission.json", {"name": name})
     return root / name
 
 
@@ -77,9 +79,9 @@ def test_the_champion_is_the_best_single_model_on_the_same_split(tmp_path: Path)
 def test_what_an_analysis_left_is_its_report(tmp_path: Path) -> None:
     directory = tmp_path / "one"
     run_dir = directory / "001-look"
-    runs.create(run_dir, RunRequest(run_dir.name, 1, "analyze", ["analyze"]))
+    create_run(run_dir, RunRequest(run_dir.name, 1, "analyze", ["analyze"]))
     for state in ("starting", "running", "succeeded"):
-        runs.append_event(run_dir, state)
+        append_event(run_dir, state)
     (run_dir / "analysis_results").mkdir()
     (run_dir / "analysis_results" / "report.html").write_text("")
     places = dict(collect.places(directory))

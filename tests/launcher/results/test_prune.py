@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from launcher.record import runs
+from launcher.record.journal import append_event, create_run
+from launcher.record.request import RunRequest
 from launcher.results import prune
 from tests.launcher.conftest import LABEL, Lab, seeds
 
@@ -33,8 +34,8 @@ def test_prune_goes_on_past_runs_that_it_may_not_look_at(tmp_path: Path, monkeyp
     """And settles none of another user's; a container that runs without its directory is named, not removed."""
     run_dir = tmp_path / "s" / "001-x"
     run_dir.parent.mkdir()
-    runs.create(run_dir, runs.RunRequest("001-x", 1, "train", command=["train"]))
-    runs.append_event(run_dir, "starting", 1)
+    create_run(run_dir, RunRequest("001-x", 1, "train", command=["train"]))
+    append_event(run_dir, "starting", 1)
     where = {"closed": "/" + "x" * 300, "here": str(run_dir), "away": "/gone/001-x", "over": "/gone/002-x"}
     made = [
         SimpleNamespace(

@@ -13,14 +13,14 @@ import pytest
 from rich.console import Console
 from sklearn.metrics import f1_score
 
+from launcher.base.errors import JobError, RunError
 from launcher.host.machine import BUILT_IN
 from launcher.job import expansion, spec, steps
-from launcher.job.document import JobError
-from launcher.record import runs
-from launcher.record.runs import RunError, RunRequest
+from launcher.record.request import RunRequest
 from launcher.results import collect, leaderboard, predictions
 from tests.launcher.boards import add_run, images, predicted, scored_folds, scored_run, truth, write_predictions
 from tests.launcher.conftest import Lab
+from trainer.base.files import write_json
 
 SERVER = BUILT_IN["cuda-server"]
 
@@ -126,7 +126,7 @@ def test_the_folds_of_a_configuration_are_one_row_of_their_pooled_predictions(tm
         {"checkpoint": f"../{1 + place:03d}-{'ab'[place // 3]}-fold{place % 3}/best.ckpt", "member": place // 3}
         for place in range(6)
     ]
-    runs.write_json(vote / "metrics.json", {**voted, "method": "soft_voting", "members": members})
+    write_json(vote / "metrics.json", {**voted, "method": "soft_voting", "members": members})
     rows, line = collect.collect(submission)
     ranked = [(row["rank"], row["run"], row["kind"]) for row in rows if row["rank"] != ""]
     assert ranked == [(1, "007-vote", "ensemble"), (2, "a-folds", "folds"), (3, "b-folds", "folds")]

@@ -15,7 +15,11 @@ from typing import Any
 
 import pytest
 
-from launcher.record import lease, runs
+from launcher.base.errors import LeaseLostError, RunError
+from launcher.record import lease
+from launcher.record.find import find_run, list_runs, list_submissions
+from launcher.record.journal import append_event, create_run, read_events, read_status, replay
+from launcher.record.request import RunRequest, read_request
 from tests.docker_engine import Dockerd
 from tests.launcher.boxes import containers, job, journal, one_container
 from tests.launcher.conftest import Lab, seeds, wait_for
@@ -33,17 +37,17 @@ def killed_and_resumed(box: Lab, text: str, moment: float) -> None:
     time.sleep(moment)
     process.kill()
     process.wait()
-    if not box.runs.is_dir() or not [path for path in runs.list_submissions(box.runs) if path.is_dir()]:
+    if not box.runs.is_dir() or not [path for path in list_submissions(box.runs) if path.is_dir()]:
         assert not journal(box, "begin"), "a run without a submission"
         return
     done = box.launcher("resume", box.machine())
     states = box.states()
     assert done.returncode == 0, (moment, done.stdout, done.stderr)
     assert set(states.values()) == {"succeeded"} and len(states) == RUNS, (moment, states)
-    ours = {f"{path.name}" for path in runs.list_runs(box.submission())}
+    ours = {f"{path.name}" for path in list_runs(box.submission())}
     assert {name: count for name, count in begun(box).items() if count > 1} == {} and set(begun(box)) == ours, moment
-    for path in runs.list_runs(box.submission()):
-        runs.replay(runs.read_events(path))
+    for path in list_runs(box.submission()):
+        replay(read_events(path))
 
 
 def kills(box: Lab, dockerd: Dockerd, image: str, count: int, seed: int) -> None:
@@ -75,14 +79,14 @@ def test_native_runs_survive_a_supervisor_killed_at_any_moment(lab: Lab) -> None
         time.sleep(draw.uniform(0.3, 3.0))
         process.kill()
         process.wait()
-        if not again.runs.is_dir() or not runs.list_submissions(again.runs):
+        if not again.runs.is_dir() or not list_submissions(again.runs):
             continue
         done = again.launcher("resume", again.machine())
         assert done.returncode == 0 and set(again.states().values()) == {"succeeded"}, done.stdout + done.stderr
         begins = [json.loads(line) for line in log.read_text().splitlines() if '"begin"' in line]
-        assert sorted(event["run"] for event in begins) == [path.name for path in runs.list_runs(again.submission())]
-        for path in runs.list_runs(again.submission()):
-            runs.replay(runs.read_events(path))
+        assert sorted(event["run"] for event in begins) == [path.name for path in list_runs(again.submission())]
+        for path in list_runs(again.submission()):
+            replay(read_events(path))
 
 
 def test_a_killed_container_is_repeated_from_its_checkpoint(box: Lab, dockerd: Dockerd, image: str) -> None:
@@ -109,18 +113,18 @@ def test_an_engine_that_is_restarted_loses_runs_that_are_repeated(
     dockerd.stop()
     dockerd.start()
     wait_for(lambda: len(journal(box, "begin")) == 4, "their second attempts")
-    assert all((path / "last.ckpt").exists() for path in runs.list_runs(box.submission()))
+    assert all((path / "last.ckpt").exists() for path in list_runs(box.submission()))
     (box.root / "data" / "gate").touch()
     assert process.wait(90) == 0
-    for path in runs.list_runs(box.submission()):
-        words = [(event["state"], event["attempt"]) for event in runs.read_events(path)]
+    for path in list_runs(box.submission()):
+        words = [(event["state"], event["attempt"]) for event in read_events(path)]
         assert ("lost", 1) in words and words[-1] == ("succeeded", 2)
 
 
 def test_what_a_crash_left_half_written_is_put_right(lab: Lab) -> None:
     lab.plan = {"*": {"f1": 0.8}}
     assert lab.launcher("submit", lab.job(seeds(2)), lab.machine()).returncode == 0
-    first, second = runs.list_runs(lab.submission())
+    first, second = list_runs(lab.submission())
     (first / "status.json").write_text('{"state": "runn')
     with (second / "events.jsonl").open("ab") as file:
         file.write(b'{"time": 1, "state": "fai')
@@ -135,21 +139,21 @@ def test_a_clock_that_goes_back_changes_no_order(lab: Lab, monkeypatch: pytest.M
     run_dir = lab.root / "run"
     clock = iter(range(1000, 0, -100))
     monkeypatch.setattr(time, "time", lambda: float(next(clock)))
-    runs.create(run_dir, runs.RunRequest("run", 1, "train", []))
+    create_run(run_dir, RunRequest("run", 1, "train", []))
     for state in ("starting", "running", "lost", "queued"):
-        runs.append_event(run_dir, state)  # type: ignore[arg-type]
-    assert runs.read_status(run_dir).state == "queued"
-    assert [event["state"] for event in runs.read_events(run_dir)][-2:] == ["lost", "queued"]
+        append_event(run_dir, state)  # type: ignore[arg-type]
+    assert read_status(run_dir).state == "queued"
+    assert [event["state"] for event in read_events(run_dir)][-2:] == ["lost", "queued"]
 
 
 def test_journals_replay_or_say_where_they_do_not() -> None:
     steps = ["queued", "starting", "running", "lost", "queued", "starting", "running", "succeeded"]
     events = [{"state": state, "attempt": 1 + (number > 3)} for number, state in enumerate(steps)]
-    assert runs.replay(events).state == "succeeded" and runs.replay(events).attempt == 2
-    with pytest.raises(runs.RunError, match="line 2: running cannot follow queued"):
-        runs.replay([events[0], *events[2:]])
-    with pytest.raises(runs.RunError, match="line 1: starting cannot follow nothing"):
-        runs.replay(events[1:])
+    assert replay(events).state == "succeeded" and replay(events).attempt == 2
+    with pytest.raises(RunError, match="line 2: running cannot follow queued"):
+        replay([events[0], *events[2:]])
+    with pytest.raises(RunError, match="line 1: starting cannot follow nothing"):
+        replay(events[1:])
 
 
 # -- one driver
@@ -189,20 +193,20 @@ def test_a_holder_on_another_host_that_lives_is_left_alone(quick: None, tmp_path
             os._exit(0)
 
     elsewhere(tmp_path)
-    with pytest.raises(runs.RunError, match="on another-host, process 7"), lease.held(tmp_path, live):
+    with pytest.raises(RunError, match="on another-host, process 7"), lease.held(tmp_path, live):
         pass
 
 
 def test_one_who_was_taken_over_writes_no_more(quick: None, tmp_path: Path) -> None:
     run_dir = tmp_path / "001-x"
-    runs.create(run_dir, runs.RunRequest("001-x", 1, "train", []))
+    create_run(run_dir, RunRequest("001-x", 1, "train", []))
     with lease.held(tmp_path) as mine:
         elsewhere(tmp_path)
-        with pytest.raises(lease.LeaseLostError, match="another-host"):
+        with pytest.raises(LeaseLostError, match="another-host"):
             mine.check()
-        runs.append_event(run_dir, "starting", fence=4)
-        with pytest.raises(runs.RunError, match="another launcher has taken over"):
-            runs.append_event(run_dir, "running", fence=mine.fence)
+        append_event(run_dir, "starting", fence=4)
+        with pytest.raises(RunError, match="another launcher has taken over"):
+            append_event(run_dir, "running", fence=mine.fence)
     after = lease.read(tmp_path)
     assert after is not None and after.token == "token" and not after.released
 
@@ -223,7 +227,7 @@ def test_a_heartbeat_that_comes_late_is_not_written(
     with lease.held(tmp_path) as mine:
         time.sleep(0.15)
         monkeypatch.setattr(lease, "read", read)
-        with pytest.raises(lease.LeaseLostError, match="another-host"):
+        with pytest.raises(LeaseLostError, match="another-host"):
             mine.check()
     after = really(tmp_path)
     assert after is not None and after.token == "token" and not after.released
@@ -244,7 +248,7 @@ def test_the_heart_beats_while_it_is_looked_after(quick: None, tmp_path: Path) -
         mine.check()
         word = lease.read(tmp_path)
         assert word is not None and word.beat == 1
-        with pytest.raises(runs.RunError, match="another launcher drives it"), lease.held(tmp_path):
+        with pytest.raises(RunError, match="another launcher drives it"), lease.held(tmp_path):
             pass
 
 
@@ -282,7 +286,7 @@ def test_a_submission_that_was_never_finished_is_none(lab: Lab) -> None:
     half = lab.runs / ".new-abc"
     half.mkdir()
     (half / "submission.json").write_text((whole / "submission.json").read_text())
-    assert lab.submission() == whole and runs.list_submissions(lab.runs) == [whole]
+    assert lab.submission() == whole and list_submissions(lab.runs) == [whole]
 
 
 def test_steps_of_a_resumed_submission_take_what_serves_then(lab: Lab) -> None:
@@ -300,11 +304,11 @@ def test_what_a_resumed_run_trains_with_is_put_down(lab: Lab) -> None:
     (lab.root / "data" / "train" / "a" / "1.png").write_bytes(b"1")
     lab.plan = {"*": {"bad_attempts": 1}}
     lab.launcher("submit", lab.job(seeds(1)), lab.machine())
-    run_dir = runs.find_run(lab.runs, "1")
-    before = runs.read_request(run_dir)
+    run_dir = find_run(lab.runs, "1")
+    before = read_request(run_dir)
     (lab.root / "data" / "train" / "a" / "1.png").write_bytes(b"2")
     assert lab.launcher("resume", lab.machine()).returncode == 0
-    after = runs.read_request(run_dir)
+    after = read_request(run_dir)
     assert before.data and after.data not in ("", before.data) and after.code == before.code
 
 

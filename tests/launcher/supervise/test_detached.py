@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.record import runs
+from launcher.base.errors import RunError
+from launcher.record.find import list_submissions
+from launcher.record.locks import is_locked
 from launcher.supervise import detached
 from tests.launcher.conftest import Lab, wait_for
 
@@ -16,7 +18,7 @@ def test_a_detached_supervisor_drives_on_alone(lab: Lab) -> None:
     lab.plan = {"*": {"until": str(lab.root / "go")}}
     done = lab.launcher("submit", job, "--detach")
     assert done.returncode == 0 and done.stdout.startswith(f"{lab.submission().name}: 1 runs"), done.stderr
-    assert runs.is_locked(lab.submission() / "supervisor.lock")
+    assert is_locked(lab.submission() / "supervisor.lock")
     done = lab.launcher("resume", "--detach")
     assert done.returncode == 1 and "another launcher drives it" in done.stderr
     (lab.root / "go").touch()
@@ -25,7 +27,7 @@ def test_a_detached_supervisor_drives_on_alone(lab: Lab) -> None:
 
 def test_what_keeps_a_detached_supervisor_from_starting_is_told(lab: Lab) -> None:
     lab.launcher("submit", lab.job(TWO))
-    with pytest.raises(runs.RunError, match=r"nothing was started: --machine nowhere: .*\n.*: launcher resume two-"):
+    with pytest.raises(RunError, match=r"nothing was started: --machine nowhere: .*\n.*: launcher resume two-"):
         detached.detach(lab.submission(), machine="nowhere")
 
 
@@ -36,6 +38,6 @@ def test_a_detached_submission_that_is_over_at_once_is_no_failure(lab: Lab) -> N
         done = lab.launcher("submit", job, "--detach")
         assert done.returncode == 0, done.stderr
     wait_for(
-        lambda: all(set(lab.states(each).values()) == {"failed"} for each in runs.list_submissions(lab.runs)),
+        lambda: all(set(lab.states(each).values()) == {"failed"} for each in list_submissions(lab.runs)),
         "the ends",
     )

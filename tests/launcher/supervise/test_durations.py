@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from launcher.memory.predict import CONTEXT, DRIVER
-from launcher.record import runs
-from launcher.record.runs import Resources, RunRequest, Status
+from launcher.memory.predict import CONTEXT, DRIVER, device_limit
+from launcher.record.journal import Status, create_run
+from launcher.record.request import Resources, RunRequest, device_need, read_request
 from launcher.supervise import durations
 
 
@@ -68,13 +68,13 @@ def test_a_run_that_shares_is_held_to_what_it_was_packed_by() -> None:
         (request(resources=gpu, share_gpu=True), None, None),
         (request(predicted_memory=foreseen, share_gpu=True), foreseen, None),  # on the CPU there is nothing to share
     ):
-        assert (runs.device_need(made), runs.device_limit(made)) == (need, limit)
+        assert (device_need(made), device_limit(made)) == (need, limit)
 
 
 def test_a_request_written_before_there_were_priorities_is_read(tmp_path: Path) -> None:
-    runs.create(tmp_path / "001-x", request())
+    create_run(tmp_path / "001-x", request())
     content = json.loads((tmp_path / "001-x" / "run.json").read_text())
     for name in ("share_gpu", "priority", "predicted_memory"):
         del content[name]
     (tmp_path / "001-x" / "run.json").write_text(json.dumps(content))
-    assert runs.read_request(tmp_path / "001-x") == request()
+    assert read_request(tmp_path / "001-x") == request()

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.record import runs
+from launcher.record.find import find_run, list_submissions
+from launcher.record.locks import is_locked
 from tests.launcher.conftest import Lab, seeds, wait_for
 
 
@@ -44,7 +45,7 @@ def test_submissions_of_the_same_second_do_not_meet(lab: Lab) -> None:
     job, machine = lab.job(seeds(1)), lab.machine()
     processes = [lab.start("submit", job, machine) for _ in range(6)]
     assert [process.wait(60) for process in processes] == [0] * 6
-    assert len(runs.list_submissions(lab.runs)) == 6 and len(lab.journal("end")) == 6
+    assert len(list_submissions(lab.runs)) == 6 and len(lab.journal("end")) == 6
     assert not list(lab.runs.glob(".new-*"))
 
 
@@ -135,7 +136,7 @@ def test_a_new_supervisor_adopts_what_still_runs(lab: Lab) -> None:
     process.kill()
     process.wait()
     again = lab.start("resume", lab.machine())
-    wait_for(lambda: runs.is_locked(lab.submission() / "supervisor.lock"), "the new supervisor")
+    wait_for(lambda: is_locked(lab.submission() / "supervisor.lock"), "the new supervisor")
     gate.touch()
     assert again.wait(60) == 0 and len(lab.journal("begin")) == 2
 
@@ -241,7 +242,7 @@ def test_a_stop_that_came_too_late_for_any_run_is_a_success(lab: Lab) -> None:
 def test_exec_executes_one_run_by_hand(lab: Lab) -> None:
     lab.plan = {"*": {"exit": 3}}
     lab.launcher("submit", lab.job(seeds(1)), lab.machine())
-    run_dir = runs.find_run(lab.runs, "1")
+    run_dir = find_run(lab.runs, "1")
     lab.plan = {}
     assert lab.launcher("exec", str(run_dir)).returncode == 0
     assert (lab.status("1").state, lab.status("1").attempt) == ("succeeded", 2)
@@ -257,7 +258,7 @@ def test_exec_of_a_run_under_way_is_refused(lab: Lab) -> None:
     lab.plan = {"*": {"until": str(gate)}}
     process = lab.start("submit", lab.job(seeds(1)), lab.machine())
     wait_for(lambda: lab.journal("begin"), "a run")
-    done = lab.launcher("exec", str(runs.find_run(lab.runs, "1")))
+    done = lab.launcher("exec", str(find_run(lab.runs, "1")))
     assert done.returncode == 1 and "is being executed already" in done.stderr
     gate.touch()
     assert process.wait(60) == 0

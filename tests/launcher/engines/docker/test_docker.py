@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from launcher.engines.docker import recipe as container
-from launcher.record import runs
+from launcher.record.find import find_run, list_runs
+from launcher.record.journal import read_status
+from launcher.record.request import read_request
+from launcher.record.states import ENDED
 from tests.docker_engine import Dockerd
 from tests.launcher.boxes import MIB, containers, job, journal, one_container, submit
 from tests.launcher.conftest import LABEL, Lab, wait_for
@@ -55,7 +58,7 @@ def test_a_container_has_what_the_job_says_and_nothing_else(box: Lab, dockerd: D
     assert host["ReadonlyRootfs"] is True and host["NetworkMode"] == "none" and not host["Privileged"]
     assert config["StopTimeout"] == 30 and config["User"] == "1000:1000"
     mounts = {mount["Target"]: mount.get("ReadOnly", False) for mount in host["Mounts"]}
-    run_dir = runs.list_runs(box.submission())[0]
+    run_dir = list_runs(box.submission())[0]
     inside = f"/runs/{run_dir.parent.name}/{run_dir.name}"
     records = {f"{inside}/{name}": True for name in ("run.json", "events.jsonl", "exec.lock")}
     assert mounts == {inside: False, "/cache": False, "/data": True} | records
@@ -137,7 +140,7 @@ def test_secrets_do_not_outlive_a_run_whatever_becomes_of_it(box: Lab, dockerd: 
         wait_for(lambda: journal(box, "end"), "its end")
     else:
         container.remove(force=True)
-    wait_for(lambda: box.launcher("status").returncode == 0 and box.status("1").state in runs.ENDED, "word of its end")
+    wait_for(lambda: box.launcher("status").returncode == 0 and box.status("1").state in ENDED, "word of its end")
     assert box.status("1").state == ("succeeded" if way == "its launcher is killed" else "lost")
     wait_for(lambda: not source.exists(), "the secrets to go")
 
@@ -211,22 +214,22 @@ def test_a_run_cannot_rewrite_what_the_launcher_goes_by(box: Lab, image: str) ->
     places = ["run.json", "events.jsonl", "exec.lock"]
     box.plan = {"*": {"overwrite": places}}
     assert submit(box, job(box, image)).returncode == 0
-    run_dir = runs.find_run(box.runs, "1")
+    run_dir = find_run(box.runs, "1")
     tried = json.loads((run_dir / "overwritten.json").read_text())
     assert set(tried) == set(places) and all("Read-only" in words or "busy" in words for words in tried.values()), tried
-    assert runs.read_request(run_dir).network is None and runs.read_status(run_dir).state == "succeeded"
+    assert read_request(run_dir).network is None and read_status(run_dir).state == "succeeded"
 
 
 def test_links_that_a_run_leaves_lead_nobody_astray(box: Lab, dockerd: Dockerd, image: str) -> None:
     box.plan = {"*": {"until": "/data/gate", "links": {"stop.requested": "victim", "log.txt": "victim"}}}
     process = box.start("submit", job(box, image), "--engine", "docker", box.machine())
     one_container(dockerd, box)
-    run_dir = runs.find_run(box.runs, "1")
+    run_dir = find_run(box.runs, "1")
     wait_for(lambda: (run_dir / "stop.requested").is_symlink(), "the links")
     process.send_signal(signal.SIGINT)
     (box.root / "data" / "gate").touch()
     process.communicate(timeout=90)
-    assert not (run_dir / "victim").exists() and box.status("1").state in runs.ENDED
+    assert not (run_dir / "victim").exists() and box.status("1").state in ENDED
 
 
 def test_a_name_in_use_is_said(box: Lab, dockerd: Dockerd, image: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from launcher.host import gpu_locks
-from launcher.record import runs
+from launcher.record.find import find_run
 from tests.docker_engine import Dockerd
 from tests.launcher.boxes import containers, job, journal, one_container
 from tests.launcher.conftest import Lab, wait_for
@@ -46,7 +46,7 @@ def test_containers_outlive_a_killed_launcher_and_are_adopted(box: Lab, dockerd:
     wait_for(lambda: journal(box, "end"), "its end")
     wait_for(lambda: '"succeeded"' in box.launcher("status", "--json").stdout, "status finds out how it ended")
     assert box.states() == {"seed0": "succeeded", "seed1": "running", "seed2": "queued"}
-    refused = box.launcher("exec", str(runs.find_run(box.runs, "2")))
+    refused = box.launcher("exec", str(find_run(box.runs, "2")))
     assert refused.returncode == 1 and "under way in a container" in refused.stderr
     resumed = box.start("resume", box.machine())
     wait_for(lambda: box.states()["seed2"] == "running", "the queue to go on")
@@ -185,7 +185,7 @@ def test_a_container_whose_launcher_died_while_it_started_it(
     found = one_container(dockerd, box)
     process.kill()
     process.wait()
-    run_dir = runs.find_run(box.runs, "1")
+    run_dir = find_run(box.runs, "1")
     lines = (run_dir / "events.jsonl").read_text().splitlines()
     assert '"running"' in lines[-1]
     (run_dir / "events.jsonl").write_text("\n".join(lines[:-1]) + "\n")

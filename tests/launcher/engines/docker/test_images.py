@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from launcher.base.errors import ArgumentError, EngineError
 from launcher.cli import tables
 from launcher.engines.docker import checks, images, recipe
-from launcher.engines.docker.client import EngineError
-from launcher.record.runs import Resources, RunRequest
+from launcher.record.request import Resources, RunRequest
 from tests.docker_engine import BASE, REPOSITORY, Dockerd
 
 
@@ -160,7 +160,7 @@ def test_build_arguments_are_checked_before_anything_is_built(
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(images, "_by_buildkit", NoEngine().__getattr__)
     said: list[str] = []
-    with pytest.raises(images.ArgumentError) as refused:
+    with pytest.raises(ArgumentError) as refused:
         images.build(NoEngine(), "cpu", None, arguments, ["built:secret"], said.append)  # type: ignore[arg-type]
     assert words in str(refused.value) and "hunter2" not in str(refused.value) and not said
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher.engines.slurm import board
-from launcher.record import runs
+from launcher.record.find import find_run
+from launcher.record.journal import read_events
+from launcher.record.states import ENDED
 from tests.launcher.conftest import REPOSITORY, Lab, seeds, wait_for
 from tests.slurm_cluster import Slurm
 from trainer.data.drawn import write_sample_data
@@ -28,7 +30,7 @@ def submit(lab: Lab, job: str, *words: str) -> Path:
 
 
 def events(lab: Lab, run: str) -> list[dict[str, Any]]:
-    return runs.read_events(runs.find_run(lab.runs, run))
+    return read_events(find_run(lab.runs, run))
 
 
 def running(lab: Lab, run: str) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def running(lab: Lab, run: str) -> dict[str, Any]:
 
 
 def ended(lab: Lab) -> bool:
-    return all(state in runs.ENDED for state in lab.states().values())
+    return all(state in ENDED for state in lab.states().values())
 
 
 def test_runs_have_gpus_of_their_own_stop_and_go_on_from_any_host_and_steps_come_after(

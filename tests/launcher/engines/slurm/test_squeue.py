@@ -9,17 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from launcher.base.errors import FencedError, JobError
 from launcher.engines.slurm import board, squeue, task_lease
 from launcher.engines.slurm import request as slurm_request
 from launcher.engines.slurm import task as slurm_task
 from launcher.engines.slurm.calls import Node, node
 from launcher.engines.slurm.engine import SlurmEngine, ending
 from launcher.engines.slurm.squeue import Key
-from launcher.job.document import JobError
 from launcher.job.spec import from_overrides
-from launcher.record import lease, runs
+from launcher.record import lease
+from launcher.record.find import list_runs
+from launcher.record.journal import append_event, create_run, read_events
 from launcher.record.lease import Word
-from launcher.record.runs import Resources, RunRequest
+from launcher.record.request import Resources, RunRequest
 from trainer.base.files import write_json
 
 SHAPES = sorted((Path(__file__).parent / "squeue").glob("*.json"))
@@ -157,7 +159,7 @@ def test_what_slurm_wrote_into_a_jobs_output_tells_why_it_was_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notice: str, state: str, reason: str
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "12")
-    runs.create(tmp_path / "s" / "001-a", request())
+    create_run(tmp_path / "s" / "001-a", request())
     output = tmp_path / "001.out"
     lines = [f"slurmstepd-n1: error: *** JOB {job} ON n1 CANCELLED AT 2026-11-27T20:43:39{due} ***\n"
              for job, due in ((12, notice), (13, ""), (112, " DUE TO TIME LIMIT"))]  # fmt: skip
@@ -181,7 +183,7 @@ def test_an_attempt_on_another_host_is_waited_for_until_it_is_silent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir = tmp_path / "s" / "001-a"
-    runs.create(run_dir, request())
+    create_run(run_dir, request())
     monkeypatch.setattr(task_lease, "EXPIRY", 0.4)
     former = Word("elsewhere", "boot", 1, 1, "token")
     said: list[str] = []
@@ -203,8 +205,8 @@ def test_an_attempt_on_another_host_is_waited_for_until_it_is_silent(
 
 def test_the_former_attempt_sees_that_it_has_lost_the_run_and_can_write_no_more(tmp_path: Path) -> None:
     run_dir = tmp_path / "s" / "001-a"
-    runs.create(run_dir, request())
-    runs.append_event(run_dir, "starting", engine="slurm", slurm="12_0")
+    create_run(run_dir, request())
+    append_event(run_dir, "starting", engine="slurm", slurm="12_0")
     former = task_lease.TaskLease(run_dir, 1)
     assert not former.lost() and task_lease.read(run_dir) == former.word
     journal, aside = run_dir / "events.jsonl", run_dir / "aside"
@@ -216,11 +218,11 @@ def test_the_former_attempt_sees_that_it_has_lost_the_run_and_can_write_no_more(
     aside.rename(journal)
     assert slurm_task.claim(run_dir, 1, Key(12, 1)) is None, "another job's"
     assert slurm_task.claim(run_dir, 1, Key(12, 0)) == 2
-    assert [event["state"] for event in runs.read_events(run_dir)][-2:] == ["lost", "queued"]
+    assert [event["state"] for event in read_events(run_dir)][-2:] == ["lost", "queued"]
     assert former.lost(look=True)
-    runs.append_event(run_dir, "starting", 2, engine="slurm", slurm="12_0")
-    with pytest.raises(runs.FencedError, match="attempt 1 is over: 2 has begun"):
-        runs.append_event(run_dir, "running", 1)
+    append_event(run_dir, "starting", 2, engine="slurm", slurm="12_0")
+    with pytest.raises(FencedError, match="attempt 1 is over: 2 has begun"):
+        append_event(run_dir, "running", 1)
     task_lease.TaskLease(run_dir, 2).lost()
     former.release()
     word = task_lease.read(run_dir)
@@ -233,14 +235,14 @@ def test_a_controller_that_is_silent_is_waited_for_once_for_all_runs(
 ) -> None:
     directory, engine = tmp_path / "s", SlurmEngine()
     for name in ("001-a", "002-b", "003-c"):
-        runs.create(directory / name, request())
+        create_run(directory / name, request())
     (directory / "slurm").mkdir()
     board.write_batch(directory, board.Batch("001", "runs", [], [("001-a", 1)], job=7))
     monkeypatch.setenv("PATH", str(tmp_path))
     command = tmp_path / "squeue"
     command.write_text(f"#!/bin/sh\necho asked >> {tmp_path}/calls\necho 'error: no answer' >&2\nexit 1\n")
     command.chmod(0o755)
-    assert [engine.settle(path) for path in runs.list_runs(directory)] == [True] * 3
+    assert [engine.settle(path) for path in list_runs(directory)] == [True] * 3
     assert engine.trouble == "squeue: no answer" and (tmp_path / "calls").read_text() == "asked\n"
 
 
@@ -251,12 +253,12 @@ def test_what_ends_or_is_queued_again_while_slurm_answers_is_judged_by_its_journ
     ended, again = directory / "001-a", directory / "002-b"
     late = {ended: tmp_path / "ended", again: tmp_path / "again"}
     for run_dir in late:
-        runs.create(run_dir, request())
+        create_run(run_dir, request())
     for state in ("starting", "running", "lost"):
-        runs.append_event(again, state, engine="slurm", slurm="7_1")
+        append_event(again, state, engine="slurm", slurm="7_1")
     before = {run_dir: (run_dir / "events.jsonl").read_text() for run_dir in late}
-    runs.append_event(ended, "cancelled")
-    runs.append_event(again, "queued", 2, engine="slurm", slurm="7_1")
+    append_event(ended, "cancelled")
+    append_event(again, "queued", 2, engine="slurm", slurm="7_1")
     for run_dir, text in before.items():
         late[run_dir].write_text((run_dir / "events.jsonl").read_text().removeprefix(text))
         (run_dir / "events.jsonl").write_text(text)

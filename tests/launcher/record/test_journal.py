@@ -8,36 +8,42 @@ from pathlib import Path
 
 import pytest
 
+from launcher.base.errors import RunError
 from launcher.cli import watch
 from launcher.engines.native import execute
-from launcher.record import runs
-from launcher.record.runs import RunError, RunRequest
+from launcher.record import journal
+from launcher.record.find import find_run, find_submission
+from launcher.record.journal import Status, append_event, create_run, mark_lost, read_events, read_status
+from launcher.record.locks import locked
+from launcher.record.request import Resources, RunRequest, read_request
+from launcher.record.states import ENDED, GOOD, TRANSITIONS, State
+from trainer.base.files import write_json
 
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     path = tmp_path / "runs" / "job-20261124-101500" / "001-resnet34"
-    runs.create(path, RunRequest("001-resnet34", 1, "train", ["train"]))
-    runs.write_json(path.parent / "submission.json", {"name": path.parent.name})
+    create_run(path, RunRequest("001-resnet34", 1, "train", ["train"]))
+    write_json(path.parent / "submission.json", {"name": path.parent.name})
     return path
 
 
 def test_a_request_is_read_back_as_written(tmp_path: Path) -> None:
     request = RunRequest(
-        "a", 3, "ensemble", ["ensemble"], select={"top": 2}, resources=runs.Resources(1, memory=5, cpus=2.5)
+        "a", 3, "ensemble", ["ensemble"], select={"top": 2}, resources=Resources(1, memory=5, cpus=2.5)
     )
-    runs.create(tmp_path / "a", request)
-    assert runs.read_request(tmp_path / "a") == request
+    create_run(tmp_path / "a", request)
+    assert read_request(tmp_path / "a") == request
 
 
 def test_status_follows_the_journal(run_dir: Path) -> None:
-    assert runs.read_status(run_dir).state == "queued"
-    runs.append_event(run_dir, "starting", devices=["0"])
-    runs.append_event(run_dir, "running", pid=7)
-    ended = runs.append_event(run_dir, "failed", reason="exit code 3", exit_code=3)
-    assert runs.read_status(run_dir) == ended and ended.figures["exit_code"] == 3
-    assert runs.append_event(run_dir, "queued", attempt=2).attempt == 2
-    assert [event["state"] for event in runs.read_events(run_dir)] == [
+    assert read_status(run_dir).state == "queued"
+    append_event(run_dir, "starting", devices=["0"])
+    append_event(run_dir, "running", pid=7)
+    ended = append_event(run_dir, "failed", reason="exit code 3", exit_code=3)
+    assert read_status(run_dir) == ended and ended.figures["exit_code"] == 3
+    assert append_event(run_dir, "queued", attempt=2).attempt == 2
+    assert [event["state"] for event in read_events(run_dir)] == [
         "queued",
         "starting",
         "running",
@@ -47,17 +53,17 @@ def test_status_follows_the_journal(run_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("state", ["running", "succeeded", "lost", "timed_out"])
-def test_a_step_that_the_table_does_not_allow_is_refused(run_dir: Path, state: runs.State) -> None:
+def test_a_step_that_the_table_does_not_allow_is_refused(run_dir: Path, state: State) -> None:
     with pytest.raises(RunError, match=f"queued already; it cannot become {state}"):
-        runs.append_event(run_dir, state)
-    assert len(runs.read_events(run_dir)) == 1
+        append_event(run_dir, state)
+    assert len(read_events(run_dir)) == 1
 
 
 def test_every_state_can_be_left_or_is_final() -> None:
-    assert set(runs.TRANSITIONS) == set(runs.ENDED) | {"queued", "starting", "running"}
-    for state, following in runs.TRANSITIONS.items():
-        assert following <= set(runs.TRANSITIONS)
-        assert bool(following) == (state not in runs.GOOD)
+    assert set(TRANSITIONS) == set(ENDED) | {"queued", "starting", "running"}
+    for state, following in TRANSITIONS.items():
+        assert following <= set(TRANSITIONS)
+        assert bool(following) == (state not in GOOD)
 
 
 @pytest.mark.parametrize(
@@ -66,9 +72,9 @@ def test_every_state_can_be_left_or_is_final() -> None:
 def test_a_torn_line_is_passed_over_and_closed(run_dir: Path, damage: bytes) -> None:
     with (run_dir / "events.jsonl").open("ab") as journal:
         journal.write(damage)
-    assert runs.read_status(run_dir).state == "queued"
-    runs.append_event(run_dir, "starting")
-    assert [event["state"] for event in runs.read_events(run_dir)] == ["queued", "starting"]
+    assert read_status(run_dir).state == "queued"
+    append_event(run_dir, "starting")
+    assert [event["state"] for event in read_events(run_dir)] == ["queued", "starting"]
 
 
 @pytest.mark.parametrize(
@@ -76,20 +82,20 @@ def test_a_torn_line_is_passed_over_and_closed(run_dir: Path, damage: bytes) -> 
 )
 def test_a_wrong_status_json_is_put_right_from_the_journal(run_dir: Path, content: bytes) -> None:
     (run_dir / "status.json").write_bytes(content)
-    assert runs.read_status(run_dir).state == "queued"
+    assert read_status(run_dir).state == "queued"
     assert json.loads((run_dir / "status.json").read_text())["state"] == "queued"
 
 
 def test_a_clock_that_goes_back_changes_no_order(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs.time, "time", lambda: 1.0)
-    runs.append_event(run_dir, "starting")
-    runs.append_event(run_dir, "running")
-    assert runs.read_status(run_dir).state == "running"
+    monkeypatch.setattr(journal.time, "time", lambda: 1.0)
+    append_event(run_dir, "starting")
+    append_event(run_dir, "running")
+    assert read_status(run_dir).state == "running"
 
 
 def _append(run_dir: Path, results: object) -> None:
     try:
-        runs.append_event(run_dir, "starting")
+        append_event(run_dir, "starting")
         results.put("won")  # type: ignore[attr-defined]
     except RunError:
         results.put("lost")  # type: ignore[attr-defined]
@@ -108,40 +114,40 @@ def test_of_two_writers_one_wins(run_dir: Path) -> None:
 
 
 def test_a_run_without_a_process_is_marked_lost_but_not_one_with(run_dir: Path) -> None:
-    assert not runs.mark_lost(run_dir), "a queued run has no process"
-    runs.append_event(run_dir, "starting")
-    with runs.locked(run_dir / "exec.lock") as mine:
-        assert mine and not runs.mark_lost(run_dir)
-    assert runs.mark_lost(run_dir) and runs.read_status(run_dir).state == "lost"
+    assert not mark_lost(run_dir), "a queued run has no process"
+    append_event(run_dir, "starting")
+    with locked(run_dir / "exec.lock") as mine:
+        assert mine and not mark_lost(run_dir)
+    assert mark_lost(run_dir) and read_status(run_dir).state == "lost"
 
 
 def test_a_run_of_another_host_is_not_judged_from_here(run_dir: Path) -> None:
-    runs.append_event(run_dir, "starting", host="elsewhere")
-    assert not runs.mark_lost(run_dir) and runs.read_status(run_dir).state == "starting"
+    append_event(run_dir, "starting", host="elsewhere")
+    assert not mark_lost(run_dir) and read_status(run_dir).state == "starting"
 
 
 def test_submissions_and_runs_are_found_by_what_people_type(run_dir: Path) -> None:
     root, submission = run_dir.parents[1], run_dir.parent
     for name in (None, submission.name, "job", "job-2026", str(submission)):
-        assert runs.find_submission(root, name) == submission
+        assert find_submission(root, name) == submission
     for name in ("001-resnet34", "1", "resnet34", "res*", f"{submission.name}/1", str(run_dir)):
-        assert runs.find_run(root, name) == run_dir
+        assert find_run(root, name) == run_dir
     with pytest.raises(RunError, match=r"did you mean '001-resnet34'"):
-        runs.find_run(root, "001-resnet43")
+        find_run(root, "001-resnet43")
     with pytest.raises(RunError, match=r"there is no submission 'jab-20261124-101500'; did you mean 'job-"):
-        runs.find_submission(root, "jab-20261124-101500")
+        find_submission(root, "jab-20261124-101500")
     with pytest.raises(RunError, match=r"there is no submission yet"):
-        runs.find_submission(root / "none")
+        find_submission(root / "none")
 
 
 def test_of_several_submissions_of_a_job_the_latest_is_meant(run_dir: Path) -> None:
     root = run_dir.parents[1]
     later = root / "job-20261125-101500"
     later.mkdir()
-    runs.write_json(later / "submission.json", {})
-    assert runs.find_submission(root, "job") == later
+    write_json(later / "submission.json", {})
+    assert find_submission(root, "job") == later
     with pytest.raises(RunError, match=r"may be any of"):
-        runs.find_submission(root, "job-2026")
+        find_submission(root, "job-2026")
 
 
 @pytest.mark.parametrize(
@@ -169,7 +175,7 @@ def test_the_last_error_of_a_log_is_one_line_with_its_faults_apart(log: str, sai
         (["running", "lost"], "unattended"),
     ],
 )
-def test_a_submissions_state_is_that_of_its_runs(tmp_path: Path, states: list[runs.State], expected: str) -> None:
-    assert watch.submission_state(tmp_path, [runs.Status(state) for state in states]) == expected
-    with runs.locked(tmp_path / "supervisor.lock"):
-        assert watch.submission_state(tmp_path, [runs.Status("running")]) == "running"
+def test_a_submissions_state_is_that_of_its_runs(tmp_path: Path, states: list[State], expected: str) -> None:
+    assert watch.submission_state(tmp_path, [Status(state) for state in states]) == expected
+    with locked(tmp_path / "supervisor.lock"):
+        assert watch.submission_state(tmp_path, [Status("running")]) == "running"

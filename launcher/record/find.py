@@ -1,0 +1,94 @@
+"""Submissions and their runs on disk: listed, and found by the name that a user gives."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from launcher.base.errors import RunError
+from trainer.base.errors import nearest
+
+
+def list_runs(submission_dir: Path) -> list[Path]:
+    """The run directories of a submission, in the order of their index."""
+    return sorted(path.parent for path in submission_dir.glob("*/run.json"))
+
+
+def read_submission(submission: Path) -> dict[str, Any]:
+    """submission.json. Raises RunError."""
+    try:
+        content: dict[str, Any] = json.loads((submission / "submission.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{submission / 'submission.json'}: cannot be read: {error}") from None
+    return content
+
+
+def list_submissions(runs_root: Path) -> list[Path]:
+    """The submissions below `runs_root`, oldest first."""
+    # One whose name begins with a dot is being made, or was when its launcher was killed.
+    found = [path.parent for path in runs_root.glob("[!.]*/submission.json")]
+    # By what is written once: a folder's own time changes with every file in it.
+    return sorted(found, key=lambda path: ((path / "submission.json").stat().st_mtime_ns, path.name))
+
+
+def find_submission(runs_root: Path, name: str | None = None) -> Path:
+    """The submission called `name` (or the latest of the job so called, or the one whose name begins so); without a
+    name the latest.
+
+    Raises RunError that names the nearest.
+    """
+    if name and (Path(name) / "submission.json").is_file():
+        return Path(name)
+    found = list_submissions(runs_root)
+    if not found:
+        start = "start one: launcher submit jobs/quickstart.yaml"
+        if not Path("jobs/quickstart.yaml").is_file():
+            start = "name the runs folder by --runs DIR, or go to the project's checkout to start one"
+        raise RunError(f"{runs_root}: there is no submission yet; {start}")
+    if name is None:
+        return max(found, key=lambda path: (path / "submission.json").stat().st_mtime_ns)
+    names = [path.name for path in found]
+    if name in names:
+        return runs_root / name
+    of_job = [each for each in names if re.fullmatch(re.escape(name) + r"-\d{8}-\d{6}(-\d+)?", each)]
+    if of_job:
+        return runs_root / of_job[-1]
+    beginning = [each for each in names if each.startswith(name)]
+    if len(beginning) == 1:
+        return runs_root / beginning[0]
+    if beginning:
+        raise RunError(f"'{name}' may be any of {', '.join(beginning)}; say which")
+    raise RunError(f"{runs_root}: there is no submission '{name}'; {nearest(name, names)}")
+
+
+def fits(name: str, pattern: str) -> bool:
+    """Whether a run's name, with or without its number, fits a glob."""
+    return fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name.partition("-")[2], pattern)
+
+
+def find_run(runs_root: Path, name: str) -> Path:
+    """The run `name`: a directory, `submission/run`, or a run of the latest submission that has one by that name, its
+    number or a pattern. Raises RunError."""
+    if (Path(name) / "run.json").is_file():
+        return Path(name)
+    submission, _, run = name.rpartition("/")
+    candidates = [find_submission(runs_root, submission)] if submission else list_submissions(runs_root)[::-1]
+    if not candidates:
+        find_submission(runs_root)
+    for directory in candidates:
+        paths = list_runs(directory)
+        for matches in (
+            [p for p in paths if p.name == run],
+            [p for p in paths if p.name.partition("-")[0].lstrip("0") == run.lstrip("0") and run.isdigit()],
+            [p for p in paths if p.name.partition("-")[2] == run],
+            [p for p in paths if fits(p.name, run)],
+        ):
+            if len(matches) > 1:
+                raise RunError(f"'{name}' may be any of {', '.join(p.name for p in matches)}; say which")
+            if matches:
+                return matches[0]
+    names = [path.name for directory in candidates for path in list_runs(directory)]
+    raise RunError(f"there is no run '{name}'; {nearest(run, names)}")
