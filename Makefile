@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet 
 SOURCES := launcher trainer tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-docker test test-full test-gpu lint format bench memory-table clean
+.PHONY: help install demo demo-docker test test-full test-gpu lint format bench memory-table docs pictures clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,15 @@ bench: install ## ratios of loading and training speed, measured in one run; sim
 
 memory-table: install ## trace the six models' training memory anew: launcher/memory/memory_table.csv, in 15 minutes
 	$(BIN)/python -m trainer estimate --table launcher/memory/memory_table.csv
+
+docs: install ## what docs/ has from the code: the job file's fields, the states, the rooms and their picture
+	$(BIN)/python -m tests.made_docs
+
+build/demo/runs/champion/best_model.ckpt:
+	$(MAKE) demo
+
+pictures: install build/demo/runs/champion/best_model.ckpt ## the README's two pictures, from the demo's results (needs Chromium)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.pictures build/demo
 
 clean: ## what make made, but for .venv and runs/
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis

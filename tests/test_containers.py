@@ -18,7 +18,6 @@ from launcher.engines.docker import images
 from launcher.record.find import find_submission, list_runs
 from launcher.record.journal import read_events
 from tests.docker_engine import BASE, REPOSITORY, Dockerd, missing
-from tests.test_readme import README
 
 SMALL = ["data.img_size=64", "training.epochs=2", "training.patience=0", "model.pretrained=false"]
 
@@ -114,8 +113,9 @@ def test_runs_on_gpus_get_the_cuda_image(dockerd: Dockerd, cuda: str, documents:
         assert first[1] <= second[0]
 
 
-def test_the_one_off_docker_run_of_the_readme(dockerd: Dockerd, cuda: str, documents: Path, tmp_path: Path) -> None:
-    (block,) = re.findall(r"^(docker run --rm --gpus all .*?[^\\])\n", README, re.S | re.M)
+def test_the_one_off_docker_run_of_the_docs(dockerd: Dockerd, cuda: str, documents: Path, tmp_path: Path) -> None:
+    page = (REPOSITORY / "docs" / "containers-and-images.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^(docker run --rm --gpus all .*?[^\\])\n", page, re.S | re.M)
     (tmp_path / "data").symlink_to(documents)
     (tmp_path / "out").mkdir(mode=0o777)
     done = dockerd_shell(dockerd, f"{block} model.name=resnet10t {' '.join(SMALL)}", tmp_path)

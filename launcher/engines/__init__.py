@@ -1,4 +1,4 @@
-"""How one run is executed: one module an engine, behind the protocol in `base`."""
+"""How and where a run is executed: one folder per engine behind one protocol, and the choice among them."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What this machine has: processors, memory, GPUs and their locks, and what is wrong with it."""
+"""This machine: cores, memory, GPUs and their locks, their use now, and what `doctor` checks. Nothing about runs."""

@@ -1,1 +1,1 @@
-"""From a job file to requests for runs. Nothing here starts anything."""
+"""From a job file to a list of run requests: schema, matrix, folds, steps. Reads and checks; starts nothing."""

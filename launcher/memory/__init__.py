@@ -1,1 +1,1 @@
-"""How much device memory a run needs, and what fits where."""
+"""Predicted device memory of a run, the micro-batch that fits, and the manual's table of combinations."""

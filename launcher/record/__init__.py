@@ -1,1 +1,1 @@
-"""Run directories: requests, journals, states, locks, and what is read out of them."""
+"""Run directories on disk: request, journal, states, locks and leases, and what is read from them. Starts nothing."""

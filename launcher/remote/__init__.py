@@ -1,1 +1,1 @@
-"""The same commands on another machine, over ssh."""
+"""The same commands on another machine over ssh, and copying results back."""

@@ -1,1 +1,1 @@
-"""What came of a submission: leaderboard, champion, and what can be deleted."""
+"""After the runs: leaderboard, champion, predictions, and deleting what nothing needs."""

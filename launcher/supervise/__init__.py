@@ -1,1 +1,1 @@
-"""Driving a submission: its schedule, its supervisor, and one in the background."""
+"""Driving a submission: its creation, the order in which runs start, the supervisor, one in the background."""

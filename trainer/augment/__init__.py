@@ -1,1 +1,1 @@
-"""What happens to pixels: augmentation, corruption, mixing, views."""
+"""From pixels to changed pixels: augmentation, corrupted validation copies, mixup and cutmix, views."""

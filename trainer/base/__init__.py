@@ -1,1 +1,1 @@
-"""What every other room stands on: errors, files, and what is known of this machine and this checkout."""
+"""What every other room uses: errors with exit codes, files, figures, provenance, cores and limits of a process."""

@@ -1,1 +1,1 @@
-"""Measurements of loading and of training steps."""
+"""Measurements of this machine: loading and training steps, against plain pieces and timm."""

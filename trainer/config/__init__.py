@@ -1,1 +1,1 @@
-"""The configuration: its keys, how it is composed and how it is checked. No torch here."""
+"""The configuration: keys, groups (YAML in conf/), composition and checks. No torch here."""

@@ -1,1 +1,1 @@
-"""A data set: its table, its splits, its checks, and one that is drawn."""
+"""Data sets: tables, splits and folds, sampling, checks for leaks and duplicates, and a drawn sample set."""

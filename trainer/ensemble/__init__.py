@@ -1,1 +1,1 @@
-"""Several models that answer as one."""
+"""Several models as one: members, voting, weights, and the score of the whole."""

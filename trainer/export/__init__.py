@@ -1,1 +1,1 @@
-"""A model for other programs: ONNX, its card and its check."""
+"""A model as a file for other programs (ONNX, torch.export, timm), its check and its model card."""

@@ -1,1 +1,1 @@
-"""From a file to pixels: reading, decoding, the cache of decoded pages."""
+"""From an image file to pixels: reading, decoding, the cache of decoded pages, galleries of thumbnails."""

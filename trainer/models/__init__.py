@@ -1,1 +1,1 @@
-"""Models: how they are built, what they are trained for, and the file that keeps them."""
+"""Networks, their weights, losses and optimizers, and the files that keep them. No training loop."""

@@ -1,1 +1,1 @@
-"""From checkpoints and images to probabilities and a submission."""
+"""From a checkpoint and images to probabilities: inference, the submission, predictions kept for reuse."""

@@ -1,1 +1,1 @@
-"""The report of a model: tables, charts and pictures on one page."""
+"""The report of a trained model: one HTML page with tables, charts and pictures."""

@@ -1,1 +1,1 @@
-"""Figures: how good predictions are, and how sure that is."""
+"""How good predictions are and how sure that is: metrics, intervals, calibration, label errors."""

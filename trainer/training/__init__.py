@@ -1,1 +1,1 @@
-"""One training run: its steps, its epochs, what it keeps and what it says."""
+"""One training run: steps, epochs, validation in between, checkpoints to resume, progress, devices, memory."""

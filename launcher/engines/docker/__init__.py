@@ -1,1 +1,1 @@
-"""Runs as containers of a Docker or Podman engine."""
+"""Runs as containers of a Docker engine, the images and their builds."""

@@ -390,11 +390,6 @@ def test_a_job_with_anything_in_a_field_is_a_job_or_a_clear_error(field: str, va
         assert str(error).strip()
 
 
-def test_the_readme_has_the_schemas_reference() -> None:
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert schema.reference() in text, "put the output of launcher.job.schema.reference() into the README"
-
-
 def test_a_priority_is_the_schedulers_and_changes_nothing_of_the_run() -> None:
     text = "matrix: {{model: [resnet34, resnet50], seed: [1, 2]}}\n{}"
     plain = [p.request for p in expand(text.format(""))]
