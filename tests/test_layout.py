@@ -12,7 +12,6 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("launcher", "trainer")
 MOST_MODULES = 15
 STILL_CIRCLES = (
-    {"launcher.remote.fetch", "launcher.remote.host_option", "launcher.remote.remote"},
     {"launcher.engines.docker.checks", "launcher.engines.slurm.checks", "launcher.host.checks"},
     {"launcher.cli.cache", "launcher.cli.images", "launcher.cli.looking", "launcher.cli.main", "launcher.cli.slurm"},
     {

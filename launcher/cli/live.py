@@ -14,7 +14,9 @@ from launcher import engines
 from launcher.base.errors import RunError
 from launcher.base.sizes import show_duration, show_size
 from launcher.cli import watch
+from launcher.engines.host_memory import HostMemory
 from launcher.host import usage
+from launcher.host.nvml import GpuUse
 from launcher.record.find import list_runs
 from launcher.record.journal import Status, read_events, read_status, status_of
 from launcher.record.states import ENDED, GOOD
@@ -51,7 +53,7 @@ class Watching:
 
     def __init__(self, submission: Path) -> None:
         self.submission = submission
-        self.memory = usage.HostMemory()
+        self.memory = HostMemory()
 
     def look(self) -> dict[str, Any]:
         """`watch.status_json` with `host_memory_bytes` for each run, and the GPUs."""
@@ -155,7 +157,7 @@ def render(shown: dict[str, Any]) -> Table:
     return table
 
 
-def _device(word: str, uses: dict[str, usage.GpuUse]) -> str:
+def _device(word: str, uses: dict[str, GpuUse]) -> str:
     use = uses.get(word)
     return f"{word}: {use.use_percent} %" if use and use.use_percent is not None else word
 

@@ -72,7 +72,7 @@ def plan(
 ) -> None:  # fmt: skip
     """Show the runs of a job, and which of them fit this machine. Starts nothing, needs no data."""
     from launcher.cli import tables
-    from launcher.job import data_folder, expansion
+    from launcher.job import data_folder, expansion, remarks
 
     with refusals():
         job, chosen = _job(words, settings), None
@@ -89,12 +89,12 @@ def plan(
 
             choice.check_readable(data_dir, runs_root, chosen)
     if as_json:
-        click.echo(json.dumps(tables.as_json(job, planned, found), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(remarks.plan_as_json(job, planned, found), indent=2, ensure_ascii=False))
         return
     _print(tables.table(planned, found))
     for line in (f"as {chosen.said}", *chosen.warnings) if chosen else ():
         click.echo(line)
-    for line in tables.remarks(job, planned, found, native=chosen is None or chosen.image is None):
+    for line in remarks.before_start(job, planned, found, native=chosen is None or chosen.image is None):
         click.echo(line)
 
 
@@ -128,9 +128,8 @@ def submit(
     Ends with 0 when all succeeded, 1 when some did not, 64 for a bad job, 65 without data, 130 when stopped. Ctrl-C
     stops the runs with their checkpoints, a second one at once.
     """
-    from launcher.cli import tables
     from launcher.engines import choice
-    from launcher.job import data_folder, expansion
+    from launcher.job import data_folder, expansion, remarks
     from launcher.record import reuse, submission
     from launcher.supervise import detached
 
@@ -154,14 +153,14 @@ def submit(
         completed = submission.complete(planned, root, data_dir, chosen)
         equal, serving = reuse.split(completed, root, fresh, reuse_stale)
         directory = submission.create(job, completed, serving, root, data_dir, chosen)
-        remarks = tables.remarks(job, planned, chosen.machine, native=chosen.image is None)
-        remarks += tables.unset_remarks(job, os.environ, native=chosen.image is None)
-        remarks += choice.network_remarks([each for each in completed if each.name not in serving], root, chosen)
-        remarks += tables.reuse_remarks(equal, serving)
+        notes = remarks.before_start(job, planned, chosen.machine, native=chosen.image is None)
+        notes += remarks.unset_variables(job, os.environ, native=chosen.image is None)
+        notes += choice.network_remarks([each for each in completed if each.name not in serving], root, chosen)
+        notes += remarks.reused_runs(equal, serving)
         if detach:
             detached.detach(directory, gpus, machine)
     click.echo(f"{directory.name}: {len(planned)} runs as {chosen.said}, on {chosen.machine.describe()}")
-    for line in (*chosen.warnings, *remarks):
+    for line in (*chosen.warnings, *notes):
         click.echo(line)
     return 0 if detach else _drive(directory, chosen)
 
@@ -175,8 +174,8 @@ def submit(
 @runs_option
 def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool, runs_root: Path) -> int:
     """Go on with a submission: what was queued, lost or stopped, each from its last checkpoint."""
-    from launcher.cli import tables
     from launcher.engines import choice
+    from launcher.job import remarks
     from launcher.record import submission
     from launcher.record.find import find_submission, read_submission
     from launcher.record.locks import is_locked
@@ -187,7 +186,7 @@ def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool
         written = read_submission(directory)
 
     def requeue() -> None:
-        click.echo(f"{directory.name}: {tables.resume_line(directory, submission.requeue(directory))}")
+        click.echo(f"{directory.name}: {remarks.on_resume(directory, submission.requeue(directory))}")
         sys.stdout.flush()
 
     with refusals():

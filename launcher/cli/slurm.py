@@ -29,9 +29,8 @@ def submit(
     fresh: bool, reuse_stale: bool, runs_root: Path,
 ) -> int:  # fmt: skip
     """`submit --engine slurm`: make the submission, hand it to Slurm, and leave."""
-    from launcher.cli import tables
     from launcher.engines.slurm import calls, choice
-    from launcher.job import data_folder, expansion
+    from launcher.job import data_folder, expansion, remarks
     from launcher.record import reuse, submission
 
     with refusals():
@@ -48,8 +47,8 @@ def submit(
         directory = submission.create(job, completed, serving, root, data_dir, chosen)
         click.echo(f"{directory.name}: {len(planned)} runs as {chosen.said}, on {chosen.machine.describe()}")
         native = job.spec.slurm.runtime == "native"
-        remarks = tables.unset_remarks(job, os.environ, native=native) + tables.reuse_remarks(equal, serving)
-        for line in (*chosen.warnings, *remarks):
+        notes = remarks.unset_variables(job, os.environ, native=native) + remarks.reused_runs(equal, serving)
+        for line in (*chosen.warnings, *notes):
             click.echo(line)
         return advance(directory)
 

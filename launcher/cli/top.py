@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.base.sizes import show_size
 from launcher.host import usage
 from launcher.host.machine import Machine, here
+from launcher.host.nvml import GpuUse
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -36,11 +37,11 @@ def _gpus(machine: Machine) -> list[dict[str, Any]]:
     if machine.mps:
         # One memory serves cores and GPU, and no figure of the GPU's own can be had without root.
         name = f"{platform.processor() or 'Apple'} GPU (MPS)"
-        return [_plain(usage.GpuUse(0, name, "", None, None, None, None, usage.lock_holder("mps")), "mps")]
+        return [_plain(GpuUse(0, name, "", None, None, None, None, usage.lock_holder("mps")), "mps")]
     return [_plain(each, str(each.index)) for each in usage.gpu_uses()]
 
 
-def _plain(use: usage.GpuUse, device: str) -> dict[str, Any]:
+def _plain(use: GpuUse, device: str) -> dict[str, Any]:
     return {
         "device": device,
         "name": use.name,

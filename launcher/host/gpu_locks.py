@@ -12,10 +12,11 @@ import fcntl
 import hashlib
 import os
 import stat
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from launcher.host import nvml
 
 LOCKS = Path("/tmp/launcher-gpu-locks")
 """The same for every user of the host, so not below TMPDIR or HOME."""
@@ -130,22 +131,5 @@ def why_taken(gpu: str, index: int | None) -> str | None:
     held_by = holder(gpu)
     if held_by is not None:
         return f"held by {held_by}"
-    used = _memory_of_processes(index) if index is not None else 0
+    used = nvml.memory_of_processes(index) if index is not None else 0
     return f"{used / 2**30:.1f} GiB in use by other processes" if used > FOREIGN_USE else None
-
-
-def _memory_of_processes(index: int) -> int:
-    """Bytes that compute processes hold on the NVML device `index`; 0 where no driver answers."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        try:
-            processes: Iterable[object] = pynvml.nvmlDeviceGetComputeRunningProcesses(
-                pynvml.nvmlDeviceGetHandleByIndex(index)
-            )
-            return sum(int(getattr(process, "usedGpuMemory", 0) or 0) for process in processes)
-        finally:
-            pynvml.nvmlShutdown()
-    except Exception:  # NVML's errors share no base with the import's; none of them is a reason to refuse a GPU
-        return 0

@@ -10,6 +10,7 @@ from typing import Any
 
 from launcher.base.errors import MachineError, SizeError
 from launcher.base.sizes import GIB, parse_size
+from launcher.host import nvml
 from trainer.base.cgroup import cpu_limit, memory_limit
 from trainer.base.errors import nearest
 
@@ -104,33 +105,9 @@ def here() -> Machine:
         platform.node() or "this host",
         min(cores, cpu_limit() or cores),
         min(memory, memory_limit() or memory),
-        _nvml_gpus(),
+        tuple(Gpu(index, name, memory, uuid) for index, name, memory, uuid in nvml.inventory()),
         mps,
     )
-
-
-def _nvml_gpus() -> tuple[Gpu, ...]:
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:  # no driver, or no NVML: no GPUs
-        return ()
-    try:
-        gpus = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            memory = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
-            gpus.append(
-                Gpu(index, _text(pynvml.nvmlDeviceGetName(handle)), memory, _text(pynvml.nvmlDeviceGetUUID(handle)))
-            )
-        return tuple(gpus)
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _described(name: str) -> Machine:

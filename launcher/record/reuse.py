@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from launcher.base.errors import RunError
 from launcher.record.find import list_runs, list_submissions
@@ -23,9 +23,6 @@ from launcher.record.request import RunRequest, read_request
 from launcher.record.states import GOOD
 from trainer.base import provenance
 from trainer.base.files import write_json
-
-if TYPE_CHECKING:
-    from launcher.engines.docker.images import Image
 
 KEPT = ("best.ckpt", "metrics.json", "history.csv", "val_predictions.npz", "config.yaml")
 """What a reused run has of its source."""
@@ -60,7 +57,18 @@ def identity(plain: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
-def code_of(image: Image | None) -> str:
+class TrainerImage(Protocol):
+    """What of an image tells its trainer's version."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def stale(self) -> bool | None:
+        """Whether it was built from other sources than those here; None: unknown."""
+
+
+def code_of(image: TrainerImage | None) -> str:
     """What tells one version of the trainer from another: its sources here; an image that was not built from these is
     its own version."""
     if image is not None and image.stale is not False:

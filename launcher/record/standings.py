@@ -14,7 +14,7 @@ from launcher.record.request import RunRequest, read_request
 from launcher.record.states import GOOD
 
 if TYPE_CHECKING:
-    from launcher.results.predictions import Predicted
+    from launcher.record.predictions import Predicted
 
 Figures = dict[str, Any]
 
@@ -67,7 +67,7 @@ def fold_of(result: Result) -> int:
 
 def out_of_fold(folds: Sequence[Result]) -> tuple[Predicted | None, str]:
     """The predictions of a configuration's folds joined, or None and the reason why there are none."""
-    from launcher.results import predictions
+    from launcher.record import predictions
 
     if missing := [f"fold {fold_of(each)} {each.status.state}" for each in folds if not each.good]:
         return None, f"incomplete: {', '.join(missing)}"
@@ -80,7 +80,7 @@ def out_of_fold(folds: Sequence[Result]) -> tuple[Predicted | None, str]:
 
 def pooled(folds: Sequence[Result]) -> tuple[Figures, str]:
     """The figures of a configuration's folds together; empty, and the reason, where they cannot be joined."""
-    from launcher.results import predictions
+    from launcher.record import predictions
 
     made, why_not = out_of_fold(folds)
     if made is None:

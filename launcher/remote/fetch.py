@@ -19,7 +19,7 @@ import click
 
 from launcher.base.errors import RunError
 from launcher.remote import remote
-from launcher.remote.host_option import Host
+from launcher.remote.host import Host
 from trainer.base.files import write_text
 
 PARTIAL = ".partial"

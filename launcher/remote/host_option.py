@@ -4,50 +4,19 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from launcher.base.errors import RefusedError, refusals
+from launcher.remote.host import parse_host
 
 F = TypeVar("F", bound=Callable[..., Any])
 COMMANDLINE = click.core.ParameterSource.COMMANDLINE
-FORM = re.compile(r"(?P<user>[^-:\s][^:\s]*@)?(?P<server>\[[\w:.%]+\]|[^-@:\s\[][^@:\s]*)(:(?P<folder>.+)?)?")
-
-
-@dataclass(frozen=True)
-class Host:
-    """A server, and where on it the launcher is."""
-
-    given: str
-    """As the user wrote it."""
-    user: str
-    """`user@`, or nothing."""
-    server: str
-    folder: str
-    """From the login folder, or absolute."""
-
-    @property
-    def destination(self) -> str:
-        """For ssh, which takes an IPv6 address without brackets."""
-        return self.user + self.server.strip("[]")
-
-
-def parse(text: str) -> Host:
-    """`user@server:DIR`; without DIR it is $LAUNCHER_HOST_DIR, else the login folder. Raises click.BadParameter."""
-    match = FORM.fullmatch(text)
-    if match is None:
-        raise click.BadParameter(f"'{text}' is no server; write user@server or user@server:DIR", param_hint="--host")
-    folder = match["folder"] or os.environ.get("LAUNCHER_HOST_DIR") or "."
-    # ssh begins in the login folder; a quoted ~ would be a folder of that name.
-    folder = "." if folder in ("~", "~/") else folder.removeprefix("~/")
-    return Host(text, match["user"] or "", match["server"], folder)
 
 
 def on_host(job: bool = False, detached: bool = False, brings: bool = False) -> Callable[[F], F]:
@@ -69,7 +38,7 @@ def on_host(job: bool = False, detached: bool = False, brings: bool = False) -> 
                 return function(**given)
             from launcher.remote import fetch, remote
 
-            there, context = parse(host), click.get_current_context()
+            there, context = parse_host(host), click.get_current_context()
             with refusals():
                 if brings:
                     words = _words(context, "name", "runs_root")

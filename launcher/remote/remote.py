@@ -21,7 +21,7 @@ import click
 from launcher import __version__
 from launcher.base.errors import RunError, looked_away
 from launcher.job import document
-from launcher.remote.host_option import Host
+from launcher.remote.host import Host
 
 OPTIONS = {
     "BatchMode": "yes",  # a question that nobody sees would hang for ever

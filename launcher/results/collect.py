@@ -22,7 +22,7 @@ from launcher.results.champion import Row
 from trainer.base.files import write_text
 
 if TYPE_CHECKING:
-    from launcher.results.predictions import Predicted
+    from launcher.record.predictions import Predicted
 
 COLUMNS = (
     "rank",
@@ -147,7 +147,7 @@ def _compare(ranked: Sequence[_Block], figure: str) -> None:
         block.row["val_images"] = len(made.ids) if made else ""
     if not found or (best := found[0]) is None:
         return
-    from launcher.results import predictions
+    from launcher.record import predictions
 
     ranked[0].row["distinguishable"] = "no"
     compared = predictions.distinguishable(best, found[1:], figure)
@@ -156,7 +156,7 @@ def _compare(ranked: Sequence[_Block], figure: str) -> None:
 
 
 def _predicted(block: _Block) -> Predicted | None:
-    from launcher.results import predictions
+    from launcher.record import predictions
 
     parts = [predictions.read(run_dir) for run_dir in block.runs]
     return predictions.joined([part for part in parts if part is not None]) if None not in parts else None

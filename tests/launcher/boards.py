@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from launcher.record import predictions
 from launcher.record.journal import append_event, create_run
 from launcher.record.request import Kind, RunRequest
 from launcher.record.states import State
-from launcher.results import predictions
 from trainer.base.files import write_json
 
 CLASSES = ["invoice", "letter", "receipt"]

@@ -15,6 +15,7 @@ from launcher.engines.docker import client as containers
 from launcher.engines.docker import images
 from launcher.engines.docker.client import explain
 from launcher.engines.docker.recipe import run_user
+from launcher.host import nvml
 from launcher.host.checks import Check, Level
 from launcher.host.machine import here
 
@@ -113,7 +114,7 @@ def _container(client: DockerClient, image: images.Image, runs_root: Path, gpus:
         said = f"containers see {with_gpus['gpus']} of {len(gpus)} GPUs"
         return [*checks, Check("gpu access", "missing", said, "nvidia-ctk runtime configure; restart the engine")]
     checks.append(Check("gpu access", "ok", f"{len(gpus)} GPUs in containers"))
-    return [*checks, cuda_check(driver_cuda(), seen["cuda"], seen["torch"])]
+    return [*checks, cuda_check(nvml.driver_cuda(), seen["cuda"], seen["torch"])]
 
 
 def mounts_check(seen: Mapping[str, Any], runs_root: Path) -> Check:
@@ -153,21 +154,6 @@ def _look(client: DockerClient, image: images.Image, runs_root: Path, gpus: list
     ) as error:  # the SDK's and its HTTP library's share no base; an image of somebody else's says anything
         return explain(error)
     return seen
-
-
-def driver_cuda() -> tuple[int, int] | None:
-    """The newest CUDA that the host's driver serves, as (major, minor); None without a driver."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        try:
-            version = int(pynvml.nvmlSystemGetCudaDriverVersion_v2())
-        finally:
-            pynvml.nvmlShutdown()
-    except Exception:  # NVML's errors share no base with the import's
-        return None
-    return version // 1000, version % 1000 // 10
 
 
 def cuda_check(driver: tuple[int, int] | None, built: str | None, torch: str) -> Check:

@@ -19,7 +19,8 @@ import psutil
 import pytest
 
 from launcher.cli import tables, top, watch
-from launcher.host import gpu_locks, machine, usage
+from launcher.engines.host_memory import HostMemory
+from launcher.host import gpu_locks, machine
 from launcher.record.find import list_runs
 from launcher.record.journal import Status, append_event, create_run
 from launcher.record.locks import locked
@@ -186,7 +187,7 @@ def test_pages_that_a_runs_processes_share_count_once(tmp_path: Path) -> None:
         assert process.stdout is not None and [process.stdout.readline() for _ in range(2)]
         figures = {"exec_pid": process.pid, "host": os.uname().nodename}
         with locked(tmp_path / "exec.lock"):
-            size = usage.HostMemory().peak(tmp_path, Status("running", figures=figures))
+            size = HostMemory().peak(tmp_path, Status("running", figures=figures))
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
@@ -195,7 +196,7 @@ def test_pages_that_a_runs_processes_share_count_once(tmp_path: Path) -> None:
 
 
 def test_host_memory_of_a_run_that_is_over_is_the_journals(tmp_path: Path) -> None:
-    seen = usage.HostMemory()
+    seen = HostMemory()
     ended = Status("succeeded", figures={"peak_host_memory_bytes": 7})
     assert seen.peak(tmp_path, ended) == 7 and seen.peak(tmp_path, Status("queued")) is None
     # A process id without the run's lock may be anybody's.

@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 
 from launcher import engines
 from launcher.base.errors import JobError, MachineError, RunError
-from launcher.cli import tables
 from launcher.engines import choice
 from launcher.host.machine import BUILT_IN, Machine
-from launcher.job import expansion, spec
+from launcher.job import expansion, remarks, spec
 from launcher.record import submission
 from launcher.record.journal import create_run
 from launcher.record.request import RunRequest
@@ -143,7 +142,7 @@ def examine(content: bytes, words: list[str], settings_: list[str], machine: Mac
         try:
             job = spec.load(path, words, settings_)
             planned = expansion.expand(job, machine)
-            tables.as_json(job, planned, machine)
+            remarks.plan_as_json(job, planned, machine)
         except (JobError, MachineError) as error:
             said = str(expansion.all_faults(error) if isinstance(error, JobError) else error)
             first = said.split("\n")[0]

@@ -11,11 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from launcher.base.errors import EngineError, JobError
-from launcher.cli import tables
 from launcher.engines import choice
 from launcher.engines.docker import images
 from launcher.host import checks, machine
-from launcher.job import document, expansion, schema, spec
+from launcher.job import document, expansion, remarks, schema, spec
 
 HERE = machine.Machine("here", 8, 32 * 2**30)
 REPOSITORY = Path(__file__).parents[3]
@@ -332,11 +331,11 @@ def test_what_a_machine_without_a_gpu_means_is_said_once() -> None:
     parsed = document.parse("matrix: {seed: [1, 2]}\n", "job.yaml")
     job = spec.Job(spec._validate(parsed), parsed)
     slow = "note: training on 8 CPU cores takes many times longer than on a GPU"
-    assert tables.remarks(job, expansion.expand(job, HERE), HERE).count(slow) == 1
+    assert remarks.before_start(job, expansion.expand(job, HERE), HERE).count(slow) == 1
     gpu = machine.Machine("server", 8, 64 * 2**30, (machine.Gpu(0),))
-    assert not any("longer" in line for line in tables.remarks(job, expansion.expand(job, gpu), gpu))
+    assert not any("longer" in line for line in remarks.before_start(job, expansion.expand(job, gpu), gpu))
     mac = machine.Machine("mac", 8, 64 * 2**30, mps=True)
-    assert not any("longer" in line for line in tables.remarks(job, expansion.expand(job, mac), mac))
+    assert not any("longer" in line for line in remarks.before_start(job, expansion.expand(job, mac), mac))
 
 
 def test_variables_that_are_not_set_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -344,15 +343,15 @@ def test_variables_that_are_not_set_are_named(monkeypatch: pytest.MonkeyPatch, t
     text = "env: [CITY, EMPTY]\nsecrets:\n  - MY_TOKEN\n  - WANDB_API_KEY\n"
     parsed = document.parse(text, "job.yaml")
     job = spec.Job(spec._validate(parsed), parsed)
-    assert tables.unset_remarks(job, {"EMPTY": "", "WANDB_API_KEY": ""}) == [
+    assert remarks.unset_variables(job, {"EMPTY": "", "WANDB_API_KEY": ""}) == [
         "note: job.yaml:1: env: CITY is not set here; export it, or the runs go without",
         "note: job.yaml:3: secrets: MY_TOKEN is not set here; export it, or the runs go without",
         "note: job.yaml:4: secrets: WANDB_API_KEY is not set: runs do not tell W&B",
     ]
-    assert tables.unset_remarks(job, {"CITY": "x", "EMPTY": "", "MY_TOKEN": "x", "WANDB_API_KEY": "x"}) == []
+    assert remarks.unset_variables(job, {"CITY": "x", "EMPTY": "", "MY_TOKEN": "x", "WANDB_API_KEY": "x"}) == []
     (tmp_path / ".env").write_text("# MY_TOKEN=x\nexport WANDB_API_KEY = x\nCITY=\n")
-    assert len(tables.unset_remarks(job, {"EMPTY": ""})) == 2, "native runs read .env"
-    assert len(tables.unset_remarks(job, {"EMPTY": ""}, native=False)) == 3
+    assert len(remarks.unset_variables(job, {"EMPTY": ""})) == 2, "native runs read .env"
+    assert len(remarks.unset_variables(job, {"EMPTY": ""}, native=False)) == 3
 
 
 GOOD = """
@@ -415,5 +414,5 @@ def test_runs_that_share_a_gpu_leave_cores_for_each_other() -> None:
         job = spec.Job(spec._validate(parsed), parsed)
         planned = expansion.expand(job, gpu)
         assert planned[0].request.resources.cpus == cpus
-        assert tables.at_once(planned, gpu, None) == parallel
-        assert any("share_gpu" in line for line in tables.remarks(job, planned, gpu)) == ("nobody" in text)
+        assert remarks.at_once(planned, gpu, None) == parallel
+        assert any("share_gpu" in line for line in remarks.before_start(job, planned, gpu)) == ("nobody" in text)

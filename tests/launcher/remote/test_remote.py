@@ -23,7 +23,8 @@ from launcher.record.journal import read_status
 from launcher.record.locks import is_locked
 from launcher.record.request import read_request
 from launcher.record.states import ENDED
-from launcher.remote import host_option, remote
+from launcher.remote import remote
+from launcher.remote.host import Host, parse_host
 from tests.launcher.conftest import Lab, wait_for
 from tests.ssh_server import SshServer, missing
 
@@ -416,9 +417,9 @@ def test_hosts(text: str, destination: str | None, folder: str, monkeypatch: pyt
     monkeypatch.delenv("LAUNCHER_HOST_DIR", raising=False)
     if destination is None:
         with pytest.raises(click.BadParameter):
-            host_option.parse(text)
+            parse_host(text)
         return
-    host = host_option.parse(text)
+    host = parse_host(text)
     assert (host.destination, host.folder) == (destination, folder)
 
 
@@ -426,7 +427,7 @@ def test_every_shell_runs_the_script_as_it_is(tmp_path: Path) -> None:
     odd = """it's $HOME "and"; \\ more"""
     (tmp_path / "launcher").write_text('#!/bin/sh\n[ "$1" = --version ] && echo 0.1.0 || printf "%s|" "$@"\n')
     (tmp_path / "launcher").chmod(0o755)
-    script = remote.launcher_script(host_option.Host("h", "", "h", str(tmp_path)), ["x", odd, ""])
+    script = remote.launcher_script(Host("h", "", "h", str(tmp_path)), ["x", odd, ""])
     environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     for shell in filter(None, map(shutil.which, ("sh", "dash", "bash", "zsh", "ksh"))):
         line = remote.session(_no_connection(), script)[-1]
@@ -435,4 +436,4 @@ def test_every_shell_runs_the_script_as_it_is(tmp_path: Path) -> None:
 
 
 def _no_connection() -> remote.Connection:
-    return remote.Connection(host_option.Host("h", "", "h", "."), [], None)  # type: ignore[arg-type]
+    return remote.Connection(Host("h", "", "h", "."), [], None)  # type: ignore[arg-type]

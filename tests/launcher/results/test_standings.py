@@ -16,8 +16,9 @@ from sklearn.metrics import f1_score
 from launcher.base.errors import JobError, RunError
 from launcher.host.machine import BUILT_IN
 from launcher.job import expansion, spec, steps
+from launcher.record import predictions
 from launcher.record.request import RunRequest
-from launcher.results import collect, leaderboard, predictions
+from launcher.results import collect, leaderboard
 from tests.launcher.boards import add_run, images, predicted, scored_folds, scored_run, truth, write_predictions
 from tests.launcher.conftest import Lab
 from trainer.base.files import write_json

@@ -1,0 +1,158 @@
+"""What `plan`, `submit` and `resume` tell of a job's runs, beside the table of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from launcher.base.sizes import show_size
+from launcher.host.machine import Machine
+from launcher.job import folds
+from launcher.job.expansion import Planned
+from launcher.job.spec import Job
+from launcher.memory import compatibility
+from launcher.memory.predict import CONTEXT
+from launcher.record.find import list_runs
+from launcher.record.journal import read_status
+from launcher.record.request import device_need
+from launcher.record.reuse import Found
+from launcher.record.states import ENDED, GOOD
+
+
+def at_once(planned: Sequence[Planned], machine: Machine, limit: int | None) -> int:
+    """How many training runs can be under way at the same time."""
+    train = next((p for p in planned if p.request.kind == "train"), None)
+    if train is None:
+        return 0
+    first = train.request.resources
+    bounds = [sum(p.request.kind == "train" for p in planned), limit or 10**9]
+    if first.gpus:
+        packed = sum(_beside(train, gpu.memory) for gpu in machine.gpus) or len(machine.devices)
+        bounds.append(packed // first.gpus)
+    if first.cpus:
+        bounds.append(int(machine.cpus // first.cpus))
+    if first.memory:
+        bounds.append(machine.memory // first.memory)
+    return max(1, min(bounds))
+
+
+def _beside(p: Planned, memory: int | None) -> int:
+    """How many runs like this one a device of `memory` bytes takes; one where nothing is known."""
+    need = device_need(p.request) if p.request.share_gpu else None
+    return memory // need if need and memory else 1
+
+
+def plan_as_json(job: Job, planned: Sequence[Planned], machine: Machine) -> dict[str, Any]:
+    """The stable form of `plan --json`."""
+    environment = compatibility.environment_of(machine.mps, len(machine.gpus), machine.memory)
+    return {
+        "name": job.spec.name,
+        "machine": machine.describe(),
+        "parallel": at_once(planned, machine, job.spec.max_parallel),
+        "runs": [_plain(p, environment) for p in planned if p.request.kind == "train"],
+        "steps": [_plain(p, environment) for p in planned if p.request.kind != "train"],
+    }
+
+
+def _plain(p: Planned, environment: str) -> dict[str, Any]:
+    return {
+        "name": p.request.name,
+        "kind": p.request.kind,
+        "overrides": p.request.overrides,
+        "command": p.request.command,
+        "needs": p.request.needs,
+        "config": p.request.config,
+        "resources": vars(p.request.resources),
+        "share_gpu": p.request.share_gpu,
+        "priority": p.request.priority,
+        "fits": p.why_not is None,
+        "why_not": p.why_not,
+        "manual_memory_gb": compatibility.manual_memory(p.request.config, environment),
+        "predicted_memory_bytes": p.request.predicted_memory,
+        "micro_batch": p.fit.micro_batch if p.fit else None,
+        "fits_on": p.fit.fits_on if p.fit else {},
+    }
+
+
+def before_start(job: Job, planned: Sequence[Planned], machine: Machine, native: bool = True) -> list[str]:
+    """What a user should know before these runs start."""
+    parallel = at_once(planned, machine, job.spec.max_parallel)
+    lines = [f"at most {parallel} at once" if parallel > 1 else "one after another"]
+    if not machine.devices and any(p.request.kind == "train" for p in planned):
+        cores = f"{machine.cpus:g} CPU core{'s' * (machine.cpus != 1)}"
+        lines.append(f"note: training on {cores} takes many times longer than on a GPU")
+    unknown = any(device_need(p.request) is None for p in planned if p.request.kind == "train")
+    if job.spec.resources.share_gpu and (unknown or any(gpu.memory is None for gpu in machine.gpus)):
+        lines.append(
+            "note: resources.share_gpu: a run of unknown need, or on a GPU of unknown memory, has the GPU to itself; "
+            "resources.gpu_memory says the need"
+        )
+    if any(p.fit and p.fit.words for p in planned):
+        lines.append("training.micro_batch was chosen to fit the devices' memory; the effective batch stays")
+    if any(p.request.predicted_memory for p in planned):
+        lines.append(f"needs: foreseen, with {show_size(CONTEXT)} for the device's context and workspaces")
+    lines += [f"note: {note}" for note in dict.fromkeys(note for p in planned if p.fit for note in p.fit.notes)]
+    if counts := folds.counts([p.request for p in planned]):
+        several = "folds" if len(set(counts.values())) > 1 else f"{next(iter(counts.values()))} folds"
+        what = f"each of {len(counts)} configurations" if len(counts) > 1 else "one configuration"
+        lines.append(f"{several} of {what}: the leaderboard joins them, and from: {{top: N}} counts configurations")
+    limited = [field for field in ("memory", "shm") if any(getattr(p.request.resources, field) for p in planned)]
+    if limited and native:
+        lines.append(
+            f"note: resources.{' and resources.'.join(limited)}: native runs are scheduled by it, but not held to it"
+        )
+    return lines
+
+
+def unset_variables(job: Job, environment: Mapping[str, str], native: bool = True) -> list[str]:
+    """The variables of the job's `env` and `secrets` that are not set, so that its runs go without them."""
+    lines = []
+    for field, names in (("env", job.spec.env), ("secrets", job.spec.secrets)):
+        for position, name in enumerate(names):
+            set_here = name in environment if field == "env" else bool(environment.get(name))
+            if set_here or (native and _in_dotenv(name)):
+                continue
+            place = job.document.place((field, position))
+            if name == "WANDB_API_KEY":
+                lines.append(f"note: {place}: {field}: {name} is not set: runs do not tell W&B")
+            else:
+                lines.append(f"note: {place}: {field}: {name} is not set here; export it, or the runs go without")
+    return lines
+
+
+def _in_dotenv(name: str) -> bool:
+    """Whether .env names the variable: native runs read it by themselves."""
+    try:
+        text = Path(".env").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return re.search(rf"^\s*(export\s+)?{re.escape(name)}\s*=\s*\S", text, re.M) is not None
+
+
+def reused_runs(equal: Mapping[str, Found], serving: Mapping[str, Path]) -> list[str]:
+    """Which runs are reused, and which could be."""
+    lines = []
+    if serving:
+        sources = ", ".join(sorted({source.parent.name for source in serving.values()}))
+        lines.append(f"reused: {len(serving)} runs that equal runs of {sources} (--fresh trains them anew)")
+    if passed := [name for name in equal if name not in serving]:
+        lines.append(
+            f"trained anew: {len(passed)} runs that equal earlier ones by another version of the trainer "
+            "(--reuse-stale takes those as they are)"
+        )
+    return lines
+
+
+def on_resume(directory: Path, again: Sequence[str]) -> str:
+    """What `resume` finds to do, where it has queued the runs `again`."""
+    if again:
+        return f"goes on; {len(again)} runs queued again: {', '.join(again)}"
+    states = [read_status(run_dir).state for run_dir in list_runs(directory)]
+    if set(states) <= GOOD:
+        return f"all {len(states)} runs are finished; nothing is left to do"
+    if set(states) <= ENDED:
+        bad = sum(state not in GOOD for state in states)
+        return f"all {len(states)} runs have ended, {bad} by a bad configuration or bad data, which is never repeated"
+    return "goes on; nothing to repeat"
