@@ -21,6 +21,7 @@ from launcher.record.find import list_runs
 from launcher.record.journal import Status, read_events, read_status, status_of
 from launcher.record.states import ENDED, GOOD
 from launcher.supervise import supervisor
+from trainer.base.figures import MAIN
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -143,7 +144,7 @@ def render(shown: dict[str, Any]) -> Table:
             f"{epoch}/{progress.get('epochs', '?')}" if epoch is not None else "",
             f"{speed:.1f}" if speed is not None else "",
             show_duration(progress["eta_seconds"]) if progress.get("eta_seconds") is not None else "",
-            f"{run['val_f1']:.4f}" if run["val_f1"] is not None else "",
+            f"{run[MAIN]:.4f}" if run[MAIN] is not None else "",
             show_size(memory) if memory else "",
             show_size(run["host_memory_bytes"]) if run["host_memory_bytes"] else "",
             ", ".join(devices),

@@ -17,6 +17,7 @@ from launcher.memory import compatibility
 from launcher.record.journal import Status
 from launcher.record.standings import figures
 from launcher.record.states import GOOD
+from trainer.base.figures import MAIN
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -93,8 +94,8 @@ class Announcer:
             return
         words = [f"{_clock(status.time or time.time())}  {name:40} {status.state}"]
         if status.state in GOOD:
-            f1 = figures(self.directory / name).get("val_f1")
-            words += [f"val_f1 {f1:.4f}"] if f1 is not None else []
+            value = figures(self.directory / name).get(MAIN)
+            words += [f"{MAIN} {value:.4f}"] if value is not None else []
             words += [f"in {show_duration(status.figures.get('seconds'))}"]
         elif status.state == "running" and status.figures.get("devices"):
             words.append("on " + ", ".join(d if d == "mps" else f"GPU {d}" for d in status.figures["devices"]))

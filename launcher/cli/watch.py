@@ -18,6 +18,7 @@ from launcher.record.journal import Status, read_status
 from launcher.record.request import RunRequest, read_request
 from launcher.record.standings import figures
 from launcher.record.states import ENDED, GOOD
+from trainer.base.figures import MAIN
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -68,7 +69,7 @@ def status_json(submission: Path) -> dict[str, Any]:
                 "state": status.state,
                 "attempt": status.attempt,
                 "reason": status.reason,
-                "val_f1": figures(run_dir).get("val_f1") if status.state in GOOD else beaten.get("best_f1"),
+                MAIN: figures(run_dir).get(MAIN) if status.state in GOOD else beaten.get("best_f1"),
                 "devices": status.figures.get("devices", []),
                 "progress": progress,
                 "directory": str(run_dir),
@@ -99,7 +100,7 @@ def status_table(shown: Mapping[str, Any]) -> Table:
             f"{progress['epoch']}/{progress['epochs']}" if progress else "",
             f"{speed:.1f}" if speed is not None else "",
             show_duration(progress["eta_seconds"]) if progress else "",
-            f"{run['val_f1']:.4f}" if run["val_f1"] is not None else "",
+            f"{run[MAIN]:.4f}" if run[MAIN] is not None else "",
             show_size(memory) if memory else "",
             run["reason"],
         )

@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.base import figures
 from trainer.scores import intervals
-
-COPIES = {"val_f1": ("clean",), "val_f1_corrupted": ("corrupted",), "val_f1_mean": ("clean", "corrupted")}
-"""Of which copies of the images each figure is the mean macro F1."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +29,15 @@ class Predicted:
     cut: str
     """Fingerprint of the cut into folds, else of the split: images of one cut may be compared and joined."""
 
-    def copies(self, figure: str) -> list[NDArray[np.int64]] | None:
-        """The predictions that `figure` is made of; None where there are none."""
-        found = [getattr(self, copy) for copy in COPIES[figure]]
-        return None if any(copy is None for copy in found) else found
+    @property
+    def copies(self) -> dict[figures.Copy, NDArray[np.int64]]:
+        """Predicted class numbers (N,) by the name of the copy."""
+        return {"clean": self.clean} if self.corrupted is None else {"clean": self.clean, "corrupted": self.corrupted}
+
+    def parts(self, column: figures.Column) -> list[NDArray[np.int64]] | None:
+        """The predictions that a figure is made of; None where there are none."""
+        copies = self.copies
+        return [copies[part] for part in column.parts] if copies.keys() >= set(column.parts) else None
 
 
 def read(run_dir: Path) -> Predicted | None:
@@ -79,37 +82,34 @@ def joined(parts: Sequence[Predicted]) -> Predicted | None:
     )
 
 
-def figures(made: Predicted) -> dict[str, Any]:
-    """val_f1, val_f1_corrupted, val_f1_mean and the two's 95 % intervals (None where there is none), named as in
-    metrics.json; val_accuracy."""
+def scores(made: Predicted) -> dict[str, Any]:
+    """The figures of predicted classes, and the 95 % intervals of the macro F1 (None where there is none), named as in
+    metrics.json."""
     classes = len(made.class_names)
-    found: dict[str, Any] = {"val_accuracy": round(float((made.targets == made.clean).mean()), 6)}
-    for name, copy in (("val_f1", made.clean), ("val_f1_corrupted", made.corrupted)):
-        if copy is not None:
-            found[name] = round(intervals.macro_f1(made.targets, copy, classes), 6)
-            found[f"{name}_interval"] = intervals.interval(made.targets, copy, classes)
-    if "val_f1_corrupted" in found:
-        found["val_f1_mean"] = round((found["val_f1"] + found["val_f1_corrupted"]) / 2, 6)
-    return found
+    return figures.values_of_labels(made.targets, made.copies, classes) | {
+        f"{figures.F1.column(copy)}_interval": intervals.interval(made.targets, predicted, classes)
+        for copy, predicted in made.copies.items()
+    }
 
 
-def distinguishable(best: Predicted, others: Sequence[Predicted | None], figure: str) -> list[bool | None]:
-    """For each of `others` whether its `figure` differs from that of `best` by more than chance: the 95 % interval of
-    the difference (paired bootstrap) has no 0 in it. None where the two were not validated on the same images."""
-    own = best.copies(figure)
-    pairs = [(row, copies) for row, other in enumerate(others) if (copies := _comparable(best, other, figure))]
+def distinguishable(best: Predicted, others: Sequence[Predicted | None], column: figures.Column) -> list[bool | None]:
+    """For each of `others` whether its figure differs from that of `best` by more than chance: the 95 % interval of
+    the difference (paired bootstrap) has no 0 in it. None where the two were not validated on the same images, or the
+    figure is not one of predicted classes."""
+    own, figure = best.parts(column), column.figure.of_counts
+    pairs = [(row, parts) for row, other in enumerate(others) if (parts := _comparable(best, other, column))]
     found: list[bool | None] = [None] * len(others)
-    if own is None or not pairs:
+    if own is None or figure is None or not pairs:
         return found
     classes = len(best.class_names)
-    compared = intervals.differences(best.targets, own, [copies for _, copies in pairs], classes)
+    compared = intervals.differences(best.targets, own, [parts for _, parts in pairs], classes, of=figure)
     for (row, _), (low, high) in zip(pairs, compared, strict=True):
         found[row] = not low <= 0 <= high
     return found
 
 
-def _comparable(best: Predicted, other: Predicted | None, figure: str) -> list[NDArray[np.int64]] | None:
+def _comparable(best: Predicted, other: Predicted | None, column: figures.Column) -> list[NDArray[np.int64]] | None:
     if other is None or (other.cut, other.class_names) != (best.cut, best.class_names):
         return None
     same = np.array_equal(other.ids, best.ids) and np.array_equal(other.targets, best.targets)
-    return other.copies(figure) if same else None
+    return other.parts(column) if same else None

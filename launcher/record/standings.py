@@ -12,6 +12,7 @@ from launcher.record.find import list_runs
 from launcher.record.journal import Status, read_status
 from launcher.record.request import RunRequest, read_request
 from launcher.record.states import GOOD
+from trainer.base.figures import DEFAULT_MONITOR, MAIN, columns
 
 if TYPE_CHECKING:
     from launcher.record.predictions import Predicted
@@ -86,17 +87,25 @@ def pooled(folds: Sequence[Result]) -> tuple[Figures, str]:
     if made is None:
         return {}, why_not
     known = {"monitor": folds[0].figures["monitor"]} if "monitor" in folds[0].figures else {}
-    return {**known, **predictions.figures(made)}, ""
+    return {**known, **predictions.scores(made)}, ""
 
 
 def judged_by(all_figures: Iterable[Figures]) -> str:
-    """The figure by which runs are compared: what all of them monitored, else val_f1_mean where all have it, else
-    val_f1."""
-    judged = [each for each in all_figures if each.get("val_f1") is not None]
-    monitored = {str(each["monitor"]) if each.get("monitor") in each else "val_f1" for each in judged}
+    """The figure by which runs are compared: what all of them monitored, else `DEFAULT_MONITOR` where all have it,
+    else `MAIN`."""
+    judged, known = [each for each in all_figures if each.get(MAIN) is not None], columns()
+    monitored = {
+        str(each["monitor"]) if each.get("monitor") in known and each["monitor"] in each else MAIN for each in judged
+    }
     if len(monitored) == 1:
         return monitored.pop()
-    return "val_f1_mean" if judged and all("val_f1_mean" in each for each in judged) else "val_f1"
+    return DEFAULT_MONITOR if judged and all(DEFAULT_MONITOR in each for each in judged) else MAIN
+
+
+def worth(of: Figures, figure: str) -> float:
+    """Its value for a ranking, the higher the better; that of a run without the figure is the lowest."""
+    value = score(of, figure)
+    return float("-inf") if value is None else columns()[figure].worth(value)
 
 
 def score(of: Figures, figure: str) -> float | None:
@@ -111,4 +120,4 @@ def ranked(submission: Path) -> list[list[Result]]:
     complete = [group for group in configurations(results(submission, "train")) if all(each.good for each in group)]
     judged = [(group, group[0].figures if len(group) == 1 else pooled(group)[0]) for group in complete]
     figure = judged_by(each for _, each in judged)
-    return [group for group, each in sorted(judged, key=lambda pair: -(score(pair[1], figure) or 0))]
+    return [group for group, each in sorted(judged, key=lambda pair: -worth(pair[1], figure))]

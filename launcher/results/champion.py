@@ -10,14 +10,11 @@ from typing import Any
 
 from launcher.record.locks import locked
 from launcher.record.standings import Figures, figures
+from trainer.base.figures import MAIN, columns
 from trainer.base.files import replacing, write_json
 
 Row = dict[str, Any]
 KEPT = (
-    "val_f1",
-    "val_f1_corrupted",
-    "val_f1_mean",
-    "val_accuracy",
     "split_fingerprint",
     "model",
     "data",
@@ -60,7 +57,7 @@ def _present(champion: Path) -> Figures | None:
     return content if (champion / "best_model.ckpt").exists() else None
 
 
-def _stays(present: Figures, figure: str = "val_f1") -> str:
+def _stays(present: Figures, figure: str = MAIN) -> str:
     return f"the champion stays {present['run']} ({figure} {present[figure]:.4f})"
 
 
@@ -72,7 +69,7 @@ def _replace(submission: Path, best: Row, champion: Path, replace: bool) -> str:
     name = f"{submission.name}/{best['run']}"
     figure = best["monitor"]
     if present and present.get("run") != name:
-        figure = figure if figure in present and figure in metrics else "val_f1"
+        figure = figure if figure in present and figure in metrics else MAIN
         same_split = present.get("split_fingerprint") == metrics.get("split_fingerprint")
         if not same_split and not replace:
             return (
@@ -80,7 +77,8 @@ def _replace(submission: Path, best: Row, champion: Path, replace: bool) -> str:
                 f"so that {name} cannot be compared with it; to put it there all the same: "
                 f"launcher collect {submission.name} --replace"
             )
-        if same_split and present[figure] >= metrics[figure]:
+        worth = columns()[figure].worth
+        if same_split and worth(present[figure]) >= worth(metrics[figure]):
             return _stays(present, figure)
     with replacing(place) as temporary:
         shutil.copyfile(source, temporary)
@@ -89,7 +87,7 @@ def _replace(submission: Path, best: Row, champion: Path, replace: bool) -> str:
         {
             "run": name,
             "collected": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            **{key: metrics[key] for key in KEPT if key in metrics},
+            **{key: metrics[key] for key in (*columns(), *KEPT) if key in metrics},
             "score": best["score"],
             "monitor": best["monitor"],
         },

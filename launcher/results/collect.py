@@ -19,12 +19,13 @@ from launcher.record.standings import Figures, Result
 from launcher.record.states import GOOD
 from launcher.results import champion
 from launcher.results.champion import Row
+from trainer.base import figures
 from trainer.base.files import write_text
 
 if TYPE_CHECKING:
     from launcher.record.predictions import Predicted
 
-COLUMNS = (
+_FIRST_COLUMNS = (
     "rank",
     "run",
     "kind",
@@ -35,8 +36,8 @@ COLUMNS = (
     "img_size",
     "batch_size",
     "seed",
-    "val_f1",
-    "val_accuracy",
+)
+_RUN_COLUMNS = (
     "best_epoch",
     "epochs",
     "minutes",
@@ -45,9 +46,9 @@ COLUMNS = (
     "members",
     "checkpoint",
     "reason",
-    "val_f1_low",
-    "val_f1_high",
-    "val_f1_corrupted",
+    *(LOW := f"{figures.MAIN}_low", HIGH := f"{figures.MAIN}_high"),
+)
+_LAST_COLUMNS = (
     "score",
     "monitor",
     "distinguishable",
@@ -55,7 +56,7 @@ COLUMNS = (
     "fold",
     "voters",
 )
-FIGURES = ("val_f1", "val_f1_corrupted", "val_accuracy", "best_epoch", "epochs", "images_per_second", "params")
+_OF_METRICS = ("best_epoch", "epochs", "images_per_second", "params")
 NO_FIGURE = "no run of this submission has a validation F1"
 FOLDS_ALONE = (
     "no fold becomes the champion, since each was validated on other images; a step {step: ensemble, from: {top: 1}} "
@@ -63,12 +64,18 @@ FOLDS_ALONE = (
 )
 
 
+def columns() -> tuple[str, ...]:
+    """The columns of leaderboard.csv."""
+    clean, corrupted = figures.on_leaderboard("clean"), figures.on_leaderboard("corrupted")
+    return (*_FIRST_COLUMNS, *clean, *_RUN_COLUMNS, *corrupted, *_LAST_COLUMNS)
+
+
 @dataclass(frozen=True)
 class _Block:
     """What has one rank: a run, an ensemble, or the folds of one configuration joined, with the folds' own rows."""
 
     row: Row
-    figures: Figures
+    scores: Figures
     runs: tuple[Path, ...]
     below: tuple[_Block, ...] = ()
 
@@ -80,11 +87,11 @@ def rows(submission: Path) -> list[Row]:
     blocks = []
     for group in standings.configurations(standings.results(submission, "train", "ensemble")):
         blocks.append(_block(group[0]) if len(group) == 1 else _joined(group))
-    figure = standings.judged_by(block.figures for block in blocks)
+    figure = standings.judged_by(block.scores for block in blocks)
     for block in (each for head in blocks for each in (head, *head.below)):
-        value = standings.score(block.figures, figure)
+        value = standings.score(block.scores, figure)
         block.row.update({} if value is None else {"score": value, "monitor": figure})
-    blocks.sort(key=lambda block: (block.row["score"] == "", -float(block.row["score"] or 0), block.row["run"]))
+    blocks.sort(key=lambda block: (-standings.worth(block.scores, figure), block.row["run"]))
     for rank, block in enumerate(blocks, start=1):
         block.row["rank"] = rank if block.row["score"] != "" else ""
     _compare([block for block in blocks if block.row["score"] != ""], figure)
@@ -93,28 +100,28 @@ def rows(submission: Path) -> list[Row]:
 
 def _block(result: Result) -> _Block:
     """Of one run or ensemble."""
-    request, figures, name = result.request, result.figures, result.run_dir.name
-    row = _row(request.config, figures)
+    request, scores, name = result.request, result.figures, result.run_dir.name
+    row = _row(request.config, scores)
     row |= {"run": name, "kind": request.kind, "state": result.status.state, "reason": result.status.reason}
     if result.good and request.kind == "train":
-        row["minutes"] = round(figures.get("seconds", 0) / 60, 2)
+        row["minutes"] = round(scores.get("seconds", 0) / 60, 2)
         row["checkpoint"] = f"{name}/best.ckpt"
     if result.good and request.kind == "ensemble":
-        members = figures.get("members", [])
+        members = scores.get("members", [])
         row["members"] = " ".join(Path(each["checkpoint"]).parent.name for each in members)
         row["voters"] = len({each.get("member", place) for place, each in enumerate(members)})
         row["checkpoint"] = f"{name}/ensemble.json"
-        row["model"], row["reason"] = figures.get("method", ""), figures.get("why_no_val") or ""
-    return _Block(row, figures, (result.run_dir,))
+        row["model"], row["reason"] = scores.get("method", ""), scores.get("why_no_val") or ""
+    return _Block(row, scores, (result.run_dir,))
 
 
 def _joined(folds: Sequence[Result]) -> _Block:
     """Of the folds of one configuration."""
-    figures, why_not = standings.pooled(folds)
+    scores, why_not = standings.pooled(folds)
     below = tuple(_block(each) for each in folds)
     states = dict.fromkeys(each.status.state for each in folds if not each.good)
     config = {key: value for key, value in folds[0].request.config.items() if key != "fold"}
-    row = _row(config, figures)
+    row = _row(config, scores)
     row |= {
         "run": _name(folds),
         "kind": "folds",
@@ -123,14 +130,15 @@ def _joined(folds: Sequence[Result]) -> _Block:
         "minutes": round(sum(block.row["minutes"] or 0 for block in below), 2) if not states else "",
         "reason": why_not,
     }
-    return _Block(row, figures, tuple(each.run_dir for each in folds), below)
+    return _Block(row, scores, tuple(each.run_dir for each in folds), below)
 
 
-def _row(config: dict[str, Any], figures: Figures) -> Row:
-    row: Row = {key: config.get(key, "") for key in COLUMNS}
-    row |= {key: figures[key] for key in FIGURES if figures.get(key) is not None}
-    if figures.get("val_f1_interval"):
-        row["val_f1_low"], row["val_f1_high"] = figures["val_f1_interval"]
+def _row(config: dict[str, Any], scores: Figures) -> Row:
+    row: Row = {key: config.get(key, "") for key in columns()}
+    measured = (*figures.on_leaderboard("clean"), *figures.on_leaderboard("corrupted"), *_OF_METRICS)
+    row |= {key: scores[key] for key in measured if scores.get(key) is not None}
+    if scores.get(f"{figures.MAIN}_interval"):
+        row[LOW], row[HIGH] = scores[f"{figures.MAIN}_interval"]
     return row
 
 
@@ -150,7 +158,7 @@ def _compare(ranked: Sequence[_Block], figure: str) -> None:
     from launcher.record import predictions
 
     ranked[0].row["distinguishable"] = "no"
-    compared = predictions.distinguishable(best, found[1:], figure)
+    compared = predictions.distinguishable(best, found[1:], figures.columns()[figure])
     for block, apart in zip(ranked[1:], compared, strict=True):
         block.row["distinguishable"] = "" if apart is None else "yes" if apart else "no"
 
@@ -171,7 +179,7 @@ def collect(submission: Path, place: Path | None = None, replace: bool = False) 
     """
     found = rows(submission)
     out = io.StringIO()
-    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(out, columns(), lineterminator="\n")
     writer.writeheader()
     writer.writerows(found)
     write_text(submission / "leaderboard.csv", out.getvalue())

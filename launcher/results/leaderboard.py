@@ -7,17 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.base.sizes import show_duration
 from launcher.results.champion import Row
+from trainer.base.figures import F1, MAIN, columns
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 MARK = "≈"
 """Beside the rank of what cannot be told apart from the best."""
-SCORES = {
-    "val_f1": "val F1",
-    "val_f1_corrupted": "corrupted F1",
-    "val_f1_mean": "the mean of val F1 and corrupted F1",
-}
+CORRUPTED = F1.column("corrupted")
 
 
 def render(found: Sequence[Row]) -> Table:
@@ -25,15 +22,17 @@ def render(found: Sequence[Row]) -> Table:
     from rich.table import Table
 
     several = sum(row["distinguishable"] == "no" for row in found) > 1
-    corrupted = any(row["val_f1_corrupted"] != "" for row in found)
+    corrupted = any(row[CORRUPTED] != "" for row in found)
+    scored = corrupted or any(row["monitor"] not in ("", MAIN) for row in found)
     table = Table(box=None, pad_edge=False, header_style="bold", caption=caption(found), caption_justify="left")
     for title, justify in (
         ("#", "right"),
         ("run", "left"),
         ("model", "left"),
         ("size", "right"),
-        ("val F1 [95 %]", "left"),
-        *((("corrupted", "right"), ("score", "right")) if corrupted else ()),
+        (f"{columns()[MAIN].short} [95 %]", "left"),
+        *((("corrupted", "right"),) if corrupted else ()),
+        *((("score", "right"),) if scored else ()),
         ("epochs", "right"),
         ("time", "right"),
         ("state", "left"),
@@ -46,8 +45,9 @@ def render(found: Sequence[Row]) -> Table:
             "  " * below + row["run"],
             _model(row),
             str(row["img_size"]),
-            _four(row["val_f1"]) + _interval(row),
-            *((_four(row["val_f1_corrupted"]), _four(row["score"])) if corrupted else ()),
+            _four(row[MAIN]) + _interval(row),
+            *((_four(row[CORRUPTED]),) if corrupted else ()),
+            *((_four(row["score"]),) if scored else ()),
             f"{row['best_epoch']}/{row['epochs']}" if row["best_epoch"] != "" else "",
             show_duration(seconds) if seconds is not None else "",
             row["state"] + (f": {row['reason']}" if row["reason"] else ""),
@@ -70,10 +70,12 @@ def caption(found: Sequence[Row]) -> str | None:
         else:
             lines.append(f"{MARK} these {len(alike)} cannot be told apart from the best {on}")
     if alike and (rest := len(ranked) - len(alike) - len(others)):
-        lines.append(f"not compared, for want of predictions of the same images: {rest}")
+        same = columns()[ranked[0]["monitor"]].figure.of_counts is not None
+        why = "for want of predictions of the same images" if same else "as only figures of predicted classes are"
+        lines.append(f"not compared, {why}: {rest}")
     lines += _no_mistake(ranked)
-    if any(row["val_f1_corrupted"] != "" for row in ranked):
-        lines.append(f"score: {SCORES[ranked[0]['monitor']]}")
+    if ranked and (ranked[0]["monitor"] != MAIN or any(row[CORRUPTED] != "" for row in ranked)):
+        lines.append(f"score: {columns()[ranked[0]['monitor']].short}")
     return "\n".join(lines) or None
 
 
@@ -103,14 +105,14 @@ def _four(value: Any) -> str:
 
 
 def _interval(row: Row) -> str:
-    if row["val_f1_low"] != "":
-        return f" [{row['val_f1_low']:.2f}–{row['val_f1_high']:.2f}]"
-    return "" if row["val_f1"] == "" else " [no mistake]" if row["val_f1"] == 1 else " [none]"
+    if row[f"{MAIN}_low"] != "":
+        return f" [{row[f'{MAIN}_low']:.2f}–{row[f'{MAIN}_high']:.2f}]"
+    return "" if row[MAIN] == "" else " [no mistake]" if row[MAIN] == 1 else " [none]"
 
 
 def _no_mistake(ranked: Sequence[Row]) -> list[str]:
     """What is known of rows that have no interval since nothing was wrong; of the fewest images where they differ."""
-    if not (images := [row["val_images"] for row in ranked if row["val_f1"] == 1 and row["val_images"] != ""]):
+    if not (images := [row["val_images"] for row in ranked if row[MAIN] == 1 and row["val_images"] != ""]):
         return []
     from trainer.scores import intervals  # loads numpy
 

@@ -44,7 +44,7 @@ def write_predictions(
     )  # fmt: skip
     made = predictions.read(run_dir)
     assert made is not None
-    found = predictions.figures(made)
+    found = predictions.scores(made)
     monitor = "val_f1_mean" if corrupted is not None else "val_f1"
     return {**found, "monitor": monitor, "score": found[monitor], "split_fingerprint": split}
 

@@ -18,6 +18,7 @@ import torch
 
 from trainer.base import cores
 from trainer.base.errors import DeviceMemoryError, StoppedError
+from trainer.base.figures import MAIN
 from trainer.config.compose import compose
 from trainer.data.drawn import write_sample_data
 from trainer.training import device
@@ -175,7 +176,7 @@ def where_time_goes(
             f"model={name}", f"data.img_size={size}", f"data.root={root / 'data'}", "model.pretrained=false",
             f"training.batch_size={batch}", f"training.num_workers={'null' if workers is None else workers}",
             f"training.epochs={device.MANY_STEPS}", "training.validate_per_epoch=1", "training.patience=0",
-            "training.compile=false", "data.val_corruption=none", "training.monitor=val_f1", f"device={chosen}",
+            "training.compile=false", "data.val_corruption=none", f"training.monitor={MAIN}", f"device={chosen}",
             "devices=1",
         ]  # fmt: skip
         try:

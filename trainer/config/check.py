@@ -8,18 +8,18 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from trainer.base import figures
 from trainer.base.errors import nearest
 from trainer.config.keys import CONF_DIR
 from trainer.config.schema import Config
 
-CHOICES = {
+_CHOICES = {
     "data.format": ("auto", "csv", "imagefolder"),
     "data.val_corruption": ("document", "none"),
     "training.optimizer": ("adamw", "sgd"),
     "training.scheduler": ("cosine", "constant"),
     "training.precision": ("auto", "bf16", "fp16", "fp32"),
     "training.loss": ("cross_entropy", "focal"),
-    "training.monitor": ("val_f1", "val_f1_corrupted", "val_f1_mean"),
     "device": ("auto", "cuda", "mps", "cpu"),
 }
 # key: (lowest, highest, whether the ends themselves are allowed)
@@ -66,6 +66,11 @@ def transforms() -> dict[str, list[str]]:
     return table
 
 
+def choices() -> dict[str, tuple[str, ...]]:
+    """The values that a key may have, where it is one of a few."""
+    return {**_CHOICES, "training.monitor": tuple(figures.columns())}
+
+
 def check(config: Config) -> list[str]:
     """What is wrong with the values, a line each; empty when nothing is."""
     faults = [*_check_values(config)]
@@ -89,8 +94,12 @@ def check(config: Config) -> list[str]:
         faults.append(f"training.teachers={training.teachers}: must be a list of files, like [best.ckpt]")
     elif config.choices.get("training") == "distill" and not training.teachers:
         faults.append("training=distill: no teacher is named; say training.teachers=[best.ckpt]")
-    if training.monitor == "val_f1_corrupted" and config.data.val_corruption == "none":
-        faults.append("training.monitor=val_f1_corrupted: data.val_corruption=none makes no such figure; say val_f1")
+    monitored = figures.columns().get(training.monitor)
+    if monitored and monitored.copy == "corrupted" and config.data.val_corruption == "none":
+        faults.append(
+            f"training.monitor={training.monitor}: data.val_corruption=none makes no such figure; "
+            f"say {monitored.figure.column()}"
+        )
     if training.micro_batch and training.batch_size % training.micro_batch:
         divisors = [n for n in range(1, training.batch_size + 1) if training.batch_size % n == 0]
         close = min(divisors, key=lambda n: abs(n - (training.micro_batch or 1)))
@@ -108,7 +117,7 @@ def check(config: Config) -> list[str]:
 
 
 def _check_values(config: Config) -> Iterator[str]:
-    for key, allowed in CHOICES.items():
+    for key, allowed in choices().items():
         value = _get(config, key)
         if value not in allowed:
             yield f"{key}={value}: {nearest(str(value), allowed)}"

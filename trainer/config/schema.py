@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from trainer.base.figures import DEFAULT_MONITOR
+
 
 @dataclass
 class ModelConfig:
@@ -108,8 +110,9 @@ class TrainingConfig:
     """Share of the loss that is the distance from the teachers."""
     distill_temperature: float = 2.0
     """Softens both sides of that distance."""
-    monitor: str = "val_f1_mean"
-    """Figure that stops a run early and chooses its checkpoint: val_f1, val_f1_corrupted, or val_f1_mean of the two."""
+    monitor: str = DEFAULT_MONITOR
+    """Figure that stops a run early and chooses its checkpoint: of clean images, of corrupted ones, or the mean of the
+    two, as with val_f1, val_f1_corrupted and val_f1_mean."""
     patience: int = 10
     """Epochs without a better figure after which the run stops early. 0: never."""
     validate_per_epoch: int = 1

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from trainer.base import figures
 from trainer.base.errors import ConfigError
 from trainer.base.files import sha256, write_json
 from trainer.data import table as data
@@ -21,7 +22,7 @@ from trainer.predict import kept as predictions
 from trainer.predict.inference import Options
 from trainer.predict.kept import Origin, Predictions
 from trainer.predict.predict import members_predictions, origin_of, test_images
-from trainer.scores import intervals, metrics
+from trainer.scores import intervals
 from trainer.scores.calibration import tempered
 from trainer.scores.validation import Outcome, certainty, save_validation
 
@@ -69,8 +70,8 @@ def predict(path: Path, root: Path, options: Options) -> tuple[Predictions, Orig
 
 def _monitor(made: Ensemble) -> str:
     """The figure that the members were chosen by; where they disagree, the mean of clean and corrupted."""
-    named = {str(part.checkpoint.config["training"].get("monitor", "val_f1")) for part in made.parts}
-    return named.pop() if len(named) == 1 else "val_f1_mean"
+    named = {str(part.checkpoint.config["training"].get("monitor", figures.MAIN)) for part in made.parts}
+    return named.pop() if len(named) == 1 and named <= set(figures.columns()) else figures.DEFAULT_MONITOR
 
 
 def _figures(
@@ -79,10 +80,10 @@ def _figures(
     """The same figures as a run has: scores, the one that decides, intervals, calibration. Of folds there is no
     temperature, and `ece` is that of the out-of-fold votes."""
     monitor = _monitor(made)
-    figures: dict[str, Any] = metrics.validation(clean, corrupted, validation.targets)
     outcome = Outcome(list(range(len(validation.ids))), validation.targets, clean, corrupted)
+    values = figures.values(validation.targets.numpy(), outcome.copies)
     sureness = certainty(outcome, calibrated=not made.averages_folds)
-    return {**figures, "monitor": monitor, "score": metrics.score(figures, monitor), **sureness}
+    return {**values, "monitor": monitor, "score": figures.score(values, monitor), **sureness}
 
 
 def score(made: Ensemble, validation: Validation, how: str) -> Scored:
@@ -99,20 +100,21 @@ def score(made: Ensemble, validation: Validation, how: str) -> Scored:
     equal = vote.counted([1.0] * len(made.members))
     equal_vote = _figures(made, validation, *equal)
     more: dict[str, Any] = {"equal_vote": equal_vote}
-    used, copies, figures = "equal", equal, equal_vote
+    used, copies, values = "equal", equal, equal_vote
     if how == "given":
         used, copies = how, vote.counted(made.weights)
-        figures = _figures(made, validation, *copies)
+        values = _figures(made, validation, *copies)
     elif how in weights.SEARCHES and len(made.members) > 1:
-        chosen = weights.choose(how, vote, _monitor(made))
+        monitored = figures.columns()[_monitor(made)]
+        chosen = weights.choose(how, vote, monitored)
         honest = _figures(made, validation, *chosen.held_out)
         more |= {"honest": honest, "found_weights": chosen.weights}
-        if honest["score"] >= equal_vote["score"]:
-            used, copies, figures = how, chosen.held_out, honest
+        if monitored.worth(honest["score"]) >= monitored.worth(equal_vote["score"]):
+            used, copies, values = how, chosen.held_out, honest
             made = replace(made, weights=chosen.weights)
             more["in_sample"] = _figures(made, validation, *vote.counted(chosen.weights))
-    made = replace(made, temperature=figures.get("temperature", 1.0))
-    return Scored(made, validation, *copies, {**figures, "weighting": used, "weighting_asked": how, **more})
+    made = replace(made, temperature=values.get("temperature", 1.0))
+    return Scored(made, validation, *copies, {**values, "weighting": used, "weighting_asked": how, **more})
 
 
 def ensemble(made: Ensemble, how: str, root: Path | None, output: Path, options: Options) -> dict[str, Any]:
@@ -175,14 +177,14 @@ def _save_validation(scored: Scored, path: Path) -> None:
     save_validation(path, whole)
 
 
-OWN_FIGURES = ("val_f1", "val_f1_corrupted", "val_f1_mean")
+OWN_FIGURES = tuple(map(figures.F1.column, figures.F1.copies))
 
 
 def _summary(made: Ensemble, scored: Scored | None, why_not: str, how: str, output: Path) -> dict[str, Any]:
-    figures: dict[str, Any] = dict.fromkeys(("val_f1", "val_accuracy", "val_loss", "score"))
-    figures |= {"weighting": how, "weighting_asked": how}
+    values: dict[str, Any] = dict.fromkeys([each.column() for each in figures.FIGURES] + ["score"])
+    values |= {"weighting": how, "weighting_asked": how}
     if scored is not None:
-        figures = scored.figures
+        values = scored.figures
     entries: list[dict[str, Any]] = []
     for number, (member, weight) in enumerate(zip(made.members, made.weights, strict=True)):
         for part in member.parts:
@@ -195,7 +197,7 @@ def _summary(made: Ensemble, scored: Scored | None, why_not: str, how: str, outp
             path = os.path.relpath(part.path.resolve(), output.resolve())
             entries.append({"checkpoint": path, "sha256": part.sha256, **own, "weight": weight, **where})
     return {
-        **figures,
+        **values,
         "why_no_val": why_not or None,
         "split_fingerprint": scored.validation.split_fingerprint if scored else None,
         "folds_fingerprint": scored.validation.folds_fingerprint if scored else None,
@@ -215,11 +217,11 @@ def _out_of_fold(made: Ensemble, scored: Scored | None) -> list[dict[str, Any]]:
     for number, (member, weight) in enumerate(zip(made.members, made.weights, strict=True)):
         if member.folds is None:
             continue
-        figures: dict[str, Any] = dict.fromkeys(OWN_FIGURES)
+        values: dict[str, Any] = dict.fromkeys(OWN_FIGURES)
         if scored is not None:
             worse = scored.validation.corrupted[number] if scored.validation.corrupted is not None else None
-            figures = _figures(made, scored.validation, scored.validation.clean[number], worse)
-        found.append({"member": number, "name": member.name, "folds": member.folds, "weight": weight, **figures})
+            values = _figures(made, scored.validation, scored.validation.clean[number], worse)
+        found.append({"member": number, "name": member.name, "folds": member.folds, "weight": weight, **values})
     return found
 
 
@@ -246,11 +248,12 @@ def _say(summary: dict[str, Any]) -> None:
     print(f"{summary['method']} of {of}, {summary['weighting']} weights: {_figure(summary, images)}{why}")
 
 
-def _figure(figures: dict[str, Any], images: int) -> str:
-    if figures.get("val_f1") is None:
-        return "val_f1 unknown"
+def _figure(values: dict[str, Any], images: int) -> str:
+    main = figures.MAIN
+    if values.get(main) is None:
+        return f"{main} unknown"
     sure = ""
-    if "val_f1_interval" in figures:
-        sure = f" ({intervals.in_words(figures['val_f1_interval'], figures['val_f1'], images)})"
-    worse = figures.get("val_f1_corrupted")
-    return f"val_f1 {figures['val_f1']:.4f}{sure}" + (f", {worse:.4f} corrupted" if worse is not None else "")
+    if f"{main}_interval" in values:
+        sure = f" ({intervals.in_words(values[f'{main}_interval'], values[main], images)})"
+    worse = values.get(figures.F1.column("corrupted"))
+    return f"{main} {values[main]:.4f}{sure}" + (f", {worse:.4f} corrupted" if worse is not None else "")

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from trainer.base.errors import ConfigError, nearest
+from trainer.base.figures import F1, Column
 from trainer.ensemble import voting
-from trainer.scores import intervals
 
 SEARCHES = ("optimised", "greedy")
 NAMES = ("equal", *SEARCHES)
@@ -88,12 +88,12 @@ def _is_number(word: str) -> bool:
         return False
 
 
-def choose(how: str, vote: Vote, monitor: str, seed: int = 0) -> Chosen:
-    """The weights that the search called `how` (optimised or greedy) finds, of the sum 1, for the best `monitor`
-    (val_f1, val_f1_corrupted or val_f1_mean), and its honest votes: each image's with weights found on the other nine
+def choose(how: str, vote: Vote, monitored: Column, seed: int = 0) -> Chosen:
+    """The weights that the search called `how` (optimised or greedy) finds, of the sum 1, for the best macro F1 of the
+    copies that the figure `monitored` is of, and its honest votes: each image's with weights found on the other nine
     tenths."""
     search = {"optimised": optimised, "greedy": greedy}[how]
-    copies, targets = _copies(vote, monitor), vote.targets.numpy()
+    copies, targets = _copies(vote, monitored), vote.targets.numpy()
     clean = torch.zeros(vote.clean.shape[1:])
     corrupted = None if vote.corrupted is None else torch.zeros(vote.corrupted.shape[1:])
     for train, held in _folds(targets, seed):
@@ -104,11 +104,11 @@ def choose(how: str, vote: Vote, monitor: str, seed: int = 0) -> Chosen:
     return Chosen([round(float(w), 4) for w in search(copies, targets)], (clean, corrupted))
 
 
-def _copies(vote: Vote, monitor: str) -> list[Ballots]:
-    if vote.corrupted is None or monitor == "val_f1":
+def _copies(vote: Vote, monitored: Column) -> list[Ballots]:
+    if vote.corrupted is None:
         return [vote.clean.numpy()]
-    both = [vote.clean.numpy(), vote.corrupted.numpy()]
-    return both[1:] if monitor == "val_f1_corrupted" else both
+    both = {"clean": vote.clean, "corrupted": vote.corrupted}
+    return [both[copy].numpy() for copy in monitored.parts]
 
 
 def _folds(targets: NDArray[np.int64], seed: int) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
@@ -135,7 +135,7 @@ def _worth(counted: Sequence[NDArray[np.float64]], targets: NDArray[np.int64]) -
     for joined in counted:
         own = joined[np.arange(len(targets)), targets] / joined.sum(1)
         loss = -np.log(np.maximum(own, 1e-12)).mean()
-        total += intervals.macro_f1(targets, joined.argmax(1), joined.shape[1]) - TIE * loss
+        total += F1.of_labels(targets, joined.argmax(1), joined.shape[1]) - TIE * loss
     return total / len(counted)
 
 

@@ -8,20 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from torchmetrics.functional.classification import multiclass_f1_score
 
+from trainer.base import figures
 from trainer.models import checkpoint
 from trainer.scores import intervals
-
-METRICS = {
-    "val_f1": "macro F1, validation images as they are",
-    "val_accuracy": "accuracy, validation images as they are",
-    "val_loss": "mean cross-entropy in nats, validation images as they are",
-    "val_f1_corrupted": "macro F1, corrupted copies of the validation images",
-    "val_accuracy_corrupted": "accuracy, corrupted copies of the validation images",
-    "val_f1_mean": "mean of the two macro F1",
-}
-"""What the trainer's figures are called. One that is not here is shown by its key."""
 
 HIDDEN = ("root", "resume", "device", "devices", "choices")
 """Settings that the card leaves out: those of the machine, and the names of groups, whose values it shows."""
@@ -123,10 +113,11 @@ def render(kept: checkpoint.Checkpoint, made: Export) -> str:
 
 
 def _figures(kept: checkpoint.Checkpoint) -> str:
-    rows = []
+    rows, known = [], figures.columns()
     for key, value in kept.metrics.items():
         if isinstance(value, int | float) and key not in ("epoch", "step"):
-            rows.append(f"| {METRICS.get(key, f'`{key}`')} | {value:.4f} | {_interval(kept, key)} |")
+            name = known[key].words if key in known else f"`{key}`"
+            rows.append(f"| {name} | {value:.4f} | {_interval(kept, key)} |")
     if not rows:
         return "The checkpoint carries no figures.\n"
     ids = kept.validation.get("ids")
@@ -141,7 +132,8 @@ def _figures(kept: checkpoint.Checkpoint) -> str:
 
 def _interval(kept: checkpoint.Checkpoint, key: str) -> str:
     """Of a macro F1 whose probabilities the checkpoint carries."""
-    probabilities = kept.validation.get({"val_f1": "probabilities", "val_f1_corrupted": "corrupted"}.get(key, ""))
+    stored = {figures.F1.column(): "probabilities", figures.F1.column("corrupted"): "corrupted"}
+    probabilities = kept.validation.get(stored.get(key, ""))
     if probabilities is None:
         return "–"
     predicted, targets = probabilities.argmax(1).numpy(), kept.validation["targets"].numpy()
@@ -155,15 +147,13 @@ def _classes(kept: checkpoint.Checkpoint) -> str:
     ]
     head = ["| output | class | label in the data |", "| --- | --- | --- |"]
     if kept.validation:
-        targets, predicted = kept.validation["targets"], kept.validation["probabilities"].argmax(1)
-        classes = len(kept.class_names)
-        counts = targets.bincount(minlength=classes).tolist()
-        f1 = multiclass_f1_score(predicted, targets, num_classes=classes, average="none").tolist()
-        bounds = intervals.class_intervals(targets.numpy(), predicted.numpy(), classes)
+        targets, predicted = kept.validation["targets"].numpy(), kept.validation["probabilities"].argmax(1).numpy()
+        counts = figures.count(targets, predicted, len(kept.class_names))
+        bounds = intervals.class_intervals(targets, predicted, len(kept.class_names))
         head = [head[0] + " validation images | F1 | 95 % interval |", head[1] + " --- | --- | --- |"]
         rows = [
-            f"{row} {count} | {f'{value:.3f} | {intervals.in_table(sure, value)}' if count else '– | –'} |"
-            for row, count, value, sure in zip(rows, counts, f1, bounds, strict=True)
+            f"{row} {count:.0f} | {f'{value:.3f} | {intervals.in_table(sure, value)}' if count else '– | –'} |"
+            for row, count, value, sure in zip(rows, counts.labelled, figures.class_f1(counts), bounds, strict=True)
         ]
     return "\n".join([*head, *rows, ""])
 
@@ -184,7 +174,7 @@ def _limits(kept: checkpoint.Checkpoint, made: Export) -> str:
         + (
             ", as they are and in corrupted copies. Those are a model of turned, blurred and photographed pages, not a "
             "sample of yours."
-            if "val_f1_corrupted" in kept.metrics
+            if figures.F1.column("corrupted") in kept.metrics
             else " alone. Pages that are turned, blurred, cut, photographed or of another origin were not measured; "
             "expect worse on them."
         ),

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from trainer.base.figures import ACCURACY, F1
 from trainer.base.files import write_text
 from trainer.images import gallery
 from trainer.report import figures, report, subject
@@ -39,19 +38,23 @@ def analyze(path: Path, output: Path, root: Path | None) -> dict[str, Any]:
             f"note: not found in {root}, so shown without picture: {', '.join(missing[:5])}{' …' * (len(missing) > 5)}"
         )
     report.write(output / "report.html", analysed, root)
-    macro = float(table.loc["macro avg", "f1-score"])
+    macro = F1.value(validation.targets, validation.probabilities)
     print(
         f"{len(validation.ids)} validation images: macro F1 {macro:.4f}, {len(worst)} mistakes; "
         f"{output / 'report.html'}"
     )
-    return {"f1": macro, "accuracy": 1 - len(worst) / len(validation.ids), "mistakes": len(worst)}
+    return {
+        "f1": macro,
+        "accuracy": ACCURACY.value(validation.targets, validation.probabilities),
+        "mistakes": len(worst),
+    }
 
 
 def _report(validation: Validation) -> Any:
     import pandas as pd
     from sklearn.metrics import classification_report
 
-    # Macro figures are over the classes that occur, as val_f1 is.
+    # Macro figures are over the classes that occur, as `figures.F1` is.
     present = sorted(set(validation.targets.tolist()) | set(validation.predicted.tolist()))
     made = classification_report(
         validation.targets,
@@ -61,7 +64,7 @@ def _report(validation: Validation) -> Any:
         output_dict=True,
         zero_division=0.0,
     )
-    accuracy = float(np.mean(validation.predicted == validation.targets))
+    accuracy = ACCURACY.value(validation.targets, validation.probabilities)
     made.pop("micro avg", None)
     made["accuracy"] = dict.fromkeys(("precision", "recall", "f1-score"), accuracy) | {"support": len(validation.ids)}
     frame = pd.DataFrame(made).T

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from trainer.augment.corruption import Corruption
+from trainer.base.figures import Copy
 from trainer.images import reading
 from trainer.scores.val_predictions import Validation
 
@@ -44,7 +45,7 @@ class Source:
     corruption: Corruption | None
     kinds: list[tuple[str, ...]]
 
-    def mistake(self, row: int, copy: str) -> Picture:
+    def mistake(self, row: int, copy: Copy) -> Picture:
         """Image `row`, clean or corrupted, with the class that it was taken for."""
         return self._picture(row, copy, int(self.validation.copies[copy][row].argmax()))
 
@@ -52,7 +53,7 @@ class Source:
         """Image `row` with the class that it is likely of."""
         return self._picture(row, "clean", suggested)
 
-    def _picture(self, row: int, copy: str, other: int) -> Picture:
+    def _picture(self, row: int, copy: Copy, other: int) -> Picture:
         known, chances = self.validation, self.validation.copies[copy][row]
         target = int(known.targets[row])
         worse = copy == "corrupted"

@@ -13,6 +13,8 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from trainer.augment.corruption import HELD_OUT, KINDS, Corruption
+from trainer.base import figures
+from trainer.base.figures import F1, LOSS, Copy
 from trainer.base.files import write_text
 from trainer.report import charts, pictures
 from trainer.report.subject import Member, Subject
@@ -31,7 +33,7 @@ Targets = NDArray[np.int64]
 class Score:
     """A macro F1 with its 95 % interval, where there is one; how many are wrong where it is of one copy."""
 
-    name: str
+    name: Copy
     f1: float
     interval: Interval | None
     wrong: int | None = None
@@ -104,7 +106,9 @@ def content(subject: Subject, root: Path | None) -> dict[str, Any]:
         "images": len(targets),
         "headline": headline,
         "meaning": meaning(subject, headline),
-        "monitor": None if subject.method else subject.config.get("training", {}).get("monitor"),
+        "monitor": chose.name if (chose := monitored(subject)) else None,
+        "main": F1,
+        "figures": figure_rows(validation),
         "curves": curves(subject),
         "matrices": {name: matrix(targets, p) for name, p in validation.copies.items()},
         "classes": classes(validation),
@@ -153,7 +157,7 @@ def scores(validation: Validation) -> list[Score]:
     made = [
         Score(
             name,
-            intervals.macro_f1(targets, guess, count),
+            F1.of_labels(targets, guess, count),
             intervals.interval(targets, guess, count),
             int((guess != targets).sum()),
         )
@@ -181,13 +185,31 @@ def meaning(subject: Subject, headline: list[Score]) -> str:
         leans = "both lean" if more else "it leans"
         said += f"; {leans} a little high, because the members were chosen on the same images."
         return said + (" The mean of the folds, which predicts, was itself not measured." if subject.folds else "")
-    chose = {
-        "val_f1_corrupted": "the corrupted figure leans a little high, because it chose the checkpoint",
-        "val_f1_mean": "both lean a little high, because their mean chose the checkpoint",
-    }
-    first = "the clean figure leans" if more else "it leans"
-    because = chose.get(subject.config.get("training", {}).get("monitor", "")) if more else None
-    return f"{said}; {because or f'{first} a little high, because it chose the checkpoint'}."
+    return f"{said}; {_leaning(monitored(subject), bool(more))}."
+
+
+def monitored(subject: Subject) -> figures.Column | None:
+    """What chose the checkpoint; None for an ensemble, or where it is not known."""
+    if subject.method:
+        return None
+    return figures.columns().get(subject.config.get("training", {}).get("monitor", ""))
+
+
+def _leaning(chose: figures.Column | None, several: bool) -> str:
+    """Which of the F1, clean and corrupted where there are `several`, is too good, and why."""
+    if chose and chose.figure != F1:
+        return f"{'both lean' if several else 'it leans'} a little high, because {chose.short} chose the checkpoint"
+    if several and chose and chose.copy != "clean":
+        if chose.copy == "mean":
+            return "both lean a little high, because their mean chose the checkpoint"
+        return "the corrupted figure leans a little high, because it chose the checkpoint"
+    return f"{'the clean figure leans' if several else 'it leans'} a little high, because it chose the checkpoint"
+
+
+def figure_rows(validation: Validation) -> list[tuple[str, float, float | None]]:
+    """Every figure: what it is called, its value for the clean and for the corrupted copies, where it has that."""
+    values = figures.values(validation.targets, validation.copies)
+    return [(each.words, values[each.column()], values.get(each.column("corrupted"))) for each in figures.FIGURES]
 
 
 def _likely(score: Score, images: int) -> str:
@@ -200,7 +222,7 @@ def _likely(score: Score, images: int) -> str:
 
 
 def curves(subject: Subject) -> list[charts.Chart]:
-    """Loss and F1 over the run, where its history is known."""
+    """Loss, F1 and the figure that chose the checkpoint over the run, where its history is known."""
     history = subject.history
     if not history or not {"epoch", "step"} <= history[0].keys():
         return []
@@ -212,10 +234,14 @@ def curves(subject: Subject) -> list[charts.Chart]:
     def series(*wanted: tuple[str, str, str]) -> list[tuple[str, str, list[float]]]:
         return [(name, tone, [e[key] for e in history]) for name, tone, key in wanted if key in history[0]]
 
-    loss = series(("training", "quiet", "train_loss"), ("validation", "clean", "val_loss"))
-    f1 = series(("clean", "clean", "val_f1"), ("corrupted", "corrupted", "val_f1_corrupted"))
+    loss = series(("training", "quiet", "train_loss"), ("validation", "clean", LOSS.column()))
     made = [charts.lines("Loss", x, loss, chosen)] if loss else []
-    return made + ([charts.lines("Macro F1", x, f1, chosen, top=1.0)] if f1 else [])
+    chose = monitored(subject)
+    for each in dict.fromkeys([F1, chose.figure if chose else F1]):
+        own = series(("clean", "clean", each.column()), ("corrupted", "corrupted", each.column("corrupted")))
+        if own and each != LOSS:
+            made.append(charts.lines(each.words[0].upper() + each.words[1:], x, own, chosen, top=each.highest))
+    return made
 
 
 def matrix(targets: Targets, probabilities: Probabilities) -> list[list[tuple[int, float]]]:
@@ -229,23 +255,21 @@ def matrix(targets: Targets, probabilities: Probabilities) -> list[list[tuple[in
 
 def classes(validation: Validation) -> list[ClassRow]:
     """The classes that occur, the weakest first."""
-    from sklearn.metrics import f1_score, precision_recall_fscore_support
-
     targets, predicted = validation.targets, validation.predicted
-    count = len(validation.class_names)
-    labels = list(range(count))
-    found = precision_recall_fscore_support(targets, predicted, labels=labels, zero_division=0.0)
-    precision, recall, f1, support = (np.asarray(column).tolist() for column in found)
-    ranges = intervals.class_intervals(targets, predicted, count)
-    worse: list[float | None] = [None] * count
+    classes = len(validation.class_names)
+    counts = figures.count(targets, predicted, classes)
+    f1 = np.nan_to_num(figures.class_f1(counts)).tolist()
+    precision = (counts.right / np.maximum(counts.predicted, 1)).tolist()
+    recall = (counts.right / np.maximum(counts.labelled, 1)).tolist()
+    ranges = intervals.class_intervals(targets, predicted, classes)
+    worse: list[float | None] = [None] * classes
     if validation.corrupted is not None:
-        worse = f1_score(
-            targets, validation.corrupted.argmax(1), labels=labels, average=None, zero_division=0.0
-        ).tolist()
+        corrupted = figures.count(targets, validation.corrupted.argmax(1), classes)
+        worse = np.nan_to_num(figures.class_f1(corrupted)).tolist()
     rows = [
-        ClassRow(name, support[c], precision[c], recall[c], f1[c], ranges[c], worse[c])
+        ClassRow(name, int(counts.labelled[c]), precision[c], recall[c], f1[c], ranges[c], worse[c])
         for c, name in enumerate(validation.class_names)
-        if support[c] or c in predicted
+        if counts.labelled[c] or counts.predicted[c]
     ]
     return sorted(rows, key=lambda row: (row.f1, row.corrupted or 0.0))
 
@@ -299,8 +323,8 @@ def votes(subject: Subject, headline: list[Score]) -> list[Member]:
     """The ensemble, its members with equal weights, and each member; none where it is one model."""
     if not subject.method:
         return []
-    own = {f"val_f1{'' if s.name == 'clean' else '_' + s.name}": s.f1 for s in headline}
-    whole = Member("this ensemble", None, own | {"val_f1_interval": headline[0].interval})
+    own: dict[str, Any] = {F1.column(score.name): score.f1 for score in headline}
+    whole = Member("this ensemble", None, own | {f"{F1.column()}_interval": headline[0].interval})
     return [whole, *subject.members]
 
 

@@ -23,7 +23,7 @@ class Member:
     share: float | None
     """Of the vote, 0 to 1."""
     figures: dict[str, Any]
-    """val_f1, and where they are known val_f1_corrupted and val_f1_interval (None where it has none)."""
+    """Those of `figures.F1` by column, where they are known, and its interval (None where it has none)."""
 
 
 @dataclass(frozen=True)

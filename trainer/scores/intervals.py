@@ -1,12 +1,14 @@
-"""How sure a macro F1 is: bootstrap over the images. Imports neither torch nor pandas: the launcher uses it too."""
+"""How sure a figure is: bootstrap over the images. Imports neither torch nor pandas: the launcher uses it too."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from trainer.base.figures import Counts, class_f1, macro_f1
 
 RESAMPLES = 2000
 _CHUNK = 250
@@ -14,12 +16,8 @@ _CHUNK = 250
 Labels = NDArray[np.integer[Any]]
 Interval = tuple[float, float]
 """Lower and upper bound."""
-
-
-def macro_f1(targets: Labels, predicted: Labels, classes: int) -> float:
-    """Macro F1 of (N,) predicted against (N,) true class indices, over the classes that occur in either, as
-    scikit-learn has it."""
-    return float(_f1(_confusion(targets, predicted, np.arange(len(targets))[None], classes))[0])
+Statistic = Callable[[Counts], NDArray[np.float64]]
+"""A figure as a function of the counts of b resamples (b, classes)."""
 
 
 def interval(targets: Labels, predicted: Labels, classes: int, level: float = 0.95, seed: int = 0) -> Interval | None:
@@ -43,8 +41,7 @@ def class_intervals(
     targets: Labels, predicted: Labels, classes: int, level: float = 0.95, seed: int = 0
 ) -> list[Interval | None]:
     """The same for the F1 of each class."""
-    parts = [_class_f1(_confusion(targets, predicted, chunk, classes)) for chunk in _draws(targets, seed)]
-    f1 = np.nan_to_num(np.concatenate(parts))
+    f1 = np.nan_to_num(_resampled(targets, predicted, classes, seed, class_f1))
     return [_width(_percentiles(f1[:, c], level)) for c in range(classes)]
 
 
@@ -78,13 +75,14 @@ def differences(
     classes: int,
     level: float = 0.95,
     seed: int = 0,
+    of: Statistic = macro_f1,
 ) -> list[Interval]:
     """`difference` of `best` against each of `others`, each given by the predictions of as many copies of the images
-    (clean, corrupted), whose mean macro F1 is compared. An image is drawn with all its copies, the same for all."""
+    (clean, corrupted), whose mean figure is compared. An image is drawn with all its copies, the same for all."""
     models = [best, *others]
-    pairs = [(targets, predicted) for model in models for predicted in model]
-    f1 = np.concatenate([_drawn_f1(pairs, _counts(chunk), classes) for chunk in _draws(targets, seed)], axis=1)
-    means = f1.reshape(len(models), len(best), -1).mean(axis=1)
+    copies = [predicted for model in models for predicted in model]
+    drawn = np.array(_all_resampled(targets, copies, classes, seed, of))
+    means = drawn.reshape(len(models), len(best), -1).mean(axis=1)
     return [_percentiles(means[0] - other, level) for other in means[1:]]
 
 
@@ -107,47 +105,34 @@ def _draws(targets: Labels, seed: int) -> list[NDArray[np.intp]]:
     ]
 
 
-def _resampled(targets: Labels, predicted: Labels, classes: int, seed: int) -> NDArray[np.float64]:
-    return np.concatenate([_f1(_confusion(targets, predicted, chunk, classes)) for chunk in _draws(targets, seed)])
+def _resampled(
+    targets: Labels, predicted: Labels, classes: int, seed: int, of: Statistic = macro_f1
+) -> NDArray[np.float64]:
+    return _all_resampled(targets, [predicted], classes, seed, of)[0]
 
 
-def _confusion(targets: Labels, predicted: Labels, rows: NDArray[np.intp], classes: int) -> NDArray[np.int64]:
-    """Counts (b, classes, classes), true by predicted, of b resamples (b, N)."""
-    cells = (np.asarray(targets) * classes + np.asarray(predicted))[rows]
-    cells = cells + np.arange(len(rows))[:, None] * classes**2
-    counts = np.bincount(cells.ravel(), minlength=len(rows) * classes**2)
-    return counts.reshape(len(rows), classes, classes)
+def _all_resampled(
+    targets: Labels, predictions: Sequence[Labels], classes: int, seed: int, of: Statistic
+) -> list[NDArray[np.float64]]:
+    """The figure (RESAMPLES, …) of each of `predictions` on the same resamples. A product of matrices takes a fraction
+    of the time of confusion matrices, and sums of counts are exact in it."""
+    one_hot = np.eye(classes, dtype=np.float32)
+    labels = one_hot[targets]
+    labelled = labels.sum(0, dtype=np.float64)  # the same in each resample
+    parts: list[list[NDArray[np.float64]]] = [[] for _ in predictions]
+    for chunk in _draws(targets, seed):
+        drawn = _times_drawn(chunk)
+        for values, predicted in zip(parts, predictions, strict=True):
+            taken = one_hot[predicted]
+            counts = (drawn @ taken).astype(np.float64), (drawn @ (labels * taken)).astype(np.float64)
+            values.append(of(Counts(np.broadcast_to(labelled, counts[0].shape), *counts)))
+    return [np.concatenate(values) for values in parts]
 
 
-def _counts(rows: NDArray[np.intp]) -> NDArray[np.float32]:
+def _times_drawn(rows: NDArray[np.intp]) -> NDArray[np.float32]:
     """How often each image is in each of b resamples (b, N)."""
     cells = rows + np.arange(len(rows))[:, None] * rows.shape[1]
     return np.bincount(cells.ravel(), minlength=rows.size).reshape(rows.shape).astype(np.float32)
-
-
-def _drawn_f1(pairs: Sequence[tuple[Labels, Labels]], counts: NDArray[np.float32], classes: int) -> NDArray[np.float64]:
-    """Macro F1 (len(pairs), b) of true and predicted classes (N,) on resamples (b, N): for many of them a product of
-    matrices takes a fraction of the time of confusion matrices, and sums of counts are exact in it."""
-    one_hot = np.eye(classes, dtype=np.float32)
-    found = []
-    for targets, predicted in pairs:
-        seen = counts @ (one_hot[targets] + one_hot[predicted])
-        hits = counts @ (one_hot[targets] * one_hot[predicted])
-        with np.errstate(invalid="ignore"):
-            found.append(np.nanmean(np.where(seen > 0, 2 * hits / seen, np.nan), axis=1, dtype=np.float64))
-    return np.array(found)
-
-
-def _class_f1(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
-    """F1 of each class (b, classes); not a number where a class occurs in neither."""
-    seen = confusion.sum(1) + confusion.sum(2)
-    hits = np.diagonal(confusion, axis1=1, axis2=2)
-    with np.errstate(invalid="ignore"):
-        return np.where(seen > 0, 2 * hits / seen, np.nan)
-
-
-def _f1(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
-    return np.asarray(np.nanmean(_class_f1(confusion), axis=1))
 
 
 def _percentiles(values: NDArray[np.float64], level: float) -> Interval:

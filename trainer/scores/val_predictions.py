@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.base.errors import ConfigError
+from trainer.base.figures import Copy
 from trainer.models import checkpoint
 
 
@@ -32,10 +33,10 @@ class Validation:
         return predicted
 
     @property
-    def copies(self) -> dict[str, NDArray[np.float32]]:
+    def copies(self) -> dict[Copy, NDArray[np.float32]]:
         """Probabilities (N, C) of the clean copies and, where there are, of the corrupted ones, by name."""
-        made = {"clean": self.probabilities}
-        return made if self.corrupted is None else made | {"corrupted": self.corrupted}
+        made: dict[Copy, NDArray[np.float32]] = {"clean": self.probabilities}
+        return made if self.corrupted is None else {**made, "corrupted": self.corrupted}
 
 
 def read(path: Path) -> Validation:

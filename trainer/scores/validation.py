@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from trainer.base.figures import F1, Copy
 from trainer.base.files import replacing
 from trainer.models import checkpoint
 from trainer.scores import calibration, intervals
@@ -26,10 +27,16 @@ class Outcome:
     corrupted: torch.Tensor | None
 
     @property
+    def copies(self) -> dict[Copy, NDArray[np.float32]]:
+        """Probabilities (N, classes) by the name of the copy."""
+        made: dict[Copy, NDArray[np.float32]] = {"clean": self.clean.numpy()}
+        return made if self.corrupted is None else {**made, "corrupted": self.corrupted.numpy()}
+
+    @property
     def pooled(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Probabilities and targets of all copies."""
-        copies = [self.clean] if self.corrupted is None else [self.clean, self.corrupted]
-        return torch.cat(copies).numpy(), self.targets.repeat(len(copies)).numpy()
+        copies = list(self.copies.values())
+        return np.concatenate(copies), np.tile(self.targets.numpy(), len(copies))
 
 
 def certainty(outcome: Outcome, calibrated: bool = True) -> dict[str, Any]:
@@ -37,9 +44,8 @@ def certainty(outcome: Outcome, calibrated: bool = True) -> dict[str, Any]:
     after it. Not `calibrated`: only the error of the probabilities as they are."""
     classes, targets = outcome.clean.shape[1], outcome.targets.numpy()
     bounds: dict[str, Any] = {
-        f"{name}_interval": intervals.interval(targets, copy.argmax(1).numpy(), classes)
-        for name, copy in (("val_f1", outcome.clean), ("val_f1_corrupted", outcome.corrupted))
-        if copy is not None
+        f"{F1.column(copy)}_interval": intervals.interval(targets, probabilities.argmax(1), classes)
+        for copy, probabilities in outcome.copies.items()
     }
     return bounds | (calibration_figures(outcome) if calibrated else {"ece": _calibration_error(*outcome.pooled)})
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trainer.base import figures
 from trainer.base.errors import ConfigError
 from trainer.config.plain import to_dict
 from trainer.models import build, checkpoint
@@ -20,16 +21,17 @@ if TYPE_CHECKING:
 LAST_FORMAT = 2
 
 
-def keep(job: Job, figures: dict[str, float], score: float, best: bool, outcome: Outcome) -> None:
+def keep(job: Job, values: dict[str, float], score: float, best: bool, outcome: Outcome) -> None:
     """After a validation: best.ckpt if it is the best, and the few next best in top/. The best of equals is the
     earliest."""
     progress, count = job.progress, job.config.training.keep_top
-    name = f"epoch{progress.epoch + 1:03d}-step{progress.step:06d}-f1_{score:.4f}.ckpt"
-    ranked = sorted([*progress.top, [score, name]], key=lambda item: -item[0])
+    monitored = figures.columns()[job.config.training.monitor]
+    name = f"epoch{progress.epoch + 1:03d}-step{progress.step:06d}-{monitored.figure.name}_{score:.4f}.ckpt"
+    ranked = sorted([*progress.top, [score, name]], key=lambda item: -monitored.worth(item[0]))
     progress.top = ranked[:count]
     if [score, name] not in progress.top:
         return
-    kept = _checkpoint(job, figures, outcome)
+    kept = _checkpoint(job, values, outcome)
     if best:
         _demote(job.run_dir, [other for _, other in progress.top[1:2]])
         checkpoint.save(job.run_dir / "best.ckpt", kept)
@@ -52,7 +54,7 @@ def _demote(run_dir: Path, names: list[str]) -> None:
                 shutil.copyfile(run_dir / "best.ckpt", place)
 
 
-def _checkpoint(job: Job, figures: dict[str, float], outcome: Outcome) -> checkpoint.Checkpoint:
+def _checkpoint(job: Job, values: dict[str, float], outcome: Outcome) -> checkpoint.Checkpoint:
     mean, std = build.mean_std(job.config.model.name)
     stored = {
         "ids": [job.table.ids[row] for row in outcome.rows],
@@ -76,7 +78,7 @@ def _checkpoint(job: Job, figures: dict[str, float], outcome: Outcome) -> checkp
             "transforms": job.config.data.val_transforms,
             "fast": job.config.data.fast,
         },
-        metrics={**figures, "epoch": job.progress.epoch + 1, "step": job.progress.step},
+        metrics={**values, "epoch": job.progress.epoch + 1, "step": job.progress.step},
         validation=stored,
         calibration=calibration_figures(outcome),
         versions=checkpoint.versions(),

@@ -23,6 +23,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from trainer.augment import mixing
+from trainer.base import figures
 from trainer.base.durations import duration
 from trainer.base.errors import StoppedError, TrainerError
 from trainer.base.files import write_json, write_text
@@ -30,7 +31,7 @@ from trainer.config.schema import Config, TrainingConfig
 from trainer.data import sampling
 from trainer.data import table as data
 from trainer.models import build, checkpoint, losses
-from trainer.scores import intervals, metrics
+from trainer.scores import intervals
 from trainer.scores.validation import Outcome, certainty
 from trainer.training import device, keep
 from trainer.training import teachers as distill
@@ -286,14 +287,14 @@ def _validate(job: Job) -> None:
     made = _gather(job, torch.cat(parts) if parts else torch.empty(0, len(job.table.class_names)))
     if not all(bool(torch.isfinite(p).all()) for p in (made.clean, made.corrupted) if p is not None):
         raise _diverged(job)
-    figures = metrics.validation(made.clean, made.corrupted, made.targets)
-    score = metrics.score(figures, monitor)
-    best = progress.best_score is None or score > progress.best_score
+    values = figures.values(made.targets.numpy(), made.copies)
+    score, worth = figures.score(values, monitor), figures.columns()[monitor].worth
+    best = progress.best_score is None or worth(score) > worth(progress.best_score)
     entry = {
         "epoch": progress.epoch + 1,
         "step": progress.step,
         "train_loss": round(float(job.loss_sum) / max(1, progress.loss_images), 6),
-        **figures,
+        **values,
         "lr": float(f"{max(group['lr'] for group in job.optimizer.param_groups):.6g}"),
         "seconds": round(progress.seconds, 1),
         "best": best,
@@ -304,12 +305,12 @@ def _validate(job: Job) -> None:
     progress.history.append(entry)
     if best:
         progress.best_score, progress.best_epoch = score, progress.epoch + 1
-        progress.best = {**figures, "monitor": monitor, "score": score, **certainty(made)}
+        progress.best = {**values, "monitor": monitor, "score": score, **certainty(made)}
     if job.chief:
-        keep.keep(job, figures, score, best, made)
+        keep.keep(job, values, score, best, made)
         if best:
             keep.save_last(job)  # so that a killed run, which may not repeat to the bit on a GPU, goes on from its best
-        job.reporter.best_f1 = progress.best["val_f1"]
+        job.reporter.best_f1 = progress.best[figures.MAIN]
         eta = job.reporter.eta(progress.step)
         job.reporter.say(validation_line(entry, job.config.training.epochs, job.reporter.images_per_second, eta))
         job.reporter.beat(progress.epoch, progress.step, device.memory_in_use(job.device), force=True)
@@ -417,10 +418,11 @@ def _finish(job: Job) -> dict[str, Any]:
     if job.chief:
         write_json(job.run_dir / "metrics.json", summary)
         job.tracking.finish({k: v for k, v in summary.items() if k in (*progress.history[-1], "best_epoch")})
-        sure = intervals.in_words(summary["val_f1_interval"], summary["val_f1"], len(job.split.val))
-        worse = f", {summary['val_f1_corrupted']:.4f} corrupted" if "val_f1_corrupted" in summary else ""
+        main, corrupted = figures.MAIN, figures.F1.column("corrupted")
+        sure = intervals.in_words(summary[f"{main}_interval"], summary[main], len(job.split.val))
+        worse = f", {summary[corrupted]:.4f} corrupted" if corrupted in summary else ""
         job.reporter.say(
-            f"best val_f1 {summary['val_f1']:.4f} ({sure}){worse}, in epoch "
+            f"best {main} {summary[main]:.4f} ({sure}){worse}, in epoch "
             f"{progress.best_epoch}, after {duration(progress.seconds)}; {job.run_dir / 'best.ckpt'}"
         )
     return summary

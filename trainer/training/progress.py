@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.base import figures
 from trainer.base.durations import duration
 from trainer.base.files import write_json
 
@@ -25,6 +26,7 @@ class Reporter:
         self.device = device
         self.active = active
         self.best_f1: float | None = None
+        """Of the best validation so far: its value of `figures.MAIN`."""
         self._images = 0
         self._started = time.monotonic()
         self._first_step: int | None = None
@@ -102,13 +104,16 @@ def rounded(figure: float | None, digits: int) -> float | None:
     return None if figure is None else round(figure, digits)
 
 
-def validation_line(figures: dict[str, Any], epochs: int, images_per_second: float | None, eta: float | None) -> str:
+def validation_line(entry: dict[str, Any], epochs: int, images_per_second: float | None, eta: float | None) -> str:
     """One validation in a line; a throughput that is not known yet is left out."""
-    star = "*  " if figures["best"] else ""
-    worse = f"corrupted {figures['val_f1_corrupted']:.4f}  " if "val_f1_corrupted" in figures else ""
+    star = "*  " if entry["best"] else ""
+    main = [figures.F1.column(copy) for copy in ("clean", "corrupted")]
+    clean = {name: each for name, each in figures.columns().items() if each.copy == "clean" and name not in main}
+    losses = "".join(f"{name} {entry[name]:.4f}  " for name, each in clean.items() if each.figure.better == "lower")
+    others = "".join(f"{name} {entry[name]:.4f}  " for name, each in clean.items() if each.figure.better == "higher")
+    worse = f"corrupted {entry[main[1]]:.4f}  " if main[1] in entry else ""
     speed = "" if images_per_second is None else f"{images_per_second:.1f} images/s  "
     return (
-        f"epoch {figures['epoch']}/{epochs} step {figures['step']}: train_loss {figures['train_loss']:.4f}  "
-        f"val_loss {figures['val_loss']:.4f}  val_f1 {figures['val_f1']:.4f}  {worse}{star}"
-        f"val_accuracy {figures['val_accuracy']:.4f}  {speed}ETA {duration(eta)}"
+        f"epoch {entry['epoch']}/{epochs} step {entry['step']}: train_loss {entry['train_loss']:.4f}  "
+        f"{losses}{main[0]} {entry[main[0]]:.4f}  {worse}{star}{others}{speed}ETA {duration(eta)}"
     )

@@ -20,6 +20,7 @@ from trainer.augment.corruption import Corruption
 from trainer.augment.pipeline import Augmentation
 from trainer.base import cores, provenance
 from trainer.base.errors import ConfigError, DataError, StoppedError
+from trainer.base.figures import MAIN
 from trainer.base.files import check_folder, resume_file, write_text
 from trainer.config.plain import to_dict, to_yaml
 from trainer.config.schema import Config, TrainingConfig
@@ -187,7 +188,7 @@ def _prepare(
         weights = [1.0] * len(weights)
     sampler.set_position(progress.epoch, progress.step_in_epoch * training.batch_size // world)
     reporter = Reporter(run_dir, training.epochs, total, chosen, rank == 0)
-    reporter.best_f1 = progress.best.get("val_f1")
+    reporter.best_f1 = progress.best.get(MAIN)
 
     workers = cores.workers(training.num_workers, chosen, world)
 

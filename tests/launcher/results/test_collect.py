@@ -48,7 +48,7 @@ def test_the_best_stands_on_top_and_what_failed_at_the_end(tmp_path: Path) -> No
     rows, _ = collect.collect(directory)
     assert [(row["rank"], row["run"]) for row in rows] == [(1, "004-vote"), (2, "003-c"), (3, "001-a"), ("", "002-b")]
     header, *lines = (directory / "leaderboard.csv").read_text().splitlines()
-    assert header.split(",") == list(collect.COLUMNS) and len(lines) == 4
+    assert header.split(",") == list(collect.columns()) and len(lines) == 4
     assert (
         (rows[0]["members"], rows[0]["voters"]) == ("001-a", 1)
         and rows[1]["checkpoint"] == "003-c/best.ckpt"

@@ -16,12 +16,6 @@ def drawn(images: int, right: float, seed: int = 0, classes: int = 4) -> tuple[n
     return targets, np.where(chance.random(images) < right, targets, wrong)
 
 
-@pytest.mark.parametrize("images", [3, 40, 500])
-def test_macro_f1_is_scikit_learns(images: int) -> None:
-    targets, predicted = drawn(images, 0.7, classes=7)
-    assert intervals.macro_f1(targets, predicted, 9) == pytest.approx(f1_score(targets, predicted, average="macro"))
-
-
 def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     """Of balanced classes and errors spread evenly the expected macro F1 is about the share that is right."""
     covered = 0

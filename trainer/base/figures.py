@@ -1,0 +1,203 @@
+"""The figures that a validation is judged by: an entry in `FIGURES` is all that a new one needs.
+
+Its columns in history.csv and metrics.json, the choices of `training.monitor`, the report, the model card and the
+leaderboard follow from the entry. numpy is imported by the functions that use it: importing this file costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    Labels = NDArray[np.integer[Any]]
+    Probabilities = NDArray[np.floating[Any]]
+
+Copy = Literal["clean", "corrupted", "mean"]
+"""Of which copies of the validation images: as they are, corrupted, or the mean of both values."""
+SUFFIXES: dict[Copy, str] = {"clean": "", "corrupted": "_corrupted", "mean": "_mean"}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Images of each class (..., classes): whose label it is, that were taken for it, and both."""
+
+    labelled: Floats
+    predicted: Floats
+    right: Floats
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure. It is a function either of counts (..., classes), which gives its bootstrap interval and its
+    comparison of runs too, or of targets (N,) and probabilities (N, classes)."""
+
+    name: str
+    """Its columns are `val_` and this, with `_corrupted` or `_mean` behind it."""
+    words: str
+    short: str
+    """For a heading."""
+    of_counts: Callable[[Counts], Floats] | None = None
+    of_probabilities: Callable[[Labels, Probabilities], float] | None = None
+    better: Literal["higher", "lower"] = "higher"
+    highest: float | None = 1.0
+    """The largest value there can be; None: there is no limit."""
+    copies: tuple[Copy, ...] = ("clean", "corrupted", "mean")
+    leaderboard: tuple[Copy, ...] = ("clean", "corrupted")
+    """Copies that have a column in leaderboard.csv."""
+
+    def column(self, copy: Copy = "clean") -> str:
+        return f"val_{self.name}{SUFFIXES[copy]}"
+
+    def of_labels(self, targets: Labels, predicted: Labels, classes: int) -> float:
+        """Its value for predicted classes (N,). Raises TypeError where it is a function of probabilities."""
+        if self.of_counts is None:
+            raise TypeError(f"{self.words} is a function of probabilities")
+        return float(self.of_counts(count(targets, predicted, classes)))
+
+    def value(self, targets: Labels, probabilities: Probabilities) -> float:
+        if self.of_probabilities is not None:
+            return self.of_probabilities(targets, probabilities)
+        return self.of_labels(targets, probabilities.argmax(1), probabilities.shape[1])
+
+
+def count(targets: Labels, predicted: Labels, classes: int) -> Counts:
+    """Counts (classes,) of predicted against true class indices (N,)."""
+    import numpy as np
+
+    right = targets[targets == predicted]
+    counts = (np.bincount(labels, minlength=classes).astype(np.float64) for labels in (targets, predicted, right))
+    return Counts(*counts)
+
+
+def class_f1(counts: Counts) -> Floats:
+    """F1 of each class (..., classes); not a number where a class is neither label nor prediction."""
+    import numpy as np
+
+    seen = counts.labelled + counts.predicted
+    with np.errstate(invalid="ignore"):
+        return np.where(seen > 0, 2 * counts.right / seen, np.nan)
+
+
+def macro_f1(counts: Counts) -> Floats:
+    """The mean over the classes that occur as label or prediction, as scikit-learn has it."""
+    import numpy as np
+
+    return np.asarray(np.nanmean(class_f1(counts), axis=-1))
+
+
+def accuracy(counts: Counts) -> Floats:
+    import numpy as np
+
+    return np.asarray(counts.right.sum(-1) / counts.labelled.sum(-1))
+
+
+def cross_entropy(targets: Labels, probabilities: Probabilities) -> float:
+    import numpy as np
+
+    own = probabilities[np.arange(len(targets)), targets]
+    return float(-np.log(np.maximum(own, 1e-12)).mean(dtype=np.float64))
+
+
+F1 = Figure("f1", "macro F1", "F1", of_counts=macro_f1)
+ACCURACY = Figure(
+    "accuracy", "accuracy", "accuracy", of_counts=accuracy, copies=("clean", "corrupted"), leaderboard=("clean",)
+)
+LOSS = Figure(
+    "loss", "mean cross-entropy in nats", "loss", of_probabilities=cross_entropy,
+    better="lower", highest=None, copies=("clean",), leaderboard=(),
+)  # fmt: skip
+
+FIGURES: tuple[Figure, ...] = (F1, ACCURACY, LOSS)
+"""In the order of their columns. Read it as `figures.FIGURES` when it is needed, so that a test can add to it."""
+
+MAIN = F1.column()
+"""What speaks for a run where one figure is shown: progress, status, champion, ensembles."""
+DEFAULT_MONITOR = F1.column("mean")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A figure of some copies of the validation images."""
+
+    figure: Figure
+    copy: Copy
+
+    @property
+    def name(self) -> str:
+        return self.figure.column(self.copy)
+
+    @property
+    def parts(self) -> tuple[Copy, ...]:
+        """The copies that it is the mean of."""
+        return ("clean", "corrupted") if self.copy == "mean" else (self.copy,)
+
+    @property
+    def short(self) -> str:
+        short = self.figure.short
+        return {
+            "clean": f"val {short}",
+            "corrupted": f"corrupted {short}",
+            "mean": f"the mean of val {short} and corrupted {short}",
+        }[self.copy]
+
+    @property
+    def words(self) -> str:
+        words = self.figure.words
+        return {
+            "clean": f"{words}, validation images as they are",
+            "corrupted": f"{words}, corrupted copies of the validation images",
+            "mean": f"mean of the two {words}",
+        }[self.copy]
+
+    def worth(self, value: float) -> float:
+        """For comparisons: the higher the better."""
+        return value if self.figure.better == "higher" else -value
+
+
+def columns() -> dict[str, Column]:
+    """All columns by name, in the order of history.csv."""
+    found = [Column(figure, copy) for copy in SUFFIXES for figure in FIGURES if copy in figure.copies]
+    return {column.name: column for column in found}
+
+
+def on_leaderboard(copy: Copy) -> tuple[str, ...]:
+    """The columns of leaderboard.csv that are of this copy."""
+    return tuple(name for name, of in columns().items() if of.copy == copy and copy in of.figure.leaderboard)
+
+
+def values(targets: Labels, copies: Mapping[Copy, Probabilities]) -> dict[str, float]:
+    """All figures by column, to six digits, of probabilities (N, classes) of the clean copies and, where there are, of
+    the corrupted ones; without these there is no column of theirs and no mean."""
+    return _by_column({copy: {each: each.value(targets, p) for each in FIGURES} for copy, p in copies.items()})
+
+
+def values_of_labels(targets: Labels, copies: Mapping[Copy, Labels], classes: int) -> dict[str, float]:
+    """The same of predicted classes (N,), without the figures that are functions of probabilities."""
+    counted = [each for each in FIGURES if each.of_counts is not None]
+    return _by_column(
+        {
+            copy: {each: each.of_labels(targets, predicted, classes) for each in counted}
+            for copy, predicted in copies.items()
+        }
+    )
+
+
+def _by_column(found: Mapping[Copy, Mapping[Figure, float]]) -> dict[str, float]:
+    by_name: dict[str, float] = {}
+    for name, column in columns().items():
+        parts = [found.get(part, {}).get(column.figure) for part in column.parts]
+        known = [round(value, 6) for value in parts if value is not None]
+        if len(known) == len(parts):
+            by_name[name] = round(sum(known) / len(known), 6)
+    return by_name
+
+
+def score(found: Mapping[str, float], monitor: str) -> float:
+    """The value of `training.monitor`. Where nothing was corrupted, a mean is the clean figure."""
+    return found[monitor] if monitor in found else found[columns()[monitor].figure.column()]
