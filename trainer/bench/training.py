@@ -19,7 +19,7 @@ from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 from trainer.bench.steps import GPU_SETUPS, QUICK, SIZE, Row, environment, fast_kernels, fitting
 from trainer.config.compose import compose
 from trainer.data import table
-from trainer.models import build, compiling
+from trainer.models import build, compiling, optimizers
 from trainer.training import device, loop
 from trainer.training.progress import Reporter
 from trainer.training.stop import Stop
@@ -158,7 +158,7 @@ def trainer_step(name: str, size: int, batch: int, *words: str, on: str = "cpu")
     bare = build.create(config.model, CLASSES, size)
     channels_last = device.channels_last(config.training.channels_last, on)
     net = build.Normalized(bare, *build.mean_std(config.model.name), channels_last)
-    wrapped, optimizer = fabric.setup(net, build.make_optimizer(config.training, net, precision))
+    wrapped, optimizer = fabric.setup(net, optimizers.create(config.training, net, precision))
     nothing = cast(Any, None)  # what only the loop around a step needs
     job = loop.Job(
         config=config,

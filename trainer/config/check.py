@@ -10,16 +10,16 @@ from typing import Any
 
 from trainer.base import figures
 from trainer.base.errors import nearest
-from trainer.config.keys import CONF_DIR
+from trainer.config.keys import CONF_DIR, file_names
 from trainer.config.schema import Config
 
 _CHOICES = {
     "data.format": ("auto", "csv", "imagefolder"),
     "data.val_corruption": ("document", "none"),
-    "training.optimizer": ("adamw", "sgd"),
+    "training.optimizer": file_names("models/optimizers"),
     "training.scheduler": ("cosine", "constant"),
     "training.precision": ("auto", "bf16", "fp16", "fp32"),
-    "training.loss": ("cross_entropy", "focal"),
+    "training.loss": file_names("models/losses"),
     "device": ("auto", "cuda", "mps", "cpu"),
 }
 # key: (lowest, highest, whether the ends themselves are allowed)

@@ -23,6 +23,13 @@ def option_names(group: str) -> tuple[str, ...]:
 
 
 @functools.cache
+def file_names(folder: str) -> tuple[str, ...]:
+    """The names of the files in `trainer/<folder>`, sorted: one for each loss, or each optimizer. None is imported."""
+    files = (Path(__file__).parents[1] / folder).glob("*.py")
+    return tuple(sorted(file.stem for file in files if not file.stem.startswith("_")))
+
+
+@functools.cache
 def keys() -> dict[str, str]:
     """Every dotted key, with its type as written in the schema: `{"training.lr": "float", …}`."""
     return {key: f.type if isinstance(f.type, str) else f.type.__name__ for key, f in _fields(Config, "")}

@@ -255,7 +255,7 @@ def _loss(job: Job, images: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """The sum of the images' losses. What the log shows is that of the labels, classes unweighted."""
     training = job.config.training
     logits = job.net(images)
-    terms = losses.by_class(logits, wanted, losses.gamma(training))
+    terms = losses.by_class(logits, wanted, training)
     job.loss_sum += terms.detach().sum()
     loss = (terms * job.class_weights).sum()
     if job.teachers:

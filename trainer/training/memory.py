@@ -29,7 +29,7 @@ from trainer.base.errors import TrainerError
 from trainer.config.compose import compose
 from trainer.config.keys import option_names
 from trainer.config.schema import Config
-from trainer.models import build, losses
+from trainer.models import build, losses, optimizers
 from trainer.training import device
 from trainer.training import teachers as distill
 
@@ -192,7 +192,7 @@ def _fake(config: Config, classes: int) -> tuple[build.Normalized, torch.optim.O
                         swapped[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_weight else fake
                     tensors[name] = swapped[id(tensor)]  # type: ignore[assignment]
     with mode:
-        optimizer = build.make_optimizer(config.training, net, config.training.precision)
+        optimizer = optimizers.create(config.training, net, config.training.precision)
         for group in optimizer.param_groups:
             if not group["fused"]:
                 group["foreach"] = kind(config) == "cuda"  # torch's own default: there, and nowhere else
@@ -234,7 +234,7 @@ def trace(
             for _ in range(2):
                 with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                     logits = net(images)
-                terms = losses.by_class(logits, wanted, losses.gamma(config.training))
+                terms = losses.by_class(logits, wanted, config.training)
                 loss = (terms * weights).sum() / batch
                 loss.backward()  # type: ignore[no-untyped-call]
                 peaks.append(live.take_peak())

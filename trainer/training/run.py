@@ -28,7 +28,7 @@ from trainer.data import duplicates, leaks, sampling
 from trainer.data import table as data
 from trainer.images import decode
 from trainer.images.decode import Images, Limit
-from trainer.models import build, compiling
+from trainer.models import build, compiling, optimizers
 from trainer.training import device, keep
 from trainer.training import teachers as distill
 from trainer.training.loop import Job, Progress, run, total_steps
@@ -304,7 +304,7 @@ def learner(
     if config.training.grad_checkpointing:
         build.checkpoint_gradients(bare, config.model.name)
     net = build.Normalized(bare, mean, std, channels_last).to(on)
-    optimizer = build.make_optimizer(config.training, net, precision)
+    optimizer = optimizers.create(config.training, net, precision)
     if state is not None:
         _restore(net, optimizer, state)
     return net, optimizer

@@ -17,7 +17,7 @@ from trainer.bench import steps
 from trainer.bench import training as bench_training
 from trainer.config.compose import compose
 from trainer.config.schema import ModelConfig
-from trainer.models import build, checkpoint, compiling
+from trainer.models import build, checkpoint, compiling, optimizers
 from trainer.training import device
 
 Train = Callable[..., int]
@@ -36,7 +36,7 @@ def test_the_fused_optimiser_does_what_the_plain_one_does(optimizer: str) -> Non
     for precision in ("fp32", "fp16"):  # fp16 with clipping is not fused
         torch.manual_seed(0)
         nets.append(torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.LayerNorm(30), torch.nn.Linear(30, 3)))
-        made.append(build.make_optimizer(training, nets[-1], precision))
+        made.append(optimizers.create(training, nets[-1], precision))
     assert [bool(m.param_groups[0]["fused"]) for m in made] == [True, False]
     images = torch.randn(8, 40)
     for _ in range(5):

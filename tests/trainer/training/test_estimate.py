@@ -18,7 +18,7 @@ from tests.trainer.conftest import TINY
 from trainer.cli.main import main
 from trainer.config.compose import compose
 from trainer.config.keys import option_names
-from trainer.models import build
+from trainer.models import build, optimizers
 from trainer.training import memory
 
 MIB = 2**20
@@ -34,7 +34,7 @@ def test_it_counts_what_torchs_own_tracker_counts(precision: str, accumulates: b
     """Real tensors here, fake ones there."""
     config = compose([*TINY, "device=cpu"])
     net = build.Normalized(build.create(config.model, 3, 64, load_weights=False), (0.5,) * 3, (0.2,) * 3, True)
-    optimizer = build.make_optimizer(config.training, net)
+    optimizer = optimizers.create(config.training, net)
     images, targets, weights = torch.zeros(6, 3, 64, 64, dtype=torch.uint8), torch.zeros(6).long(), torch.ones(3)
     tracker = MemTracker()
     for _ in range(2):  # the second is the one that counts

@@ -21,7 +21,7 @@ from trainer.base import provenance
 from trainer.base.errors import ConfigError
 from trainer.cli.main import main
 from trainer.config.compose import compose
-from trainer.config.schema import DataConfig
+from trainer.config.schema import DataConfig, TrainingConfig
 from trainer.data import sampling
 from trainer.data import table as data
 from trainer.models import build, checkpoint, losses
@@ -38,7 +38,7 @@ def last(run: Path) -> dict[str, Any]:
 def test_the_loss_is_torchs_with_weights_and_smoothing() -> None:
     logits, targets, weights = torch.randn(6, 4), torch.tensor([0, 3, 1, 1, 2, 0]), torch.rand(4)
     for smoothing in (0.0, 0.2):
-        terms = losses.by_class(logits, losses.wanted(targets, 4, smoothing), 0.0)
+        terms = losses.by_class(logits, losses.wanted(targets, 4, smoothing), TrainingConfig())
         expected = cross_entropy(logits, targets, weight=weights, label_smoothing=smoothing, reduction="none")
         torch.testing.assert_close((terms * weights).sum(1), expected)
 
@@ -46,10 +46,13 @@ def test_the_loss_is_torchs_with_weights_and_smoothing() -> None:
 def test_focal_loss_is_that_of_its_paper_and_has_a_gradient_everywhere() -> None:
     logits, targets = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
     p = logits.softmax(1)[range(5), targets]
-    found = losses.by_class(logits, losses.wanted(targets, 3, 0.0), 2.0).sum(1)
+    found = losses.by_class(logits, losses.wanted(targets, 3, 0.0), TrainingConfig(loss="focal", focal_gamma=2.0)).sum(
+        1
+    )
     torch.testing.assert_close(found, -((1 - p) ** 2) * p.log())
     sure = torch.tensor([[200.0, 0.0, 0.0]], requires_grad=True)
-    losses.by_class(sure, losses.wanted(torch.tensor([0]), 3, 0.0), 0.5).sum().backward()  # type: ignore[no-untyped-call]
+    mild = TrainingConfig(loss="focal", focal_gamma=0.5)
+    losses.by_class(sure, losses.wanted(torch.tensor([0]), 3, 0.0), mild).sum().backward()  # type: ignore[no-untyped-call]
     assert sure.grad is not None and torch.isfinite(sure.grad).all()
 
 

@@ -1,7 +1,14 @@
-"""What a training step minimises, image by image. Sums are left to the caller, so that no loss depends on how the
-images of a step are cut into micro-batches."""
+"""Losses: a file for each, whose name is a value of `training.loss`. A file has
+
+    def by_class(logits, distribution, training) -> torch.Tensor
+
+which gives the part of each class in the loss of each image. Sums are left to the caller, so that no loss depends on
+how the images of a step are cut into micro-batches.
+"""
 
 from __future__ import annotations
+
+import importlib
 
 import torch
 from torch.nn.functional import kl_div, one_hot
@@ -15,23 +22,11 @@ def wanted(targets: torch.Tensor, classes: int, smoothing: float) -> torch.Tenso
     return one_hot(targets, classes).float().mul(1 - smoothing).add(smoothing / classes)
 
 
-def gamma(training: TrainingConfig) -> float:
-    """The focusing parameter; 0 is the cross-entropy."""
-    return training.focal_gamma if training.loss == "focal" else 0.0
-
-
-def by_class(logits: torch.Tensor, distribution: torch.Tensor, gamma: float) -> torch.Tensor:
+def by_class(logits: torch.Tensor, distribution: torch.Tensor, training: TrainingConfig) -> torch.Tensor:
     """The part that each class has in the loss of each image, (N, classes), of logits and wanted distribution (both N,
-    classes): -q · (1 - p)^gamma · log p.
-
-    With gamma 0 its sum is the cross-entropy; else the focal loss (Lin et al. 2017, eq. 4), extended to soft targets
-    term by term. Multiplied by weights of the classes it is eq. 5.
-    """
-    log_p = logits.log_softmax(1)
-    terms = -distribution * log_p
-    if gamma:
-        # Below gamma 1 the slope of the power is infinite where p is 1.
-        terms = terms * (1 - log_p.exp()).clamp_min(1e-6) ** gamma
+    classes), by `training.loss`. The caller multiplies by the weights of the classes."""
+    module = importlib.import_module(f"{__name__}.{training.loss}")
+    terms: torch.Tensor = module.by_class(logits, distribution, training)
     return terms
 
 

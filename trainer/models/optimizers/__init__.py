@@ -1,0 +1,54 @@
+"""Optimizers: a file for each, whose name is a value of `training.optimizer`. A file has
+
+    def create(groups, training, fused) -> torch.optim.Optimizer
+
+of the groups of parameters (each with its own weight decay and, with layer decay, `lr_scale`), the configuration's
+`training` section, and whether all weights are to be changed in one kernel.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay  # type: ignore[attr-defined]
+from torch import nn
+
+from trainer.base.errors import ConfigError
+from trainer.config.schema import TrainingConfig
+from trainer.models.build import Normalized
+
+Groups = list[dict[str, Any]]
+
+
+def create(training: TrainingConfig, net: nn.Module, precision: str = "fp32") -> torch.optim.Optimizer:
+    """The configuration's optimizer; biases and normalisation layers have no weight decay, as timm has it.
+
+    `precision` is bf16, fp16 or fp32. With `training.layer_decay` its groups have an `lr_scale`: their learning rate as
+    a share of the configuration's. Raises ConfigError where timm knows no layers of the model.
+    """
+    module = importlib.import_module(f"{__name__}.{training.optimizer}")
+    made: torch.optim.Optimizer = module.create(_groups(training, net), training, fused(training, precision))
+    return made
+
+
+def _groups(training: TrainingConfig, net: nn.Module) -> Groups:
+    bare: Any = net.model if isinstance(net, Normalized) else net  # timm asks the model itself for its layers
+    decay = training.weight_decay
+    no_decay = bare.no_weight_decay() if hasattr(bare, "no_weight_decay") else ()
+    if training.layer_decay is None:
+        groups: Groups = param_groups_weight_decay(bare, decay, no_weight_decay_list=no_decay)
+        return groups
+    groups = param_groups_layer_decay(bare, decay, no_weight_decay_list=no_decay, layer_decay=training.layer_decay)
+    if len({group["lr_scale"] for group in groups}) == 1:
+        raise ConfigError("training.layer_decay: timm knows no layers of this model; leave it out")
+    return groups
+
+
+def fused(training: TrainingConfig, precision: str) -> bool:
+    """Whether the optimizer changes all weights in one kernel, which torch has for CUDA, MPS and CPUs.
+
+    Not where fp16 and `training.gradient_clip` meet: it would divide by the loss scale after the clipping.
+    """
+    return not (precision == "fp16" and training.gradient_clip is not None)
