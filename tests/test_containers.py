@@ -133,7 +133,7 @@ def test_a_change_of_one_line_reuses_every_layer_but_the_last(dockerd: Dockerd, 
         shutil.copytree(REPOSITORY / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "Dockerfile.cpu"):
         shutil.copy(REPOSITORY / name, tmp_path)
-    with (tmp_path / "trainer" / "metrics.py").open("a") as file:
+    with (tmp_path / "trainer" / "scores" / "metrics.py").open("a") as file:
         file.write("# one line more\n")
     client = dockerd.client()
     saved = dict(os.environ)

@@ -47,14 +47,14 @@ def test_the_launcher_never_loads_torch() -> None:
         "import pkgutil, importlib, launcher\n"
         "for m in pkgutil.walk_packages(launcher.__path__, 'launcher.'):\n"
         "    if not m.name.endswith('__main__'): importlib.import_module(m.name)\n"
-        "from launcher import expansion, machine, spec\n"
+        "from launcher.host import machine\nfrom launcher.job import expansion, spec\n"
         "expansion.expand(spec.from_overrides(['model=resnet34,resnet50']), machine.here())"
     )
     assert not {"torch", "pandas", "albumentations", "cv2"} & loaded(code)
 
 
 def test_planning_loads_no_numpy() -> None:
-    code = "from launcher import cli, expansion, spec, machine\n"
+    code = "from launcher.cli import main\nfrom launcher.host import machine\nfrom launcher.job import expansion, spec\n"
     code += "expansion.expand(spec.load(Path('jobs/folds.yaml')), machine.here())"
     assert "numpy" not in loaded("from pathlib import Path\n" + code)
 
@@ -256,7 +256,7 @@ def test_what_is_neither_size_nor_duration(wrong: object) -> None:
 
 
 def test_a_gpu_lock_ends_with_its_process_and_holds_across_users(lab: Lab) -> None:
-    code = "import sys; from launcher import gpus; h = gpus.acquire('test-gpu', 'a run'); print(h is not None, flush=True); sys.stdin.read()"
+    code = "import sys; from launcher.host import gpu_locks as gpus; h = gpus.acquire('test-gpu', 'a run'); print(h is not None, flush=True); sys.stdin.read()"
     other = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
     )
@@ -264,7 +264,7 @@ def test_a_gpu_lock_ends_with_its_process_and_holds_across_users(lab: Lab) -> No
     assert gpu_locks.acquire("test-gpu", "me") is None and gpu_locks.holder("test-gpu") == "a run"
     assert gpu_locks.why_taken("test-gpu", None) == "held by a run"
     if os.geteuid() == 0:  # another user sees the lock, and may take it afterwards
-        probe = "import os; os.setgid(65534); os.setuid(65534); from launcher import gpus; print(gpus.acquire('test-gpu', 'other') is None)"
+        probe = "import os; os.setgid(65534); os.setuid(65534); from launcher.host import gpu_locks as gpus; print(gpus.acquire('test-gpu', 'other') is None)"
         assert _as_nobody(probe) == "True"
     other.send_signal(signal.SIGKILL)
     other.wait()
@@ -298,7 +298,7 @@ def test_two_groups_never_hold_a_gpu_together(lab: Lab) -> None:
     """Processes of two groups take and leave the lock as fast as they can; each marks its group while it has it."""
     code = """
 import sys, time, pathlib
-from launcher import gpus
+from launcher.host import gpu_locks as gpus
 group, folder = sys.argv[1], pathlib.Path(sys.argv[2])
 mark, got, end = folder / f"{group}.{sys.argv[3]}", 0, time.monotonic() + 1.5
 while time.monotonic() < end:
@@ -327,7 +327,7 @@ print(got)
 def _as_nobody(code: str) -> str:
     # Imported first: the checkout may lie where another user cannot read.
     done = subprocess.run(
-        [sys.executable, "-c", "from launcher import gpus\n" + code],
+        [sys.executable, "-c", "from launcher.host import gpu_locks as gpus\n" + code],
         capture_output=True,
         text=True,
         cwd=REPOSITORY,

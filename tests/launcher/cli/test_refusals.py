@@ -86,7 +86,7 @@ def test_data_below_a_folder_that_may_not_be_entered_are_said_to_be(tmp_path: Pa
     code = f"""
 import os
 from types import SimpleNamespace
-from launcher import data_folder
+from launcher.job import data_folder
 {become}
 run = SimpleNamespace(request=SimpleNamespace(kind="train", config={{"root": None, "format": "auto"}}))
 try:

@@ -111,7 +111,7 @@ def test_a_folder_of_another_user_names_the_uid(tmp_path: Path) -> None:
     code = f"""
 import os
 from pathlib import Path
-from trainer import files
+from trainer.base import files
 {become}
 try:
     files.check_folder(Path("run"))

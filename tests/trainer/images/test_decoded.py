@@ -145,7 +145,7 @@ READER = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from trainer import pixels
+from trainer.images import decode as pixels
 paths = sorted(Path(sys.argv[1]).glob("*.jpg"))
 its = pixels.shared(paths, [p.name for p in paths], pixels.Limit(100, 1), None, "f")
 real, slow = pixels.decode, float(sys.argv[2])

@@ -111,7 +111,7 @@ MEASURED = """
 import json, os, sys, time
 began = time.monotonic()
 import pynvml, torch
-from trainer import device
+from trainer.training import device
 from trainer.cli.main import main
 
 device.MANY_STEPS = 0  # the workspaces of convolutions that are measured count as well

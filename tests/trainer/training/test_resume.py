@@ -50,7 +50,8 @@ WORDS = [
 ]
 KILL = """
 import os, signal, sys
-from trainer import cli, loop
+from trainer.cli.main import main
+from trainer.training import loop
 
 step, last = loop._step, int(sys.argv[1])
 
@@ -61,7 +62,7 @@ def stepping(job, group):
     return images
 
 loop._step = stepping
-sys.exit(cli.main(sys.argv[2:]))
+sys.exit(main(sys.argv[2:]))
 """
 
 

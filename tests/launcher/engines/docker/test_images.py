@@ -64,7 +64,7 @@ def test_an_image_is_stale_when_the_checkout_has_moved_on(tree: Path) -> None:
     described = attributes(tree)
     assert images.describe(described, tree).stale is False
     assert images.stale_warning(images.describe(described, tree)) is None
-    (tree / "trainer" / "metrics.py").write_text("# changed\n")
+    (tree / "trainer" / "scores" / "metrics.py").write_text("# changed\n")
     warning = images.stale_warning(images.describe(described, tree))
     assert warning and warning.endswith("renew it: launcher build cpu --tag mine:1")
     elsewhere = images.describe(described, tree / "nowhere")
