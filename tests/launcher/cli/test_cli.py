@@ -54,7 +54,9 @@ def test_the_launcher_never_loads_torch() -> None:
 
 
 def test_planning_loads_no_numpy() -> None:
-    code = "from launcher.cli import main\nfrom launcher.host import machine\nfrom launcher.job import expansion, spec\n"
+    code = (
+        "from launcher.cli import main\nfrom launcher.host import machine\nfrom launcher.job import expansion, spec\n"
+    )
     code += "expansion.expand(spec.load(Path('jobs/folds.yaml')), machine.here())"
     assert "numpy" not in loaded("from pathlib import Path\n" + code)
 
@@ -300,8 +302,8 @@ def test_two_groups_never_hold_a_gpu_together(lab: Lab) -> None:
 import sys, time, pathlib
 from launcher.host import gpu_locks as gpus
 group, folder = sys.argv[1], pathlib.Path(sys.argv[2])
-mark, got, end = folder / f"{group}.{sys.argv[3]}", 0, time.monotonic() + 1.5
-while time.monotonic() < end:
+mark, got, end = folder / f"{group}.{sys.argv[3]}", 0, time.monotonic() + 120
+while got < 10 and time.monotonic() < end:
     held = gpus.acquire("test-gpu-3", group, "" if group == "alone" else group)
     if held is not None:
         mark.touch()
@@ -320,8 +322,7 @@ print(got)
         )
         for group, number in (("a", "1"), ("a", "2"), ("b", "1"), ("b", "2"), ("alone", "1"))
     ]
-    got = [int(process.communicate()[0] or -1) for process in processes]
-    assert [process.returncode for process in processes] == [0] * 5 and sum(got) > 100
+    assert [int(process.communicate()[0] or -1) for process in processes] == [10] * 5
 
 
 def _as_nobody(code: str) -> str:
