@@ -45,7 +45,7 @@ def terminal(runs: Path) -> str:
         console.print(Text.from_ansi(done.stdout.rstrip().replace(f"{REPOSITORY}/", "").replace(f"{runs}/", "runs/")))
         console.print()
     drawn = console.export_svg(title="launcher", unique_id="terminal")
-    return re.sub(r"@font-face \{.*?\}", "", drawn, flags=re.S)  # no font from another host
+    return re.sub(r"@font-face \{.*?\}|<!--.*?-->", "", drawn, flags=re.S)  # no font from another host
 
 
 def report(demo: Path) -> Image.Image:

@@ -10,7 +10,7 @@ import pytest
 from launcher.job import schema
 from launcher.record import states
 from launcher.record.states import TRANSITIONS, State
-from tests import architecture, made_docs
+from tests import architecture, made_docs, pictures
 
 
 @pytest.mark.parametrize("part", made_docs.PARTS)
@@ -25,6 +25,15 @@ def test_the_picture_of_the_rooms_has_their_arrows() -> None:
     ids = set(re.findall(r'<(?:g|path) id="([^"]+)"', picture))
     assert ids == {room for rooms in house.rooms.values() for room in rooms} | {"-".join(a) for a in house.arrows}
     assert picture == architecture.draw(house), "run make docs"
+
+
+@pytest.mark.parametrize("name", ["terminal.svg", "report.png", "architecture.svg", "augmentation.jpg"])
+def test_pictures_are_small_and_fetch_nothing(name: str) -> None:
+    path = pictures.DOCS / name
+    assert path.stat().st_size <= pictures.LARGEST
+    if path.suffix == ".svg":
+        addresses = set(re.findall(r"https?://[^\"' )]+", path.read_text(encoding="utf-8")))
+        assert addresses == {"http://www.w3.org/2000/svg"}
 
 
 def test_every_state_has_its_meaning() -> None:
