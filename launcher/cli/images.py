@@ -84,7 +84,7 @@ def prune_command(yes: bool, as_json: bool, runs_root: Path) -> int:
     from launcher.results import prune
 
     with refusals():
-        found, remarks = prune.find(runs_root)
+        found, remarks = prune.find_waste(runs_root)
     if as_json:
         listed = [{"what": w.what, "bytes": w.size, "why": w.why} for w in found]
         click.echo(json.dumps({"found": listed, "remarks": remarks}, indent=2, ensure_ascii=False))
@@ -100,7 +100,7 @@ def prune_command(yes: bool, as_json: bool, runs_root: Path) -> int:
             return 0
         if not click.confirm("free all of this?", default=False):
             return 0
-    failed = prune.free(found)
+    failed = prune.free_all(found)
     for line in failed:
         click.echo(f"not freed: {line}", err=True)
     if not as_json:

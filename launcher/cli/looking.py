@@ -32,7 +32,7 @@ def attach(name: str | None, runs_root: Path) -> int:
         code = live.follow(directory, tables.Announcer(directory).event)
         if code is None:
             raise RefusedError(f"{directory.name}: no launcher drives it; go on with it: launcher resume {at}", 1)
-        rows = collect.rows(directory)
+        rows = collect.leaderboard_rows(directory)
     click.echo()
     _print(leaderboard.render(rows))
     bad = [path.name for path in list_runs(directory) if read_status(path).state not in GOOD]

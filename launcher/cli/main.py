@@ -406,7 +406,7 @@ def _job(words: tuple[str, ...], settings: tuple[str, ...]) -> Job:
 def _machine(name: str | None, gpus: str | None) -> Machine:
     from launcher.host import machine
 
-    return machine.choose(name, gpus)
+    return machine.select(name, gpus)
 
 
 def _engine(wanted: str, job: Job, found: Machine, cpu_only: bool) -> Choice:

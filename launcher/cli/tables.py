@@ -15,7 +15,7 @@ from launcher.host.machine import Machine
 from launcher.job.expansion import Planned
 from launcher.memory import compatibility
 from launcher.record.journal import Status
-from launcher.record.standings import figures
+from launcher.record.standings import read_metrics
 from launcher.record.states import GOOD
 from trainer.base.figures import MAIN
 
@@ -94,7 +94,7 @@ class Announcer:
             return
         words = [f"{_clock(status.time or time.time())}  {name:40} {status.state}"]
         if status.state in GOOD:
-            value = figures(self.directory / name).get(MAIN)
+            value = read_metrics(self.directory / name).get(MAIN)
             words += [f"{MAIN} {value:.4f}"] if value is not None else []
             words += [f"in {show_duration(status.figures.get('seconds'))}"]
         elif status.state == "running" and status.figures.get("devices"):

@@ -16,7 +16,7 @@ from launcher.base.sizes import show_duration, show_size
 from launcher.record.find import list_runs
 from launcher.record.journal import Status, read_status
 from launcher.record.request import RunRequest, read_request
-from launcher.record.standings import figures
+from launcher.record.standings import read_metrics
 from launcher.record.states import ENDED, GOOD
 from trainer.base.figures import MAIN
 
@@ -69,7 +69,7 @@ def status_json(submission: Path) -> dict[str, Any]:
                 "state": status.state,
                 "attempt": status.attempt,
                 "reason": status.reason,
-                MAIN: figures(run_dir).get(MAIN) if status.state in GOOD else beaten.get("best_f1"),
+                MAIN: read_metrics(run_dir).get(MAIN) if status.state in GOOD else beaten.get("best_f1"),
                 "devices": status.figures.get("devices", []),
                 "progress": progress,
                 "directory": str(run_dir),

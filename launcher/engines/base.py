@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from launcher.host.gpu_locks import Held
+from launcher.host.gpu_locks import GpuLock
 
 
 class Watcher(Protocol):
@@ -36,7 +36,7 @@ class Engine(Watcher, Protocol):
     def mark(self) -> dict[str, Any]:
         """What events of its runs carry, so that others know whom to ask about them: `engine`, and which one."""
 
-    def start(self, run_dir: Path, attempt: int, devices: Sequence[str], held: Sequence[Held]) -> None:
+    def start(self, run_dir: Path, attempt: int, devices: Sequence[str], held: Sequence[GpuLock]) -> None:
         """Start the run that the journal announces as `starting`; returns at once.
 
         `held` are the locks of `devices`: they must be kept for as long as the run lasts. Raises OSError where the run

@@ -25,7 +25,7 @@ FOREIGN_USE = 256 * 2**20
 
 
 @dataclass(frozen=True)
-class Held:
+class GpuLock:
     """A locked GPU. The lock lives as long as any copy of the descriptor."""
 
     gpu: str
@@ -36,14 +36,14 @@ class Held:
             os.close(self.descriptor)
 
 
-def acquire(gpu: str, owner: str, group: str = "") -> Held | None:
+def acquire(gpu: str, owner: str, group: str = "") -> GpuLock | None:
     """Lock `gpu` (its UUID, index or `mps`) for `owner`, a text for others to read; None where it is taken.
 
     With a `group` the lock is shared with others of the same group, and with nobody else.
     """
     descriptor = _open(gpu)
     if _claim(descriptor, owner, group):
-        return Held(gpu, descriptor)
+        return GpuLock(gpu, descriptor)
     os.close(descriptor)
     return None
 
@@ -57,7 +57,7 @@ def _claim(descriptor: int, owner: str, group: str) -> bool:
     return bool(group) and _lock(descriptor, fcntl.LOCK_SH) and _read(descriptor)[1] == group
 
 
-def acquire_for(gpu: str, run_dir: Path, share: bool) -> Held | None:
+def acquire_for(gpu: str, run_dir: Path, share: bool) -> GpuLock | None:
     """Lock `gpu` for a run: alone, or with `share` together with runs of its submission. None where it is taken."""
     submission = run_dir.parent.resolve()
     if not share:

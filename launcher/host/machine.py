@@ -69,7 +69,7 @@ BUILT_IN = {
 }
 
 
-def choose(machine: str | None, gpus: str | None = None) -> Machine:
+def select(machine: str | None, gpus: str | None = None) -> Machine:
     """The machine called `machine` (a built-in name or a YAML file), else this host; `gpus` names those of its GPUs
     that may be used (`0,1`, or UUIDs). Raises MachineError."""
     found = _described(machine) if machine else here()

@@ -15,7 +15,7 @@ import yaml
 from launcher.base.errors import JobError
 from trainer.base.errors import nearest
 
-Path_ = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 COMMAND_LINE = "the command line"
 _UNREADABLE = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError)
 """What PyYAML raises for text that it cannot read: its constructors of numbers, dates and sets check little."""
@@ -27,11 +27,11 @@ class Document:
 
     path: str
     content: dict[str, Any]
-    lines: dict[Path_, int] = field(default_factory=dict)
+    lines: dict[KeyPath, int] = field(default_factory=dict)
     given: frozenset[str] = frozenset()
     """The dotted paths of what `--set` put into it: these stand in no line."""
 
-    def place(self, path: Path_) -> str:
+    def place(self, path: KeyPath) -> str:
         """`file:line` of the value at `path`, or of the nearest that encloses it; `the command line` for what was set
         there."""
         while path and path not in self.lines and _dotted(path) not in self.given:
@@ -58,11 +58,11 @@ def names_file(word: str) -> bool:
     return False
 
 
-def _dotted(path: Path_) -> str:
+def _dotted(path: KeyPath) -> str:
     return ".".join(map(str, path))
 
 
-def read(path: Path) -> Document:
+def read_file(path: Path) -> Document:
     """Read a YAML mapping. Raises JobError."""
     if path.is_dir():
         raise JobError(f"{path}: is a folder; name a job file in it")
@@ -96,7 +96,7 @@ def parse(text: str, name: str) -> Document:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is None:
             raise JobError(f"{name}:1: the file is empty; a job needs at least name: and matrix: or overrides:")
-        lines: dict[Path_, int] = {}
+        lines: dict[KeyPath, int] = {}
         faults: list[str] = []
         _walk(node, (), lines, faults, name, set())
         if faults:
@@ -134,7 +134,9 @@ def _construct(node: yaml.Node | None) -> Any:
     return yaml.SafeLoader("").construct_document(node)
 
 
-def _walk(node: yaml.Node, path: Path_, lines: dict[Path_, int], faults: list[str], name: str, seen: set[int]) -> None:
+def _walk(
+    node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], faults: list[str], name: str, seen: set[int]
+) -> None:
     lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.ScalarNode):
         return

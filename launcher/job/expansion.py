@@ -252,7 +252,7 @@ def _steps(job: Job, trained: Sequence[RunRequest], resources: Resources) -> lis
                 needs = [run.name for run in _selected(job, offset, select, trained, faults)] + needs
         else:
             source = made[step.needs[-1]]
-            command = steps.command(step.step, [f"@submission/{source.name}/ensemble.json"], options)
+            command = steps.step_command(step.step, [f"@submission/{source.name}/ensemble.json"], options)
             if source.kind != "ensemble":
                 place = job.document.place(("after", offset, "needs"))
                 faults.append(
@@ -311,7 +311,7 @@ def check_sources(job: Job, runs_root: Path) -> None:
     for index, step in enumerate(job.spec.after):
         if step.from_ is not None and step.from_.submission is not None and not job.spec.follows:
             try:
-                steps.members(step.from_.model_dump(exclude_none=True), runs_root / "any")
+                steps.selected_runs(step.from_.model_dump(exclude_none=True), runs_root / "any")
             except RunError as error:
                 place = job.document.place(("after", index, "from", "submission"))
                 raise JobError(f"{place}: after.{index}.from: {error}") from None

@@ -17,7 +17,7 @@ from launcher.memory.predict import CONTEXT
 from launcher.record.find import list_runs
 from launcher.record.journal import read_status
 from launcher.record.request import device_need
-from launcher.record.reuse import Found
+from launcher.record.reuse import EqualRun
 from launcher.record.states import ENDED, GOOD
 
 
@@ -131,7 +131,7 @@ def _in_dotenv(name: str) -> bool:
     return re.search(rf"^\s*(export\s+)?{re.escape(name)}\s*=\s*\S", text, re.M) is not None
 
 
-def reused_runs(equal: Mapping[str, Found], serving: Mapping[str, Path]) -> list[str]:
+def reused_runs(equal: Mapping[str, EqualRun], serving: Mapping[str, Path]) -> list[str]:
     """Which runs are reused, and which could be."""
     lines = []
     if serving:

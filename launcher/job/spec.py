@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from launcher.base.errors import JobError
 from launcher.engines.slurm.request import MANAGED
 from launcher.job import folds
-from launcher.job.document import COMMAND_LINE, Document, assign, in_order, parse, read
+from launcher.job.document import COMMAND_LINE, Document, assign, in_order, parse, read_file
 from launcher.job.schema import NAME, FromSpec, JobSpec, ResourcesSpec, RetrySpec, SlurmSpec, StepSpec
 from trainer.base.errors import nearest
 
@@ -61,7 +61,7 @@ def load(path: Path, overrides: Sequence[str] = (), settings: Sequence[str] = ()
 
     `source` is what the file holds, where `path` only names it: the file of another machine.
     """
-    document = read(path) if source is None else parse(source.decode("utf-8-sig", "replace"), str(path))
+    document = read_file(path) if source is None else parse(source.decode("utf-8-sig", "replace"), str(path))
     source = path.read_bytes() if source is None else source
     for setting in settings:
         document = assign(document, setting)

@@ -26,7 +26,7 @@ def succeeded(submission: Path) -> list[Path]:
     return list(dict.fromkeys([*best, *others]))
 
 
-def members(select: dict[str, Any], submission: Path) -> list[Path]:
+def selected_runs(select: dict[str, Any], submission: Path) -> list[Path]:
     """The run directories that `select` names: `top` counts configurations, and takes all folds of each. Raises
     RunError where there is none."""
     if select.get("submission"):
@@ -45,15 +45,15 @@ def members(select: dict[str, Any], submission: Path) -> list[Path]:
     return wanted
 
 
-def resolve(request: RunRequest, submission: Path) -> RunRequest:
+def with_members(request: RunRequest, submission: Path) -> RunRequest:
     """The step with its members in the command, as paths below `@runs`: those that serve now."""
     assert request.select is not None
-    found = members(request.select, submission)
+    found = selected_runs(request.select, submission)
     if request.kind != "ensemble" and "top" in request.select and len(found) > 1 and _are_folds(found):
         raise RunError(f"{request.name}: {ONE_FOLD}")
-    paths = [reference(path / "best.ckpt") for path in found]
+    paths = [portable_path(path / "best.ckpt") for path in found]
     options = request.command if request.options is None else request.options
-    return dataclasses.replace(request, command=command(request.kind, paths, options), options=options)
+    return dataclasses.replace(request, command=step_command(request.kind, paths, options), options=options)
 
 
 def _are_folds(found: Sequence[Path]) -> bool:
@@ -61,12 +61,12 @@ def _are_folds(found: Sequence[Path]) -> bool:
     return bool(first) and first == second
 
 
-def reference(path: Path) -> str:
+def portable_path(path: Path) -> str:
     """`<runs>/<submission>/<run>/file` → `@runs/<submission>/<run>/file`."""
     return "@runs/" + "/".join(path.parts[-3:])
 
 
-def command(kind: str, paths: Sequence[str], rest: Sequence[str]) -> list[str]:
+def step_command(kind: str, paths: Sequence[str], rest: Sequence[str]) -> list[str]:
     """The trainer's words for a step on these checkpoints; `rest` are its further options."""
     if kind == "ensemble":
         return ["ensemble", "--checkpoints", *paths, *rest]

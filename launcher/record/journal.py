@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from launcher.base.errors import FencedError, RunError
 from launcher.record.locks import is_locked, lock_journal, locked
-from launcher.record.request import RunRequest, as_json
+from launcher.record.request import RunRequest, request_as_json
 from launcher.record.states import TRANSITIONS, State
 from trainer.base.files import write_json
 
@@ -37,7 +37,7 @@ def create_run(run_dir: Path, request: RunRequest) -> None:
     run_dir.mkdir(parents=True)
     event = {"time": time.time(), "state": "queued", "attempt": 1, "reason": ""}
     for name, text in (
-        ("run.json", as_json(request)),
+        ("run.json", request_as_json(request)),
         ("status.json", json.dumps(event, indent=2) + "\n"),
         ("events.jsonl", json.dumps(event) + "\n"),
     ):

@@ -6,8 +6,8 @@ that grows with every holder. Whether a holder on another host lives is judged b
 by comparing clocks; one that was taken over finds a higher number in the lease and the journals, and writes no more.
 
 No file system compares and writes in one step: a host that is frozen in the moment between its last look and the
-renaming of its file may put an old word over a newer one. Its number is lower, so the holder writes its own anew, and
-the late one finds that and stops.
+renaming of its file may overwrite a newer holder's file. Its number is lower, so the newer holder writes the file
+again, and the late one finds that and stops.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ BEAT = 5.0
 EXPIRY = 30.0
 """Seconds without a heartbeat after which a holder on another host counts as gone."""
 SETTLE = 1.5
-"""Seconds after which, of two hosts that took a lease at once, the one whose word stands in the file has it."""
+"""Seconds after which, of two hosts that took a lease at once, the one that stands in the file has it."""
 
 
 @dataclass(frozen=True)
-class Word:
-    """What supervisor.json holds. `beat` counts heartbeats; `released`: its holder has ended in good order."""
+class Holder:
+    """Who drives a submission: the content of supervisor.json. `beat` counts heartbeats; `released`: the
+    holder has ended in good order."""
 
     host: str
     boot: str
@@ -49,62 +50,61 @@ class Word:
 class Lease:
     """Held while a launcher drives a submission."""
 
-    def __init__(self, path: Path, word: Word) -> None:
+    def __init__(self, path: Path, holder: Holder) -> None:
         self.path = path
-        self.word = word
+        self.holder = holder
         self._beaten = time.monotonic()
 
     @property
     def fence(self) -> int:
-        return self.word.fence
+        return self.holder.fence
 
     def check(self) -> None:
-        """Go on holding it: beats the heart where that is due, and where a late word of a former holder stands in its
-        place. Raises LeaseLostError."""
-        found = self._look()
-        late = found is not None and found.token != self.word.token
-        if late or time.monotonic() - self._beaten >= BEAT:
-            self._write(beat=self.word.beat + 1)
+        """Renew the lease when that is due, or when an older holder has overwritten the file. Raises LeaseLostError."""
+        written = self._look()
+        overwritten = written is not None and written.token != self.holder.token
+        if overwritten or time.monotonic() - self._beaten >= BEAT:
+            self._write(beat=self.holder.beat + 1)
 
     def release(self) -> None:
         """Say that nobody holds it any more, unless somebody does."""
         with suppress(LeaseLostError):
             self._write(released=True)
 
-    def _look(self) -> Word | None:
-        """What the file says. Raises LeaseLostError where that is the word of a later holder, or of one that took the
-        lease in the same moment."""
-        found = read(self.path.parent)
-        if found is not None and found.token != self.word.token and found.fence >= self.word.fence:
+    def _look(self) -> Holder | None:
+        """The holder that the file names. Raises LeaseLostError where that is a later one, or one that took the lease
+        in the same moment."""
+        written = read_holder(self.path.parent)
+        if written is not None and written.token != self.holder.token and written.fence >= self.holder.fence:
             raise LeaseLostError(
-                f"{self.path.parent.name}: the launcher on {found.host} (process {found.pid}) has taken it over"
+                f"{self.path.parent.name}: the launcher on {written.host} (process {written.pid}) has taken it over"
             )
-        return found
+        return written
 
     def _write(self, beat: int | None = None, released: bool = False) -> None:
-        """Put the word down. Raises LeaseLostError, and writes nothing, where a look just before the file is moved into
-        its place finds the lease another's."""
-        beat = self.word.beat if beat is None else beat
-        self.word = replace(self.word, beat=beat, released=released)
+        """Write the file. Raises LeaseLostError, and writes nothing, where a last look just before the file is replaced
+        finds another holder."""
+        beat = self.holder.beat if beat is None else beat
+        self.holder = replace(self.holder, beat=beat, released=released)
         with suppress(OSError), replacing(self.path) as temporary:  # a full disk must not end the drive
-            temporary.write_text(json.dumps(asdict(self.word), indent=2) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(asdict(self.holder), indent=2) + "\n", encoding="utf-8")
             self._look()
         self._beaten = time.monotonic()
 
 
 @contextmanager
-def held(submission: Path, say: Callable[[str], None] = lambda line: None) -> Iterator[Lease]:
+def hold(submission: Path, say: Callable[[str], None] = lambda line: None) -> Iterator[Lease]:
     """The lease of the submission. `say` is told of a wait.
 
     Raises RunError where another launcher drives it.
     """
-    with locked(submission / "supervisor.lock") as mine:
-        if not mine:
+    with locked(submission / "supervisor.lock") as locked_here:
+        if not locked_here:
             raise RunError(
-                f"{submission.name}: another launcher drives it{_who(read(submission))}; "
+                f"{submission.name}: another launcher drives it{_who(read_holder(submission))}; "
                 f"see it: launcher status {submission.name}"
             )
-        before = read(submission)
+        before = read_holder(submission)
         foreign = before is not None and not _of_this_host(before)
         if before is not None and foreign and not before.released:
             say(f"it was driven from {before.host}; looking for {EXPIRY:g} s whether it still is")
@@ -113,8 +113,10 @@ def held(submission: Path, say: Callable[[str], None] = lambda line: None) -> It
                     f"{submission.name}: another launcher drives it{_who(before)}; "
                     f"see it there: launcher status {submission.name}"
                 )
-        word = Word(os.uname().nodename, boot_id(), os.getpid(), (before.fence if before else 0) + 1, uuid.uuid4().hex)
-        lease = Lease(submission / "supervisor.json", word)
+        holder = Holder(
+            os.uname().nodename, boot_id(), os.getpid(), (before.fence if before else 0) + 1, uuid.uuid4().hex
+        )
+        lease = Lease(submission / "supervisor.json", holder)
         lease._write()
         if foreign:
             time.sleep(SETTLE)
@@ -125,29 +127,29 @@ def held(submission: Path, say: Callable[[str], None] = lambda line: None) -> It
             lease.release()
 
 
-def _of_this_host(word: Word) -> bool:
+def _of_this_host(holder: Holder) -> bool:
     """Where the lock is the whole truth. Since its last start, too: hosts may share a name, and none shares this."""
-    return word.host == os.uname().nodename and word.boot in ("", boot_id())
+    return holder.host == os.uname().nodename and holder.boot in ("", boot_id())
 
 
-def _lives(submission: Path, before: Word) -> bool:
+def _lives(submission: Path, before: Holder) -> bool:
     deadline = time.monotonic() + EXPIRY
     while time.monotonic() < deadline:
         time.sleep(min(0.5, EXPIRY / 10))
-        now = read(submission)
+        now = read_holder(submission)
         if now is not None and (now.token, now.beat) != (before.token, before.beat):
             return not now.released
     return False
 
 
-def _who(word: Word | None) -> str:
-    return f" (on {word.host}, process {word.pid})" if word is not None else ""
+def _who(holder: Holder | None) -> str:
+    return f" (on {holder.host}, process {holder.pid})" if holder is not None else ""
 
 
-def read(submission: Path) -> Word | None:
-    """What the lease says; None where there is none, or none that can be understood."""
+def read_holder(submission: Path) -> Holder | None:
+    """The holder that the lease names; None where there is no lease, or none that can be understood."""
     try:
-        return Word(**json.loads((submission / "supervisor.json").read_text(encoding="utf-8")))
+        return Holder(**json.loads((submission / "supervisor.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
@@ -157,8 +159,8 @@ def is_driven(submission: Path) -> bool:
     another host."""
     if is_locked(submission / "supervisor.lock"):
         return True
-    word = read(submission)
-    if word is None or word.released or _of_this_host(word):
+    holder = read_holder(submission)
+    if holder is None or holder.released or _of_this_host(holder):
         return False
     try:
         age = time.time() - (submission / "supervisor.json").stat().st_mtime

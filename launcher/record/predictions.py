@@ -15,7 +15,7 @@ from trainer.scores import intervals
 
 
 @dataclass(frozen=True)
-class Predicted:
+class Predictions:
     """What one model, or the folds of one configuration together, said of its validation images, sorted by id."""
 
     ids: NDArray[np.str_]
@@ -31,7 +31,7 @@ class Predicted:
 
     @property
     def copies(self) -> dict[figures.Copy, NDArray[np.int64]]:
-        """Predicted class numbers (N,) by the name of the copy."""
+        """Predictions class numbers (N,) by the name of the copy."""
         return {"clean": self.clean} if self.corrupted is None else {"clean": self.clean, "corrupted": self.corrupted}
 
     def parts(self, column: figures.Column) -> list[NDArray[np.int64]] | None:
@@ -40,7 +40,7 @@ class Predicted:
         return [copies[part] for part in column.parts] if copies.keys() >= set(column.parts) else None
 
 
-def read(run_dir: Path) -> Predicted | None:
+def load(run_dir: Path) -> Predictions | None:
     """What val_predictions.npz holds; None where there is none that can be read. Classes are sorted by name."""
     try:
         with np.load(run_dir / "val_predictions.npz", allow_pickle=False) as content:
@@ -49,7 +49,7 @@ def read(run_dir: Path) -> Predicted | None:
             order = np.argsort(content["ids"])
             cut = content["folds_fingerprint"] if "folds_fingerprint" in content else content["split_fingerprint"]
             corrupted = place[content["corrupted"].argmax(1)][order] if "corrupted" in content else None
-            return Predicted(
+            return Predictions(
                 content["ids"][order],
                 place[content["targets"]][order],
                 place[content["probabilities"].argmax(1)][order],
@@ -61,7 +61,7 @@ def read(run_dir: Path) -> Predicted | None:
         return None
 
 
-def joined(parts: Sequence[Predicted]) -> Predicted | None:
+def joined(parts: Sequence[Predictions]) -> Predictions | None:
     """The predictions of several folds as one set, each image by the model that had not seen it. None where they are
     not folds of one cut."""
     first = parts[0]
@@ -72,7 +72,7 @@ def joined(parts: Sequence[Predicted]) -> Predicted | None:
     if (ids[order][1:] == ids[order][:-1]).any():
         return None
     worse = [part.corrupted for part in parts if part.corrupted is not None]
-    return Predicted(
+    return Predictions(
         ids[order],
         np.concatenate([part.targets for part in parts])[order],
         np.concatenate([part.clean for part in parts])[order],
@@ -82,7 +82,7 @@ def joined(parts: Sequence[Predicted]) -> Predicted | None:
     )
 
 
-def scores(made: Predicted) -> dict[str, Any]:
+def scores(made: Predictions) -> dict[str, Any]:
     """The figures of predicted classes, and the 95 % intervals of the macro F1 (None where there is none), named as in
     metrics.json."""
     classes = len(made.class_names)
@@ -92,7 +92,9 @@ def scores(made: Predicted) -> dict[str, Any]:
     }
 
 
-def distinguishable(best: Predicted, others: Sequence[Predicted | None], column: figures.Column) -> list[bool | None]:
+def distinguishable(
+    best: Predictions, others: Sequence[Predictions | None], column: figures.Column
+) -> list[bool | None]:
     """For each of `others` whether its figure differs from that of `best` by more than chance: the 95 % interval of
     the difference (paired bootstrap) has no 0 in it. None where the two were not validated on the same images, or the
     figure is not one of predicted classes."""
@@ -108,7 +110,7 @@ def distinguishable(best: Predicted, others: Sequence[Predicted | None], column:
     return found
 
 
-def _comparable(best: Predicted, other: Predicted | None, column: figures.Column) -> list[NDArray[np.int64]] | None:
+def _comparable(best: Predictions, other: Predictions | None, column: figures.Column) -> list[NDArray[np.int64]] | None:
     if other is None or (other.cut, other.class_names) != (best.cut, best.class_names):
         return None
     same = np.array_equal(other.ids, best.ids) and np.array_equal(other.targets, best.targets)

@@ -92,13 +92,13 @@ def device_need(request: RunRequest) -> int | None:
 
 def write_request(run_dir: Path, request: RunRequest) -> None:
     """Replace run.json."""
-    write_text(run_dir / "run.json", as_json(request))
+    write_text(run_dir / "run.json", request_as_json(request))
 
 
 _ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
-def as_json(request: RunRequest) -> str:
+def request_as_json(request: RunRequest) -> str:
     """A line a field: a submission of thousands would feel `dataclasses.asdict`, and json's indenting in Python."""
     fields = {**vars(request), "resources": vars(request.resources), "retry": vars(request.retry)}
     return "{\n" + ",\n".join(f'  "{name}": {_ENCODE(value)}' for name, value in fields.items()) + "\n}\n"

@@ -14,7 +14,7 @@ NEVER = (64, 65)
 
 
 @dataclass(frozen=True)
-class Again:
+class NextAttempt:
     """Another attempt: after `wait` seconds, and with this micro-batch (None: as before)."""
 
     why: str
@@ -22,7 +22,7 @@ class Again:
     micro_batch: int | None = None
 
 
-def decide(request: RunRequest, events: Sequence[Mapping[str, Any]]) -> Again | str | None:
+def decide(request: RunRequest, events: Sequence[Mapping[str, Any]]) -> NextAttempt | str | None:
     """What follows on the end of an attempt by the run's policy: another one, why there is none, or None where there is
     nothing to say.
 
@@ -40,17 +40,17 @@ def decide(request: RunRequest, events: Sequence[Mapping[str, Any]]) -> Again | 
     micro = None
     if state == "out_of_device_memory":
         now, batch = micro_batch(request, events), int(request.config.get("batch_size") or 0)
-        micro = smaller(now, batch, request.resources.gpus)
+        micro = smaller_micro_batch(now, batch, request.resources.gpus)
         if micro is None:
             return None if now is None else f"not repeated: micro-batch {now} cannot be halved"
     if done + 1 >= retry.attempts:
         return f"not repeated: {retry.attempts} attempts were made" if retry.attempts > 1 else None
     if micro is not None:
-        return Again(
+        return NextAttempt(
             f"again with micro-batch {micro}, the effective batch stays {request.config['batch_size']}", 0, micro
         )
     wait = retry.backoff * 2**done
-    return Again(f"again in {wait:g} s" if wait else "again", wait)
+    return NextAttempt(f"again in {wait:g} s" if wait else "again", wait)
 
 
 def retries(events: Sequence[Mapping[str, Any]]) -> int:
@@ -79,11 +79,11 @@ def latest(events: Sequence[Mapping[str, Any]], figure: str) -> Any:
     return next((event[figure] for event in reversed(events) if event.get(figure)), None)
 
 
-def smaller(now: int | None, batch: int, devices: int = 1) -> int | None:
+def smaller_micro_batch(now: int | None, batch: int, devices: int = 1) -> int | None:
     """The largest divisor of `batch` that is at most half of `now` and that `devices` can share; None where there is
     none.
 
-    >>> smaller(16, 16), smaller(15, 15), smaller(1, 16)
+    >>> smaller_micro_batch(16, 16), smaller_micro_batch(15, 15), smaller_micro_batch(1, 16)
     (8, 5, None)
     """
     return next(

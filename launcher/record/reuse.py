@@ -39,7 +39,7 @@ UNIMPORTANT = (
 
 
 @dataclass(frozen=True)
-class Found:
+class EqualRun:
     """An earlier run that equals one of a job. `stale`: by another version of the trainer."""
 
     source: Path
@@ -96,10 +96,10 @@ def data_of(folder: Path, weights: Path | None, cache: Path, teachers: Sequence[
     if not files or not all(path.is_file() for _, path in named):
         return ""
     listed = [(path.relative_to(folder).as_posix(), path) for path in files] + named
-    return _remembered(listed, cache / "fingerprints")
+    return _cached_digest(listed, cache / "fingerprints")
 
 
-def _remembered(listed: Sequence[tuple[str, Path]], cache: Path) -> str:
+def _cached_digest(listed: Sequence[tuple[str, Path]], cache: Path) -> str:
     look = hashlib.sha256()
     for name, path in listed:
         stat = path.stat()
@@ -116,14 +116,14 @@ def _remembered(listed: Sequence[tuple[str, Path]], cache: Path) -> str:
     return digest.hexdigest()
 
 
-def find(wanted: Iterable[RunRequest], runs_root: Path) -> dict[str, Found]:
+def equal_runs(wanted: Iterable[RunRequest], runs_root: Path) -> dict[str, EqualRun]:
     """The latest equal run that succeeded, by the names of those that are `wanted`; one of the same code before one of
     another."""
     asked: dict[tuple[str, str], list[RunRequest]] = {}
     for request in wanted:
         if request.kind == "train" and request.identity and request.data:
             asked.setdefault((request.identity, request.data), []).append(request)
-    found: dict[str, Found] = {}
+    found: dict[str, EqualRun] = {}
     if not asked:
         return found
     for directory in reversed(list_submissions(runs_root)):
@@ -134,16 +134,16 @@ def find(wanted: Iterable[RunRequest], runs_root: Path) -> dict[str, Found]:
                     stale = known.code != request.code
                     better = request.name not in found or (found[request.name].stale and not stale)
                     if better and _is_whole(run_dir):
-                        found[request.name] = Found(run_dir, stale)
+                        found[request.name] = EqualRun(run_dir, stale)
     return found
 
 
 def split(
     wanted: Sequence[RunRequest], runs_root: Path, fresh: bool, stale: bool
-) -> tuple[dict[str, Found], dict[str, Path]]:
+) -> tuple[dict[str, EqualRun], dict[str, Path]]:
     """What equals earlier runs (nothing where all is to be `fresh`), and those of them that serve: with `stale` also
     those by another version of the trainer."""
-    equal = {} if fresh else find(wanted, runs_root)
+    equal = {} if fresh else equal_runs(wanted, runs_root)
     return equal, {name: found.source for name, found in equal.items() if stale or not found.stale}
 
 

@@ -15,7 +15,7 @@ from launcher.record.states import GOOD
 from trainer.base.figures import DEFAULT_MONITOR, MAIN, columns
 
 if TYPE_CHECKING:
-    from launcher.record.predictions import Predicted
+    from launcher.record.predictions import Predictions
 
 Figures = dict[str, Any]
 
@@ -34,7 +34,7 @@ class Result:
         return self.status.state in GOOD
 
 
-def figures(run_dir: Path) -> Figures:
+def read_metrics(run_dir: Path) -> Figures:
     """What metrics.json of a run holds; empty where there is none yet."""
     try:
         content = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
@@ -49,7 +49,7 @@ def results(submission: Path, *kinds: str) -> list[Result]:
     for run_dir in list_runs(submission):
         request, status = read_request(run_dir), read_status(run_dir)
         if request.kind in kinds:
-            found.append(Result(run_dir, request, status, figures(run_dir) if status.state in GOOD else {}))
+            found.append(Result(run_dir, request, status, read_metrics(run_dir) if status.state in GOOD else {}))
     return found
 
 
@@ -66,13 +66,13 @@ def fold_of(result: Result) -> int:
     return int(result.request.config.get("fold", 0))
 
 
-def out_of_fold(folds: Sequence[Result]) -> tuple[Predicted | None, str]:
+def out_of_fold(folds: Sequence[Result]) -> tuple[Predictions | None, str]:
     """The predictions of a configuration's folds joined, or None and the reason why there are none."""
     from launcher.record import predictions
 
     if missing := [f"fold {fold_of(each)} {each.status.state}" for each in folds if not each.good]:
         return None, f"incomplete: {', '.join(missing)}"
-    parts = [part for each in folds if (part := predictions.read(each.run_dir)) is not None]
+    parts = [part for each in folds if (part := predictions.load(each.run_dir)) is not None]
     if len(parts) < len(folds):
         return None, "a fold has no val_predictions.npz that can be read"
     made = predictions.joined(parts)

@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from launcher.base.errors import RunError
-from launcher.remote import remote
+from launcher.remote import ssh
 from launcher.remote.host import Host
 from trainer.base.files import write_text
 
@@ -38,8 +38,8 @@ def fetch(host: Host, words: Sequence[str], runs_root: Path, quiet: bool = False
     rsync = shutil.which("rsync")
     if rsync is None:
         raise RunError("collect --host needs rsync, which is not installed here; on Debian: apt-get install rsync")
-    with remote.connect(host) as connection:
-        shown = _understood(host, remote.capture(connection, "status", ["--json", *words]))
+    with ssh.connect(host) as connection:
+        shown = _understood(host, ssh.capture(connection, "status", ["--json", *words]))
         name, directory = str(shown["submission"]), str(shown["directory"])
         if Path(name).name != name or name.startswith("."):
             raise RunError(f"{host.given}: '{name}' cannot be a submission's name")
@@ -64,19 +64,19 @@ def _understood(host: Host, printed: bytes) -> dict[str, Any]:
     return shown
 
 
-def _description(connection: remote.Connection, directory: str) -> bytes:
+def _description(connection: ssh.Connection, directory: str) -> bytes:
     """The submission.json there; also looks whether rsync is there."""
     host = connection.host
     absent = f"error: {host.given}: collect --host needs rsync there, too; on Debian: apt-get install rsync"
     script = (
-        f"{remote.enter(host)}command -v rsync >/dev/null 2>&1 || {{ printf '%s\\n' {quote(absent)} >&2; exit 1; }}; "
+        f"{ssh.enter(host)}command -v rsync >/dev/null 2>&1 || {{ printf '%s\\n' {quote(absent)} >&2; exit 1; }}; "
         f"cat {quote(directory)}/submission.json"
     )
     done = subprocess.run(
-        remote.session(connection, script), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False
+        ssh.session(connection, script), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False
     )
     if done.returncode:
-        remote.checked(connection, done.returncode)
+        ssh.checked(connection, done.returncode)
         raise click.exceptions.Exit(done.returncode)
     return done.stdout
 
@@ -97,7 +97,7 @@ def _prepare(host: Host, copy: Path, description: bytes) -> None:
         raise RunError(f"{copy}: cannot be written to ({error.strerror}); name another folder: --into DIR") from None
 
 
-def _copy(connection: remote.Connection, rsync: str, directory: str, copy: Path, quiet: bool) -> None:
+def _copy(connection: ssh.Connection, rsync: str, directory: str, copy: Path, quiet: bool) -> None:
     host = connection.host
     # Changing the folder there leaves no path that the various versions of rsync would quote in various ways.
     there = f"cd {quote(host.folder)} >/dev/null && cd {quote(directory)} >/dev/null && rsync"

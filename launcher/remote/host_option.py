@@ -36,7 +36,7 @@ def on_host(job: bool = False, detached: bool = False, brings: bool = False) -> 
                 if into is not None:
                     raise click.UsageError("--into goes with --host: it says where the copy shall lie")
                 return function(**given)
-            from launcher.remote import fetch, remote
+            from launcher.remote import fetch, ssh
 
             there, context = parse_host(host), click.get_current_context()
             with refusals():
@@ -46,10 +46,10 @@ def on_host(job: bool = False, detached: bool = False, brings: bool = False) -> 
                     given |= {"name": str(copy), "runs_root": copy.parent}
                     return function(**given)
                 words = [*(["--detach"] if detached else []), *_words(context)]
-                file = remote.read_job(given["words"][0]) if job else None
+                file = ssh.read_job(given["words"][0]) if job else None
                 if detached:
-                    return remote.submit(there, context.command.name or "", words, file, _shown_runs(context))
-                return remote.run(there, context.command.name or "", words, file)
+                    return ssh.submit(there, context.command.name or "", words, file, _shown_runs(context))
+                return ssh.run_command(there, context.command.name or "", words, file)
 
         options = [click.option("--host", metavar="USER@SERVER[:DIR]", help="Do it on that server, over ssh.")]
         if job:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.record.locks import locked
-from launcher.record.standings import Figures, figures
+from launcher.record.standings import Figures, read_metrics
 from trainer.base.figures import MAIN, columns
 from trainer.base.files import replacing, write_json
 
@@ -63,7 +63,7 @@ def _stays(present: Figures, figure: str = MAIN) -> str:
 
 def _replace(submission: Path, best: Row, champion: Path, replace: bool) -> str:
     source = submission / best["checkpoint"]
-    metrics = figures(source.parent)
+    metrics = read_metrics(source.parent)
     place = champion / "best_model.ckpt"
     present = _present(champion)
     name = f"{submission.name}/{best['run']}"

@@ -23,7 +23,7 @@ from trainer.base import figures
 from trainer.base.files import write_text
 
 if TYPE_CHECKING:
-    from launcher.record.predictions import Predicted
+    from launcher.record.predictions import Predictions
 
 _FIRST_COLUMNS = (
     "rank",
@@ -80,7 +80,7 @@ class _Block:
     below: tuple[_Block, ...] = ()
 
 
-def rows(submission: Path) -> list[Row]:
+def leaderboard_rows(submission: Path) -> list[Row]:
     """A row for each training run, each configuration of several folds and each ensemble: those with a score first, the
     best on top, then the others. Below a row of kind `folds`, whose figures are out of fold, those of its folds, which
     have no rank."""
@@ -163,10 +163,10 @@ def _compare(ranked: Sequence[_Block], figure: str) -> None:
         block.row["distinguishable"] = "" if apart is None else "yes" if apart else "no"
 
 
-def _predicted(block: _Block) -> Predicted | None:
+def _predicted(block: _Block) -> Predictions | None:
     from launcher.record import predictions
 
-    parts = [predictions.read(run_dir) for run_dir in block.runs]
+    parts = [predictions.load(run_dir) for run_dir in block.runs]
     return predictions.joined([part for part in parts if part is not None]) if None not in parts else None
 
 
@@ -177,7 +177,7 @@ def collect(submission: Path, place: Path | None = None, replace: bool = False) 
     `replace` puts it there also where the two were validated on different splits, and so cannot be compared. A fold is
     no champion, even where it was trained alone: it was validated on other images than the rest.
     """
-    found = rows(submission)
+    found = leaderboard_rows(submission)
     out = io.StringIO()
     writer = csv.DictWriter(out, columns(), lineterminator="\n")
     writer.writeheader()

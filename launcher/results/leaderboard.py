@@ -18,7 +18,7 @@ CORRUPTED = F1.column("corrupted")
 
 
 def render(found: Sequence[Row]) -> Table:
-    """The rows of `collect.rows`; folds of a configuration only where they could not be joined."""
+    """The rows of `collect.leaderboard_rows`; folds of a configuration only where they could not be joined."""
     from rich.table import Table
 
     several = sum(row["distinguishable"] == "no" for row in found) > 1

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from launcher import engines
 from launcher.base.errors import EngineError, RunError
-from launcher.engines.docker import client as containers
+from launcher.engines.docker import client as docker_client
 from launcher.engines.docker import images
 from launcher.engines.docker.client import explain
 from launcher.record import lease, submission
@@ -43,12 +43,12 @@ class Waste:
     free: Callable[[], object]
 
 
-def find(runs_root: Path) -> tuple[list[Waste], list[str]]:
+def find_waste(runs_root: Path) -> tuple[list[Waste], list[str]]:
     """Everything that may go, and remarks on what could not be looked at. Frees nothing."""
     remarks: list[str] = []
     found = _checkpoints(runs_root, remarks) + _half_made(runs_root, remarks)
     try:
-        client = containers.connect(timeout=10)
+        client = docker_client.connect(timeout=10)
         found += leftovers(client, remarks)
         found += _images(client, runs_root, remarks)
     except EngineError as error:
@@ -92,7 +92,7 @@ def leftovers(client: DockerClient, remarks: list[str]) -> list[Waste]:
     """Containers of runs that are over or gone, and that nobody looks after. Raises EngineError."""
     found = []
     for each in _list(client):
-        run_dir = Path(each.labels[containers.DIRECTORY])
+        run_dir = Path(each.labels[docker_client.DIRECTORY])
         try:
             why = _why_left(each, run_dir, remarks)
         except (OSError, RunError) as error:  # another user's folder may be closed to this one
@@ -119,23 +119,23 @@ def _why_left(container: Container, run_dir: Path, remarks: list[str]) -> str | 
     if os.getuid() in (0, run_dir.stat().st_uid):  # how another user's run ended is for that user to record
         engines.settle(run_dir)
     status = read_status(run_dir)
-    current = str(status.attempt) == container.labels.get(containers.ATTEMPT)
+    current = str(status.attempt) == container.labels.get(docker_client.ATTEMPT)
     if is_locked(run_dir / "exec.lock") or (current and status.state not in ENDED):
         return None
     return f"the run is {status.state}"
 
 
 def _remove_container(identity: str) -> None:
-    containers.connect(timeout=REMOVAL).containers.get(identity).remove(force=True, v=True)
+    docker_client.connect(timeout=REMOVAL).containers.get(identity).remove(force=True, v=True)
 
 
 def _remove_image(identity: str) -> None:
-    containers.connect(timeout=REMOVAL).images.remove(identity, force=True)
+    docker_client.connect(timeout=REMOVAL).images.remove(identity, force=True)
 
 
 def _list(client: DockerClient) -> list[Container]:
     try:
-        return client.containers.list(all=True, filters={"label": containers.DIRECTORY}, ignore_removed=True)
+        return client.containers.list(all=True, filters={"label": docker_client.DIRECTORY}, ignore_removed=True)
     except Exception as error:
         raise EngineError(explain(error)) from None
 
@@ -172,7 +172,7 @@ def _unshared(client: DockerClient) -> dict[str, int]:
     return {each["Id"]: max(0, int(each["Size"]) - max(0, int(each["SharedSize"]))) for each in listed}
 
 
-def free(found: list[Waste]) -> list[str]:
+def free_all(found: list[Waste]) -> list[str]:
     """Free all of it; returns what could not be, with the reason."""
     failed = []
     for waste in found:

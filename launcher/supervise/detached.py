@@ -45,8 +45,8 @@ def detach(submission: Path, gpus: str | None = None, machine: str | None = None
 
 def _driver(submission: Path) -> int | None:
     """The process that drives the submission, or drove it last, by its lease."""
-    word = lease.read(submission)
-    return word.pid if word is not None else None
+    holder = lease.read_holder(submission)
+    return holder.pid if holder is not None else None
 
 
 def _said(log: Path, begin: int) -> str:

@@ -156,7 +156,7 @@ class Supervision:
             self.judged.add((name, status.attempt))
             events = read_events(self.dir(name))
             again = retry.decide(self.requests[name], events)
-            if isinstance(again, retry.Again):
+            if isinstance(again, retry.NextAttempt):
                 more = {"micro_batch": again.micro_batch} if again.micro_batch else {}
                 states[name] = self._append(
                     name, "queued", status.attempt + 1, reason=f"after {status.state}: {again.why}",
@@ -274,7 +274,7 @@ class Supervision:
 
     def _start_one(self, start: scheduler.Start, attempt: int) -> None:
         run_dir = self.dir(start.name)
-        held: list[gpu_locks.Held] = []
+        held: list[gpu_locks.GpuLock] = []
         try:
             for device in start.devices:
                 one = gpu_locks.acquire_for(
@@ -303,9 +303,9 @@ class Supervision:
         """Name the members of a step, now that its runs are over."""
         request = self.requests[run_dir.name]
         if request.select is not None:
-            from launcher.job.steps import resolve
+            from launcher.job.steps import with_members
 
-            request = resolve(request, self.submission)
+            request = with_members(request, self.submission)
             write_request(run_dir, request)
             self.requests[run_dir.name] = request
 
@@ -345,7 +345,7 @@ def run(
         if on_event is not None:
             on_event(submission.name, Status("queued", reason=line))
 
-    with lease.held(submission, say) as mine:
+    with lease.hold(submission, say) as mine:
         if prepare is not None:
             prepare()
         supervision = Supervision(mine, submission, machine, engine, rules or Rules(), on_event)

@@ -42,7 +42,7 @@ def write_predictions(
         run_dir / "val_predictions.npz", ids=np.array(ids), targets=truth(ids), class_names=np.array(CLASSES),
         probabilities=clean, split_fingerprint=np.array(split), **more,
     )  # fmt: skip
-    made = predictions.read(run_dir)
+    made = predictions.load(run_dir)
     assert made is not None
     found = predictions.scores(made)
     monitor = "val_f1_mean" if corrupted is not None else "val_f1"

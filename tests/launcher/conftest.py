@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from launcher.host import gpu_locks as gpus
+from launcher.host import gpu_locks
 from launcher.record.find import find_run, find_submission, list_runs
 from launcher.record.journal import Status, read_status
 from tests.docker_engine import Dockerd
@@ -113,9 +113,9 @@ class Lab:
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Any:
-    gpus.LOCKS.mkdir(exist_ok=True)
+    gpu_locks.LOCKS.mkdir(exist_ok=True)
     with contextlib.suppress(PermissionError):  # another user's already
-        gpus.LOCKS.chmod(0o1777)  # as gpus makes it: for every user of the host
+        gpu_locks.LOCKS.chmod(0o1777)  # as gpu_locks makes it: for every user of the host
     (tmp_path / "data" / "train" / "a").mkdir(parents=True)  # a class without files: nothing that could be reused
     made = Lab(tmp_path)
     yield made

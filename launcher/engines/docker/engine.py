@@ -22,7 +22,7 @@ from launcher.engines.docker.run_files import hand_over, touch, write_log
 from launcher.engines.docker.watched import STOP, Watched, ending, sample_memory, state_at_end
 from launcher.engines.native.execute import GRACE
 from launcher.host import gpu_locks
-from launcher.host.gpu_locks import Held
+from launcher.host.gpu_locks import GpuLock
 from launcher.record import retry, secret_files
 from launcher.record.journal import append_event, read_events, read_status
 from launcher.record.locks import locked
@@ -60,9 +60,9 @@ class DockerEngine(Connection):
 
     # -- a run's way
 
-    def start(self, run_dir: Path, attempt: int, devices: Sequence[str], held: Sequence[Held]) -> None:
+    def start(self, run_dir: Path, attempt: int, devices: Sequence[str], held: Sequence[GpuLock]) -> None:
         """See `Engine.start`."""
-        kept = [Held(one.gpu, os.dup(one.descriptor)) for one in held]
+        kept = [GpuLock(one.gpu, os.dup(one.descriptor)) for one in held]
         watched = Watched(run_dir, attempt, read_request(run_dir), kept)
         (run_dir / STOP).unlink(missing_ok=True)
         self._in_thread(watched, lambda: self._begin(watched, devices))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.engines.docker import client as containers
 from launcher.engines.docker import recipe
 from launcher.engines.native.execute import last_error, verdict
-from launcher.host.gpu_locks import Held
+from launcher.host.gpu_locks import GpuLock
 from launcher.record.request import RunRequest
 from launcher.record.states import State
 from trainer.base import cgroup
@@ -33,7 +33,7 @@ class Watched:
     run_dir: Path
     attempt: int
     request: RunRequest
-    held: list[Held] = field(default_factory=list)
+    held: list[GpuLock] = field(default_factory=list)
     id: str = ""
     began: float = 0.0
     timed_out: bool = False

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from launcher.engines.native.execute import DEVICES, FDS
-from launcher.host.gpu_locks import Held
+from launcher.host.gpu_locks import GpuLock
 from launcher.record import secret_files
 from launcher.record.journal import mark_lost, read_status
 from launcher.record.locks import is_locked
@@ -39,7 +39,7 @@ class NativeEngine:
         """See `Engine.mark`."""
         return {"engine": self.name}
 
-    def start(self, run_dir: Path, attempt: int, devices: Sequence[str], held: Sequence[Held]) -> None:
+    def start(self, run_dir: Path, attempt: int, devices: Sequence[str], held: Sequence[GpuLock]) -> None:
         """See `Engine.start`."""
         command = [sys.executable, "-m", "launcher", "exec", str(run_dir), "--attempt", str(attempt)]
         if sys.platform == "darwin" and shutil.which("caffeinate"):

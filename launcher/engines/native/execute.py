@@ -84,7 +84,7 @@ def execute(run_dir: Path, attempt: int | None = None, grace: float = GRACE) -> 
         if not mine:
             raise RunError(f"{run_dir.name}: is being executed already; see it: launcher logs {run_dir} -f")
         status = read_status(run_dir)
-        held: list[gpu_locks.Held] = []
+        held: list[gpu_locks.GpuLock] = []
         if attempt is None:
             devices, held = _by_hand(run_dir, request)
         elif (status.state, status.attempt) != ("starting", attempt):
@@ -101,7 +101,7 @@ def execute(run_dir: Path, attempt: int | None = None, grace: float = GRACE) -> 
                 one.close()
 
 
-def _by_hand(run_dir: Path, request: RunRequest) -> tuple[list[str], list[gpu_locks.Held]]:
+def _by_hand(run_dir: Path, request: RunRequest) -> tuple[list[str], list[gpu_locks.GpuLock]]:
     """Announce a new attempt and lock the devices it needs, where no supervisor has done so."""
     status = read_status(run_dir)
     if status.state in ("starting", "running"):
@@ -113,7 +113,7 @@ def _by_hand(run_dir: Path, request: RunRequest) -> tuple[list[str], list[gpu_lo
     if read_status(run_dir).state in ENDED:
         append_event(run_dir, "queued", status.attempt + 1, "executed by hand")
     machine = here()
-    got: list[tuple[str, gpu_locks.Held]] = []
+    got: list[tuple[str, gpu_locks.GpuLock]] = []
     for device in machine.devices if request.resources.gpus else ():
         one = gpu_locks.acquire(machine.lock_name(device), str(run_dir)) if len(got) < request.resources.gpus else None
         got += [(device, one)] if one else []

@@ -76,7 +76,7 @@ class _Advance:
                 continue
             events = read_events(self.directory / name)
             again = retry.decide(self.requests[name], events)
-            if isinstance(again, retry.Again):
+            if isinstance(again, retry.NextAttempt):
                 more = {"micro_batch": again.micro_batch} if again.micro_batch else {}
                 reason, count = f"after {status.state}: {again.why}", retry.retries(events) + 1
                 self._append(name, "queued", status.attempt + 1, reason, retry=count, **more)
@@ -222,7 +222,7 @@ def advance(directory: Path, say: Say = lambda line: None, prepare: Callable[[],
 
     Raises RunError where another process drives it, and SlurmError.
     """
-    with lease.held(directory, say) as mine:
+    with lease.hold(directory, say) as mine:
         if prepare is not None:
             prepare()
         look = _Advance(directory, mine, say)
@@ -242,7 +242,7 @@ def advance_after(run_dir: Path) -> None:
     the end of what has not begun. What another process keeps it from is left to the job that comes after the others."""
     directory, request = run_dir.parent, read_request(run_dir)
     again = retry.decide(request, read_events(run_dir))
-    if not isinstance(again, retry.Again) and read_submission(directory).get("on_failure") != "stop":
+    if not isinstance(again, retry.NextAttempt) and read_submission(directory).get("on_failure") != "stop":
         return
     deadline = time.monotonic() + TASK_PATIENCE
     while read_status(run_dir).state in ENDED and time.monotonic() < deadline:

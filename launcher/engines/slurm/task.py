@@ -213,12 +213,12 @@ def _ready(run_dir: Path, request: RunRequest, devices: list[str]) -> RunRequest
             f"{request.resources.gpus} GPU asked for, {len(devices)} given: see Slurm's gres.conf of this node"
         )
     if request.select is not None:
-        request = steps.resolve(request, run_dir.parent)
+        request = steps.with_members(request, run_dir.parent)
         write_request(run_dir, request)
     return request
 
 
-def _locks(run_dir: Path) -> list[gpu_locks.Held]:
+def _locks(run_dir: Path) -> list[gpu_locks.GpuLock]:
     """Locks of the job's GPUs, so that launchers outside Slurm leave them alone. Where one is taken, Slurm's word
     stands."""
     from launcher.host.machine import here as this_host

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from launcher.record import lease
 from launcher.record.journal import read_events, status_of
-from launcher.record.lease import Word
+from launcher.record.lease import Holder
 from launcher.record.locks import is_locked
 from trainer.base.files import write_json
 
@@ -38,7 +38,7 @@ class TaskLease:
     def __init__(self, run_dir: Path, attempt: int) -> None:
         self.run_dir = run_dir
         self.attempt = attempt
-        self.word = Word(os.uname().nodename, lease.boot_id(), os.getpid(), attempt, uuid.uuid4().hex)
+        self.holder = Holder(os.uname().nodename, lease.boot_id(), os.getpid(), attempt, uuid.uuid4().hex)
         self._looked = self._beaten = -BEAT
 
     def lost(self, look: bool = False) -> bool:
@@ -59,7 +59,7 @@ class TaskLease:
             return True
         if now - self._beaten >= BEAT:
             self._beaten = now
-            self._write(beat=self.word.beat + 1)
+            self._write(beat=self.holder.beat + 1)
         return False
 
     def release(self) -> None:
@@ -69,9 +69,9 @@ class TaskLease:
             self._write(released=True)
 
     def _write(self, beat: int | None = None, released: bool = False) -> None:
-        self.word = replace(self.word, beat=self.word.beat if beat is None else beat, released=released)
+        self.holder = replace(self.holder, beat=self.holder.beat if beat is None else beat, released=released)
         with suppress(OSError):  # a full disk must not end the run
-            write_json(self.run_dir / FILE, asdict(self.word))
+            write_json(self.run_dir / FILE, asdict(self.holder))
 
 
 def await_former(run_dir: Path, say: Callable[[str], None] = print) -> None:
@@ -109,9 +109,9 @@ def is_fresh(run_dir: Path) -> bool:
     return False
 
 
-def read(run_dir: Path) -> Word | None:
+def read(run_dir: Path) -> Holder | None:
     """What exec.json says; None where there is none, or none that can be understood."""
     try:
-        return Word(**json.loads((run_dir / FILE).read_text(encoding="utf-8")))
+        return Holder(**json.loads((run_dir / FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None

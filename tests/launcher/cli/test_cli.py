@@ -212,14 +212,14 @@ def test_an_unknown_machine_names_the_nearest() -> None:
 
 def test_gpus_of_a_machine_can_be_restricted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "m.yaml").write_text("{gpus: 4, cpus: 8, memory: 64g}")
-    assert machine.choose(str(tmp_path / "m.yaml"), "1,3").devices == ("1", "3")
+    assert machine.select(str(tmp_path / "m.yaml"), "1,3").devices == ("1", "3")
     found = machine.Machine("x", 8, 1, (machine.Gpu(0, uuid="GPU-aa"), machine.Gpu(1, uuid="GPU-bb")))
     monkeypatch.setattr(machine, "here", lambda: found)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-bb")
-    assert machine.choose(None).devices == ("1",)
+    assert machine.select(None).devices == ("1",)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert machine.choose(None).devices == ()
-    assert machine.choose(None, "0").devices == ("0",)
+    assert machine.select(None).devices == ()
+    assert machine.select(None, "0").devices == ("0",)
 
 
 @pytest.mark.parametrize(

@@ -52,19 +52,19 @@ def test_an_end_is_worth_another_attempt_where_the_policy_says_so(
     state: str, figures: dict[str, Any], policy: dict[str, Any], wait: float | None
 ) -> None:
     again = retry.decide(request(**policy), ended(state, **figures))
-    assert (again.wait if isinstance(again, retry.Again) else None) == wait
+    assert (again.wait if isinstance(again, retry.NextAttempt) else None) == wait
 
 
 def test_waits_double_and_attempts_are_counted() -> None:
     policy = {"attempts": 4, "on": ("lost",), "backoff": 10}
     waits = [retry.decide(request(**policy), ended("lost", attempts)) for attempts in (1, 2, 3, 4)]
-    assert [each.wait for each in waits[:3] if isinstance(each, retry.Again)] == [10, 20, 40]
+    assert [each.wait for each in waits[:3] if isinstance(each, retry.NextAttempt)] == [10, 20, 40]
     assert waits[3] == "not repeated: 4 attempts were made"
 
 
 def test_what_somebody_resumes_has_all_its_attempts_again() -> None:
     events = [*ended("lost", 3), {"state": "queued", "attempt": 4}, {"state": "starting"}, {"state": "lost"}]
-    assert isinstance(retry.decide(request(on=("lost",)), events), retry.Again)
+    assert isinstance(retry.decide(request(on=("lost",)), events), retry.NextAttempt)
 
 
 def test_host_memory_is_not_tried_again_and_it_is_said() -> None:
@@ -80,7 +80,7 @@ def test_the_micro_batch_shrinks_to_a_divisor_of_the_effective_batch(
 ) -> None:
     asked, seen = request(batch, *words, attempts=100), []
     events = ended("out_of_device_memory")
-    while isinstance(again := retry.decide(asked, events), retry.Again):
+    while isinstance(again := retry.decide(asked, events), retry.NextAttempt):
         seen.append(again.micro_batch)
         events += [{"state": "queued", "retry": len(seen), "micro_batch": again.micro_batch}]
         assert retry.command(asked, events) == ["train", f"training.micro_batch={again.micro_batch}"]
@@ -89,7 +89,7 @@ def test_the_micro_batch_shrinks_to_a_divisor_of_the_effective_batch(
 
 
 def test_several_gpus_share_the_smaller_micro_batch() -> None:
-    assert [retry.smaller(30, 30, gpus) for gpus in (1, 2, 4)] == [15, 10, None]
+    assert [retry.smaller_micro_batch(30, 30, gpus) for gpus in (1, 2, 4)] == [15, 10, None]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from launcher.record.journal import read_status
 from launcher.record.locks import is_locked
 from launcher.record.request import read_request
 from launcher.record.states import ENDED
-from launcher.remote import remote
+from launcher.remote import ssh
 from launcher.remote.host import Host, parse_host
 from tests.launcher.conftest import Lab, wait_for
 from tests.ssh_server import SshServer, missing
@@ -50,7 +50,7 @@ def server(lab: Lab) -> Iterator[SshServer]:
     made.stop()
     for submission in list_submissions(made.folder / "runs"):  # of a test that failed
         if is_locked(submission / "supervisor.lock"):
-            os.kill(lease.read(submission).pid, signal.SIGKILL)  # type: ignore[union-attr]
+            os.kill(lease.read_holder(submission).pid, signal.SIGKILL)  # type: ignore[union-attr]
 
 
 def plan(server: SshServer, what: dict[str, dict[str, Any]]) -> None:
@@ -427,13 +427,13 @@ def test_every_shell_runs_the_script_as_it_is(tmp_path: Path) -> None:
     odd = """it's $HOME "and"; \\ more"""
     (tmp_path / "launcher").write_text('#!/bin/sh\n[ "$1" = --version ] && echo 0.1.0 || printf "%s|" "$@"\n')
     (tmp_path / "launcher").chmod(0o755)
-    script = remote.launcher_script(Host("h", "", "h", str(tmp_path)), ["x", odd, ""])
+    script = ssh.launcher_script(Host("h", "", "h", str(tmp_path)), ["x", odd, ""])
     environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     for shell in filter(None, map(shutil.which, ("sh", "dash", "bash", "zsh", "ksh"))):
-        line = remote.session(_no_connection(), script)[-1]
+        line = ssh.session(_no_connection(), script)[-1]
         done = subprocess.run([shell, "-c", line], env=environment, capture_output=True, text=True)
         assert done.stdout == f"x|{odd}||" and done.stderr == "", shell
 
 
-def _no_connection() -> remote.Connection:
-    return remote.Connection(Host("h", "", "h", "."), [], None)  # type: ignore[arg-type]
+def _no_connection() -> ssh.Connection:
+    return ssh.Connection(Host("h", "", "h", "."), [], None)  # type: ignore[arg-type]

@@ -66,7 +66,7 @@ def test_what_saw_other_images_or_left_no_predictions_is_not_compared(tmp_path: 
     scored_run(tmp_path, "002-split", wrong=4, split="t")
     scored_run(tmp_path, "003-images", wrong=4, ids=images(start=1))
     (scored_run(tmp_path, "004-damaged", wrong=4) / "val_predictions.npz").write_bytes(b"PK\x03\x04 cut short")
-    rows = collect.rows(tmp_path)
+    rows = collect.leaderboard_rows(tmp_path)
     assert told_apart(rows) == {"001-a": "no", "002-split": "", "003-images": "", "004-damaged": ""}
     assert "not compared, for want of predictions of the same images: 3" in shown(rows)
 
@@ -81,10 +81,10 @@ def test_predictions_whose_bytes_were_damaged_are_none(tmp_path: Path) -> None:
         content = np.frombuffer(whole, np.uint8).copy()
         content[chance.integers(len(content), size=4)] ^= chance.integers(1, 256, 4, np.uint8)
         path.write_bytes(content.tobytes())
-        unread += predictions.read(path.parent) is None
+        unread += predictions.load(path.parent) is None
     assert unread > 100
     path.write_bytes(whole[:60] + b"\xff" * 20 + whole[80:])  # in the middle of a compressed member: zlib.error
-    assert told_apart(collect.rows(tmp_path)) == {"001-a": "no", "002-damaged": ""}
+    assert told_apart(collect.leaderboard_rows(tmp_path)) == {"001-a": "no", "002-damaged": ""}
 
 
 def test_classes_and_images_in_another_order_are_the_same(tmp_path: Path) -> None:
@@ -96,16 +96,16 @@ def test_classes_and_images_in_another_order_are_the_same(tmp_path: Path) -> Non
     kept["targets"] = 2 - kept["targets"][::-1]
     kept["probabilities"] = kept["probabilities"][::-1, ::-1]
     np.savez(other / "val_predictions.npz", **kept)
-    assert told_apart(collect.rows(tmp_path)) == {"001-a": "no", "002-b": "no"}
+    assert told_apart(collect.leaderboard_rows(tmp_path)) == {"001-a": "no", "002-b": "no"}
 
 
 def test_runs_that_monitored_different_figures_are_ranked_by_one_that_all_have(tmp_path: Path) -> None:
     scored_run(tmp_path, "001-a", wrong=1, worse=30, monitor="val_f1")
     scored_run(tmp_path, "002-b", wrong=2, worse=4)
-    rows = collect.rows(tmp_path)
+    rows = collect.leaderboard_rows(tmp_path)
     assert [(row["run"], row["monitor"]) for row in rows] == [("002-b", "val_f1_mean"), ("001-a", "val_f1_mean")]
     scored_run(tmp_path, "003-clean", wrong=0)  # has no corrupted copies
-    assert [row["run"] for row in collect.rows(tmp_path)] == ["003-clean", "001-a", "002-b"]
+    assert [row["run"] for row in collect.leaderboard_rows(tmp_path)] == ["003-clean", "001-a", "002-b"]
 
 
 def test_the_champion_is_compared_by_the_figure_that_both_have(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_fold_that_was_trained_alone_is_no_champion_either(tmp_path: Path) -> 
 def test_a_configuration_that_lacks_a_fold_says_which_and_has_no_rank(tmp_path: Path) -> None:
     scored_folds(tmp_path, "a", 1, [1, None, 3])  # type: ignore[list-item]
     scored_folds(tmp_path, "b", 4, [5, 5, 5])
-    rows = collect.rows(tmp_path)
+    rows = collect.leaderboard_rows(tmp_path)
     assert [(row["rank"], row["run"]) for row in rows if row["kind"] == "folds"] == [(1, "b-folds"), ("", "a-folds")]
     assert rows[4]["reason"] == "incomplete: fold 1 failed" and rows[4]["state"] == "failed"
     assert "  002-a-fold1" in shown(rows) and "004-b-fold0" not in shown(rows)
@@ -169,14 +169,14 @@ def test_top_counts_configurations_and_takes_all_their_folds(tmp_path: Path) -> 
     scored_folds(tmp_path, "a", 1, [6, 6, 0])  # its last fold is the best single run
     scored_folds(tmp_path, "b", 4, [2, 2, 2])
     scored_folds(tmp_path, "c", 7, [0, None, 0])  # type: ignore[list-item]
-    names = [path.name for path in steps.members({"top": 1}, tmp_path)]
+    names = [path.name for path in steps.selected_runs({"top": 1}, tmp_path)]
     assert names == ["004-b-fold0", "005-b-fold1", "006-b-fold2"]
-    assert len(steps.members({"top": 9}, tmp_path)) == 6
-    assert [path.name for path in steps.members({"runs": ["c-fold2"]}, tmp_path)] == ["009-c-fold2"]
+    assert len(steps.selected_runs({"top": 9}, tmp_path)) == 6
+    assert [path.name for path in steps.selected_runs({"runs": ["c-fold2"]}, tmp_path)] == ["009-c-fold2"]
     one = RunRequest("010-p", 10, "predict", [], select={"top": 1})
     with pytest.raises(RunError, match="010-p: the best configuration is several folds, a model each: name an ensem"):
-        steps.resolve(one, tmp_path)
-    assert len(steps.resolve(dataclasses.replace(one, kind="ensemble"), tmp_path).command) == 5
+        steps.with_members(one, tmp_path)
+    assert len(steps.with_members(dataclasses.replace(one, kind="ensemble"), tmp_path).command) == 5
 
 
 def planned(tmp_path: Path, text: str, *words: str) -> list[RunRequest]:

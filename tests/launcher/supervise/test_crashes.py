@@ -166,8 +166,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def elsewhere(tmp_path: Path, **more: Any) -> lease.Word:
-    word = lease.Word("another-host", "b", 7, 4, "token", **more)
+def elsewhere(tmp_path: Path, **more: Any) -> lease.Holder:
+    word = lease.Holder("another-host", "b", 7, 4, "token", **more)
     (tmp_path / "supervisor.json").write_text(json.dumps(vars(word)))
     return word
 
@@ -175,9 +175,9 @@ def elsewhere(tmp_path: Path, **more: Any) -> lease.Word:
 def test_a_holder_on_another_host_that_is_gone_is_taken_over(quick: None, tmp_path: Path) -> None:
     elsewhere(tmp_path)
     said: list[str] = []
-    with lease.held(tmp_path, said.append) as mine:
+    with lease.hold(tmp_path, said.append) as mine:
         assert mine.fence == 5 and "another-host" in said[0] and lease.is_driven(tmp_path)
-    after = lease.read(tmp_path)
+    after = lease.read_holder(tmp_path)
     assert after is not None and after.released and not lease.is_driven(tmp_path)
 
 
@@ -193,21 +193,21 @@ def test_a_holder_on_another_host_that_lives_is_left_alone(quick: None, tmp_path
             os._exit(0)
 
     elsewhere(tmp_path)
-    with pytest.raises(RunError, match="on another-host, process 7"), lease.held(tmp_path, live):
+    with pytest.raises(RunError, match="on another-host, process 7"), lease.hold(tmp_path, live):
         pass
 
 
 def test_one_who_was_taken_over_writes_no_more(quick: None, tmp_path: Path) -> None:
     run_dir = tmp_path / "001-x"
     create_run(run_dir, RunRequest("001-x", 1, "train", []))
-    with lease.held(tmp_path) as mine:
+    with lease.hold(tmp_path) as mine:
         elsewhere(tmp_path)
         with pytest.raises(LeaseLostError, match="another-host"):
             mine.check()
         append_event(run_dir, "starting", fence=4)
         with pytest.raises(RunError, match="another launcher has taken over"):
             append_event(run_dir, "running", fence=mine.fence)
-    after = lease.read(tmp_path)
+    after = lease.read_holder(tmp_path)
     assert after is not None and after.token == "token" and not after.released
 
 
@@ -215,16 +215,16 @@ def test_a_heartbeat_that_comes_late_is_not_written(
     quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its host is frozen between the look at the lease and the writing, and another one takes over meanwhile."""
-    looks: list[lease.Word | None] = []
+    looks: list[lease.Holder | None] = []
 
-    def read(submission: Path) -> lease.Word | None:
+    def read(submission: Path) -> lease.Holder | None:
         looks.append(really(submission))
         if len(looks) == 1:
             elsewhere(tmp_path)
         return looks[-1]
 
-    really = lease.read
-    with lease.held(tmp_path) as mine:
+    really = lease.read_holder
+    with lease.hold(tmp_path) as mine:
         time.sleep(0.15)
         monkeypatch.setattr(lease, "read", read)
         with pytest.raises(LeaseLostError, match="another-host"):
@@ -235,20 +235,20 @@ def test_a_heartbeat_that_comes_late_is_not_written(
 
 def test_a_late_heartbeat_of_a_former_holder_unseats_nobody(quick: None, tmp_path: Path) -> None:
     elsewhere(tmp_path, released=True)
-    with lease.held(tmp_path) as mine:
+    with lease.hold(tmp_path) as mine:
         elsewhere(tmp_path, beat=9)
         mine.check()
-        word = lease.read(tmp_path)
+        word = lease.read_holder(tmp_path)
         assert word is not None and (word.fence, word.token) == (5, mine.word.token)
 
 
 def test_the_heart_beats_while_it_is_looked_after(quick: None, tmp_path: Path) -> None:
-    with lease.held(tmp_path) as mine:
+    with lease.hold(tmp_path) as mine:
         time.sleep(0.15)
         mine.check()
-        word = lease.read(tmp_path)
+        word = lease.read_holder(tmp_path)
         assert word is not None and word.beat == 1
-        with pytest.raises(RunError, match="another launcher drives it"), lease.held(tmp_path):
+        with pytest.raises(RunError, match="another launcher drives it"), lease.hold(tmp_path):
             pass
 
 

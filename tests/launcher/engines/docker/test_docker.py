@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.engines.docker import recipe as container
+from launcher.engines.docker import recipe
 from launcher.record.find import find_run, list_runs
 from launcher.record.journal import read_status
 from launcher.record.request import read_request
@@ -237,7 +237,7 @@ def test_a_name_in_use_is_said(box: Lab, dockerd: Dockerd, image: str) -> None:
     text = job(box, image, 2, "max_parallel: 1\n")
     process = box.start("submit", text, "--engine", "docker", box.machine())
     one_container(dockerd, box)
-    name = container.name(box.submission() / "002-seed1", 1)
+    name = recipe.name(box.submission() / "002-seed1", 1)
     other = dockerd.client().containers.create(image, name=name)
     try:
         (box.root / "data" / "gate").touch()

@@ -20,7 +20,7 @@ from launcher.job.spec import from_overrides
 from launcher.record import lease
 from launcher.record.find import list_runs
 from launcher.record.journal import append_event, create_run, read_events
-from launcher.record.lease import Word
+from launcher.record.lease import Holder
 from launcher.record.request import Resources, RunRequest
 from trainer.base.files import write_json
 
@@ -185,7 +185,7 @@ def test_an_attempt_on_another_host_is_waited_for_until_it_is_silent(
     run_dir = tmp_path / "s" / "001-a"
     create_run(run_dir, request())
     monkeypatch.setattr(task_lease, "EXPIRY", 0.4)
-    former = Word("elsewhere", "boot", 1, 1, "token")
+    former = Holder("elsewhere", "boot", 1, 1, "token")
     said: list[str] = []
     looks = itertools.count()
 

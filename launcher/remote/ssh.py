@@ -178,11 +178,11 @@ def read_job(word: str) -> bytes | None:
     """The job file that a command's first word names; None where it is `key=value`. Raises JobError."""
     if not document.names_file(word):
         return None
-    document.read(Path(word))
+    document.read_file(Path(word))
     return Path(word).read_bytes()
 
 
-def run(host: Host, command: str, words: Sequence[str], job: bytes | None = None) -> int:
+def run_command(host: Host, command: str, words: Sequence[str], job: bytes | None = None) -> int:
     """A command on the server: what it prints is printed here. Returns its exit code. Raises RunError."""
     with connect(host) as connection:
         # On a terminal it has one there too: it can ask, and fit its tables.
