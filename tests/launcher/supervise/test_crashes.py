@@ -226,7 +226,7 @@ def test_a_heartbeat_that_comes_late_is_not_written(
     really = lease.read_holder
     with lease.hold(tmp_path) as mine:
         time.sleep(0.15)
-        monkeypatch.setattr(lease, "read", read)
+        monkeypatch.setattr(lease, "read_holder", read)
         with pytest.raises(LeaseLostError, match="another-host"):
             mine.check()
     after = really(tmp_path)
