@@ -92,7 +92,7 @@ class Slurm:
         (FOLDER / "state").mkdir(parents=True)
         for number in range(4):
             os.mknod(FOLDER / f"gpu{number}", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
-        ports = _free_ports(3)
+        ports = free_ports(3)
         host = os.uname().nodename
         known = {"folder": FOLDER, "host": host, "port": ports[0], "port1": ports[1], "port2": ports[2]}
         (FOLDER / "slurm.conf").write_text(CONF.format(**known))
@@ -219,7 +219,7 @@ def end_leftovers() -> None:
         time.sleep(0.05)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Below those that the system hands out, so that nobody gets one by chance before the daemons have it."""
     found: list[int] = []
     for port in random.sample(range(20_000, 32_000), 12_000):

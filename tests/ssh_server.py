@@ -17,6 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.slurm_cluster import free_ports
+
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 
@@ -56,9 +58,7 @@ class SshServer:
         self.folder.mkdir(parents=True)
         for name in ("host", "user", "stranger"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.root / name], check=True)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        (self.port,) = free_ports(1)
         shutil.copy(self.root / "user.pub", self.root / "authorized")
         self.known("host")
         (self.root / "sshd_config").write_text(

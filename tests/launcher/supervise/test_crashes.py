@@ -181,7 +181,11 @@ def test_a_holder_on_another_host_that_is_gone_is_taken_over(quick: None, tmp_pa
     assert after is not None and after.released and not lease.is_driven(tmp_path)
 
 
-def test_a_holder_on_another_host_that_lives_is_left_alone(quick: None, tmp_path: Path) -> None:
+def test_a_holder_on_another_host_that_lives_is_left_alone(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "EXPIRY", 60)  # until a beat is seen, however slow the machine is
+
     def live(line: str) -> None:
         word = elsewhere(tmp_path)
         pid = os.fork()
