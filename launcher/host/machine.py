@@ -72,26 +72,28 @@ BUILT_IN = {
 def select(machine: str | None, gpus: str | None = None) -> Machine:
     """The machine called `machine` (a built-in name or a YAML file), else this host; `gpus` names those of its GPUs
     that may be used (`0,1`, or UUIDs). Raises MachineError."""
-    found = _described(machine) if machine else here()
-    if gpus is None and not found.declared:
+    described = _described(machine) if machine else here()
+    if gpus is None and not described.declared:
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
         where = "CUDA_VISIBLE_DEVICES"
     else:
         where = "--gpus"
     if gpus is None:
-        return found
-    wanted = [word.strip() for word in gpus.split(",") if word.strip() not in ("", "-1", "none", "NoDevFiles")]
+        return described
+    words = [word.strip() for word in gpus.split(",") if word.strip() not in ("", "-1", "none", "NoDevFiles")]
     chosen = []
-    for word in wanted:
-        match = [g for g in found.gpus if word == str(g.index) or (g.uuid and g.uuid.startswith(word))]
-        if not match:
+    for word in words:
+        matching = [g for g in described.gpus if word == str(g.index) or (g.uuid and g.uuid.startswith(word))]
+        if not matching:
             if where != "--gpus":  # stale settings in an environment are no demand
                 continue
-            have = ", ".join(str(g.index) for g in found.gpus) or "none"
-            raise MachineError(f"--gpus {gpus}: there is no GPU '{word}' on {found.name}; there is: {have}")
-        if match[0] not in chosen:
-            chosen.append(match[0])
-    return Machine(found.name, found.cpus, found.memory, tuple(chosen), found.mps and not wanted, found.declared)
+            have = ", ".join(str(g.index) for g in described.gpus) or "none"
+            raise MachineError(f"--gpus {gpus}: there is no GPU '{word}' on {described.name}; there is: {have}")
+        if matching[0] not in chosen:
+            chosen.append(matching[0])
+    return Machine(
+        described.name, described.cpus, described.memory, tuple(chosen), described.mps and not words, described.declared
+    )
 
 
 def here() -> Machine:

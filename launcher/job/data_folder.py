@@ -10,14 +10,14 @@ from launcher.base.errors import DataFolderError
 from launcher.job.expansion import Planned
 
 
-def find_data(given: str | None, planned: Sequence[Planned]) -> str | None:
+def find_data(option: str | None, planned: Sequence[Planned]) -> str | None:
     """The data folder of the runs: --data, $DATA_DIR or ./data, or None where every run names its own.
 
     Raises DataFolderError where one is not there, or holds nothing that its runs could train on.
     """
-    shared = given or os.environ.get("DATA_DIR") or "data"
-    of_shared = "--data" if given else "DATA_DIR" if os.environ.get("DATA_DIR") else "the default"
-    trained = [each.request.config for each in planned if each.request.kind == "train"]
+    shared = option or os.environ.get("DATA_DIR") or "data"
+    of_shared = "--data" if option else "DATA_DIR" if os.environ.get("DATA_DIR") else "the default"
+    trained = [run.request.config for run in planned if run.request.kind == "train"]
     wanted: dict[tuple[str, str], set[str]] = {}
     for config in trained:
         folder = (config["root"], "data.root") if config.get("root") else (shared, of_shared)
@@ -43,10 +43,10 @@ def _why_no_data(folder: Path, formats: set[str]) -> str | None:
             return "is not a folder" if folder.exists() else "does not exist"
         has_table = (folder / "train.csv").is_file()
         base = folder / "train" if (folder / "train").is_dir() else folder
-        kept = [each.name for each in base.iterdir() if each.is_dir() and not each.name.startswith(".")]
+        class_folders = [path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith(".")]
     except OSError as error:
         return f"cannot be read ({error.strerror}: {error.filename})"
-    has_classes = bool(kept if base != folder else set(kept) - {"test"})
+    has_classes = bool(class_folders if base != folder else set(class_folders) - {"test"})
     if "csv" in formats and not has_table:
         return "holds no train.csv, which data.format=csv asks for"
     if "imagefolder" in formats and not has_classes:

@@ -81,8 +81,8 @@ def read_file(path: Path) -> Document:
 
 def _nearest_file(path: Path) -> str:
     """The job file that was meant: by its name alone, so that a job need not be called by its folder and suffix."""
-    found = [*sorted(path.parent.glob("*.yaml")), *sorted(Path("jobs").glob("*.yaml"))]
-    files = {each.stem: str(each) for each in reversed(found)}  # those beside it first
+    candidates = [*sorted(path.parent.glob("*.yaml")), *sorted(Path("jobs").glob("*.yaml"))]
+    files = {file.stem: str(file) for file in reversed(candidates)}  # those beside it first
     if not files:
         beside = "no *.yaml beside it, and " if path.parent.is_dir() else ""
         return f"{beside}no folder jobs/ here: go to the project's checkout, or name the job file by its full path"
@@ -120,17 +120,17 @@ def _construct(node: yaml.Node | None) -> Any:
         return None
     waiting, seen = [node], set()
     while waiting:
-        each = waiting.pop()
-        if id(each) in seen:
+        current = waiting.pop()
+        if id(current) in seen:
             continue
-        seen.add(id(each))
-        if isinstance(each, yaml.MappingNode):
-            for key, value in each.value:
+        seen.add(id(current))
+        if isinstance(current, yaml.MappingNode):
+            for key, value in current.value:
                 if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                     key.tag = "tag:yaml.org,2002:str"
                 waiting.append(value)
-        elif isinstance(each, yaml.SequenceNode):
-            waiting += each.value
+        elif isinstance(current, yaml.SequenceNode):
+            waiting += current.value
     return yaml.SafeLoader("").construct_document(node)
 
 

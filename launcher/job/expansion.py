@@ -131,11 +131,11 @@ def _trains_nothing(job: Job) -> bool:
 
 def _positions(job: Job) -> dict[str, dict[str, int]]:
     """Where each value of each axis of the file stands first: a look for every run of thousands would be long."""
-    found: dict[str, dict[str, int]] = {}
+    positions: dict[str, dict[str, int]] = {}
     for key, axis in job.spec.matrix.items():
         for position, value in enumerate(axis):
-            found.setdefault(key, {}).setdefault(matrix.override_value(value), position)
-    return found
+            positions.setdefault(key, {}).setdefault(matrix.override_value(value), position)
+    return positions
 
 
 def _overrides(
@@ -196,17 +196,17 @@ def _summary(composed: Config, words: Sequence[str]) -> dict[str, Any]:
 
 def _resources(job: Job, machine: Machine, cpu_only: bool) -> tuple[Resources, str | None, str]:
     """What each run gets on this machine; why that cannot be, and where it is asked for."""
-    asked = job.spec.resources
+    demand = job.spec.resources
     devices = () if cpu_only else machine.devices
-    gpus = min(1, len(devices)) if asked.gpus == "auto" else 0 if cpu_only else asked.gpus
-    if asked.cpus != "auto":
-        cpus = asked.cpus
-    elif gpus and not asked.share_gpu:
+    gpus = min(1, len(devices)) if demand.gpus == "auto" else 0 if cpu_only else demand.gpus
+    if demand.cpus != "auto":
+        cpus = demand.cpus
+    elif gpus and not demand.share_gpu:
         cpus = max(1.0, machine.cpus * gpus // max(1, len(devices)))
     else:
         cpus = max(1.0, min(machine.cpus, CPU_CORES))
-    memory = None if asked.memory == "auto" else asked.memory
-    cap = None if asked.gpu_memory == "auto" else asked.gpu_memory
+    memory = None if demand.memory == "auto" else demand.memory
+    cap = None if demand.gpu_memory == "auto" else demand.gpu_memory
     large = [gpu for gpu in machine.gpus if gpu.memory is None or gpu.memory >= (cap or 0)]
     why, field = None, ""
     if gpus > len(devices):
@@ -223,7 +223,7 @@ def _resources(job: Job, machine: Machine, cpu_only: bool) -> tuple[Resources, s
             gpu_memory=cap,
             memory=memory,
             cpus=cpus,
-            shm=None if asked.shm == "auto" else asked.shm,
+            shm=None if demand.shm == "auto" else demand.shm,
         ),
         f"{machine.name}: {why}" if why else None,
         f"{job.document.place(('resources', field))}: resources.{field}" if why else "",
@@ -232,7 +232,7 @@ def _resources(job: Job, machine: Machine, cpu_only: bool) -> tuple[Resources, s
 
 def _steps(job: Job, trained: Sequence[RunRequest], resources: Resources) -> list[Planned]:
     """Raises JobError with the faults of all steps."""
-    made: dict[str, RunRequest] = {}
+    requests: dict[str, RunRequest] = {}
     faults: list[str] = []
     for offset, step in enumerate(job.spec.after):
         index = len(trained) + 1 + offset
@@ -242,7 +242,7 @@ def _steps(job: Job, trained: Sequence[RunRequest], resources: Resources) -> lis
             options += [f"--{key}", *(matrix.override_value(v) for v in values)]
         select: dict[str, Any] | None = None
         command = options
-        needs = [made[need].name for need in step.needs]
+        needs = [requests[need].name for need in step.needs]
         if step.from_ is not None:
             select = step.from_.model_dump(exclude_none=True)
             if "submission" not in select:
@@ -251,14 +251,14 @@ def _steps(job: Job, trained: Sequence[RunRequest], resources: Resources) -> lis
                     faults.append(f"{place}: after.{offset}.from.top: {steps.ONE_FOLD}")
                 needs = [run.name for run in _selected(job, offset, select, trained, faults)] + needs
         else:
-            source = made[step.needs[-1]]
+            source = requests[step.needs[-1]]
             command = steps.step_command(step.step, [f"@submission/{source.name}/ensemble.json"], options)
             if source.kind != "ensemble":
                 place = job.document.place(("after", offset, "needs"))
                 faults.append(
                     f"{place}: after.{offset}.needs: '{step.needs[-1]}' leaves no model; name an ensemble, or say from:"
                 )
-        made[step.name] = RunRequest(
+        requests[step.name] = RunRequest(
             name=f"{index:03d}-{step.name}",
             index=index,
             kind=step.step,
@@ -271,7 +271,7 @@ def _steps(job: Job, trained: Sequence[RunRequest], resources: Resources) -> lis
         )
     if faults:
         raise JobError(in_order(faults))
-    return [Planned(request) for request in made.values()]
+    return [Planned(request) for request in requests.values()]
 
 
 def _selected(
@@ -290,7 +290,7 @@ def _selected(
 
 def refuse_misfits(planned: Sequence[Planned]) -> None:
     """Raises JobError when a run asks for more than the machine has."""
-    faults = [f"{each.place}: {each.why_not}" for each in planned if each.why_not]
+    faults = [f"{run.place}: {run.why_not}" for run in planned if run.why_not]
     if faults:
         remedy = "ask for less by --set resources.<field>=…, or " if any(": resources." in f for f in faults) else ""
         raise JobError(in_order(faults) + f"\n{remedy}see: launcher plan")

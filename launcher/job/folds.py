@@ -41,26 +41,26 @@ def spread(document: Document, words: Sequence[str]) -> tuple[Document, list[str
         assert isinstance(matrix, dict)
         content = {**document.content, "matrix": {**matrix, AXIS: numbers}}
         document = dataclasses.replace(document, content=content)
-    return document, [f"{AXIS}={','.join(map(str, numbers))}" if each == word else each for each in words]
+    return document, [f"{AXIS}={','.join(map(str, numbers))}" if override == word else override for override in words]
 
 
 def _count(document: Document, words: Sequence[str]) -> int | None:
     overrides = document.content.get("overrides")
-    said: Any = overrides.get(COUNT) if isinstance(overrides, dict) else None
-    for each in words:
-        key, _, text = each.partition("=")
-        said = text if key == COUNT else said
-    number = int(said) if isinstance(said, int | str) and str(said).isdecimal() else 0
+    count: Any = overrides.get(COUNT) if isinstance(overrides, dict) else None
+    for override in words:
+        key, _, text = override.partition("=")
+        count = text if key == COUNT else count
+    number = int(count) if isinstance(count, int | str) and str(count).isdecimal() else 0
     return number if 2 <= number <= MOST else None
 
 
 def configuration(words: Sequence[str]) -> str:
     """The name that runs share whose overrides differ in their fold alone."""
-    kept = sorted(word for word in words if not word.startswith(f"{AXIS}="))
-    return hashlib.sha256(repr(kept).encode()).hexdigest()
+    others = sorted(word for word in words if not word.startswith(f"{AXIS}="))
+    return hashlib.sha256(repr(others).encode()).hexdigest()
 
 
 def counts(trained: Sequence[RunRequest]) -> dict[str, int]:
     """How many folds each configuration has, of those that have several."""
-    found = collections.Counter(each.configuration for each in trained if each.configuration)
-    return {configuration: number for configuration, number in found.items() if number > 1}
+    folds = collections.Counter(request.configuration for request in trained if request.configuration)
+    return {configuration: number for configuration, number in folds.items() if number > 1}

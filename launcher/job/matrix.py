@@ -30,8 +30,8 @@ def expand(
     it becomes a combination of its own. Without axes and includes there is one empty combination.
     """
     axes = list(matrix)
-    made = [dict(zip(axes, values, strict=True)) for values in itertools.product(*matrix.values())] if axes else []
-    kept = [combo for combo in made if not any(_has(combo, entry) for entry in exclude)]
+    products = [dict(zip(axes, values, strict=True)) for values in itertools.product(*matrix.values())] if axes else []
+    kept = [combo for combo in products if not any(_has(combo, entry) for entry in exclude)]
     results: list[tuple[Combination, Combination, list[int]]] = [(combo, dict(combo), []) for combo in kept]
     added: list[tuple[Combination, int]] = []
     for position, entry in enumerate(include):

@@ -192,21 +192,21 @@ def _path(document: Document, problem: Any) -> tuple[str | int, ...]:
 
 def _fault(document: Document, problem: Any) -> str:
     path = _path(document, problem)
-    shown = ".".join(map(str, path)) or "the job"
+    field = ".".join(map(str, path)) or "the job"
     place = document.place(path)
     kind, message = problem["type"], problem["msg"]
     if kind == "extra_forbidden":
         if path[-1] == PRIORITY:
-            return f"{place}: {shown}: {PRIORITY_HINT}"
-        return f"{place}: {shown}: there is no such field; {nearest(str(path[-1]), _fields_beside(path))}"
+            return f"{place}: {field}: {PRIORITY_HINT}"
+        return f"{place}: {field}: there is no such field; {nearest(str(path[-1]), _fields_beside(path))}"
     if kind == "missing":
-        return f"{place}: {shown}: is missing"
+        return f"{place}: {field}: is missing"
     if kind == "literal_error":
         allowed = re.findall(r"'([^']*)'", message)
         value = problem["input"]
-        return f"{place}: {shown}: {value!r} cannot be; {nearest(str(value), allowed)}"
+        return f"{place}: {field}: {value!r} cannot be; {nearest(str(value), allowed)}"
     message = message.removeprefix("Value error, ").removeprefix("Input ")
-    return f"{place}: {shown}: {message}" + ("" if kind == "value_error" else f", not {_short(problem['input'])}")
+    return f"{place}: {field}: {message}" + ("" if kind == "value_error" else f", not {_short(problem['input'])}")
 
 
 def _short(value: Any) -> str:
@@ -306,5 +306,5 @@ def _slurm_faults(slurm: SlurmSpec) -> list[tuple[str, str]]:
 def _are_weights(value: Any) -> bool:
     """One number a member; an ensemble of one configuration's folds has one."""
     numbers = value if isinstance(value, list) else [value]
-    plain = all(isinstance(each, int | float) and not isinstance(each, bool) and each >= 0 for each in numbers)
+    plain = all(isinstance(number, int | float) and not isinstance(number, bool) and number >= 0 for number in numbers)
     return plain and sum(numbers) > 0

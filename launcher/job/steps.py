@@ -21,8 +21,8 @@ ONE_FOLD = (
 
 def succeeded(submission: Path) -> list[Path]:
     """The training runs that succeeded: the best configuration first, what is left of incomplete folds last."""
-    best = [each.run_dir for group in standings.ranked(submission) for each in group]
-    others = [each.run_dir for each in standings.results(submission, "train") if each.good]
+    best = [result.run_dir for group in standings.ranked(submission) for result in group]
+    others = [result.run_dir for result in standings.results(submission, "train") if result.good]
     return list(dict.fromkeys([*best, *others]))
 
 
@@ -33,10 +33,10 @@ def selected_runs(select: dict[str, Any], submission: Path) -> list[Path]:
         submission = find_submission(submission.parent, str(select["submission"]))
     if "top" in select:
         groups = standings.ranked(submission)[: int(select["top"])]
-        wanted = [each.run_dir for group in groups for each in group]
+        wanted = [result.run_dir for group in groups for result in group]
     else:
-        found = succeeded(submission)
-        wanted = [path for path in found if any(fits(path.name, pattern) for pattern in select["runs"])]
+        candidates = succeeded(submission)
+        wanted = [path for path in candidates if any(fits(path.name, pattern) for pattern in select["runs"])]
     if not wanted:
         names = ", ".join(path.name for path in succeeded(submission)) or "none succeeded"
         raise RunError(
@@ -48,16 +48,16 @@ def selected_runs(select: dict[str, Any], submission: Path) -> list[Path]:
 def with_members(request: RunRequest, submission: Path) -> RunRequest:
     """The step with its members in the command, as paths below `@runs`: those that serve now."""
     assert request.select is not None
-    found = selected_runs(request.select, submission)
-    if request.kind != "ensemble" and "top" in request.select and len(found) > 1 and _are_folds(found):
+    members = selected_runs(request.select, submission)
+    if request.kind != "ensemble" and "top" in request.select and len(members) > 1 and _are_folds(members):
         raise RunError(f"{request.name}: {ONE_FOLD}")
-    paths = [portable_path(path / "best.ckpt") for path in found]
+    paths = [portable_path(path / "best.ckpt") for path in members]
     options = request.command if request.options is None else request.options
     return dataclasses.replace(request, command=step_command(request.kind, paths, options), options=options)
 
 
-def _are_folds(found: Sequence[Path]) -> bool:
-    first, second = (read_request(path).configuration for path in found[:2])
+def _are_folds(members: Sequence[Path]) -> bool:
+    first, second = (read_request(path).configuration for path in members[:2])
     return bool(first) and first == second
 
 

@@ -30,9 +30,9 @@ def with_memory(machine: Machine, text: str) -> Machine:
         raise MachineError(f"--memory: {error}") from None
     if machine.mps and not machine.gpus:
         return dataclasses.replace(machine, memory=size)
-    given = tuple(dataclasses.replace(gpu, name="GPU", memory=size) for gpu in machine.gpus)
+    gpus = tuple(dataclasses.replace(gpu, name="GPU", memory=size) for gpu in machine.gpus)
     named = f"{machine.name} with {show_size(size)} on each GPU"
-    return dataclasses.replace(machine, name=named, gpus=given or (Gpu(0, "GPU", size),), mps=False)
+    return dataclasses.replace(machine, name=named, gpus=gpus or (Gpu(0, "GPU", size),), mps=False)
 
 
 def rows(machine: Machine, environment: str) -> list[dict[str, Any]]:
@@ -40,18 +40,18 @@ def rows(machine: Machine, environment: str) -> list[dict[str, Any]]:
     (several where it has several), else batch `BATCH` and the size of the data configuration. Sizes in bytes, of one
     device; the smallest device decides, and `None` is what is not known.
     """
-    there = budgets(machine)
-    budget = min(there.values(), default=None)
+    device_budgets = budgets(machine)
+    budget = min(device_budgets.values(), default=None)
     kind = "mps" if machine.mps and not machine.gpus else "cuda"
     precision = predict.precision_of("auto", kind)
-    found = []
+    combinations = []
     for model in option_names("model"):
         for data in _one_of_each_size():
             config = compose([f"model={model}", f"data={data}"])
             manual = [r for r in compatibility.table(environment) if (r["model"], r["data"]) == (model, data)]
             for row in manual or [{"batch_size": BATCH, "img_size": config.data.img_size}]:
                 key = (config.model.name, row["img_size"], precision, "adamw", kind)
-                found.append(
+                combinations.append(
                     {
                         "model": model,
                         "data": data,
@@ -65,7 +65,7 @@ def rows(machine: Machine, environment: str) -> list[dict[str, Any]]:
                         "manual_f1_macro": row.get("f1_macro"),
                     }
                 )
-    return found
+    return combinations
 
 
 def _one_of_each_size() -> list[str]:
@@ -108,12 +108,12 @@ def as_json(machine: Machine, environment: str) -> dict[str, Any]:
 
 def remarks(machine: Machine, environment: str) -> list[str]:
     """What the figures mean."""
-    there = budgets(machine)
-    usable = ", ".join(f"{show_size(size)} on {_device(device)}" for device, size in there.items())
+    device_budgets = budgets(machine)
+    usable = ", ".join(f"{show_size(size)} on {_device(device)}" for device, size in device_budgets.items())
     lines = (
         [f"a run may use {usable}"] if usable else ["no accelerator's memory is known: say --memory 24g, or --machine"]
     )
-    if "mps" in there:
+    if "mps" in device_budgets:
         lines[0] += f": what Metal lets a process use of {show_size(machine.memory)} (not verified)"
     lines.append(
         f"needs: foreseen by tracing a step, with {show_size(CONTEXT)} for the device's context and workspaces "
@@ -130,16 +130,16 @@ def render(machine: Machine, environment: str) -> Table:
     """The combinations for a terminal."""
     from rich.table import Table
 
-    shown = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("model", "data", "batch", "size", "", "needs", "micro-batch", "needs then", "manual says", "status",
                   "time", "F1 expected"):  # fmt: skip
         left = title in ("model", "data", "", "status")
-        shown.add_column(title, justify="left" if left else "right", overflow="fold")
+        table.add_column(title, justify="left" if left else "right", overflow="fold")
     for row in rows(machine, environment):
         then, largest = row["predicted_at_micro_batch_bytes"], row["largest_img_size"]
         misfit = (f"✗ ({largest} px fits)" if largest else "✗") if budgets(machine) else ""
         gb, f1 = row["manual_memory_gb"], row["manual_f1_macro"]
-        shown.add_row(
+        table.add_row(
             row["model"],
             row["data"],
             str(row["batch_size"]),
@@ -153,7 +153,7 @@ def render(machine: Machine, environment: str) -> Table:
             "–".join(map(str, row["manual_hours"])) + " h" if row["manual_hours"] else "",
             "–".join(f"{value:.3g}" for value in dict.fromkeys(f1)) if f1 else "",
         )
-    return shown
+    return table
 
 
 def _gib(size: int | None) -> str:

@@ -38,7 +38,7 @@ def manual_memory(config: dict[str, Any], environment: str) -> float | None:
 
 @cache
 def _memory(environment: str) -> dict[tuple[Any, ...], float]:
-    found: dict[tuple[Any, ...], float] = {}
+    memory: dict[tuple[Any, ...], float] = {}
     for row in table(environment):
-        found.setdefault(tuple(row[key] for key in _KEYS), float(row["memory_gb"]))
-    return found
+        memory.setdefault(tuple(row[key] for key in _KEYS), float(row["memory_gb"]))
+    return memory

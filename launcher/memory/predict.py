@@ -59,22 +59,22 @@ class Need:
         return max(line, self.update)
 
 
-def precision_of(asked: str, device: str) -> str:
+def precision_of(setting: str, device: str) -> str:
     """The column of the table, fp32 or bf16, that `training.precision` means on a device (cuda or mps)."""
-    if asked == "auto":
+    if setting == "auto":
         return "bf16" if device == "cuda" else "fp32"
-    return "bf16" if asked == "fp16" else asked  # two bytes a number, either way
+    return "bf16" if setting == "fp16" else setting  # two bytes a number, either way
 
 
 @functools.cache
 def _table() -> Mapping[tuple[str, str, str], Mapping[int, Mapping[str, int]]]:
     """(model, device, precision) → size → columns. Empty where there is no table."""
-    found: dict[tuple[str, str, str], dict[int, dict[str, int]]] = {}
+    table: dict[tuple[str, str, str], dict[int, dict[str, int]]] = {}
     with suppress(FileNotFoundError), TABLE.open(encoding="utf-8", newline="") as lines:
         for row in csv.DictReader(lines):
             numbers = {key: int(value) for key, value in row.items() if key.endswith("_bytes")}
-            found.setdefault((row["model"], row["device"], row["precision"]), {})[int(row["img_size"])] = numbers
-    return found
+            table.setdefault((row["model"], row["device"], row["precision"]), {})[int(row["img_size"])] = numbers
+    return table
 
 
 @functools.cache
@@ -120,17 +120,17 @@ def trace(
     if grad_checkpointing:
         words.append("training.grad_checkpointing=true")
     name = hashlib.sha256(json.dumps([__version__, *words]).encode()).hexdigest()[:24]
-    found, why = _traced(tuple(words), cache / f"{name}.json")
-    if found is None:
+    estimate, why = _traced(tuple(words), cache / f"{name}.json")
+    if estimate is None:
         return None, why
-    line = found["precisions"][precision]
+    line = estimate["precisions"][precision]
     return Need(line["fixed"], line["per_image"], line["spared"], line["update"], line["weights"]), ""
 
 
 @functools.cache
-def _traced(words: tuple[str, ...], kept: Path) -> tuple[dict[str, Any] | None, str]:
+def _traced(words: tuple[str, ...], file: Path) -> tuple[dict[str, Any] | None, str]:
     with suppress(OSError, ValueError, KeyError, TypeError):
-        content = json.loads(kept.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
         if content["words"] == list(words) and _is_whole(content["found"]):
             return content["found"], ""
     if any(importlib.util.find_spec(package) is None for package in ("torch", "timm")):
@@ -138,19 +138,19 @@ def _traced(words: tuple[str, ...], kept: Path) -> tuple[dict[str, Any] | None, 
     command = [sys.executable, "-m", "trainer", "estimate", *words, "--json"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TRACE_SECONDS)
-        found = json.loads(done.stdout) if done.returncode == 0 else None
+        estimate = json.loads(done.stdout) if done.returncode == 0 else None
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         return None, f"its trace failed: {' '.join(str(error).split())[:160]}"
-    if found is None or not _is_whole(found):
+    if estimate is None or not _is_whole(estimate):
         return None, " ".join(done.stderr.split()).removeprefix("error: ")[:300] or "its trace said nothing"
     with suppress(OSError):  # a folder that cannot be written to costs the next plan some seconds
-        write_json(kept, {"words": list(words), "found": found})
-    return found, ""
+        write_json(file, {"words": list(words), "found": estimate})
+    return estimate, ""
 
 
-def _is_whole(found: dict[str, Any]) -> bool:
+def _is_whole(estimate: dict[str, Any]) -> bool:
     keys = ("fixed", "per_image", "spared", "update", "weights")
-    return all(isinstance(found["precisions"][p][key], int) for p in ("fp32", "bf16") for key in keys)
+    return all(isinstance(estimate["precisions"][p][key], int) for p in ("fp32", "bf16") for key in keys)
 
 
 def cache_folder() -> Path:

@@ -29,9 +29,9 @@ def read_submission(submission: Path) -> dict[str, Any]:
 def list_submissions(runs_root: Path) -> list[Path]:
     """The submissions below `runs_root`, oldest first."""
     # One whose name begins with a dot is being made, or was when its launcher was killed.
-    found = [path.parent for path in runs_root.glob("[!.]*/submission.json")]
+    submissions = [path.parent for path in runs_root.glob("[!.]*/submission.json")]
     # By what is written once: a folder's own time changes with every file in it.
-    return sorted(found, key=lambda path: ((path / "submission.json").stat().st_mtime_ns, path.name))
+    return sorted(submissions, key=lambda path: ((path / "submission.json").stat().st_mtime_ns, path.name))
 
 
 def find_submission(runs_root: Path, name: str | None = None) -> Path:
@@ -42,21 +42,21 @@ def find_submission(runs_root: Path, name: str | None = None) -> Path:
     """
     if name and (Path(name) / "submission.json").is_file():
         return Path(name)
-    found = list_submissions(runs_root)
-    if not found:
+    submissions = list_submissions(runs_root)
+    if not submissions:
         start = "start one: launcher submit jobs/quickstart.yaml"
         if not Path("jobs/quickstart.yaml").is_file():
             start = "name the runs folder by --runs DIR, or go to the project's checkout to start one"
         raise RunError(f"{runs_root}: there is no submission yet; {start}")
     if name is None:
-        return max(found, key=lambda path: (path / "submission.json").stat().st_mtime_ns)
-    names = [path.name for path in found]
+        return max(submissions, key=lambda path: (path / "submission.json").stat().st_mtime_ns)
+    names = [path.name for path in submissions]
     if name in names:
         return runs_root / name
-    of_job = [each for each in names if re.fullmatch(re.escape(name) + r"-\d{8}-\d{6}(-\d+)?", each)]
+    of_job = [candidate for candidate in names if re.fullmatch(re.escape(name) + r"-\d{8}-\d{6}(-\d+)?", candidate)]
     if of_job:
         return runs_root / of_job[-1]
-    beginning = [each for each in names if each.startswith(name)]
+    beginning = [candidate for candidate in names if candidate.startswith(name)]
     if len(beginning) == 1:
         return runs_root / beginning[0]
     if beginning:

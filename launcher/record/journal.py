@@ -122,10 +122,10 @@ def read_status(run_dir: Path) -> Status:
     if not events:
         return Status()
     try:
-        shown = json.loads((run_dir / "status.json").read_text(encoding="utf-8"))
+        recorded = json.loads((run_dir / "status.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        shown = None
-    if shown != events[-1] and os.access(run_dir, os.W_OK):
+        recorded = None
+    if recorded != events[-1] and os.access(run_dir, os.W_OK):
         with suppress(OSError):
             write_json(run_dir / "status.json", events[-1])
     return status_of(events[-1])

@@ -82,13 +82,13 @@ def joined(parts: Sequence[Predictions]) -> Predictions | None:
     )
 
 
-def scores(made: Predictions) -> dict[str, Any]:
+def scores(joint: Predictions) -> dict[str, Any]:
     """The figures of predicted classes, and the 95 % intervals of the macro F1 (None where there is none), named as in
     metrics.json."""
-    classes = len(made.class_names)
-    return figures.values_of_labels(made.targets, made.copies, classes) | {
-        f"{figures.F1.column(copy)}_interval": intervals.interval(made.targets, predicted, classes)
-        for copy, predicted in made.copies.items()
+    classes = len(joint.class_names)
+    return figures.values_of_labels(joint.targets, joint.copies, classes) | {
+        f"{figures.F1.column(copy)}_interval": intervals.interval(joint.targets, predicted, classes)
+        for copy, predicted in joint.copies.items()
     }
 
 
@@ -100,14 +100,14 @@ def distinguishable(
     figure is not one of predicted classes."""
     own, figure = best.parts(column), column.figure.of_counts
     pairs = [(row, parts) for row, other in enumerate(others) if (parts := _comparable(best, other, column))]
-    found: list[bool | None] = [None] * len(others)
+    differs: list[bool | None] = [None] * len(others)
     if own is None or figure is None or not pairs:
-        return found
+        return differs
     classes = len(best.class_names)
     compared = intervals.differences(best.targets, own, [parts for _, parts in pairs], classes, of=figure)
     for (row, _), (low, high) in zip(pairs, compared, strict=True):
-        found[row] = not low <= 0 <= high
-    return found
+        differs[row] = not low <= 0 <= high
+    return differs
 
 
 def _comparable(best: Predictions, other: Predictions | None, column: figures.Column) -> list[NDArray[np.int64]] | None:

@@ -48,13 +48,13 @@ class EqualRun:
 
 def identity(plain: Mapping[str, Any]) -> str:
     """SHA-256 of a whole configuration, but for what changes no result."""
-    kept = {key: dict(value) if isinstance(value, dict) else value for key, value in plain.items()}
+    relevant = {key: dict(value) if isinstance(value, dict) else value for key, value in plain.items()}
     for key in UNIMPORTANT:
         section, _, leaf = key.rpartition(".")
-        (kept.get(section, {}) if section else kept).pop(leaf, None)
-    if kept.get("resume") in (None, "auto"):  # of its own directory; another run's checkpoint is another beginning
-        kept.pop("resume", None)
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+        (relevant.get(section, {}) if section else relevant).pop(leaf, None)
+    if relevant.get("resume") in (None, "auto"):  # of its own directory; another run's checkpoint is another beginning
+        relevant.pop("resume", None)
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
 
 class TrainerImage(Protocol):
@@ -100,11 +100,11 @@ def data_of(folder: Path, weights: Path | None, cache: Path, teachers: Sequence[
 
 
 def _cached_digest(listed: Sequence[tuple[str, Path]], cache: Path) -> str:
-    look = hashlib.sha256()
+    listing = hashlib.sha256()
     for name, path in listed:
         stat = path.stat()
-        look.update(f"\0{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ino}".encode())
-    place = cache / f"{look.hexdigest()}.json"
+        listing.update(f"\0{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ino}".encode())
+    place = cache / f"{listing.hexdigest()}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
         return str(json.loads(place.read_text(encoding="utf-8"))["sha256"])
     digest = hashlib.sha256()
@@ -119,23 +119,23 @@ def _cached_digest(listed: Sequence[tuple[str, Path]], cache: Path) -> str:
 def equal_runs(wanted: Iterable[RunRequest], runs_root: Path) -> dict[str, EqualRun]:
     """The latest equal run that succeeded, by the names of those that are `wanted`; one of the same code before one of
     another."""
-    asked: dict[tuple[str, str], list[RunRequest]] = {}
+    requests_by_key: dict[tuple[str, str], list[RunRequest]] = {}
     for request in wanted:
         if request.kind == "train" and request.identity and request.data:
-            asked.setdefault((request.identity, request.data), []).append(request)
-    found: dict[str, EqualRun] = {}
-    if not asked:
-        return found
+            requests_by_key.setdefault((request.identity, request.data), []).append(request)
+    equal: dict[str, EqualRun] = {}
+    if not requests_by_key:
+        return equal
     for directory in reversed(list_submissions(runs_root)):
         for run_dir in list_runs(directory):
             with suppress(RunError):
-                known = read_request(run_dir)
-                for request in asked.get((known.identity, known.data), ()):
-                    stale = known.code != request.code
-                    better = request.name not in found or (found[request.name].stale and not stale)
+                earlier = read_request(run_dir)
+                for request in requests_by_key.get((earlier.identity, earlier.data), ()):
+                    stale = earlier.code != request.code
+                    better = request.name not in equal or (equal[request.name].stale and not stale)
                     if better and _is_whole(run_dir):
-                        found[request.name] = EqualRun(run_dir, stale)
-    return found
+                        equal[request.name] = EqualRun(run_dir, stale)
+    return equal
 
 
 def split(
@@ -144,7 +144,7 @@ def split(
     """What equals earlier runs (nothing where all is to be `fresh`), and those of them that serve: with `stale` also
     those by another version of the trainer."""
     equal = {} if fresh else equal_runs(wanted, runs_root)
-    return equal, {name: found.source for name, found in equal.items() if stale or not found.stale}
+    return equal, {name: run.source for name, run in equal.items() if stale or not run.stale}
 
 
 def _is_whole(run_dir: Path) -> bool:

@@ -54,6 +54,6 @@ def _name(run_dir: Path, attempt: int) -> str:
 
 def _places() -> Iterator[Path]:
     """Folders that can be written to, the best first."""
-    for each in (os.environ.get("XDG_RUNTIME_DIR"), "/dev/shm", tempfile.gettempdir()):
-        if each and os.access(each, os.W_OK | os.X_OK):
-            yield Path(each)
+    for folder in (os.environ.get("XDG_RUNTIME_DIR"), "/dev/shm", tempfile.gettempdir()):
+        if folder and os.access(folder, os.W_OK | os.X_OK):
+            yield Path(folder)

@@ -45,21 +45,21 @@ def read_metrics(run_dir: Path) -> Figures:
 
 def results(submission: Path, *kinds: str) -> list[Result]:
     """The runs of these kinds, in the order of their index."""
-    found = []
+    selected = []
     for run_dir in list_runs(submission):
         request, status = read_request(run_dir), read_status(run_dir)
         if request.kind in kinds:
-            found.append(Result(run_dir, request, status, read_metrics(run_dir) if status.state in GOOD else {}))
-    return found
+            selected.append(Result(run_dir, request, status, read_metrics(run_dir) if status.state in GOOD else {}))
+    return selected
 
 
-def configurations(found: Iterable[Result]) -> list[list[Result]]:
+def configurations(all_results: Iterable[Result]) -> list[list[Result]]:
     """The results by configuration: those that differ in `data.fold` alone together, the folds in order; every other
     alone. In the order of the first of each."""
-    made: dict[str, list[Result]] = {}
-    for each in found:
-        made.setdefault(each.request.configuration or each.run_dir.name, []).append(each)
-    return [sorted(group, key=fold_of) for group in made.values()]
+    groups: dict[str, list[Result]] = {}
+    for result in all_results:
+        groups.setdefault(result.request.configuration or result.run_dir.name, []).append(result)
+    return [sorted(group, key=fold_of) for group in groups.values()]
 
 
 def fold_of(result: Result) -> int:
@@ -70,36 +70,37 @@ def out_of_fold(folds: Sequence[Result]) -> tuple[Predictions | None, str]:
     """The predictions of a configuration's folds joined, or None and the reason why there are none."""
     from launcher.record import predictions
 
-    if missing := [f"fold {fold_of(each)} {each.status.state}" for each in folds if not each.good]:
+    if missing := [f"fold {fold_of(fold)} {fold.status.state}" for fold in folds if not fold.good]:
         return None, f"incomplete: {', '.join(missing)}"
-    parts = [part for each in folds if (part := predictions.load(each.run_dir)) is not None]
+    parts = [part for fold in folds if (part := predictions.load(fold.run_dir)) is not None]
     if len(parts) < len(folds):
         return None, "a fold has no val_predictions.npz that can be read"
-    made = predictions.joined(parts)
-    return made, "" if made else "its folds are not of one cut: the data changed between them"
+    joint = predictions.joined(parts)
+    return joint, "" if joint else "its folds are not of one cut: the data changed between them"
 
 
 def pooled(folds: Sequence[Result]) -> tuple[Figures, str]:
     """The figures of a configuration's folds together; empty, and the reason, where they cannot be joined."""
     from launcher.record import predictions
 
-    made, why_not = out_of_fold(folds)
-    if made is None:
+    joint, why_not = out_of_fold(folds)
+    if joint is None:
         return {}, why_not
     known = {"monitor": folds[0].figures["monitor"]} if "monitor" in folds[0].figures else {}
-    return {**known, **predictions.scores(made)}, ""
+    return {**known, **predictions.scores(joint)}, ""
 
 
 def judged_by(all_figures: Iterable[Figures]) -> str:
     """The figure by which runs are compared: what all of them monitored, else `DEFAULT_MONITOR` where all have it,
     else `MAIN`."""
-    judged, known = [each for each in all_figures if each.get(MAIN) is not None], columns()
+    judged, known = [figures for figures in all_figures if figures.get(MAIN) is not None], columns()
     monitored = {
-        str(each["monitor"]) if each.get("monitor") in known and each["monitor"] in each else MAIN for each in judged
+        str(figures["monitor"]) if figures.get("monitor") in known and figures["monitor"] in figures else MAIN
+        for figures in judged
     }
     if len(monitored) == 1:
         return monitored.pop()
-    return DEFAULT_MONITOR if judged and all(DEFAULT_MONITOR in each for each in judged) else MAIN
+    return DEFAULT_MONITOR if judged and all(DEFAULT_MONITOR in figures for figures in judged) else MAIN
 
 
 def worth(of: Figures, figure: str) -> float:
@@ -117,7 +118,7 @@ def score(of: Figures, figure: str) -> float | None:
 def ranked(submission: Path) -> list[list[Result]]:
     """The configurations of training runs, each with all its folds, the best first; those that lack a fold or a run
     are left out."""
-    complete = [group for group in configurations(results(submission, "train")) if all(each.good for each in group)]
+    complete = [group for group in configurations(results(submission, "train")) if all(result.good for result in group)]
     judged = [(group, group[0].figures if len(group) == 1 else pooled(group)[0]) for group in complete]
-    figure = judged_by(each for _, each in judged)
-    return [group for group, each in sorted(judged, key=lambda pair: -worth(pair[1], figure))]
+    figure = judged_by(figures for _, figures in judged)
+    return [group for group, _ in sorted(judged, key=lambda pair: -worth(pair[1], figure))]

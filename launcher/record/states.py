@@ -53,7 +53,7 @@ def reference() -> str:
     for state in MEANINGS:  # TRANSITIONS is made from sets, which have no order
         after = TRANSITIONS[state]
         meaning, resumed = MEANINGS[state]
-        nexts = ", ".join(f"`{each}`" for each in MEANINGS if each in after) or "nothing: it is final"
+        nexts = ", ".join(f"`{following}`" for following in MEANINGS if following in after) or "nothing: it is final"
         retried = "by `retry.on`" if state in RETRIED else "–" if state in GOOD or state not in ENDED else "never"
         lines.append(f"| `{state}` | {meaning} | {nexts} | {retried} | {resumed} |")
     return "\n".join(lines)

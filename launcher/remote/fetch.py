@@ -39,8 +39,8 @@ def fetch(host: Host, words: Sequence[str], runs_root: Path, quiet: bool = False
     if rsync is None:
         raise RunError("collect --host needs rsync, which is not installed here; on Debian: apt-get install rsync")
     with ssh.connect(host) as connection:
-        shown = _understood(host, ssh.capture(connection, "status", ["--json", *words]))
-        name, directory = str(shown["submission"]), str(shown["directory"])
+        status = _understood(host, ssh.capture(connection, "status", ["--json", *words]))
+        name, directory = str(status["submission"]), str(status["directory"])
         if Path(name).name != name or name.startswith("."):
             raise RunError(f"{host.given}: '{name}' cannot be a submission's name")
         description = _description(connection, directory)
@@ -50,18 +50,18 @@ def fetch(host: Host, words: Sequence[str], runs_root: Path, quiet: bool = False
         _copy(connection, rsync, directory, copy, quiet)
         _complete(copy, description)
     click.echo(f"{copy}: brought here from {host.given} in {time.monotonic() - began:.1f} s", err=True)
-    if shown["state"] in ("running", "unattended"):
-        click.echo(f"note: it is not over there ({shown['state']}); say the same again when it is", err=True)
+    if status["state"] in ("running", "unattended"):
+        click.echo(f"note: it is not over there ({status['state']}); say the same again when it is", err=True)
     return copy
 
 
 def _understood(host: Host, printed: bytes) -> dict[str, Any]:
     try:
-        shown: dict[str, Any] = json.loads(printed)
-        shown["submission"], shown["directory"], shown["state"]
+        status: dict[str, Any] = json.loads(printed)
+        status["submission"], status["directory"], status["state"]
     except (ValueError, TypeError, KeyError):
         raise RunError(f"{host.given}: what the launcher there prints is no status; is it another version?") from None
-    return shown
+    return status
 
 
 def _description(connection: ssh.Connection, directory: str) -> bytes:
@@ -116,18 +116,18 @@ def _copy(connection: ssh.Connection, rsync: str, directory: str, copy: Path, qu
         f"{copy}/",
     ]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr)
-    kept = "what has come is kept; say the same again to go on"
+    hint = "what has come is kept; say the same again to go on"
     try:
         code = process.wait()
     except KeyboardInterrupt:
         process.wait()  # it had the Ctrl-C too, and puts the part that it has in its place
-        click.echo(f"\nstopped; {kept}", err=True)
+        click.echo(f"\nstopped; {hint}", err=True)
         raise click.exceptions.Exit(130) from None
     if code in (0, VANISHED):
         return
     if connection.lost():
-        raise RunError(f"{host.given}: the connection was lost; {kept}")
-    raise RunError(f"{copy}: rsync ended with exit code {code}; {kept}")
+        raise RunError(f"{host.given}: the connection was lost; {hint}")
+    raise RunError(f"{copy}: rsync ended with exit code {code}; {hint}")
 
 
 def _complete(copy: Path, description: bytes) -> None:

@@ -28,41 +28,41 @@ def on_host(job: bool = False, detached: bool = False, brings: bool = False) -> 
 
     def decorate(function: F) -> F:
         @functools.wraps(function)
-        def wrapper(*, host: str | None, **given: Any) -> Any:
-            size, into = given.pop("job_bytes", None), given.pop("into", None)
+        def wrapper(*, host: str | None, **arguments: Any) -> Any:
+            size, into = arguments.pop("job_bytes", None), arguments.pop("into", None)
             if size is not None:
                 click.get_current_context().obj = _receive(size)
             if host is None:
                 if into is not None:
                     raise click.UsageError("--into goes with --host: it says where the copy shall lie")
-                return function(**given)
+                return function(**arguments)
             from launcher.remote import fetch, ssh
 
-            there, context = parse_host(host), click.get_current_context()
+            server, context = parse_host(host), click.get_current_context()
             with refusals():
                 if brings:
                     words = _words(context, "name", "runs_root")
-                    copy = fetch.fetch(there, words, into or _runs_here(), quiet=given["as_json"])
-                    given |= {"name": str(copy), "runs_root": copy.parent}
-                    return function(**given)
+                    copy = fetch.fetch(server, words, into or _runs_here(), quiet=arguments["as_json"])
+                    arguments |= {"name": str(copy), "runs_root": copy.parent}
+                    return function(**arguments)
                 words = [*(["--detach"] if detached else []), *_words(context)]
-                file = ssh.read_job(given["words"][0]) if job else None
+                file = ssh.read_job(arguments["words"][0]) if job else None
                 if detached:
-                    return ssh.submit(there, context.command.name or "", words, file, _shown_runs(context))
-                return ssh.run_command(there, context.command.name or "", words, file)
+                    return ssh.submit(server, context.command.name or "", words, file, _shown_runs(context))
+                return ssh.run_command(server, context.command.name or "", words, file)
 
         options = [click.option("--host", metavar="USER@SERVER[:DIR]", help="Do it on that server, over ssh.")]
         if job:
             options.append(click.option("--job-bytes", type=int, hidden=True))
         if brings:
-            kept = click.Path(path_type=Path, file_okay=False)
+            folder = click.Path(path_type=Path, file_okay=False)
             options.append(
-                click.option("--into", type=kept, help="With --host: folder for the copy (default: as for --runs).")
+                click.option("--into", type=folder, help="With --host: folder for the copy (default: as for --runs).")
             )
-        made: Any = wrapper
+        decorated: Any = wrapper
         for option in options:
-            made = option(made)
-        return made  # type: ignore[no-any-return]
+            decorated = option(decorated)
+        return decorated  # type: ignore[no-any-return]
 
     return decorate
 
@@ -81,8 +81,8 @@ def _runs_here() -> Path:
 
 def _shown_runs(context: click.Context) -> str:
     """` --runs DIR` for the next command, where this one was given it."""
-    given = context.get_parameter_source("runs_root") is COMMANDLINE
-    return f" --runs {shlex.quote(str(context.params['runs_root']))}" if given else ""
+    named = context.get_parameter_source("runs_root") is COMMANDLINE
+    return f" --runs {shlex.quote(str(context.params['runs_root']))}" if named else ""
 
 
 def _words(context: click.Context, *names: str) -> list[str]:
@@ -100,9 +100,9 @@ def _words(context: click.Context, *names: str) -> list[str]:
         value = context.params[name]
         values = list(value) if isinstance(value, tuple) else [value]
         if isinstance(parameter, click.Argument):
-            arguments += [str(each) for each in values]
+            arguments += [str(item) for item in values]
         elif isinstance(parameter, click.Option) and parameter.is_flag:
             options.append(max(parameter.opts, key=len))
         else:
-            options += [f"{max(parameter.opts, key=len)}={each}" for each in values]
+            options += [f"{max(parameter.opts, key=len)}={item}" for item in values]
     return [*options, "--", *arguments]

@@ -76,14 +76,14 @@ def connect(host: Host) -> Iterator[Connection]:
     shared = [*command, *options, "-o", f"ControlPath={folder / 's'}", "-o"]
     master = None
     try:
-        with (folder / "said").open("wb") as said:
+        with (folder / "said").open("wb") as errors:
             # It lives as long as its `cat` there, and that as long as this process: a killed launcher leaves nothing.
             # In a session of its own, so that Ctrl-C ends what uses it first.
             master = subprocess.Popen(
                 [*shared, "ControlMaster=yes", "-o", "LogLevel=ERROR", "-T", host.destination, "exec cat"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
-                stderr=said,
+                stderr=errors,
                 start_new_session=True,
             )
         deadline = time.monotonic() + PATIENCE
@@ -101,12 +101,12 @@ def connect(host: Host) -> Iterator[Connection]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _why_not(host: Host, said: str) -> str:
+def _why_not(host: Host, errors: str) -> str:
     """ssh's own words for a login that failed, as one message that says what to do."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
     last = lines[-1] if lines else f"no answer within {PATIENCE} s"
     by_hand = shlex.join([*ssh_command(), host.destination])
-    text = said.lower()
+    text = errors.lower()
     if "host identification has changed" in text:
         return (
             f"{host.given}: the server shows another host key than the one known here: it was set up anew, or "
@@ -238,16 +238,16 @@ def _start(
     connection: Connection, command: str, words: Sequence[str], job: bytes | None, stdout: int | None = None,
     tty: bool = False,
 ) -> Iterator[subprocess.Popen[bytes]]:  # fmt: skip
-    given: list[str] = [command]
+    command_words: list[str] = [command]
     stdin: IO[Any] | int | None = None if tty else subprocess.DEVNULL
     with contextlib.ExitStack() as stack:
         if job is not None:
-            given.append(f"--job-bytes={len(job)}")
+            command_words.append(f"--job-bytes={len(job)}")
             stdin = stack.enter_context(tempfile.TemporaryFile())
             stdin.write(job)
             stdin.seek(0)
         sys.stdout.flush()
-        script = launcher_script(connection.host, [*given, *words])
+        script = launcher_script(connection.host, [*command_words, *words])
         process = subprocess.Popen(session(connection, script, tty), stdin=stdin, stdout=stdout)
         try:
             yield process

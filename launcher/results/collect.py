@@ -108,8 +108,8 @@ def _block(result: Result) -> _Block:
         row["checkpoint"] = f"{name}/best.ckpt"
     if result.good and request.kind == "ensemble":
         members = scores.get("members", [])
-        row["members"] = " ".join(Path(each["checkpoint"]).parent.name for each in members)
-        row["voters"] = len({each.get("member", place) for place, each in enumerate(members)})
+        row["members"] = " ".join(Path(member["checkpoint"]).parent.name for member in members)
+        row["voters"] = len({member.get("member", place) for place, member in enumerate(members)})
         row["checkpoint"] = f"{name}/ensemble.json"
         row["model"], row["reason"] = scores.get("method", ""), scores.get("why_no_val") or ""
     return _Block(row, scores, (result.run_dir,))
@@ -118,19 +118,19 @@ def _block(result: Result) -> _Block:
 def _joined(folds: Sequence[Result]) -> _Block:
     """Of the folds of one configuration."""
     scores, why_not = standings.pooled(folds)
-    below = tuple(_block(each) for each in folds)
-    states = dict.fromkeys(each.status.state for each in folds if not each.good)
+    below = tuple(_block(fold) for fold in folds)
+    states = dict.fromkeys(fold.status.state for fold in folds if not fold.good)
     config = {key: value for key, value in folds[0].request.config.items() if key != "fold"}
     row = _row(config, scores)
     row |= {
         "run": _name(folds),
         "kind": "folds",
         "state": next(iter(states), "succeeded"),
-        "members": " ".join(each.run_dir.name for each in folds),
+        "members": " ".join(fold.run_dir.name for fold in folds),
         "minutes": round(sum(block.row["minutes"] or 0 for block in below), 2) if not states else "",
         "reason": why_not,
     }
-    return _Block(row, scores, tuple(each.run_dir for each in folds), below)
+    return _Block(row, scores, tuple(fold.run_dir for fold in folds), below)
 
 
 def _row(config: dict[str, Any], scores: Figures) -> Row:
@@ -150,15 +150,15 @@ def _name(folds: Sequence[Result]) -> str:
 
 def _compare(ranked: Sequence[_Block], figure: str) -> None:
     """Fill in `distinguishable` and `val_images` of blocks that have a score, the best first."""
-    found = [_predicted(block) for block in ranked]
-    for block, made in zip(ranked, found, strict=True):
-        block.row["val_images"] = len(made.ids) if made else ""
-    if not found or (best := found[0]) is None:
+    by_block = [_predicted(block) for block in ranked]
+    for block, predicted in zip(ranked, by_block, strict=True):
+        block.row["val_images"] = len(predicted.ids) if predicted else ""
+    if not by_block or (best := by_block[0]) is None:
         return
     from launcher.record import predictions
 
     ranked[0].row["distinguishable"] = "no"
-    compared = predictions.distinguishable(best, found[1:], figures.columns()[figure])
+    compared = predictions.distinguishable(best, by_block[1:], figures.columns()[figure])
     for block, apart in zip(ranked[1:], compared, strict=True):
         block.row["distinguishable"] = "" if apart is None else "yes" if apart else "no"
 
@@ -177,30 +177,30 @@ def collect(submission: Path, place: Path | None = None, replace: bool = False) 
     `replace` puts it there also where the two were validated on different splits, and so cannot be compared. A fold is
     no champion, even where it was trained alone: it was validated on other images than the rest.
     """
-    found = leaderboard_rows(submission)
+    rows = leaderboard_rows(submission)
     out = io.StringIO()
     writer = csv.DictWriter(out, columns(), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(found)
+    writer.writerows(rows)
     write_text(submission / "leaderboard.csv", out.getvalue())
-    ranked = [row for row in found if row["rank"] != ""]
+    ranked = [row for row in rows if row["rank"] != ""]
     best = next((row for row in ranked if row["kind"] == "train" and row["fold"] == ""), None)
     folds = any(row["kind"] == "folds" or row["fold"] != "" for row in ranked)
     line = champion.crown(
         submission, best, place or submission.parent / "champion", replace, FOLDS_ALONE if folds else NO_FIGURE
     )
-    return found, line
+    return rows, line
 
 
 def places(submission: Path) -> list[tuple[str, str]]:
     """Where everything lies: what it is, and its path."""
-    found = [("leaderboard", submission / "leaderboard.csv"), ("runs", submission)]
+    labelled = [("leaderboard", submission / "leaderboard.csv"), ("runs", submission)]
     for run_dir in list_runs(submission):
         request = read_request(run_dir)
         if read_status(run_dir).state in GOOD and request.kind != "train":
             names = ("ensemble.json", "submission.csv", "analysis_results/report.html")
-            kept = [run_dir / name for name in names if (run_dir / name).exists()]
-            found += [(request.kind, path) for path in kept]
+            products = [run_dir / name for name in names if (run_dir / name).exists()]
+            labelled += [(request.kind, path) for path in products]
     best = submission.parent / "champion" / "best_model.ckpt"
-    found += [("champion", best)] if best.exists() else []
-    return [(what, os.path.relpath(path)) for what, path in found]
+    labelled += [("champion", best)] if best.exists() else []
+    return [(what, os.path.relpath(path)) for what, path in labelled]

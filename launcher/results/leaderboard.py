@@ -17,14 +17,14 @@ MARK = "≈"
 CORRUPTED = F1.column("corrupted")
 
 
-def render(found: Sequence[Row]) -> Table:
+def render(rows: Sequence[Row]) -> Table:
     """The rows of `collect.leaderboard_rows`; folds of a configuration only where they could not be joined."""
     from rich.table import Table
 
-    several = sum(row["distinguishable"] == "no" for row in found) > 1
-    corrupted = any(row[CORRUPTED] != "" for row in found)
-    scored = corrupted or any(row["monitor"] not in ("", MAIN) for row in found)
-    table = Table(box=None, pad_edge=False, header_style="bold", caption=caption(found), caption_justify="left")
+    several = sum(row["distinguishable"] == "no" for row in rows) > 1
+    corrupted = any(row[CORRUPTED] != "" for row in rows)
+    scored = corrupted or any(row["monitor"] not in ("", MAIN) for row in rows)
+    table = Table(box=None, pad_edge=False, header_style="bold", caption=caption(rows), caption_justify="left")
     for title, justify in (
         ("#", "right"),
         ("run", "left"),
@@ -38,7 +38,7 @@ def render(found: Sequence[Row]) -> Table:
         ("state", "left"),
     ):
         table.add_column(title, justify=justify, overflow="fold" if title == "run" else "ellipsis")
-    for row, below in _shown(found):
+    for row, below in _shown(rows):
         seconds = float(row["minutes"]) * 60 if row["minutes"] != "" else None
         table.add_row(
             f"{MARK} {row['rank']}" if several and row["distinguishable"] == "no" else str(row["rank"]),
@@ -55,9 +55,9 @@ def render(found: Sequence[Row]) -> Table:
     return table
 
 
-def caption(found: Sequence[Row]) -> str | None:
+def caption(rows: Sequence[Row]) -> str | None:
     """What the ranks mean, in a sentence or two; None where there is nothing to compare."""
-    ranked = [row for row in found if row["rank"] != ""]
+    ranked = [row for row in rows if row["rank"] != ""]
     alike = [row["rank"] for row in ranked if row["distinguishable"] == "no"]
     others = [row for row in ranked if row["distinguishable"] == "yes"]
     lines = []
@@ -79,11 +79,11 @@ def caption(found: Sequence[Row]) -> str | None:
     return "\n".join(lines) or None
 
 
-def _shown(found: Sequence[Row]) -> Iterator[tuple[Row, bool]]:
+def _shown(rows: Sequence[Row]) -> Iterator[tuple[Row, bool]]:
     """The rows, and whether each is a fold below its configuration."""
     folds: list[str] = []
     joined = False
-    for row in found:
+    for row in rows:
         if row["kind"] == "folds":
             folds, joined = row["members"].split(), row["rank"] != ""
         below = row["kind"] == "train" and row["run"] in folds

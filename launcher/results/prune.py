@@ -46,19 +46,19 @@ class Waste:
 def find_waste(runs_root: Path) -> tuple[list[Waste], list[str]]:
     """Everything that may go, and remarks on what could not be looked at. Frees nothing."""
     remarks: list[str] = []
-    found = _checkpoints(runs_root, remarks) + _half_made(runs_root, remarks)
+    waste = _checkpoints(runs_root, remarks) + _half_made(runs_root, remarks)
     try:
         client = docker_client.connect(timeout=10)
-        found += leftovers(client, remarks)
-        found += _images(client, runs_root, remarks)
+        waste += leftovers(client, remarks)
+        waste += _images(client, runs_root, remarks)
     except EngineError as error:
         remarks.append(f"containers and images were not looked at, or not all: {error}")
-    return found, remarks
+    return waste, remarks
 
 
 def _checkpoints(runs_root: Path, remarks: list[str]) -> list[Waste]:
     """`last.ckpt` of runs that succeeded, in submissions that nobody drives."""
-    found = []
+    waste = []
     for directory in list_submissions(runs_root):
         try:
             if lease.is_driven(directory):
@@ -67,15 +67,15 @@ def _checkpoints(runs_root: Path, remarks: list[str]) -> list[Waste]:
                 path = run_dir / "last.ckpt"
                 if path.is_file() and read_status(run_dir).state in GOOD:
                     name = f"{directory.name}/{run_dir.name}/last.ckpt"
-                    found.append(Waste(name, path.stat().st_size, "the run succeeded", path.unlink))
+                    waste.append(Waste(name, path.stat().st_size, "the run succeeded", path.unlink))
         except (OSError, RunError) as error:  # another user's, or one that is broken
             remarks.append(f"{directory.name} was not looked at, or not all of it: {error}")
-    return found
+    return waste
 
 
 def _half_made(runs_root: Path, remarks: list[str]) -> list[Waste]:
     """Folders that a `submit` was killed over before it moved them into place."""
-    found = []
+    waste = []
     for folder in sorted(runs_root.glob(f"{submission.BUILDING}*")):
         try:
             if time.time() - folder.stat().st_mtime < ABANDONED:
@@ -84,23 +84,23 @@ def _half_made(runs_root: Path, remarks: list[str]) -> list[Waste]:
         except OSError as error:
             remarks.append(f"{folder.name} was not looked at: {error}")
             continue
-        found.append(Waste(folder.name, size, "its submit was killed", partial(shutil.rmtree, folder)))
-    return found
+        waste.append(Waste(folder.name, size, "its submit was killed", partial(shutil.rmtree, folder)))
+    return waste
 
 
 def leftovers(client: DockerClient, remarks: list[str]) -> list[Waste]:
     """Containers of runs that are over or gone, and that nobody looks after. Raises EngineError."""
-    found = []
-    for each in _list(client):
-        run_dir = Path(each.labels[docker_client.DIRECTORY])
+    waste = []
+    for container in _list(client):
+        run_dir = Path(container.labels[docker_client.DIRECTORY])
         try:
-            why = _why_left(each, run_dir, remarks)
+            why = _why_left(container, run_dir, remarks)
         except (OSError, RunError) as error:  # another user's folder may be closed to this one
-            remarks.append(f"container {each.name} stays: its run cannot be looked at: {error}")
+            remarks.append(f"container {container.name} stays: its run cannot be looked at: {error}")
             continue
         if why:
-            found.append(Waste(f"container {each.name}", 0, why, partial(_remove_container, str(each.id))))
-    return found
+            waste.append(Waste(f"container {container.name}", 0, why, partial(_remove_container, str(container.id))))
+    return waste
 
 
 def _why_left(container: Container, run_dir: Path, remarks: list[str]) -> str | None:
@@ -153,14 +153,14 @@ def _images(client: DockerClient, runs_root: Path, remarks: list[str]) -> list[W
             return []
         if image and not over:
             needed.add(image["id"])
-    found = []
+    waste = []
     own = _unshared(client)
     for image in images.listed(client):
         if not image.tags and image.id not in needed:
             what = f"image {image.name} ({image.variant}, {image.created})"
             why = "a later build took its name; the size is that of layers that no other image has"
-            found.append(Waste(what, own.get(image.id, 0), why, partial(_remove_image, image.id)))
-    return found
+            waste.append(Waste(what, own.get(image.id, 0), why, partial(_remove_image, image.id)))
+    return waste
 
 
 def _unshared(client: DockerClient) -> dict[str, int]:
@@ -169,15 +169,15 @@ def _unshared(client: DockerClient) -> dict[str, int]:
         listed = client.df()["Images"] or []
     except Exception:  # an engine that is busy counting answers with an error; a size is no reason to fail
         return {}
-    return {each["Id"]: max(0, int(each["Size"]) - max(0, int(each["SharedSize"]))) for each in listed}
+    return {image["Id"]: max(0, int(image["Size"]) - max(0, int(image["SharedSize"]))) for image in listed}
 
 
-def free_all(found: list[Waste]) -> list[str]:
+def free_all(waste: list[Waste]) -> list[str]:
     """Free all of it; returns what could not be, with the reason."""
     failed = []
-    for waste in found:
+    for item in waste:
         try:
-            waste.free()
+            item.free()
         except Exception as error:  # the operating system's, or the engine's
-            failed.append(f"{waste.what}: {explain(error)}")
+            failed.append(f"{item.what}: {explain(error)}")
     return failed

@@ -16,7 +16,7 @@ from launcher.base.sizes import GIB, show_size
 from launcher.engines.docker import client
 from launcher.engines.native.execute import GRACE
 from launcher.job.matrix import override_value
-from launcher.memory import teachers
+from launcher.memory.fitting import ensemble_checkpoints
 from launcher.memory.predict import device_limit
 from launcher.record import retry
 from launcher.record.journal import read_events
@@ -116,7 +116,7 @@ def words(request: RunRequest, run_dir: Path) -> tuple[list[str], list[Path]]:
                 path = Path(os.path.abspath(Path(request.cwd or ".") / Path(value).expanduser()))  # noqa: PTH100  # keeps links
                 if not (path.is_file() or path.is_dir()):
                     raise FileNotFoundError(f"{key}={value}: there is no such file")
-                files += [path, *teachers.members(path)]
+                files += [path, *ensemble_checkpoints(path)]
                 values[position] = str(path)
         if values:
             word = f"{key}={override_value(values if key in LISTS else values[0])}"
