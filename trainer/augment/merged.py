@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 from trainer.augment import light_and_noise
-from trainer.augment.warps import Image, Page, colour, finish, lay_out, move, own, parameters, turn
+from trainer.augment.warps import Image, Page, colour, finish, lay_out, move, parameters, turn, writable
 
 ANY_RESOLUTION = (
     A.CLAHE,
@@ -50,12 +50,13 @@ def merge(pipeline: A.Compose, image: Image) -> Image:
         step = STEPS.get(type(transform))
         if step is not None and step(page, transform):
             continue
-        if isinstance(transform, ANY_RESOLUTION):
+        any_resolution = isinstance(transform, ANY_RESOLUTION) or getattr(transform, "any_resolution", False)
+        if any_resolution:
             lay_out(page)
         else:
             finish(page)
-        page.pixels = transform(image=own(page.pixels), force_apply=True)["image"]
-        if not isinstance(transform, ANY_RESOLUTION):
+        page.pixels = transform(image=writable(page.pixels), force_apply=True)["image"]
+        if not any_resolution:
             page.shape = page.pixels.shape[:2]
     return finish(page)
 

@@ -20,19 +20,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.augment import merged
-from trainer.augment.warps import own
+from trainer.augment import own as own_augmentations
+from trainer.augment.warps import writable
 from trainer.base.errors import ConfigError
 
 
 def table() -> dict[str, list[str]]:
-    """Every albumentation that a configuration can name (by plain values), with its arguments, sorted."""
-    found: dict[str, list[str]] = {}
-    for name, thing in vars(A).items():
-        if inspect.isclass(thing) and issubclass(thing, A.ImageOnlyTransform | A.DualTransform):
-            arguments = [p for p in inspect.signature(thing.__init__).parameters if p not in ("self", "args", "kwargs")]
-            if not inspect.isabstract(thing) and name not in ("Lambda", "ImageOnlyTransform", "DualTransform"):
-                found[name] = sorted({*arguments, "p"})
-    return dict(sorted(found.items()))
+    """Every albumentation that a configuration can name (by plain values), with its arguments, sorted: what
+    transforms.json holds."""
+    arguments: dict[str, list[str]] = {}
+    for name, transform in vars(A).items():
+        if inspect.isclass(transform) and issubclass(transform, A.ImageOnlyTransform | A.DualTransform):
+            names = set(inspect.signature(transform.__init__).parameters) - {"self", "args", "kwargs"}
+            if not inspect.isabstract(transform) and name not in ("Lambda", "ImageOnlyTransform", "DualTransform"):
+                arguments[name] = sorted(names | {"p"})
+    return dict(sorted(arguments.items()))
 
 
 def build(entries: Sequence[Any], where: str) -> A.Compose:
@@ -40,14 +42,14 @@ def build(entries: Sequence[Any], where: str) -> A.Compose:
 
     Raises ConfigError for a value that albumentations refuses or silently ignores.
     """
-    steps = []
+    steps, known = [], {**vars(A), **own_augmentations.classes()}
     for position, entry in enumerate(entries):
         name, arguments = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
         with warnings.catch_warnings():
             # Albumentations warns about an argument it drops; a dropped argument is a mistake, not a remark.
             warnings.simplefilter("error", UserWarning)
             try:
-                steps.append(getattr(A, name)(**_values(arguments or {})))
+                steps.append(known[name](**_values(arguments or {})))
             except (UserWarning, ValueError, TypeError) as error:
                 reason = " ".join(str(error).split("For further information")[0].split())
                 raise ConfigError(f"{where}.{position}: {name}: {reason}") from None
@@ -76,7 +78,9 @@ class Augmentation:
         generator = np.random.default_rng((self.seed, epoch, index))
         self.pipeline.set_random_state(generator, random.Random(int(generator.integers(2**63))))
         pipeline = self.pipeline
-        out: NDArray[np.uint8] = merged.merge(pipeline, image) if self.merge else pipeline(image=own(image))["image"]
+        out: NDArray[np.uint8] = (
+            merged.merge(pipeline, image) if self.merge else pipeline(image=writable(image))["image"]
+        )
         if out.shape != (self.img_size, self.img_size, 3) or out.dtype != np.uint8:
             raise ConfigError(
                 f"{self.where}: leaves {'×'.join(map(str, out.shape))} {out.dtype} where the model needs "

@@ -40,7 +40,7 @@ class Page:
     """Whether `pixels` are still to be mirrored left to right, before they are turned."""
 
 
-def own(image: Image) -> Image:
+def writable(image: Image) -> Image:
     """`image`, or a copy where it may not be written to, as one from a cache: some transforms work in place."""
     return image if image.flags.writeable else image.copy()
 

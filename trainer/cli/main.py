@@ -283,12 +283,17 @@ def _predict(arguments: list[str]) -> int:
     _quiet()
     from trainer.config.schema import DataConfig
     from trainer.data import table
+    from trainer.predict import predict
     from trainer.predict.inference import Options
-    from trainer.predict.predict import predict
 
     how = Options(options.device, options.precision, options.batch_size, options.num_workers, options.tta)
     root = table.data_root(DataConfig(root=str(options.root) if options.root else None))
-    predict(options.checkpoint, root, _output(options.output), how)
+    model: predict.Model = predict.of_checkpoint
+    if options.checkpoint.suffix == ".json":
+        from trainer.ensemble import score
+
+        model = score.predict
+    predict.predict(options.checkpoint, root, _output(options.output), how, model)
     return EXIT_OK
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.base import figures
 from trainer.base.errors import nearest
-from trainer.config.keys import CONF_DIR, file_names
+from trainer.config.keys import CONF_DIR, file_names, own_augmentations
 from trainer.config.schema import Config
 
 _CHOICES = {
@@ -61,9 +61,10 @@ RANGES: dict[str, tuple[float, float, bool]] = {
 
 @functools.cache
 def transforms() -> dict[str, list[str]]:
-    """Every augmentation that can be named, with its arguments: a table made from the pinned albumentations."""
+    """Every augmentation that can be named, with its arguments: a table made from the pinned albumentations, and our
+    own."""
     table: dict[str, list[str]] = json.loads((CONF_DIR / "transforms.json").read_text(encoding="utf-8"))
-    return table
+    return table | {name: own.arguments for name, own in own_augmentations().items()}
 
 
 def choices() -> dict[str, tuple[str, ...]]:

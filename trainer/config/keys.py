@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,34 @@ def file_names(folder: str) -> tuple[str, ...]:
     """The names of the files in `trainer/<folder>`, sorted: one for each loss, or each optimizer. None is imported."""
     files = (Path(__file__).parents[1] / folder).glob("*.py")
     return tuple(sorted(file.stem for file in files if not file.stem.startswith("_")))
+
+
+@dataclass(frozen=True)
+class OwnAugmentation:
+    """The file (without .py) in `trainer/augment/own` that has it, and the names of its arguments, sorted."""
+
+    file: str
+    arguments: list[str]
+
+
+@functools.cache
+def own_augmentations() -> dict[str, OwnAugmentation]:
+    """Every public class in `trainer/augment/own`, by name. Read from the source: albumentations takes a second to
+    import."""
+    own = {}
+    for file in file_names("augment/own"):
+        source = (Path(__file__).parents[1] / "augment" / "own" / f"{file}.py").read_text(encoding="utf-8")
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                own[node.name] = OwnAugmentation(file, sorted({*_arguments(node), "p"}))
+    return own
+
+
+def _arguments(node: ast.ClassDef) -> list[str]:
+    for method in node.body:
+        if isinstance(method, ast.FunctionDef) and method.name == "__init__":
+            return [argument.arg for argument in [*method.args.args, *method.args.kwonlyargs] if argument.arg != "self"]
+    return []
 
 
 @functools.cache

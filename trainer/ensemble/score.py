@@ -18,10 +18,10 @@ from trainer.ensemble.members import Validation
 from trainer.ensemble.voting import ballots, combine
 from trainer.models import checkpoint, ensemble_file
 from trainer.models.ensemble_file import Ensemble
-from trainer.predict import kept as predictions
+from trainer.predict import predictions
 from trainer.predict.inference import Options
-from trainer.predict.kept import Origin, Predictions
 from trainer.predict.predict import members_predictions, origin_of, test_images
+from trainer.predict.predictions import Origin, Predictions
 from trainer.scores import intervals
 from trainer.scores.calibration import tempered
 from trainer.scores.validation import Outcome, certainty, save_validation
@@ -53,7 +53,7 @@ def run(made: Ensemble, table: data.Table, fingerprint: str, options: Options) -
     return Predictions(table.ids, joined, first.class_names, first.labels)
 
 
-def predict(path: Path, root: Path, options: Options) -> tuple[Predictions, Origin, data.Table]:
+def predict(path: Path, root: Path, options: Options) -> tuple[Predictions, Origin]:
     """The predictions of the ensemble.json at `path` for `root`'s test images: those beside it where they are of these
     images, else of its members."""
     made = ensemble_file.read(path)
@@ -64,8 +64,8 @@ def predict(path: Path, root: Path, options: Options) -> tuple[Predictions, Orig
     kept = predictions.find(path, table.ids, origin)
     if kept is not None:
         print(f"the ensemble has predicted these {len(table)} images already: {kept[1]}")
-        return kept[0], origin, table
-    return run(made, table, fingerprint, options), origin, table
+        return kept[0], origin
+    return run(made, table, fingerprint, options), origin
 
 
 def _monitor(made: Ensemble) -> str:

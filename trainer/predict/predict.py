@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ from trainer.data import table as data
 from trainer.images import reading
 from trainer.models import ensemble_file
 from trainer.models.ensemble_file import Loaded
-from trainer.predict import inference
-from trainer.predict import kept as predictions
+from trainer.predict import inference, predictions
 from trainer.predict.inference import Options
-from trainer.predict.kept import Origin, Predictions
+from trainer.predict.predictions import Origin, Predictions
+
+Model = Callable[[Path, Path, Options], tuple[Predictions, Origin]]
+"""From a file, a data folder and options to the predictions of its test images, and what they were made with."""
 
 
 def test_images(root: Path) -> data.Table:
@@ -52,25 +54,31 @@ def members_predictions(
     return [found[member.sha256] for member in wanted]
 
 
-def predict(path: Path, root: Path, output: Path, options: Options) -> dict[str, Any]:
-    """Predict `root`'s test images with the checkpoint or ensemble.json at `path`; write the results into `output`.
+def of_checkpoint(path: Path, root: Path, options: Options) -> tuple[Predictions, Origin]:
+    """The predictions of the checkpoint at `path` for `root`'s test images. Raises ConfigError or DataError."""
+    member = ensemble_file.load(path)
+    table = test_images(root)
+    fingerprint = data.content_fingerprint(table.paths)
+    predicted = members_predictions([member], table, fingerprint, options)[0]
+    return predicted, origin_of(member.sha256, fingerprint, options)
+
+
+def predict(path: Path, root: Path, output: Path, options: Options, model: Model = of_checkpoint) -> dict[str, Any]:
+    """Predict `root`'s test images with the file at `path` and write the results into `output`. `model` predicts with
+    that file: a checkpoint, unless another function is given.
 
     A metrics.json of the model's own, where `output` is the folder of a run or of an ensemble, stays as it is. Returns
     what metrics.json holds elsewhere. Raises ConfigError, also where `output` is another ensemble's, or DataError.
     """
-    from trainer.ensemble import score
-
     _refuse_anothers(path, output)
-    if path.suffix == ".json":
-        made, origin, table = score.predict(path, root, options)
-    else:
-        member = ensemble_file.load(path)
-        table = test_images(root)
-        fingerprint = data.content_fingerprint(table.paths)
-        origin = origin_of(member.sha256, fingerprint, options)
-        made = members_predictions([member], table, fingerprint, options)[0]
-    predictions.write(made, output, origin)
-    summary = {"images": len(table), "checkpoint": str(path), "tta": origin.tta, "class_names": made.class_names}
+    predicted, origin = model(path, root, options)
+    predictions.write(predicted, output, origin)
+    summary = {
+        "images": len(predicted.ids),
+        "checkpoint": str(path),
+        "tta": origin.tta,
+        "class_names": predicted.class_names,
+    }
     if not any((output / name).exists() for name in ("best.ckpt", "ensemble.json")):
         write_json(output / "metrics.json", summary)
     return summary

@@ -18,7 +18,7 @@ from trainer.base import provenance
 from trainer.cli.main import main
 from trainer.ensemble import weights
 from trainer.models import build, checkpoint, ensemble_file
-from trainer.predict import kept as predictions
+from trainer.predict import predictions
 from trainer.scores import calibration
 
 KEYS = ("val_f1", "val_f1_corrupted", "val_f1_mean", "score", "monitor", "ece")
