@@ -11,8 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launcher import __version__, engines
-from launcher.base.checkout import ROOT
+from launcher import CHECKOUT, __version__, engines
 from launcher.base.errors import DataFolderError, RunError
 from launcher.engines.choice import Choice
 from launcher.engines.docker.recipe import cache_dir
@@ -94,7 +93,7 @@ def create(
                 "name": name,
                 "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 "launcher": __version__,
-                "git_sha": provenance.git_sha(ROOT),
+                "git_sha": provenance.git_sha(CHECKOUT),
                 "job_file": job.document.path,
                 "engine": choice.engine.name,
                 "image": dataclasses.asdict(choice.image) if choice.image else None,

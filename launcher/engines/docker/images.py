@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from launcher import __version__
-from launcher.base.checkout import ROOT
+from launcher import CHECKOUT, __version__
 from launcher.base.errors import ArgumentError, EngineError
 from launcher.engines.docker.client import CONTENT, HOW, VARIANT, WEIGHTS, explain
 from trainer.base import provenance
@@ -91,7 +90,7 @@ def content_hash(root: Path, variant: str) -> str:
     return digest.hexdigest()
 
 
-def describe(attributes: Mapping[str, Any], root: Path = ROOT) -> Image:
+def describe(attributes: Mapping[str, Any], root: Path = CHECKOUT) -> Image:
     """An image by what the engine says of it (`docker image inspect`)."""
     labels = (attributes.get("Config") or {}).get("Labels") or {}
     variant, content = labels.get(VARIANT, ""), labels.get(CONTENT, "")
@@ -182,7 +181,7 @@ def build(
     arguments: Mapping[str, str],
     tags: Sequence[str],
     say: Callable[[str], None],
-    root: Path = ROOT,
+    root: Path = CHECKOUT,
 ) -> Image:
     """Build an image from the checkout at `root`, with BuildKit where a docker client has it, else by the engine's own
     builder; every line of either goes to `say`. Raises EngineError, and ArgumentError before anything is built."""
