@@ -74,21 +74,21 @@ class ResourcesSpec(_Strict):
     """What each run gets."""
 
     gpus: Annotated[int, Field(ge=0, le=64, strict=True)] | Literal["auto"] = Field(
-        "auto", description="GPUs to itself. auto: one where the machine has any (MPS counts), else none"
+        "auto", description="GPUs that no other run uses. auto: one if the machine has any (MPS counts), else none"
     )
     gpu_memory: Size = Field(
-        "auto", description="cap of the run's own allocator on each GPU, which must have as much. auto: none"
+        "auto", description="limit of the run's allocator on each GPU; the GPU must have as much. auto: none"
     )
     share_gpu: Annotated[bool, Field(strict=True)] = Field(
         False,
-        description="pack several runs of the job on one GPU, as far as gpu_memory (auto: the predicted need) allows; "
-        "each allocator is capped at its part. A run of unknown need has its GPU to itself",
+        description="run several runs of the job on one GPU, as far as gpu_memory (auto: the predicted memory) allows; "
+        "each allocator is limited to its part. A run of unknown need has a GPU to itself",
     )
     memory: Memory = Field("auto", description="host memory; container engines enforce it. auto: no limit")
     cpus: Annotated[float, Field(gt=0, le=4096)] | Literal["auto"] = Field(
         "auto",
-        description="cores, and the threads that torch uses. auto: the machine's, shared among its GPUs; "
-        "4 on a CPU or a shared GPU",
+        description="cores, and threads of torch. auto: the machine's cores divided by its GPUs; 4 on a CPU or a "
+        "shared GPU",
     )
     shm: Size = Field(
         "auto",
@@ -100,20 +100,20 @@ Retried = Literal["out_of_device_memory", "lost", "failed", "timed_out"]
 
 
 class RetrySpec(_Strict):
-    """Which ends of a run are followed by another attempt."""
+    """After which final states a run is attempted again."""
 
     attempts: Annotated[int, Field(ge=1, le=100, strict=True)] = Field(3, description="attempts of a run in all")
     on: list[Retried] = Field(
         default=["out_of_device_memory"],
-        description="after which ends: out_of_device_memory (with half the micro-batch, the effective batch stays), "
-        "lost, failed, timed_out. Bad configuration or data and a lack of host memory never",
+        description="final states to retry: out_of_device_memory (with half the micro-batch and the same "
+        "effective batch), lost, failed, timed_out. Bad configuration, bad data and lack of host memory are not",
     )
     backoff: Annotated[
         float, BeforeValidator(lambda v: 0.0 if v in (0, "0", "0s") else _convert(parse_duration, v))
     ] = Field(
         30.0,
         description="seconds, or like 1m: wait before the second attempt, twice as long before each further one; "
-        "none for want of device memory",
+        "no wait after out_of_device_memory",
     )
 
 
@@ -138,10 +138,10 @@ class FromSpec(_Strict):
     """Which runs a step works on."""
 
     top: Annotated[int, Field(ge=1, le=1000, strict=True)] | None = Field(
-        None, description="the N best configurations by score, all folds of each where there are folds"
+        None, description="the N best configurations by score; of each all its folds"
     )
     runs: list[str] | None = Field(None, description="names or patterns (globs), with or without their number")
-    submission: str | None = Field(None, description="of an earlier submission instead of this one")
+    submission: str | None = Field(None, description="an earlier submission to take them from, instead of this one")
 
     @model_validator(mode="after")
     def _one(self) -> FromSpec:
@@ -153,7 +153,7 @@ class FromSpec(_Strict):
 class StepSpec(_Strict):
     """Something to do when runs are over; a run too, with a directory, a state and a log."""
 
-    name: Name = Field(description="what its run is called, and what needs: refers to")
+    name: Name = Field(description="the name of its run, which needs: refers to")
     step: Literal["ensemble", "predict", "analyze"] = Field(description="ensemble, predict or analyze")
     from_: FromSpec | None = Field(None, alias="from", description="the training runs it works on")
     needs: list[str] = Field(
@@ -165,57 +165,59 @@ class StepSpec(_Strict):
 class JobSpec(_Strict):
     """A job file."""
 
-    name: Name = Field("job", description="the submission's name begins with it")
+    name: Name = Field("job", description="the submission's name starts with it")
     image: str = Field(
         "auto",
-        description="for container engines; cpu and cuda are the project's own. auto: cuda where the engine has GPUs, "
-        "else cpu",
+        description="for container engines: cpu or cuda (the project's own), or a reference. auto: cuda if the engine "
+        "has GPUs, else cpu",
     )
     matrix: dict[str, Axis] = Field(
         default_factory=dict,
-        description="each axis a Hydra group or a dotted key with its values: every combination is a run",
+        description="axes: a Hydra group or a dotted key, each with its values. Every combination is a run",
     )
     exclude: list[dict[str, Any]] = Field(default_factory=list, description="combinations to leave out")
     include: list[dict[str, Any]] = Field(
         default_factory=list,
-        description="values to add to the combinations that they fit, else further combinations. The key priority is "
-        "the scheduler's: -100 to 100, higher starts first (0 for all others)",
+        description="values to add to the combinations that they match, else further combinations. The key priority is "
+        "for the scheduler: -100 to 100, higher starts first (default 0)",
     )
     overrides: dict[str, Any] = Field(default_factory=dict, description="for every run; the matrix wins")
     resources: ResourcesSpec = Field(
         default_factory=lambda: ResourcesSpec.model_validate({}), description="what each run gets"
     )
     network: bool | Literal["auto"] = Field(
-        "auto", description="whether containers have one. auto: only to tell W&B or to fetch weights"
+        "auto", description="whether containers have a network. auto: only for W&B or to download weights"
     )
     max_parallel: Annotated[int, Field(ge=1, strict=True)] | None = Field(
-        None, description="runs at once at most. null: as many as fit"
+        None, description="largest number of runs at once. null: as many as fit"
     )
     timeout: Annotated[float, BeforeValidator(lambda v: _convert(parse_duration, v))] | None = Field(
         None, description="a run's time limit, like 8h or 1h30m. null: none"
     )
     retry: RetrySpec = Field(
-        default_factory=lambda: RetrySpec.model_validate({}), description="further attempts of runs that ended badly"
+        default_factory=lambda: RetrySpec.model_validate({}), description="further attempts of failed runs"
     )
     on_failure: Literal["continue", "stop"] = Field(
         "continue",
-        description="when a run has failed for good. continue: the others go on; stop: what has not begun is cancelled",
+        description="when a run has failed for good. continue: the other runs go on; stop: runs that have not started "
+        "are cancelled",
     )
     follows: str | None = Field(
-        None, description="a submission (its name, or its job's) to wait for before any run starts"
+        None, description="a submission (its name, or its job's name) to wait for before any run starts"
     )
     env: list[Annotated[str, BeforeValidator(_plain_variable)]] = Field(
-        default_factory=list, description="names of variables to pass as they are; never a secret"
+        default_factory=list, description="names of environment variables to pass on; never a secret"
     )
     secrets: list[Annotated[str, BeforeValidator(_variable)]] = Field(
-        default_factory=list, description="names of variables handed over as files that only the run's user can read"
+        default_factory=list,
+        description="names of environment variables to hand over as files that only the run's user can read",
     )
     slurm: SlurmSpec = Field(
         default_factory=lambda: SlurmSpec.model_validate({}),
         description="for the slurm engine. Further keys are options of sbatch: {constraint: a100, nice: 100, "
         "exclusive: true}",
     )
-    after: list[StepSpec] = Field(default_factory=list, description="steps to do when runs are over")
+    after: list[StepSpec] = Field(default_factory=list, description="steps to do after the runs")
 
 
 def reference() -> str:

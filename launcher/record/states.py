@@ -36,11 +36,11 @@ MEANINGS: dict[State, tuple[str, str]] = {
     "succeeded": ("ended with exit code 0", "leaves it"),
     "failed": ("ended with an error, or could not be started", "queues it again, but for exit codes 64 and 65"),
     "out_of_device_memory": ("ended with exit code 75", "queues it again"),
-    "out_of_host_memory": ("the kernel or the engine killed it for want of memory", "queues it again"),
-    "timed_out": ("was stopped when `timeout` was up", "queues it again"),
-    "cancelled": ("was stopped on request, or before it began", "queues it again"),
-    "lost": ("ended, and nobody knows why: killed from outside, or its host went down", "queues it again"),
-    "reused": ("an equal run of an earlier submission serves", "leaves it"),
+    "out_of_host_memory": ("the kernel or the engine killed it for lack of memory", "queues it again"),
+    "timed_out": ("was stopped at its `timeout`", "queues it again"),
+    "cancelled": ("was stopped on request, or before it started", "queues it again"),
+    "lost": ("ended for an unknown reason: killed from outside, or its host went down", "queues it again"),
+    "reused": ("an equal run of an earlier submission is used instead", "leaves it"),
 }
 """What each state means, and what `launcher resume` does with a run in it."""
 RETRIED: frozenset[State] = frozenset({"out_of_device_memory", "lost", "failed", "timed_out"})
