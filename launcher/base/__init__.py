@@ -1,1 +1,1 @@
-"""What every other room uses: sizes and durations in words, errors with their exit codes, the checkout."""
+"""What every other room uses: sizes and durations in words, and every error with its exit code."""

@@ -1,1 +1,1 @@
-"""From a job file to a list of run requests: schema, matrix, folds, steps. Reads and checks; starts nothing."""
+"""From a job file to a list of run requests: schema, matrix, folds, steps, remarks. Starts nothing."""

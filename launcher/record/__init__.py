@@ -1,1 +1,1 @@
-"""Run directories on disk: request, journal, states, locks and leases, and what is read from them. Starts nothing."""
+"""Run directories on disk: request, journal, states, locks, leases, predictions and figures. Starts nothing."""

@@ -1,1 +1,1 @@
-"""After the runs: leaderboard, champion, predictions, and deleting what nothing needs."""
+"""After the runs: leaderboard, champion, and deleting what nothing needs."""

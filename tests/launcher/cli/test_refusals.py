@@ -57,6 +57,7 @@ def test_a_folder_that_holds_no_training_data_is_refused_before_anything_is_made
         (["submti"], 64, "No such command 'submti'"),
         (["status", "nothing"], 1, "there is no submission"),
         (["logs", "nothing"], 1, "there is no submission"),
+        (["status", "--runs", "data folder"], 1, "data folder: there is no submission yet"),  # by class, not by words
     ],
 )
 def test_a_wrong_call_is_one_clear_error_and_leaves_nothing(lab: Lab, words: list[str], code: int, said: str) -> None:
