@@ -171,3 +171,43 @@ def test_doctor_and_images_tell_what_containers_can_do(dockerd: Dockerd, cpu: st
         assert checks[name]["level"] == "ok", checks[name]
     listed = launch(dockerd, "images")
     assert listed.returncode == 0 and re.search(rf"{cpu} +cpu +\d\.\d\d GB .* the same", listed.stdout)
+
+
+MODELS = ("resnet34", "resnet50", "efficientnet_b4", "convnext_base", "swin_base_384", "deit_base_384")
+SIX_MODELS = """
+name: six-models
+matrix:
+  model: [{models}]
+overrides:
+  model.pretrained: false
+  data.img_size: 64
+  training.max_steps: 1
+  training.batch_size: 2
+  training.num_workers: 0
+max_parallel: 1
+resources: {{gpus: 0, cpus: 1}}
+after:
+{steps}
+"""
+
+
+@pytest.mark.slow
+def test_the_six_models_of_the_manual_train_and_predict_in_the_cpu_container(
+    dockerd: Dockerd, cpu: str, documents: Path, tmp_path: Path
+) -> None:
+    step = '  - {{name: predict-{model}, step: predict, from: {{runs: ["*-{model}"]}}}}'
+    steps = "\n".join(step.format(model=model) for model in MODELS)
+    (tmp_path / "job.yaml").write_text(SIX_MODELS.format(models=", ".join(MODELS), steps=steps))
+    words = ["submit", "job.yaml", "--engine", "docker", "--data", str(documents), "--runs", "runs"]
+    done = launch(dockerd, *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    trained, predicted = {}, {}
+    for path in list_runs(find_submission(tmp_path / "runs")):
+        metrics, submission = path / "metrics.json", path / "submission.csv"
+        if metrics.exists():
+            trained[path.name.split("-", 1)[1]] = json.loads(metrics.read_text())["steps"]
+        if submission.exists():
+            predicted[path.name.split("-", 2)[2]] = len(submission.read_text().splitlines()) - 1
+    assert trained == dict.fromkeys(MODELS, 1)
+    assert predicted == dict.fromkeys(MODELS, len(list((documents / "test").iterdir())))
+    shutil.rmtree(tmp_path / "runs")  # gigabytes, which pytest would keep
