@@ -63,7 +63,7 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False) -> list[Planned]:
         try:
             composed = compose(words)
         except ConfigError as error:
-            faults += [_attributed(line, origins, job) for line in str(error).splitlines()]
+            faults += [_attributed(line, origins, job) for line in str(error).split("\n")]
             continue
         summary = _summary(composed, words)
         name = matrix.run_name(index, entry.values, keys, summary["model"])
@@ -103,7 +103,7 @@ def all_faults(error: JobError) -> JobError:
     try:
         expand(error.sound, Machine("any", 1, 0), cpu_only=True)
     except JobError as more:
-        return JobError(in_order([*str(error).splitlines(), *str(more).splitlines()]))
+        return JobError(in_order([*str(error).split("\n"), *str(more).split("\n")]))
     return error
 
 

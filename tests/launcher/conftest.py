@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from launcher.host import gpu_locks
 from launcher.record.find import find_run, find_submission, list_runs
@@ -21,6 +22,8 @@ from launcher.record.journal import Status, read_status
 from tests.docker_engine import Dockerd
 from tests.slurm_cluster import Slurm
 
+settings.register_profile("no deadline", deadline=None)  # a busy machine takes its time
+settings.load_profile("no deadline")
 FAKE = Path(__file__).parent / "fake"
 NO_ENGINE = "unix:///nonexistent/docker.sock"
 REPOSITORY = Path(__file__).parents[2]
