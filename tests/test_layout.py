@@ -15,7 +15,6 @@ STILL_CIRCLES = (
     {"launcher.engines.docker.checks", "launcher.engines.slurm.checks", "launcher.host.checks"},
     {"launcher.cli.cache", "launcher.cli.images", "launcher.cli.looking", "launcher.cli.main", "launcher.cli.slurm"},
     {"trainer.training.keep", "trainer.training.loop"},
-    {"trainer.cli.main", "trainer.cli.tools"},
 )
 """To be cut; no other may be added."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trainer.base.errors import ConfigError
+from trainer.base.errors import ConfigError, DataError
 
 UMASK = os.umask(0)  # it can be read only by setting it, which threads must not do at once
 os.umask(UMASK)
@@ -54,16 +55,60 @@ def settle(temporary: Path, path: Path) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises ConfigError where the folder for results is there, and nothing can be written into it."""
+    """Raises ConfigError where nothing can be written into the folder for results, or it cannot be made."""
     try:
         if folder.is_dir():
             tempfile.TemporaryFile(dir=folder).close()
+        else:
+            _check_parent(folder)
     except OSError as error:
         raise ConfigError(
             f"{folder}: uid {os.getuid()} cannot write to this folder, where results go ({error.strerror}); name "
             "another by RUN_DIR, or let that uid write to it (docker run -v makes a missing folder as root: make it "
             "before)"
         ) from None
+
+
+def _check_parent(folder: Path) -> None:
+    """Raises ConfigError where a folder that is not there cannot be made."""
+    parent = next(path for path in folder.absolute().parents if path.exists())
+    if folder.exists() or not parent.is_dir():
+        reason = os.strerror(errno.ENOTDIR)
+    elif not os.access(parent, os.W_OK | os.X_OK):
+        reason = os.strerror(errno.EACCES)
+    else:
+        return
+    raise ConfigError(
+        f"{folder}: uid {os.getuid()} cannot make this folder ({reason}); name another by RUN_DIR or --output DIR"
+    )
+
+
+def data_folder(named: str | None) -> Path:
+    """The data folder: `named`, $DATA_DIR, or the default `data`. Raises DataError where there is none."""
+    for source, value in (("data.root", named), ("DATA_DIR", os.environ.get("DATA_DIR")), ("the default", "data")):
+        if value:
+            root = Path(value).expanduser()
+            if not root.is_dir():
+                what = "is not a folder" if root.exists() else "does not exist"
+                raise DataError(
+                    f"{root}: the data folder ({source}) {what}; name one by --data DIR or DATA_DIR, "
+                    f"or draw one: python -m trainer sample-data {root}"
+                )
+            return root
+    raise AssertionError("unreachable")
+
+
+def check_checkpoint(path: Path) -> None:
+    """Raises ConfigError where `path`, a best.ckpt, an ensemble.json or a val_predictions.npz, is no file."""
+    if path.is_file():
+        return
+    if path.is_dir():
+        raise ConfigError(f"{path}: the checkpoint is a folder; name a best.ckpt")
+    if path.suffix == ".npz":
+        raise ConfigError(f"{path}: there is no such file; name a val_predictions.npz or a best.ckpt")
+    if path.suffix == ".json":
+        raise ConfigError(f"{path}: there is no such file; name a best.ckpt or an ensemble.json")
+    raise ConfigError(f"{path}: the checkpoint does not exist; name a best.ckpt")
 
 
 def resume_file(resume: str | None, run_dir: Path) -> Path | None:

@@ -67,6 +67,14 @@ def transforms() -> dict[str, list[str]]:
     return table | {name: own.arguments for name, own in own_augmentations().items()}
 
 
+def range_in_words(low: float, high: float, closed: bool) -> str:
+    """`closed`: the ends themselves are allowed."""
+    lowest, highest = (str(end) if isinstance(end, int) else f"{end:g}" for end in (low, high))
+    if closed:
+        return f"from {lowest} to {highest}"
+    return f"more than {lowest}" + ("" if math.isinf(high) else f" and less than {highest}")
+
+
 def choices() -> dict[str, tuple[str, ...]]:
     """The values that a key may have, where it is one of a few."""
     return {**_CHOICES, "training.monitor": tuple(figures.columns())}
@@ -127,8 +135,7 @@ def _check_values(config: Config) -> Iterator[str]:
         if value is None:
             continue
         if not (low <= value <= high if closed else low < value < high):
-            words = f"from {low:g} to {high:g}" if closed else f"more than {low:g}"
-            yield f"{key}={value}: must be {words}{'' if closed or math.isinf(high) else f' and less than {high:g}'}"
+            yield f"{key}={value}: must be {range_in_words(low, high, closed)}"
 
 
 def _check_transform(where: str, entry: Any) -> list[str]:

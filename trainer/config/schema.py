@@ -55,6 +55,7 @@ class DataConfig:
 @dataclass
 class TrainingConfig:
     epochs: int = 50
+    """How often the training images are gone through, at most."""
     batch_size: int = 16
     """Images per optimiser step, over all devices."""
     micro_batch: int | None = None
@@ -62,18 +63,22 @@ class TrainingConfig:
     num_workers: int | None = None
     """Processes that load images, per device. Changes no result. null: as the cores that the run may use repay."""
     pin_memory: bool = True
+    """Load batches into page-locked memory, from which a GPU copies faster."""
     drop_last: bool = True
     """Leave out the last, smaller batch of an epoch."""
     optimizer: str = "adamw"
     lr: float = 1e-3
     """Peak learning rate."""
     weight_decay: float = 0.05
+    """Decay of the weights, decoupled from the gradient with adamw; biases and norms have none."""
     scheduler: str = "cosine"
     """cosine or constant, per step, after the warm-up."""
     warmup_epochs: float = 5
+    """Epochs in which the learning rate rises to lr."""
     warmup_start: float = 0.01
     """The warm-up starts at this share of lr."""
     min_lr: float = 1e-6
+    """Learning rate at the end of the cosine."""
     gradient_clip: float | None = None
     """Largest norm of the gradient. null: no limit."""
     class_weights: bool = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Sequence
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, default_collate
 
 from trainer.base.errors import DataError, nearest
-from trainer.base.files import write_text
+from trainer.base.files import data_folder, write_text
 from trainer.config.schema import DataConfig
 from trainer.images.decode import Images
 from trainer.images.reading import SUFFIXES, find_image, unreadable
@@ -66,21 +65,7 @@ class Split:
 
 def data_root(config: DataConfig) -> Path:
     """The folder that `data.root`, $DATA_DIR or the default `data` names. Raises DataError where there is none."""
-    for source, value in (
-        ("data.root", config.root),
-        ("DATA_DIR", os.environ.get("DATA_DIR")),
-        ("the default", "data"),
-    ):
-        if value:
-            root = Path(value).expanduser()
-            if not root.is_dir():
-                what = "is not a folder" if root.exists() else "does not exist"
-                raise DataError(
-                    f"{root}: the data folder ({source}) {what}; name one by data.root=DIR or DATA_DIR, "
-                    f"or draw one: python -m trainer sample-data {root}"
-                )
-            return root
-    raise AssertionError("unreachable")
+    return data_folder(config.root)
 
 
 def read_training(root: Path, config: DataConfig, faults_file: Path | None = None) -> Table:

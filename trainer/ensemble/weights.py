@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainer.base.errors import ConfigError, nearest
+from trainer.base.errors import ConfigError
 from trainer.base.figures import F1, Column
 from trainer.ensemble import voting
 
 SEARCHES = ("optimised", "greedy")
-NAMES = ("equal", *SEARCHES)
 FOLDS = 10
 """Of the cross-validation."""
 PULL = 0.02
@@ -60,32 +59,6 @@ class Chosen:
 
     weights: list[float]
     held_out: tuple[torch.Tensor, torch.Tensor | None]
-
-
-def parse(words: Sequence[str] | None) -> str | list[float]:
-    """What --weights says: a name of `NAMES`, or a number a member. Raises ConfigError."""
-    if not words:
-        return "equal"
-    if len(words) == 1 and not _is_number(words[0]):
-        if words[0] not in NAMES:
-            raise ConfigError(f"--weights {words[0]}: there is no such way to weigh; {nearest(words[0], NAMES)}")
-        return words[0]
-    odd = next((word for word in words if not _is_number(word)), None)
-    if odd is not None:
-        raise ConfigError(
-            f"--weights {' '.join(words)}: {odd} is not a number; give one a member, or say {', '.join(NAMES)}"
-        )
-    numbers = [float(word) for word in words]
-    if min(numbers) < 0 or sum(numbers) <= 0:
-        raise ConfigError(f"--weights {' '.join(words)}: none may be negative, and one must be positive")
-    return numbers
-
-
-def _is_number(word: str) -> bool:
-    try:
-        return bool(np.isfinite(float(word)))
-    except ValueError:
-        return False
 
 
 def choose(how: str, vote: Vote, monitored: Column, seed: int = 0) -> Chosen:

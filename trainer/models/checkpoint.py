@@ -13,7 +13,7 @@ import torch
 
 from trainer import __version__
 from trainer.base.errors import ConfigError, TrainerError
-from trainer.base.files import replacing
+from trainer.base.files import check_checkpoint, replacing
 from trainer.config.plain import from_dict
 from trainer.config.schema import Config
 
@@ -79,9 +79,7 @@ def load(path: Path, mapped: bool = False) -> Checkpoint:
 
     `mapped` leaves its weights on disk until they are used: many large checkpoints take neither memory nor time.
     """
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise ConfigError(f"{path}: the checkpoint {what}; name a best.ckpt")
+    check_checkpoint(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged file raises whatever its bytes provoke

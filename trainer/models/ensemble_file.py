@@ -10,12 +10,12 @@ from typing import Any
 
 from trainer.base.errors import ConfigError, nearest
 from trainer.base.files import sha256
+from trainer.base.names import METHODS
 from trainer.models import checkpoint
 from trainer.models.checkpoint import Checkpoint
 
 FORMAT = 2
 READABLE = (1, 2)
-METHODS = ("soft_voting", "hard_voting", "rank_averaging")
 UNIMPORTANT = (
     "data.root",
     "data.fold",

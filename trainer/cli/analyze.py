@@ -1,0 +1,49 @@
+"""analyze and label-errors: what a model makes of its validation images."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from trainer.base.errors import EXIT_OK
+from trainer.base.files import check_checkpoint
+from trainer.cli import options
+from trainer.cli.imports import heavy
+
+
+def analyze(arguments: list[str]) -> int:
+    parser = options.parser("analyze", "What a checkpoint gets right and wrong on its validation images.")
+    options.add_output(parser)
+    options.add_checkpoint(parser)
+    options.add_data(parser)
+    given = options.parse(parser, arguments)
+    output = options.output_folder(given.output)
+    check_checkpoint(given.checkpoint)
+    root = options.optional_data(given.root)
+
+    with heavy():
+        from trainer.report.analyze import analyze as run
+
+    run(given.checkpoint, output / "analysis_results", root)
+    return EXIT_OK
+
+
+def label_errors(arguments: list[str]) -> int:
+    parser = options.parser(
+        "label-errors", "Likely label errors, by confident learning from out-of-sample probabilities."
+    )
+    options.add_output(parser)
+    either = parser.add_mutually_exclusive_group(required=True)
+    either.add_argument("--predictions", type=Path, metavar="FILE", help="a val_predictions.npz, or a best.ckpt")
+    either.add_argument("--checkpoint", dest="predictions", type=Path, help=argparse.SUPPRESS)
+    options.add_data(parser)
+    given = options.parse(parser, arguments)
+    output = options.output_folder(given.output)
+    check_checkpoint(given.predictions)
+    root = options.optional_data(given.root)
+
+    with heavy():
+        from trainer.scores.label_errors import write
+
+    write(given.predictions, output, root)
+    return EXIT_OK

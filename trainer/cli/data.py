@@ -1,0 +1,57 @@
+"""check-data and sample-data: commands on the data folder, without a model."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+
+from trainer.base.errors import EXIT_OK
+from trainer.base.files import check_folder, data_folder
+from trainer.cli import options
+from trainer.cli.imports import heavy
+
+
+def check_data(arguments: list[str]) -> int:
+    parser = options.parser(
+        "check-data",
+        "Find images that are one image (equal, rescaled, encoded again, turned or mirrored), leaks across the split, "
+        "labels that disagree and files that cannot be read. Takes the keys of `train`, of which data.* count.",
+    )
+    options.add_output(parser)
+    options.add_data(parser)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for `train`: data.format=…")
+    parser.add_argument("--json", action="store_true", help="print JSON: what check_data.json holds")
+    given = parser.parse_intermixed_args(arguments)
+    folder = None if given.root is None else str(given.root)
+    config = options.composed(given.overrides, "check-data", folder).data
+    output = options.output_folder(given.output)
+    data_folder(config.root)
+
+    with heavy():
+        from trainer.data import check
+
+    with contextlib.redirect_stdout(sys.stderr if given.json else sys.stdout):  # notes are no JSON
+        checked = check.check(config)
+        report = check.write(checked, output)
+    print(json.dumps(report, indent=2, ensure_ascii=False) if given.json else check.as_text(checked, report))
+    check.refuse(checked, config)
+    return EXIT_OK
+
+
+def sample_data(arguments: list[str]) -> int:
+    parser = options.parser("sample-data", "Draw a small, seeded set of documents.")
+    parser.add_argument("out", type=Path, metavar="DIR")
+    parser.add_argument("--classes", type=options.positive, default=6)
+    parser.add_argument("--per-class", type=options.positive, default=40, help="training images in each class")
+    parser.add_argument("--test-per-class", type=options.count, default=10)
+    parser.add_argument("--seed", type=options.count, default=0)
+    parser.add_argument("--force", action="store_true", help="replace what an earlier sample-data drew there")
+    given = parser.parse_args(arguments)
+    check_folder(given.out)
+
+    from trainer.data.drawn import write_sample_data
+
+    write_sample_data(given.out, given.classes, given.per_class, given.test_per_class, given.seed, given.force)
+    return EXIT_OK

@@ -1,0 +1,79 @@
+"""ensemble: several checkpoints vote."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer.base.errors import EXIT_OK, ConfigError, nearest
+from trainer.base.files import check_checkpoint
+from trainer.base.names import METHODS, WEIGHTS
+from trainer.cli import options
+from trainer.cli.imports import heavy
+
+
+def ensemble(arguments: list[str]) -> int:
+    parser = options.parser("ensemble", "Join checkpoints; their validation F1, submission.csv and predictions.npz.")
+    options.add_output(parser)
+    several = parser.add_mutually_exclusive_group(required=True)
+    several.add_argument("--checkpoints", nargs="+", type=Path, metavar="FILE")
+    several.add_argument("--checkpoint", dest="checkpoints", nargs="+", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--method", default="soft_voting", help=f"{', '.join(METHODS)} (default: %(default)s)")
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        metavar="W",
+        help="one a member (the folds of a model are one), or equal, optimised or greedy: chosen on the validation, "
+        "and kept where that helps (default: equal)",
+    )
+    options.add_inference(parser)
+    given = options.parse(parser, arguments)
+    output = options.output_folder(given.output)
+    options.check_views(given.tta)
+    if given.method not in METHODS:
+        raise ConfigError(f"--method {given.method}: there is no such method; {nearest(given.method, METHODS)}")
+    asked = weighting(given.weights)
+    for path in given.checkpoints:
+        check_checkpoint(path)
+    root = options.optional_data(given.root)
+
+    with heavy():
+        from trainer.ensemble.score import ensemble as run
+        from trainer.models.ensemble_file import make
+
+    made = make(given.checkpoints, given.method, None if isinstance(asked, str) else asked)
+    if root is None:
+        print("note: no data folder is named: no submission.csv (name one by --data DIR)")
+    elif not (root / "sample_submission.csv").is_file() and not (root / "test").is_dir():
+        print(f"note: {root} has no test images: no submission.csv")
+        root = None
+    run(made, asked if isinstance(asked, str) else "given", root, output, options.inference(given))
+    return EXIT_OK
+
+
+def weighting(words: Sequence[str] | None) -> str | list[float]:
+    """What --weights says: a name of `WEIGHTS`, or a number a member. Raises ConfigError."""
+    if not words:
+        return "equal"
+    if len(words) == 1 and not _is_number(words[0]):
+        if words[0] not in WEIGHTS:
+            raise ConfigError(f"--weights {words[0]}: there is no such way to weigh; {nearest(words[0], WEIGHTS)}")
+        return words[0]
+    odd = next((word for word in words if not _is_number(word)), None)
+    if odd is not None:
+        raise ConfigError(
+            f"--weights {' '.join(words)}: {odd} is not a number; give one a member, or say {', '.join(WEIGHTS)}"
+        )
+    numbers = [float(word) for word in words]
+    if min(numbers) < 0 or sum(numbers) <= 0:
+        raise ConfigError(f"--weights {' '.join(words)}: none may be negative, and one must be positive")
+    return numbers
+
+
+def _is_number(word: str) -> bool:
+    try:
+        return math.isfinite(float(word))
+    except ValueError:
+        return False

@@ -1,0 +1,48 @@
+"""export: a checkpoint as a file that needs no trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trainer.base.errors import EXIT_OK, ConfigError, nearest
+from trainer.base.files import check_checkpoint
+from trainer.base.names import FORMATS
+from trainer.cli import options
+from trainer.cli.imports import heavy
+
+
+def export(arguments: list[str]) -> int:
+    parser = options.parser(
+        "export",
+        "Write a checkpoint as a file that needs no trainer, checked against the checkpoint, with "
+        "preprocessing.json and a model card (README.md) beside it. onnx and torch_export take uint8 images and give "
+        "calibrated probabilities; safetensors holds the bare timm model, which takes normalised images and gives "
+        "logits.",
+    )
+    options.add_checkpoint(parser, "a best.ckpt")
+    parser.add_argument("--to", required=True, metavar="FORMAT", help=" | ".join(FORMATS))
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder for the files (default: export/FORMAT in $RUN_DIR or here)",
+    )
+    options.add_data(parser)
+    parser.add_argument("--images", type=options.positive, default=32, help="to check on, at most (default: 32)")
+    parser.add_argument("--batch_size", type=options.positive, default=8, help="images at once (default: 8)")
+    parser.add_argument("--force", action="store_true", help="replace an earlier export")
+    given = options.parse(parser, arguments)
+    if given.to not in FORMATS:
+        raise ConfigError(f"--to {given.to}: there is no such format; {nearest(given.to, FORMATS)}")
+    root = options.optional_data(given.root)
+    if given.output is None:
+        output = options.output_folder(None) / "export" / given.to
+    else:
+        output = options.output_folder(given.output)
+    check_checkpoint(given.checkpoint)
+
+    with heavy():
+        from trainer.export.export import export as run
+
+    run(given.checkpoint, given.to, output, root, given.images, given.batch_size, given.force)
+    return EXIT_OK

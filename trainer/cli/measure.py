@@ -1,0 +1,72 @@
+"""estimate and bench: what training costs, without data of the user's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from trainer.base.errors import EXIT_OK, ConfigError
+from trainer.base.files import check_folder, write_json, write_text
+from trainer.cli import options
+from trainer.cli.imports import heavy
+
+
+def estimate(arguments: list[str]) -> int:
+    parser = options.parser(
+        "estimate",
+        "The memory that one training step needs on its device, traced without data or a GPU. Takes the "
+        "keys of `train`; device=mps traces a step on Apple's GPUs, device=cpu one on the CPU, all else one on CUDA.",
+        "python -m trainer estimate KEY=VALUE … [--json] [--classes N]\n       python -m trainer estimate --table FILE",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for `train`")
+    parser.add_argument("--classes", type=options.positive, default=17, help="of the classifier (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON, in bytes")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write the launcher's table of all models instead")
+    given = parser.parse_intermixed_args(arguments)
+    if given.table and (given.overrides or given.json):
+        raise ConfigError(f"--table {given.table}: it is of all models and sizes; take the other words away")
+    config = options.composed(given.overrides, "estimate", None)
+    if given.table:
+        check_folder(given.table.absolute().parent)
+    else:
+        from trainer.models import timm_names
+
+        timm_names.check(config.model.name)
+
+    with heavy():
+        from trainer.training import memory
+
+    if given.table:
+        write_text(given.table, memory.as_csv(list(memory.table())))
+        return EXIT_OK
+    traced = memory.estimate(config, given.classes)
+    if given.json:
+        print(json.dumps(memory.as_json(config, traced, given.classes), indent=2))
+    else:
+        print(memory.as_text(config, traced))
+    return EXIT_OK
+
+
+def bench(arguments: list[str]) -> int:
+    parser = options.parser(
+        "bench",
+        "How fast this machine loads and trains: ratios to plain references and to timm's own pieces, all "
+        "measured in turns in one run, on drawn pages.",
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and models: minutes, and rougher figures")
+    parser.add_argument("--only", choices=("loader", "train"), help="one half of it")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures, the machine and the date there too"
+    )
+    given = parser.parse_args(arguments)
+    if given.json is not None:
+        check_folder(given.json.absolute().parent)
+
+    with heavy():
+        from trainer.bench import bench as benches
+
+    measured = benches.measure(given.quick, [given.only] if given.only else benches.PARTS)
+    print(benches.as_text(measured))
+    if given.json is not None:
+        write_json(given.json, measured)
+    return EXIT_OK

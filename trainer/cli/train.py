@@ -1,0 +1,117 @@
+"""train, and config, which prints what train would use."""
+
+from __future__ import annotations
+
+import functools
+import os
+import textwrap
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer.base.errors import EXIT_OK, ConfigError
+from trainer.base.files import check_checkpoint, check_folder, data_folder, resume_file
+from trainer.cli import options
+from trainer.cli.imports import heavy
+from trainer.config.schema import Config
+
+
+def train(arguments: list[str]) -> int:
+    if _wants_help(arguments):
+        print(keys_help("train"))
+        return EXIT_OK
+    if "--multirun" in arguments or "-m" in arguments:
+        rest = " ".join(a for a in arguments if a not in ("--multirun", "-m"))
+        raise ConfigError(f"--multirun: the trainer trains one model; several at once: launcher submit {rest}")
+    overrides, folder = options.split_data(arguments)
+    config = options.composed(overrides, "train", folder)
+    default = Path("outputs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.choices['model']}"
+    run_dir = Path(os.environ.get("RUN_DIR") or default)
+    check_folder(run_dir)
+    resume_file(config.resume, run_dir)
+    check_files(config)
+    data_folder(config.data.root)
+
+    with heavy():
+        from trainer.training.run import train as run
+        from trainer.training.stop import Stop
+
+    stop = Stop()
+    stop.listen()
+    run(config, run_dir, stop)
+    return EXIT_OK
+
+
+def config(arguments: list[str]) -> int:
+    """Print the configuration that `train` would use with these words, checked."""
+    if _wants_help(arguments):
+        print(keys_help("config"))
+        return EXIT_OK
+    from trainer.config.plain import to_yaml
+
+    overrides, folder = options.split_data(arguments)
+    print(to_yaml(options.composed(overrides, "config", folder)), end="")
+    return EXIT_OK
+
+
+def check_files(config: Config) -> None:
+    """What can be known of a configuration's model and files without torch. Raises ConfigError."""
+    from trainer.models import timm_names
+
+    weights = config.model.weights
+    if weights is not None and not Path(weights).expanduser().is_file():
+        raise ConfigError(f"model.weights={weights}: there is no such file")
+    for teacher in config.training.teachers:
+        try:
+            check_checkpoint(Path(teacher).expanduser())
+        except ConfigError as error:
+            raise ConfigError(f"training.teachers: {error}") from None
+    timm_names.check(config.model.name)
+
+
+def _wants_help(arguments: Sequence[str]) -> bool:
+    return any(argument in ("-h", "--help") for argument in arguments)
+
+
+def keys_help(command: str) -> str:
+    """Every group with its names; every key with its default, its choices or its range, and what it means."""
+    from trainer.config import check
+    from trainer.config.compose import compose
+    from trainer.config.keys import GROUPS, describe, option_names
+
+    usual = compose()
+    lines = [f"usage: python -m trainer {command} [--data DIR] KEY=VALUE …", ""]
+    for group in GROUPS:
+        names = (f"{name} (default)" if name == usual.choices[group] else name for name in option_names(group))
+        lines += _wrapped(f"{group}=  {', '.join(names)}", "  ")
+    lines += [
+        "",
+        "  --data DIR  the data folder: the same as data.root=DIR",
+        "",
+        f"Defaults are those of {', '.join(f'{group}={usual.choices[group]}' for group in GROUPS)};",
+        "`python -m trainer config KEY=VALUE …` prints those of any choice.",
+        "",
+    ]
+    choices, ranges = check.choices(), check.RANGES
+    for key, kind, text in describe():
+        value = functools.reduce(getattr, key.split("."), usual)
+        facts = [f"default: {_shown(value)}"]
+        if key in choices:
+            facts.insert(0, " | ".join(choices[key]))
+        elif key in ranges:
+            facts.insert(0, check.range_in_words(*ranges[key]))
+        elif kind.startswith("bool"):
+            facts.insert(0, "true | false")
+        lines += _wrapped(f"{key} ({kind}): {'; '.join(facts)}", "  ")
+        lines += _wrapped(text, "      ")
+    return "\n".join(lines)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return "the list of the data group" if value else "[]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(" ".join(text.split()), 100, initial_indent=indent, subsequent_indent="      ")
