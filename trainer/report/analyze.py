@@ -8,7 +8,7 @@ from typing import Any
 from trainer.base.figures import ACCURACY, F1
 from trainer.base.files import write_text
 from trainer.images import gallery
-from trainer.report import figures, report, subject
+from trainer.report import plots, report, subject
 from trainer.scores.val_predictions import Validation
 
 SHOWN = 24
@@ -25,11 +25,11 @@ def analyze(path: Path, output: Path, root: Path | None) -> dict[str, Any]:
     analysed = subject.read(path)
     validation = analysed.validation
     output.mkdir(parents=True, exist_ok=True)
-    gallery.save(figures.confusion(validation), output / "confusion_matrix.png")
+    gallery.save(plots.confusion(validation), output / "confusion_matrix.png")
     table = _report(validation)
     write_text(output / "classification_report.csv", table.to_csv(float_format="%.4f", index_label="class"))
     worst = report.mistakes(validation.targets, validation.probabilities)
-    figure, missing = figures.worst(validation, worst[:SHOWN], root)
+    figure, missing = plots.worst(validation, worst[:SHOWN], root)
     gallery.save(figure, output / "worst_mistakes.png")
     if missing and root is None:
         print("note: no data folder is named: the worst mistakes are shown without pictures (data.root=DIR)")
