@@ -87,4 +87,4 @@ class Augmentation:
                 f"{self.img_size}×{self.img_size}×3 uint8: end the resizing with data.img_size and leave "
                 "normalisation to the trainer"
             )
-        return np.ascontiguousarray(out)
+        return writable(np.ascontiguousarray(out))  # torch warns of an image from a cache that it could write to

@@ -26,7 +26,8 @@ from trainer.augment.pipeline import Augmentation, build
 from trainer.config.compose import compose
 from trainer.config.schema import DataConfig
 from trainer.data import drawn
-from trainer.data import table as data
+from trainer.data.dataset import ImageDataset, collate
+from trainer.data.table import Table
 from trainer.images import decode
 from trainer.training.stop import ignore_in_worker
 
@@ -41,7 +42,7 @@ class Pages:
     """Drawn pages in a folder a class, as both loaders take them."""
 
     root: Path
-    table: data.Table
+    table: Table
     megabytes: float
     """Of one file, on average."""
 
@@ -58,7 +59,7 @@ def draw(folder: Path, source: str) -> Pages:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(path, quality=90)
         paths.append(path)
-    table = data.Table([path.name for path in paths], paths, [n % 2 for n in range(count)], kinds, kinds)
+    table = Table([path.name for path in paths], paths, [n % 2 for n in range(count)], kinds, kinds)
     return Pages(folder / source, table, statistics.mean(path.stat().st_size for path in paths) / 1e6)
 
 
@@ -112,12 +113,12 @@ def ours(
     view = Augmentation(settings.train_transforms, "data.train_transforms", settings.img_size, 0, merge=True)
     items: Any = [(epoch, row) for epoch in epochs for row in range(len(pages.table))]
     return DataLoader(
-        data.ImageDataset(pages.table, view, images),
+        ImageDataset(pages.table, view, images),
         batch_size=BATCH,
         sampler=items,
         num_workers=workers,
         worker_init_fn=ignore_in_worker if workers else None,
-        collate_fn=data.collate,
+        collate_fn=collate,
     )
 
 

@@ -18,7 +18,7 @@ from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 
 from trainer.bench.steps import GPU_SETUPS, QUICK, SIZE, Row, environment, fast_kernels, fitting
 from trainer.config.compose import compose
-from trainer.data import table
+from trainer.data.table import Table
 from trainer.models import build, compiling, optimizers
 from trainer.training import device, loop
 from trainer.training.progress import Reporter
@@ -163,7 +163,7 @@ def trainer_step(name: str, size: int, batch: int, *words: str, on: str = "cpu")
     job = loop.Job(
         config=config,
         run_dir=Path(),
-        table=table.Table([], [], [], [str(k) for k in range(CLASSES)], []),
+        table=Table([], [], [], [str(k) for k in range(CLASSES)], []),
         split=nothing,
         fabric=fabric,
         net=wrapped,

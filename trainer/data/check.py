@@ -17,8 +17,9 @@ from trainer.base.errors import DataError
 from trainer.base.files import write_json
 from trainer.config.schema import DataConfig
 from trainer.data import duplicates, leaks
-from trainer.data import table as data
 from trainer.data.duplicates import Look, Pair
+from trainer.data.split import Split, split_images
+from trainer.data.table import Table, data_root, examine, read_test
 from trainer.images import gallery, reading
 
 PICTURED, LISTED, KEPT = 24, 40, 1000
@@ -29,9 +30,9 @@ PICTURED, LISTED, KEPT = 24, 40, 1000
 class Checked:
     """What `check` found. Rows of `pairs` are those of the training table, and after them those of the test table."""
 
-    train: data.Table
-    test: data.Table
-    split: data.Split | None
+    train: Table
+    test: Table
+    split: Split | None
     """None where the training images cannot be split, which is one of `faults`."""
     looks: list[Look]
     pairs: list[Pair]
@@ -57,13 +58,13 @@ def check(config: DataConfig) -> Checked:
 
     Raises DataError where there is no list of images, or `data.allowed_leaks` names no image.
     """
-    root = data.data_root(config)
-    train, faults = data.examine(root, config)
+    root = data_root(config)
+    train, faults = examine(root, config)
     test, more = _test(root)
     faults += more
     split = None
     try:
-        split = data.split(train, config)
+        split = split_images(train, config)
     except DataError as error:
         faults = faults or str(error).splitlines()  # what is mended may mend the split
     paths = [*train.paths, *test.paths]
@@ -164,13 +165,13 @@ def as_text(checked: Checked, report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _test(root: Path) -> tuple[data.Table, list[str]]:
+def _test(root: Path) -> tuple[Table, list[str]]:
     """The test images that can be read, if there are any, and what is wrong with the others."""
-    empty = data.Table([], [], [], [], [])
+    empty = Table([], [], [], [], [])
     if not (root / "sample_submission.csv").is_file() and not (root / "test").is_dir():
         return empty, []
     try:
-        table = data.read_test(root)
+        table = read_test(root)
     except DataError as error:
         return empty, str(error).splitlines()
     broken = dict(reading.unreadable(table.paths))

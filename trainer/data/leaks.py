@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from trainer.base.errors import DataError, nearest
 from trainer.data.duplicates import TURNS, Pair
-from trainer.data.table import Split, Table
+from trainer.data.split import Split
+from trainer.data.table import Table
 
 SHOWN = 20
 

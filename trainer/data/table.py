@@ -1,25 +1,19 @@
-"""Data: what lies in a data folder, checked before anything trains on it, and the images as tensors."""
+"""What lies in a data folder: the images and their labels, checked before anything trains on them."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
-import warnings
+import io
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-import torch
-from numpy.typing import NDArray
-from torch.utils.data import Dataset, default_collate
-
 from trainer.base.errors import DataError, nearest
 from trainer.base.files import data_folder, write_text
 from trainer.config.schema import DataConfig
-from trainer.images.decode import Images
 from trainer.images.reading import SUFFIXES, find_image, unreadable
 
 
@@ -50,17 +44,6 @@ class Table:
         groups = None if self.groups is None else of(self.groups)
         columns = {name: of(getattr(self, name)) for name in ("ids", "paths", "targets", "places")}
         return replace(self, **columns, groups=groups)
-
-
-@dataclass(frozen=True)
-class Split:
-    """Row numbers of the two sides, and a name for the split: equal fingerprints may be compared and ensembled."""
-
-    train: list[int]
-    val: list[int]
-    fingerprint: str
-    folds_fingerprint: str | None = None
-    """A name for the whole cut into folds, where there is one: the folds of one name join to all training images."""
 
 
 def data_root(config: DataConfig) -> Path:
@@ -115,24 +98,25 @@ def examine(root: Path, config: DataConfig) -> tuple[Table, list[str]]:
 
 
 def _read_csv(root: Path, config: DataConfig) -> tuple[Table, list[str], list[str]]:
-    frame = _csv(root / "train.csv", ("ID", "target"))
+    columns = _columns(root / "train.csv", ("ID", "target"))
     faults: list[str] = []
     if (root / "meta.csv").is_file():
-        meta = _csv(root / "meta.csv", ("target", "class_name"))
-        meta = meta.iloc[sorted(range(len(meta)), key=lambda i: _label_order(meta["target"].iloc[i]))]
-        labels, names = list(meta["target"]), list(meta["class_name"])
+        meta = _columns(root / "meta.csv", ("target", "class_name"))
+        rows = zip(meta["target"], meta["class_name"], strict=True)
+        pairs = sorted(rows, key=lambda pair: _label_order(pair[0]))
+        labels, names = [label for label, _ in pairs], [name for _, name in pairs]
         for column, values in (("target", labels), ("class_name", names)):
             faults += [f"meta.csv: {column} '{v}' stands {n} times" for v, n in Counter(values).items() if n > 1]
         known = f"meta.csv has {labels[0]} to {labels[-1]}" if labels else "meta.csv has none"
     else:
-        labels = sorted(set(frame["target"]) - {""}, key=_label_order)
-        names, known = [str(label) for label in labels], ""
+        labels = sorted(set(columns["target"]) - {""}, key=_label_order)
+        names, known = list(labels), ""
     index = {label: position for position, label in enumerate(labels)}
 
-    table = Table([], [], [], names, labels, [] if config.group_column in frame else None)
+    table = Table([], [], [], names, labels, [] if config.group_column in columns else None)
     places: list[str] = []
     first_row: dict[str, int] = {}
-    for row, (image_id, label) in enumerate(zip(frame["ID"], frame["target"], strict=True), start=2):
+    for row, (image_id, label) in enumerate(zip(columns["ID"], columns["target"], strict=True), start=2):
         place = f"train.csv:{row}"
         if image_id in first_row:
             faults.append(f"{place}: ID '{image_id}' stands in row {first_row[image_id]} already")
@@ -150,8 +134,8 @@ def _read_csv(root: Path, config: DataConfig) -> tuple[Table, list[str], list[st
         table.targets.append(index[label])
         places.append(f"{place}: train/{image_id}")
         if table.groups is not None:
-            table.groups.append(frame[config.group_column].iloc[row - 2])
-    if not len(frame):
+            table.groups.append(columns[config.group_column][row - 2])
+    if not columns["ID"]:
         faults.append("train.csv:1: there is no row below the header")
     return table, faults, places
 
@@ -186,7 +170,7 @@ def read_test(root: Path) -> Table:
     """
     sample = root / "sample_submission.csv"
     if sample.is_file():
-        ids = list(_csv(sample, ("ID",))["ID"])
+        ids = _columns(sample, ("ID",))["ID"]
         paths = [find_image(root, image_id, "test") for image_id in ids]
         repeated = [f"sample_submission.csv: ID '{i}' stands {n} times" for i, n in Counter(ids).items() if n > 1]
         missing = [
@@ -211,90 +195,39 @@ def _image_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
 
 
-def _csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+def _columns(path: Path, required: Sequence[str]) -> dict[str, list[str]]:
+    """The values of each column by its name; a row that is too short has empty ones. Raises DataError."""
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False)
+        rows = _rows(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise DataError(f"{path}: the file is missing") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{path}: not a CSV file in UTF-8: {' '.join(str(error).split())}") from None
-    for column in columns:
-        if column not in frame:
-            raise DataError(f"{path}:1: there is no column '{column}'; {nearest(column, map(str, frame.columns))}")
-    return frame
+    except (csv.Error, UnicodeDecodeError, OSError) as error:
+        raise DataError(f"{path}: not a CSV file in UTF-8: {error}") from None
+    header = rows[0]
+    for column in required:
+        if column not in header:
+            raise DataError(f"{path}:1: there is no column '{column}'; {nearest(column, header)}")
+    places = {name: header.index(name) for name in header}
+    return {name: [row[at] if at < len(row) else "" for row in rows[1:]] for name, at in places.items()}
+
+
+def _rows(text: str) -> list[list[str]]:
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=None), strict=True))
+    except csv.Error as error:
+        if "end of data" in str(error):
+            raise csv.Error("a quotation mark is not closed") from None
+        rows = list(csv.reader(io.StringIO(text, newline=None)))  # a quotation mark inside a field
+    if not rows or not rows[0]:
+        raise csv.Error("it is empty" if not text.strip() else "its first line is empty")
+    for number, row in enumerate(rows, start=1):
+        if len(row) > len(rows[0]):
+            raise csv.Error(f"row {number} has {len(row)} fields, its header {len(rows[0])}")
+    return rows
 
 
 def _label_order(label: str) -> tuple[int, int, str]:
     return (0, int(label), "") if label.isascii() and label.isdigit() else (1, 0, label)
-
-
-def split(table: Table, config: DataConfig) -> Split:
-    """Stratified by class and seeded by `data.split_seed`; where there are groups, no group is on both sides.
-
-    With `data.folds` the validation side is fold `data.fold` of them, else a share `data.val_fraction`.
-
-    Raises DataError where the images or groups are too few for it.
-    """
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, StratifiedShuffleSplit
-
-    rows = np.arange(len(table))
-    if table.groups is not None:
-        _check_groups(table, config)
-    seed, fold = config.split_seed, config.fold if config.folds else 0
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a class with fewer images than folds: told below in our words
-            if table.groups is not None:
-                folds = config.folds or max(2, round(1 / config.val_fraction))
-                grouped = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-                sides = list(grouped.split(rows, table.targets, table.groups))
-            elif config.folds:
-                sides = list(StratifiedKFold(config.folds, shuffle=True, random_state=seed).split(rows, table.targets))
-            else:
-                shuffle = StratifiedShuffleSplit(1, test_size=config.val_fraction, random_state=seed)
-                sides = list(shuffle.split(rows, table.targets))
-        train, val = sides[fold]
-    except ValueError as error:
-        asked = f"data.folds={config.folds}" if config.folds else f"data.val_fraction={config.val_fraction}"
-        raise DataError(
-            f"{len(table)} images in {len(table.class_names)} classes cannot be split with {asked}: {error}"
-        ) from None
-    if not len(val):
-        raise DataError(f"data.fold={fold} has no image: the groups are too few for data.folds={config.folds}")
-    classes = {table.class_names[t] for t in table.targets}
-    untrained, unseen = (
-        ", ".join(sorted(classes - {table.class_names[table.targets[r]] for r in s})) for s in (train, val)
-    )
-    if untrained:
-        raise DataError(f"the split leaves no image to train on for {untrained}; say another data.split_seed")
-    if unseen:
-        print(f"note: the split leaves no validation image for {unseen}: its groups are too few")
-    names = [f"{image_id}={table.class_names[t]}" for image_id, t in zip(table.ids, table.targets, strict=True)]
-    return Split(
-        [int(r) for r in train],
-        sorted(int(r) for r in val),
-        _name_of(names, [train, val]),
-        _name_of(names, [side for _, side in sides]) if config.folds else None,
-    )
-
-
-def _name_of(names: Sequence[str], parts: Sequence[Iterable[int]]) -> str:
-    """Equal for equal parts, however the rows are ordered."""
-    return hashlib.sha256(repr([sorted(names[row] for row in part) for part in parts]).encode()).hexdigest()[:16]
-
-
-def _check_groups(table: Table, config: DataConfig) -> None:
-    groups: dict[int, set[str]] = {}
-    for target, group in zip(table.targets, table.groups or [], strict=True):
-        groups.setdefault(target, set()).add(group)
-    alone = [
-        f"train.csv: every image of class '{table.class_names[target]}' is in group '{next(iter(found))}' of column "
-        f"'{config.group_column}': it cannot be on both sides of the split"
-        for target, found in sorted(groups.items())
-        if len(found) == 1
-    ]
-    if alone:
-        raise DataError("\n".join([*alone, "add images of another group, or ignore groups by data.group_column=none"]))
 
 
 def training_fingerprint(table: Table) -> str:
@@ -311,34 +244,3 @@ def content_fingerprint(paths: Iterable[Path]) -> str:
     for path in paths:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]
-
-
-View = Callable[[NDArray[np.uint8], int, int], NDArray[np.uint8]]
-"""(H, W, 3) uint8 RGB, epoch (or copy), row → (img_size, img_size, 3) uint8."""
-
-
-class ImageDataset(Dataset[tuple[torch.Tensor, int, int]]):
-    """Item (epoch, row) is (image, target, row): uint8 of shape (img_size, img_size, 3), target -1 where unknown.
-
-    A view with a true `sees_all(epoch)` gets every pixel of the file, else what `images` takes for enough.
-    """
-
-    def __init__(self, table: Table, augmentation: View, images: Images | None = None) -> None:
-        self.table = table
-        self.augmentation = augmentation
-        self.images = Images(table.paths, None) if images is None else images
-
-    def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, int, int]:
-        epoch, row = item
-        sees_all = getattr(self.augmentation, "sees_all", None)
-        image = self.images.whole(row) if sees_all is not None and sees_all(epoch) else self.images(row)
-        augmented = self.augmentation(image, epoch, row)
-        target = self.table.targets[row] if self.table.targets else -1
-        return torch.from_numpy(augmented), target, row
-
-
-def collate(items: list[tuple[torch.Tensor, int, int]]) -> list[torch.Tensor]:
-    """Images (N, 3, S, S) uint8, whose channels lie last in memory as they come and as convolutions want them, targets
-    (N,) and rows (N,)."""
-    images, targets, rows = default_collate(items)
-    return [images.permute(0, 3, 1, 2), targets, rows]

@@ -12,7 +12,7 @@ import torch
 from trainer.base import figures
 from trainer.base.errors import ConfigError
 from trainer.base.files import sha256, write_json
-from trainer.data import table as data
+from trainer.data.table import Table, content_fingerprint
 from trainer.ensemble import members, weights
 from trainer.ensemble.members import Validation
 from trainer.ensemble.voting import ballots, combine
@@ -38,7 +38,7 @@ class Scored:
     figures: dict[str, Any]
 
 
-def run(made: Ensemble, table: data.Table, fingerprint: str, options: Options) -> Predictions:
+def run(made: Ensemble, table: Table, fingerprint: str, options: Options) -> Predictions:
     """The ensemble's probabilities for the images of `table`, in the first member's order of classes. A member's are
     the mean of its folds."""
     first = made.parts[0].checkpoint
@@ -59,7 +59,7 @@ def predict(path: Path, root: Path, options: Options) -> tuple[Predictions, Orig
     made = ensemble_file.read(path)
     options = replace(options, tta=options.tta or made.tta)
     table = test_images(root)
-    fingerprint = data.content_fingerprint(table.paths)
+    fingerprint = content_fingerprint(table.paths)
     origin = origin_of(sha256(path), fingerprint, options)
     kept = predictions.find(path, table.ids, origin)
     if kept is not None:
@@ -134,7 +134,7 @@ def ensemble(made: Ensemble, how: str, root: Path | None, output: Path, options:
     predicted: Predictions | None = None
     if root is not None:
         table = test_images(root)
-        fingerprint = data.content_fingerprint(table.paths)
+        fingerprint = content_fingerprint(table.paths)
         predicted = run(made, table, fingerprint, options)
 
     output.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,8 @@ from trainer.augment import views as tta
 from trainer.augment.pipeline import Augmentation
 from trainer.base import cores
 from trainer.data import sampling
-from trainer.data import table as data
+from trainer.data.dataset import ImageDataset, collate
+from trainer.data.table import Table, content_fingerprint
 from trainer.images import decode
 from trainer.models import build
 from trainer.models.checkpoint import Checkpoint
@@ -50,7 +51,7 @@ class Options:
         return device.precision(self.precision, device.choose(self.device))
 
 
-def run(members: Sequence[Checkpoint], table: data.Table, options: Options) -> list[torch.Tensor]:
+def run(members: Sequence[Checkpoint], table: Table, options: Options) -> list[torch.Tensor]:
     """Each checkpoint's probabilities (N, its classes) for the images of `table`: the mean over the views, at its
     temperature.
 
@@ -86,7 +87,7 @@ def _groups(members: Sequence[Checkpoint]) -> list[list[int]]:
 
 def _pass(
     members: Sequence[Checkpoint],
-    table: data.Table,
+    table: Table,
     options: Options,
     views: Sequence[tta.View],
     fabric: Fabric,
@@ -102,12 +103,12 @@ def _pass(
     workers = cores.workers(options.num_workers, chosen)
     source = _images(members[0], table)
     loader: DataLoader[Any] = DataLoader(
-        data.ImageDataset(table, prepare, source),
+        ImageDataset(table, prepare, source),
         batch_size=options.batch_size or min(sizes),
         sampler=sampling.EpochSampler(range(len(table)), None, len(table)),  # (epoch, row), as the dataset takes it
         num_workers=workers,
         worker_init_fn=ignore_in_worker if workers else None,
-        collate_fn=data.collate,
+        collate_fn=collate,
     )
     names = ", ".join(dict.fromkeys(config.model.name for config in configs))
     parts: list[list[torch.Tensor]] = [[] for _ in members]
@@ -128,12 +129,12 @@ def _pass(
     return [torch.cat(part) for part in parts]
 
 
-def _images(member: Checkpoint, table: data.Table) -> decode.Images:
+def _images(member: Checkpoint, table: Table) -> decode.Images:
     """As the checkpoint saw its validation images."""
     if not member.preprocessing.get("fast"):
         return decode.Images(table.paths, None)
     limit = decode.Limit.of(member.preprocessing["transforms"])
-    return decode.shared(table.paths, table.ids, limit, None, data.content_fingerprint(table.paths))
+    return decode.shared(table.paths, table.ids, limit, None, content_fingerprint(table.paths))
 
 
 def _net(member: Checkpoint, chosen: str) -> build.Normalized:

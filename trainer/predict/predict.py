@@ -10,7 +10,7 @@ import torch
 
 from trainer.base.errors import ConfigError, DataError
 from trainer.base.files import write_json
-from trainer.data import table as data
+from trainer.data.table import Table, content_fingerprint, read_test
 from trainer.images import reading
 from trainer.models import ensemble_file
 from trainer.models.ensemble_file import Loaded
@@ -22,9 +22,9 @@ Model = Callable[[Path, Path, Options], tuple[Predictions, Origin]]
 """From a file, a data folder and options to the predictions of its test images, and what they were made with."""
 
 
-def test_images(root: Path) -> data.Table:
+def test_images(root: Path) -> Table:
     """The images to predict, each of them checked. Raises DataError that names every fault."""
-    table = data.read_test(root)
+    table = read_test(root)
     faults = [f"test/{table.ids[row]}: {reason}" for row, reason in reading.unreadable(table.paths)]
     if faults:
         raise DataError("\n".join(faults))
@@ -37,7 +37,7 @@ def origin_of(sha256: str, fingerprint: str, options: Options) -> Origin:
 
 
 def members_predictions(
-    wanted: Sequence[Loaded], table: data.Table, fingerprint: str, options: Options
+    wanted: Sequence[Loaded], table: Table, fingerprint: str, options: Options
 ) -> list[Predictions]:
     """Each checkpoint's predictions of the test images: kept ones where there are, else made and kept."""
     found: dict[str, Predictions] = {}
@@ -58,7 +58,7 @@ def of_checkpoint(path: Path, root: Path, options: Options) -> tuple[Predictions
     """The predictions of the checkpoint at `path` for `root`'s test images. Raises ConfigError or DataError."""
     member = ensemble_file.load(path)
     table = test_images(root)
-    fingerprint = data.content_fingerprint(table.paths)
+    fingerprint = content_fingerprint(table.paths)
     predicted = members_predictions([member], table, fingerprint, options)[0]
     return predicted, origin_of(member.sha256, fingerprint, options)
 

@@ -29,7 +29,8 @@ from trainer.base.errors import StoppedError, TrainerError
 from trainer.base.files import write_json, write_text
 from trainer.config.schema import Config, TrainingConfig
 from trainer.data import sampling
-from trainer.data import table as data
+from trainer.data.split import Split
+from trainer.data.table import Table
 from trainer.models import build, checkpoint, losses
 from trainer.scores import intervals
 from trainer.scores.validation import Outcome, certainty
@@ -68,8 +69,8 @@ class Job:
 
     config: Config
     run_dir: Path
-    table: data.Table
-    split: data.Split
+    table: Table
+    split: Split
     fabric: Fabric
     net: Any
     optimizer: Any

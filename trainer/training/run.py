@@ -25,7 +25,9 @@ from trainer.base.files import check_folder, resume_file, write_text
 from trainer.config.plain import to_dict, to_yaml
 from trainer.config.schema import Config, TrainingConfig
 from trainer.data import duplicates, leaks, sampling
-from trainer.data import table as data
+from trainer.data.dataset import ImageDataset, collate
+from trainer.data.split import Split, split_images
+from trainer.data.table import Table, data_root, read_training, training_fingerprint
 from trainer.images import decode
 from trainer.images.decode import Images, Limit
 from trainer.models import build, compiling, optimizers
@@ -46,8 +48,8 @@ PREFETCH = 4
 class Inputs:
     """Data, checked, and how they become batches."""
 
-    table: data.Table
-    split: data.Split
+    table: Table
+    split: Split
     fingerprint: str
     images: tuple[Images, Images]
     """For training and for validation."""
@@ -75,7 +77,7 @@ def train(config: Config, run_dir: Path, stop: Stop, lap: Callable[[str], None] 
     )
     plain = Augmentation(config.data.val_transforms, "data.val_transforms", config.data.img_size, config.seed)
     corruption = Corruption(config.data.split_seed) if config.data.val_corruption == "document" else None
-    root = data.data_root(config.data)
+    root = data_root(config.data)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -83,12 +85,12 @@ def train(config: Config, run_dir: Path, stop: Stop, lap: Callable[[str], None] 
         raise ConfigError(
             f"{run_dir}: uid {uid} cannot make this folder ({error.strerror}); name another by RUN_DIR"
         ) from None
-    table = data.read_training(root, config.data, run_dir / "data_faults.txt")
+    table = read_training(root, config.data, run_dir / "data_faults.txt")
     val_view = ValidationView(plain, corruption, table.ids)
-    split = data.split(table, config.data)
+    split = split_images(table, config.data)
     leaks.refuse(table, split, duplicates.equal_files(table.paths), config.data.allowed_leaks)
     _check_batch(config, len(split.train))
-    fingerprint = data.training_fingerprint(table)
+    fingerprint = training_fingerprint(table)
     images = _images(config, table, fingerprint)
     _rehearse(table, split, images, train_view, plain)
 
@@ -127,7 +129,7 @@ def _check_batch(config: Config, images: int) -> None:
         )
 
 
-def _images(config: Config, table: data.Table, fingerprint: str) -> tuple[Images, Images]:
+def _images(config: Config, table: Table, fingerprint: str) -> tuple[Images, Images]:
     """What training and validation read: one and the same where both lists begin alike."""
     if not config.data.fast:
         return (Images(table.paths, None),) * 2
@@ -139,7 +141,7 @@ def _images(config: Config, table: data.Table, fingerprint: str) -> tuple[Images
     return made[limits[0]], made[limits[1]]
 
 
-def _rehearse(table: data.Table, split: data.Split, images: tuple[Images, Images], *views: Augmentation) -> None:
+def _rehearse(table: Table, split: Split, images: tuple[Images, Images], *views: Augmentation) -> None:
     """Augment one image of each class both ways, so that a wrong list ends the run now and not in a worker."""
     rows = {table.targets[row]: row for row in split.train}.values()
     for its, view in zip(images, views, strict=True):
@@ -193,7 +195,7 @@ def _prepare(
     workers = cores.workers(training.num_workers, chosen, world)
 
     def val_loader(wanted: Sequence[Item]) -> DataLoader[Any]:
-        its = data.ImageDataset(table, inputs.val_view, inputs.images[1])
+        its = ImageDataset(table, inputs.val_view, inputs.images[1])
         return _loader(config, its, wanted, max(1, micro // world), workers)
 
     job = Job(
@@ -206,7 +208,7 @@ def _prepare(
         optimizer=wrapped_optimizer,
         class_weights=torch.tensor(weights, device=fabric.device),
         loader=_loader(
-            config, data.ImageDataset(table, inputs.train_view, inputs.images[0]), sampler, micro // world, workers
+            config, ImageDataset(table, inputs.train_view, inputs.images[0]), sampler, micro // world, workers
         ),
         val_batches=Remembered(val_loader, validation_items(split.val, inputs.val_view.copies, rank, world)),
         sampler=sampler,
@@ -270,7 +272,7 @@ class _Silent(Tracking):
 
 
 def _loader(
-    config: Config, images: data.ImageDataset, sampler: Iterable[tuple[int, int]], batch: int, workers: int
+    config: Config, images: ImageDataset, sampler: Iterable[tuple[int, int]], batch: int, workers: int
 ) -> DataLoader[Any]:
     return DataLoader(
         images,
@@ -281,7 +283,7 @@ def _loader(
         persistent_workers=workers > 0,
         prefetch_factor=PREFETCH if workers else None,
         worker_init_fn=ignore_in_worker if workers else None,
-        collate_fn=data.collate,
+        collate_fn=collate,
     )
 
 
@@ -310,7 +312,7 @@ def learner(
     return net, optimizer
 
 
-def _check_resumable(state: dict[str, Any], table: data.Table, split: data.Split) -> None:
+def _check_resumable(state: dict[str, Any], table: Table, split: Split) -> None:
     if state["class_names"] != table.class_names or state["split_fingerprint"] != split.fingerprint:
         raise ConfigError(
             "resume: the checkpoint was made on other data or another split; resume with the data it began on"

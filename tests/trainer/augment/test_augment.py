@@ -15,7 +15,8 @@ from trainer.augment.pipeline import Augmentation
 from trainer.base.errors import ConfigError
 from trainer.config.compose import compose
 from trainer.data import sampling
-from trainer.data import table as data
+from trainer.data.dataset import ImageDataset
+from trainer.data.table import read_training
 from trainer.training.stop import ignore_in_worker
 
 
@@ -110,13 +111,13 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone() -> None:
 
 def test_the_number_of_workers_changes_no_batch(documents: Path) -> None:
     composed = compose(["data.img_size=64"])
-    table = data.read_training(documents, composed.data)
+    table = read_training(documents, composed.data)
     view = Augmentation(composed.data.train_transforms, "x", 64, seed=3)
     seen = []
     for workers in (0, 1, 2):
         sampler = sampling.EpochSampler(range(len(table)), 3, len(table))
         loader = DataLoader(
-            data.ImageDataset(table, view),
+            ImageDataset(table, view),
             batch_size=5,
             sampler=sampler,
             num_workers=workers,

@@ -15,7 +15,9 @@ from trainer.augment.corruption import KINDS, Corruption
 from trainer.augment.pipeline import Augmentation
 from trainer.config.compose import compose
 from trainer.config.keys import option_names
-from trainer.data.table import DataConfig, ImageDataset, read_training
+from trainer.config.schema import DataConfig
+from trainer.data.dataset import ImageDataset
+from trainer.data.table import read_training
 from trainer.training import val_batches
 
 

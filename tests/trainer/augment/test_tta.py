@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.trainer.conftest import draw
 from trainer.augment import views
-from trainer.data import table as data
+from trainer.data.table import Table, read_test
 from trainer.images import decode
 from trainer.models import checkpoint
 from trainer.models.checkpoint import Checkpoint
@@ -75,7 +75,7 @@ def test_with_the_square_s_symmetries_it_does_not_matter_how_a_page_lies(trained
     paths = [tmp_path / "upright.png", tmp_path / "lying.png"]
     page.save(paths[0])
     page.transpose(Image.Transpose.ROTATE_90).save(paths[1])
-    table = data.Table(["upright", "lying"], paths, [], [], [])
+    table = Table(["upright", "lying"], paths, [], [], [])
     member = plain(checkpoint.load(trained[0] / "best.ckpt"))
     options = Options(precision="fp32")
     (once,) = inference.run([member], table, options)
@@ -94,7 +94,7 @@ def test_one_decode_serves_all_views_and_every_model_of_one_preprocessing(
 ) -> None:
     first, other = (checkpoint.load(run / "best.ckpt") for run in trained)
     second = replace(first, state_dict={k: v * 1.1 for k, v in first.state_dict.items()}, calibration={})
-    table = data.read_test(documents)
+    table = read_test(documents)
     alone = inference.run([second], table, Options(tta="light", num_workers=0))
     assert decoded == table.paths
     decoded.clear()
@@ -108,7 +108,7 @@ def test_models_that_are_too_large_for_the_device_together_take_turns(
     trained: list[Path], documents: Path, decoded: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = checkpoint.load(trained[0] / "best.ckpt")
-    table = data.read_test(documents)
+    table = read_test(documents)
     monkeypatch.setattr(inference, "TOGETHER_BYTES", 1)
     a, b = inference.run([first, first], table, Options(num_workers=0))
     assert decoded == table.paths * 2

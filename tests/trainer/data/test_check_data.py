@@ -17,8 +17,9 @@ from tests.trainer.conftest import write_documents
 from trainer.cli.main import main
 from trainer.config.schema import DataConfig
 from trainer.data import duplicates
-from trainer.data import table as data
 from trainer.data.drawn import write_sample_data
+from trainer.data.split import split_images
+from trainer.data.table import read_training
 from trainer.images import reading
 
 TURNS = tuple(Image.Transpose)
@@ -141,8 +142,8 @@ def test_empty_and_noisy_sheets_are_no_duplicates(tmp_path: Path) -> None:
 def leaking(tmp_path: Path) -> tuple[Path, str, str]:
     """A data folder in which a validation image is a copy of a training image of another class; both IDs."""
     root = write_documents(tmp_path / "leaking", per_class=8)
-    table = data.read_training(root, DataConfig())
-    split = data.split(table, DataConfig())
+    table = read_training(root, DataConfig())
+    split = split_images(table, DataConfig())
     held = split.val[0]
     other = next(row for row in split.train if table.targets[row] != table.targets[held])
     shutil.copy(table.paths[other], table.paths[held])

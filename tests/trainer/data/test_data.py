@@ -14,12 +14,13 @@ from tests.trainer.conftest import draw, write_documents
 from trainer.base.errors import DataError
 from trainer.config.schema import DataConfig
 from trainer.data import sampling
-from trainer.data import table as data
+from trainer.data.split import split_images
+from trainer.data.table import Table, data_root, read_test, read_training
 from trainer.images import reading
 
 
-def read(root: Path, **settings: object) -> data.Table:
-    return data.read_training(root, DataConfig(**settings))  # type: ignore[arg-type]
+def read(root: Path, **settings: object) -> Table:
+    return read_training(root, DataConfig(**settings))  # type: ignore[arg-type]
 
 
 def faults(root: Path) -> str:
@@ -34,7 +35,7 @@ def test_csv_layout(documents: Path) -> None:
     assert table.class_names == ["stripes", "boxes", "discs"]
     assert table.labels == ["0", "1", "2"]
     assert Counter(table.targets) == {0: 12, 1: 12, 2: 12}
-    test = data.read_test(documents)
+    test = read_test(documents)
     assert test.ids == [f"t{n}.jpg" for n in reversed(range(6))], "the order of sample_submission.csv"
 
 
@@ -49,7 +50,7 @@ def test_plain_imagefolder(tmp_path: Path) -> None:
         table = read(root)
         assert table.class_names == table.labels == ["a", "b"]
         assert table.ids[0] == "a/0.png" and len(table) == 8
-    assert data.read_test(tmp_path).ids == ["x.png"]
+    assert read_test(tmp_path).ids == ["x.png"]
 
 
 def test_every_fault_is_reported_at_once_by_file_and_row(tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def test_a_broken_table_is_one_clear_error(tmp_path: Path, file: str, content: s
     root = write_documents(tmp_path / "data")
     (root / file).write_text(content)
     with pytest.raises(DataError) as raised:
-        data.read_test(root) if file == "sample_submission.csv" else read(root)
+        read_test(root) if file == "sample_submission.csv" else read(root)
     assert said in str(raised.value)
 
 
@@ -112,7 +113,7 @@ def test_one_class_alone_is_nothing_to_train_on(tmp_path: Path) -> None:
 def test_a_missing_folder_names_the_ways_to_give_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match=r"nowhere: the data folder \(DATA_DIR\) does not exist.*sample-data"):
-        data.data_root(DataConfig())
+        data_root(DataConfig())
 
 
 def test_a_checked_set_is_remembered_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +128,7 @@ def test_a_checked_set_is_remembered_until_a_file_changes(tmp_path: Path, monkey
 
 def test_split_is_stratified_seeded_and_named(documents: Path) -> None:
     table = read(documents)
-    first, again, other = (data.split(table, DataConfig(split_seed=s)) for s in (1, 1, 2))
+    first, again, other = (split_images(table, DataConfig(split_seed=s)) for s in (1, 1, 2))
     assert first == again and first.fingerprint != other.fingerprint
     assert not set(first.train) & set(first.val) and len(first.train) + len(first.val) == len(table)
     assert max(Counter(table.targets[r] for r in first.val).values()) <= 3
@@ -142,7 +143,7 @@ def test_no_group_is_on_both_sides(tmp_path: Path) -> None:
     table = read(root)
     assert table.groups is not None
     for seed in range(5):
-        made = data.split(table, DataConfig(split_seed=seed))
+        made = split_images(table, DataConfig(split_seed=seed))
         assert not {table.groups[r] for r in made.train} & {table.groups[r] for r in made.val}
 
 
@@ -154,7 +155,7 @@ def test_folds_hold_out_every_image_once_and_share_a_name(tmp_path: Path, groupe
         with_groups = [lines[0] + ",group"] + [f"{line},{number // 2}" for number, line in enumerate(lines[1:])]
         (root / "train.csv").write_text("\n".join(with_groups))
     table = read(root)
-    made = [data.split(table, DataConfig(folds=5, fold=k)) for k in range(5)]
+    made = [split_images(table, DataConfig(folds=5, fold=k)) for k in range(5)]
     assert sorted(row for fold in made for row in fold.val) == list(range(len(table)))
     assert len({fold.fingerprint for fold in made}) == 5
     assert len({fold.folds_fingerprint for fold in made}) == 1 and made[0].folds_fingerprint
@@ -163,14 +164,14 @@ def test_folds_hold_out_every_image_once_and_share_a_name(tmp_path: Path, groupe
         assert {table.targets[row] for row in fold.val} == {0, 1, 2}
         if table.groups is not None:
             assert not {table.groups[r] for r in fold.train} & {table.groups[r] for r in fold.val}
-    other = data.split(table, DataConfig(folds=5, fold=0, split_seed=1))
+    other = split_images(table, DataConfig(folds=5, fold=0, split_seed=1))
     assert other.folds_fingerprint != made[0].folds_fingerprint
-    assert data.split(table, DataConfig()).folds_fingerprint is None
+    assert split_images(table, DataConfig()).folds_fingerprint is None
 
 
 def test_more_folds_than_images_of_a_class_is_a_clear_error(documents: Path) -> None:
     with pytest.raises(DataError, match=r"36 images in 3 classes cannot be split with data\.folds=13"):
-        data.split(read(documents), DataConfig(folds=13))
+        split_images(read(documents), DataConfig(folds=13))
 
 
 def test_a_class_in_one_group_cannot_be_split(tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ def test_a_class_in_one_group_cannot_be_split(tmp_path: Path) -> None:
         "\n".join([lines[0] + ",group"] + [f"{line},{n if line[0] > '0' else 'x'}" for n, line in enumerate(lines[1:])])
     )
     with pytest.raises(DataError, match="every image of class 'stripes' is in group 'x'"):
-        data.split(read(root), DataConfig())
+        split_images(read(root), DataConfig())
 
 
 def marked() -> Image.Image:

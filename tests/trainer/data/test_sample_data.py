@@ -9,8 +9,8 @@ import pytest
 
 from trainer.cli.main import main
 from trainer.config.schema import DataConfig
-from trainer.data import table as data
 from trainer.data.drawn import KINDS
+from trainer.data.table import read_test, read_training
 from trainer.images import reading
 
 
@@ -25,9 +25,9 @@ def contents(root: Path) -> dict[str, bytes]:
 
 def test_the_trainer_reads_what_was_drawn(tmp_path: Path) -> None:
     root = drawn(tmp_path / "data", "--classes", str(len(KINDS)))
-    table = data.read_training(root, DataConfig())
+    table = read_training(root, DataConfig())
     assert table.class_names == list(KINDS) and len(table) == 3 * len(KINDS)
-    test = data.read_test(root)
+    test = read_test(root)
     with (root / "test_labels.csv").open() as file:
         labels = {row["ID"]: row["target"] for row in csv.DictReader(file)}
     assert test.ids == list(labels) and sorted(set(labels.values())) == sorted(str(k) for k in range(len(KINDS)))

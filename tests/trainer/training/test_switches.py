@@ -23,7 +23,7 @@ from trainer.cli.main import main
 from trainer.config.compose import compose
 from trainer.config.schema import DataConfig, TrainingConfig
 from trainer.data import sampling
-from trainer.data import table as data
+from trainer.data.table import Table, read_training, training_fingerprint
 from trainer.models import build, checkpoint, losses
 from trainer.training import teachers
 
@@ -207,12 +207,12 @@ def test_a_checkout_whose_state_git_cannot_tell_is_not_called_clean(tmp_path: Pa
 def test_results_say_where_they_come_from(trained: list[Path], documents: Path, tmp_path: Path) -> None:
     made = json.loads((trained[0] / "metrics.json").read_text())
     kept = checkpoint.load(trained[0] / "best.ckpt").provenance
-    table = data.read_training(documents, DataConfig())
-    assert made["data_fingerprint"] == kept["data_fingerprint"] == data.training_fingerprint(table)
+    table = read_training(documents, DataConfig())
+    assert made["data_fingerprint"] == kept["data_fingerprint"] == training_fingerprint(table)
     assert len(kept["git_sha"].partition("-")[0]) == 40 and made["git_sha"] == kept["git_sha"]
     order = np.random.default_rng(0).permutation(len(table))
     lists = {name: [getattr(table, name)[row] for row in order] for name in ("ids", "paths", "targets")}
-    turned = data.Table(**lists, class_names=table.class_names, labels=table.labels)
-    assert data.training_fingerprint(turned) == kept["data_fingerprint"]
+    turned = Table(**lists, class_names=table.class_names, labels=table.labels)
+    assert training_fingerprint(turned) == kept["data_fingerprint"]
     turned.targets[0] = (turned.targets[0] + 1) % 3
-    assert data.training_fingerprint(turned) != kept["data_fingerprint"]
+    assert training_fingerprint(turned) != kept["data_fingerprint"]

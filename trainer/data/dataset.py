@@ -1,0 +1,43 @@
+"""The images of a table as tensors, for a loader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, default_collate
+
+from trainer.data.table import Table
+from trainer.images.decode import Images
+
+View = Callable[[NDArray[np.uint8], int, int], NDArray[np.uint8]]
+"""(H, W, 3) uint8 RGB, epoch (or copy), row → (img_size, img_size, 3) uint8."""
+
+
+class ImageDataset(Dataset[tuple[torch.Tensor, int, int]]):
+    """Item (epoch, row) is (image, target, row): uint8 of shape (img_size, img_size, 3), target -1 where unknown.
+
+    A view with a true `sees_all(epoch)` gets every pixel of the file, else what `images` takes for enough.
+    """
+
+    def __init__(self, table: Table, augmentation: View, images: Images | None = None) -> None:
+        self.table = table
+        self.augmentation = augmentation
+        self.images = Images(table.paths, None) if images is None else images
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, int, int]:
+        epoch, row = item
+        sees_all = getattr(self.augmentation, "sees_all", None)
+        image = self.images.whole(row) if sees_all is not None and sees_all(epoch) else self.images(row)
+        augmented = self.augmentation(image, epoch, row)
+        target = self.table.targets[row] if self.table.targets else -1
+        return torch.from_numpy(augmented), target, row
+
+
+def collate(items: list[tuple[torch.Tensor, int, int]]) -> list[torch.Tensor]:
+    """Images (N, 3, S, S) uint8, whose channels lie last in memory as they come and as convolutions want them, targets
+    (N,) and rows (N,)."""
+    images, targets, rows = default_collate(items)
+    return [images.permute(0, 3, 1, 2), targets, rows]
