@@ -18,7 +18,7 @@ from launcher.job.schema import NAME, FromSpec, JobSpec, ResourcesSpec, RetrySpe
 from trainer.base.errors import nearest
 
 METHODS = ("soft_voting", "hard_voting", "rank_averaging")
-WEIGHTS = ("equal", "optimised", "greedy")
+WEIGHTS = ("equal", "greedy", "optimised")
 ARG_WORDS = {"method": METHODS, "tta": ("none", "light", "standard", "heavy"), "weights": WEIGHTS}
 """Options of steps whose words are known here: a wrong one is told before hours of training, not after."""
 MATRIX_FIELDS = {"matrix", "exclude", "include", "overrides"}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trainer.base.errors import EXIT_OK, ConfigError, nearest
 from trainer.base.files import check_checkpoint
-from trainer.base.names import METHODS, WEIGHTS
+from trainer.base.names import METHODS, OPTIMISED, WEIGHTS
 from trainer.cli import options
 from trainer.cli.imports import heavy
 
@@ -25,7 +25,7 @@ def ensemble(arguments: list[str]) -> int:
         "--weights",
         nargs="+",
         metavar="W",
-        help="one a member (the folds of a model are one), or equal, optimised or greedy: chosen on the validation, "
+        help="one a member (the folds of a model are one), or equal, or greedy: chosen on the validation images, "
         "and kept where that helps (default: equal)",
     )
     options.add_inference(parser)
@@ -58,6 +58,9 @@ def weighting(words: Sequence[str] | None) -> str | list[float]:
     if not words:
         return "equal"
     if len(words) == 1 and not _is_number(words[0]):
+        if words[0] == OPTIMISED:
+            print(f"note: --weights {OPTIMISED} is --weights greedy now, which does as well")
+            return "greedy"
         if words[0] not in WEIGHTS:
             raise ConfigError(f"--weights {words[0]}: there is no such way to weigh; {nearest(words[0], WEIGHTS)}")
         return words[0]

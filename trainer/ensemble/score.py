@@ -13,7 +13,7 @@ from trainer.base import figures
 from trainer.base.errors import ConfigError
 from trainer.base.files import sha256, write_json
 from trainer.data.table import Table, content_fingerprint
-from trainer.ensemble import members, weights
+from trainer.ensemble import members, voting
 from trainer.ensemble.members import Validation
 from trainer.ensemble.voting import ballots, combine
 from trainer.models import checkpoint, ensemble_file
@@ -87,12 +87,12 @@ def _figures(
 
 
 def score(made: Ensemble, validation: Validation, how: str) -> Scored:
-    """Vote on the validation images, with weights found on them where `how` is optimised or greedy.
+    """Vote on the validation images, with weights found on them where `how` is greedy.
 
     Figures of weights that were found are those of the cross-validation: no image is judged by weights that knew it.
     Where these are worse than the equal vote's, the weights stay equal.
     """
-    vote = weights.Vote(
+    vote = voting.Vote(
         ballots(made.method, validation.clean),
         ballots(made.method, validation.corrupted) if validation.corrupted is not None else None,
         validation.targets,
@@ -104,9 +104,9 @@ def score(made: Ensemble, validation: Validation, how: str) -> Scored:
     if how == "given":
         used, copies = how, vote.counted(made.weights)
         values = _figures(made, validation, *copies)
-    elif how in weights.SEARCHES and len(made.members) > 1:
+    elif how == "greedy" and len(made.members) > 1:
         monitored = figures.columns()[_monitor(made)]
-        chosen = weights.choose(how, vote, monitored)
+        chosen = voting.search(vote, monitored)
         honest = _figures(made, validation, *chosen.held_out)
         more |= {"honest": honest, "found_weights": chosen.weights}
         if monitored.worth(honest["score"]) >= monitored.worth(equal_vote["score"]):
@@ -119,7 +119,7 @@ def score(made: Ensemble, validation: Validation, how: str) -> Scored:
 
 def ensemble(made: Ensemble, how: str, root: Path | None, output: Path, options: Options) -> dict[str, Any]:
     """Write ensemble.json, validation figures where the members' held-out images can be compared, and `root`'s test
-    predictions. `how` says whose weights count: equal, given (those of `made`), optimised or greedy.
+    predictions. `how` says whose weights count: equal, given (those of `made`) or greedy.
 
     Returns what metrics.json holds. Raises ConfigError or DataError.
     """
@@ -129,7 +129,7 @@ def ensemble(made: Ensemble, how: str, root: Path | None, output: Path, options:
     if validation is not None:
         scored = score(made, validation, how)
         made = scored.made
-    elif how in weights.SEARCHES:
+    elif how == "greedy":
         raise ConfigError(f"--weights {how}: there is no validation to choose weights on: {why_not}; say equal")
     predicted: Predictions | None = None
     if root is not None:
@@ -241,7 +241,7 @@ def _say(summary: dict[str, Any]) -> None:
             f"not chosen on, equal weights: {_figure(summary['equal_vote'], images)}: equal weights stay"
         )
     count, checkpoints = len({entry["member"] for entry in summary["members"]}), len(summary["members"])
-    if count == 1 and summary["weighting_asked"] in weights.SEARCHES:
+    if count == 1 and summary["weighting_asked"] == "greedy":
         print(f"note: --weights {summary['weighting_asked']}: one member has the whole vote, so there is none to find")
     of = f"{count} ({checkpoints} checkpoints)" if checkpoints > count else f"{count}"
     why = f" ({summary['why_no_val']})" if summary["why_no_val"] else ""

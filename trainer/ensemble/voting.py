@@ -1,10 +1,34 @@
-"""How several probabilities become one: soft voting, hard voting, rank averaging."""
+"""How the probabilities of several members become one, and how much each member counts.
+
+Weights are chosen on validation images and guarded against chance. With few images and many members a search finds
+weights that fit nothing but these images. So its result is measured by cross-validation (weights found without an image
+vote on it), and equal weights stay unless that measure is at least as good as theirs.
+"""
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+
+from trainer.base.errors import ConfigError
+from trainer.base.figures import F1, Column
+
+FOLDS = 10
+"""Of the cross-validation."""
+TIE = 1e-3
+"""Worth of a nat of log-loss in macro F1: less than one image, so that it decides between equals."""
+ROUNDS = 30
+"""Members that the greedy search takes."""
+
+Ballots = NDArray[np.float64]
+"""(members, images, classes)."""
+Weights = NDArray[np.float64]
 
 
 def ballots(method: str, probabilities: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -35,3 +59,89 @@ def count(cast: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
 def combine(method: str, probabilities: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
     """Join the members' (N, classes) probabilities into one (N, classes) distribution."""
     return count(ballots(method, probabilities), weights)
+
+
+@dataclass(frozen=True)
+class Vote:
+    """Ballots on the same images, of the clean and, where there are, of the corrupted copies; targets (images,)."""
+
+    clean: torch.Tensor
+    corrupted: torch.Tensor | None
+    targets: torch.Tensor
+
+    def counted(self, weights: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The ensemble's probabilities (images, classes) of both copies."""
+        worse = None if self.corrupted is None else count(self.corrupted, weights)
+        return count(self.clean, weights), worse
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Weights, one a member; and what ensembles whose weights were chosen without an image say of it: probabilities
+    (images, classes) of the clean and the corrupted copies."""
+
+    weights: list[float]
+    held_out: tuple[torch.Tensor, torch.Tensor | None]
+
+
+def search(vote: Vote, monitored: Column, seed: int = 0) -> Chosen:
+    """The weights that the greedy search finds, of the sum 1, for the best macro F1 of the copies that the figure
+    `monitored` is of, and its honest votes: each image's with weights found on the other nine tenths."""
+    copies, targets = _copies(vote, monitored), vote.targets.numpy()
+    clean = torch.zeros(vote.clean.shape[1:])
+    corrupted = None if vote.corrupted is None else torch.zeros(vote.corrupted.shape[1:])
+    for train, held in _folds(targets, seed):
+        weights = list(greedy([copy[:, train] for copy in copies], targets[train]))
+        clean[held] = count(vote.clean[:, held], weights)
+        if vote.corrupted is not None and corrupted is not None:
+            corrupted[held] = count(vote.corrupted[:, held], weights)
+    return Chosen([round(float(w), 4) for w in greedy(copies, targets)], (clean, corrupted))
+
+
+def _copies(vote: Vote, monitored: Column) -> list[Ballots]:
+    if vote.corrupted is None:
+        return [vote.clean.numpy()]
+    both = {"clean": vote.clean, "corrupted": vote.corrupted}
+    return [both[copy].numpy() for copy in monitored.parts]
+
+
+def _folds(targets: NDArray[np.int64], seed: int) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    from sklearn.model_selection import StratifiedKFold
+
+    count = min(FOLDS, max(Counter(targets.tolist()).values()))
+    if count < 2:
+        raise ConfigError(
+            f"--weights: {len(targets)} validation images of as many classes are too few to choose weights on; "
+            "say --weights equal"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a class of fewer images than folds is in fewer of them
+        return list(StratifiedKFold(count, shuffle=True, random_state=seed).split(targets, targets))
+
+
+def objective(copies: Sequence[Ballots], targets: NDArray[np.int64], weights: Weights) -> float:
+    """Macro F1 of the vote, the mean over the copies; of equals the one with the lower log-loss is better."""
+    return _worth([np.tensordot(weights, copy, 1) for copy in copies], targets)
+
+
+def _worth(counted: Sequence[NDArray[np.float64]], targets: NDArray[np.int64]) -> float:
+    total = 0.0
+    for joined in counted:
+        own = joined[np.arange(len(targets)), targets] / joined.sum(1)
+        loss = -np.log(np.maximum(own, 1e-12)).mean()
+        total += F1.of_labels(targets, joined.argmax(1), joined.shape[1]) - TIE * loss
+    return total / len(counted)
+
+
+def greedy(copies: Sequence[Ballots], targets: NDArray[np.int64]) -> Weights:
+    """Ensemble selection with replacement (Caruana et al. 2004, sec. 2): the member that helps most is added, time and
+    again; a member's weight is the share of times that it was taken, up to the round with the best `objective`."""
+    members = len(copies[0])
+    taken = np.zeros(members)
+    best, kept = -np.inf, taken
+    for _ in range(ROUNDS):
+        trials = [objective(copies, targets, taken + np.eye(members)[member]) for member in range(members)]
+        taken = taken + np.eye(members)[int(np.argmax(trials))]
+        if max(trials) > best + 1e-9:
+            best, kept = max(trials), taken
+    return np.asarray(kept / kept.sum())

@@ -206,7 +206,7 @@ def test_all_folds_are_an_axis_and_the_command_line_changes_their_number(tmp_pat
     [
         ("matrix: {data.fold: all}\n", "job.yaml:1: data.fold: all: of how many? say overrides: {data.folds: 5}"),
         (ALL + "after: [{name: p, step: predict, from: {top: 1}}]\n", "job.yaml:3: after.0.from.top: the best"),
-        (ALL + "after: [{name: v, step: ensemble, from: {top: 1}, args: {weights: optimized}}]\n", "did you mean 'optimised'?, or a number a member"),
+        (ALL + "after: [{name: v, step: ensemble, from: {top: 1}, args: {weights: gredy}}]\n", "did you mean 'greedy'?, or a number a member"),
         (ALL + "after: [{name: v, step: ensemble, from: {top: 1}, args: {weights: [1, -2]}}]\n", "there is no weights [1, -2]"),
         (ALL + "after: [{name: v, step: ensemble, from: {top: 1}, args: {tta: full}}]\n", "there is no tta 'full'"),
     ],
@@ -219,7 +219,9 @@ def test_what_cannot_be_meant_of_folds_and_steps_is_told_before_anything_trains(
     assert message in str(told.value)
 
 
-@pytest.mark.parametrize(("weights", "words"), [("optimised", ["optimised"]), ("[2, 0.5]", ["2", "0.5"])])
+@pytest.mark.parametrize(
+    ("weights", "words"), [("greedy", ["greedy"]), ("optimised", ["optimised"]), ("[2, 0.5]", ["2", "0.5"])]
+)
 def test_options_of_steps_reach_the_trainer(tmp_path: Path, weights: str, words: list[str]) -> None:
     step = f"after: [{{name: v, step: ensemble, from: {{top: 2}}, args: {{weights: {weights}, tta: standard}}}}]\n"
     assert planned(tmp_path, ALL + step)[-1].command == ["--weights", *words, "--tta", "standard"]
@@ -232,7 +234,7 @@ def test_the_projects_folds_run_from_the_matrix_to_the_report(lab: Lab) -> None:
     assert done.returncode == 1, done.stderr
     assert lab.states()["resnet50-fold1"] == "failed" and lab.states()["report"] == "succeeded"
     (asked,) = [event["argv"] for event in lab.journal("begin") if event["run"].endswith("vote")]
-    assert asked[0] == "ensemble" and asked[-2:] == ["--weights", "optimised"]
+    assert asked[0] == "ensemble" and asked[-2:] == ["--weights", "greedy"]
     assert [Path(word).parent.name for word in asked if word.endswith("best.ckpt")] == [
         "001-resnet34-fold0", "002-resnet34-fold1",
     ]  # fmt: skip
