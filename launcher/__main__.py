@@ -17,6 +17,9 @@ def main(arguments: list[str] | None = None) -> None:
         code = cli.main(arguments, prog_name="launcher", standalone_mode=False)
         sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        sys.exit(0)
     except click.UsageError as error:
         context = f"\n{error.ctx.get_usage()}" if error.ctx else ""
         _end(f"error: {error.format_message()}{context}", EXIT_USAGE)

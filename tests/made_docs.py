@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from launcher.engines import registry
 from launcher.job import schema
 from launcher.record import states
 from tests import architecture
 
 DOCS = Path(__file__).parents[1] / "docs"
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {
-    "job file reference": ("job-file.md", schema.reference),
+    "job file reference": ("job-file.md", lambda: schema.reference(registry.sections())),
     "states": ("states.md", states.reference),
     "rooms of the launcher": ("architecture.md", lambda: architecture.table("launcher")),
     "rooms of the trainer": ("architecture.md", lambda: architecture.table("trainer")),

@@ -76,17 +76,13 @@ class LeaseLostError(RunError):
 
 
 class EngineError(RunError):
-    """What the Docker engine cannot do, or that there is none."""
+    """What an engine of containers cannot do, or that there is none."""
 
 
 class ArgumentError(EngineError):
     """A build argument that the Dockerfile does not have, or whose value cannot be."""
 
     exit_code = EXIT_USAGE
-
-
-class SlurmError(RunError):
-    """What Slurm refuses, or that it does not answer."""
 
 
 def looked_away(place: str = "") -> int:

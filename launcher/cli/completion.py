@@ -97,3 +97,15 @@ def script(shell: str, command: click.Command) -> str:
     found = get_completion_class(shell)
     assert found is not None
     return found(command, {}, "launcher", "_LAUNCHER_COMPLETE").source()
+
+
+@click.command("completion", short_help="Print the shell's completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion_command(context: click.Context, shell: str) -> None:
+    """Print what makes the shell complete commands, jobs, submissions and runs.
+
+    bash and zsh: put `source <(launcher completion bash)` into ~/.bashrc, or zsh into ~/.zshrc.
+    fish: launcher completion fish > ~/.config/fish/completions/launcher.fish
+    """
+    click.echo(script(shell, context.find_root().command))

@@ -8,12 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from launcher import engines
 from launcher.base.errors import RunError
 from launcher.base.sizes import show_duration, show_size
 from launcher.cli import watch
+from launcher.engines import registry
 from launcher.engines.host_memory import HostMemory
 from launcher.host import usage
 from launcher.host.nvml import GpuUse
@@ -174,11 +172,11 @@ def follow(submission: Path, on_event: Callable[[str, Status], None]) -> int | N
         raise RunError(f"{submission.name}: there is no run in it")
     seen: dict[Path, int] = {}
     while True:
-        driven = engines.is_driven(submission)  # asked before the runs: what it did last is then in their journals
+        driven = registry.is_driven(submission)  # asked before the runs: what it did last is then in their journals
         states = []
         for run_dir in paths:
-            if not driven or engines.is_slurm(submission):
-                engines.settle(run_dir)
+            if not driven or registry.queue_of(submission):
+                registry.settle(run_dir)
             events = read_events(run_dir)
             news = events[seen.get(run_dir, max(0, len(events) - 1)) :]
             seen[run_dir] = len(events)
@@ -198,20 +196,3 @@ def _was_stopped(paths: list[Path]) -> bool:
     """Whether runs were stopped on request: their launcher ended with 130 then."""
     statuses = [read_status(path) for path in paths]
     return any(status.state == "cancelled" and status.reason.startswith("stopped") for status in statuses)
-
-
-def show_top(once: bool, as_json: bool) -> None:
-    """Print what `top.look` sees, once or until Ctrl-C."""
-    import json
-
-    from rich.console import Console
-
-    from launcher.cli import top
-
-    if as_json:
-        click.echo(json.dumps(top.look(), indent=2, ensure_ascii=False))
-    elif once or not sys.stdout.isatty():
-        width = None if sys.stdout.isatty() else 220
-        Console(width=width, highlight=False, markup=False).print(top.render(top.look()))
-    else:
-        repeat(lambda: (top.render(top.look()), False))

@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import platform
+import sys
 from typing import TYPE_CHECKING, Any
 
+import click
+
+from launcher.base.errors import looking
 from launcher.base.sizes import show_size
+from launcher.cli.options import json_option, print_table
 from launcher.host import usage
 from launcher.host.machine import Machine, here
 from launcher.host.nvml import GpuUse
 
 if TYPE_CHECKING:
     from rich.console import Group
+
+
+@click.command(short_help="Show GPUs, cores and memory, and their runs")
+@click.option("--once", is_flag=True, help="Print it once, and end.")
+@json_option
+def top(once: bool, as_json: bool) -> None:
+    """Show what the machine does: GPUs and the runs that have them, cores, memory. Ctrl-C ends it."""
+    from launcher.cli import live
+
+    with looking():
+        if as_json:
+            click.echo(json.dumps(look(), indent=2, ensure_ascii=False))
+        elif once or not sys.stdout.isatty():
+            print_table(render(look()))
+        else:
+            live.repeat(lambda: (render(look()), False))
 
 
 def look(interval: float | None = 0.2) -> dict[str, Any]:

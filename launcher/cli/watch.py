@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import engines
 from launcher.base.sizes import show_duration, show_size
+from launcher.engines import registry
 from launcher.record.find import list_runs
 from launcher.record.journal import Status, read_status
 from launcher.record.request import RunRequest, read_request
@@ -37,7 +37,7 @@ def observe(submission: Path) -> list[tuple[Path, RunRequest, Status]]:
     """Every run with its status; a run that ended without anybody noticing is recorded so on the way."""
     found = []
     for run_dir in list_runs(submission):
-        unknown = engines.settle(run_dir)
+        unknown = registry.settle(run_dir)
         status = read_status(run_dir)
         if unknown and status.state not in ENDED:
             status = dataclasses.replace(status, reason=unknown)
@@ -49,7 +49,7 @@ def submission_state(submission: Path, statuses: list[Status]) -> str:
     """running, unattended (runs are queued or under way, and no launcher drives them), succeeded, failed or stopped."""
     states = {status.state for status in statuses}
     if states & {"queued", "starting", "running"}:
-        return "running" if engines.is_driven(submission) else "unattended"
+        return "running" if registry.is_driven(submission) else "unattended"
     if states <= GOOD:
         return "succeeded"
     return "stopped" if states <= GOOD | {"cancelled"} else "failed"
@@ -120,7 +120,7 @@ def follow_log(run_dir: Path, follow: bool) -> None:
     path = run_dir / "log.txt"
     position = 0
     while True:
-        engines.settle(run_dir)
+        registry.settle(run_dir)
         ended = read_status(run_dir).state in ENDED
         if path.exists():
             with path.open("rb") as log:

@@ -30,25 +30,17 @@ class Check:
     mend: str = ""
 
 
-def examine(data: str | None, runs_root: Path) -> list[Check]:
-    """Every check, in the order in which a user would meet what is wrong."""
-    from launcher.engines.docker import checks as engine_checks
-    from launcher.engines.slurm import checks as slurm_checks
+def before_engines(data: str | None, runs_root: Path, packages_needed: bool) -> list[Check]:
+    """This host's checks that come before those of the engines, in the order in which a user would meet what is wrong.
 
-    engine = engine_checks.examine(runs_root)
-    containers_work = any((check.what, check.level) == ("mounts", "ok") for check in engine)
-    return [
-        _python(),
-        _trainer(containers_work),
-        *_accelerator(),
-        _memory(),
-        _data(data),
-        _runs(runs_root),
-        *engine,
-        *slurm_checks.examine(),
-        _wandb(),
-        *_mac(),
-    ]
+    `packages_needed`: no engine executes runs unless the trainer is installed here.
+    """
+    return [_python(), _trainer(packages_needed), *_accelerator(), _memory(), _data(data), _runs(runs_root)]
+
+
+def after_engines() -> list[Check]:
+    """This host's checks that come after those of the engines."""
+    return [_wandb(), *_mac()]
 
 
 def _python() -> Check:
@@ -79,9 +71,9 @@ def missing_packages() -> list[str]:
     return missing
 
 
-def _trainer(containers_work: bool) -> Check:
+def _trainer(packages_needed: bool) -> Check:
     missing = missing_packages()
-    if missing and containers_work:
+    if missing and not packages_needed:
         return Check("trainer", "note", "not installed here: runs are containers", f"for native runs: {INSTALL}")
     if missing:
         return Check("trainer", "missing", f"not installed: {', '.join(missing)}", INSTALL)

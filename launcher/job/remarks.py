@@ -76,7 +76,7 @@ def _plain(p: Planned, environment: str) -> dict[str, Any]:
     }
 
 
-def before_start(job: Job, planned: Sequence[Planned], machine: Machine, native: bool = True) -> list[str]:
+def before_start(job: Job, planned: Sequence[Planned], machine: Machine, contained: bool = False) -> list[str]:
     """What a user should know before these runs start."""
     parallel = at_once(planned, machine, job.spec.max_parallel)
     lines = [f"at most {parallel} at once" if parallel > 1 else "one after another"]
@@ -99,20 +99,20 @@ def before_start(job: Job, planned: Sequence[Planned], machine: Machine, native:
         what = f"each of {len(counts)} configurations" if len(counts) > 1 else "one configuration"
         lines.append(f"{several} of {what}: the leaderboard joins them, and from: {{top: N}} counts configurations")
     limited = [field for field in ("memory", "shm") if any(getattr(p.request.resources, field) for p in planned)]
-    if limited and native:
+    if limited and not contained:
         lines.append(
             f"note: resources.{' and resources.'.join(limited)}: native runs are scheduled by it, but not held to it"
         )
     return lines
 
 
-def unset_variables(job: Job, environment: Mapping[str, str], native: bool = True) -> list[str]:
+def unset_variables(job: Job, environment: Mapping[str, str], contained: bool = False) -> list[str]:
     """The variables of the job's `env` and `secrets` that are not set, so that its runs go without them."""
     lines = []
     for field, names in (("env", job.spec.env), ("secrets", job.spec.secrets)):
         for position, name in enumerate(names):
             set_here = name in environment if field == "env" else bool(environment.get(name))
-            if set_here or (native and _in_dotenv(name)):
+            if set_here or (not contained and _in_dotenv(name)):
                 continue
             place = job.document.place((field, position))
             if name == "WANDB_API_KEY":

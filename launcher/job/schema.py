@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import typing
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from functools import cache, partial
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from launcher.base.errors import SizeError
 from launcher.base.sizes import parse_duration, parse_size
@@ -117,21 +119,14 @@ class RetrySpec(_Strict):
     )
 
 
-class SlurmSpec(BaseModel):
-    """How Slurm runs them; what is not listed here is an option of sbatch."""
+class SectionSpec(_Strict):
+    """An engine's section of the job file, which is called by the engine's name. The engine's folder has the model."""
 
-    model_config = ConfigDict(extra="allow")
+    description: ClassVar[str] = ""
 
-    runtime: Literal["native", "docker"] = Field(
-        "native", description="on the node: native (a process of `slurm.python`) or docker (a container of the image)"
-    )
-    partition: str | None = Field(None, description="also --partition of submit; null: Slurm's default")
-    account: str | None = Field(None, description="also --account of submit")
-    qos: str | None = Field(None, description="also --qos of submit")
-    gpu_type: str | None = Field(None, description="a kind of GPU, as Slurm calls it: --gres=gpu:TYPE:N")
-    python: str | None = Field(
-        None, description="the Python on the nodes that has the launcher; null: the one that submits"
-    )
+    def faults(self) -> list[tuple[str, str]]:
+        """What the fields' types cannot say: a key, and what is wrong with it."""
+        return []
 
 
 class FromSpec(_Strict):
@@ -212,26 +207,38 @@ class JobSpec(_Strict):
         default_factory=list,
         description="names of environment variables to hand over as files that only the run's user can read",
     )
-    slurm: SlurmSpec = Field(
-        default_factory=lambda: SlurmSpec.model_validate({}),
-        description="for the slurm engine. Further keys are options of sbatch: {constraint: a100, nice: 100, "
-        "exclusive: true}",
-    )
     after: list[StepSpec] = Field(default_factory=list, description="steps to do after the runs")
 
 
-def reference() -> str:
+def with_sections(sections: Mapping[str, type[SectionSpec]]) -> type[JobSpec]:
+    """The job file with the engines' sections, by their names."""
+    return _with_sections(tuple(sections.items()))
+
+
+@cache
+def _with_sections(sections: tuple[tuple[str, type[SectionSpec]], ...]) -> type[JobSpec]:
+    fields: dict[str, Any] = {
+        name: (model, Field(default_factory=partial(model.model_validate, {}), description=model.description))
+        for name, model in sections
+    }
+    return create_model(JobSpec.__name__, __base__=JobSpec, __doc__=JobSpec.__doc__, **fields)
+
+
+def reference(sections: Mapping[str, type[SectionSpec]]) -> str:
     """The job file's fields as a Markdown table, made from the schema."""
     lines = ["| field | default | what it is |", "| --- | --- | --- |"]
 
     def add(model: type[BaseModel], prefix: str) -> None:
-        for name, field in model.model_fields.items():
+        fields = dict(model.model_fields)
+        if "after" in fields:  # sections stand before the steps
+            fields["after"] = fields.pop("after")
+        for name, field in fields.items():
             key = prefix + (field.alias or name)
             parts: dict[str, type[BaseModel]] = {
                 "resources": ResourcesSpec,
                 "retry": RetrySpec,
-                "slurm": SlurmSpec,
                 "from_": FromSpec,
+                **sections,
             }
             inner = parts.get(name)
             default = "–" if field.is_required() or inner else _default(field.get_default(call_default_factory=True))
@@ -241,7 +248,7 @@ def reference() -> str:
             elif name == "after":
                 add(StepSpec, "after[].")
 
-    add(JobSpec, "")
+    add(with_sections(sections), "")
     return "\n".join(lines)
 
 

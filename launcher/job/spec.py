@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from launcher.base.errors import JobError
-from launcher.engines.slurm.request import MANAGED
 from launcher.job import folds
 from launcher.job.document import COMMAND_LINE, Document, assign, in_order, parse, read_file
-from launcher.job.schema import NAME, FromSpec, JobSpec, ResourcesSpec, RetrySpec, SlurmSpec, StepSpec
+from launcher.job.schema import NAME, FromSpec, JobSpec, ResourcesSpec, RetrySpec, SectionSpec, StepSpec, with_sections
 from trainer.base.errors import nearest
 
 METHODS = ("soft_voting", "hard_voting", "rank_averaging")
@@ -32,6 +31,11 @@ STEP_ARGS = {
 }
 
 
+Sections = Mapping[str, type[SectionSpec]]
+"""The engines' sections of the job file, by their names."""
+NO_SECTIONS: Sections = {}
+
+
 class Job:
     """A checked job with its document (for places in messages) and what the command line adds.
 
@@ -39,7 +43,10 @@ class Job:
     other word is an override of all runs.
     """
 
-    def __init__(self, spec: JobSpec, document: Document, words: Sequence[str] = (), source: bytes = b"") -> None:
+    def __init__(
+        self, spec: JobSpec, document: Document, words: Sequence[str] = (), source: bytes = b"",
+        sections: Sections = NO_SECTIONS,
+    ) -> None:  # fmt: skip
         self.axes: dict[str, list[str]] = {}
         self.overrides: list[str] = []
         for word in words:
@@ -51,15 +58,25 @@ class Job:
                 self.overrides.append(word)
         self.matrix: dict[str, list[Any]] = {**spec.matrix, **self.axes}
         self.spec = spec
+        self.sections = sections
         self.document = document
         self.source = source
         """The job file, byte for byte."""
 
+    def section(self, engine: str) -> SectionSpec | None:
+        """What the job says in the section of this engine; None where the engine has none."""
+        section: SectionSpec | None = getattr(self.spec, engine, None) if engine in self.sections else None
+        return section
 
-def load(path: Path, overrides: Sequence[str] = (), settings: Sequence[str] = (), source: bytes | None = None) -> Job:
+
+def load(
+    path: Path, overrides: Sequence[str] = (), settings: Sequence[str] = (), source: bytes | None = None,
+    sections: Sections = NO_SECTIONS,
+) -> Job:  # fmt: skip
     """The job in a file; `settings` are `path=value` of --set. Raises JobError with every fault.
 
-    `source` is what the file holds, where `path` only names it: the file of another machine.
+    `source` is what the file holds, where `path` only names it: the file of another machine. `sections` are those that
+    the engines have.
     """
     document = read_file(path) if source is None else parse(source.decode("utf-8-sig", "replace"), str(path))
     source = path.read_bytes() if source is None else source
@@ -68,10 +85,10 @@ def load(path: Path, overrides: Sequence[str] = (), settings: Sequence[str] = ()
     if "name" not in document.content and NAME.fullmatch(path.stem):
         document.content["name"] = path.stem
     document, overrides = folds.spread(document, overrides)
-    return _job(document, overrides, source)
+    return _job(document, overrides, source, sections)
 
 
-def from_overrides(words: Sequence[str], settings: Sequence[str] = ()) -> Job:
+def from_overrides(words: Sequence[str], settings: Sequence[str] = (), sections: Sections = NO_SECTIONS) -> Job:
     """The job that `key=value` words ask for; `a,b` is an axis of the matrix. Raises JobError."""
     import yaml
 
@@ -93,14 +110,14 @@ def from_overrides(words: Sequence[str], settings: Sequence[str] = ()) -> Job:
     single = dict(word.split("=", 1) for word in words if word.partition("=")[0] not in axes)
     text = yaml.safe_dump({**document.content, "matrix": axes, "overrides": single}, sort_keys=False)
     source = f"# launcher submit {' '.join(typed)}\n{text}".encode()
-    return _job(document, words, source)
+    return _job(document, words, source, sections)
 
 
-def _job(document: Document, words: Sequence[str], source: bytes) -> Job:
+def _job(document: Document, words: Sequence[str], source: bytes, sections: Sections) -> Job:
     try:
-        return Job(_validate(document), document, words, source)
+        return Job(_validate(document, sections), document, words, source, sections)
     except JobError as error:
-        sound = Job(error.sound, document, words, source) if error.sound is not None else None
+        sound = Job(error.sound, document, words, source, sections) if error.sound is not None else None
         raise JobError(str(error), sound) from None
 
 
@@ -122,40 +139,41 @@ def split_values(text: str) -> list[str]:
     return [value.strip() for value in [*values, text[start:]]]
 
 
-def _validate(document: Document) -> JobSpec:
+def _validate(document: Document, sections: Sections = NO_SECTIONS) -> JobSpec:
     """Raises JobError with the faults of all fields, and what is sound beside them as a JobSpec."""
+    model = with_sections(sections)
     faults: list[str] = []
     wrong: set[str] = set()
     try:
-        spec: JobSpec | None = JobSpec.model_validate(document.content)
+        spec: JobSpec | None = model.model_validate(document.content)
     except ValidationError as error:
         problems = _joined(document, error.errors())
-        faults = [_fault(document, problem) for problem in problems]
+        faults = [_fault(document, problem, model) for problem in problems]
         wrong = {str(problem["loc"][0]) for problem in problems if problem["loc"]}
-        spec = _without(document, wrong)
+        spec = _without(document, wrong, model)
     except RecursionError:
         raise JobError(f"{document.path}: nested too deeply") from None
-    if spec is not None and (broken := _rules(spec)):
+    if spec is not None and (broken := _rules(spec, sections)):
         faults += [f"{document.place(path)}: {text}" for path, text in broken]
         wrong |= {str(path[0]) for path, _ in broken}
-        spec = _without(document, wrong)
+        spec = _without(document, wrong, model)
     if faults:
         raise JobError(in_order(faults), spec)
     assert spec is not None
     return spec
 
 
-def _without(document: Document, wrong: set[str]) -> JobSpec | None:
+def _without(document: Document, wrong: set[str], model: type[JobSpec]) -> JobSpec | None:
     """The job without these of its fields; None where what is left would be another matrix, of which all that can be
     said would mislead: its fields are looked at together or not at all."""
-    for name in wrong - JobSpec.model_fields.keys():  # an unknown field is left out where it is likely another one
-        meant = difflib.get_close_matches(name.lower(), JobSpec.model_fields, n=1, cutoff=0.6)
+    for name in wrong - model.model_fields.keys():  # an unknown field is left out where it is likely another one
+        meant = difflib.get_close_matches(name.lower(), model.model_fields, n=1, cutoff=0.6)
         if not meant or meant[0] in MATRIX_FIELDS:
             return None
     if wrong & MATRIX_FIELDS:
         return None
     try:
-        return JobSpec.model_validate({key: value for key, value in document.content.items() if key not in wrong})
+        return model.model_validate({key: value for key, value in document.content.items() if key not in wrong})
     except ValidationError:  # of the whole, and so of no field
         return None
 
@@ -190,7 +208,7 @@ def _path(document: Document, problem: Any) -> tuple[str | int, ...]:
     return tuple(path)
 
 
-def _fault(document: Document, problem: Any) -> str:
+def _fault(document: Document, problem: Any, model: type[JobSpec]) -> str:
     path = _path(document, problem)
     field = ".".join(map(str, path)) or "the job"
     place = document.place(path)
@@ -198,7 +216,7 @@ def _fault(document: Document, problem: Any) -> str:
     if kind == "extra_forbidden":
         if path[-1] == PRIORITY:
             return f"{place}: {field}: {PRIORITY_HINT}"
-        return f"{place}: {field}: there is no such field; {nearest(str(path[-1]), _fields_beside(path))}"
+        return f"{place}: {field}: there is no such field; {nearest(str(path[-1]), _fields_beside(path, model))}"
     if kind == "missing":
         return f"{place}: {field}: is missing"
     if kind == "literal_error":
@@ -220,20 +238,22 @@ def _at(content: Any, path: Sequence[str | int]) -> Any:
     return content
 
 
-def _fields_beside(path: Sequence[str | int]) -> list[str]:
+def _fields_beside(path: Sequence[str | int], job: type[JobSpec]) -> list[str]:
     models: dict[str, type[BaseModel]] = {
         "resources": ResourcesSpec,
         "retry": RetrySpec,
-        "slurm": SlurmSpec,
         "from": FromSpec,
         "after": StepSpec,
     }
     parents = [str(part) for part in path[:-1] if isinstance(part, str)]
-    model = models.get(parents[-1], JobSpec) if parents else JobSpec
+    for name, field in job.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, SectionSpec):
+            models[name] = field.annotation
+    model = models.get(parents[-1], job) if parents else job
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def _rules(spec: JobSpec) -> list[tuple[tuple[str | int, ...], str]]:
+def _rules(spec: JobSpec, sections: Sections) -> list[tuple[tuple[str | int, ...], str]]:
     """What the fields' types cannot say: names that refer to each other, options of steps."""
     faults: list[tuple[tuple[str | int, ...], str]] = []
     names = [step.name for step in spec.after]
@@ -276,30 +296,15 @@ def _rules(spec: JobSpec) -> list[tuple[tuple[str | int, ...], str]]:
                     f"include.{index}.{PRIORITY}: must be a whole number from -100 to 100, not {_short(value)}",
                 )
             )
-    faults += [(("slurm", key), f"slurm.{key}: {text}") for key, text in _slurm_faults(spec.slurm)]
+    for name in sections:
+        section: SectionSpec = getattr(spec, name)
+        faults += [((name, key), f"{name}.{key}: {text}") for key, text in section.faults()]
     for index, entry in enumerate(spec.exclude):
         for key in entry:
             if key not in spec.matrix:
                 faults.append(
                     (("exclude", index, key), f"exclude.{index}: '{key}' is no axis; {nearest(key, spec.matrix)}")
                 )
-    return faults
-
-
-def _slurm_faults(slurm: SlurmSpec) -> list[tuple[str, str]]:
-    """What is wrong with the options of sbatch."""
-    faults = []
-    for key, value in (slurm.model_extra or {}).items():
-        name, fields = str(key).replace("_", "-"), list(SlurmSpec.model_fields)
-        near = difflib.get_close_matches(str(key), fields, 1, 0.75)
-        if name in MANAGED:
-            faults.append((key, f"is not for the job file; {MANAGED[name]}"))
-        elif not re.fullmatch(r"[a-z][a-z0-9-]+", name):
-            faults.append((key, "is no option of sbatch; write it like constraint or mail-type"))
-        elif near:
-            faults.append((key, f"there is no such field; {nearest(str(key), fields)}"))
-        elif not (value is None or isinstance(value, str | int | float)) or "\n" in str(value):
-            faults.append((key, f"must be a text, a number, true or false, not {_short(value)}"))
     return faults
 
 

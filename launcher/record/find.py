@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from launcher.base.errors import RunError
 from trainer.base.errors import nearest
+
+BUILDING = ".new-"
+"""How the name of a folder begins in which a submission is being made."""
 
 
 def list_runs(submission_dir: Path) -> list[Path]:
@@ -92,3 +96,8 @@ def find_run(runs_root: Path, name: str) -> Path:
                 return matches[0]
     names = [path.name for directory in candidates for path in list_runs(directory)]
     raise RunError(f"there is no run '{name}'; {nearest(run, names)}")
+
+
+def cache_dir(runs_root: Path) -> Path:
+    """The folder that all runs share: $CACHE_DIR, else .cache beside the submissions."""
+    return Path(os.environ.get("CACHE_DIR") or runs_root / ".cache").expanduser().absolute()

@@ -135,7 +135,7 @@ def mark_lost(run_dir: Path, state: Literal["lost", "cancelled"] = "lost") -> bo
     """Record as lost (or as cancelled, where it was asked to stop) a run that is under way by its journal while no
     process holds it; True if that was so."""
     status = read_status(run_dir)
-    if status.state not in ("starting", "running") or status.figures.get("engine", "native") != "native":
+    if status.state not in ("starting", "running"):
         return False
     if status.figures.get("host", os.uname().nodename) != os.uname().nodename:
         return False  # locks of another host do not show here

@@ -58,10 +58,17 @@ def identity(plain: Mapping[str, Any]) -> str:
 
 
 class TrainerImage(Protocol):
-    """What of an image tells its trainer's version."""
+    """An image of the trainer, as an engine has it."""
 
     @property
     def id(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def weights(self) -> str:
+        """Names of the weights that are baked in, with commas between them."""
 
     @property
     def stale(self) -> bool | None:

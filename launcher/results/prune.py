@@ -3,56 +3,30 @@ being made, leftover containers, replaced images."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from launcher import engines
-from launcher.base.errors import EngineError, RunError
-from launcher.engines.docker import client as docker_client
-from launcher.engines.docker import images
-from launcher.engines.docker.client import explain
-from launcher.record import lease, submission
-from launcher.record.find import list_runs, list_submissions, read_submission
+from launcher.base.errors import RunError
+from launcher.engines import registry
+from launcher.engines.base import Waste
+from launcher.record import lease
+from launcher.record.find import BUILDING, list_runs, list_submissions
 from launcher.record.journal import read_status
-from launcher.record.locks import is_locked
-from launcher.record.states import ENDED, GOOD
-
-if TYPE_CHECKING:
-    from docker import DockerClient
-    from docker.models.containers import Container
+from launcher.record.states import GOOD
+from trainer.base.errors import os_error
 
 ABANDONED = 3600
 """Seconds without a new file after which a submission that is being made counts as given up."""
-REMOVAL = 300
-"""Seconds for each removal: gigabytes of layers on a slow disk take their time."""
-
-
-@dataclass(frozen=True)
-class Waste:
-    """One thing to free. `size` in bytes; `why` says what makes it needless."""
-
-    what: str
-    size: int
-    why: str
-    free: Callable[[], object]
 
 
 def find_waste(runs_root: Path) -> tuple[list[Waste], list[str]]:
     """Everything that may go, and remarks on what could not be looked at. Frees nothing."""
     remarks: list[str] = []
     waste = _checkpoints(runs_root, remarks) + _half_made(runs_root, remarks)
-    try:
-        client = docker_client.connect(timeout=10)
-        waste += leftovers(client, remarks)
-        waste += _images(client, runs_root, remarks)
-    except EngineError as error:
-        remarks.append(f"containers and images were not looked at, or not all: {error}")
+    for name in registry.ENGINES:
+        waste += registry.engine(name).waste(runs_root, remarks)
     return waste, remarks
 
 
@@ -76,7 +50,7 @@ def _checkpoints(runs_root: Path, remarks: list[str]) -> list[Waste]:
 def _half_made(runs_root: Path, remarks: list[str]) -> list[Waste]:
     """Folders that a `submit` was killed over before it moved them into place."""
     waste = []
-    for folder in sorted(runs_root.glob(f"{submission.BUILDING}*")):
+    for folder in sorted(runs_root.glob(f"{BUILDING}*")):
         try:
             if time.time() - folder.stat().st_mtime < ABANDONED:
                 continue
@@ -88,96 +62,14 @@ def _half_made(runs_root: Path, remarks: list[str]) -> list[Waste]:
     return waste
 
 
-def leftovers(client: DockerClient, remarks: list[str]) -> list[Waste]:
-    """Containers of runs that are over or gone, and that nobody looks after. Raises EngineError."""
-    waste = []
-    for container in _list(client):
-        run_dir = Path(container.labels[docker_client.DIRECTORY])
-        try:
-            why = _why_left(container, run_dir, remarks)
-        except (OSError, RunError) as error:  # another user's folder may be closed to this one
-            remarks.append(f"container {container.name} stays: its run cannot be looked at: {error}")
-            continue
-        if why:
-            waste.append(Waste(f"container {container.name}", 0, why, partial(_remove_container, str(container.id))))
-    return waste
-
-
-def _why_left(container: Container, run_dir: Path, remarks: list[str]) -> str | None:
-    """Why nobody needs the container; None where somebody may. Raises OSError and RunError."""
-    try:
-        (run_dir / "run.json").stat()  # not is_file(): what may not be looked at is not gone
-    except (FileNotFoundError, NotADirectoryError):
-        # Of another runs folder, perhaps of another host: only what has ended is nobody's.
-        if container.status in ("running", "paused", "restarting"):
-            remarks.append(
-                f"container {container.name} is {container.status}, and its run directory {run_dir} is not here (on "
-                f"another host?): it stays; where nobody needs it: docker rm -f {container.name}"
-            )
-            return None
-        return "its run directory is gone"
-    if os.getuid() in (0, run_dir.stat().st_uid):  # how another user's run ended is for that user to record
-        engines.settle(run_dir)
-    status = read_status(run_dir)
-    current = str(status.attempt) == container.labels.get(docker_client.ATTEMPT)
-    if is_locked(run_dir / "exec.lock") or (current and status.state not in ENDED):
-        return None
-    return f"the run is {status.state}"
-
-
-def _remove_container(identity: str) -> None:
-    docker_client.connect(timeout=REMOVAL).containers.get(identity).remove(force=True, v=True)
-
-
-def _remove_image(identity: str) -> None:
-    docker_client.connect(timeout=REMOVAL).images.remove(identity, force=True)
-
-
-def _list(client: DockerClient) -> list[Container]:
-    try:
-        return client.containers.list(all=True, filters={"label": docker_client.DIRECTORY}, ignore_removed=True)
-    except Exception as error:
-        raise EngineError(explain(error)) from None
-
-
-def _images(client: DockerClient, runs_root: Path, remarks: list[str]) -> list[Waste]:
-    """Images of the trainer that a later build took the name from, but for those of unfinished submissions. Raises
-    EngineError."""
-    needed = set()
-    for directory in list_submissions(runs_root):
-        try:
-            over = all(read_status(run_dir).state in GOOD for run_dir in list_runs(directory))
-            image = read_submission(directory).get("image")
-        except (OSError, RunError) as error:
-            remarks.append(f"replaced images stay: which of them {directory.name} needs cannot be known: {error}")
-            return []
-        if image and not over:
-            needed.add(image["id"])
-    waste = []
-    own = _unshared(client)
-    for image in images.listed(client):
-        if not image.tags and image.id not in needed:
-            what = f"image {image.name} ({image.variant}, {image.created})"
-            why = "a later build took its name; the size is that of layers that no other image has"
-            waste.append(Waste(what, own.get(image.id, 0), why, partial(_remove_image, image.id)))
-    return waste
-
-
-def _unshared(client: DockerClient) -> dict[str, int]:
-    """Image → bytes of the layers that it alone has."""
-    try:
-        listed = client.df()["Images"] or []
-    except Exception:  # an engine that is busy counting answers with an error; a size is no reason to fail
-        return {}
-    return {image["Id"]: max(0, int(image["Size"]) - max(0, int(image["SharedSize"]))) for image in listed}
-
-
 def free_all(waste: list[Waste]) -> list[str]:
     """Free all of it; returns what could not be, with the reason."""
     failed = []
     for item in waste:
         try:
             item.free()
-        except Exception as error:  # the operating system's, or the engine's
-            failed.append(f"{item.what}: {explain(error)}")
+        except OSError as error:
+            failed.append(f"{item.what}: {os_error(error)}")
+        except RunError as error:  # the engine's
+            failed.append(f"{item.what}: {error}")
     return failed

@@ -17,10 +17,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from launcher import engines
 from launcher.base.errors import FencedError, RunError
 from launcher.base.sizes import show_size
-from launcher.engines.base import Engine
+from launcher.engines import registry
+from launcher.engines.base import SupervisedEngine
 from launcher.host import gpu_locks
 from launcher.host.machine import Machine
 from launcher.record import lease, retry
@@ -54,7 +54,7 @@ class Supervision:
     """One drive of a submission. Use `run`."""
 
     def __init__(
-        self, held: lease.Lease, submission: Path, machine: Machine, engine: Engine, rules: Rules,
+        self, held: lease.Lease, submission: Path, machine: Machine, engine: SupervisedEngine, rules: Rules,
         on_event: Event | None,
     ) -> None:  # fmt: skip
         self.lease = held
@@ -182,11 +182,11 @@ class Supervision:
         if self.followed is None or time.monotonic() < self.next_look:
             return self.followed is not None
         self.next_look = time.monotonic() + FOLLOW
-        if engines.is_driven(self.followed):
+        if registry.is_driven(self.followed):
             why = "is under way"
         else:
             for run_dir in list_runs(self.followed):
-                engines.settle(run_dir)
+                registry.settle(run_dir)
             if all(read_status(run_dir).state in ENDED for run_dir in list_runs(self.followed)):
                 self.followed = None
                 return False
@@ -223,8 +223,8 @@ class Supervision:
         taken = {}
         if any(self.requests[name].resources.gpus for name, s in states.items() if s.state == "queued"):
             mine = {device for s in under_way.values() for device in s.figures.get("devices", [])}
-            of_containers = self.engine.taken() if self.machine.gpus else {}
-            taken = {device: f"held by {run}" for device, run in of_containers.items() if device not in mine}
+            holders = self.engine.taken() if self.machine.gpus else {}
+            taken = {device: f"held by {run}" for device, run in holders.items() if device not in mine}
             for device in self.machine.devices:
                 index = int(device) if device.isdigit() and not self.machine.declared else None
                 why = None if device in mine else gpu_locks.why_taken(self.machine.lock_name(device), index)
@@ -329,7 +329,7 @@ def _demand(request: RunRequest, paces: Mapping[durations.Kind, float]) -> sched
 def run(
     submission: Path,
     machine: Machine,
-    engine: Engine,
+    engine: SupervisedEngine,
     rules: Rules | None = None,
     on_event: Event | None = None,
     prepare: Callable[[], None] | None = None,
@@ -363,14 +363,14 @@ def stop(run_dirs: list[Path], grace: float) -> list[str]:
     """
     touched = []
     for run_dir in run_dirs:
-        engines.settle(run_dir)
+        registry.settle(run_dir)
         if read_status(run_dir).state not in ENDED:
             touched.append(run_dir)
     for run_dir in touched:  # first what is queued, so that no place that becomes free is given to it
         if read_status(run_dir).state == "queued":
             with suppress(RunError):  # started just now: it is stopped below
                 append_event(run_dir, "cancelled", reason="stopped before it began")
-    engines.release({run_dir.parent for run_dir in touched})
+    registry.release({run_dir.parent for run_dir in touched})
     asked: dict[Path, str] = {}
     deadline = time.monotonic() + grace
     while waiting := [run_dir for run_dir in touched if read_status(run_dir).state not in ENDED]:
@@ -383,8 +383,8 @@ def stop(run_dirs: list[Path], grace: float) -> list[str]:
             if state in ("starting", "running") and asked.get(run_dir) != state:
                 asked[run_dir] = state
                 with suppress(RunError):
-                    engines.of(run_dir).stop(run_dir)
+                    registry.of_run(run_dir).stop(run_dir)
         time.sleep(0.1)
         for run_dir in waiting:
-            engines.settle(run_dir)
+            registry.settle(run_dir)
     return [run_dir.name for run_dir in touched]

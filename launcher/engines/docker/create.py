@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from launcher.base.errors import EngineError
 from launcher.engines.docker import client as containers
 from launcher.engines.docker import images, recipe
-from launcher.engines.docker.run_files import give_cache
+from launcher.engines.run_files import give_cache
 from launcher.record import secret_files
+from launcher.record.find import cache_dir
 from launcher.record.request import RunRequest
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def place(
     if not local and any(os.environ.get(name) for name in request.secrets):
         raise EngineError("secrets are files of this host, and the engine is on another: leave secrets: out there")
     rootless = any("name=rootless" in word for word in info.get("SecurityOptions") or [])
-    user, cache = recipe.run_user(runs_root, rootless), recipe.cache_dir(runs_root)
+    user, cache = recipe.run_user(runs_root, rootless), cache_dir(runs_root)
     give_cache(cache, runs_root, user)
     network = recipe.network_reason(request, os.environ, cache, image.weights) is not None
     secrets = secret_files.hand_over(request.secrets, run_dir, attempt, user if os.getuid() == 0 else None)

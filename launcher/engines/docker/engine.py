@@ -1,358 +1,166 @@
-"""Runs as containers of a Docker engine, one a run, each looked after by a thread of this process.
-
-The engine keeps a container whatever becomes of the launcher, and its labels say whose it is: the next launcher adopts
-it, and `launcher status` records how it ended.
-"""
+"""The Docker engine: what it offers to a job, what doctor says of it, and what prune may free of it."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from launcher.base.errors import EngineError, RunError
-from launcher.engines.docker import client, create, recipe
+from launcher.base.errors import DataFolderError, EngineError, JobError
+from launcher.engines.base import Choice, UnofferedError, Want, Waste
+from launcher.engines.docker import checks, client, images, leftovers
 from launcher.engines.docker.client import explain
-from launcher.engines.docker.connection import Connection
-from launcher.engines.docker.run_files import hand_over, touch, write_log
-from launcher.engines.docker.watched import STOP, Watched, ending, sample_memory, state_at_end
-from launcher.engines.native.execute import GRACE
-from launcher.host import gpu_locks
-from launcher.host.gpu_locks import GpuLock
-from launcher.record import retry, secret_files
-from launcher.record.journal import append_event, read_events, read_status
-from launcher.record.locks import locked
-from launcher.record.request import read_request
-from launcher.record.states import ENDED, State
+from launcher.engines.docker.containers import Containers
+from launcher.engines.docker.recipe import network_reason, run_user
+from launcher.host.checks import Check, missing_packages
+from launcher.host.machine import Machine
+from launcher.record.find import cache_dir
+from launcher.record.journal import Status
+from launcher.record.request import RunRequest
+from trainer.base import cgroup
 
 if TYPE_CHECKING:
-    from docker.models.containers import Container
+    from docker import DockerClient
 
-SLICE = 10
-"""Seconds of one wait for a container's end; after that the engine is asked whether it still answers."""
-PATIENCE = 1.0
-"""Seconds between two attempts to reach an engine that does not answer, or to write on a full disk."""
-POLL = 0.25
-"""Age in seconds from which a container's memory is looked at."""
-CLEARING = 30.0
-"""Seconds that a run waits for its former attempt to be cleared away."""
+OWN = ("cpu", "cuda")
+"""What a job may call the project's own images."""
 
 
-class DockerEngine(Connection):
+class DockerEngine(Containers):
     """See `Engine`."""
-
-    name = "docker"
 
     def __init__(self) -> None:
         super().__init__()
-        self.trouble: str | None = None
-        self._watched: dict[Path, Watched] = {}
-        self._changed = threading.Event()
-        self._down = False
+        self._patient: DockerClient | None = None
+        self._silent = False
+        self._memory_files: dict[str, list[Path]] = {}
 
-    def mark(self) -> dict[str, Any]:
-        """See `Engine.mark`."""
-        return {"engine": self.name, "engine_id": str(self.info.get("ID", ""))}
+    def offer(self, want: Want) -> Choice:
+        """See `Engine.offer`. `--engine auto` takes it where its image matches this checkout, or no trainer is here.
 
-    # -- a run's way
-
-    def start(self, run_dir: Path, attempt: int, devices: Sequence[str], held: Sequence[GpuLock]) -> None:
-        """See `Engine.start`."""
-        kept = [GpuLock(one.gpu, os.dup(one.descriptor)) for one in held]
-        watched = Watched(run_dir, attempt, read_request(run_dir), kept)
-        (run_dir / STOP).unlink(missing_ok=True)
-        self._in_thread(watched, lambda: self._begin(watched, devices))
-
-    def _in_thread(self, watched: Watched, work: Callable[[], None]) -> None:
-        def body() -> None:
-            try:
-                # A former attempt may be being cleared away by its own thread, for a moment.
-                with locked(watched.run_dir / "exec.lock", patience=CLEARING) as mine:
-                    if mine:
-                        work()
-            except RunError:
-                pass  # the journal has another word already
-            finally:
-                for one in watched.held:
-                    one.close()
-                self._changed.set()
-
-        watched.thread = threading.Thread(target=body, name=watched.run_dir.name, daemon=True)
-        self._watched[watched.run_dir] = watched
-        watched.thread.start()
-
-    def _begin(self, watched: Watched, devices: Sequence[str]) -> None:
-        run_dir = watched.run_dir
+        A job that names an image which is not there is wrong in any case."""
+        machine = want.host()
+        gpus = want.takes_gpus(machine)
+        if want.auto and machine.mps and gpus:
+            raise UnofferedError("containers cannot use MPS")
         try:
-            place = create.place(self.client, self.info, self.is_local, watched.request, run_dir, watched.attempt)
-            locks = [one.gpu for one in watched.held]
-            given = recipe.options(watched.request, place, run_dir, watched.attempt, devices, locks)
-            hand_over(run_dir, place.user)
-            watched.log_begin = (run_dir / "log.txt").stat().st_size if (run_dir / "log.txt").exists() else 0
-            write_log(run_dir, f"--- attempt {watched.attempt}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n", place.user)
-            if sum(event["state"] == "starting" for event in read_events(run_dir)) > 1:
-                # What an engine in trouble may have started all the same: two must not share a run directory.
-                for left in client.of_run(self.client, run_dir):
-                    left.remove(force=True, v=True)
-            watched.id, warned = create.create(self.client, self.info, self._adapted(given))
-            self._made(watched)
-            self.client.api.start(watched.id)
-            watched.began = time.time()
-        except Exception as error:  # the SDK's and its HTTP library's errors, and the host's about files
-            self._clear(watched)
-            if not isinstance(error, RunError) and not self._answers():
-                # For no fault of the run's: it stays in the queue, and none is started until the engine is back.
-                self._down = True
-                if (run_dir / STOP).exists():
-                    append_event(run_dir, "cancelled", reason="stopped before it began")
-                    return
-                done = retry.retries(read_events(run_dir))
-                append_event(run_dir, "queued", reason="the Docker engine does not answer", retry=done)
-                return
-            reason = str(error) if isinstance(error, EngineError | FileNotFoundError) else explain(error)
-            append_event(run_dir, "failed", reason=f"could not be started: {reason}", **self.mark())
-            return
-        try:
-            append_event(
-                run_dir, "running", watched.attempt, devices=list(devices), host=os.uname().nodename,
-                container=watched.id[:12], image=place.image, network=place.network,
-                reason=f"the engine warns: {warned}" if warned else "", **self.mark(),
-            )  # fmt: skip
-        except RunError:  # taken back meanwhile
-            self._clear(watched)
-            raise
-        if (run_dir / STOP).exists():
-            self._end(watched, at_once=False)
-        self._attend(watched)
-
-    def _adapted(self, given: dict[str, Any]) -> dict[str, Any]:
-        """The container as another engine wants it."""
-        return given
-
-    def _made(self, watched: Watched) -> None:
-        """Called between the container's making and its start."""
-
-    def _ending(self, watched: Watched, state: Mapping[str, Any]) -> tuple[State, str, dict[str, Any]]:
-        """See `watched.ending`."""
-        return ending(watched, state, (watched.run_dir / STOP).exists())
-
-    def _attend(self, watched: Watched) -> None:
-        """Wait for the container's end, however long the engine is silent meanwhile, and record it."""
-        from docker.errors import NotFound
-
-        while True:
-            try:
-                self.client.api.wait(watched.id, timeout=SLICE)
-                self._finish(watched)
-                self.trouble = None
-                return
-            except NotFound:
-                secret_files.take_back(watched.run_dir, watched.attempt)
-                append_event(
-                    watched.run_dir, "lost", reason="its container vanished (removed by somebody)", **self.mark()
-                )
-                return
-            except RunError:
-                raise
-            except OSError as error:  # also what requests raises: a silent engine, or a slice that is over
-                if isinstance(error, TimeoutError) or "Read timed out" in str(error):
-                    if self._answers():
-                        self.trouble = None
-                        if watched.timed_out or (watched.run_dir / STOP).exists():
-                            self._end(watched, at_once=False)  # the engine may have been silent when it was asked
-                        continue
-                    self.trouble = "the Docker engine does not answer; its containers are waited for"
-                elif getattr(error, "errno", None) is not None and error.errno and not client.is_network(error):
-                    self.trouble = f"{watched.run_dir.name}: its end cannot be recorded yet: {error.strerror}"
-                else:
-                    self.trouble = "the Docker engine does not answer; its containers are waited for"
-            except Exception as error:  # APIError: an engine that is going down, or is in trouble itself
-                self.trouble = f"the Docker engine is in trouble: {explain(error)}"
-            time.sleep(PATIENCE)
-
-    def _finish(self, watched: Watched) -> None:
-        """Record how the container ended, with everything that it printed, and remove it."""
-        run_dir = watched.run_dir
-        state = state_at_end(self.client, watched)
-        secret_files.take_back(run_dir, watched.attempt)  # before the journal says that the run is over
-        outside = self.client.api.logs(watched.id).decode(errors="replace")
-        if outside.strip():  # what was said before the log was open: by the shell, or the engine's init
-            write_log(run_dir, outside)
-        word, reason, figures = self._ending(watched, state)
-        if read_status(run_dir).state not in ENDED:
-            append_event(run_dir, word, watched.attempt, reason, **figures, **self.mark())
-        self._changed.set()  # the next may start while this one is cleared away
-        (run_dir / STOP).unlink(missing_ok=True)
-        self._clear(watched)
-
-    def poll(self, run_dir: Path) -> bool:
-        """See `Engine.poll`."""
-        watched = self._watched.get(run_dir)
-        if watched is None:
-            return self._adopt(run_dir)
-        if watched.thread is not None and not watched.thread.is_alive():
-            del self._watched[run_dir]
-            return read_status(run_dir).state not in ENDED
-        if watched.began and time.time() - watched.began > POLL:
-            sample_memory(watched, self._impatient if self.is_local else None)
-        limit = watched.request.timeout
-        if limit and watched.began and not watched.timed_out and time.time() - watched.began > limit:
-            watched.timed_out = True
-            self._end(watched, at_once=False)
-        return True
-
-    def _adopt(self, run_dir: Path) -> bool:
-        """Look after a container that another launcher started; where there is none, record that."""
-        try:
-            found = self._find(run_dir)
-            if found is None:
-                return self.settle(run_dir)
+            self.client  # noqa: B018  # raises where no engine answers
+            self.mark()
+            image = _image(self.client, want, gpus and bool(machine.gpus))
+            if want.auto and gpus and not machine.declared:
+                probe_gpus(self.client, image, list(machine.devices[:1]))
         except EngineError as error:
-            self.trouble = str(error)
-            return True
-        locks = [word for word in found.labels.get(client.LOCKS, "").split(",") if word]
-        request, attempt = read_request(run_dir), read_status(run_dir).attempt
-        held = [gpu_locks.acquire_for(lock, run_dir, request.share_gpu) for lock in locks]
-        watched = Watched(run_dir, attempt, request, [one for one in held if one], str(found.id))
-        watched.began = client.seconds(found.attrs["State"]["StartedAt"])
-        self._in_thread(watched, lambda: self._take_over(watched, found))
-        return True
+            if want.auto:
+                raise UnofferedError(str(error)) from None
+            raise
+        why = "an engine and its image are there"
+        if want.auto and image.stale:
+            if not missing_packages():
+                command = image.build_command
+                raise UnofferedError(f"image {image.name} is older than what is here; renew it: {command}")
+            why = "native runs need packages that are not installed here"
+        warning, version = images.stale_warning(image), self.info.get("ServerVersion", "")
+        return Choice(
+            self, self._offered(machine), f"containers of {image.name}, Docker {version}", image,
+            [warning] if warning else [], contained=True, why=why,
+        )  # fmt: skip
 
-    def _take_over(self, watched: Watched, found: Container) -> None:
-        """Attend to a container of another launcher, which may have died while it started it."""
-        status = read_status(watched.run_dir)
-        if status.state == "starting":
-            if found.attrs["State"]["Status"] == "created":
-                self._clear(watched)
-                append_event(watched.run_dir, "lost", reason="its launcher died while it started", **self.mark())
-                return
-            devices = status.figures.get("devices", [])
-            append_event(
-                watched.run_dir, "running", devices=devices, host=os.uname().nodename, container=watched.id[:12],
-                **self.mark(),
-            )  # fmt: skip
-        self._attend(watched)
+    def again(self, machine: Machine) -> Choice:
+        """See `Engine.again`."""
+        self.client  # noqa: B018  # raises where no engine answers
+        self.mark()
+        return Choice(self, self._offered(machine), "containers", contained=True)
 
-    def _find(self, run_dir: Path) -> Container | None:
-        """The container of the run's present attempt: that of its last event, else by labels. Raises EngineError."""
-        from docker.errors import NotFound
+    def _offered(self, machine: Machine) -> Machine:
+        """What of the machine containers can have: a Mac's engine is a virtual machine, and another host's is
+        another."""
+        if machine.declared:
+            return machine
+        cpus, memory = self.info.get("NCPU") or machine.cpus, self.info.get("MemTotal") or machine.memory
+        return dataclasses.replace(
+            machine, cpus=min(machine.cpus, float(cpus)), memory=min(machine.memory, int(memory)), mps=False
+        )
 
-        status = read_status(run_dir)
-        if named := status.figures.get("container"):
+    def check_data(self, data_dir: str, runs_root: Path) -> None:
+        """See `Engine.check_data`. Root hands runs over to another user."""
+        if os.getuid() != 0:
+            return
+        user = run_user(runs_root) if runs_root.is_dir() else (1000, 1000)
+        stat = Path(data_dir).stat()
+        bits = stat.st_mode >> (6 if stat.st_uid == user[0] else 3 if stat.st_gid == user[1] else 0)
+        if user[0] and bits & 0o5 != 0o5:
+            raise DataFolderError(
+                f"{data_dir}: the data folder cannot be read by the runs' user {user[0]}:{user[1]} "
+                f"(for root that is the owner of the runs folder, else 1000); say: chmod -R a+rX {data_dir}"
+            )
+
+    def remarks(self, requests: Sequence[RunRequest], runs_root: Path, choice: Choice) -> list[str]:
+        """See `Engine.remarks`: which runs' containers have a network, and why."""
+        weights = choice.image.weights if choice.image is not None else ""
+        cache = cache_dir(runs_root)
+        reasons = [network_reason(request, os.environ, cache, weights) for request in requests]
+        why = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
+        return [f"{sum(map(bool, reasons))} of {len(reasons)} runs have a network: {why}"] if why else []
+
+    def host_memory(self, run_dir: Path, status: Status) -> int | None:
+        """See `Engine.host_memory`: the most that the container's control group has had, with its file caches."""
+        container = str(status.figures.get("container") or "")
+        if container not in self._memory_files:
+            self._memory_files[container] = []
+            with suppress(Exception):  # no engine, or one on another host
+                found = client.connect(timeout=3).api.inspect_container(container)
+                self._memory_files[container] = cgroup.peak_files(int(found["State"]["Pid"]))
+        sizes = [size for path in self._memory_files[container] if (size := cgroup.number(path)) is not None]
+        return max(sizes, default=None)
+
+    def holds(self) -> dict[str, str]:
+        """See `Engine.holds`. Where no engine answers there are no containers, and it is not asked again."""
+        if self._patient is None and not self._silent:
             try:
-                return self.client.containers.get(str(named))
-            except NotFound:
-                return None
-            except Exception as error:
-                raise EngineError(f"the Docker engine does not answer as it should: {explain(error)}") from None
-        found: list[Container] = self._asked(lambda: client.of_run(self.client, run_dir))
-        return next((one for one in found if one.labels.get(client.ATTEMPT) == str(status.attempt)), None)
+                self._patient = client.connect(timeout=3)
+            except EngineError:
+                self._silent = True
+        with suppress(Exception):  # the GPU's own word on who uses it remains
+            if self._patient is not None:
+                return client.devices_in_use(self._patient)
+        return {}
 
-    def settle(self, run_dir: Path) -> bool:
-        """See `Engine.settle`."""
-        status = read_status(run_dir)
-        if status.state in ENDED or status.state == "queued":
-            return False
-        if status.figures.get("engine_id") != self.mark()["engine_id"]:
-            self.trouble = f"{run_dir.name} is a container of another Docker engine: set DOCKER_HOST as it was then"
-            return True
-        with locked(run_dir / "exec.lock") as free:
-            if not free:
-                return True  # a launcher looks after it
-            status = read_status(run_dir)
-            if status.state not in ("starting", "running"):
-                return False
-            found = self._find(run_dir)
-            if found is None:
-                secret_files.take_back(run_dir, status.attempt)
-                asked = (run_dir / STOP).exists()
-                reason = "stopped while it started" if asked else "its container is gone, and nobody saw it end"
-                append_event(run_dir, "cancelled" if asked else "lost", reason=reason, **self.mark())
-                return False
-            state = found.attrs["State"]
-            if state["Status"] in ("running", "paused", "restarting"):
-                return True
-            if status.state == "starting":
-                if state["Status"] == "created":  # its launcher died between creating and starting it
-                    self._clear(Watched(run_dir, status.attempt, read_request(run_dir), id=str(found.id)))
-                    append_event(run_dir, "lost", reason="its launcher died while it started", **self.mark())
-                    return False
-                devices = status.figures.get("devices", [])
-                append_event(
-                    run_dir, "running", devices=devices, container=str(found.id)[:12], **self.mark()
-                )  # fmt: skip
-            watched = Watched(run_dir, status.attempt, read_request(run_dir), id=str(found.id))
-            self._asked(lambda: self._finish(watched))
-        return False
+    def checks(self, runs_root: Path) -> list[Check]:
+        """See `Engine.checks`."""
+        return checks.examine(runs_root)
 
-    def stop(self, run_dir: Path) -> None:
-        """See `Engine.stop`."""
-        self._request_end(run_dir, at_once=False)
+    def needs_no_packages(self, checks: Sequence[Check]) -> bool:
+        """See `Engine.needs_no_packages`: what containers write arrives."""
+        return any((check.what, check.level) == ("mounts", "ok") for check in checks)
 
-    def kill(self, run_dir: Path) -> None:
-        """See `Engine.kill`."""
-        self._request_end(run_dir, at_once=True)
+    def waste(self, runs_root: Path, remarks: list[str]) -> list[Waste]:
+        """See `Engine.waste`: leftover containers, replaced images."""
+        return leftovers.find(runs_root, remarks)
 
-    def _request_end(self, run_dir: Path, at_once: bool) -> None:
-        touch(run_dir / STOP)
-        watched = self._watched.get(run_dir)
-        if watched is None:
-            found = self._find(run_dir)
-            if found is None:
-                return
-            watched = Watched(run_dir, read_status(run_dir).attempt, read_request(run_dir), id=str(found.id))
-        self._end(watched, at_once)
 
-    def _end(self, watched: Watched, at_once: bool) -> None:
-        """SIGTERM, and SIGKILL after the grace period, by the engine: it does so even if this process ends first."""
-        if not watched.id:
-            return  # the thread that starts it will see the request
-        container = watched.id
+def _image(client: DockerClient, want: Want, gpus: bool) -> images.Image:
+    """The image that the job names. Raises EngineError, and JobError where the engine works and has it not."""
+    image = want.job.spec.image
+    named = images.default_tag(image) if image in OWN else image
+    try:
+        return images.resolve(client, named, gpus)
+    except EngineError as error:
+        if named != "auto" and images.find(client, named) is None:  # and not an engine in trouble
+            raise JobError(f"{want.job.document.place(('image',))}: image: {error}") from None
+        raise
 
-        def body() -> None:
-            with suppress(Exception):  # it has ended by itself, or the engine is silent: `_attend` sees either
-                if at_once:
-                    self.client.api.kill(container)
-                else:
-                    self.client.api.stop(container, timeout=int(GRACE))
 
-        thread = threading.Thread(target=body, daemon=not at_once)
-        thread.start()
+def probe_gpus(client: DockerClient, image: images.Image, devices: list[str]) -> None:
+    """Raises EngineError where the engine starts no container with these GPUs."""
+    from docker.types import DeviceRequest
 
-    def wait(self, seconds: float) -> None:
-        """See `Engine.wait`."""
-        self._changed.wait(seconds)
-        self._changed.clear()
-
-    def taken(self) -> dict[str, str]:
-        """See `Engine.taken`."""
-        try:
-            return client.devices_in_use(self._impatient())
-        except Exception as error:
-            self._down = True  # who holds what is not known: nothing may start
-            self.trouble = f"the Docker engine is in trouble: {explain(error)}"
-            return {}
-
-    def ready(self) -> bool:
-        """See `Engine.ready`."""
-        if self._down:
-            self._down = not self._answers()
-            self.trouble = "the Docker engine does not answer; it is waited for" if self._down else None
-        return not self._down
-
-    def close(self) -> None:
-        """See `Engine.close`."""
-        deadline = time.monotonic() + CLEARING
-        for watched in list(self._watched.values()):
-            over = read_status(watched.run_dir).state in ENDED
-            if watched.thread is not None and over:
-                watched.thread.join(max(0.0, deadline - time.monotonic()))
-
-    def _clear(self, watched: Watched) -> None:
-        """Remove what an attempt leaves outside its run directory."""
-        secret_files.take_back(watched.run_dir, watched.attempt)
-        create.remove(self.client, watched.id)
+    request = DeviceRequest(device_ids=devices, capabilities=[["gpu", "compute", "utility"]])
+    try:
+        client.containers.run(
+            image.id, [], entrypoint=["/bin/true"], device_requests=[request], network_mode="none", remove=True
+        )
+    except Exception as error:  # the SDK's errors share no base with its HTTP library's
+        raise EngineError(f"the Docker engine has no GPUs: {explain(error)}") from None

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.base.sizes import GIB, show_size
+from launcher.base.sizes import GIB
 from launcher.engines.docker import client
-from launcher.engines.native.execute import GRACE
+from launcher.engines.outcome import GRACE
 from launcher.job.matrix import override_value
 from launcher.memory.fitting import ensemble_checkpoints
 from launcher.memory.predict import device_limit
 from launcher.record import retry
+from launcher.record.find import cache_dir
 from launcher.record.journal import read_events
 from launcher.record.request import RunRequest
 from trainer.config.compose import parse
@@ -73,11 +74,6 @@ def run_groups() -> tuple[int, ...]:
         engine = Path("/var/run/docker.sock").stat().st_gid
         return tuple(group for group in os.getgroups() if group != engine)
     return tuple(os.getgroups())
-
-
-def cache_dir(runs_root: Path) -> Path:
-    """The folder that all runs share: $CACHE_DIR, else .cache beside the submissions."""
-    return Path(os.environ.get("CACHE_DIR") or runs_root / ".cache").expanduser().absolute()
 
 
 def network_reason(request: RunRequest, environment: Mapping[str, str], cache: Path, baked: str) -> str | None:
@@ -258,12 +254,3 @@ def name(run_dir: Path, attempt: int) -> str:
     """The container's name: readable, one for each attempt, and not that of a run of another runs folder."""
     readable = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{run_dir.parent.name}.{run_dir.name}.{attempt}")
     return readable[-200:].lstrip("_.-") + "." + hashlib.sha256(os.fsencode(run_dir)).hexdigest()[:6]
-
-
-def want_of_memory(request: RunRequest) -> str:
-    """What to say of a run that the engine ended for want of host memory."""
-    if not request.resources.memory:
-        return "the host ran out of memory: ask for less at once by resources.memory or max_parallel"
-    place = f" ({request.memory_place})" if request.memory_place else ""
-    size = show_size(request.resources.memory)
-    return f"it needs more than resources.memory: {size}{place}; raise that, or lower training.num_workers"

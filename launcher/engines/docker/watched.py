@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.engines.docker import client as containers
 from launcher.engines.docker import recipe
-from launcher.engines.native.execute import last_error, verdict
+from launcher.engines.outcome import STOP, last_error, verdict, want_of_memory
 from launcher.host.gpu_locks import GpuLock
 from launcher.record.request import RunRequest
 from launcher.record.states import State
@@ -21,9 +21,6 @@ from trainer.base import cgroup
 
 if TYPE_CHECKING:
     from docker import DockerClient
-
-STOP = "stop.requested"
-"""In a run directory: somebody asked its container to end."""
 
 
 @dataclass
@@ -79,7 +76,7 @@ def ending(watched: Watched, state: Mapping[str, Any], asked: bool) -> tuple[Sta
     run_dir, code = watched.run_dir, int(state["ExitCode"])
     if code > 128 and code != 143 and code - 128 in {int(number) for number in signal.Signals}:
         code = 128 - code
-    memory = recipe.want_of_memory(watched.request) if state.get("OOMKilled") else ""
+    memory = want_of_memory(watched.request) if state.get("OOMKilled") else ""
     if state.get("OOMKilled") and watched.request.resources.memory:
         watched.peak = watched.request.resources.memory
     word, reason = verdict(code, asked, watched.timed_out, watched.request, memory, run_dir)

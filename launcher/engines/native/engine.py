@@ -7,40 +7,50 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
 
-from launcher.engines.native.execute import DEVICES, FDS
+from launcher.base.errors import RunError
+from launcher.engines import process, registry
+from launcher.engines.base import Choice, SupervisedEngine, Want
+from launcher.engines.native import execute
+from launcher.engines.process import DEVICES, FDS
+from launcher.host import checks
 from launcher.host.gpu_locks import GpuLock
+from launcher.host.machine import Machine
 from launcher.record import secret_files
-from launcher.record.journal import mark_lost, read_status
+from launcher.record.journal import Status, mark_lost, read_status
 from launcher.record.locks import is_locked
 from launcher.record.states import ENDED
 
-if TYPE_CHECKING:
-    from docker import DockerClient
 
-
-class NativeEngine:
+class NativeEngine(SupervisedEngine):
     """Starts `launcher exec` in a session of its own, so that neither a terminal nor the supervisor ends it."""
 
-    name = "native"
-    trouble: str | None = None
+    name = execute.NAME
+    where = "as a process"
 
     def __init__(self) -> None:
         self._children: dict[Path, subprocess.Popen[bytes]] = {}
         self._asked: set[Path] = set()
-        self._containers: DockerClient | Literal["unknown"] | None = "unknown"
 
-    def mark(self) -> dict[str, Any]:
-        """See `Engine.mark`."""
-        return {"engine": self.name}
+    def offer(self, want: Want) -> Choice:
+        """See `Engine.offer`."""
+        choice, missing = Choice(self, want.host(), "native processes"), checks.missing_packages()
+        if missing:
+            also = f"; or use containers (auto: {'; '.join(want.refused)})" if want.refused else ""
+            raise RunError(_not_installed(missing) + also)
+        return choice
+
+    def again(self, machine: Machine) -> Choice:
+        """See `Engine.again`."""
+        if missing := checks.missing_packages():
+            raise RunError(_not_installed(missing))
+        return Choice(self, machine, "native processes")
 
     def start(self, run_dir: Path, attempt: int, devices: Sequence[str], held: Sequence[GpuLock]) -> None:
-        """See `Engine.start`."""
+        """See `SupervisedEngine.start`."""
         command = [sys.executable, "-m", "launcher", "exec", str(run_dir), "--attempt", str(attempt)]
         if sys.platform == "darwin" and shutil.which("caffeinate"):
             command = ["caffeinate", "-i", *command]  # a Mac that falls asleep trains nothing
@@ -57,7 +67,7 @@ class NativeEngine:
             )
 
     def poll(self, run_dir: Path) -> bool:
-        """See `Engine.poll`. Between its start and its lock, a run of this supervisor's is known by its process."""
+        """See `SupervisedEngine.poll`. Before it has its lock, a run of this supervisor's is known by its process."""
         child = self._children.get(run_dir)
         if child is not None and child.poll() is None:
             return True
@@ -66,34 +76,25 @@ class NativeEngine:
     def settle(self, run_dir: Path) -> bool:
         """See `Engine.settle`."""
         # A request to stop may come before a starting process can hear it.
-        if mark_lost(run_dir, "cancelled" if run_dir in self._asked else "lost"):
+        ours = read_status(run_dir).figures.get("engine", self.name) == self.name
+        if ours and mark_lost(run_dir, "cancelled" if run_dir in self._asked else "lost"):
             secret_files.take_back(run_dir, read_status(run_dir).attempt)
         return read_status(run_dir).state not in ENDED
 
-    def ready(self) -> bool:
-        """See `Engine.ready`."""
-        return True
-
-    def close(self) -> None:
-        """See `Engine.close`."""
-
-    def wait(self, seconds: float) -> None:
-        """See `Engine.wait`."""
-        time.sleep(seconds)
-
     def taken(self) -> dict[str, str]:
-        """See `Engine.taken`. Where no Docker engine answers there are no containers."""
-        from launcher.base.errors import EngineError
-        from launcher.engines.docker import client
+        """See `SupervisedEngine.taken`. Runs of other engines on this host have GPUs, too."""
+        held: dict[str, str] = {}
+        for name in registry.ENGINES:
+            held |= registry.engine(name).holds()
+        return held
 
-        if self._containers == "unknown":
-            self._containers = None
-            with suppress(EngineError):
-                self._containers = client.connect(timeout=3)
-        with suppress(Exception):  # the GPU's own word on who uses it remains
-            if self._containers is not None:
-                return client.devices_in_use(self._containers)
-        return {}
+    def host_memory(self, run_dir: Path, status: Status) -> int | None:
+        """See `Engine.host_memory`: that of the process which executes the run, with all its descendants."""
+        return process.host_memory(run_dir, status)
+
+    def execute(self, run_dir: Path, attempt: int | None, ticket: str) -> int:
+        """See `Engine.execute`."""
+        return execute.execute(run_dir, attempt)
 
     def stop(self, run_dir: Path) -> None:
         """See `Engine.stop`."""
@@ -118,3 +119,7 @@ class NativeEngine:
         with suppress(ProcessLookupError, PermissionError):
             if pid is not None:
                 os.kill(int(pid), number)
+
+
+def _not_installed(missing: Sequence[str]) -> str:
+    return f"runs need what is not installed here: {', '.join(missing)}\nsay: {checks.INSTALL}"

@@ -16,31 +16,30 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from launcher import engines
-from launcher.base.errors import FencedError, RunError, SlurmError
+from launcher.base.errors import FencedError, RunError
+from launcher.engines.base import Collect, Say
 from launcher.engines.slurm import board, calls
 from launcher.engines.slurm import request as slurm_request
 from launcher.engines.slurm.board import Batch, Board
-from launcher.engines.slurm.engine import SlurmEngine
+from launcher.engines.slurm.calls import SlurmError
+from launcher.engines.slurm.jobs import Jobs
 from launcher.engines.slurm.request import SETTLING, option_words, words
 from launcher.record import lease, retry
 from launcher.record.find import list_runs, read_submission
 from launcher.record.journal import append_event, read_events, read_status
 from launcher.record.request import read_request
 from launcher.record.states import ENDED, GOOD, State
-from launcher.supervise import scheduler
 
 SETTLE_PATIENCE = 300.0
 """Seconds that the job which comes after the others waits for another process to have done the same."""
 TASK_PATIENCE = 30.0
 """Seconds that a task whose run has ended badly waits for others that do the same for theirs."""
-Say = Callable[[str], None]
 
 
 class _Advance:
     """One look at everything, under the submission's lease."""
 
-    def __init__(self, directory: Path, mine: lease.Lease, say: Say) -> None:
+    def __init__(self, jobs: Jobs, directory: Path, mine: lease.Lease, say: Say) -> None:
         self.directory = directory.resolve()
         self.lease = mine
         self.say = say
@@ -51,9 +50,8 @@ class _Advance:
         self.on_failure = written.get("on_failure", "continue")
         self.follows = written.get("follows")
         self.requests = {path.name: read_request(path) for path in list_runs(self.directory)}
-        engine = engines.slurm_engine()
-        self.board: Board = engine.board(self.directory, fresh=True)
-        self.states = {name: engine.settled(self.directory / name, self.board) for name in self.requests}
+        self.board: Board = jobs.board(self.directory, fresh=True)
+        self.states = {name: jobs.settled(self.directory / name, self.board) for name in self.requests}
         self.new: list[Batch] = []
         self.begin: dict[str, float] = {}
         """Seconds that a repeated run waits before it may begin."""
@@ -125,8 +123,7 @@ class _Advance:
         """A job array for each distinct request of the training runs that wait, higher priorities first."""
         shapes: dict[tuple[tuple[str, ...], float], list[str]] = {}
         waiting = self._unasked(self.queued("train"))
-        ordered = scheduler.order(scheduler.Demand(n, priority=self.requests[n].priority) for n in waiting)
-        for name in (demand.name for demand in ordered):
+        for name in sorted(waiting, key=lambda name: -self.requests[name].priority):
             shapes.setdefault((words(self.requests[name], self.options), self.begin.get(name, 0)), []).append(name)
         left = sum(self.requests[n].kind == "train" and s.state not in ENDED for n, s in self.states.items())
         limit = self.max_parallel if self.max_parallel and self.max_parallel < left else None
@@ -153,7 +150,7 @@ class _Advance:
         if not self.follows:
             return []
         other = self.directory.parent / str(self.follows)
-        if read_submission(other).get("engine") == SlurmEngine.name:
+        if read_submission(other).get("engine") == Jobs.name:
             return [batch.job for batch in board.load(other).living() if batch.job is not None]
         open_ = [path.name for path in list_runs(other) if read_status(path).state not in ENDED]
         if open_:
@@ -217,7 +214,9 @@ def _after(how: str, jobs: Iterable[int]) -> str:
     return f"{how}:" + ":".join(map(str, sorted(set(jobs))))
 
 
-def advance(directory: Path, say: Say = lambda line: None, prepare: Callable[[], None] | None = None) -> bool:
+def advance(
+    jobs: Jobs, directory: Path, say: Say = lambda line: None, prepare: Callable[[], None] | None = None
+) -> bool:
     """Go on with the submission as far as can be gone now; True where every run has ended. `prepare` is done first.
 
     Raises RunError where another process drives it, and SlurmError.
@@ -225,7 +224,7 @@ def advance(directory: Path, say: Say = lambda line: None, prepare: Callable[[],
     with lease.hold(directory, say) as mine:
         if prepare is not None:
             prepare()
-        look = _Advance(directory, mine, say)
+        look = _Advance(jobs, directory, mine, say)
         look.repeat()
         look.cancel_hopeless()
         look.send_runs()
@@ -233,11 +232,11 @@ def advance(directory: Path, say: Say = lambda line: None, prepare: Callable[[],
         look.send_steps(settling)
         look.settle_after(look._living("ensemble", "predict", "analyze"), "after_steps")
         over = all(status.state in ENDED for status in look.states.values())
-    engines.slurm_engine().release(directory)
+    jobs.release(directory)
     return over
 
 
-def advance_after(run_dir: Path) -> None:
+def advance_after(jobs: Jobs, run_dir: Path) -> None:
     """The same in the task whose run has ended badly, where something follows from that at once: another attempt, or
     the end of what has not begun. What another process keeps it from is left to the job that comes after the others."""
     directory, request = run_dir.parent, read_request(run_dir)
@@ -248,19 +247,19 @@ def advance_after(run_dir: Path) -> None:
     while read_status(run_dir).state in ENDED and time.monotonic() < deadline:
         if not lease.is_driven(directory):
             try:
-                advance(directory, lambda line: print(line, flush=True))
+                advance(jobs, directory, lambda line: print(line, flush=True))
                 return
             except RunError as error:
                 print(error, flush=True)
         time.sleep(random.uniform(0.5, 1.5))  # not all at once, where many have failed
 
 
-def settle(directory: Path, say: Say) -> bool:
+def settle(jobs: Jobs, directory: Path, say: Say, collect: Collect) -> bool:
     """The small job that comes after the others: go on, and collect once all runs have ended. True if they have."""
     deadline = time.monotonic() + SETTLE_PATIENCE
     while True:
         try:
-            over = advance(directory, say)
+            over = advance(jobs, directory, say)
             break
         except SlurmError:
             if time.monotonic() > deadline:
@@ -271,8 +270,6 @@ def settle(directory: Path, say: Say) -> bool:
             say(str(error))
         time.sleep(2)
     if over:
-        from launcher.results import collect
-
         with suppress(RunError):
-            say(collect.collect(directory)[1])
+            say(collect(directory))
     return over

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from launcher.base.errors import SlurmError
+from launcher.base.errors import RunError
 from launcher.engines.slurm import squeue
 
 PATIENCE = 60
@@ -19,6 +19,10 @@ PATIENCE = 60
 KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS")
 """Of the variables that a job of Slurm has, those that tell its commands whom to talk to."""
 OF_A_JOB = ("CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
+
+
+class SlurmError(RunError):
+    """What Slurm refuses, or that it does not answer."""
 
 
 def environment() -> dict[str, str]:

@@ -6,10 +6,9 @@ from __future__ import annotations
 import os
 import re
 
-from launcher.base.errors import SlurmError
 from launcher.base.sizes import show_size
 from launcher.engines.slurm import calls
-from launcher.engines.slurm.calls import Node
+from launcher.engines.slurm.calls import Node, SlurmError
 from launcher.host.checks import Check
 
 KILL_WAIT = 30

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from launcher import engines
-from launcher.base.errors import EngineError, JobError, RunError, SlurmError
-from launcher.engines.choice import OWN, Choice
-from launcher.engines.docker import images
+from launcher.base.errors import EXIT_USAGE, EngineError, JobError, RefusedError, RunError
+from launcher.engines.base import Choice, Engine, Want
+from launcher.engines.docker import client, images
+from launcher.engines.docker.engine import OWN
 from launcher.engines.slurm import calls
 from launcher.engines.slurm import request as slurm_request
+from launcher.engines.slurm.calls import SlurmError
+from launcher.engines.slurm.section import SlurmSpec
 from launcher.host import checks
 from launcher.host.machine import Gpu, Machine
-from launcher.job.schema import SlurmSpec
 from launcher.job.spec import Job
 from launcher.record.request import RunRequest
-
-
-def options(spec: SlurmSpec) -> dict[str, Any]:
-    """The job file's `slurm:`, for sbatch and the nodes."""
-    return spec.model_dump(exclude_none=True)
 
 
 def machine(spec: SlurmSpec) -> Machine:
@@ -38,13 +33,16 @@ def machine(spec: SlurmSpec) -> Machine:
     return Machine(name, best.cpus, best.memory, tuple(Gpu(index) for index in range(best.gpus)), declared=True)
 
 
-def choose(job: Job, offered: Machine) -> Choice:
-    """Slurm, with what its nodes offer. Raises RunError, and JobError for what Slurm cannot do."""
-    spec = job.spec.slurm
+def offer(engine: Engine, want: Want, spec: SlurmSpec) -> Choice:
+    """Slurm, with what its nodes offer, or what `--machine` describes. Raises RunError, and JobError for what Slurm
+    cannot do."""
+    job = want.job
+    if want.gpus is not None:
+        raise RefusedError("--gpus is not for slurm, which chooses GPUs itself; say resources.gpus", EXIT_USAGE)
+    offered = want.host() if want.machine else machine(spec)
     if job.spec.resources.share_gpu:
         place = job.document.place(("resources", "share_gpu"))
         raise JobError(f"{place}: resources.share_gpu: Slurm gives each run whole GPUs; leave it out")
-    slurm = engines.slurm_engine()
     how = "jobs of Slurm"
     if spec.runtime == "native":
         missing = checks.missing_packages() if not spec.python else []
@@ -53,20 +51,18 @@ def choose(job: Job, offered: Machine) -> Choice:
                 f"runs need what is not installed here: {', '.join(missing)}\nsay: {checks.INSTALL}; or name the "
                 "nodes' Python by slurm.python; or use containers: slurm.runtime=docker"
             )
-        return Choice(slurm, offered, f"{how}, native processes")
+        return Choice(engine, offered, f"{how}, native processes")
     wants_gpus = bool(offered.gpus) and job.spec.resources.gpus != 0
     try:
-        from launcher.engines.docker import client
-
         named = images.default_tag(job.spec.image) if job.spec.image in OWN else job.spec.image
-        found = images.resolve(client.connect(timeout=5), named, wants_gpus)
+        image = images.resolve(client.connect(timeout=5), named, wants_gpus)
     except EngineError as error:
         name = image_name(job.spec.image, wants_gpus)
         note = f"note: {name} is taken by its name as each node has it ({error})"
-        return Choice(slurm, offered, f"{how}, containers of {name}", None, [note])
-    warning = images.stale_warning(found)
-    said = f"{how}, containers of {found.name}"
-    return Choice(slurm, offered, said, found, [warning] if warning else [])
+        return Choice(engine, offered, f"{how}, containers of {name}", None, [note], contained=True)
+    warning = images.stale_warning(image)
+    said = f"{how}, containers of {image.name}"
+    return Choice(engine, offered, said, image, [warning] if warning else [], contained=True)
 
 
 def image_name(image: str, gpus: bool) -> str:
@@ -77,15 +73,15 @@ def image_name(image: str, gpus: bool) -> str:
 
 def named(requests: Sequence[RunRequest], job: Job, choice: Choice) -> list[RunRequest]:
     """The requests for nodes: containers of an image that is known by its name alone are a version of their own."""
-    if job.spec.slurm.runtime == "native" or choice.image is not None:
+    if not choice.contained or choice.image is not None:
         return list(requests)
     name = image_name(job.spec.image, bool(choice.machine.gpus) and job.spec.resources.gpus != 0)
     return [dataclasses.replace(each, image=name, code=name if each.code else "") for each in requests]
 
 
-def check(requests: Sequence[RunRequest], job: Job) -> None:
+def check(requests: Sequence[RunRequest], job: Job, spec: SlurmSpec) -> None:
     """Raises JobError where Slurm refuses what a run asks for."""
-    given: Mapping[str, Any] = options(job.spec.slurm)
+    given = spec.model_dump(exclude_none=True)
     for asked in dict.fromkeys(slurm_request.words(request, given) for request in requests):
         try:
             calls.check(asked)

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher.engines.docker import create
-from launcher.engines.docker.engine import DockerEngine
+from launcher.engines.docker.containers import Containers
 from launcher.engines.docker.watched import Watched, ending
-from launcher.engines.native.execute import EXIT_TAKEN, Asked, Overseer
+from launcher.engines.outcome import EXIT_TAKEN, Asked, Overseer
 from launcher.record.journal import read_status
 from launcher.record.states import GOOD, State
 
@@ -35,7 +35,7 @@ POLL = 0.2
 """Seconds between two looks at the container."""
 
 
-class SlurmContainers(DockerEngine):
+class SlurmContainers(Containers):
     """The Docker engine of a node, for one run of a job there."""
 
     def __init__(self, overseer: Overseer) -> None:
@@ -45,7 +45,7 @@ class SlurmContainers(DockerEngine):
         self._leash: Any = None
 
     def mark(self) -> dict[str, Any]:
-        """See `Engine.mark`."""
+        """See `SupervisedEngine.mark`."""
         return {**super().mark(), **self.overseer.mark}
 
     def _adapted(self, given: dict[str, Any]) -> dict[str, Any]:

@@ -1,223 +1,81 @@
-"""Runs as jobs of Slurm. What is asked of Slurm lies in the submission's folder, how runs fare in their journals; this
-puts down what Slurm alone knows: who was killed for want of memory or time, lost with a node, or cancelled by others.
-"""
+"""The Slurm engine: what it offers to a job, how it goes on with a submission, and what doctor says of it."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from contextlib import suppress
+import os
+import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from launcher.base.errors import RunError, SlurmError
-from launcher.engines.docker import recipe
-from launcher.engines.docker.run_files import touch
-from launcher.engines.docker.watched import STOP
-from launcher.engines.slurm import board as slurm_board
-from launcher.engines.slurm import calls, task_lease
-from launcher.engines.slurm.board import Board
-from launcher.engines.slurm.squeue import Key, SlurmJob
-from launcher.record import retry, secret_files
-from launcher.record.find import list_runs
-from launcher.record.journal import Status, append_event, read_events, read_status
-from launcher.record.request import RunRequest, read_request
-from launcher.record.states import ENDED, State
-
-FRESH = 2.0
-"""Seconds for which what Slurm said is not asked again by one who only looks."""
-EXIT_EARLY = 79
-"""Exit code of a job that came before what it needs: its run stays in the queue."""
-NODE = ("NODE_FAIL", "BOOT_FAIL", "LAUNCH_FAILED")
+from launcher.base.errors import RunError
+from launcher.engines import process, registry
+from launcher.engines.base import Choice, Collect, Say, UnofferedError, Want
+from launcher.engines.docker.containers import Containers
+from launcher.engines.slurm import advance, calls, checks, task
+from launcher.engines.slurm import choice as slurm_choice
+from launcher.engines.slurm.calls import SlurmError
+from launcher.engines.slurm.jobs import Jobs
+from launcher.engines.slurm.section import SlurmSpec
+from launcher.host.checks import Check
+from launcher.job.spec import Job
+from launcher.record.journal import Status
+from launcher.record.request import RunRequest
 
 
-class SlurmEngine:
-    """See `Watcher`."""
+class SlurmEngine(Jobs):
+    """See `QueueEngine`."""
 
-    name = "slurm"
+    Section = SlurmSpec
 
-    def __init__(self) -> None:
-        self.trouble: str | None = None
-        self._boards: dict[Path, tuple[float, Board]] = {}
-        self._silent = (0.0, "")
-        """Until when one who only looks does not ask Slurm again, which gave no answer, and its words: for as long as
-        it was waited for, so that a look at many runs does not wait for each."""
+    # -- before a submission is made
 
-    def board(self, submission: Path, fresh: bool = False) -> Board:
-        """The submission's jobs, asked for once for many looks. Raises SlurmError."""
-        asked, board = self._boards.get(submission, (0.0, None))
-        if board is None or fresh or time.monotonic() - asked > FRESH:
-            began, (until, why) = time.monotonic(), self._silent
-            if not fresh and began < until:
-                raise SlurmError(why)
-            try:
-                board = slurm_board.load(submission.resolve())
-            except SlurmError as error:
-                now = time.monotonic()
-                self._silent = (now + max(FRESH, now - began), str(error))
-                raise
-            self._boards[submission] = (time.monotonic(), board)
-        return board
+    def offer(self, want: Want) -> Choice:
+        """See `Engine.offer`. Slurm is used where it is named."""
+        if want.auto:
+            raise UnofferedError("Slurm is used where it is named: --engine slurm")
+        return slurm_choice.offer(self, want, _section(want.job))
 
-    def drives(self, submission: Path) -> bool:
-        """Whether jobs of the submission are queued or under way; True where Slurm does not answer."""
+    def completed(self, requests: Sequence[RunRequest], job: Job, choice: Choice) -> list[RunRequest]:
+        """See `Engine.completed`."""
+        return slurm_choice.named(requests, job, choice)
+
+    def check_requests(self, requests: Sequence[RunRequest], job: Job) -> None:
+        """See `Engine.check_requests`. What could not be seen later is not begun."""
+        slurm_choice.check(requests, job, _section(job))
+        calls.snapshot()
+
+    def checks(self, runs_root: Path) -> list[Check]:
+        """See `Engine.checks`."""
+        return checks.examine()
+
+    # -- a submission's way
+
+    def advance(self, directory: Path, say: Say, prepare: Callable[[], None] | None = None) -> bool:
+        """See `QueueEngine.advance`."""
         try:
-            return bool(self.board(submission).living())
-        except RunError as error:
-            self.trouble = str(error)
-            return True
+            return advance.advance(self, directory, say, prepare)
+        except SlurmError as error:
+            resume = f"launcher resume {directory.name} --runs {shlex.quote(os.path.relpath(directory.parent))}"
+            raise SlurmError(f"{error}\nwhat Slurm has not taken stays queued; go on with: {resume}") from None
 
-    def settle(self, run_dir: Path) -> bool:
-        """See `Watcher.settle`."""
-        return self.settled(run_dir).state not in ENDED
+    def come_back(self, directory: Path, say: Say, collect: Collect) -> None:
+        """See `QueueEngine.come_back`."""
+        advance.settle(self, directory, say, collect)
 
-    def settled(self, run_dir: Path, board: Board | None = None) -> Status:
-        """`settle`, and the run's status then. `board`: what Slurm has said, where it was asked already."""
-        try:
-            board = board or self.board(run_dir.parent)
-        except RunError as error:
-            self.trouble = str(error)
-            return read_status(run_dir)
-        self.trouble = None
-        status = read_status(run_dir)  # after Slurm was asked: who ended before that has said so
-        key = board.key(run_dir.name, status) if status.state not in ENDED else None
-        if key is None:
-            return status
-        job = board.snapshot.find(key)
-        if job is not None and not job.over:
-            if status.state == "queued" or not job.waits:
-                return status
-            queue_again(run_dir, status, key, "its node failed, or its job was requeued")
-            return read_status(run_dir)
-        with suppress(RunError):  # another host was faster
-            if status.state == "queued":
-                _settle_queued(run_dir, job)
-            else:
-                self._settle_running(run_dir, status, key, job)
-        return read_status(run_dir)
+    def execute(self, run_dir: Path, attempt: int | None, ticket: str) -> int:
+        """See `Engine.execute`. `ticket` is the number of the sbatch call."""
+        if attempt is None:
+            raise RunError("a job of Slurm is asked for one attempt of a run; say --attempt N")
+        return task.run(self, run_dir, attempt, ticket)
 
-    def why_waits(self, run_dir: Path) -> str | None:
-        """Why Slurm has not begun a queued run, and what lets it go where it is held; None where that is not known."""
-        with suppress(RunError):
-            board, status = self.board(run_dir.parent), read_status(run_dir)
-            key = board.key(run_dir.name, status) if status.state == "queued" else None
-            job = board.snapshot.find(key) if key else None
-            if job is not None and job.waits and job.reason:
-                held = "held" in job.reason.lower()
-                why = f"held in Slurm ({job.reason}): scontrol release {key}" if held else f"Slurm: {job.reason}"
-                return f"{status.reason}; {why}" if status.reason else why
-        return None
-
-    def _settle_running(self, run_dir: Path, status: Status, key: Key, job: SlurmJob | None) -> None:
-        if job is None and task_lease.is_fresh(run_dir):
-            return  # Slurm may show only each user's own jobs
-        asked = (run_dir / STOP).exists()
-        job = job or calls.accounted(key)
-        state, reason = ending(read_request(run_dir), key, job, asked)
-        if status.state == "starting" and state not in ("failed", "cancelled", "lost"):
-            append_event(run_dir, "running", **_mark(status))
-        append_event(run_dir, state, reason=reason, **_mark(status))
-        secret_files.take_back(run_dir, status.attempt)
-        (run_dir / STOP).unlink(missing_ok=True)
-
-    def stop(self, run_dir: Path) -> None:
-        """See `Watcher.stop`. `launcher exec` on the node sees the file, with or without Slurm's commands here."""
-        touch(run_dir / STOP)
-
-    def kill(self, run_dir: Path) -> None:
-        """See `Watcher.kill`."""
-        self.stop(run_dir)
-        key = self.board(run_dir.parent).key(run_dir.name, read_status(run_dir))
-        if key is not None:
-            calls.cancel([str(key)])
-
-    def release(self, submission: Path) -> None:
-        """Take out of Slurm's queue what waits there for runs that have ended; `launcher exec` would refuse it."""
-        with suppress(RunError):  # no Slurm here
-            board = self.board(submission, fresh=True)
-            calls.cancel(_needless(board, submission))
-            self._boards.clear()
+    def host_memory(self, run_dir: Path, status: Status) -> int | None:
+        """See `Engine.host_memory`."""
+        if status.figures.get("container"):
+            return registry.engine(Containers.name).host_memory(run_dir, status)
+        return process.host_memory(run_dir, status)
 
 
-def _needless(board: Board, submission: Path) -> list[str]:
-    """The journals are read after Slurm was asked: a run that was queued again meanwhile keeps its job."""
-    found = []
-    for run_dir in list_runs(submission):
-        status = read_status(run_dir)
-        key = board.key(run_dir.name, status) if status.state in ENDED else None
-        job = board.snapshot.find(key) if key else None
-        if key is not None and job is not None and job.waits:
-            found.append(str(key))
-    return found
-
-
-def _mark(status: Status) -> dict[str, Any]:
-    """Figures of an attempt that its further events carry."""
-    return {key: status.figures[key] for key in ("engine", "slurm", "host", "node", "devices") if key in status.figures}
-
-
-def queue_again(run_dir: Path, status: Status, key: Key, why: str) -> None:
-    """Note that Slurm starts the run's job once more, under the same number. That is another attempt, and none of those
-    that `retry.attempts` counts."""
-    done = retry.retries(read_events(run_dir))
-    kept = "from last.ckpt" if (run_dir / "last.ckpt").exists() else "from the beginning"
-    with suppress(RunError):  # another host was faster
-        if status.state != "lost":
-            append_event(run_dir, "lost", reason=why, **_mark(status))
-        again = f"Slurm starts it again, {kept}"
-        append_event(run_dir, "queued", status.attempt + 1, again, retry=done, engine=SlurmEngine.name, slurm=str(key))
-
-
-def _settle_queued(run_dir: Path, job: SlurmJob | None) -> None:
-    """A job that ended before the run began. Preempted or lost with its node, the run stays in the queue: whoever goes
-    on with the submission asks for another job."""
-    if job is None or job.end in ("PREEMPTED", *NODE) or job.exit_code == EXIT_EARLY:
-        return
-    if job.end == "CANCELLED":
-        if job.reason == "DependencyNeverSatisfied":
-            return  # whoever goes on with the submission knows whether what it needs comes after all
-        reason = "cancelled in Slurm while it waited (scancel)"
-        append_event(run_dir, "cancelled", reason=reason, engine=SlurmEngine.name)
-        return
-    said = last_words(run_dir.parent)
-    reason = f"its job ended in Slurm before it began: {describe(job)}" + (f": {said}" if said else "")
-    append_event(run_dir, "failed", reason=reason, engine=SlurmEngine.name)
-
-
-def last_words(submission: Path) -> str:
-    """The last line of what jobs of the submission said outside the runs' logs."""
-    found = sorted((submission / slurm_board.FOLDER).glob("*.out"), key=lambda path: path.stat().st_mtime)
-    lines = [line for path in found[-1:] for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else ""
-
-
-def describe(job: SlurmJob) -> str:
-    """A job's end in few words."""
-    code = f", signal {job.signal}" if job.signal else f", exit code {job.exit_code}" if job.exit_code else ""
-    return f"{job.end or 'no state'}{code}" + (f" on {job.nodes}" if job.nodes else "")
-
-
-def ending(request: RunRequest, key: Key, job: SlurmJob | None, asked: bool) -> tuple[State, str]:
-    """State and reason of a run that was under way when its job ended, and of whose end nobody has written."""
-    if asked:
-        return "cancelled", "stopped on request"
-    if job is None:
-        return "lost", f"Slurm does not know job {key} any more, and nobody saw its end"
-    where = f" on {job.nodes}" if job.nodes else ""
-    if job.end == "OUT_OF_MEMORY":
-        return "out_of_host_memory", recipe.want_of_memory(request)
-    if job.end in ("TIMEOUT", "DEADLINE"):
-        return "timed_out", f"Slurm's time limit was up{where}"
-    if job.end in NODE:
-        return "lost", f"its node failed{where}"
-    if job.end == "PREEMPTED":
-        return "lost", f"preempted{where}"
-    if job.end == "CANCELLED":
-        return "cancelled", f"cancelled in Slurm (scancel){where}"
-    return "lost", f"it ended without a word: {describe(job)}"
-
-
-def keys(board: Board, names: Sequence[str]) -> list[Key]:
-    """The jobs of these runs' present attempts."""
-    found = (board.key(name, read_status(board.submission / name)) for name in names)
-    return [key for key in found if key is not None]
+def _section(job: Job) -> SlurmSpec:
+    section = job.section(SlurmEngine.name)
+    assert isinstance(section, SlurmSpec)
+    return section

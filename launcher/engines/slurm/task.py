@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from launcher.base.errors import RunError
-from launcher.engines.docker.watched import STOP
-from launcher.engines.native import execute
-from launcher.engines.slurm import advance, board, calls, task_lease
-from launcher.engines.slurm.engine import EXIT_EARLY, SlurmEngine, queue_again
+from launcher.engines.outcome import STOP, Overseer, want_of_memory
+from launcher.engines.process import run_trainer
+from launcher.engines.slurm import advance, board, calls, container, task_lease
+from launcher.engines.slurm.jobs import EXIT_EARLY, NAME, Jobs, queue_again
 from launcher.engines.slurm.squeue import Key
 from launcher.engines.slurm.task_lease import TaskLease
 from launcher.host import gpu_locks
@@ -47,13 +47,12 @@ def here() -> Key:
     return Key(int(array), int(task)) if array.isdigit() and task.isdigit() else Key(int(job))
 
 
-class SlurmOverseer(execute.Overseer):
+class SlurmOverseer(Overseer):
     """Tells why Slurm ended the run, and whether Slurm has started it elsewhere."""
 
-    grace = GRACE
-
     def __init__(self, run_dir: Path, lease: TaskLease, mark: Mapping[str, Any], output: Path) -> None:
-        self.run_dir, self.lease, self.mark, self.output = run_dir, lease, mark, output
+        super().__init__(mark, GRACE)
+        self.run_dir, self.lease, self.output = run_dir, lease, output
         self.begin = output.stat().st_size if output.exists() else 0
         """What stands before is of earlier attempts: they may have had the same job."""
         self.requeued = False
@@ -75,8 +74,6 @@ class SlurmOverseer(execute.Overseer):
         if state not in ("cancelled", "lost", "out_of_host_memory") or (self.run_dir / STOP).exists():
             return state, reason
         if state == "out_of_host_memory":
-            from launcher.engines.docker.recipe import want_of_memory
-
             return state, want_of_memory(read_request(self.run_dir))
         if not self.signals:  # Slurm signals all processes of a job, and the trainer may have been faster
             time.sleep(0.5)
@@ -118,7 +115,7 @@ class SlurmOverseer(execute.Overseer):
         return None
 
 
-def run(run_dir: Path, announced: int, number: str) -> int:
+def run(jobs: Jobs, run_dir: Path, announced: int, number: str) -> int:
     """Execute the run in this job of Slurm, which was asked for attempt `announced` by the sbatch call `number`.
 
     Returns 0 where the run succeeded or is finished. Raises RunError where the job has nothing to execute any more.
@@ -129,7 +126,7 @@ def run(run_dir: Path, announced: int, number: str) -> int:
     written = read_submission(run_dir.parent)
     docker = written.get("slurm", {}).get("runtime") == "docker"
     host = os.uname().nodename
-    mark = {"engine": SlurmEngine.name, "slurm": str(key), "node": os.environ.get("SLURMD_NODENAME") or host}
+    mark = {"engine": NAME, "slurm": str(key), "node": os.environ.get("SLURMD_NODENAME") or host}
     attempt = claim(run_dir, announced, key)
     if attempt is None:
         state = read_status(run_dir).state
@@ -144,7 +141,7 @@ def run(run_dir: Path, announced: int, number: str) -> int:
         request = _ready(run_dir, request, devices)
     except RunError as error:
         append_event(run_dir, "failed", attempt, str(error), **mark)
-        advance.advance_after(run_dir)
+        advance.advance_after(jobs, run_dir)
         return 1
     named = retry.latest(read_events(run_dir), "micro_batch")
     more = {"micro_batch": named} if named else {}
@@ -156,8 +153,6 @@ def run(run_dir: Path, announced: int, number: str) -> int:
     with ExitStack() as kept:
         kept.callback(lease.release)
         if docker:
-            from launcher.engines.slurm import container
-
             code = container.run(run_dir, attempt, devices, overseer)
         else:
             mine = kept.enter_context(locked(run_dir / "exec.lock", patience=PATIENCE))
@@ -167,7 +162,7 @@ def run(run_dir: Path, announced: int, number: str) -> int:
             for each in locks:
                 kept.callback(each.close)
             lease.lost(look=True)
-            code = execute.run_trainer(run_dir, request, devices, [mine, *(one.descriptor for one in locks)], overseer)
+            code = run_trainer(run_dir, request, devices, [mine, *(one.descriptor for one in locks)], overseer)
     after = read_status(run_dir)
     if after.attempt != attempt:
         print(f"{run_dir.name}: attempt {attempt} was ended: {after.attempt} has the run", flush=True)
@@ -176,7 +171,7 @@ def run(run_dir: Path, announced: int, number: str) -> int:
     if overseer.requeued:
         queue_again(run_dir, after, key, "")
     elif after.state not in GOOD:
-        advance.advance_after(run_dir)
+        advance.advance_after(jobs, run_dir)
     return code
 
 

@@ -33,7 +33,7 @@ EXPIRY = 20.0
 
 
 class TaskLease:
-    """Held while `launcher exec` executes an attempt of a run in a job of Slurm."""
+    """GpuLock while `launcher exec` executes an attempt of a run in a job of Slurm."""
 
     def __init__(self, run_dir: Path, attempt: int) -> None:
         self.run_dir = run_dir

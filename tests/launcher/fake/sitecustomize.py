@@ -3,6 +3,6 @@
 import sys
 from pathlib import Path
 
-import launcher.engines.native.execute
+import launcher.engines.process
 
-launcher.engines.native.execute.ENTRY = (sys.executable, "-S", str(Path(__file__).with_name("fake_trainer.py")))
+launcher.engines.process.ENTRY = (sys.executable, "-S", str(Path(__file__).with_name("fake_trainer.py")))

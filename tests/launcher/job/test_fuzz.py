@@ -13,14 +13,14 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launcher import engines
 from launcher.base.errors import JobError, MachineError, RunError
-from launcher.engines import choice
+from launcher.engines import registry
+from launcher.engines.base import Choice
 from launcher.host.machine import BUILT_IN, Machine
 from launcher.job import expansion, remarks, spec
-from launcher.record import submission
 from launcher.record.journal import create_run
 from launcher.record.request import RunRequest
+from launcher.supervise import submission
 
 MACHINES = [*BUILT_IN.values(), Machine("small", 2, 2**32)]
 VALID: list[dict[str, Any]] = [
@@ -140,7 +140,7 @@ def examine(content: bytes, words: list[str], settings_: list[str], machine: Mac
         path = Path(folder) / "job.yaml"
         path.write_bytes(content)
         try:
-            job = spec.load(path, words, settings_)
+            job = spec.load(path, words, settings_, sections=registry.sections())
             planned = expansion.expand(job, machine)
             remarks.plan_as_json(job, planned, machine)
         except (JobError, MachineError) as error:
@@ -182,7 +182,7 @@ def test_a_submission_that_cannot_be_made_leaves_nothing(
         return create_run(run_dir, request)
 
     monkeypatch.setattr(submission, "create_run", failing)
-    chosen = choice.Choice(engines.engine("native"), machine, "")
+    chosen = Choice(registry.engine("native"), machine, "")
     expected = RunError if isinstance(error, OSError) else type(error)
     with pytest.raises(expected):
         submission.create(job, [each.request for each in planned], {}, tmp_path, None, chosen)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launcher.base.errors import EngineError, JobError
-from launcher.engines import choice
+from launcher.base.errors import EngineError, JobError, RunError
+from launcher.engines import choice, registry
+from launcher.engines.base import Choice, Want
+from launcher.engines.docker import engine as docker_engine
 from launcher.engines.docker import images
-from launcher.host import checks, machine
+from launcher.engines.docker.engine import DockerEngine
+from launcher.engines.native import engine as native_engine
+from launcher.host import machine
 from launcher.job import document, expansion, remarks, schema, spec
 
 HERE = machine.Machine("here", 8, 32 * 2**30)
@@ -24,7 +29,8 @@ def expand(text: str, *overrides: str, sets: tuple[str, ...] = ()) -> list[expan
     parsed = document.parse(text, "job.yaml")
     for setting in sets:
         parsed = document.assign(parsed, setting)
-    return expansion.expand(spec.Job(spec._validate(parsed), parsed, overrides), HERE)
+    sections = registry.sections()
+    return expansion.expand(spec.Job(spec._validate(parsed, sections), parsed, overrides, sections=sections), HERE)
 
 
 def faults(text: str, *overrides: str, sets: tuple[str, ...] = ()) -> list[str]:
@@ -277,19 +283,33 @@ def test_a_job_is_found_by_its_bare_name(monkeypatch: pytest.MonkeyPatch, tmp_pa
             spec.load(Path(word))
 
 
+def chosen(engine: str, image: str) -> Choice:
+    """The engine for a job with this `image:`."""
+    parsed = document.parse(f"name: x\nimage: {image}\n", "job.yaml")
+    return choice.choose(engine, Want(spec.Job(spec._validate(parsed), parsed)))
+
+
+@pytest.fixture
+def docker(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A Docker engine that has no image, and this host as HERE."""
+    monkeypatch.setattr(DockerEngine, "client", SimpleNamespace())
+    monkeypatch.setattr(DockerEngine, "info", {})
+    monkeypatch.setattr(Want, "host", lambda want: HERE)
+    monkeypatch.setattr(images, "find", lambda client, name: None)
+    return monkeypatch
+
+
 @pytest.mark.parametrize("word", ["cpu", "cuda", "auto"])
-def test_an_image_of_the_projects_own_has_a_short_name(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_of_the_projects_own_has_a_short_name(word: str, docker: pytest.MonkeyPatch) -> None:
     asked = []
 
     def resolve(client: object, wanted: str, gpus: bool) -> object:
         asked.append(wanted)
         raise EngineError("not there")
 
-    monkeypatch.setattr(choice, "_engine", lambda: SimpleNamespace(client=None))
-    monkeypatch.setattr(images, "resolve", resolve)
-    monkeypatch.setattr(images, "find", lambda client, name: None)
+    docker.setattr(images, "resolve", resolve)
     with pytest.raises(EngineError if word == "auto" else JobError, match="not there"):
-        choice.choose("docker", word, HERE, False)
+        chosen("docker", word)
     assert asked == [word if word == "auto" else f"document-classifier:{word}"]
 
 
@@ -297,34 +317,45 @@ def image(stale: bool | None) -> images.Image:
     return images.Image("sha256:1", ("mine:1",), "cpu", "", 1, "0.1", "", "", stale)
 
 
-def test_auto_takes_what_is_there_and_refuses_a_named_image_that_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = SimpleNamespace(client=None, info={}, name="docker")
-    monkeypatch.setattr(choice, "_engine", lambda: engine)
-    monkeypatch.setattr(checks, "missing_packages", list)
+def test_auto_takes_what_is_there_and_refuses_a_named_image_that_is_not(docker: pytest.MonkeyPatch) -> None:
+    def missing(names: list[str]) -> None:
+        docker.setattr(docker_engine, "missing_packages", lambda: names)
+        docker.setattr(native_engine.checks, "missing_packages", lambda: names)
 
     def lacks(client: object, wanted: str, gpus: bool) -> images.Image:
         raise EngineError(f"image {wanted} is not on the Docker engine")
 
-    monkeypatch.setattr(images, "resolve", lacks)
-    monkeypatch.setattr(images, "find", lambda client, name: None)
+    missing([])
+    docker.setattr(images, "resolve", lacks)
     with pytest.raises(JobError, match=r"^job\.yaml:2: image: image mine:1 is not on the Docker engine$"):
-        choice.choose("auto", "mine:1", HERE, False, "job.yaml:2")
-    assert "native processes (auto: image auto is not" in choice.choose("auto", "auto", HERE, False).said
+        chosen("auto", "mine:1")
+    assert "native processes (auto: image auto is not" in chosen("auto", "auto").said
 
-    monkeypatch.setattr(images, "resolve", lambda client, wanted, gpus: image(stale=True))
-    assert "older than what is here" in choice.choose("auto", "auto", HERE, False).said
-    monkeypatch.setattr(checks, "missing_packages", lambda: ["torch"])
-    found = choice.choose("auto", "auto", HERE, False)
+    docker.setattr(images, "resolve", lambda client, wanted, gpus: image(stale=True))
+    assert "older than what is here" in chosen("auto", "auto").said
+    missing(["torch"])
+    found = chosen("auto", "auto")
     assert found.said.endswith("(auto: native runs need packages that are not installed here)") and found.warnings
-    monkeypatch.setattr(images, "resolve", lambda client, wanted, gpus: image(stale=False))
-    assert choice.choose("auto", "auto", HERE, False).said.endswith("(auto: an engine and its image are there)")
+    docker.setattr(images, "resolve", lambda client, wanted, gpus: image(stale=False))
+    assert chosen("auto", "auto").said.endswith("(auto: an engine and its image are there)")
 
-    def silent() -> None:
+    def silent(engine: DockerEngine) -> None:
         raise EngineError("no Docker engine answers")
 
-    monkeypatch.setattr(choice, "_engine", silent)
-    monkeypatch.setattr(checks, "missing_packages", list)
-    assert "(auto: no Docker engine answers)" in choice.choose("auto", "mine:1", HERE, False).said
+    docker.setattr(DockerEngine, "client", property(silent))
+    with pytest.raises(
+        RunError, match=r"not installed here: torch\nsay: .*; or use containers \(auto: no Docker engine"
+    ):
+        chosen("auto", "mine:1")
+    missing([])
+    assert "(auto: no Docker engine answers)" in chosen("auto", "mine:1").said
+
+
+def test_an_engine_that_is_not_there_is_refused() -> None:
+    with pytest.raises(RunError, match=r"there is no engine 'natve'; did you mean 'native'\?"):
+        registry.engine("natve")
+    with pytest.raises(RunError, match="no supervisor drives the engine slurm"):
+        registry.supervised("slurm")
 
 
 def test_what_a_machine_without_a_gpu_means_is_said_once() -> None:
@@ -351,7 +382,7 @@ def test_variables_that_are_not_set_are_named(monkeypatch: pytest.MonkeyPatch, t
     assert remarks.unset_variables(job, {"CITY": "x", "EMPTY": "", "MY_TOKEN": "x", "WANDB_API_KEY": "x"}) == []
     (tmp_path / ".env").write_text("# MY_TOKEN=x\nexport WANDB_API_KEY = x\nCITY=\n")
     assert len(remarks.unset_variables(job, {"EMPTY": ""})) == 2, "native runs read .env"
-    assert len(remarks.unset_variables(job, {"EMPTY": ""}, native=False)) == 3
+    assert len(remarks.unset_variables(job, {"EMPTY": ""}, contained=True)) == 3
 
 
 GOOD = """
@@ -367,7 +398,7 @@ anything = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-fields = st.sampled_from([*schema.JobSpec.model_fields, "nonsense"])
+fields = st.sampled_from([*schema.JobSpec.model_fields, *registry.sections(), "nonsense"])
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])

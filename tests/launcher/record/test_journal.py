@@ -10,7 +10,7 @@ import pytest
 
 from launcher.base.errors import RunError
 from launcher.cli import watch
-from launcher.engines.native import execute
+from launcher.engines import outcome
 from launcher.record import journal
 from launcher.record.find import find_run, find_submission
 from launcher.record.journal import Status, append_event, create_run, mark_lost, read_events, read_status
@@ -161,8 +161,8 @@ def test_of_several_submissions_of_a_job_the_latest_is_meant(run_dir: Path) -> N
     ],
 )  # fmt: skip
 def test_the_last_error_of_a_log_is_one_line_with_its_faults_apart(log: str, said: str) -> None:
-    assert execute.last_message(log) == said
-    assert len(execute.last_message("error: " + 1000 * "x")) == 500
+    assert outcome.last_message(log) == said
+    assert len(outcome.last_message("error: " + 1000 * "x")) == 500
 
 
 @pytest.mark.parametrize(

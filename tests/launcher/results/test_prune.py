@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from launcher.engines.docker import leftovers
 from launcher.record.journal import append_event, create_run
 from launcher.record.request import RunRequest
-from launcher.results import prune
 from tests.launcher.conftest import LABEL, Lab, seeds
 
 
@@ -46,11 +46,11 @@ def test_prune_goes_on_past_runs_that_it_may_not_look_at(tmp_path: Path, monkeyp
     ]  # fmt: skip
     client = SimpleNamespace(containers=SimpleNamespace(list=lambda **how: made))
     settled: list[Path] = []
-    monkeypatch.setattr(prune.engines, "settle", settled.append)
+    monkeypatch.setattr(leftovers.registry, "settle", settled.append)
     for user, expected in ((run_dir.stat().st_uid + 1, []), (run_dir.stat().st_uid, [run_dir]), (0, [run_dir])):
         settled.clear()
-        monkeypatch.setattr(prune.os, "getuid", lambda user=user: user)
+        monkeypatch.setattr(leftovers.os, "getuid", lambda user=user: user)
         remarks: list[str] = []
-        assert [waste.what for waste in prune.leftovers(client, remarks)] == ["container over"]  # type: ignore[arg-type]
+        assert [waste.what for waste in leftovers.leftovers(client, remarks)] == ["container over"]  # type: ignore[arg-type]
         assert settled == expected
         assert len(remarks) == 2 and "container closed stays" in remarks[0] and "docker rm -f away" in remarks[1]

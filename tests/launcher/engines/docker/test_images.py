@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from launcher.base.errors import ArgumentError, EngineError
-from launcher.cli import tables
+from launcher.cli import images as commands
 from launcher.engines.docker import checks, images, recipe
 from launcher.record.request import Resources, RunRequest
 from tests.docker_engine import BASE, REPOSITORY, Dockerd
@@ -243,7 +243,7 @@ def test_a_long_line_of_the_builder_is_not_cut_in_a_word() -> None:
 
 
 def test_each_step_is_told_once_and_whether_it_was_cached(capsys: pytest.CaptureFixture[str]) -> None:
-    say = tables.builder_output(verbose=False)
+    say = commands.builder_output(verbose=False)
     for line in (
         "#3 [internal] load metadata", "#3 DONE 0.0s", "", "#5 [a 2/2] RUN x", "#5 sha256:5213", "#5 CACHED", "",
         "#6 [b 1/2] RUN y", "#6 sha256:1", "#6 0.3 words", "#7 [b 2/2] COPY z", "#7 DONE 0.1s", "#6 [b 1/2] RUN y",

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from launcher.base.errors import FencedError, JobError
+from launcher.engines import registry
 from launcher.engines.slurm import board, squeue, task_lease
 from launcher.engines.slurm import request as slurm_request
 from launcher.engines.slurm import task as slurm_task
 from launcher.engines.slurm.calls import Node, node
-from launcher.engines.slurm.engine import SlurmEngine, ending
+from launcher.engines.slurm.engine import SlurmEngine
+from launcher.engines.slurm.jobs import ending
 from launcher.engines.slurm.squeue import Key
 from launcher.job.spec import from_overrides
 from launcher.record import lease
@@ -104,6 +106,7 @@ def test_options_that_are_not_for_the_job_file_are_told_at_their_place() -> None
                 "slurm.mail-user=[a]",
                 "slurm.runtime=podman",
             ],
+            registry.sections(),
         )
     assert "slurm.runtime: 'podman' cannot be" in str(told.value)
     with pytest.raises(JobError) as told:
@@ -114,7 +117,7 @@ def test_options_that_are_not_for_the_job_file_are_told_at_their_place() -> None
             "slurm.mail-user=[a]",
             "slurm.time=1h",
         ]
-        from_overrides(["model=resnet34"], settings)
+        from_overrides(["model=resnet34"], settings, registry.sections())
     for line in (
         "slurm.gres: is not for the job file; say resources.gpus instead",
         "slurm.mem_per_cpu: is not for the job file; say resources.memory instead",

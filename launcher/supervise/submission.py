@@ -1,4 +1,4 @@
-"""The directories of submissions: made whole or not at all, read, and made ready to go on."""
+"""Submissions: their directories are made whole or not at all, and made ready to go on."""
 
 from __future__ import annotations
 
@@ -11,23 +11,20 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launcher import CHECKOUT, __version__, engines
+from launcher import CHECKOUT, __version__
 from launcher.base.errors import DataFolderError, RunError
-from launcher.engines.choice import Choice
-from launcher.engines.docker.recipe import cache_dir
+from launcher.engines import registry
+from launcher.engines.base import Choice
 from launcher.job.expansion import Planned
 from launcher.job.spec import Job
 from launcher.record import reuse
-from launcher.record.find import find_submission, list_runs, read_submission
+from launcher.record.find import BUILDING, cache_dir, find_submission, list_runs, read_submission
 from launcher.record.journal import append_event, create_run, read_status
 from launcher.record.request import RunRequest, read_request, write_request
 from launcher.record.states import ENDED, GOOD
 from launcher.supervise.supervisor import Rules
 from trainer.base import provenance
 from trainer.base.files import write_json
-
-BUILDING = ".new-"
-"""How the name of a folder begins in which a submission is being made."""
 
 
 def complete(planned: Sequence[Planned], runs_root: Path, data_dir: str | None, choice: Choice) -> list[RunRequest]:
@@ -79,6 +76,7 @@ def create(
         raise RunError(
             f"{runs_root}: cannot be written to ({error.strerror}); name another folder by --runs DIR"
         ) from None
+    section = job.section(choice.engine.name)
     follows = find_submission(runs_root, job.spec.follows).name if job.spec.follows else None
     name = _reserve(runs_root, f"{job.spec.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     try:
@@ -96,13 +94,13 @@ def create(
                 "git_sha": provenance.git_sha(CHECKOUT),
                 "job_file": job.document.path,
                 "engine": choice.engine.name,
-                "image": dataclasses.asdict(choice.image) if choice.image else None,
+                "image": vars(choice.image) if choice.image else None,
                 "machine": choice.machine.describe(),
                 "data_dir": data_dir,
                 "max_parallel": job.spec.max_parallel,
                 "on_failure": job.spec.on_failure,
                 "follows": follows,
-                **({"slurm": job.spec.slurm.model_dump(exclude_none=True)} if choice.engine.name == "slurm" else {}),
+                **({choice.engine.name: section.model_dump(exclude_none=True)} if section is not None else {}),
                 "runs": [request.name for request in requests if request.kind == "train"],
                 "steps": [request.name for request in requests if request.kind != "train"],
             },
@@ -148,7 +146,7 @@ def requeue(submission: Path) -> list[str]:
     data. For the launcher that drives the submission. Returns the names."""
     names = []
     for run_dir in list_runs(submission):
-        engines.settle(run_dir, driving=True)
+        registry.settle(run_dir, driving=True)
         status = read_status(run_dir)
         hopeless = status.figures.get("exit_code") in (64, 65)
         if status.state in ENDED - GOOD and not hopeless:

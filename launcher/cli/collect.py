@@ -1,0 +1,36 @@
+"""What a submission brought: collect."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import click
+
+from launcher.cli import completion
+from launcher.cli.options import json_option, print_table, runs_option
+from launcher.remote.host_option import on_host
+
+
+@click.command("collect", short_help="Write the leaderboard, keep the best model")
+@on_host(brings=True)
+@click.argument("name", metavar="[SUBMISSION]", required=False, shell_complete=completion.submissions)
+@click.option("--champion", type=click.Path(path_type=Path), help="Folder of the best model (default: RUNS/champion).")
+@click.option("--replace", is_flag=True, help="Replace a champion that was validated on another split, too.")
+@json_option
+@runs_option
+def collect_command(name: str | None, champion: Path | None, replace: bool, as_json: bool, runs_root: Path) -> None:
+    """Write leaderboard.csv, and put the best model into champion/ (default: the latest submission)."""
+    from launcher.record.find import find_submission
+    from launcher.results import collect, leaderboard
+
+    directory = find_submission(runs_root, name)
+    rows, line = collect.collect(directory.resolve(), champion, replace)
+    if as_json:
+        click.echo(
+            json.dumps({"submission": directory.name, "rows": rows, "champion": line}, indent=2, ensure_ascii=False)
+        )
+        return
+    print_table(leaderboard.render(rows))
+    click.echo(f"{os.path.relpath(directory / 'leaderboard.csv')}\n{line}")

@@ -1,0 +1,47 @@
+"""What this machine lacks for training: doctor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from launcher.cli.options import json_option, runs_option
+
+if TYPE_CHECKING:
+    from launcher.host.checks import Check
+
+
+@click.command("doctor", short_help="Check this machine, print the fixes")
+@click.option("--data", metavar="DIR", help="Data folder to look at.")
+@json_option
+@runs_option
+def doctor_command(data: str | None, as_json: bool, runs_root: Path) -> int:
+    """Check this machine for training, and print the fix for each problem."""
+    from launcher.host.checks import MARKS
+
+    checks = examine(data, runs_root)
+    if as_json:
+        click.echo(json.dumps([vars(check) for check in checks], indent=2, ensure_ascii=False))
+    else:
+        for check in checks:
+            mend = f"\n               → {check.mend}" if check.mend else ""
+            click.echo(f"{MARKS[check.level]} {check.what:12} {check.said}{mend}")
+    return 1 if any(check.level == "missing" for check in checks) else 0
+
+
+def examine(data: str | None, runs_root: Path) -> list[Check]:
+    """Every check, in the order in which a user would meet what is wrong: of this host and of each engine."""
+    from launcher.engines import registry
+    from launcher.host import checks
+
+    of_engines: list[Check] = []
+    packages_needed = True
+    for name in registry.ENGINES:
+        engine = registry.engine(name)
+        its = engine.checks(runs_root)
+        of_engines += its
+        packages_needed = packages_needed and not engine.needs_no_packages(its)
+    return [*checks.before_engines(data, runs_root, packages_needed), *of_engines, *checks.after_engines()]

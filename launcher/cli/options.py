@@ -1,0 +1,100 @@
+"""Options that several commands have, and what all commands print by. Loads click alone."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from launcher.base.errors import EXIT_USAGE, RefusedError
+from launcher.cli import completion
+from launcher.engines import registry
+
+if TYPE_CHECKING:
+    from launcher.job.spec import Job
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def options(*given: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator."""
+
+    def decorate(function: F) -> F:
+        for option in reversed(given):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+runs_option = click.option(
+    "--runs", "runs_root", default=lambda: os.environ.get("LAUNCHER_RUNS", "runs"), type=click.Path(path_type=Path),
+    help="Folder of the submissions (default: $LAUNCHER_RUNS, else runs).",
+)  # fmt: skip
+detach_option = click.option("--detach", is_flag=True, help="Run in the background and return immediately.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+ENGINES = click.Choice([registry.AUTO, *registry.ENGINES])
+job_options = options(
+    click.argument("words", metavar="JOB|KEY=VALUE…", nargs=-1, required=True, shell_complete=completion.job_words),
+    click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Change a field of the job file."),
+    click.option("--gpus", metavar="0,1", help="The GPUs that may be used (default: all, or CUDA_VISIBLE_DEVICES)."),
+    click.option("--machine", metavar="NAME|FILE", help="cuda-server, mac-m4-pro or a YAML file (default: this host)."),
+    click.option("--cpu", "cpu_only", is_flag=True, help="Train on the CPU, whatever the job asks for."),
+    click.option("--multirun", is_flag=True, help="No effect; `model=a,b` already means two runs."),
+)
+engine_options = options(
+    *(
+        click.option(f"--{field}", metavar="NAME", help=f"As {name}.{field} of the job file.")
+        for name, entry in registry.ENGINES.items()
+        for field in entry.options
+    )
+)
+"""Fields of the engines' sections of the job file that are options of `submit`, too."""
+
+
+def engine_settings(engine: str, given: Mapping[str, str | None]) -> list[str]:
+    """The options of an engine as `path=value` for the job file. Raises click.UsageError for those of another."""
+    settings = []
+    for field, value in given.items():
+        owner = next(name for name, entry in registry.ENGINES.items() if field in entry.options)
+        if value and owner != engine:
+            raise click.UsageError(f"--{field} goes with --engine {owner}")
+        settings += [f"{owner}.{field}={value}"] if value else []
+    return settings
+
+
+def load_job(words: tuple[str, ...], settings: tuple[str, ...]) -> Job:
+    """The job that these words of the command line name. Raises JobError with every fault."""
+    from launcher.base.errors import JobError
+    from launcher.job import document, expansion, spec
+
+    sent: bytes | None = click.get_current_context().obj
+    first, rest, sections = words[0], words[1:], registry.sections()
+    try:
+        if sent is None and not document.names_file(first):
+            return spec.from_overrides(words, settings, sections)
+        for word in rest:
+            if "=" not in word:
+                raise RefusedError(
+                    f"{word}: a job file is named already ({first}); further words are key=value", EXIT_USAGE
+                )
+        return spec.load(Path(first), rest, settings, sent, sections)
+    except JobError as error:
+        raise expansion.all_faults(error) from None
+
+
+def print_table(renderable: Any) -> None:
+    """A table: fitted to a terminal, unfolded in a file or pipe."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 220, highlight=False, markup=False).print(renderable)
+
+
+def shown(path: Path) -> str:
+    """The path from here, for a shell."""
+    return shlex.quote(os.path.relpath(path))

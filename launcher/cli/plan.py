@@ -1,0 +1,71 @@
+"""Before anything starts: plan, matrix."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from launcher.cli.options import ENGINES, job_options, json_option, load_job, print_table, runs_option
+from launcher.remote.host_option import on_host
+
+
+@click.command(short_help="Show a job's runs and which of them fit")
+@on_host(job=True)
+@job_options
+@click.option("--engine", type=ENGINES, help="As for submit; looked at only where it is given.")
+@click.option("--data", metavar="DIR", help="As for submit; looked at only where it is given.")
+@json_option
+@runs_option
+def plan(
+    words: tuple[str, ...], settings: tuple[str, ...], gpus: str | None, machine: str | None, cpu_only: bool,
+    multirun: bool, engine: str | None, data: str | None, as_json: bool, runs_root: Path,
+) -> None:  # fmt: skip
+    """Show the runs of a job, and which of them fit this machine. Starts nothing, needs no data."""
+    from launcher.cli import tables
+    from launcher.engines import choice
+    from launcher.engines.base import Want
+    from launcher.job import data_folder, expansion, remarks
+
+    want = Want(load_job(words, settings), machine, gpus, cpu_only)
+    chosen = choice.choose(engine, want) if engine else None
+    offered = chosen.machine if chosen else want.host()
+    planned = expansion.expand(want.job, offered, cpu_only)
+    expansion.check_follows(want.job, runs_root)
+    data_dir = data_folder.find_data(data, planned) if data else None
+    if chosen and data_dir:
+        chosen.engine.check_data(data_dir, runs_root)
+    if as_json:
+        click.echo(json.dumps(remarks.plan_as_json(want.job, planned, offered), indent=2, ensure_ascii=False))
+        return
+    print_table(tables.table(planned, offered))
+    for line in (f"as {chosen.said}", *chosen.warnings) if chosen else ():
+        click.echo(line)
+    for line in remarks.before_start(want.job, planned, offered, contained=chosen is not None and chosen.contained):
+        click.echo(line)
+
+
+@click.command(short_help="Show what a machine can train")
+@click.option(
+    "--machine", metavar="NAME|FILE", help="cuda-server, mac-m4-pro, mps-20gb or a file (default: this host)."
+)
+@click.option("--memory", metavar="24g", help="Memory of each accelerator; on a Mac, all of its memory.")
+@json_option
+def matrix(machine: str | None, memory: str | None, as_json: bool) -> None:
+    """Show what a machine can train, at which micro-batch, and what the manual says of it."""
+    from launcher.host.machine import select
+    from launcher.memory import combinations, compatibility
+
+    chosen = select(machine, None)
+    chosen = combinations.with_memory(chosen, memory) if memory else chosen
+    environment = compatibility.environment_of(chosen.mps, len(chosen.gpus), chosen.memory)
+    if machine in compatibility.ENVIRONMENTS:
+        environment = str(machine)
+    if as_json:
+        click.echo(json.dumps(combinations.as_json(chosen, environment), indent=2, ensure_ascii=False))
+        return
+    click.echo(chosen.describe())
+    print_table(combinations.render(chosen, environment))
+    for line in combinations.remarks(chosen, environment):
+        click.echo(line)

@@ -1,0 +1,182 @@
+"""Freeing disk space: prune, and the decoded images that runs share: cache ls, cache prune."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from launcher.base.sizes import show_size
+from launcher.cli.options import json_option, print_table, runs_option
+from launcher.remote.host_option import on_host
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from launcher.engines.base import Waste
+    from trainer.images.cache_folder import Cache
+
+DAY = 86_400
+
+
+@click.group("cache", short_help="List or remove decoded images")
+def cache_group() -> None:
+    """The images that runs decoded once and share, under $CACHE_DIR (else .cache in the runs folder)."""
+
+
+@cache_group.command("ls")
+@json_option
+@runs_option
+def cache_ls(as_json: bool, runs_root: Path) -> None:
+    """List them: of which data, at which size, how much is there, when last used."""
+    found = _found(runs_root)
+    if as_json:
+        click.echo(json.dumps([_plain(cache) for cache in found], indent=2))
+    elif found:
+        print_table(cache_table(found))
+    else:
+        click.echo(f"{_folder(runs_root)}: there are no decoded images")
+
+
+@cache_group.command("prune")
+@click.option("--days", type=click.FloatRange(min=0), default=30, show_default=True, help="Those unused for so long.")
+@click.option("--all", "everything", is_flag=True, help="All that no run reads now.")
+@click.option("--yes", is_flag=True, help="Remove them without asking.")
+@json_option
+@runs_option
+def cache_prune(days: float, everything: bool, yes: bool, as_json: bool, runs_root: Path) -> int:
+    """Remove decoded images that were not used for long. Shows them first; what a run reads now stays.
+
+    Nothing is lost: the next run decodes them again.
+    """
+    from trainer.images import cache_folder
+
+    old = time.time() - days * DAY
+    found = [cache for cache in _found(runs_root) if not cache.in_use and (everything or cache.used <= old)]
+    if as_json:
+        click.echo(json.dumps([_plain(cache) for cache in found], indent=2))
+    elif found:
+        print_table(cache_table(found))
+    else:
+        click.echo("nothing to remove" + ("" if everything else f": none was unused for {days:g} days (--all: any)"))
+    if not found:
+        return 0
+    if not yes:
+        if as_json or not sys.stdin.isatty():
+            None if as_json else click.echo("nothing was removed; say it with --yes")
+            return 0
+        if not click.confirm("remove these?", default=False):
+            return 0
+    kept = [cache.folder.name for cache in found if not cache_folder.evict(cache.folder)]
+    cache_folder.sweep(_folder(runs_root))
+    for name in kept:
+        click.echo(f"not removed: {name}: a run has begun to read it", err=True)
+    if not as_json:
+        click.echo(f"removed: {len(found) - len(kept)} of {len(found)}")
+    return 1 if kept else 0
+
+
+def _folder(runs_root: Path) -> Path:
+    from launcher.record.find import cache_dir
+
+    return cache_dir(runs_root) / "decoded"
+
+
+def _found(runs_root: Path) -> list[Any]:
+    from trainer.images import cache_folder
+
+    return cache_folder.caches(_folder(runs_root))
+
+
+def _plain(cache: Any) -> dict[str, Any]:
+    return {
+        "folder": str(cache.folder),
+        "data": cache.about.get("folder"),
+        "data_fingerprint": cache.about.get("data_fingerprint"),
+        "size": cache.about.get("size"),
+        "images": cache.about.get("images"),
+        "kept": cache.about.get("kept"),
+        "decoded": cache.decoded,
+        "decodes": cache.decodes,
+        "bytes": cache.size,
+        "used": cache.used,
+        "in_use": cache.in_use,
+    }
+
+
+@click.command("prune", short_help="Delete files that nothing needs any more")
+@on_host()
+@click.option("--yes", is_flag=True, help="Free it without asking.")
+@json_option
+@runs_option
+def prune_command(yes: bool, as_json: bool, runs_root: Path) -> int:
+    """Free what is never missed: finished runs' last.ckpt, what killed submits left half made, leftover containers,
+    replaced images. Shows it first.
+
+    All containers and images of the project on the Docker engine are looked at, also those of other checkouts and runs
+    folders. Best checkpoints, metrics, logs and predictions stay, and so does what `launcher resume` needs.
+    """
+    from launcher.results import prune
+
+    found, remarks = prune.find_waste(runs_root)
+    if as_json:
+        listed = [{"what": w.what, "bytes": w.size, "why": w.why} for w in found]
+        click.echo(json.dumps({"found": listed, "remarks": remarks}, indent=2, ensure_ascii=False))
+    else:
+        print_table(waste_table(found)) if found else click.echo("nothing to free")
+        for remark in remarks:
+            click.echo(f"note: {remark}")
+    if not found:
+        return 0
+    if not yes:
+        if as_json or not sys.stdin.isatty():
+            None if as_json else click.echo("nothing was freed; say it with --yes")
+            return 0
+        if not click.confirm("free all of this?", default=False):
+            return 0
+    failed = prune.free_all(found)
+    for line in failed:
+        click.echo(f"not freed: {line}", err=True)
+    if not as_json:
+        click.echo(f"freed: {len(found) - len(failed)} of {len(found)}")
+    return 1 if failed else 0
+
+
+def cache_table(found: Sequence[Cache]) -> Table:
+    """Decoded images for a terminal."""
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False, header_style="bold", show_footer=True)
+    shown.add_column("cache", "all of them", overflow="fold")
+    shown.add_column("images of", overflow="fold")
+    shown.add_column("decoded", justify="right")
+    shown.add_column("on disk", show_size(sum(cache.size for cache in found)), justify="right")
+    shown.add_column("last used (UTC)")
+    for cache in found:
+        about = cache.about
+        images, kept = about.get("images", "?"), about.get("kept", "?")
+        part = f"{cache.decoded} of {images}" + ("" if kept == images else f", {kept} fit")
+        used = time.strftime("%Y-%m-%d %H:%M", time.gmtime(cache.used)) if cache.used else "unknown"
+        shown.add_row(
+            cache.folder.name, str(about.get("folder") or "damaged"), part, show_size(cache.size),
+            used + (", in use" if cache.in_use else ""),
+        )  # fmt: skip
+    return shown
+
+
+def waste_table(found: Sequence[Waste]) -> Table:
+    """What `prune` would free."""
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False, header_style="bold", show_footer=True)
+    shown.add_column("what", "all of it", overflow="fold")
+    shown.add_column("size", show_size(sum(waste.size for waste in found)), justify="right")
+    shown.add_column("why", overflow="fold")
+    for waste in found:
+        shown.add_row(waste.what, show_size(waste.size) if waste.size else "", waste.why)
+    return shown

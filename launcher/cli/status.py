@@ -1,0 +1,117 @@
+"""Commands that only look at submissions: status, logs, attach, replay."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from launcher.base.errors import EXIT_FAILED, EXIT_STOPPED, RefusedError, looking
+from launcher.cli import completion
+from launcher.cli.options import json_option, print_table, runs_option, shown
+from launcher.remote.host_option import on_host
+
+
+@click.command(short_help="Show the state and progress of each run")
+@on_host()
+@click.argument("name", metavar="[SUBMISSION]", required=False, shell_complete=completion.submissions)
+@json_option
+@click.option("-w", "--watch", "watched", is_flag=True, help="Go on showing it until it is over.")
+@runs_option
+def status(name: str | None, as_json: bool, watched: bool, runs_root: Path) -> None:
+    """Show the state and progress of each run of a submission (default: the latest)."""
+    from launcher.cli import live, watch
+    from launcher.record.find import find_submission
+
+    with looking():
+        directory = find_submission(runs_root, name)
+        if watched:
+            live.watch_submission(directory, as_json)
+        seen = watch.status_json(directory)
+    if as_json:
+        click.echo(json.dumps(seen, indent=2, ensure_ascii=False))
+        return
+    None if watched else print_table(watch.status_table(seen))
+    if seen["state"] == "unattended":
+        at = f"{directory.name} --runs {shown(runs_root)}"
+        click.echo(f"no launcher drives it: what is queued stays so until: launcher resume {at}")
+
+
+@click.command(short_help="Print a run's log")
+@on_host()
+@click.argument("run", shell_complete=completion.runs)
+@click.option("-f", "--follow", is_flag=True, help="Go on printing until the run has ended.")
+@runs_option
+def logs(run: str, follow: bool, runs_root: Path) -> None:
+    """Print a run's log. RUN is its directory, SUBMISSION/NAME, or a name or number in the latest submission."""
+    from launcher.cli import watch
+    from launcher.record.find import find_run
+
+    with looking():
+        run_dir = find_run(runs_root, run)
+        if "/" not in run and not Path(run, "run.json").is_file():
+            click.echo(f"{run_dir.parent.name}/{run_dir.name}:", err=True)  # beside the log, which is often piped on
+        watch.follow_log(run_dir, follow)
+
+
+@click.command(short_help="Follow a submission until it is over")
+@click.argument("name", metavar="[SUBMISSION]", required=False, shell_complete=completion.submissions)
+@runs_option
+def attach(name: str | None, runs_root: Path) -> int:
+    """Follow a submission that another launcher drives, until it is over (default: the latest).
+
+    Prints what `submit` prints and ends with its exit codes. Ctrl-C ends the looking alone: the runs go on.
+    """
+    from launcher.cli import live, tables
+    from launcher.record.find import find_submission, list_runs
+    from launcher.record.journal import read_status
+    from launcher.record.states import GOOD
+    from launcher.results import collect, leaderboard
+
+    with looking():
+        directory = find_submission(runs_root, name).resolve()
+        at = f"{directory.name} --runs {shown(directory.parent)}"
+        click.echo(f"{directory.name}: {len(list_runs(directory))} runs; Ctrl-C ends the looking, and they go on")
+        code = live.follow(directory, tables.Announcer(directory).event)
+        if code is None:
+            raise RefusedError(
+                f"{directory.name}: no launcher drives it; go on with it: launcher resume {at}", EXIT_FAILED
+            )
+        rows = collect.leaderboard_rows(directory)
+    click.echo()
+    print_table(leaderboard.render(rows))
+    bad = [path.name for path in list_runs(directory) if read_status(path).state not in GOOD]
+    if code == EXIT_STOPPED:
+        click.echo(f"stopped; go on with: launcher resume {at}")
+    elif bad:
+        log = f"{directory.name}/{bad[0]} --runs {shown(directory.parent)}"
+        click.echo(f"not succeeded: {', '.join(bad)}; read why: launcher logs {log}")
+    return code
+
+
+@click.command(short_help="Check the journals of runs")
+@click.argument("name", metavar="[SUBMISSION|RUN]", required=False, shell_complete=completion.submissions_and_runs)
+@runs_option
+def replay(name: str | None, runs_root: Path) -> int:
+    """Check journals: whether each state could follow the one before (default: the latest submission)."""
+    from launcher.base.errors import RunError
+    from launcher.record import journal
+    from launcher.record.find import find_run, find_submission, list_runs
+
+    try:
+        paths = list_runs(find_submission(runs_root, name))
+    except RunError:
+        if name is None:
+            raise
+        paths = [find_run(runs_root, name)]
+    bad = 0
+    for run_dir in paths:
+        events = journal.read_events(run_dir)
+        try:
+            journal.replay(events)
+            click.echo(f"✓ {run_dir.name}: {' → '.join(event['state'] for event in events)}")
+        except RunError as error:
+            bad += 1
+            click.echo(f"✗ {run_dir.name}: {error}")
+    return 1 if bad else 0

@@ -1,0 +1,210 @@
+"""Starting and stopping runs: submit, resume, stop."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from launcher.base.errors import EXIT_FAILED, RefusedError
+from launcher.cli import completion
+from launcher.cli.options import (
+    ENGINES,
+    detach_option,
+    engine_options,
+    engine_settings,
+    job_options,
+    load_job,
+    print_table,
+    runs_option,
+    shown,
+)
+from launcher.remote.host_option import on_host
+
+if TYPE_CHECKING:
+    from launcher.engines.base import Choice, QueueEngine
+
+
+@click.command(short_help="Start a job's runs")
+@on_host(job=True, detached=True)
+@job_options
+@click.option(
+    "--engine",
+    type=ENGINES,
+    default="auto",
+    help="How runs are executed. auto: docker where an engine and a matching image are there, else native.",
+)
+@engine_options
+@click.option("--data", metavar="DIR", help="Data folder (default: $DATA_DIR, else data).")
+@click.option("--fresh", is_flag=True, help="Train everything again, also what equals an earlier run that succeeded.")
+@click.option("--reuse-stale", is_flag=True, help="Reuse equal runs of another version of the trainer, too.")
+@detach_option
+@runs_option
+def submit(
+    words: tuple[str, ...], settings: tuple[str, ...], gpus: str | None, machine: str | None, cpu_only: bool,
+    multirun: bool, engine: str, data: str | None, fresh: bool, reuse_stale: bool, detach: bool, runs_root: Path,
+    **of_engines: str | None,
+) -> int:  # fmt: skip
+    """Start a job's runs, as many at once as fit, and stay until the last has ended. With --engine slurm they are left
+    to Slurm, and it returns at once.
+
+    A run that equals an earlier one of the same runs folder (configuration, data and trainer) is reused.
+
+    Ends with 0 when all succeeded, 1 when some did not, 64 for a bad job, 65 without data, 130 when stopped. Ctrl-C
+    stops the runs with their checkpoints, a second one at once.
+    """
+    from launcher.engines import choice
+    from launcher.engines.base import QueueEngine, Want
+    from launcher.job import data_folder, expansion, remarks
+    from launcher.record import reuse
+    from launcher.supervise import detached, submission
+
+    job = load_job(words, (*settings, *engine_settings(engine, of_engines)))
+    chosen = choice.choose(engine, Want(job, machine, gpus, cpu_only))
+    planned = expansion.expand(job, chosen.machine, cpu_only)
+    expansion.refuse_misfits(planned)
+    expansion.check_sources(job, runs_root)
+    data_dir, root = data_folder.find_data(data, planned), runs_root.resolve()
+    if data_dir:
+        chosen.engine.check_data(data_dir, runs_root)
+    completed = chosen.engine.completed(submission.complete(planned, root, data_dir, chosen), job, chosen)
+    equal, serving = reuse.split(completed, root, fresh, reuse_stale)
+    new = [request for request in completed if request.name not in serving]
+    chosen.engine.check_requests(new, job)
+    directory = submission.create(job, completed, serving, root, data_dir, chosen)
+    queue = chosen.engine if isinstance(chosen.engine, QueueEngine) else None
+    notes = [] if queue else remarks.before_start(job, planned, chosen.machine, chosen.contained)
+    notes += remarks.unset_variables(job, os.environ, chosen.contained)
+    notes += chosen.engine.remarks(new, root, chosen)
+    notes += remarks.reused_runs(equal, serving)
+    if detach and not queue:
+        detached.detach(directory, gpus, machine)
+    click.echo(f"{directory.name}: {len(planned)} runs as {chosen.said}, on {chosen.machine.describe()}")
+    for line in (*chosen.warnings, *notes):
+        click.echo(line)
+    if queue:
+        return _hand_over(directory, queue)
+    return 0 if detach else _drive(directory, chosen)
+
+
+@click.command(short_help="Continue a submission that was interrupted")
+@on_host(detached=True)
+@click.argument("name", metavar="[SUBMISSION]", required=False, shell_complete=completion.submissions)
+@click.option("--gpus", metavar="0,1", help="The GPUs that may be used.")
+@click.option("--machine", metavar="NAME|FILE", help="As for submit.")
+@detach_option
+@runs_option
+def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool, runs_root: Path) -> int:
+    """Go on with a submission: what was queued, lost or stopped, each from its last checkpoint."""
+    from launcher.engines import registry
+    from launcher.host.machine import select
+    from launcher.job import remarks
+    from launcher.record.find import find_submission, read_submission
+    from launcher.record.locks import is_locked
+    from launcher.supervise import detached, submission
+
+    directory = find_submission(runs_root, name).resolve()
+    read_submission(directory)  # raises where it cannot be read
+
+    def requeue() -> None:
+        click.echo(f"{directory.name}: {remarks.on_resume(directory, submission.requeue(directory))}")
+        sys.stdout.flush()
+
+    if queue := registry.queue_of(directory):
+        return _hand_over(directory, queue, requeue)
+    chosen = registry.of_submission(directory).again(select(machine, gpus))
+    if is_locked(directory / "supervisor.lock"):
+        raise RefusedError(
+            f"{directory.name}: another launcher drives it; see it: launcher status {directory.name}", EXIT_FAILED
+        )
+    if detach:
+        click.echo(detached.detach(directory, gpus, machine))
+        return 0
+    return _drive(directory, chosen, requeue)
+
+
+def _hand_over(directory: Path, queue: QueueEngine, prepare: Callable[[], None] | None = None) -> int:
+    """Hand what waits to an engine that has a queue of its own, and say how it goes on. Raises RunError."""
+    from launcher.results import collect
+
+    at = f"{directory.name} --runs {shown(directory.parent)}"
+    if queue.advance(directory, click.echo, prepare):
+        click.echo(collect.collect(directory)[1])
+    else:
+        click.echo(f"{queue.title} goes on with it; see it: launcher status {at}")
+    return 0
+
+
+def _drive(directory: Path, chosen: Choice, prepare: Callable[[], None] | None = None) -> int:
+    """Supervise to the end, print what happens, then what came of it. `prepare`: see `supervisor.run`."""
+    from launcher.cli import tables, watch
+    from launcher.engines import registry
+    from launcher.results import collect, leaderboard
+    from launcher.supervise import submission, supervisor
+
+    announcer = tables.Announcer(directory)
+    engine = registry.supervised(chosen.engine.name)
+    code = supervisor.run(directory, chosen.machine, engine, submission.rules(directory), announcer.event, prepare)
+    rows, champion = collect.collect(directory)
+    at = f"{directory.name} --runs {shown(directory.parent)}"
+    status = watch.status_json(directory)
+    if status["state"] in ("running", "unattended"):
+        click.echo(f"the runs go on without this launcher; see them: launcher status {at}")
+        return code
+    click.echo()
+    print_table(leaderboard.render(rows))
+    click.echo()
+    for what, path in collect.places(directory):
+        click.echo(f"{what + ':':12} {path}")
+    click.echo(champion)
+    if code == supervisor.EXIT_STOPPED:
+        click.echo(f"stopped; go on with: launcher resume {at}")
+    elif code:
+        failed = [run["name"] for run in status["runs"] if run["state"] not in ("succeeded", "reused")]
+        log = f"{directory.name}/{failed[0]} --runs {shown(directory.parent)}"
+        click.echo(f"not succeeded: {', '.join(failed)}; read why: launcher logs {log}")
+    return code
+
+
+@click.command(short_help="Stop runs, with their checkpoints")
+@on_host()
+@click.argument("name", metavar="[SUBMISSION|RUN]", required=False, shell_complete=completion.submissions_and_runs)
+@runs_option
+def stop(name: str | None, runs_root: Path) -> None:
+    """Stop a run, or all runs of a submission, with their checkpoints (default: the latest submission)."""
+    from launcher.base.errors import RunError
+    from launcher.engines.outcome import GRACE
+    from launcher.record.find import find_run, find_submission, list_runs, list_submissions
+    from launcher.record.journal import read_status
+    from launcher.record.states import ENDED
+    from launcher.supervise import supervisor
+
+    try:
+        directory = find_submission(runs_root, name)
+        targets = list_runs(directory)
+    except RunError as no_submission:
+        if name is None or not list_submissions(runs_root):
+            raise
+        try:
+            targets = [find_run(runs_root, name)]
+        except RunError as no_run:
+            raise RunError(f"{no_submission}\n{no_run}") from None
+        directory = targets[0].parent
+    touched = supervisor.stop(targets, GRACE + 5)
+    still = [path.name for path in targets if read_status(path).state not in ENDED]
+    click.echo(f"{directory.name}: " + (f"stopped: {_listed(touched)}" if touched else "nothing was running or queued"))
+    if touched:
+        at = directory.resolve()
+        click.echo(f"go on with: launcher resume {at.name} --runs {shown(at.parent)}")
+    if still:
+        raise RefusedError(f"not ended yet: {_listed(still)}", EXIT_FAILED)
+
+
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    """Names of runs, of many the first ones and how many more."""
+    more = f" … and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

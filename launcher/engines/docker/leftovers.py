@@ -1,0 +1,133 @@
+"""What runs leave on the Docker engine that nobody needs: containers of runs that are over, images without a name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from launcher.base.errors import EngineError, RunError
+from launcher.engines import registry
+from launcher.engines.base import Waste
+from launcher.engines.docker import client as containers
+from launcher.engines.docker import images
+from launcher.engines.docker.client import explain
+from launcher.record.find import list_runs, list_submissions, read_submission
+from launcher.record.journal import read_status
+from launcher.record.locks import is_locked
+from launcher.record.states import ENDED, GOOD
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+    from docker.models.containers import Container
+
+_T = TypeVar("_T")
+REMOVAL = 300
+"""Seconds for each removal: gigabytes of layers on a slow disk take their time."""
+
+
+def find(runs_root: Path, remarks: list[str]) -> list[Waste]:
+    """Everything that may go; adds to `remarks` what could not be looked at. Frees nothing."""
+    waste: list[Waste] = []
+    try:
+        client = containers.connect(timeout=10)
+        waste += leftovers(client, remarks)
+        waste += _images(client, runs_root, remarks)
+    except EngineError as error:
+        remarks.append(f"containers and images were not looked at, or not all: {error}")
+    return waste
+
+
+def leftovers(client: DockerClient, remarks: list[str]) -> list[Waste]:
+    """Containers of runs that are over or gone, and that nobody looks after. Raises EngineError."""
+    waste = []
+    for container in _list(client):
+        run_dir = Path(container.labels[containers.DIRECTORY])
+        try:
+            why = _why_left(container, run_dir, remarks)
+        except (OSError, RunError) as error:  # another user's folder may be closed to this one
+            remarks.append(f"container {container.name} stays: its run cannot be looked at: {error}")
+            continue
+        if why:
+            waste.append(Waste(f"container {container.name}", 0, why, partial(_remove_container, str(container.id))))
+    return waste
+
+
+def _why_left(container: Container, run_dir: Path, remarks: list[str]) -> str | None:
+    """Why nobody needs the container; None where somebody may. Raises OSError and RunError."""
+    try:
+        (run_dir / "run.json").stat()  # not is_file(): what may not be looked at is not gone
+    except (FileNotFoundError, NotADirectoryError):
+        # Of another runs folder, perhaps of another host: only what has ended is nobody's.
+        if container.status in ("running", "paused", "restarting"):
+            remarks.append(
+                f"container {container.name} is {container.status}, and its run directory {run_dir} is not here (on "
+                f"another host?): it stays; where nobody needs it: docker rm -f {container.name}"
+            )
+            return None
+        return "its run directory is gone"
+    if os.getuid() in (0, run_dir.stat().st_uid):  # how another user's run ended is for that user to record
+        registry.settle(run_dir)
+    status = read_status(run_dir)
+    current = str(status.attempt) == container.labels.get(containers.ATTEMPT)
+    if is_locked(run_dir / "exec.lock") or (current and status.state not in ENDED):
+        return None
+    return f"the run is {status.state}"
+
+
+def _list(client: DockerClient) -> list[Container]:
+    return _answered(
+        lambda: client.containers.list(all=True, filters={"label": containers.DIRECTORY}, ignore_removed=True)
+    )
+
+
+def _images(client: DockerClient, runs_root: Path, remarks: list[str]) -> list[Waste]:
+    """Images of the trainer that a later build took the name from, but for those of unfinished submissions. Raises
+    EngineError."""
+    needed = set()
+    for directory in list_submissions(runs_root):
+        try:
+            over = all(read_status(run_dir).state in GOOD for run_dir in list_runs(directory))
+            image = read_submission(directory).get("image")
+        except (OSError, RunError) as error:
+            remarks.append(f"replaced images stay: which of them {directory.name} needs cannot be known: {error}")
+            return []
+        if image and not over:
+            needed.add(image["id"])
+    waste = []
+    own = _unshared(client)
+    for image in images.listed(client):
+        if not image.tags and image.id not in needed:
+            what = f"image {image.name} ({image.variant}, {image.created})"
+            why = "a later build took its name; the size is that of layers that no other image has"
+            waste.append(Waste(what, own.get(image.id, 0), why, partial(_remove_image, image.id)))
+    return waste
+
+
+def _unshared(client: DockerClient) -> dict[str, int]:
+    """Image → bytes of the layers that it alone has."""
+    try:
+        listed = client.df()["Images"] or []
+    except Exception:  # an engine that is busy counting answers with an error; a size is no reason to fail
+        return {}
+    return {image["Id"]: max(0, int(image["Size"]) - max(0, int(image["SharedSize"]))) for image in listed}
+
+
+def _remove_container(identity: str) -> None:
+    _answered(lambda: containers.connect(timeout=REMOVAL).containers.get(identity).remove(force=True, v=True))
+
+
+def _remove_image(identity: str) -> None:
+    _answered(lambda: containers.connect(timeout=REMOVAL).images.remove(identity, force=True))
+
+
+def _answered(question: Callable[[], _T]) -> _T:
+    """The engine's answer. Raises EngineError in place of the SDK's errors."""
+    try:
+        return question()
+    except EngineError:
+        raise
+    except Exception as error:
+        raise EngineError(explain(error)) from None

@@ -1,0 +1,164 @@
+"""A run as a process of this host: the trainer is started, watched to its end, and its end is recorded."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.engines.outcome import EXIT_TAKEN, Asked, Overseer, last_error, verdict
+from launcher.host import usage
+from launcher.memory.predict import device_limit
+from launcher.record import retry, secret_files
+from launcher.record.journal import Status, append_event, read_events, read_status
+from launcher.record.locks import is_locked
+from launcher.record.request import RunRequest
+from trainer.base.cgroup import oom_kills
+
+FDS = "LAUNCHER_GPU_FDS"
+"""Environment variable: descriptors of the GPU locks that the process inherits and hands on."""
+DEVICES = "LAUNCHER_DEVICES"
+"""Environment variable: the devices that a supervisor has chosen."""
+ENTRY = (sys.executable, "-m", "trainer")
+
+
+def run_trainer(
+    run_dir: Path, request: RunRequest, devices: Sequence[str], descriptors: Sequence[int], overseer: Overseer
+) -> int:
+    """Execute the attempt that the journal announces as `starting`, and record how it ended.
+
+    Returns 0 where it succeeded, else its exit code (or 1). `descriptors` are locks that the trainer inherits.
+    """
+    asked = Asked()
+    inherited = [int(word) for word in os.environ.get(FDS, "").split(",") if word]
+    status = read_status(run_dir)
+    secrets = secret_files.hand_over(request.secrets, run_dir, status.attempt)
+    kills = oom_kills()
+    words = retry.command(request, read_events(run_dir))
+    command = [*ENTRY, *resolve(words, run_dir.parent.parent)]
+    resumes = any(word.startswith("resume=") for word in words)
+    if request.kind == "train" and ((run_dir / "last.ckpt").exists() or not resumes):
+        command.append("resume=auto")  # what a retried attempt continues from; the job's own resume= serves the first
+    try:
+        with (run_dir / "log.txt").open("ab", buffering=0) as log:
+            log.write(f"--- attempt {status.attempt}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
+            begin = log.tell()
+            try:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=request.cwd or None,
+                    env=environment(run_dir, request, devices, secrets),
+                    process_group=0,
+                    pass_fds=(*inherited, *descriptors),
+                    preexec_fn=_die_with_parent,
+                )
+            except OSError as error:
+                append_event(run_dir, "failed", status.attempt, f"could not be started: {error}", **overseer.mark)
+                return 1
+            append_event(
+                run_dir,
+                "running",
+                status.attempt,
+                **overseer.mark,
+                pid=process.pid,
+                exec_pid=os.getpid(),
+                devices=list(devices),
+                host=os.uname().nodename,
+            )
+            timed_out = _wait(process, asked, request.timeout, overseer)
+        if overseer.lost(look=True):
+            return EXIT_TAKEN
+        killed_for_memory = process.returncode == -signal.SIGKILL and oom_kills() > kills
+        want = "the kernel killed it for want of memory: lower training.num_workers or run fewer at once"
+        stopped = overseer.asked(asked.times) > 0
+        state, reason = overseer.judge(
+            *verdict(process.returncode, stopped, timed_out, request, want if killed_for_memory else "", run_dir)
+        )
+        detail = last_error(run_dir / "log.txt", begin) if state in ("failed", "out_of_device_memory") else ""
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        append_event(
+            run_dir,
+            state,
+            status.attempt,
+            ": ".join(part for part in (reason, detail) if part),
+            exit_code=process.returncode,
+            seconds=round(time.time() - read_status(run_dir).time, 1),
+            peak_host_memory_bytes=peak,
+            **overseer.mark,
+        )
+        return 0 if state == "succeeded" else process.returncode if process.returncode > 0 else 1
+    finally:
+        secret_files.take_back(run_dir, status.attempt)
+
+
+def _die_with_parent() -> None:
+    """On Linux the trainer gets SIGTERM when this process dies, so that none trains on unseen: prctl(2).
+
+    macOS has no such thing: there an orphan runs to its end, and its locks show it.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _wait(process: subprocess.Popen[bytes], asked: Asked, timeout: float | None, overseer: Overseer) -> bool:
+    """Wait for the end, pass on what this process is asked; True if the time was up."""
+    started = time.monotonic()
+    deadline: float | None = None
+    timed_out = False
+    while True:
+        try:
+            process.wait(timeout=0.1)
+            return timed_out
+        except subprocess.TimeoutExpired:
+            pass
+        now, times = time.monotonic(), overseer.asked(asked.times)
+        if deadline is None and timeout is not None and now - started > timeout:
+            timed_out = True
+        if deadline is None and (times or timed_out):
+            deadline = now + overseer.grace
+            process.terminate()
+        if (deadline is not None and (now > deadline or times > 1)) or overseer.lost():
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def resolve(command: Sequence[str], runs_root: Path) -> list[str]:
+    """The command with the runs folder's place for `@runs`."""
+    return [word.replace("@runs/", f"{runs_root}/") for word in command]
+
+
+def environment(run_dir: Path, request: RunRequest, devices: Sequence[str], secrets: Path | None) -> dict[str, str]:
+    """The contract's variables on top of this process's own, without the secrets' values."""
+    drop = {FDS, DEVICES, *request.secrets}
+    settings = {key: value for key, value in os.environ.items() if key not in drop}
+    settings["RUN_DIR"] = str(run_dir)
+    settings.setdefault("CACHE_DIR", str(run_dir.parent.parent / ".cache"))
+    settings["CUDA_VISIBLE_DEVICES"] = ",".join(device for device in devices if device != "mps")
+    settings["PYTHONUNBUFFERED"] = "1"
+    settings["NO_ALBUMENTATIONS_UPDATE"] = "1"
+    if request.data_dir:
+        settings["DATA_DIR"] = request.data_dir
+    if limit := device_limit(request):
+        settings["DEVICE_MEMORY_LIMIT"] = str(limit)
+    if request.resources.cpus:
+        settings["OMP_NUM_THREADS"] = str(max(1, int(request.resources.cpus)))
+    if secrets is not None:
+        settings["SECRETS_DIR"] = str(secrets)
+    return settings
+
+
+def host_memory(run_dir: Path, status: Status) -> int | None:
+    """Bytes that the process which executes the run has now, with all its descendants; None where it is not here."""
+    pid = status.figures.get("exec_pid")
+    # Without the lock the process id may be another process's by now.
+    if not pid or status.figures.get("host") != os.uname().nodename or not is_locked(run_dir / "exec.lock"):
+        return None
+    return usage.resident_with_descendants(int(pid))

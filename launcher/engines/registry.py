@@ -1,0 +1,135 @@
+"""The engines by their names, and which of them has a run or a submission.
+
+Nothing outside this folder spells an engine's name. A new engine is a folder beside this file and a line in ENGINES.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.base.errors import RunError
+from launcher.record import lease
+from launcher.record.journal import Status, read_status
+from trainer.base.errors import nearest
+
+if TYPE_CHECKING:
+    from launcher.engines.base import Engine, QueueEngine, SupervisedEngine
+    from launcher.job.schema import SectionSpec
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where an engine's class is (`module:Class`), and which fields of its section are options of `submit`, too."""
+
+    place: str
+    options: tuple[str, ...] = ()
+
+
+ENGINES: dict[str, Entry] = {
+    "docker": Entry("launcher.engines.docker.engine:DockerEngine"),
+    "native": Entry("launcher.engines.native.engine:NativeEngine"),
+    "slurm": Entry("launcher.engines.slurm.engine:SlurmEngine", options=("partition", "account", "qos")),
+}
+"""In the order in which `--engine auto` asks them."""
+AUTO = "auto"
+BY_HAND = "native"
+"""The engine of `launcher exec` where a user says it, and of runs whose journal names none."""
+
+
+@cache
+def engine(name: str) -> Engine:
+    """The engine of that name: one in a process. Raises RunError where there is none."""
+    if name not in ENGINES:
+        raise RunError(f"there is no engine '{name}'; {nearest(name, ENGINES)}")
+    module, _, attribute = ENGINES[name].place.partition(":")
+    made: Engine = getattr(importlib.import_module(module), attribute)()
+    return made
+
+
+def supervised(name: str) -> SupervisedEngine:
+    """The engine of that name, for a supervisor. Raises RunError where there is none, or none that takes one."""
+    from launcher.engines.base import SupervisedEngine
+
+    found = engine(name)
+    if not isinstance(found, SupervisedEngine):
+        raise RunError(f"no supervisor drives the engine {name}: it has a queue of its own")
+    return found
+
+
+def sections() -> dict[str, type[SectionSpec]]:
+    """The engines' sections of the job file, by their names."""
+    models = {name: engine(name).Section for name in ENGINES}
+    return {name: model for name, model in models.items() if model is not None}
+
+
+def of_submission(submission: Path) -> Engine:
+    """The engine that the submission was started with. Raises RunError where this launcher has none of that name."""
+    return engine(_named_by(submission.absolute()) or BY_HAND)
+
+
+@cache
+def _named_by(submission: Path) -> str:
+    try:
+        return str(json.loads((submission / "submission.json").read_text(encoding="utf-8"))["engine"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""
+
+
+def of_run(run_dir: Path) -> Engine:
+    """The engine that the run's last event names; of a run that nobody has started, the submission's. Raises
+    RunError."""
+    return _of_run(run_dir, read_status(run_dir))
+
+
+def _of_run(run_dir: Path, status: Status) -> Engine:
+    named = status.figures.get("engine")
+    return engine(str(named)) if named else of_submission(run_dir.parent)
+
+
+def queue_of(submission: Path) -> QueueEngine | None:
+    """The submission's engine where that goes on without a launcher, else None. Raises RunError."""
+    from launcher.engines.base import QueueEngine
+
+    found = of_submission(submission)
+    return found if isinstance(found, QueueEngine) else None
+
+
+def is_driven(submission: Path) -> bool:
+    """Whether somebody goes on with the submission: a launcher, or an engine whose queue has jobs of it."""
+    if lease.is_driven(submission):
+        return True
+    queue = queue_of(submission)
+    return queue is not None and queue.drives(submission)
+
+
+def release(submissions: Iterable[Path]) -> None:
+    """Take out of the engines' queues what waits there for runs that were ended here."""
+    for submission in submissions:
+        if queue := queue_of(submission):
+            queue.release(submission)
+
+
+def settle(run_dir: Path, driving: bool = False) -> str | None:
+    """Record how the run ended, where it has ended and nobody did so. Returns why that cannot be known, or why the
+    engine's queue lets the run wait, or None.
+
+    A run whose submission is driven is left to the launcher that drives it (`driving`: that is the caller).
+    """
+    status = read_status(run_dir)
+    try:
+        queue = queue_of(run_dir.parent) if status.state == "queued" else None
+        if not (queue or status.state in ("starting", "running")):
+            return None
+        if not driving and lease.is_driven(run_dir.parent):
+            return None
+        its = queue or _of_run(run_dir, status)
+        its.settle(run_dir)
+        return its.trouble or (queue.why_waits(run_dir) if queue else None)
+    except RunError as error:
+        return str(error)
