@@ -1,0 +1,1 @@
+"""The smallest engine: each run is a child of the supervisor."""
