@@ -99,9 +99,3 @@ def looking() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise click.exceptions.Exit(looked_away()) from None
-
-
-@contextlib.contextmanager
-def refusals() -> Iterator[None]:
-    """Nothing: `launcher.__main__` knows every error's exit code by its class."""
-    yield

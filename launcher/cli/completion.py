@@ -33,8 +33,8 @@ def _root(context: click.Context) -> Path:
 
 def _submissions(context: click.Context) -> list[str]:
     """The latest first."""
-    found = sorted(_root(context).glob("*/submission.json"), key=lambda path: -path.stat().st_mtime)
-    return [path.parent.name for path in found]
+    files = sorted(_root(context).glob("*/submission.json"), key=lambda path: -path.stat().st_mtime)
+    return [path.parent.name for path in files]
 
 
 def _runs(context: click.Context, incomplete: str) -> list[str]:
@@ -94,9 +94,9 @@ def script(shell: str, command: click.Command) -> str:
     """The lines that make `shell` (bash, zsh or fish) complete `launcher`."""
     from click.shell_completion import get_completion_class
 
-    found = get_completion_class(shell)
-    assert found is not None
-    return found(command, {}, "launcher", "_LAUNCHER_COMPLETE").source()
+    shell_class = get_completion_class(shell)
+    assert shell_class is not None
+    return shell_class(command, {}, "launcher", "_LAUNCHER_COMPLETE").source()
 
 
 @click.command("completion", short_help="Print the shell's completion")

@@ -103,19 +103,19 @@ def builder_output(verbose: bool) -> Callable[[str], None]:
     return say
 
 
-def image_table(found: Sequence[Image]) -> Table:
+def image_table(images: Sequence[Image]) -> Table:
     """The trainer's images for a terminal."""
     from rich.table import Table
 
-    shown = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("image", "variant", "size", "built (UTC)", "version", "commit", "weights", "against this checkout"):
-        shown.add_column(title, overflow="fold")
+        table.add_column(title, overflow="fold")
     words = {True: "stale", False: "the same", None: "unknown: not built by `launcher build`"}
-    for image in found:
+    for image in images:
         sha, dash, state = image.git_sha.partition("-")
         name = ", ".join(image.tags) or f"{image.name} (replaced)"
-        shown.add_row(
+        table.add_row(
             name, image.variant, f"{image.size / 1e9:.2f} GB", image.created.replace("T", " "), image.version,
             sha[:10] + dash + state, image.weights, words[image.stale],
         )  # fmt: skip
-    return shown
+    return table

@@ -56,12 +56,12 @@ class Watching:
 
     def look(self) -> dict[str, Any]:
         """`watch.status_json` with `host_memory_bytes` for each run, and the GPUs."""
-        shown = watch.status_json(self.submission)
-        for run in shown["runs"]:
+        status = watch.status_json(self.submission)
+        for run in status["runs"]:
             run_dir = Path(run["directory"])
             run["host_memory_bytes"] = self.memory.peak(run_dir, read_status(run_dir))
-        shown["gpus"] = usage.gpu_uses()
-        return shown
+        status["gpus"] = usage.gpu_uses()
+        return status
 
 
 def watch_submission(submission: Path, as_json: bool = False) -> None:
@@ -84,10 +84,10 @@ def watch_submission(submission: Path, as_json: bool = False) -> None:
         _print_changes(watching)
 
 
-def _over(shown: dict[str, Any]) -> bool:
+def _over(status: dict[str, Any]) -> bool:
     """Whether nothing will change any more: runs outlive the launcher that drove them."""
-    under_way = any(run["state"] in ("starting", "running") for run in shown["runs"])
-    return not (shown["state"] == "running" or under_way)
+    under_way = any(run["state"] in ("starting", "running") for run in status["runs"])
+    return not (status["state"] == "running" or under_way)
 
 
 def _print_changes(watching: Watching) -> None:
@@ -95,28 +95,28 @@ def _print_changes(watching: Watching) -> None:
 
     console = Console(width=220, highlight=False, markup=False)
     before: object = None
-    told = 0.0
+    printed_at = 0.0
     while True:
-        shown = watching.look()
-        now = [(run["name"], run["state"], run["attempt"], run["reason"]) for run in shown["runs"]]
-        over = _over(shown)
-        if over or now != before or time.monotonic() - told > TELL:
+        status = watching.look()
+        now = [(run["name"], run["state"], run["attempt"], run["reason"]) for run in status["runs"]]
+        over = _over(status)
+        if over or now != before or time.monotonic() - printed_at > TELL:
             console.print(time.strftime("%H:%M:%S"))
-            console.print(render(shown))
+            console.print(render(status))
             sys.stdout.flush()
-            before, told = now, time.monotonic()
+            before, printed_at = now, time.monotonic()
         if over:
             return
         time.sleep(EVERY)
 
 
-def render(shown: dict[str, Any]) -> Table:
+def render(status: dict[str, Any]) -> Table:
     """The table of `status --watch`."""
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold", title=f"{shown['submission']}: {shown['state']}")
+    table = Table(box=None, pad_edge=False, header_style="bold", title=f"{status['submission']}: {status['state']}")
     table.title_justify = "left"
-    uses = {str(each.index): each for each in shown["gpus"]}
+    uses = {str(use.index): use for use in status["gpus"]}
     for title in (
         "run",
         "state",
@@ -130,7 +130,7 @@ def render(shown: dict[str, Any]) -> Table:
         "reason",
     ):
         table.add_column(title, overflow="fold")
-    for run in shown["runs"]:
+    for run in status["runs"]:
         progress = run["progress"]
         speed, epoch = progress.get("images_per_second"), progress.get("epoch")
         memory = progress.get("device_memory_bytes")
@@ -149,7 +149,7 @@ def render(shown: dict[str, Any]) -> Table:
             run["reason"],
         )
     counts: dict[str, int] = {}
-    for run in shown["runs"]:
+    for run in status["runs"]:
         counts[run["state"]] = counts.get(run["state"], 0) + 1
     table.caption = ", ".join(f"{number} {state}" for state, number in counts.items())
     table.caption_justify = "left"

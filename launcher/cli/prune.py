@@ -147,36 +147,36 @@ def prune_command(yes: bool, as_json: bool, runs_root: Path) -> int:
     return 1 if failed else 0
 
 
-def cache_table(found: Sequence[Cache]) -> Table:
+def cache_table(caches: Sequence[Cache]) -> Table:
     """Decoded images for a terminal."""
     from rich.table import Table
 
-    shown = Table(box=None, pad_edge=False, header_style="bold", show_footer=True)
-    shown.add_column("cache", "all of them", overflow="fold")
-    shown.add_column("images of", overflow="fold")
-    shown.add_column("decoded", justify="right")
-    shown.add_column("on disk", show_size(sum(cache.size for cache in found)), justify="right")
-    shown.add_column("last used (UTC)")
-    for cache in found:
+    table = Table(box=None, pad_edge=False, header_style="bold", show_footer=True)
+    table.add_column("cache", "all of them", overflow="fold")
+    table.add_column("images of", overflow="fold")
+    table.add_column("decoded", justify="right")
+    table.add_column("on disk", show_size(sum(cache.size for cache in caches)), justify="right")
+    table.add_column("last used (UTC)")
+    for cache in caches:
         about = cache.about
         images, kept = about.get("images", "?"), about.get("kept", "?")
         part = f"{cache.decoded} of {images}" + ("" if kept == images else f", {kept} fit")
         used = time.strftime("%Y-%m-%d %H:%M", time.gmtime(cache.used)) if cache.used else "unknown"
-        shown.add_row(
+        table.add_row(
             cache.folder.name, str(about.get("folder") or "damaged"), part, show_size(cache.size),
             used + (", in use" if cache.in_use else ""),
         )  # fmt: skip
-    return shown
+    return table
 
 
-def waste_table(found: Sequence[Waste]) -> Table:
+def waste_table(waste: Sequence[Waste]) -> Table:
     """What `prune` would free."""
     from rich.table import Table
 
-    shown = Table(box=None, pad_edge=False, header_style="bold", show_footer=True)
-    shown.add_column("what", "all of it", overflow="fold")
-    shown.add_column("size", show_size(sum(waste.size for waste in found)), justify="right")
-    shown.add_column("why", overflow="fold")
-    for waste in found:
-        shown.add_row(waste.what, show_size(waste.size) if waste.size else "", waste.why)
-    return shown
+    table = Table(box=None, pad_edge=False, header_style="bold", show_footer=True)
+    table.add_column("what", "all of it", overflow="fold")
+    table.add_column("size", show_size(sum(item.size for item in waste)), justify="right")
+    table.add_column("why", overflow="fold")
+    for item in waste:
+        table.add_row(item.what, show_size(item.size) if item.size else "", item.why)
+    return table

@@ -25,12 +25,12 @@ SHOWN = 500
 """Rows of a plan at most: laying out thousands takes longer than planning them, and nobody reads them."""
 
 
-def table(each: Sequence[Planned], machine: Machine) -> Table:
+def table(planned: Sequence[Planned], machine: Machine) -> Table:
     """The runs for a terminal."""
     from rich.table import Table
 
     environment = compatibility.environment_of(machine.mps, len(machine.gpus), machine.memory)
-    shown = Table(box=None, pad_edge=False, header_style="bold")
+    grid = Table(box=None, pad_edge=False, header_style="bold")
     for title, justify in (
         ("run", "left"),
         ("model", "left"),
@@ -46,11 +46,11 @@ def table(each: Sequence[Planned], machine: Machine) -> Table:
         ("manual says", "right"),
         ("fits", "left"),
     ):
-        shown.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for p in each[:SHOWN]:
+        grid.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for p in planned[:SHOWN]:
         config, resources = p.request.config, p.request.resources
         memory = compatibility.manual_memory(config, environment)
-        shown.add_row(
+        grid.add_row(
             p.request.name,
             *(str(config.get(key, "")) for key in ("model", "data", "training", "img_size", "batch_size", "epochs")),
             str(resources.gpus),
@@ -60,19 +60,19 @@ def table(each: Sequence[Planned], machine: Machine) -> Table:
             f"~{memory:g} GB" if memory else "",
             "✗ " + p.why_not if p.why_not else _fits(p),
         )
-    if rest := each[SHOWN:]:
+    if rest := planned[SHOWN:]:
         misfits = sum(p.why_not is not None for p in rest)
         words = f"{misfits} of them do not fit" if misfits else "all of them fit"
-        shown.add_row(f"… and {len(rest)} more, {words}; --json lists all")
-    return shown
+        grid.add_row(f"… and {len(rest)} more, {words}; --json lists all")
+    return grid
 
 
 def _fits(p: Planned) -> str:
     """On which devices, where they differ."""
-    found = p.fit.fits_on if p.fit else {}
-    if len(set(found.values())) < 2:
-        return "✓" if all(found.values()) else "✗ at this micro-batch"
-    return " ".join(f"{'✓' if fits else '✗'} {device}" for device, fits in found.items())
+    fits_on = p.fit.fits_on if p.fit else {}
+    if len(set(fits_on.values())) < 2:
+        return "✓" if all(fits_on.values()) else "✗ at this micro-batch"
+    return " ".join(f"{'✓' if fits else '✗'} {device}" for device, fits in fits_on.items())
 
 
 class Announcer:

@@ -60,7 +60,7 @@ def _gpus(machine: Machine) -> list[dict[str, Any]]:
         # One memory serves cores and GPU, and no figure of the GPU's own can be had without root.
         name = f"{platform.processor() or 'Apple'} GPU (MPS)"
         return [_plain(GpuUse(0, name, "", None, None, None, None, usage.lock_holder("mps")), "mps")]
-    return [_plain(each, str(each.index)) for each in usage.gpu_uses()]
+    return [_plain(use, str(use.index)) for use in usage.gpu_uses()]
 
 
 def _plain(use: GpuUse, device: str) -> dict[str, Any]:

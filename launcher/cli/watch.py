@@ -35,14 +35,14 @@ MARKS = {
 
 def observe(submission: Path) -> list[tuple[Path, RunRequest, Status]]:
     """Every run with its status; a run that ended without anybody noticing is recorded so on the way."""
-    found = []
+    observed = []
     for run_dir in list_runs(submission):
         unknown = registry.settle(run_dir)
         status = read_status(run_dir)
         if unknown and status.state not in ENDED:
             status = dataclasses.replace(status, reason=unknown)
-        found.append((run_dir, read_request(run_dir), status))
-    return found
+        observed.append((run_dir, read_request(run_dir), status))
+    return observed
 
 
 def submission_state(submission: Path, statuses: list[Status]) -> str:
@@ -58,11 +58,11 @@ def submission_state(submission: Path, statuses: list[Status]) -> str:
 def status_json(submission: Path) -> dict[str, Any]:
     """The stable form of `status --json`."""
     observed = observe(submission)
-    found = []
+    runs = []
     for run_dir, request, status in observed:
         beaten = _progress(run_dir)
         progress = beaten if status.state in ("starting", "running") else {}
-        found.append(
+        runs.append(
             {
                 "name": run_dir.name,
                 "kind": request.kind,
@@ -79,19 +79,19 @@ def status_json(submission: Path) -> dict[str, Any]:
         "submission": submission.name,
         "state": submission_state(submission, [status for _, _, status in observed]),
         "directory": str(submission),
-        "runs": found,
+        "runs": runs,
     }
 
 
-def status_table(shown: Mapping[str, Any]) -> Table:
+def status_table(status: Mapping[str, Any]) -> Table:
     """What `status_json` found, for a terminal."""
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold", title=f"{shown['submission']}: {shown['state']}")
+    table = Table(box=None, pad_edge=False, header_style="bold", title=f"{status['submission']}: {status['state']}")
     table.title_justify = "left"
     for title in ("run", "state", "epoch", "images/s", "ETA", "best F1", "memory", "reason"):
         table.add_column(title, overflow="fold")
-    for run in shown["runs"]:
+    for run in status["runs"]:
         progress = run["progress"]
         memory, speed = progress.get("device_memory_bytes") or None, progress.get("images_per_second")
         table.add_row(

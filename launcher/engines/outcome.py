@@ -21,7 +21,7 @@ STOP = "stop.requested"
 """In a run directory: somebody asked the run to end."""
 
 
-class Asked:
+class StopSignals:
     """Whether this process was asked to stop, and how often."""
 
     def __init__(self) -> None:

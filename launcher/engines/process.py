@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.engines.outcome import EXIT_TAKEN, Asked, Overseer, last_error, verdict
+from launcher.engines.outcome import EXIT_TAKEN, Overseer, StopSignals, last_error, verdict
 from launcher.host import usage
 from launcher.memory.predict import device_limit
 from launcher.record import retry, secret_files
@@ -35,7 +35,7 @@ def run_trainer(
 
     Returns 0 where it succeeded, else its exit code (or 1). `descriptors` are locks that the trainer inherits.
     """
-    asked = Asked()
+    asked = StopSignals()
     inherited = [int(word) for word in os.environ.get(FDS, "").split(",") if word]
     status = read_status(run_dir)
     secrets = secret_files.hand_over(request.secrets, run_dir, status.attempt)
@@ -109,7 +109,7 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
-def _wait(process: subprocess.Popen[bytes], asked: Asked, timeout: float | None, overseer: Overseer) -> bool:
+def _wait(process: subprocess.Popen[bytes], asked: StopSignals, timeout: float | None, overseer: Overseer) -> bool:
     """Wait for the end, pass on what this process is asked; True if the time was up."""
     started = time.monotonic()
     deadline: float | None = None

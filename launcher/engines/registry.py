@@ -56,10 +56,10 @@ def supervised(name: str) -> SupervisedEngine:
     """The engine of that name, for a supervisor. Raises RunError where there is none, or none that takes one."""
     from launcher.engines.base import SupervisedEngine
 
-    found = engine(name)
-    if not isinstance(found, SupervisedEngine):
+    named = engine(name)
+    if not isinstance(named, SupervisedEngine):
         raise RunError(f"no supervisor drives the engine {name}: it has a queue of its own")
-    return found
+    return named
 
 
 def sections() -> dict[str, type[SectionSpec]]:
@@ -96,8 +96,8 @@ def queue_of(submission: Path) -> QueueEngine | None:
     """The submission's engine where that goes on without a launcher, else None. Raises RunError."""
     from launcher.engines.base import QueueEngine
 
-    found = of_submission(submission)
-    return found if isinstance(found, QueueEngine) else None
+    named = of_submission(submission)
+    return named if isinstance(named, QueueEngine) else None
 
 
 def is_driven(submission: Path) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from launcher.base.errors import RefusedError, refusals
+from launcher.base.errors import RefusedError
 from launcher.remote.host import parse_host
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -39,17 +39,16 @@ def on_host(job: bool = False, detached: bool = False, brings: bool = False) -> 
             from launcher.remote import fetch, ssh
 
             server, context = parse_host(host), click.get_current_context()
-            with refusals():
-                if brings:
-                    words = _words(context, "name", "runs_root")
-                    copy = fetch.fetch(server, words, into or _runs_here(), quiet=arguments["as_json"])
-                    arguments |= {"name": str(copy), "runs_root": copy.parent}
-                    return function(**arguments)
-                words = [*(["--detach"] if detached else []), *_words(context)]
-                file = ssh.read_job(arguments["words"][0]) if job else None
-                if detached:
-                    return ssh.submit(server, context.command.name or "", words, file, _shown_runs(context))
-                return ssh.run_command(server, context.command.name or "", words, file)
+            if brings:
+                words = _words(context, "name", "runs_root")
+                copy = fetch.fetch(server, words, into or _runs_here(), quiet=arguments["as_json"])
+                arguments |= {"name": str(copy), "runs_root": copy.parent}
+                return function(**arguments)
+            words = [*(["--detach"] if detached else []), *_words(context)]
+            file = ssh.read_job(arguments["words"][0]) if job else None
+            if detached:
+                return ssh.submit(server, context.command.name or "", words, file, _shown_runs(context))
+            return ssh.run_command(server, context.command.name or "", words, file)
 
         options = [click.option("--host", metavar="USER@SERVER[:DIR]", help="Do it on that server, over ssh.")]
         if job:

@@ -32,12 +32,12 @@ def detach(submission: Path, gpus: str | None = None, machine: str | None = None
         # Asked first whether it lives, then what it wrote: one that has ended has written all that it will. The lock
         # itself is left alone: whoever tries it holds it for a moment, and the child would find it taken.
         ended = child.poll() is not None
-        if _driver(submission) == child.pid and (said := _said(log, begin)):
-            return said.partition("\n")[0]
+        if _driver(submission) == child.pid and (answer := _said(log, begin)):
+            return answer.partition("\n")[0]
         if ended:
-            said = _said(log, begin).removeprefix("error: ") or f"exit code {child.returncode}"
+            answer = _said(log, begin).removeprefix("error: ") or f"exit code {child.returncode}"
             raise RunError(
-                f"{submission.name}: nothing was started: {said}\nthe submission is there; go on with: "
+                f"{submission.name}: nothing was started: {answer}\nthe submission is there; go on with: "
                 f"launcher resume {submission.name} --runs {os.path.relpath(submission.parent)}"
             )
         time.sleep(0.05)

@@ -41,13 +41,13 @@ def kind(request: RunRequest) -> Kind:
 def learned(requests: Mapping[str, RunRequest], states: Mapping[str, Status]) -> dict[Kind, float]:
     """Seconds an epoch of each kind of run that has succeeded in this submission: the slowest one's. A kind without
     epochs counts as one."""
-    found: dict[Kind, float] = {}
+    paces: dict[Kind, float] = {}
     for name, status in states.items():
         if status.state == "succeeded" and status.attempt == 1 and status.figures.get("seconds"):
             request = requests[name]
             pace = float(status.figures["seconds"]) / _epochs(request)
-            found[kind(request)] = max(pace, found.get(kind(request), 0.0))
-    return found
+            paces[kind(request)] = max(pace, paces.get(kind(request), 0.0))
+    return paces
 
 
 def expected(request: RunRequest, paces: Mapping[Kind, float]) -> float | None:

@@ -33,9 +33,9 @@ def complete(planned: Sequence[Planned], runs_root: Path, data_dir: str | None, 
     cache = cache_dir(runs_root)
     known: dict[str, str] = {}
     requests = []
-    for each in planned:
+    for run in planned:
         request = dataclasses.replace(
-            each.request,
+            run.request,
             data_dir=data_dir,
             image=choice.image.name if choice.image else None,
             image_id=choice.image.id if choice.image else None,
@@ -81,8 +81,8 @@ def create(
     name = _reserve(runs_root, f"{job.spec.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     try:
         requests = [
-            dataclasses.replace(each, command=[word.replace("@submission/", f"@runs/{name}/") for word in each.command])
-            for each in completed
+            dataclasses.replace(run, command=[word.replace("@submission/", f"@runs/{name}/") for word in run.command])
+            for run in completed
         ]
         (building / "job.yaml").write_bytes(job.source)
         write_json(
@@ -126,12 +126,12 @@ def create(
 
 def _reserve(runs_root: Path, name: str) -> str:
     """Take a name that no other submission has, also one of the same second, by an empty folder in its place."""
-    for each in (name, *(f"{name}-{number}" for number in range(2, 10_000))):
+    for candidate in (name, *(f"{name}-{number}" for number in range(2, 10_000))):
         try:
-            (runs_root / each).mkdir()
+            (runs_root / candidate).mkdir()
         except FileExistsError:
             continue
-        return each
+        return candidate
     raise RunError(f"{runs_root}: there are thousands of submissions called {name}; wait a second")
 
 

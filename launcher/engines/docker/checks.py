@@ -66,9 +66,9 @@ def examine(runs_root: Path) -> list[Check]:
         memory, cores = int(info.get("MemTotal") or 0) / GIB, info.get("NCPU")
         checks.append(Check("docker", "ok", f"engine {info.get('ServerVersion')}, {cores} cores, {memory:.1f} GiB"))
         gpus = [str(gpu.index) for gpu in here().gpus]
-        found = {variant: images.find(client, images.default_tag(variant)) for variant in ("cpu", "cuda")}
-        checks += _images(found, bool(gpus))
-        image = (found["cuda"] if gpus else None) or found["cpu"] or found["cuda"]
+        variants = {variant: images.find(client, images.default_tag(variant)) for variant in ("cpu", "cuda")}
+        checks += _images(variants, bool(gpus))
+        image = (variants["cuda"] if gpus else None) or variants["cpu"] or variants["cuda"]
         if image is not None:
             checks += _container(containers.connect(timeout=PATIENCE), image, runs_root, gpus)
     except Exception as error:  # an engine that answers a ping and little else may say, or leave out, anything
@@ -76,14 +76,14 @@ def examine(runs_root: Path) -> list[Check]:
     return checks
 
 
-def _images(found: Mapping[str, images.Image | None], gpus: bool) -> list[Check]:
+def _images(variants: Mapping[str, images.Image | None], gpus: bool) -> list[Check]:
     """Whether the images for this host are there and up to date."""
     checks = []
-    for variant, image in found.items():
-        if variant == "cuda" and found["cpu"] and not gpus:
+    for variant, image in variants.items():
+        if variant == "cuda" and variants["cpu"] and not gpus:
             continue  # nothing here would use it
         if image is None:
-            level: Level = "note" if variant == "cuda" or not found["cuda"] else "ok"
+            level: Level = "note" if variant == "cuda" or not variants["cuda"] else "ok"
             if variant == "cpu" or gpus:
                 checks.append(Check(f"image {variant}", level, "not there", f"launcher build {variant}"))
         elif image.stale:
@@ -111,8 +111,8 @@ def _container(client: DockerClient, image: images.Image, runs_root: Path, gpus:
     if isinstance(with_gpus, str):
         return [*checks, Check("gpu access", "missing", with_gpus, "install the NVIDIA container toolkit")]
     if with_gpus["gpus"] < len(gpus):
-        said = f"containers see {with_gpus['gpus']} of {len(gpus)} GPUs"
-        return [*checks, Check("gpu access", "missing", said, "nvidia-ctk runtime configure; restart the engine")]
+        finding = f"containers see {with_gpus['gpus']} of {len(gpus)} GPUs"
+        return [*checks, Check("gpu access", "missing", finding, "nvidia-ctk runtime configure; restart the engine")]
     checks.append(Check("gpu access", "ok", f"{len(gpus)} GPUs in containers"))
     return [*checks, cuda_check(nvml.driver_cuda(), seen["cuda"], seen["torch"])]
 
@@ -120,14 +120,16 @@ def _container(client: DockerClient, image: images.Image, runs_root: Path, gpus:
 def mounts_check(seen: Mapping[str, Any], runs_root: Path) -> Check:
     """Whether what a run writes arrives below `runs_root`, and nowhere else."""
     if not seen["written"]:
-        said = f"a run cannot write below {runs_root}"
-        return Check("mounts", "missing", said, "--runs DIR, on a disk the engine has")
+        fault = f"a run cannot write below {runs_root}"
+        return Check("mounts", "missing", fault, "--runs DIR, on a disk the engine has")
     if not seen["arrived"]:
-        said = f"what a run writes does not arrive below {runs_root}: the engine has a disk of its own"
-        return Check("mounts", "missing", said, "DOCKER_HOST of an engine on this host, or --runs DIR on a shared disk")
+        fault = f"what a run writes does not arrive below {runs_root}: the engine has a disk of its own"
+        return Check(
+            "mounts", "missing", fault, "DOCKER_HOST of an engine on this host, or --runs DIR on a shared disk"
+        )
     if seen["outside"]:
-        said = f"a run can write outside its directory: {', '.join(seen['outside'])}"
-        return Check("mounts", "missing", said, "an engine that keeps root file systems read-only")
+        fault = f"a run can write outside its directory: {', '.join(seen['outside'])}"
+        return Check("mounts", "missing", fault, "an engine that keeps root file systems read-only")
     return Check("mounts", "ok", "a run can write its directory, and no more")
 
 
@@ -142,13 +144,13 @@ def _look(client: DockerClient, image: images.Image, runs_root: Path, gpus: list
             user = run_user(parent)
             if os.getuid() == 0:
                 os.chown(folder, *user)
-            said = client.containers.run(
+            printed = client.containers.run(
                 image.id, ["-c", _LOOK], entrypoint=["python"], user=f"{user[0]}:{user[1]}", mem_limit=LIMIT,
                 memswap_limit=LIMIT, mounts=[Mount("/mounted", folder, type="bind")], read_only=True,
                 cap_drop=["ALL"], network_mode="none", device_requests=requests, remove=True, stderr=False,
             )  # fmt: skip
             arrived = (Path(folder) / "written").is_file()
-        seen: dict[str, Any] = {**json.loads(said), "arrived": arrived}
+        seen: dict[str, Any] = {**json.loads(printed), "arrived": arrived}
     except (
         Exception
     ) as error:  # the SDK's and its HTTP library's share no base; an image of somebody else's says anything

@@ -19,7 +19,7 @@ from launcher.engines.base import SupervisedEngine
 from launcher.engines.docker import client, create, recipe
 from launcher.engines.docker.client import explain
 from launcher.engines.docker.connection import Connection
-from launcher.engines.docker.watched import Watched, ending, sample_memory, state_at_end
+from launcher.engines.docker.watched import ContainerAttempt, ending, sample_memory, state_at_end
 from launcher.engines.outcome import GRACE, STOP
 from launcher.engines.run_files import hand_over, touch, write_log
 from launcher.host import gpu_locks
@@ -52,7 +52,7 @@ class Containers(Connection, SupervisedEngine):
     def __init__(self) -> None:
         super().__init__()
         self.trouble: str | None = None
-        self._watched: dict[Path, Watched] = {}
+        self._watched: dict[Path, ContainerAttempt] = {}
         self._changed = threading.Event()
         self._down = False
 
@@ -64,12 +64,12 @@ class Containers(Connection, SupervisedEngine):
 
     def start(self, run_dir: Path, attempt: int, devices: Sequence[str], held: Sequence[GpuLock]) -> None:
         """See `SupervisedEngine.start`."""
-        kept = [GpuLock(one.gpu, os.dup(one.descriptor)) for one in held]
-        watched = Watched(run_dir, attempt, read_request(run_dir), kept)
+        locks = [GpuLock(one.gpu, os.dup(one.descriptor)) for one in held]
+        watched = ContainerAttempt(run_dir, attempt, read_request(run_dir), locks)
         (run_dir / STOP).unlink(missing_ok=True)
         self._in_thread(watched, lambda: self._begin(watched, devices))
 
-    def _in_thread(self, watched: Watched, work: Callable[[], None]) -> None:
+    def _in_thread(self, watched: ContainerAttempt, work: Callable[[], None]) -> None:
         def body() -> None:
             try:
                 # A former attempt may be being cleared away by its own thread, for a moment.
@@ -87,7 +87,7 @@ class Containers(Connection, SupervisedEngine):
         self._watched[watched.run_dir] = watched
         watched.thread.start()
 
-    def _begin(self, watched: Watched, devices: Sequence[str]) -> None:
+    def _begin(self, watched: ContainerAttempt, devices: Sequence[str]) -> None:
         run_dir = watched.run_dir
         try:
             place = create.place(self.client, self.info, self.is_local, watched.request, run_dir, watched.attempt)
@@ -131,18 +131,18 @@ class Containers(Connection, SupervisedEngine):
             self._end(watched, at_once=False)
         self._attend(watched)
 
-    def _adapted(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _adapted(self, options: dict[str, Any]) -> dict[str, Any]:
         """The container as another engine wants it."""
-        return given
+        return options
 
-    def _made(self, watched: Watched) -> None:
+    def _made(self, watched: ContainerAttempt) -> None:
         """Called between the container's making and its start."""
 
-    def _ending(self, watched: Watched, state: Mapping[str, Any]) -> tuple[State, str, dict[str, Any]]:
+    def _ending(self, watched: ContainerAttempt, state: Mapping[str, Any]) -> tuple[State, str, dict[str, Any]]:
         """See `watched.ending`."""
         return ending(watched, state, (watched.run_dir / STOP).exists())
 
-    def _attend(self, watched: Watched) -> None:
+    def _attend(self, watched: ContainerAttempt) -> None:
         """Wait for the container's end, however long the engine is silent meanwhile, and record it."""
         from docker.errors import NotFound
 
@@ -176,7 +176,7 @@ class Containers(Connection, SupervisedEngine):
                 self.trouble = f"the Docker engine is in trouble: {explain(error)}"
             time.sleep(PATIENCE)
 
-    def _finish(self, watched: Watched) -> None:
+    def _finish(self, watched: ContainerAttempt) -> None:
         """Record how the container ended, with everything that it printed, and remove it."""
         run_dir = watched.run_dir
         state = state_at_end(self.client, watched)
@@ -210,25 +210,25 @@ class Containers(Connection, SupervisedEngine):
     def _adopt(self, run_dir: Path) -> bool:
         """Look after a container that another launcher started; where there is none, record that."""
         try:
-            found = self._find(run_dir)
-            if found is None:
+            container = self._find(run_dir)
+            if container is None:
                 return self.settle(run_dir)
         except EngineError as error:
             self.trouble = str(error)
             return True
-        locks = [word for word in found.labels.get(client.LOCKS, "").split(",") if word]
+        locks = [word for word in container.labels.get(client.LOCKS, "").split(",") if word]
         request, attempt = read_request(run_dir), read_status(run_dir).attempt
         held = [gpu_locks.acquire_for(lock, run_dir, request.share_gpu) for lock in locks]
-        watched = Watched(run_dir, attempt, request, [one for one in held if one], str(found.id))
-        watched.began = client.seconds(found.attrs["State"]["StartedAt"])
-        self._in_thread(watched, lambda: self._take_over(watched, found))
+        watched = ContainerAttempt(run_dir, attempt, request, [one for one in held if one], str(container.id))
+        watched.began = client.seconds(container.attrs["State"]["StartedAt"])
+        self._in_thread(watched, lambda: self._take_over(watched, container))
         return True
 
-    def _take_over(self, watched: Watched, found: Container) -> None:
+    def _take_over(self, watched: ContainerAttempt, container: Container) -> None:
         """Attend to a container of another launcher, which may have died while it started it."""
         status = read_status(watched.run_dir)
         if status.state == "starting":
-            if found.attrs["State"]["Status"] == "created":
+            if container.attrs["State"]["Status"] == "created":
                 self._clear(watched)
                 append_event(watched.run_dir, "lost", reason="its launcher died while it started", **self.mark())
                 return
@@ -251,8 +251,8 @@ class Containers(Connection, SupervisedEngine):
                 return None
             except Exception as error:
                 raise EngineError(f"the Docker engine does not answer as it should: {explain(error)}") from None
-        found: list[Container] = self._asked(lambda: client.of_run(self.client, run_dir))
-        return next((one for one in found if one.labels.get(client.ATTEMPT) == str(status.attempt)), None)
+        containers: list[Container] = self._asked(lambda: client.of_run(self.client, run_dir))
+        return next((one for one in containers if one.labels.get(client.ATTEMPT) == str(status.attempt)), None)
 
     def settle(self, run_dir: Path) -> bool:
         """See `Engine.settle`."""
@@ -268,26 +268,26 @@ class Containers(Connection, SupervisedEngine):
             status = read_status(run_dir)
             if status.state not in ("starting", "running"):
                 return False
-            found = self._find(run_dir)
-            if found is None:
+            container = self._find(run_dir)
+            if container is None:
                 secret_files.take_back(run_dir, status.attempt)
                 asked = (run_dir / STOP).exists()
                 reason = "stopped while it started" if asked else "its container is gone, and nobody saw it end"
                 append_event(run_dir, "cancelled" if asked else "lost", reason=reason, **self.mark())
                 return False
-            state = found.attrs["State"]
+            state = container.attrs["State"]
             if state["Status"] in ("running", "paused", "restarting"):
                 return True
             if status.state == "starting":
                 if state["Status"] == "created":  # its launcher died between creating and starting it
-                    self._clear(Watched(run_dir, status.attempt, read_request(run_dir), id=str(found.id)))
+                    self._clear(ContainerAttempt(run_dir, status.attempt, read_request(run_dir), id=str(container.id)))
                     append_event(run_dir, "lost", reason="its launcher died while it started", **self.mark())
                     return False
                 devices = status.figures.get("devices", [])
                 append_event(
-                    run_dir, "running", devices=devices, container=str(found.id)[:12], **self.mark()
+                    run_dir, "running", devices=devices, container=str(container.id)[:12], **self.mark()
                 )  # fmt: skip
-            watched = Watched(run_dir, status.attempt, read_request(run_dir), id=str(found.id))
+            watched = ContainerAttempt(run_dir, status.attempt, read_request(run_dir), id=str(container.id))
             self._asked(lambda: self._finish(watched))
         return False
 
@@ -303,13 +303,15 @@ class Containers(Connection, SupervisedEngine):
         touch(run_dir / STOP)
         watched = self._watched.get(run_dir)
         if watched is None:
-            found = self._find(run_dir)
-            if found is None:
+            container = self._find(run_dir)
+            if container is None:
                 return
-            watched = Watched(run_dir, read_status(run_dir).attempt, read_request(run_dir), id=str(found.id))
+            watched = ContainerAttempt(
+                run_dir, read_status(run_dir).attempt, read_request(run_dir), id=str(container.id)
+            )
         self._end(watched, at_once)
 
-    def _end(self, watched: Watched, at_once: bool) -> None:
+    def _end(self, watched: ContainerAttempt, at_once: bool) -> None:
         """SIGTERM, and SIGKILL after the grace period, by the engine: it does so even if this process ends first."""
         if not watched.id:
             return  # the thread that starts it will see the request
@@ -354,7 +356,7 @@ class Containers(Connection, SupervisedEngine):
             if watched.thread is not None and over:
                 watched.thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _clear(self, watched: Watched) -> None:
+    def _clear(self, watched: ContainerAttempt) -> None:
         """Remove what an attempt leaves outside its run directory."""
         secret_files.take_back(watched.run_dir, watched.attempt)
         create.remove(self.client, watched.id)

@@ -49,34 +49,35 @@ def place(
     return recipe.Place(image.id, image.entrypoint, user, recipe.run_groups(), cache, secrets, network)
 
 
-def create(client: DockerClient, info: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, str]:
+def create(client: DockerClient, info: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[str, str]:
     """Create the container that `given` (see `container.options`) describes: its id, and what the engine warns of, like
     a limit that it cannot hold. Raises EngineError where its name is taken, and the SDK's errors."""
     from docker.errors import APIError
 
-    api, host = client.api, dict(given["host_config"])
+    api, host = client.api, dict(options["host_config"])
     if "nano_cpus" in host:  # the engine refuses more than it has, and any where the kernel cannot limit them
         host["nano_cpus"] = min(host["nano_cpus"], int(info.get("NCPU") or 4096) * 10**9)
         if info.get("CpuCfsQuota") is False:
             del host["nano_cpus"]
-    arguments = {**given, "host_config": api.create_host_config(**host)}
+    arguments = {**options, "host_config": api.create_host_config(**host)}
     try:
-        made = api.create_container(**arguments)
+        created = api.create_container(**arguments)
     except APIError as error:
         if error.status_code != 409:
             raise
-        _free_name(client, given)
-        made = api.create_container(**arguments)
-    return str(made["Id"]), "; ".join(made.get("Warnings") or [])
+        _free_name(client, options)
+        created = api.create_container(**arguments)
+    return str(created["Id"]), "; ".join(created.get("Warnings") or [])
 
 
-def _free_name(client: DockerClient, given: Mapping[str, Any]) -> None:
+def _free_name(client: DockerClient, options: Mapping[str, Any]) -> None:
     """Remove what this very attempt's former launcher left before it died. Anything else is somebody's own."""
-    standing = client.api.inspect_container(given["name"])
+    standing = client.api.inspect_container(options["name"])
     labels = standing["Config"].get("Labels") or {}
-    ours = labels.get(containers.DIRECTORY) == given["labels"][containers.DIRECTORY]
+    ours = labels.get(containers.DIRECTORY) == options["labels"][containers.DIRECTORY]
     if not ours or standing["State"]["Running"]:
-        raise EngineError(f"a container called {given['name']} is there already; remove it: docker rm {given['name']}")
+        name = options["name"]
+        raise EngineError(f"a container called {name} is there already; remove it: docker rm {name}")
     remove(client, standing["Id"])
 
 

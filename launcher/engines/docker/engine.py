@@ -111,8 +111,8 @@ class DockerEngine(Containers):
         if container not in self._memory_files:
             self._memory_files[container] = []
             with suppress(Exception):  # no engine, or one on another host
-                found = client.connect(timeout=3).api.inspect_container(container)
-                self._memory_files[container] = cgroup.peak_files(int(found["State"]["Pid"]))
+                inspected = client.connect(timeout=3).api.inspect_container(container)
+                self._memory_files[container] = cgroup.peak_files(int(inspected["State"]["Pid"]))
         sizes = [size for path in self._memory_files[container] if (size := cgroup.number(path)) is not None]
         return max(sizes, default=None)
 

@@ -119,8 +119,8 @@ def describe(attributes: Mapping[str, Any], root: Path = CHECKOUT) -> Image:
 def listed(client: DockerClient) -> list[Image]:
     """The trainer's images on the engine, tagged ones first, newest first. Raises EngineError."""
     try:
-        found = client.images.list(all=False, filters={"label": VARIANT})
-        images = [describe(image.attrs) for image in found]
+        labelled = client.images.list(all=False, filters={"label": VARIANT})
+        images = [describe(image.attrs) for image in labelled]
     except Exception as error:
         raise EngineError(f"the Docker engine does not list its images: {explain(error)}") from None
     return sorted(images, key=lambda image: (bool(image.tags), image.created), reverse=True)
@@ -397,8 +397,8 @@ def failure(variant: str, base: str | None, lines: Sequence[str]) -> str:
     number = next((found[1] for line in lines if (found := re.match(r"#(\d+) ERROR", line))), None)
     # BuildKit does several steps at once: only those lines count that bear the number of the one that failed.
     own = [line.removeprefix(f"#{number} ") for line in lines if line.startswith(f"#{number} ")] if number else lines
-    said = [line for line in (re.sub(r"^\d+\.\d+ ", "", line) for line in own) if not _NOISE.match(line)]
-    text = " ".join(said)
+    output = [line for line in (re.sub(r"^\d+\.\d+ ", "", line) for line in own) if not _NOISE.match(line)]
+    text = " ".join(output)
     if "no space left" in text.lower():
         what, hint = "the engine's disk is full", "free some: launcher prune"
     elif "load metadata for" in step or re.search(r"(: |\] )FROM ", step):
@@ -415,9 +415,9 @@ def failure(variant: str, base: str | None, lines: Sequence[str]) -> str:
         hint = "without a network: --build-arg WEIGHTS=FOLDER takes <timm name>.safetensors files"
     else:
         what, hint = " ".join(("the builder failed", step.strip("> :"))).strip(), ""
-    telling = list(dict.fromkeys(line for line in said if not _REPEATED.match(line))) or said or lines
-    shown = ["  " + (textwrap.shorten(line, 300, placeholder=" …") if " " in line else line) for line in telling[-3:]]
-    return "\n".join([f"Dockerfile.{variant} could not be built: {what}", *([f"→ {hint}"] if hint else []), *shown])
+    telling = list(dict.fromkeys(line for line in output if not _REPEATED.match(line))) or output or lines
+    excerpt = ["  " + (textwrap.shorten(line, 300, placeholder=" …") if " " in line else line) for line in telling[-3:]]
+    return "\n".join([f"Dockerfile.{variant} could not be built: {what}", *([f"→ {hint}"] if hint else []), *excerpt])
 
 
 def _revision(root: Path) -> str:

@@ -102,7 +102,7 @@ def words(request: RunRequest, run_dir: Path) -> tuple[list[str], list[Path]]:
 
     Raises FileNotFoundError.
     """
-    told, files = [], []
+    trainer_words, files = [], []
     for word in retry.command(request, read_events(run_dir)):
         word = word.replace("@runs/", RUNS + "/")
         key = word.partition("=")[0]
@@ -116,10 +116,11 @@ def words(request: RunRequest, run_dir: Path) -> tuple[list[str], list[Path]]:
                 values[position] = str(path)
         if values:
             word = f"{key}={override_value(values if key in LISTS else values[0])}"
-        told.append(word)
-    if request.kind == "train" and ((run_dir / "last.ckpt").exists() or not any(w.startswith("resume=") for w in told)):
-        told.append("resume=auto")
-    return told, files
+        trainer_words.append(word)
+    resumes = any(word.startswith("resume=") for word in trainer_words)
+    if request.kind == "train" and ((run_dir / "last.ckpt").exists() or not resumes):
+        trainer_words.append("resume=auto")
+    return trainer_words, files
 
 
 def _named(word: str) -> list[str]:
@@ -168,7 +169,7 @@ def options(
     """
     from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 
-    told, files = words(request, run_dir)
+    trainer_words, files = words(request, run_dir)
     resources = request.resources
     inside = f"{RUNS}/{run_dir.parent.name}/{run_dir.name}"
     mounts = [Mount(inside, str(run_dir), type="bind")]
@@ -178,7 +179,7 @@ def options(
         for name in RECORDS
         if (run_dir / name).is_file()
     ]
-    if any(word.startswith(RUNS + "/") or f"={RUNS}/" in word for word in told):
+    if any(word.startswith(RUNS + "/") or f"={RUNS}/" in word for word in trainer_words):
         mounts.append(Mount(RUNS, str(run_dir.parent.parent), type="bind", read_only=True))
     mounts.append(Mount(CACHE, str(place.cache), type="bind"))
     if request.data_dir:
@@ -215,7 +216,7 @@ def options(
         "image": place.image,
         "name": name(run_dir, attempt),
         "entrypoint": ["/bin/sh", "-c", 'exec "$@" >>"$RUN_DIR/log.txt" 2>&1', "sh"],
-        "command": [*place.entrypoint, *told],
+        "command": [*place.entrypoint, *trainer_words],
         "environment": environment(request, place, run_dir, bool(devices)),
         "user": f"{place.user[0]}:{place.user[1]}",
         "working_dir": "/tmp",

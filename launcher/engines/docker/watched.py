@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Watched:
+class ContainerAttempt:
     """An attempt of a run, its container (`id`, empty before there is one), and what was seen of it."""
 
     run_dir: Path
@@ -40,7 +40,7 @@ class Watched:
     thread: threading.Thread | None = None
 
 
-def sample_memory(watched: Watched, client: Callable[[], DockerClient] | None) -> None:
+def sample_memory(watched: ContainerAttempt, client: Callable[[], DockerClient] | None) -> None:
     """Look at the container's memory, for its peak in bytes. `client` is asked once for where the kernel counts it;
     None where the container is no process of this host."""
     if watched.memory_files is None:
@@ -55,7 +55,7 @@ def sample_memory(watched: Watched, client: Callable[[], DockerClient] | None) -
         watched.peak = max(watched.peak or 0, *seen)
 
 
-def state_at_end(client: DockerClient, watched: Watched) -> dict[str, Any]:
+def state_at_end(client: DockerClient, watched: ContainerAttempt) -> dict[str, Any]:
     """The `State` of an ended container as the engine sees it. That memory was short arrives a little after the end
     that it caused. Raises the SDK's errors."""
     for _ in range(10):
@@ -68,7 +68,7 @@ def state_at_end(client: DockerClient, watched: Watched) -> dict[str, Any]:
     return state
 
 
-def ending(watched: Watched, state: Mapping[str, Any], asked: bool) -> tuple[State, str, dict[str, Any]]:
+def ending(watched: ContainerAttempt, state: Mapping[str, Any], asked: bool) -> tuple[State, str, dict[str, Any]]:
     """What the container's end, as `state_at_end` has it, makes of the run: state, reason and figures of its event.
 
     `asked`: somebody wanted it to end.
@@ -82,8 +82,8 @@ def ending(watched: Watched, state: Mapping[str, Any], asked: bool) -> tuple[Sta
     word, reason = verdict(code, asked, watched.timed_out, watched.request, memory, run_dir)
     detail = str(state.get("Error") or "")
     if word in ("failed", "out_of_device_memory"):
-        said = last_error(run_dir / "log.txt", watched.log_begin)
-        detail = detail or recipe.on_host(said, watched.request, run_dir)
+        error_line = last_error(run_dir / "log.txt", watched.log_begin)
+        detail = detail or recipe.on_host(error_line, watched.request, run_dir)
     figures = {
         "exit_code": code,
         "oom_killed": bool(state.get("OOMKilled")),

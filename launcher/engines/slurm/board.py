@@ -43,15 +43,15 @@ class Batch:
 
 def read_batches(submission: Path) -> list[Batch]:
     """The sbatch calls so far, oldest first. One whose file is cut short is passed over."""
-    found = []
+    batches = []
     for path in sorted((submission / FOLDER).glob("*.json")):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             content["runs"] = [(str(name), int(attempt)) for name, attempt in content["runs"]]
-            found.append(Batch(**content))
+            batches.append(Batch(**content))
         except (OSError, ValueError, TypeError, KeyError):
             continue
-    return found
+    return batches
 
 
 def write_batch(submission: Path, batch: Batch) -> None:

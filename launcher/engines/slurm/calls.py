@@ -27,19 +27,19 @@ class SlurmError(RunError):
 
 def environment() -> dict[str, str]:
     """This process's variables without those of the job that it may itself be: sbatch would hand them on."""
-    kept = {
+    variables = {
         name: value
         for name, value in os.environ.items()
         if name in KEPT or not (name.startswith("SLURM_") or name in OF_A_JOB)
     }
-    return {**kept, "SLURM_BITSTR_LEN": "0"}  # arrays' tasks are listed whole
+    return {**variables, "SLURM_BITSTR_LEN": "0"}  # arrays' tasks are listed whole
 
 
-def call(*command: str, given: str | None = None) -> str:
+def call(*command: str, stdin: str | None = None) -> str:
     """What a command of Slurm prints. Raises SlurmError with its own words."""
     try:
         done = subprocess.run(
-            command, input=given, capture_output=True, text=True, errors="replace", env=environment(), timeout=PATIENCE
+            command, input=stdin, capture_output=True, text=True, errors="replace", env=environment(), timeout=PATIENCE
         )
     except FileNotFoundError:
         raise SlurmError(
@@ -124,7 +124,7 @@ def node(line: str) -> Node | None:
 
 def check(words: Sequence[str]) -> None:
     """Have Slurm look at a request as sbatch would, and queue nothing. Raises SlurmError where it refuses."""
-    call("sbatch", "--test-only", *words, given="#!/bin/sh\n")
+    call("sbatch", "--test-only", *words, stdin="#!/bin/sh\n")
 
 
 def cancel(keys: Sequence[str]) -> None:

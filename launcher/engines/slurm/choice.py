@@ -76,14 +76,14 @@ def named(requests: Sequence[RunRequest], job: Job, choice: Choice) -> list[RunR
     if not choice.contained or choice.image is not None:
         return list(requests)
     name = image_name(job.spec.image, bool(choice.machine.gpus) and job.spec.resources.gpus != 0)
-    return [dataclasses.replace(each, image=name, code=name if each.code else "") for each in requests]
+    return [dataclasses.replace(request, image=name, code=name if request.code else "") for request in requests]
 
 
 def check(requests: Sequence[RunRequest], job: Job, spec: SlurmSpec) -> None:
     """Raises JobError where Slurm refuses what a run asks for."""
-    given = spec.model_dump(exclude_none=True)
-    for asked in dict.fromkeys(slurm_request.words(request, given) for request in requests):
+    section = spec.model_dump(exclude_none=True)
+    for sbatch_words in dict.fromkeys(slurm_request.words(request, section) for request in requests):
         try:
-            calls.check(asked)
+            calls.check(sbatch_words)
         except SlurmError as error:
             raise JobError(f"{job.document.place(('slurm',))}: Slurm refuses it: {error}") from None

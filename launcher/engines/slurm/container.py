@@ -14,8 +14,8 @@ from typing import Any
 
 from launcher.engines.docker import create
 from launcher.engines.docker.containers import Containers
-from launcher.engines.docker.watched import Watched, ending
-from launcher.engines.outcome import EXIT_TAKEN, Asked, Overseer
+from launcher.engines.docker.watched import ContainerAttempt, ending
+from launcher.engines.outcome import EXIT_TAKEN, Overseer, StopSignals
 from launcher.record.journal import read_status
 from launcher.record.states import GOOD, State
 
@@ -48,13 +48,13 @@ class SlurmContainers(Containers):
         """See `SupervisedEngine.mark`."""
         return {**super().mark(), **self.overseer.mark}
 
-    def _adapted(self, given: dict[str, Any]) -> dict[str, Any]:
-        return {**given, "entrypoint": ["/bin/sh", "-c", LEASHED, "sh"], "stdin_open": True}
+    def _adapted(self, options: dict[str, Any]) -> dict[str, Any]:
+        return {**options, "entrypoint": ["/bin/sh", "-c", LEASHED, "sh"], "stdin_open": True}
 
-    def _made(self, watched: Watched) -> None:
+    def _made(self, watched: ContainerAttempt) -> None:
         self._leash = self.client.api.attach_socket(watched.id, {"stdin": 1, "stream": 1})
 
-    def _ending(self, watched: Watched, state: Mapping[str, Any]) -> tuple[State, str, dict[str, Any]]:
+    def _ending(self, watched: ContainerAttempt, state: Mapping[str, Any]) -> tuple[State, str, dict[str, Any]]:
         word, reason, figures = ending(watched, state, self.overseer.asked(self.signals) > 0)
         return (*self.overseer.judge(word, reason), figures)
 
@@ -76,18 +76,18 @@ class SlurmContainers(Containers):
 def run(run_dir: Path, attempt: int, devices: Sequence[str], overseer: Overseer) -> int:
     """Execute the attempt that the journal announces as `starting` in a container, and record how it ended: its exit
     code, or 1."""
-    asked = Asked()
+    asked = StopSignals()
     engine = SlurmContainers(overseer)
     engine.start(run_dir, attempt, devices, [])
-    told = False
+    told_to_end = False
     while engine.poll(run_dir):
         engine.signals = asked.times
         if overseer.lost():
             engine.end(run_dir, at_once=True)
             engine.forget(run_dir)
             return EXIT_TAKEN
-        if overseer.asked(asked.times) and not told:
-            told = engine.end(run_dir, at_once=False)
+        if overseer.asked(asked.times) and not told_to_end:
+            told_to_end = engine.end(run_dir, at_once=False)
         time.sleep(POLL)
     engine.close()
     status = read_status(run_dir)

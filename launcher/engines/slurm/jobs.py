@@ -49,8 +49,8 @@ class Jobs(QueueEngine):
 
     def board(self, submission: Path, fresh: bool = False) -> Board:
         """The submission's jobs, asked for once for many looks. Raises SlurmError."""
-        asked, board = self._boards.get(submission, (0.0, None))
-        if board is None or fresh or time.monotonic() - asked > FRESH:
+        looked_at, board = self._boards.get(submission, (0.0, None))
+        if board is None or fresh or time.monotonic() - looked_at > FRESH:
             began, (until, why) = time.monotonic(), self._silent
             if not fresh and began < until:
                 raise SlurmError(why)
@@ -145,14 +145,14 @@ class Jobs(QueueEngine):
 
 def _needless(board: Board, submission: Path) -> list[str]:
     """The journals are read after Slurm was asked: a run that was queued again meanwhile keeps its job."""
-    found = []
+    needless = []
     for run_dir in list_runs(submission):
         status = read_status(run_dir)
         key = board.key(run_dir.name, status) if status.state in ENDED else None
         job = board.snapshot.find(key) if key else None
         if key is not None and job is not None and job.waits:
-            found.append(str(key))
-    return found
+            needless.append(str(key))
+    return needless
 
 
 def _mark(status: Status) -> dict[str, Any]:
@@ -183,15 +183,15 @@ def _settle_queued(run_dir: Path, job: SlurmJob | None) -> None:
         reason = "cancelled in Slurm while it waited (scancel)"
         append_event(run_dir, "cancelled", reason=reason, engine=NAME)
         return
-    said = last_words(run_dir.parent)
-    reason = f"its job ended in Slurm before it began: {describe(job)}" + (f": {said}" if said else "")
+    output = last_words(run_dir.parent)
+    reason = f"its job ended in Slurm before it began: {describe(job)}" + (f": {output}" if output else "")
     append_event(run_dir, "failed", reason=reason, engine=NAME)
 
 
 def last_words(submission: Path) -> str:
     """The last line of what jobs of the submission said outside the runs' logs."""
-    found = sorted((submission / slurm_board.FOLDER).glob("*.out"), key=lambda path: path.stat().st_mtime)
-    lines = [line for path in found[-1:] for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    outputs = sorted((submission / slurm_board.FOLDER).glob("*.out"), key=lambda path: path.stat().st_mtime)
+    lines = [line for path in outputs[-1:] for line in path.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1][:300] if lines else ""
 
 
@@ -223,5 +223,5 @@ def ending(request: RunRequest, key: Key, job: SlurmJob | None, asked: bool) -> 
 
 def keys(board: Board, names: Sequence[str]) -> list[Key]:
     """The jobs of these runs' present attempts."""
-    found = (board.key(name, read_status(board.submission / name)) for name in names)
-    return [key for key in found if key is not None]
+    all_keys = (board.key(name, read_status(board.submission / name)) for name in names)
+    return [key for key in all_keys if key is not None]

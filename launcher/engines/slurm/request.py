@@ -54,18 +54,18 @@ def option_words(options: Mapping[str, Any], only: Sequence[str] | None = None) 
 def words(request: RunRequest, options: Mapping[str, Any]) -> tuple[str, ...]:
     """sbatch's words for what one run needs. Runs of equal words are one job array."""
     resources = request.resources
-    asked = ["--nodes=1", "--ntasks=1"]
+    sbatch_words = ["--nodes=1", "--ntasks=1"]
     if resources.gpus:
         kind = f"{options['gpu_type']}:" if options.get("gpu_type") else ""
-        asked.append(f"--gres=gpu:{kind}{resources.gpus}")
+        sbatch_words.append(f"--gres=gpu:{kind}{resources.gpus}")
     if resources.memory:
-        asked.append(f"--mem={math.ceil(resources.memory / 2**20)}M")
+        sbatch_words.append(f"--mem={math.ceil(resources.memory / 2**20)}M")
     if resources.cpus:
-        asked.append(f"--cpus-per-task={math.ceil(resources.cpus)}")
+        sbatch_words.append(f"--cpus-per-task={math.ceil(resources.cpus)}")
     if request.timeout:
-        asked.append(f"--time={math.ceil((request.timeout + MARGIN) / 60)}")
+        sbatch_words.append(f"--time={math.ceil((request.timeout + MARGIN) / 60)}")
     # B: the batch process is `launcher exec`, which hands the signal on and records why the run ended.
-    return (*asked, "--requeue", f"--signal=B:TERM@{WARNING}", *option_words(options))
+    return (*sbatch_words, "--requeue", f"--signal=B:TERM@{WARNING}", *option_words(options))
 
 
 def cut(names: Sequence[str], size: int) -> list[list[str]]:

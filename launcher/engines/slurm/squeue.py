@@ -84,11 +84,11 @@ class Snapshot:
 
     def find(self, wanted: Key) -> SlurmJob | None:
         """The record of a job or of a task; None where Slurm does not know it (any more)."""
-        found = self._single.get((wanted.job, wanted.task))
-        if found is None and wanted.task is not None:
+        job = self._single.get((wanted.job, wanted.task))
+        if job is None and wanted.task is not None:
             several = self._several.get(wanted.job, ())
-            found = next((each for each in several if any(wanted.task in part for part in each.tasks)), None)
-        return found
+            job = next((record for record in several if any(wanted.task in part for part in record.tasks)), None)
+        return job
 
     def living(self, job: int) -> bool:
         """Whether a job, or any task of an array, has not ended."""

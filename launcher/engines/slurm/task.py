@@ -92,9 +92,9 @@ class SlurmOverseer(Overseer):
             text = self.output.read_bytes()[self.begin :].decode(errors="replace")
         except OSError:
             text = ""
-        found = re.findall(NOTICE.format(os.environ.get("SLURM_JOB_ID", "")), text)
-        if found:
-            word = found[-1].strip()
+        notices = re.findall(NOTICE.format(os.environ.get("SLURM_JOB_ID", "")), text)
+        if notices:
+            word = notices[-1].strip()
             if word in ("PREEMPTION", "JOB REQUEUE"):
                 return "lost", True, "preempted in Slurm" if word == "PREEMPTION" else "requeued in Slurm"
             if word == "TIME LIMIT":

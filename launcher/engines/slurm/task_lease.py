@@ -64,8 +64,8 @@ class TaskLease:
 
     def release(self) -> None:
         """Nothing of this attempt lives any more."""
-        found = read(self.run_dir)
-        if found is None or found.fence <= self.attempt:
+        holder = read_holder(self.run_dir)
+        if holder is None or holder.fence <= self.attempt:
             self._write(released=True)
 
     def _write(self, beat: int | None = None, released: bool = False) -> None:
@@ -77,7 +77,7 @@ class TaskLease:
 def await_former(run_dir: Path, say: Callable[[str], None] = print) -> None:
     """Return when nobody executes an earlier attempt any more; the journal has told it to end. On this host its lock
     is the truth; of another host, its heartbeat."""
-    former = read(run_dir)
+    former = read_holder(run_dir)
     if former is None or former.released:
         return
     if (former.host, former.boot) == (os.uname().nodename, lease.boot_id()):
@@ -90,7 +90,7 @@ def await_former(run_dir: Path, say: Callable[[str], None] = print) -> None:
     deadline = time.monotonic() + EXPIRY
     while time.monotonic() < deadline:
         time.sleep(min(0.5, EXPIRY / 10))
-        now = read(run_dir)
+        now = read_holder(run_dir)
         if now is None or now.released:
             return
         if (now.token, now.beat) != (former.token, former.beat):
@@ -101,15 +101,15 @@ def is_fresh(run_dir: Path) -> bool:
     """Whether somebody executes the run, as far as a look can tell."""
     if is_locked(run_dir / "exec.lock"):
         return True
-    found = read(run_dir)
-    if found is None or found.released or (found.host, found.boot) == (os.uname().nodename, lease.boot_id()):
+    holder = read_holder(run_dir)
+    if holder is None or holder.released or (holder.host, holder.boot) == (os.uname().nodename, lease.boot_id()):
         return False
     with suppress(OSError):
         return abs(time.time() - (run_dir / FILE).stat().st_mtime) < EXPIRY
     return False
 
 
-def read(run_dir: Path) -> Holder | None:
+def read_holder(run_dir: Path) -> Holder | None:
     """What exec.json says; None where there is none, or none that can be understood."""
     try:
         return Holder(**json.loads((run_dir / FILE).read_text(encoding="utf-8")))

@@ -243,7 +243,7 @@ def test_a_late_heartbeat_of_a_former_holder_unseats_nobody(quick: None, tmp_pat
         elsewhere(tmp_path, beat=9)
         mine.check()
         word = lease.read_holder(tmp_path)
-        assert word is not None and (word.fence, word.token) == (5, mine.word.token)
+        assert word is not None and (word.fence, word.token) == (5, mine.holder.token)
 
 
 def test_the_heart_beats_while_it_is_looked_after(quick: None, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_containers_in_slurm_have_its_gpus_and_end_with_their_job(
     assert request["DeviceIDs"] == device and standing.attrs["HostConfig"]["Memory"] == 200 * 2**20
     begun = next(event for event in journal(box, "begin") if event["run"] == "001-seed0")
     assert begun["env"]["NVIDIA_VISIBLE_DEVICES"] == device[0]
-    word = task_lease.read(box.submission() / "001-seed0")
+    word = task_lease.read_holder(box.submission() / "001-seed0")
     assert word is not None
     os.kill(word.pid, signal.SIGKILL)  # nobody is left who could stop it
     wait_for(lambda: journal(box, "stopped"), "its last.ckpt")

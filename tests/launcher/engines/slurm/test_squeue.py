@@ -211,7 +211,7 @@ def test_the_former_attempt_sees_that_it_has_lost_the_run_and_can_write_no_more(
     create_run(run_dir, request())
     append_event(run_dir, "starting", engine="slurm", slurm="12_0")
     former = task_lease.TaskLease(run_dir, 1)
-    assert not former.lost() and task_lease.read(run_dir) == former.word
+    assert not former.lost() and task_lease.read_holder(run_dir) == former.holder
     journal, aside = run_dir / "events.jsonl", run_dir / "aside"
     journal.rename(aside)
     journal.mkdir()
@@ -228,7 +228,7 @@ def test_the_former_attempt_sees_that_it_has_lost_the_run_and_can_write_no_more(
         append_event(run_dir, "running", 1)
     task_lease.TaskLease(run_dir, 2).lost()
     former.release()
-    word = task_lease.read(run_dir)
+    word = task_lease.read_holder(run_dir)
     assert word is not None and (word.fence, word.released) == (2, False), "it speaks for itself alone"
     assert task_lease.is_fresh(run_dir) is False, "on this host the lock tells"
 
