@@ -35,7 +35,7 @@ def run_trainer(
 
     Returns 0 where it succeeded, else its exit code (or 1). `descriptors` are locks that the trainer inherits.
     """
-    asked = StopSignals()
+    signals = StopSignals()
     inherited = [int(word) for word in os.environ.get(FDS, "").split(",") if word]
     status = read_status(run_dir)
     secrets = secret_files.hand_over(request.secrets, run_dir, status.attempt)
@@ -74,12 +74,12 @@ def run_trainer(
                 devices=list(devices),
                 host=os.uname().nodename,
             )
-            timed_out = _wait(process, asked, request.timeout, overseer)
+            timed_out = _wait(process, signals, request.timeout, overseer)
         if overseer.lost(look=True):
             return EXIT_TAKEN
         killed_for_memory = process.returncode == -signal.SIGKILL and oom_kills() > kills
         want = "the kernel killed it for want of memory: lower training.num_workers or run fewer at once"
-        stopped = overseer.asked(asked.times) > 0
+        stopped = overseer.asked(signals.times) > 0
         state, reason = overseer.judge(
             *verdict(process.returncode, stopped, timed_out, request, want if killed_for_memory else "", run_dir)
         )
@@ -109,7 +109,7 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
-def _wait(process: subprocess.Popen[bytes], asked: StopSignals, timeout: float | None, overseer: Overseer) -> bool:
+def _wait(process: subprocess.Popen[bytes], signals: StopSignals, timeout: float | None, overseer: Overseer) -> bool:
     """Wait for the end, pass on what this process is asked; True if the time was up."""
     started = time.monotonic()
     deadline: float | None = None
@@ -120,7 +120,7 @@ def _wait(process: subprocess.Popen[bytes], asked: StopSignals, timeout: float |
             return timed_out
         except subprocess.TimeoutExpired:
             pass
-        now, times = time.monotonic(), overseer.asked(asked.times)
+        now, times = time.monotonic(), overseer.asked(signals.times)
         if deadline is None and timeout is not None and now - started > timeout:
             timed_out = True
         if deadline is None and (times or timed_out):

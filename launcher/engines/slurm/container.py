@@ -76,17 +76,17 @@ class SlurmContainers(Containers):
 def run(run_dir: Path, attempt: int, devices: Sequence[str], overseer: Overseer) -> int:
     """Execute the attempt that the journal announces as `starting` in a container, and record how it ended: its exit
     code, or 1."""
-    asked = StopSignals()
+    signals = StopSignals()
     engine = SlurmContainers(overseer)
     engine.start(run_dir, attempt, devices, [])
     told_to_end = False
     while engine.poll(run_dir):
-        engine.signals = asked.times
+        engine.signals = signals.times
         if overseer.lost():
             engine.end(run_dir, at_once=True)
             engine.forget(run_dir)
             return EXIT_TAKEN
-        if overseer.asked(asked.times) and not told_to_end:
+        if overseer.asked(signals.times) and not told_to_end:
             told_to_end = engine.end(run_dir, at_once=False)
         time.sleep(POLL)
     engine.close()

@@ -12,7 +12,6 @@ CODES = [
     (errors.FencedError("x"), 1),
     (errors.LeaseLostError("x"), 1),
     (errors.EngineError("x"), 1),
-    (errors.SlurmError("x"), 1),
     (errors.RefusedError("x", 3), 3),
     (errors.SizeError("x"), 64),
     (errors.JobError("x"), 64),
