@@ -20,13 +20,13 @@ from trainer.data.drawn import write_sample_data
 SMALL_DEVICE = """
 import sys
 if "trainer" in sys.orig_argv:
-    import torch, trainer.training.loop
-    step = trainer.training.loop._step
-    def small(job, group):
-        if max(len(batch[0]) for batch in group) > 4 and job.progress.step >= 1:
+    import torch, trainer.training.step
+    take = trainer.training.step.take
+    def small(step, batches, number):
+        if max(len(batch[0]) for batch in batches) > 4 and number >= 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-        return step(job, group)
-    trainer.training.loop._step = small
+        return take(step, batches, number)
+    trainer.training.step.take = small
 """
 WORDS = ["model.name=resnet10t", "model.pretrained=false", "data.img_size=64", "training.batch_size=16", "seed=3"]
 WORDS += ["training.epochs=2", "training.num_workers=1", "training.drop_last=false", "training.precision=fp32"]

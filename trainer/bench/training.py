@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import timm
 import torch
@@ -18,12 +18,9 @@ from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 
 from trainer.bench.steps import GPU_SETUPS, QUICK, SIZE, Row, environment, fast_kernels, fitting
 from trainer.config.compose import compose
-from trainer.data.table import Table
-from trainer.models import build, compiling, optimizers
-from trainer.training import device, loop
-from trainer.training.progress import Reporter
-from trainer.training.stop import Stop
-from trainer.training.tracking import Tracking
+from trainer.models import build, compiling
+from trainer.training import device
+from trainer.training.step import learner, set_up, take
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 CLASSES = 17
@@ -40,7 +37,7 @@ def measure(quick: bool = False) -> list[Row]:
     """Training images/s on this machine's CPU and then on its GPU, where it has one, a row a model: {device, model,
     size, batch, precision, images_per_s, timm, ratio, timm_defaults, ratio_defaults}.
 
-    `images_per_s` is the step of `trainer.training.loop` on bytes; `timm` are timm's pieces with its script's flags
+    `images_per_s` is the step of `trainer.training.step` on bytes; `timm` are timm's pieces with its script's flags
     that are best here (channels last, autocast where the device has bf16, AdamW, fused); `timm_defaults` the same with
     that script's defaults (SGD, float32, contiguous). All eager. On a GPU each step brings its bytes there from pinned
     memory and normalises them, as timm's PrefetchLoader does; on the CPU timm's images are normalised already. All
@@ -149,48 +146,22 @@ def take_turns(steps: list[Callable[[], None]], rounds: int) -> list[list[float]
 
 
 def trainer_step(name: str, size: int, batch: int, *words: str, on: str = "cpu") -> Callable[[], None]:
-    """A step of `trainer.training.loop` on the device `on`, with drawn bytes in place of a loader; `words`
+    """A step of `trainer.training.step` on the device `on`, with drawn bytes in place of a loader; `words`
     are overrides."""
     own = ["model.pretrained=false", f"device={on}", "training.class_weights=false"]
     config = compose([f"model={name}", f"data.img_size={size}", f"training.batch_size={batch}", *own, *words])
     precision = device.precision(config.training.precision, on)
-    fabric = device.fabric(on, precision)
-    bare = build.create(config.model, CLASSES, size)
     channels_last = device.channels_last(config.training.channels_last, on)
-    net = build.Normalized(bare, *build.mean_std(config.model.name), channels_last)
-    wrapped, optimizer = fabric.setup(net, optimizers.create(config.training, net, precision))
-    nothing = cast(Any, None)  # what only the loop around a step needs
-    job = loop.Job(
-        config=config,
-        run_dir=Path(),
-        table=Table([], [], [], [str(k) for k in range(CLASSES)], []),
-        split=nothing,
-        fabric=fabric,
-        net=wrapped,
-        optimizer=optimizer,
-        class_weights=torch.ones(CLASSES, device=on),
-        loader=nothing,
-        val_batches=nothing,
-        sampler=nothing,
-        steps_per_epoch=100,
-        accumulate=1,
-        device=on,
-        precision=precision,
-        channels_last=channels_last,
-        stop=Stop(),
-        progress=loop.Progress(),
-        reporter=cast(Reporter, None),
-        tracking=cast(Tracking, None),
-        loss_sum=torch.zeros((), device=on),
-    )
-    wrapped.train()
-    images, targets = drawn(size, batch, on)
+    net, optimizer = learner(config, CLASSES, torch.device(on), precision, channels_last)
+    fabric = device.fabric(on, precision)
+    own_step = set_up(config, fabric, net, optimizer, [1.0] * CLASSES, steps_per_epoch=100)
+    own_step.net.train()
+    batch_of_bytes, numbers = drawn(size, batch, on), itertools.count()
 
-    def step() -> None:
-        loop._step(job, [(images, targets)])
-        job.progress.step += 1
+    def one_more() -> None:
+        take(own_step, [batch_of_bytes], next(numbers))
 
-    return step
+    return one_more
 
 
 def drawn(size: int, batch: int, on: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -14,32 +14,30 @@ from trainer.base.errors import ConfigError
 from trainer.config.plain import to_dict
 from trainer.models import build, checkpoint
 from trainer.scores.validation import Outcome, calibration_figures, save_validation
-
-if TYPE_CHECKING:
-    from trainer.training.loop import Job
+from trainer.training.state import Run
 
 LAST_FORMAT = 2
 
 
-def keep(job: Job, values: dict[str, float], score: float, best: bool, outcome: Outcome) -> None:
+def keep(run: Run, values: dict[str, float], score: float, best: bool, outcome: Outcome) -> None:
     """After a validation: best.ckpt if it is the best, and the few next best in top/. The best of equals is the
     earliest."""
-    progress, count = job.progress, job.config.training.keep_top
-    monitored = figures.columns()[job.config.training.monitor]
+    progress, count = run.progress, run.config.training.keep_top
+    monitored = figures.columns()[run.config.training.monitor]
     name = f"epoch{progress.epoch + 1:03d}-step{progress.step:06d}-{monitored.figure.name}_{score:.4f}.ckpt"
     ranked = sorted([*progress.top, [score, name]], key=lambda item: -monitored.worth(item[0]))
     progress.top = ranked[:count]
     if [score, name] not in progress.top:
         return
-    kept = _checkpoint(job, values, outcome)
+    kept = _checkpoint(run, values, outcome)
     if best:
-        _demote(job.run_dir, [other for _, other in progress.top[1:2]])
-        checkpoint.save(job.run_dir / "best.ckpt", kept)
-        save_validation(job.run_dir / "val_predictions.npz", kept)
+        _demote(run.folder, [other for _, other in progress.top[1:2]])
+        checkpoint.save(run.folder / "best.ckpt", kept)
+        save_validation(run.folder / "val_predictions.npz", kept)
     else:
-        checkpoint.save(job.run_dir / "top" / name, kept)
+        checkpoint.save(run.folder / "top" / name, kept)
     for _, dropped in ranked[count:]:
-        (job.run_dir / "top" / dropped).unlink(missing_ok=True)
+        (run.folder / "top" / dropped).unlink(missing_ok=True)
 
 
 def _demote(run_dir: Path, names: list[str]) -> None:
@@ -54,55 +52,55 @@ def _demote(run_dir: Path, names: list[str]) -> None:
                 shutil.copyfile(run_dir / "best.ckpt", place)
 
 
-def _checkpoint(job: Job, values: dict[str, float], outcome: Outcome) -> checkpoint.Checkpoint:
-    mean, std = build.mean_std(job.config.model.name)
+def _checkpoint(run: Run, values: dict[str, float], outcome: Outcome) -> checkpoint.Checkpoint:
+    mean, std = build.mean_std(run.config.model.name)
     stored = {
-        "ids": [job.table.ids[row] for row in outcome.rows],
+        "ids": [run.table.ids[row] for row in outcome.rows],
         "targets": outcome.targets,
         "probabilities": outcome.clean,
-        "split_fingerprint": job.split.fingerprint,
+        "split_fingerprint": run.split.fingerprint,
     }
     if outcome.corrupted is not None:
         stored["corrupted"] = outcome.corrupted
-    if job.split.folds_fingerprint is not None:
-        stored["folds_fingerprint"] = job.split.folds_fingerprint
+    if run.split.folds_fingerprint is not None:
+        stored["folds_fingerprint"] = run.split.folds_fingerprint
     return checkpoint.Checkpoint(
-        state_dict={k: v.detach().cpu() for k, v in job.scored.model.state_dict().items()},
-        class_names=job.table.class_names,
-        labels=job.table.labels,
-        config=to_dict(job.config),
+        state_dict={k: v.detach().cpu() for k, v in run.step.scored.model.state_dict().items()},
+        class_names=run.table.class_names,
+        labels=run.table.labels,
+        config=to_dict(run.config),
         preprocessing={
-            "img_size": job.config.data.img_size,
+            "img_size": run.config.data.img_size,
             "mean": list(mean),
             "std": list(std),
-            "transforms": job.config.data.val_transforms,
-            "fast": job.config.data.fast,
+            "transforms": run.config.data.val_transforms,
+            "fast": run.config.data.fast,
         },
-        metrics={**values, "epoch": job.progress.epoch + 1, "step": job.progress.step},
+        metrics={**values, "epoch": run.progress.epoch + 1, "step": run.progress.step},
         validation=stored,
         calibration=calibration_figures(outcome),
         versions=checkpoint.versions(),
-        provenance=job.provenance,
+        provenance=run.provenance,
     )
 
 
-def save_last(job: Job) -> None:
-    """last.ckpt: everything between two optimiser steps."""
-    if not job.chief:
+def save_last(run: Run) -> None:
+    """last.ckpt: everything between two optimizer steps."""
+    if not run.chief:
         return
-    scaler = getattr(job.fabric.strategy.precision, "scaler", None)
+    step = run.step
     checkpoint.write(
-        job.run_dir / "last.ckpt",
+        run.folder / "last.ckpt",
         {
             "last_format": LAST_FORMAT,
-            "model": job.normalized.state_dict(),
-            "ema": job.ema.module.state_dict() if job.ema is not None else None,
-            "optimizer": job.optimizer.optimizer.state_dict(),
-            "scaler": scaler.state_dict() if scaler is not None else None,
-            "progress": {**vars(job.progress), "loss_sum": float(job.loss_sum)},
-            "class_names": job.table.class_names,
-            "split_fingerprint": job.split.fingerprint,
-            "config": to_dict(job.config),
+            "model": step.normalized.state_dict(),
+            "ema": step.ema.module.state_dict() if step.ema is not None else None,
+            "optimizer": step.optimizer.optimizer.state_dict(),
+            "scaler": step.scaler.state_dict() if step.scaler is not None else None,
+            "progress": {**vars(run.progress), "loss_sum": float(step.loss_sum)},
+            "class_names": run.table.class_names,
+            "split_fingerprint": run.split.fingerprint,
+            "config": to_dict(run.config),
         },
     )
 

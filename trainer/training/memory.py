@@ -31,7 +31,8 @@ from trainer.config.keys import option_names
 from trainer.config.schema import Config
 from trainer.models import build, losses, optimizers
 from trainer.training import device
-from trainer.training import teachers as distill
+from trainer.training import teachers as teaching
+from trainer.training.step import network
 
 CLASSES = 17
 PRECISIONS = ("fp32", "bf16")
@@ -49,7 +50,7 @@ _FLOAT32_OPS = frozenset(
 
 
 @dataclass(frozen=True)
-class Step:
+class Peaks:
     """The peaks of one optimiser step at one micro-batch, bytes on one device."""
 
     one: int
@@ -152,7 +153,7 @@ def estimate(config: Config, classes: int = CLASSES, precisions: tuple[str, ...]
     found = {}
     weights = sum(t.untyped_storage().nbytes() for t in (*net.parameters(), *net.buffers()))
     ema = weights if config.training.ema_decay is not None else 0
-    members = [member.state_dict for _, member, _ in distill.read(config.training.teachers)]
+    members = [member.state_dict for _, member, _ in teaching.read(config.training.teachers)]
     teachers = sum(tensor.nbytes for state in members for tensor in state.values())
     for precision in precisions:
         low, high = (trace(config, net, optimizer, mode, precision, batch, classes) for batch in _BATCHES)
@@ -175,11 +176,9 @@ def estimate(config: Config, classes: int = CLASSES, precisions: tuple[str, ...]
 
 def _fake(config: Config, classes: int) -> tuple[build.Normalized, torch.optim.Optimizer, FakeTensorMode]:
     """The network with fake weights, and its optimiser with fake state, as after a first step."""
-    mean, std = build.mean_std(config.model.name)
-    bare = build.create(config.model, classes, config.data.img_size, load_weights=False)
-    if config.training.grad_checkpointing:
-        build.checkpoint_gradients(bare, config.model.name)
-    net = build.Normalized(bare, mean, std, device.channels_last(config.training.channels_last, kind(config)))
+    net = network(
+        config, classes, device.channels_last(config.training.channels_last, kind(config)), load_weights=False
+    )
     mode = FakeTensorMode()
     swapped: dict[int, torch.Tensor] = {}  # weights that two modules share stay shared
     for module in net.modules():
@@ -217,8 +216,8 @@ def trace(
     precision: str,
     batch: int,
     classes: int,
-) -> Step:
-    """Two micro-batches of `batch` images and an update, as `trainer.training.loop` does them."""
+) -> Peaks:
+    """Two micro-batches of `batch` images and an update, as `trainer.training.step` takes them."""
     size = config.data.img_size
     with mode, contextlib.ExitStack() as stack:
         images = torch.empty(batch, 3, size, size, dtype=torch.uint8)
@@ -247,7 +246,7 @@ def trace(
                 f"({type(error).__name__}: {' '.join(str(error).split())[:160]})"
             ) from None
     one, further = peaks
-    return Step(one, further, live.take_peak())
+    return Peaks(one, further, live.take_peak())
 
 
 def as_json(config: Config, found: dict[str, Estimate], classes: int) -> dict[str, Any]:

@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
-from torch import nn
 from torch.utils.data import DataLoader
 
 from trainer.augment.corruption import Corruption
@@ -23,18 +21,19 @@ from trainer.base.errors import ConfigError, DataError, StoppedError
 from trainer.base.figures import MAIN
 from trainer.base.files import check_folder, resume_file, write_text
 from trainer.config.plain import to_dict, to_yaml
-from trainer.config.schema import Config, TrainingConfig
+from trainer.config.schema import Config
 from trainer.data import duplicates, leaks, sampling
 from trainer.data.dataset import ImageDataset, collate
 from trainer.data.split import Split, split_images
 from trainer.data.table import Table, data_root, read_training, training_fingerprint
 from trainer.images import decode
 from trainer.images.decode import Images, Limit
-from trainer.models import build, compiling, optimizers
-from trainer.training import device, keep
-from trainer.training import teachers as distill
-from trainer.training.loop import Job, Progress, run, total_steps
+from trainer.models import build, compiling
+from trainer.training import device, keep, teachers
+from trainer.training.loop import fit
 from trainer.training.progress import Reporter
+from trainer.training.state import Progress, Run
+from trainer.training.step import learner, set_up, total_steps
 from trainer.training.stop import Stop, ignore_in_worker
 from trainer.training.tracking import Tracking
 from trainer.training.val_batches import Item, Remembered, ValidationView, end_workers
@@ -71,7 +70,36 @@ def train(config: Config, run_dir: Path, stop: Stop, lap: Callable[[str], None] 
     check_folder(run_dir)
     resume = resume_file(config.resume, run_dir)
     state = keep.read_last(resume) if resume else None
+    inputs = _inputs(config, run_dir)
 
+    fabric = device.fabric(chosen, precision, devices)
+    if devices > 1:
+        # A default that has the time in it is made once, not by each process.
+        os.environ["RUN_DIR"] = str(run_dir.resolve())
+    fabric.launch()
+    stop.listen()  # launching may have replaced the handlers
+    cores.limit_threads()
+    device.limit_memory(chosen)
+    device.name_fallbacks(chosen)
+    with device.memory_errors(config):
+        run = _assemble(config, run_dir, inputs, fabric, chosen, precision, stop, state)
+        run.step.lap = lap
+        try:
+            return fit(run)
+        except BaseException as error:
+            run.tracking.finish({}, exit_code=143 if isinstance(error, StoppedError) else 1)
+            raise
+        finally:
+            stop.deferred = False
+            run.reporter.close()
+            end_workers(run.loader)
+            run.val_batches.close()
+            for images in inputs.images:
+                images.close()
+
+
+def _inputs(config: Config, run_dir: Path) -> Inputs:
+    """The data of the run with their augmentation, all of it checked. Raises ConfigError or DataError."""
     train_view = Augmentation(
         config.data.train_transforms, "data.train_transforms", config.data.img_size, config.seed, config.data.fast
     )
@@ -93,32 +121,7 @@ def train(config: Config, run_dir: Path, stop: Stop, lap: Callable[[str], None] 
     fingerprint = training_fingerprint(table)
     images = _images(config, table, fingerprint)
     _rehearse(table, split, images, train_view, plain)
-
-    fabric = device.fabric(chosen, precision, devices)
-    if devices > 1:
-        # A default that has the time in it is made once, not by each process.
-        os.environ["RUN_DIR"] = str(run_dir.resolve())
-    fabric.launch()
-    stop.listen()  # launching may have replaced the handlers
-    cores.limit_threads()
-    device.limit_memory(chosen)
-    device.name_fallbacks(chosen)
-    with device.memory_errors(config):
-        inputs = Inputs(table, split, fingerprint, images, train_view, val_view)
-        job = _prepare(config, run_dir, inputs, fabric, chosen, precision, stop, state)
-        job.lap = lap
-        try:
-            return run(job)
-        except BaseException as error:
-            job.tracking.finish({}, exit_code=143 if isinstance(error, StoppedError) else 1)
-            raise
-        finally:
-            stop.deferred = False
-            job.reporter.close()
-            end_workers(job.loader)
-            job.val_batches.close()
-            for each in images:
-                each.close()
+    return Inputs(table, split, fingerprint, images, train_view, val_view)
 
 
 def _check_batch(config: Config, images: int) -> None:
@@ -149,7 +152,7 @@ def _rehearse(table: Table, split: Split, images: tuple[Images, Images], *views:
             view(its(row), 0, row)
 
 
-def _prepare(
+def _assemble(
     config: Config,
     run_dir: Path,
     inputs: Inputs,
@@ -158,117 +161,114 @@ def _prepare(
     precision: str,
     stop: Stop,
     state: dict[str, Any] | None,
-) -> Job:
-    training, table, split = config.training, inputs.table, inputs.split
-    world, rank = fabric.world_size, fabric.global_rank
-    micro = training.micro_batch or training.batch_size
-    usable = len(split.train) - (len(split.train) % training.batch_size if training.drop_last else 0)
-    targets = [table.targets[row] for row in split.train] if training.balanced_sampling else None
-    sampler = sampling.EpochSampler(split.train, config.seed, usable, rank, world, targets)
-    steps_per_epoch = math.ceil(usable / training.batch_size)
-
+) -> Run:
+    """The run as it begins, or goes on from the `state` of a last.ckpt. The first process makes its files and says what
+    it is."""
+    table, split, training, world = inputs.table, inputs.split, config.training, fabric.world_size
     channels_last = device.channels_last(training.channels_last, chosen)
-    teachers = distill.load(training.teachers, table.class_names, fabric.device, channels_last)
+    teaching = teachers.load(training.teachers, table.class_names, fabric.device, channels_last)
     if state is not None:
         _check_resumable(state, table, split)
+    usable = len(split.train) - (len(split.train) % training.batch_size if training.drop_last else 0)
+    steps_per_epoch = math.ceil(usable / training.batch_size)
+    progress = Progress(**state["progress"]) if state is not None else Progress()
+    micro = training.micro_batch or training.batch_size
+
     net, optimizer = learner(config, len(table.class_names), fabric.device, precision, channels_last, state)
     total = total_steps(config, steps_per_epoch)
-    progress = Progress(**state["progress"]) if state is not None else Progress()
-    left = (total - progress.step) * (training.batch_size // micro)
-    device.allow_fast_kernels(chosen, left)
+    passes = (total - progress.step) * (training.batch_size // micro)
+    device.allow_fast_kernels(chosen, passes)
     asked = False if training.grad_checkpointing else training.compile
-    compiled, note = compiling.model_for(asked, net, fabric, micro // world, config.data.img_size, left)
-    wrapped, wrapped_optimizer = fabric.setup(net, optimizer)
-    scaler = getattr(fabric.strategy.precision, "scaler", None)
-    if state is not None and scaler is not None and state.get("scaler"):
-        scaler.load_state_dict(state["scaler"])
-    counts = Counter(table.targets[row] for row in split.train)
-    weights = [
-        len(split.train) / (len(counts) * counts[c]) if counts[c] else 0.0 for c in range(len(table.class_names))
-    ]
-    if not training.class_weights:
-        weights = [1.0] * len(weights)
+    compiled, note = compiling.model_for(asked, net, fabric, micro // world, config.data.img_size, passes)
+    weights = _class_weights(config, inputs)
+    step = set_up(config, fabric, net, optimizer, weights, steps_per_epoch, teaching, state)
+
+    sampler = _sampler(config, inputs, fabric, usable)
     sampler.set_position(progress.epoch, progress.step_in_epoch * training.batch_size // world)
-    reporter = Reporter(run_dir, training.epochs, total, chosen, rank == 0)
-    reporter.best_f1 = progress.best.get(MAIN)
-
-    workers = cores.workers(training.num_workers, chosen, world)
-
-    def val_loader(wanted: Sequence[Item]) -> DataLoader[Any]:
-        its = ImageDataset(table, inputs.val_view, inputs.images[1])
-        return _loader(config, its, wanted, max(1, micro // world), workers)
-
-    job = Job(
+    loader, val_batches = _loaders(config, inputs, fabric, chosen, sampler)
+    run = Run(
         config=config,
-        run_dir=run_dir,
+        folder=run_dir,
         table=table,
         split=split,
-        fabric=fabric,
-        net=wrapped,
-        optimizer=wrapped_optimizer,
-        class_weights=torch.tensor(weights, device=fabric.device),
-        loader=_loader(
-            config, ImageDataset(table, inputs.train_view, inputs.images[0]), sampler, micro // world, workers
-        ),
-        val_batches=Remembered(val_loader, validation_items(split.val, inputs.val_view.copies, rank, world)),
+        step=step,
+        loader=loader,
         sampler=sampler,
-        steps_per_epoch=steps_per_epoch,
-        accumulate=training.batch_size // micro,
+        val_batches=val_batches,
         device=chosen,
         precision=precision,
         channels_last=channels_last,
+        compiled=compiled,
         stop=stop,
         progress=progress,
-        reporter=reporter,
-        tracking=Tracking(to_dict(config), run_dir) if rank == 0 else _Silent(),
-        loss_sum=torch.tensor(progress.loss_sum, device=fabric.device),
+        reporter=Reporter(run_dir, training.epochs, total, chosen, fabric.global_rank == 0),
+        tracking=Tracking(to_dict(config), run_dir, active=fabric.global_rank == 0),
         provenance={"git_sha": provenance.revision(), "data_fingerprint": inputs.fingerprint},
-        ema=_average(training, wrapped.module, state),
-        teachers=teachers,
-        compiled=compiled,
     )
-    if job.chief:
+    run.reporter.best_f1 = progress.best.get(MAIN)
+    if run.chief:
         keep.sweep(run_dir)
         write_text(run_dir / "config.yaml", to_yaml(config))
-        job.reporter.say(
-            f"{config.model.name} on {chosen}{f' ×{world}' if world > 1 else ''} in {precision}, "
-            f"{config.data.img_size} px: {len(split.train)} training and {len(split.val)} validation images in "
-            f"{len(table.class_names)} classes; "
-            f"{training.epochs} epochs of {steps_per_epoch} steps of {training.batch_size} images"
+        _introduce(run, note, resumed=state is not None)
+    return run
+
+
+def _class_weights(config: Config, inputs: Inputs) -> list[float]:
+    """The weight of each class in the loss: inverse to its share of the training images, where that is asked for."""
+    classes, rows = range(len(inputs.table.class_names)), inputs.split.train
+    if not config.training.class_weights:
+        return [1.0 for _ in classes]
+    counts = Counter(inputs.table.targets[row] for row in rows)
+    return [len(rows) / (len(counts) * counts[c]) if counts[c] else 0.0 for c in classes]
+
+
+def _sampler(config: Config, inputs: Inputs, fabric: Fabric, usable: int) -> sampling.EpochSampler:
+    """The order of this process's training images; `usable` of all of them make an epoch."""
+    rows = inputs.split.train
+    targets = [inputs.table.targets[row] for row in rows] if config.training.balanced_sampling else None
+    return sampling.EpochSampler(rows, config.seed, usable, fabric.global_rank, fabric.world_size, targets)
+
+
+def _loaders(
+    config: Config, inputs: Inputs, fabric: Fabric, chosen: str, sampler: sampling.EpochSampler
+) -> tuple[DataLoader[Any], Remembered]:
+    """This process's batches for training and for validation."""
+    world, rank = fabric.world_size, fabric.global_rank
+    batch = max(1, (config.training.micro_batch or config.training.batch_size) // world)
+    workers = cores.workers(config.training.num_workers, chosen, world)
+    training = ImageDataset(inputs.table, inputs.train_view, inputs.images[0])
+    validation = ImageDataset(inputs.table, inputs.val_view, inputs.images[1])
+
+    def val_loader(copies: Sequence[Item]) -> DataLoader[Any]:
+        return _loader(config, validation, copies, batch, workers)
+
+    copies = validation_items(inputs.split.val, inputs.val_view.copies, rank, world)
+    return _loader(config, training, sampler, batch, workers), Remembered(val_loader, copies)
+
+
+def _introduce(run: Run, note: str, resumed: bool) -> None:
+    """The first lines of the log: what is trained on what, and what its reader should know; `note` is of compiling."""
+    config, training, table, split = run.config, run.config.training, run.table, run.split
+    run.reporter.say(
+        f"{config.model.name} on {run.device}{f' ×{run.world_size}' if run.world_size > 1 else ''} in {run.precision}, "
+        f"{config.data.img_size} px: {len(split.train)} training and {len(split.val)} validation images in "
+        f"{len(table.class_names)} classes; "
+        f"{training.epochs} epochs of {run.step.steps_per_epoch} steps of {training.batch_size} images"
+    )
+    if note:
+        run.reporter.say(f"note: {note}")
+    if table.groups is not None:
+        run.reporter.say(
+            "note: intervals take images as independent; those of one group err together, so the truth is wider"
         )
-        if note:
-            job.reporter.say(f"note: {note}")
-        if table.groups is not None:
-            job.reporter.say(
-                "note: intervals take images as independent; those of one group err together, so the truth is wider"
-            )
-        saw = distill.saw_validation(teachers, split.fingerprint)
-        if saw:
-            job.reporter.say(
-                f"note: training.teachers: {', '.join(saw)} may have trained on this run's validation images (their "
-                "split is another, or not known): its validation figures may be too good"
-            )
-        if state is not None:
-            job.reporter.say(f"resumed in epoch {progress.epoch + 1} after step {progress.step}")
-    return job
-
-
-def _average(training: TrainingConfig, net: nn.Module, state: dict[str, Any] | None) -> ModelEmaV3 | None:
-    """The moving average of the weights. Its decay grows with the steps as timm has it, 1 - (1 + step)^(-2/3), up to
-    `training.ema_decay`: the first weights, which are random, do not weigh on a short run."""
-    if training.ema_decay is None:
-        return None
-    made = ModelEmaV3(net, decay=training.ema_decay, use_warmup=True)
-    if state is not None and state.get("ema") is not None:
-        made.module.load_state_dict(state["ema"])
-    return made
-
-
-class _Silent(Tracking):
-    """What the other processes of a multi-GPU run hold instead of a tracker."""
-
-    def __init__(self) -> None:
-        self._run = None
+    doubtful = teachers.saw_validation(run.step.teachers, split.fingerprint)
+    if doubtful:
+        run.reporter.say(
+            f"note: training.teachers: {', '.join(doubtful)} may have trained on this run's validation images (their "
+            "split is another, or not known): its validation figures may be too good"
+        )
+    if resumed:
+        run.reporter.say(f"resumed in epoch {run.progress.epoch + 1} after step {run.progress.step}")
 
 
 def _loader(
@@ -287,45 +287,8 @@ def _loader(
     )
 
 
-def learner(
-    config: Config,
-    classes: int,
-    on: torch.device,
-    precision: str,
-    channels_last: bool,
-    state: dict[str, Any] | None = None,
-) -> tuple[build.Normalized, torch.optim.Optimizer]:
-    """The network and its optimiser on the device `on`: as new, or with what last.ckpt holds.
-
-    The network goes there first: an optimiser takes its state to where the weights lie when it is read, and no later.
-    Raises ConfigError where the checkpoint is of another model.
-    """
-    torch.manual_seed(config.seed)
-    mean, std = build.mean_std(config.model.name)
-    bare = build.create(config.model, classes, config.data.img_size, load_weights=state is None)
-    if config.training.grad_checkpointing:
-        build.checkpoint_gradients(bare, config.model.name)
-    net = build.Normalized(bare, mean, std, channels_last).to(on)
-    optimizer = optimizers.create(config.training, net, precision)
-    if state is not None:
-        _restore(net, optimizer, state)
-    return net, optimizer
-
-
 def _check_resumable(state: dict[str, Any], table: Table, split: Split) -> None:
     if state["class_names"] != table.class_names or state["split_fingerprint"] != split.fingerprint:
         raise ConfigError(
             "resume: the checkpoint was made on other data or another split; resume with the data it began on"
         )
-
-
-def _restore(net: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    try:
-        net.load_state_dict(state["model"])
-        for old, new in zip(state["optimizer"]["param_groups"], optimizer.param_groups, strict=False):
-            old["fused"] = new["fused"]  # another device or precision may have another optimiser
-        optimizer.load_state_dict(state["optimizer"])
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise ConfigError(f"resume: the checkpoint is of another model: {' '.join(str(error).split())[:200]}") from None

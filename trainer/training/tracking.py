@@ -11,17 +11,18 @@ from typing import Any
 class Tracking:
     """Sends figures to W&B, or nowhere. The first failure is printed and ends the sending, not the run."""
 
-    def __init__(self, config: dict[str, Any], run_dir: Path) -> None:
-        self._run: Any = None
+    def __init__(self, config: dict[str, Any], run_dir: Path, active: bool = True) -> None:
+        """`active` is False on every process but the first: nothing is sent from there."""
+        self._wandb_run: Any = None
         mode = choose_mode()
-        if mode == "disabled":
+        if mode == "disabled" or not active:
             return
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 import wandb
 
-                self._run = wandb.init(
+                self._wandb_run = wandb.init(
                     project=os.environ.get("WANDB_PROJECT") or "document-classifier",
                     entity=os.environ.get("WANDB_ENTITY") or None,
                     name=os.environ.get("WANDB_NAME") or run_dir.name,
@@ -35,15 +36,15 @@ class Tracking:
 
     def log(self, figures: dict[str, Any], step: int) -> None:
         """Figures of one validation."""
-        self._try(lambda: self._run.log(figures, step=step))
+        self._try(lambda: self._wandb_run.log(figures, step=step))
 
     def finish(self, figures: dict[str, Any], exit_code: int = 0) -> None:
         """Final figures; afterwards nothing more is sent."""
-        self._try(lambda: (self._run.summary.update(figures), self._run.finish(exit_code=exit_code)))
-        self._run = None
+        self._try(lambda: (self._wandb_run.summary.update(figures), self._wandb_run.finish(exit_code=exit_code)))
+        self._wandb_run = None
 
     def _try(self, action: Any) -> None:
-        if self._run is None:
+        if self._wandb_run is None:
             return
         try:
             action()
@@ -51,7 +52,7 @@ class Tracking:
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        self._run = None
+        self._wandb_run = None
         reason = " ".join(str(error).split())[:200]
         print(f"note: W&B is off for this run: {reason} (WANDB_MODE=disabled or offline avoids this)")
 

@@ -23,7 +23,7 @@ from tests.trainer.conftest import TINY
 from trainer.base.errors import DeviceMemoryError, StoppedError, TrainerError
 from trainer.config.compose import compose
 from trainer.models import checkpoint
-from trainer.training import device, loop
+from trainer.training import device, step
 from trainer.training import run as train
 from trainer.training.progress import Reporter
 from trainer.training.stop import Stop
@@ -51,17 +51,17 @@ WORDS = [
 KILL = """
 import os, signal, sys
 from trainer.cli.main import main
-from trainer.training import loop
+from trainer.training import step
 
-step, last = loop._step, int(sys.argv[1])
+take, last = step.take, int(sys.argv[1])
 
-def stepping(job, group):
-    images = step(job, group)
-    if job.progress.step + 1 == last:
+def stepping(learner, batches, number):
+    images = take(learner, batches, number)
+    if number + 1 == last:
         os.kill(os.getpid(), signal.SIGKILL)
     return images
 
-loop._step = stepping
+step.take = stepping
 sys.exit(main(sys.argv[2:]))
 """
 
@@ -125,8 +125,8 @@ def test_ten_kills_at_random_steps_change_no_bit(tmp_path: Path, train: Train, d
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(whole, *WORDS) == 0
     steps = left(whole)["last"]["progress"]["step"]
-    for step in sorted(random.Random(0).sample(range(1, steps + 1), 10)):
-        train_until(step, parts, documents)
+    for number in sorted(random.Random(0).sample(range(1, steps + 1), 10)):
+        train_until(number, parts, documents)
     assert train(parts, *WORDS, "resume=auto") == 0
     assert_same(left(whole), left(parts))
 
@@ -134,20 +134,20 @@ def test_ten_kills_at_random_steps_change_no_bit(tmp_path: Path, train: Train, d
 def test_what_a_run_goes_on_with_lies_where_it_trains() -> None:
     """The meta device stands for a GPU: an optimiser's state follows its weights when it is read, and no later."""
     settings = compose(["model.name=test_resnet", "model.pretrained=false", "data.img_size=64"])
-    net, optimizer = train.learner(settings, 3, torch.device("cpu"), "fp32", True)
+    net, optimizer = step.learner(settings, 3, torch.device("cpu"), "fp32", True)
     net(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).sum().backward()
     optimizer.step()
     state = {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # weights that are not there take no values
-        net, optimizer = train.learner(settings, 3, torch.device("meta"), "fp32", True, state)
+        net, optimizer = step.learner(settings, 3, torch.device("meta"), "fp32", True, state)
     kept = [value for values in optimizer.state.values() for value in values.values()]
     assert kept and {tensor.device.type for tensor in (*net.parameters(), *net.buffers(), *kept)} == {"meta"}
 
 
 def test_full_memory_while_a_checkpoint_is_read_is_no_fault_of_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = compose(["model.name=test_resnet", "model.pretrained=false", "data.img_size=64"])
-    net, optimizer = train.learner(settings, 3, torch.device("cpu"), "fp32", True)
+    net, optimizer = step.learner(settings, 3, torch.device("cpu"), "fp32", True)
     state = {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
 
     def full(*_: Any) -> None:
@@ -155,7 +155,7 @@ def test_full_memory_while_a_checkpoint_is_read_is_no_fault_of_the_checkpoint(mo
 
     monkeypatch.setattr(torch.optim.Optimizer, "load_state_dict", full)
     with pytest.raises(DeviceMemoryError, match=r"training\.micro_batch=8"), device.memory_errors(settings):
-        train.learner(settings, 3, torch.device("cpu"), "fp32", True, state)
+        step.learner(settings, 3, torch.device("cpu"), "fp32", True, state)
 
 
 def test_a_run_that_diverged_leaves_its_last_checkpoint_when_it_is_stopped(
@@ -163,8 +163,8 @@ def test_a_run_that_diverged_leaves_its_last_checkpoint_when_it_is_stopped(
 ) -> None:
     """An infinite gradient, clipped, leaves weights that are not a number."""
     words = [*TINY, f"data.root={documents}", "training.batch_size=4", "training.gradient_clip=1"]
-    stop, steps, loss = Stop(), 0, loop._loss
-    monkeypatch.setattr(loop, "_loss", lambda *inputs: loss(*inputs) * torch.inf)
+    stop, steps, loss = Stop(), 0, step._loss
+    monkeypatch.setattr(step, "_loss", lambda *inputs: loss(*inputs) * torch.inf)
 
     def lap(part: str) -> None:
         nonlocal steps

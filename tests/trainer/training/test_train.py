@@ -27,7 +27,7 @@ from trainer.cli.main import main
 from trainer.config.compose import compose
 from trainer.config.plain import from_dict
 from trainer.models import checkpoint
-from trainer.training import loop
+from trainer.training import loop, step
 from trainer.training import run as train_module
 
 Train = Callable[..., int]
@@ -163,17 +163,17 @@ def test_precision_and_optimizer_reach_the_training(
 ) -> None:
     seen: list[torch.dtype] = []
     optimizers: list[str] = []
-    original = loop._step
+    take = step.take
 
-    def step(job: loop.Job, group: list[object]) -> int:
-        hook = job.bare.get_submodule("conv1").register_forward_hook(lambda m, i, out: seen.append(out.dtype))
-        optimizers.append(type(job.optimizer.optimizer).__name__)
+    def watched(made: step.Step, batches: list[object], number: int) -> int:
+        hook = made.bare.get_submodule("conv1").register_forward_hook(lambda m, i, out: seen.append(out.dtype))
+        optimizers.append(type(made.optimizer.optimizer).__name__)
         try:
-            return original(job, group)
+            return take(made, batches, number)
         finally:
             hook.remove()
 
-    monkeypatch.setattr(loop, "_step", step)
+    monkeypatch.setattr(step, "take", watched)
     for number, (precision, optimizer) in enumerate((("bf16", "adamw"), ("fp32", "sgd"))):
         words = ["training.max_steps=1", f"training.precision={precision}", f"training.optimizer={optimizer}"]
         assert train(tmp_path / str(number), *words) == 0
@@ -184,22 +184,22 @@ def test_precision_and_optimizer_reach_the_training(
 
 def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
     training = compose(["training.epochs=10", "training.warmup_epochs=2"]).training
-    rates = [loop.learning_rate(training, step, 10, 100) for step in range(100)]
+    rates = [step.learning_rate(training, number, 10, 100) for number in range(100)]
     assert rates[0] == pytest.approx(0.01 * training.lr)
     assert rates[20] == max(rates) == pytest.approx(training.lr)
     assert rates[60] == pytest.approx((training.lr + training.min_lr) / 2, rel=1e-6)
-    assert loop.learning_rate(training, 100, 10, 100) == pytest.approx(training.min_lr)
+    assert step.learning_rate(training, 100, 10, 100) == pytest.approx(training.min_lr)
     assert all(a < b for a, b in itertools.pairwise(rates[:21]))
     assert all(a > b for a, b in itertools.pairwise(rates[20:]))
     training.scheduler = "constant"
-    assert loop.learning_rate(training, 99, 10, 100) == training.lr
+    assert step.learning_rate(training, 99, 10, 100) == training.lr
 
 
 def test_the_schedule_reaches_the_optimizer(trained: list[Path]) -> None:
     rates = [float(row["lr"]) for row in history(trained[0])]
     training = from_dict(yaml.safe_load((trained[0] / "config.yaml").read_text())).training
     steps = [int(row["step"]) for row in history(trained[0])]
-    expected = [loop.learning_rate(training, step - 1, 3, 9) for step in steps]
+    expected = [step.learning_rate(training, number - 1, 3, 9) for number in steps]
     assert rates == pytest.approx(expected, rel=1e-4)
 
 
@@ -347,10 +347,10 @@ def test_bad_data_ends_before_training_with_exit_code_65(
 def test_out_of_device_memory_ends_with_exit_code_75(
     tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(job: loop.Job, group: list[object]) -> int:
+    def full(*_: object) -> int:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(loop, "_step", full)
+    monkeypatch.setattr(step, "take", full)
     assert train(tmp_path / "run", "training.batch_size=8") == 75
     assert "training.micro_batch=4 (same effective batch)" in capsys.readouterr().err
 
@@ -402,12 +402,12 @@ def test_processes_that_load_images_end_with_the_run(
     """Also where something keeps the loader from being collected, as an exception of W&B's does: Python would wait for
     them at its end for good."""
     kept = []
-    prepare = train_module._prepare
+    assemble = train_module._assemble
 
     def keeping(*arguments: Any) -> Any:
-        kept.append(prepare(*arguments))
+        kept.append(assemble(*arguments))
         return kept[-1]
 
-    monkeypatch.setattr(train_module, "_prepare", keeping)
+    monkeypatch.setattr(train_module, "_assemble", keeping)
     assert train(tmp_path / "run", "training.epochs=1", "training.num_workers=1", "training.batch_size=8") == 0
     assert kept and multiprocessing.active_children() == []
