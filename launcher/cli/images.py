@@ -36,13 +36,13 @@ def build(variant: Any, base: str | None, arguments: tuple[str, ...], tags: tupl
     --build-arg WEIGHTS=resnet34,resnet50 (or a folder) bakes ImageNet weights in; TORCH_INDEX=… takes torch from
     another wheel index.
     """
-    from launcher.engines.docker import client as containers
+    from launcher.engines.docker import client as docker_client
     from launcher.engines.docker import images
 
     for word in arguments:
         if "=" not in word:
             raise RefusedError(f"--build-arg {word}: write KEY=VALUE", EXIT_USAGE)
-    client = containers.connect()
+    client = docker_client.connect()
     image, seconds = timed(
         lambda: images.build(
             client, variant, base, dict(word.split("=", 1) for word in arguments),
@@ -57,15 +57,15 @@ def build(variant: Any, base: str | None, arguments: tuple[str, ...], tags: tupl
 @json_option
 def images_command(as_json: bool) -> None:
     """List the trainer's images, and whether each is what this checkout would build."""
-    from launcher.engines.docker import client as containers
+    from launcher.engines.docker import client as docker_client
     from launcher.engines.docker import images
 
-    found = images.listed(containers.connect())
+    trainer_images = images.listed(docker_client.connect())
     if as_json:
-        click.echo(json.dumps([vars(image) for image in found], indent=2))
-    elif found:
-        print_table(image_table(found))
-        for warning in filter(None, (images.stale_warning(image) for image in found if image.tags)):
+        click.echo(json.dumps([vars(image) for image in trainer_images], indent=2))
+    elif trainer_images:
+        print_table(image_table(trainer_images))
+        for warning in filter(None, (images.stale_warning(image) for image in trainer_images if image.tags)):
             click.echo(warning)
     else:
         click.echo("there is no image of the trainer; make one: launcher build cpu (or cuda)")

@@ -34,11 +34,11 @@ def cache_group() -> None:
 @runs_option
 def cache_ls(as_json: bool, runs_root: Path) -> None:
     """List them: of which data, at which size, how much is there, when last used."""
-    found = _found(runs_root)
+    caches = _found(runs_root)
     if as_json:
-        click.echo(json.dumps([_plain(cache) for cache in found], indent=2))
-    elif found:
-        print_table(cache_table(found))
+        click.echo(json.dumps([_plain(cache) for cache in caches], indent=2))
+    elif caches:
+        print_table(cache_table(caches))
     else:
         click.echo(f"{_folder(runs_root)}: there are no decoded images")
 
@@ -57,14 +57,14 @@ def cache_prune(days: float, everything: bool, yes: bool, as_json: bool, runs_ro
     from trainer.images import cache_folder
 
     old = time.time() - days * DAY
-    found = [cache for cache in _found(runs_root) if not cache.in_use and (everything or cache.used <= old)]
+    caches = [cache for cache in _found(runs_root) if not cache.in_use and (everything or cache.used <= old)]
     if as_json:
-        click.echo(json.dumps([_plain(cache) for cache in found], indent=2))
-    elif found:
-        print_table(cache_table(found))
+        click.echo(json.dumps([_plain(cache) for cache in caches], indent=2))
+    elif caches:
+        print_table(cache_table(caches))
     else:
         click.echo("nothing to remove" + ("" if everything else f": none was unused for {days:g} days (--all: any)"))
-    if not found:
+    if not caches:
         return 0
     if not yes:
         if as_json or not sys.stdin.isatty():
@@ -72,13 +72,13 @@ def cache_prune(days: float, everything: bool, yes: bool, as_json: bool, runs_ro
             return 0
         if not click.confirm("remove these?", default=False):
             return 0
-    kept = [cache.folder.name for cache in found if not cache_folder.evict(cache.folder)]
+    in_use = [cache.folder.name for cache in caches if not cache_folder.evict(cache.folder)]
     cache_folder.sweep(_folder(runs_root))
-    for name in kept:
+    for name in in_use:
         click.echo(f"not removed: {name}: a run has begun to read it", err=True)
     if not as_json:
-        click.echo(f"removed: {len(found) - len(kept)} of {len(found)}")
-    return 1 if kept else 0
+        click.echo(f"removed: {len(caches) - len(in_use)} of {len(caches)}")
+    return 1 if in_use else 0
 
 
 def _folder(runs_root: Path) -> Path:
@@ -123,15 +123,15 @@ def prune_command(yes: bool, as_json: bool, runs_root: Path) -> int:
     """
     from launcher.results import prune
 
-    found, remarks = prune.find_waste(runs_root)
+    waste, remarks = prune.find_waste(runs_root)
     if as_json:
-        listed = [{"what": w.what, "bytes": w.size, "why": w.why} for w in found]
+        listed = [{"what": w.what, "bytes": w.size, "why": w.why} for w in waste]
         click.echo(json.dumps({"found": listed, "remarks": remarks}, indent=2, ensure_ascii=False))
     else:
-        print_table(waste_table(found)) if found else click.echo("nothing to free")
+        print_table(waste_table(waste)) if waste else click.echo("nothing to free")
         for remark in remarks:
             click.echo(f"note: {remark}")
-    if not found:
+    if not waste:
         return 0
     if not yes:
         if as_json or not sys.stdin.isatty():
@@ -139,11 +139,11 @@ def prune_command(yes: bool, as_json: bool, runs_root: Path) -> int:
             return 0
         if not click.confirm("free all of this?", default=False):
             return 0
-    failed = prune.free_all(found)
+    failed = prune.free_all(waste)
     for line in failed:
         click.echo(f"not freed: {line}", err=True)
     if not as_json:
-        click.echo(f"freed: {len(found) - len(failed)} of {len(found)}")
+        click.echo(f"freed: {len(waste) - len(failed)} of {len(waste)}")
     return 1 if failed else 0
 
 

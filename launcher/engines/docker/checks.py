@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.base.errors import EngineError
 from launcher.base.sizes import GIB
-from launcher.engines.docker import client as containers
+from launcher.engines.docker import client as docker_client
 from launcher.engines.docker import images
 from launcher.engines.docker.client import explain
 from launcher.engines.docker.recipe import run_user
@@ -57,7 +57,7 @@ print(json.dumps({
 def examine(runs_root: Path) -> list[Check]:
     """The engine, its images, and what a container of it can do."""
     try:
-        client = containers.connect(timeout=5)
+        client = docker_client.connect(timeout=5)
     except EngineError as error:
         return [Check("docker", "note", f"{error}; runs are native processes here")]
     checks: list[Check] = []
@@ -70,7 +70,7 @@ def examine(runs_root: Path) -> list[Check]:
         checks += _images(variants, bool(gpus))
         image = (variants["cuda"] if gpus else None) or variants["cpu"] or variants["cuda"]
         if image is not None:
-            checks += _container(containers.connect(timeout=PATIENCE), image, runs_root, gpus)
+            checks += _container(docker_client.connect(timeout=PATIENCE), image, runs_root, gpus)
     except Exception as error:  # an engine that answers a ping and little else may say, or leave out, anything
         checks.append(Check("docker", "note", f"the engine is in trouble: {explain(error)}"))
     return checks

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from launcher.base.errors import EngineError, RunError
-from launcher.engines.docker import client as containers
+from launcher.engines.docker import client as docker_client
 from launcher.engines.docker.client import explain
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Connection:
             if self._failure is not None and time.monotonic() - self._failed < FAILED_FOR:
                 raise self._failure
             try:
-                self._client = containers.connect()
+                self._client = docker_client.connect()
             except EngineError as error:
                 self._failure, self._failed = error, time.monotonic()
                 raise
@@ -74,5 +74,5 @@ class Connection:
         Raises EngineError.
         """
         if self._pulse is None:
-            self._pulse = containers.connect(timeout=PULSE)
+            self._pulse = docker_client.connect(timeout=PULSE)
         return self._pulse

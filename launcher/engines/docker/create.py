@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.base.errors import EngineError
-from launcher.engines.docker import client as containers
+from launcher.engines.docker import client as docker_client
 from launcher.engines.docker import images, recipe
 from launcher.engines.run_files import give_cache
 from launcher.record import secret_files
@@ -74,7 +74,7 @@ def _free_name(client: DockerClient, options: Mapping[str, Any]) -> None:
     """Remove what this very attempt's former launcher left before it died. Anything else is somebody's own."""
     standing = client.api.inspect_container(options["name"])
     labels = standing["Config"].get("Labels") or {}
-    ours = labels.get(containers.DIRECTORY) == options["labels"][containers.DIRECTORY]
+    ours = labels.get(docker_client.DIRECTORY) == options["labels"][docker_client.DIRECTORY]
     if not ours or standing["State"]["Running"]:
         name = options["name"]
         raise EngineError(f"a container called {name} is there already; remove it: docker rm {name}")

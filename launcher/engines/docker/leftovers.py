@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from launcher.base.errors import EngineError, RunError
 from launcher.engines import registry
 from launcher.engines.base import Waste
-from launcher.engines.docker import client as containers
+from launcher.engines.docker import client as docker_client
 from launcher.engines.docker import images
 from launcher.engines.docker.client import explain
 from launcher.record.find import list_runs, list_submissions, read_submission
@@ -32,7 +32,7 @@ def find(runs_root: Path, remarks: list[str]) -> list[Waste]:
     """Everything that may go; adds to `remarks` what could not be looked at. Frees nothing."""
     waste: list[Waste] = []
     try:
-        client = containers.connect(timeout=10)
+        client = docker_client.connect(timeout=10)
         waste += leftovers(client, remarks)
         waste += _images(client, runs_root, remarks)
     except EngineError as error:
@@ -44,7 +44,7 @@ def leftovers(client: DockerClient, remarks: list[str]) -> list[Waste]:
     """Containers of runs that are over or gone, and that nobody looks after. Raises EngineError."""
     waste = []
     for container in _list(client):
-        run_dir = Path(container.labels[containers.DIRECTORY])
+        run_dir = Path(container.labels[docker_client.DIRECTORY])
         try:
             why = _why_left(container, run_dir, remarks)
         except (OSError, RunError) as error:  # another user's folder may be closed to this one
@@ -71,7 +71,7 @@ def _why_left(container: Container, run_dir: Path, remarks: list[str]) -> str | 
     if os.getuid() in (0, run_dir.stat().st_uid):  # how another user's run ended is for that user to record
         registry.settle(run_dir)
     status = read_status(run_dir)
-    current = str(status.attempt) == container.labels.get(containers.ATTEMPT)
+    current = str(status.attempt) == container.labels.get(docker_client.ATTEMPT)
     if is_locked(run_dir / "exec.lock") or (current and status.state not in ENDED):
         return None
     return f"the run is {status.state}"
@@ -79,7 +79,7 @@ def _why_left(container: Container, run_dir: Path, remarks: list[str]) -> str | 
 
 def _list(client: DockerClient) -> list[Container]:
     return _answered(
-        lambda: client.containers.list(all=True, filters={"label": containers.DIRECTORY}, ignore_removed=True)
+        lambda: client.containers.list(all=True, filters={"label": docker_client.DIRECTORY}, ignore_removed=True)
     )
 
 
@@ -116,11 +116,11 @@ def _unshared(client: DockerClient) -> dict[str, int]:
 
 
 def _remove_container(identity: str) -> None:
-    _answered(lambda: containers.connect(timeout=REMOVAL).containers.get(identity).remove(force=True, v=True))
+    _answered(lambda: docker_client.connect(timeout=REMOVAL).containers.get(identity).remove(force=True, v=True))
 
 
 def _remove_image(identity: str) -> None:
-    _answered(lambda: containers.connect(timeout=REMOVAL).images.remove(identity, force=True))
+    _answered(lambda: docker_client.connect(timeout=REMOVAL).images.remove(identity, force=True))
 
 
 def _answered(question: Callable[[], _T]) -> _T:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.engines.docker import client as containers
+from launcher.engines.docker import client as docker_client
 from launcher.engines.docker import recipe
 from launcher.engines.outcome import STOP, last_error, verdict, want_of_memory
 from launcher.host.gpu_locks import GpuLock
@@ -88,6 +88,6 @@ def ending(watched: ContainerAttempt, state: Mapping[str, Any], asked: bool) -> 
         "exit_code": code,
         "oom_killed": bool(state.get("OOMKilled")),
         "peak_host_memory_bytes": watched.peak,
-        "seconds": round(containers.seconds(state["FinishedAt"]) - containers.seconds(state["StartedAt"]), 1),
+        "seconds": round(docker_client.seconds(state["FinishedAt"]) - docker_client.seconds(state["StartedAt"]), 1),
     }
     return word, ": ".join(part for part in (reason, detail) if part), figures
