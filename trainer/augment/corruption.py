@@ -14,9 +14,9 @@ from typing import Any
 import albumentations as A
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-Image = NDArray[np.uint8]
+from trainer.images.reading import Pixels
+
 Generator = np.random.Generator
 
 HELD_OUT = ("jpeg", "page_curl")
@@ -43,7 +43,7 @@ class Corruption:
         """What the image takes, in the order in which it is done: the page first, then light, camera and file."""
         return self._plan(image_id)[1]
 
-    def __call__(self, image: Image, image_id: str) -> Image:
+    def __call__(self, image: Pixels, image_id: str) -> Pixels:
         """`image`: (H, W, 3) uint8 RGB. Returns the corrupted copy, of about the size; equal for equal seed and id."""
         generator, kinds, turns, flipped = self._plan(image_id)
         out = np.rot90(image, turns)
@@ -62,10 +62,10 @@ class Corruption:
         return generator, names, int(generator.integers(4)), bool(generator.integers(2))
 
 
-def _done(transform: Any, image: Image, generator: Generator) -> Image:
+def _done(transform: Any, image: Pixels, generator: Generator) -> Pixels:
     """An albumentation, drawing from `generator` alone."""
     transform.set_random_state(generator, random.Random(int(generator.integers(2**63))))
-    out: Image = transform(image=image)["image"]
+    out: Pixels = transform(image=image)["image"]
     return out
 
 
@@ -78,13 +78,13 @@ def _beyond(generator: Generator) -> tuple[float, float, float]:
     return (float(red), float(green), float(blue))
 
 
-def _lit(image: Image, factor: Any, added: Any = 0) -> Image:
+def _lit(image: Pixels, factor: Any, added: Any = 0) -> Pixels:
     """image · factor + added, rounded, within 0 to 255."""
     values = image * np.asarray(factor, dtype=np.float32) + np.asarray(added, dtype=np.float32)
     return np.clip(values, 0, 255, out=values).round().astype(np.uint8)
 
 
-def _page_curl(image: Image, generator: Generator) -> Image:
+def _page_curl(image: Pixels, generator: Generator) -> Pixels:
     """The page bends in one to two waves along one axis: text lines bow by up to 4 % of the other side, and the
     slopes are darker."""
     if generator.random() < 0.5:
@@ -92,7 +92,7 @@ def _page_curl(image: Image, generator: Generator) -> Image:
     return _bend(image, generator)
 
 
-def _bend(image: Image, generator: Generator) -> Image:
+def _bend(image: Pixels, generator: Generator) -> Pixels:
     height, width = image.shape[:2]
     across = np.linspace(0, 2 * np.pi * generator.uniform(0.5, 1.5), width) + generator.uniform(0, 2 * np.pi)
     shift = generator.uniform(0.015, 0.04) * height * np.sin(across)
@@ -109,20 +109,20 @@ def _bend(image: Image, generator: Generator) -> Image:
     return _lit(np.asarray(bent, dtype=np.uint8), light[:, None])
 
 
-def _perspective(image: Image, generator: Generator) -> Image:
+def _perspective(image: Pixels, generator: Generator) -> Pixels:
     """A page seen from the side: corners moved by 5 to 12 % of the sides."""
     transform = A.Perspective(scale=(0.05, 0.12), fit_output=True, fill=_beyond(generator), p=1)
     return _done(transform, image, generator)
 
 
-def _tilt(image: Image, generator: Generator) -> Image:
+def _tilt(image: Pixels, generator: Generator) -> Pixels:
     """Laid down askew by 4 to 25 degrees."""
     angle = float(generator.uniform(4, 25) * generator.choice([-1, 1]))
     transform = A.Affine(rotate=(angle, angle), fit_output=True, fill=_beyond(generator), p=1)
     return _done(transform, image, generator)
 
 
-def _occlusion(image: Image, generator: Generator) -> Image:
+def _occlusion(image: Pixels, generator: Generator) -> Pixels:
     """One to three things on the page, each as wide and high as 12 to 35 % of it: notes, stamps, fingers."""
     out = image.copy()
     height, width = out.shape[:2]
@@ -139,7 +139,7 @@ def _occlusion(image: Image, generator: Generator) -> Image:
     return out
 
 
-def _shadow(image: Image, generator: Generator) -> Image:
+def _shadow(image: Pixels, generator: Generator) -> Pixels:
     """One side of a soft edge lies in the shade: 35 to 70 % of the light is left."""
     height, width = image.shape[:2]
     angle, edge = generator.uniform(0, 2 * np.pi), generator.uniform(-0.35, 0.35)
@@ -150,7 +150,7 @@ def _shadow(image: Image, generator: Generator) -> Image:
     return _lit(image, light[..., None])
 
 
-def _colour_loss(image: Image, generator: Generator) -> Image:
+def _colour_loss(image: Pixels, generator: Generator) -> Pixels:
     """A grey copy, a faded one, or one under coloured light."""
     choice = generator.integers(3)
     if choice == 0:
@@ -162,7 +162,7 @@ def _colour_loss(image: Image, generator: Generator) -> Image:
     return _lit(image, generator.uniform(0.6, 1.1, 3))
 
 
-def _blur(image: Image, generator: Generator) -> Image:
+def _blur(image: Pixels, generator: Generator) -> Pixels:
     """Out of focus, or moved: by 0.15 to 0.45 % of the longer side."""
     radius = max(image.shape[:2]) * generator.uniform(0.0015, 0.0045)
     if generator.random() < 0.5:
@@ -171,20 +171,20 @@ def _blur(image: Image, generator: Generator) -> Image:
     return _done(A.MotionBlur(blur_limit=(length, length), p=1), image, generator)
 
 
-def _noise(image: Image, generator: Generator) -> Image:
+def _noise(image: Pixels, generator: Generator) -> Pixels:
     """A sensor's noise, σ 10 to 35 of 255, in each channel or in brightness alone."""
     shape = image.shape if generator.random() < 0.5 else (*image.shape[:2], 1)
     noise = generator.standard_normal(shape, dtype=np.float32) * np.float32(generator.uniform(10, 35))
     return _lit(image, 1, noise)
 
 
-def _jpeg(image: Image, generator: Generator) -> Image:
+def _jpeg(image: Pixels, generator: Generator) -> Pixels:
     """Sent on by a messenger: JPEG of quality 8 to 25."""
     quality = int(generator.integers(8, 26))
     return _done(A.ImageCompression(quality_range=(quality, quality), p=1), image, generator)
 
 
-KINDS: dict[str, Callable[[Image, Generator], Image]] = {
+KINDS: dict[str, Callable[[Pixels, Generator], Pixels]] = {
     "page_curl": _page_curl,
     "perspective": _perspective,
     "tilt": _tilt,

@@ -9,13 +9,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.augment.warps import WHITE, Image, Page, Shape, borders, finish, image_of, lay_out, parameters, settle
+from trainer.augment.warps import WHITE, PendingPage, borders, finish, image_of, lay_out, parameters, settle
+from trainer.images.reading import Pixels, Shape
 
 NOISE_POOL = 2**22
 """Samples of a normal distribution from which fields of noise are cut."""
 
 
-def clahe(page: Page, transform: Any) -> bool:
+def clahe(page: PendingPage, transform: Any) -> bool:
     """As albumentations: on L of Lab. Two things save most of the way to Lab and back. The paper around a page is white
     and stays so, since a tile's histogram adds up to 255. And where a page is nearly grey, its colours change as a grey
     of its lightness does, to the rounding of a grey value, which a tile's contrast multiplies by its clip limit."""
@@ -50,7 +51,7 @@ BLOCK = 32
 """Pixels along the side of the squares that are nearly grey, or not."""
 
 
-def _colourful(pixels: Image) -> list[tuple[slice, slice]]:
+def _colourful(pixels: Pixels) -> list[tuple[slice, slice]]:
     """Places that hold every pixel which is not nearly grey: runs of blocks, or everything at once."""
     red, green, blue = cv2.split(pixels)
     chroma = cv2.subtract(cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue))
@@ -66,7 +67,7 @@ def _colourful(pixels: Image) -> list[tuple[slice, slice]]:
 
 
 @cache
-def _greys() -> tuple[Image, Image]:
+def _greys() -> tuple[Pixels, Pixels]:
     """The lightness of each grey value, and the grey value of each lightness: L of Lab (L, 128, 128)."""
     grey = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
     lab = np.full((1, 256, 3), 128, dtype=np.uint8)
@@ -75,7 +76,7 @@ def _greys() -> tuple[Image, Image]:
     return image_of(lightness).copy(), image_of(back).copy()
 
 
-def gauss_noise(page: Page, transform: Any) -> bool:
+def gauss_noise(page: PendingPage, transform: Any) -> bool:
     """Noise as albumentations draws it, cut from a pool of samples: neighbours are independent, and two images hardly
     ever get the same."""
     if not transform.per_channel or transform.noise_scale_factor != 1:
@@ -100,7 +101,7 @@ def gauss_noise(page: Page, transform: Any) -> bool:
     return True
 
 
-def illumination(page: Page, transform: Any) -> bool:
+def illumination(page: PendingPage, transform: Any) -> bool:
     drawn = parameters(page, transform)
     lay_out(page)
     height, width = page.pixels.shape[:2]
@@ -110,7 +111,7 @@ def illumination(page: Page, transform: Any) -> bool:
     return True
 
 
-def plasma_shadow(page: Page, transform: Any) -> bool:
+def plasma_shadow(page: PendingPage, transform: Any) -> bool:
     finish(page)
     intensity = transform.py_random.uniform(*transform.shadow_intensity_range)
     _light(page, 1 - intensity * plasma(page.shape, transform.roughness, transform.random_generator))
@@ -144,7 +145,7 @@ _DIAMOND = np.array([[0.25, 0, 0.25], [0, 0, 0], [0.25, 0, 0.25]], dtype=np.floa
 _SQUARE = np.array([[0, 0.25, 0], [0.25, 0, 0.25], [0, 0.25, 0]], dtype=np.float32)
 
 
-def _light(page: Page, field: NDArray[np.float32]) -> None:
+def _light(page: PendingPage, field: NDArray[np.float32]) -> None:
     """Multiply the page by a field of light, (h, w), which is scaled to it."""
     height, width = page.pixels.shape[:2]
     light = cv2.resize(np.asarray(field, dtype=np.float32), (width, height), interpolation=cv2.INTER_LINEAR)

@@ -22,7 +22,8 @@ import cv2
 import numpy as np
 
 from trainer.augment import light_and_noise
-from trainer.augment.warps import Image, Page, colour, finish, lay_out, move, parameters, turn, writable
+from trainer.augment.warps import PendingPage, colour, finish, lay_out, move, parameters, turn, writable
+from trainer.images.reading import Pixels
 
 ANY_RESOLUTION = (
     A.CLAHE,
@@ -38,12 +39,12 @@ ANY_RESOLUTION = (
 """Look at colours, or at shares of the page: the same before and after it is scaled, turned by 90° or mirrored."""
 
 
-def merge(pipeline: A.Compose, image: Image) -> Image:
+def merge(pipeline: A.Compose, image: Pixels) -> Pixels:
     """`image`, (H, W, 3) uint8 RGB, through `pipeline`, whose random state is set: what `pipeline(image=image)` makes
     up to one interpolation more or less."""
     if pipeline.py_random.random() >= pipeline.p:  # Compose draws before its transforms do
         return image
-    page = Page(image, image.shape[:2])
+    page = PendingPage(image, image.shape[:2])
     for transform in pipeline.transforms:
         if not transform.should_apply():
             continue
@@ -61,7 +62,7 @@ def merge(pipeline: A.Compose, image: Image) -> Image:
     return finish(page)
 
 
-def _longest_max_size(page: Page, transform: Any) -> bool:
+def _longest_max_size(page: PendingPage, transform: Any) -> bool:
     if isinstance(transform.max_size, list | tuple) or transform.max_size is None or page.matrix is not None:
         return False
     height, width = page.shape
@@ -73,7 +74,7 @@ def _longest_max_size(page: Page, transform: Any) -> bool:
     return True
 
 
-def _pad_if_needed(page: Page, transform: Any) -> bool:
+def _pad_if_needed(page: PendingPage, transform: Any) -> bool:
     if transform.border_mode != cv2.BORDER_CONSTANT or page.matrix is not None or any(page.pads):
         return False
     drawn = parameters(page, transform)
@@ -84,23 +85,23 @@ def _pad_if_needed(page: Page, transform: Any) -> bool:
     return True
 
 
-def _rotate90(page: Page, transform: Any) -> bool:
+def _rotate90(page: PendingPage, transform: Any) -> bool:
     return turn(page, parameters(page, transform)["factor"], mirrored=False)
 
 
-def _horizontal_flip(page: Page, transform: Any) -> bool:
+def _horizontal_flip(page: PendingPage, transform: Any) -> bool:
     return turn(page, 0, mirrored=True)
 
 
-def _vertical_flip(page: Page, transform: Any) -> bool:
+def _vertical_flip(page: PendingPage, transform: Any) -> bool:
     return turn(page, 2, mirrored=True)
 
 
-def _transpose(page: Page, transform: Any) -> bool:
+def _transpose(page: PendingPage, transform: Any) -> bool:
     return turn(page, 1, mirrored=True)
 
 
-def _d4(page: Page, transform: Any) -> bool:
+def _d4(page: PendingPage, transform: Any) -> bool:
     turns, mirrored = {
         "e": (0, False),
         "r90": (1, False),
@@ -114,13 +115,13 @@ def _d4(page: Page, transform: Any) -> bool:
     return turn(page, turns, mirrored)
 
 
-def _rotate(page: Page, transform: Any) -> bool:
+def _rotate(page: PendingPage, transform: Any) -> bool:
     if transform.crop_border or not _mergeable(transform):
         return False
     return move(page, parameters(page, transform)["matrix"], page.shape, transform.fill)
 
 
-def _affine(page: Page, transform: Any) -> bool:
+def _affine(page: PendingPage, transform: Any) -> bool:
     if not _mergeable(transform):
         return False
     drawn = parameters(page, transform)
@@ -128,7 +129,7 @@ def _affine(page: Page, transform: Any) -> bool:
     return move(page, drawn["matrix"], (height, width), transform.fill)
 
 
-def _perspective(page: Page, transform: Any) -> bool:
+def _perspective(page: PendingPage, transform: Any) -> bool:
     if not _mergeable(transform):
         return False
     drawn = parameters(page, transform)
@@ -145,7 +146,7 @@ def _mergeable(transform: Any) -> bool:
     return bool(transform.border_mode == cv2.BORDER_CONSTANT and transform.interpolation == cv2.INTER_LINEAR)
 
 
-STEPS: dict[type, Callable[[Page, Any], bool]] = {
+STEPS: dict[type, Callable[[PendingPage, Any], bool]] = {
     A.LongestMaxSize: _longest_max_size,
     A.PadIfNeeded: _pad_if_needed,
     A.RandomRotate90: _rotate90,

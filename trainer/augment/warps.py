@@ -10,19 +10,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[np.uint8]
+from trainer.images.reading import Pixels, Shape
+
 Matrix = NDArray[np.float64]
-Shape = tuple[int, int]
-"""Height, width."""
 
 WHITE = (255.0, 255.0, 255.0)
 
 
 @dataclass
-class Page:
+class PendingPage:
     """A page on its way: `pixels`, and what is still to be done to them before they fill `shape`."""
 
-    pixels: Image
+    pixels: Pixels
     shape: Shape
     """Of the final page: what the transforms believe to see."""
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
@@ -40,12 +39,12 @@ class Page:
     """Whether `pixels` are still to be mirrored left to right, before they are turned."""
 
 
-def writable(image: Image) -> Image:
+def writable(image: Pixels) -> Pixels:
     """`image`, or a copy where it may not be written to, as one from a cache: some transforms work in place."""
     return image if image.flags.writeable else image.copy()
 
 
-def parameters(page: Page, transform: Any) -> dict[str, Any]:
+def parameters(page: PendingPage, transform: Any) -> dict[str, Any]:
     """What the transform draws for a page of the final shape."""
     seen = {"image": np.broadcast_to(np.uint8(0), (*page.shape, 3))}
     params: dict[str, Any] = transform.update_transform_params(transform.get_params(), seen)
@@ -53,20 +52,20 @@ def parameters(page: Page, transform: Any) -> dict[str, Any]:
     return params
 
 
-def _scale(page: Page) -> tuple[float, float]:
+def _scale(page: PendingPage) -> tuple[float, float]:
     """Final pixels a pixel, down and across."""
     top, bottom, left, right = page.pads
     height, width = _turned(page)
     return (page.shape[0] - top - bottom) / height, (page.shape[1] - left - right) / width
 
 
-def _turned(page: Page) -> Shape:
+def _turned(page: PendingPage) -> Shape:
     """The shape of the pixels once they are turned."""
     height, width = page.pixels.shape[:2]
     return (width, height) if page.turns % 2 else (height, width)
 
 
-def _matrix(page: Page) -> Matrix:
+def _matrix(page: PendingPage) -> Matrix:
     """From pixels to the final page. Pixel centres are whole numbers, as OpenCV has them."""
     if page.matrix is not None:
         return page.matrix
@@ -90,7 +89,7 @@ def colour(fill: Any) -> tuple[float, ...]:
     return values * 3 if len(values) == 1 else values
 
 
-def turn(page: Page, turns: int, mirrored: bool) -> bool:
+def turn(page: PendingPage, turns: int, mirrored: bool) -> bool:
     """Mirror left to right, then turn by `turns` × 90° counter-clockwise."""
     if page.matrix is not None:
         page.matrix = _turning(page.shape, turns, mirrored) @ page.matrix
@@ -107,7 +106,7 @@ def turn(page: Page, turns: int, mirrored: bool) -> bool:
     return True
 
 
-def settle(page: Page) -> None:
+def settle(page: PendingPage) -> None:
     """Bring turns that are pending to pixels."""
     turned: Any = page.pixels
     if page.mirrored and page.turns % 2 == 0:
@@ -121,7 +120,7 @@ def settle(page: Page) -> None:
     page.pixels, page.turns, page.mirrored = image_of(turned), 0, False
 
 
-def move(page: Page, drawn: Matrix, shape: Shape, fill: Any) -> bool:
+def move(page: PendingPage, drawn: Matrix, shape: Shape, fill: Any) -> bool:
     """Multiply a warp of the final page in, where that shows what one warp after the other would show."""
     step = np.vstack([drawn, [0, 0, 1]]) if len(drawn) == 2 else np.asarray(drawn, dtype=np.float64)
     beyond = colour(fill)
@@ -146,13 +145,13 @@ def _inside(back: Matrix, shape: Shape, before: Shape) -> bool:
     )
 
 
-def borders(page: Page) -> tuple[int, int, int, int]:
+def borders(page: PendingPage) -> tuple[int, int, int, int]:
     """The pads in pixels of the page's own resolution."""
     (down, across), (top, bottom, left, right) = _scale(page), page.pads
     return round(top / down), round(bottom / down), round(left / across), round(right / across)
 
 
-def lay_out(page: Page) -> None:
+def lay_out(page: PendingPage) -> None:
     """Bring everything that is pending to pixels, at the page's own resolution."""
     settle(page)
     if page.matrix is None and not any(page.pads):
@@ -170,7 +169,7 @@ def lay_out(page: Page) -> None:
     page.matrix, page.pads, page.fill = None, (0, 0, 0, 0), None
 
 
-def finish(page: Page) -> Image:
+def finish(page: PendingPage) -> Pixels:
     """Bring everything that is pending to the final pixels, and return them."""
     settle(page)
     if page.matrix is not None:
@@ -188,7 +187,7 @@ def finish(page: Page) -> Image:
     return page.pixels
 
 
-def _warped(pixels: Image, matrix: Matrix, shape: Shape, fill: tuple[float, ...] | None) -> Image:
+def _warped(pixels: Pixels, matrix: Matrix, shape: Shape, fill: tuple[float, ...] | None) -> Pixels:
     """Through four channels, for which OpenCV has the faster kernel, in memory that is kept from page to page."""
     border, size = (*(fill or (0.0, 0.0, 0.0)), 0.0), (shape[1], shape[0])
     whole = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA, dst=_scratch.get("whole", pixels.shape[:2]))
@@ -204,9 +203,9 @@ class _Scratch(threading.local):
     """Images of four channels that a thread uses again: fresh memory costs a tenth of a warp's time."""
 
     def __init__(self) -> None:
-        self.kept: dict[str, Image] = {}
+        self.kept: dict[str, Pixels] = {}
 
-    def get(self, name: str, shape: Shape) -> Image:
+    def get(self, name: str, shape: Shape) -> Pixels:
         if name not in self.kept or self.kept[name].shape[:2] != shape:
             self.kept[name] = np.empty((*shape, 4), dtype=np.uint8)
         return self.kept[name]
@@ -215,5 +214,5 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def image_of(array: Any) -> Image:
+def image_of(array: Any) -> Pixels:
     return np.asarray(array, dtype=np.uint8)

@@ -70,7 +70,7 @@ def check(config: DataConfig) -> Checked:
     paths = [*train.paths, *test.paths]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         looks = list(pool.map(duplicates.look, paths))
-    found = duplicates.find(paths, looks)
+    found = duplicates.find_duplicates(paths, looks)
     across = leaks.found(split, _within(found.pairs, len(train))) if split else []
     refused = {(pair.a, pair.b) for pair in leaks.refused(train, across, config.allowed_leaks)}
     return Checked(train, test, split, looks, found.pairs, found.candidates, found.compared, faults, refused)

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, default_collate
 from trainer.data.table import Table
 from trainer.images.decode import Images
 
-View = Callable[[NDArray[np.uint8], int, int], NDArray[np.uint8]]
+Preparation = Callable[[NDArray[np.uint8], int, int], NDArray[np.uint8]]
 """(H, W, 3) uint8 RGB, epoch (or copy), row → (img_size, img_size, 3) uint8."""
 
 
@@ -22,7 +22,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, int, int]]):
     A view with a true `sees_all(epoch)` gets every pixel of the file, else what `images` takes for enough.
     """
 
-    def __init__(self, table: Table, augmentation: View, images: Images | None = None) -> None:
+    def __init__(self, table: Table, augmentation: Preparation, images: Images | None = None) -> None:
         self.table = table
         self.augmentation = augmentation
         self.images = Images(table.paths, None) if images is None else images

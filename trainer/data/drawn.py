@@ -41,7 +41,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 @dataclass
-class Page:
+class Sheet:
     """A sheet being drawn, with the chance that makes it one of its kind."""
 
     width: int
@@ -97,7 +97,7 @@ class Page:
         shape((x, y, x + size, y + size), fill=self.bright())
 
 
-def _letter(p: Page) -> None:
+def _letter(p: Sheet) -> None:
     size = p.chance.randint(10, 13)
     right = p.width - p.margin
     if p.chance.random() < 0.5:
@@ -114,7 +114,7 @@ def _letter(p: Page) -> None:
     p.text(p.margin, y + 45, p.chance.choice(NAMES), size)
 
 
-def _invoice(p: Page) -> None:
+def _invoice(p: Sheet) -> None:
     size = p.chance.randint(10, 12)
     right = p.width - p.margin
     accent = p.bright()
@@ -139,7 +139,7 @@ def _invoice(p: Page) -> None:
     p.text(right - 4, y + 8, f"Total {p.chance.uniform(100, 9000):.2f}", size + 4, anchor="ra")
 
 
-def _receipt(p: Page) -> None:
+def _receipt(p: Sheet) -> None:
     size = p.chance.randint(11, 14)
     middle, half = p.width / 2, p.width * p.chance.uniform(0.18, 0.26)
     left, right = middle - half, middle + half
@@ -158,7 +158,7 @@ def _receipt(p: Page) -> None:
     _barcode(p, left, y + 45, 2 * half, 34)
 
 
-def _barcode(p: Page, x: float, y: float, width: float, height: float) -> None:
+def _barcode(p: Sheet, x: float, y: float, width: float, height: float) -> None:
     end = x + width
     while x < end - 5:
         bar = p.chance.choice((1, 1, 2, 3))
@@ -166,7 +166,7 @@ def _barcode(p: Page, x: float, y: float, width: float, height: float) -> None:
         x += bar + p.chance.choice((2, 2, 3, 4))
 
 
-def _form(p: Page) -> None:
+def _form(p: Sheet) -> None:
     size = p.chance.randint(9, 11)
     right = p.width - p.margin
     p.text(p.width / 2, p.margin * 0.7, p.words(3), 17, anchor="ma")
@@ -187,7 +187,7 @@ def _form(p: Page) -> None:
         y += height
 
 
-def _report(p: Page) -> None:
+def _report(p: Sheet) -> None:
     size = p.chance.randint(9, 11)
     right, gap = p.width - p.margin, 16
     p.text(p.width / 2, p.margin, p.words(4), 18, anchor="ma")
@@ -207,7 +207,7 @@ def _report(p: Page) -> None:
             y = p.paragraph(x, y, width, p.chance.randint(3, 6), size) + size * 0.7
 
 
-def _handwritten_note(p: Page) -> None:
+def _handwritten_note(p: Sheet) -> None:
     ink = p.chance.choice(((25, 35, 120), (20, 20, 30), (80, 30, 30)))
     gap = p.chance.randint(26, 38)
     ruled = p.chance.random() < 0.7
@@ -225,7 +225,7 @@ def _handwritten_note(p: Page) -> None:
                 x += length + p.chance.uniform(10, 18)
 
 
-def _newspaper(p: Page) -> None:
+def _newspaper(p: Sheet) -> None:
     right, columns = p.width - p.margin * 0.6, p.chance.choice((3, 4))
     left = p.margin * 0.6
     p.text(p.width / 2, 12, f"The {p.words(1)} {p.chance.choice(('Post', 'Times', 'Herald'))}", 40, anchor="ma")
@@ -243,7 +243,7 @@ def _newspaper(p: Page) -> None:
             y = p.paragraph(x, y, width, p.chance.randint(4, 8), 8) + 7
 
 
-def _identity_card(p: Page) -> None:
+def _identity_card(p: Sheet) -> None:
     tint = tuple(min(255, c // 3 + 165) for c in p.bright())
     x0, x1 = p.width * 0.08, p.width * 0.92
     y0 = p.height * p.chance.uniform(0.15, 0.35)
@@ -270,7 +270,7 @@ def _identity_card(p: Page) -> None:
         )
 
 
-def _ticket(p: Page) -> None:
+def _ticket(p: Sheet) -> None:
     accent = p.bright()
     y0 = p.height * p.chance.uniform(0.2, 0.45)
     y1 = y0 + p.height * p.chance.uniform(0.25, 0.35)
@@ -285,7 +285,7 @@ def _ticket(p: Page) -> None:
     _barcode(p, cut + 14, y0 + 50, p.width - cut - 50, y1 - y0 - 75)
 
 
-def _certificate(p: Page) -> None:
+def _certificate(p: Sheet) -> None:
     accent = p.bright()
     for inset in (14, 22):
         p.pen.rectangle((inset, inset, p.width - inset, p.height - inset), outline=accent, width=3)
@@ -301,7 +301,7 @@ def _certificate(p: Page) -> None:
     p.scribble(p.width * 0.55, p.height * 0.84, 120, 20, (30, 40, 120))
 
 
-KINDS: dict[str, Callable[[Page], None]] = {
+KINDS: dict[str, Callable[[Sheet], None]] = {
     "letter": _letter,
     "invoice": _invoice,
     "receipt": _receipt,
@@ -320,7 +320,7 @@ def draw(kind: str, chance: random.Random) -> Image.Image:
     tint = chance.randint(232, 255)
     paper = (tint, tint - chance.randint(0, 6), tint - chance.randint(0, 22))
     shade = chance.randint(10, 70)
-    page = Page(chance.randint(430, 560), chance.randint(520, 640), chance, paper, (shade, shade, shade + 5))
+    page = Sheet(chance.randint(430, 560), chance.randint(520, 640), chance, paper, (shade, shade, shade + 5))
     KINDS[kind](page)
     if chance.random() < 0.25:  # a stamp
         x, y = chance.randint(60, page.width - 120), chance.randint(80, page.height - 120)

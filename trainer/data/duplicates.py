@@ -96,7 +96,7 @@ def look(path: Path) -> Look:
     return Look(hashlib.sha256(path.read_bytes()).hexdigest(), pixels, *image.size, thumbnail)
 
 
-def find(paths: Sequence[Path], looks: Sequence[Look]) -> Found:
+def find_duplicates(paths: Sequence[Path], looks: Sequence[Look]) -> Found:
     """Every pair among `paths` that is one image. `looks` are theirs, in the same order."""
     if not looks:
         return Found([], 0, 0)

@@ -227,7 +227,7 @@ def _rows(text: str) -> list[list[str]]:
 
 
 def _label_order(label: str) -> tuple[int, int, str]:
-    return (0, int(label), "") if label.isascii() and label.isdigit() else (1, 0, label)
+    return (0, int(label), label) if label.isascii() and label.isdigit() else (1, 0, label)
 
 
 def training_fingerprint(table: Table) -> str:

@@ -13,7 +13,7 @@ from trainer.scores.calibration import tempered
 
 
 @dataclass(frozen=True)
-class Validation:
+class SharedValidation:
     """What M members say of the same N images: targets (N,), and of each member (N, classes) probabilities at its
     temperature, of the clean and, where there are, of the corrupted copies. Classes are in the first member's order."""
 
@@ -26,7 +26,7 @@ class Validation:
     folds_fingerprint: str | None
 
 
-def validation(members: Sequence[Member]) -> tuple[Validation | None, str]:
+def validation(members: Sequence[Member]) -> tuple[SharedValidation | None, str]:
     """What the members say of the images that they held out, or None and the reason why it cannot be compared."""
     parts = [part.checkpoint for member in members for part in member.parts]
     if any(not part.validation for part in parts):
@@ -58,7 +58,7 @@ def validation(members: Sequence[Member]) -> tuple[Validation | None, str]:
     corrupted = [own.of(own.corrupted, ids) for own in held if own.corrupted is not None]
     name = first.validation["folds_fingerprint" if joined else "split_fingerprint"]
     return (
-        Validation(
+        SharedValidation(
             ids,
             targets,
             clean,

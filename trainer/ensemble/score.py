@@ -14,7 +14,7 @@ from trainer.base.errors import ConfigError
 from trainer.base.files import sha256, write_json
 from trainer.data.table import Table, content_fingerprint
 from trainer.ensemble import members, voting
-from trainer.ensemble.members import Validation
+from trainer.ensemble.members import SharedValidation
 from trainer.ensemble.voting import ballots, combine
 from trainer.models import checkpoint, ensemble_file
 from trainer.models.ensemble_file import Ensemble
@@ -32,13 +32,13 @@ class Scored:
     """An ensemble with its validation: the outcome (N, classes) for clean and corrupted copies, and its figures."""
 
     made: Ensemble
-    validation: Validation
+    validation: SharedValidation
     clean: torch.Tensor
     corrupted: torch.Tensor | None
     figures: dict[str, Any]
 
 
-def run(made: Ensemble, table: Table, fingerprint: str, options: Options) -> Predictions:
+def predictions_of(made: Ensemble, table: Table, fingerprint: str, options: Options) -> Predictions:
     """The ensemble's probabilities for the images of `table`, in the first member's order of classes. A member's are
     the mean of its folds."""
     first = made.parts[0].checkpoint
@@ -61,11 +61,11 @@ def predict(path: Path, root: Path, options: Options) -> tuple[Predictions, Orig
     table = test_images(root)
     fingerprint = content_fingerprint(table.paths)
     origin = origin_of(sha256(path), fingerprint, options)
-    kept = predictions.find(path, table.ids, origin)
+    kept = predictions.stored(path, table.ids, origin)
     if kept is not None:
         print(f"the ensemble has predicted these {len(table)} images already: {kept[1]}")
         return kept[0], origin
-    return run(made, table, fingerprint, options), origin
+    return predictions_of(made, table, fingerprint, options), origin
 
 
 def _monitor(made: Ensemble) -> str:
@@ -75,7 +75,7 @@ def _monitor(made: Ensemble) -> str:
 
 
 def _figures(
-    made: Ensemble, validation: Validation, clean: torch.Tensor, corrupted: torch.Tensor | None
+    made: Ensemble, validation: SharedValidation, clean: torch.Tensor, corrupted: torch.Tensor | None
 ) -> dict[str, Any]:
     """The same figures as a run has: scores, the one that decides, intervals, calibration. Of folds there is no
     temperature, and `ece` is that of the out-of-fold votes."""
@@ -86,7 +86,7 @@ def _figures(
     return {**values, "monitor": monitor, "score": figures.score(values, monitor), **sureness}
 
 
-def score(made: Ensemble, validation: Validation, how: str) -> Scored:
+def score(made: Ensemble, validation: SharedValidation, how: str) -> Scored:
     """Vote on the validation images, with weights found on them where `how` is greedy.
 
     Figures of weights that were found are those of the cross-validation: no image is judged by weights that knew it.
@@ -135,7 +135,7 @@ def ensemble(made: Ensemble, how: str, root: Path | None, output: Path, options:
     if root is not None:
         table = test_images(root)
         fingerprint = content_fingerprint(table.paths)
-        predicted = run(made, table, fingerprint, options)
+        predicted = predictions_of(made, table, fingerprint, options)
 
     output.mkdir(parents=True, exist_ok=True)
     if (output / "ensemble.json").exists():

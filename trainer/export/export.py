@@ -69,7 +69,7 @@ class Format:
 
 
 @dataclass(frozen=True)
-class Pages:
+class CheckedPages:
     """What an export is checked on: uint8 (N, 3, H, W), and what the images are, in words."""
 
     images: torch.Tensor
@@ -139,7 +139,7 @@ def export(
     return check
 
 
-def check_pages(kept: checkpoint.Checkpoint, root: Path | None, count: int) -> Pages:
+def check_pages(kept: checkpoint.Checkpoint, root: Path | None, count: int) -> CheckedPages:
     """Up to `count` of the checkpoint's validation images in `root`, spread over the split and prepared as in
     validation; where `root` is None or has none of them, drawn pages. Raises DataError for an unreadable image."""
     view = Augmentation(
@@ -161,7 +161,7 @@ def check_pages(kept: checkpoint.Checkpoint, root: Path | None, count: int) -> P
         where = " (no data folder is named)" if root is None else f" ({root} has none of the validation images)"
     prepared = [view(image, 0, row) for row, image in enumerate(sources)]
     varies = any((view(image, 1, row) != prepared[row]).any() for row, image in enumerate(sources[:4]))
-    return Pages(torch.from_numpy(np.stack(prepared)).permute(0, 3, 1, 2).contiguous(), source, where, varies)
+    return CheckedPages(torch.from_numpy(np.stack(prepared)).permute(0, 3, 1, 2).contiguous(), source, where, varies)
 
 
 def _about(kept: checkpoint.Checkpoint, to: str) -> dict[str, Any]:

@@ -35,9 +35,7 @@ from numpy.typing import NDArray
 
 from trainer.base.files import UMASK, write_json
 from trainer.images import cache_folder
-
-Image = NDArray[np.uint8]
-Shape = tuple[int, int]
+from trainer.images.reading import Pixels, Shape
 
 VERSION = 1
 STATE = struct.Struct("<BxHI")
@@ -78,7 +76,7 @@ class Decoded:
         self._pixels, self._state, self._claims = (os.open(self.folder / n, how) for n in ("pixels", "state", "claims"))
         size = os.fstat(self._pixels).st_size
         self._map = mmap.mmap(self._pixels, size, access=mmap.ACCESS_READ) if size else mmap.mmap(-1, 1)
-        self._view: Image = np.frombuffer(self._map, dtype=np.uint8)
+        self._view: Pixels = np.frombuffer(self._map, dtype=np.uint8)
         # Anonymous and shared: what one of a run's processes has checked, the others need not check again.
         self._checked = mmap.mmap(-1, max(1, len(self.index)))
 
@@ -89,7 +87,7 @@ class Decoded:
         self.folder, self.slots = state["folder"], state["slots"]
         self._open()
 
-    def get(self, row: int, decode: Callable[[], Image]) -> Image:
+    def get(self, row: int, decode: Callable[[], Pixels]) -> Pixels:
         """The image of `row`: (H, W, 3) uint8, read-only where it comes from the cache. `decode` makes it where it is
         not there yet, and where the cache does not hold it."""
         slot = self.slots[row]
@@ -112,7 +110,7 @@ class Decoded:
         offset, height, width = (int(v) for v in self.index[slot])
         return offset, height, width
 
-    def _read(self, slot: int) -> Image | None:
+    def _read(self, slot: int) -> Pixels | None:
         offset, height, width = self._place(slot)
         there, _, crc = self._state_of(slot)
         if not there:
@@ -130,7 +128,7 @@ class Decoded:
         )
         return there, decodes, crc
 
-    def _write(self, slot: int, made: Image) -> None:
+    def _write(self, slot: int, made: Pixels) -> None:
         offset, height, width = self._place(slot)
         if not self.writable or made.shape != (height, width, 3):
             return  # the file has changed since its header was read

@@ -10,14 +10,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from trainer.images import cache as decoded
 from trainer.images import cache_folder, reading
-
-Image = NDArray[np.uint8]
-Shape = tuple[int, int]
-"""Height, width."""
+from trainer.images.cache import VERSION, Decoded, Wanted, open_cache
+from trainer.images.reading import Pixels, Shape
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class Limit:
         return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
 
 
-def decode(path: Path, limit: Limit | None) -> Image:
+def decode(path: Path, limit: Limit | None) -> Pixels:
     """(H, W, 3) uint8 RGB. A JPEG that is larger than `limit` is scaled inside its decoder, to an eighth, a quarter or
     a half, which averages what a linear resize would skip, and resized from there.
 
@@ -59,7 +55,7 @@ def decode(path: Path, limit: Limit | None) -> Image:
         return np.asarray(reading.open_image(path))
     image, whole = reading.open_near(path, limit.longest)
     height, width = limit.fitted(whole)
-    pixels: Image = np.asarray(image)
+    pixels: Pixels = np.asarray(image)
     if pixels.shape[:2] != (height, width):
         pixels = np.asarray(cv2.resize(pixels, (width, height), interpolation=limit.interpolation), dtype=np.uint8)
     return pixels
@@ -68,18 +64,18 @@ def decode(path: Path, limit: Limit | None) -> Image:
 class Images:
     """The images at `paths`, row by row. Picklable: processes that load images get a copy each, and share the cache."""
 
-    def __init__(self, paths: Sequence[Path], limit: Limit | None, cache: decoded.Decoded | None = None) -> None:
+    def __init__(self, paths: Sequence[Path], limit: Limit | None, cache: Decoded | None = None) -> None:
         self.paths = paths
         self.limit = limit
         self.cache = cache
 
-    def __call__(self, row: int) -> Image:
+    def __call__(self, row: int) -> Pixels:
         """(H, W, 3) uint8 RGB, within the limit. Not to be written to: it may be the cache itself."""
         if self.cache is None:
             return decode(self.paths[row], self.limit)
         return self.cache.get(row, lambda: decode(self.paths[row], self.limit))
 
-    def whole(self, row: int) -> Image:
+    def whole(self, row: int) -> Pixels:
         """The same with every pixel of the file; from the cache where the limit took none away."""
         if self.limit is None or max(reading.shape(self.paths[row])) <= self.limit.longest:
             return self(row)
@@ -103,8 +99,8 @@ def shared(
     whole = [reading.shape(paths[row]) for row in order]
     shapes = whole if limit is None else [limit.fitted(shape) for shape in whole]
     kind = "whole" if limit is None else f"{limit.longest}px-{limit.interpolation}"
-    key = hashlib.sha256(repr((decoded.VERSION, fingerprint, [ids[row] for row in order], shapes)).encode()).hexdigest()
-    wanted = decoded.Wanted(
+    key = hashlib.sha256(repr((VERSION, fingerprint, [ids[row] for row in order], shapes)).encode()).hexdigest()
+    wanted = Wanted(
         f"{key[:16]}-{kind}",
         shapes,
         order,
@@ -115,4 +111,4 @@ def shared(
         },
     )
     most = cache_folder.default_limit(root) if gigabytes is None else int(gigabytes * 10**9)
-    return Images(paths, limit, decoded.open_cache(wanted, most))
+    return Images(paths, limit, open_cache(wanted, most))

@@ -11,9 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from trainer.base.files import write_text
+
+Pixels = NDArray[np.uint8]
+"""(H, W, 3) RGB, of an image that is in memory."""
+Shape = tuple[int, int]
+"""Height, width, in pixels."""
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 Image.MAX_IMAGE_PIXELS = 400_000_000  # a 1,200-dpi A4 scan has 140 million pixels; beyond this a file is a bomb

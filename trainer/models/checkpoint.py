@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import zipfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -103,8 +103,3 @@ def versions() -> dict[str, str]:
         "timm": version("timm"),
         "python": platform.python_version(),
     }
-
-
-def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Everything but tensors, for printing."""
-    return {k: v for k, v in asdict(checkpoint).items() if k not in ("state_dict", "validation")}

@@ -51,7 +51,7 @@ class Options:
         return device.precision(self.precision, device.choose(self.device))
 
 
-def run(members: Sequence[Checkpoint], table: Table, options: Options) -> list[torch.Tensor]:
+def probabilities(members: Sequence[Checkpoint], table: Table, options: Options) -> list[torch.Tensor]:
     """Each checkpoint's probabilities (N, its classes) for the images of `table`: the mean over the views, at its
     temperature.
 

@@ -42,12 +42,12 @@ def members_predictions(
     """Each checkpoint's predictions of the test images: kept ones where there are, else made and kept."""
     found: dict[str, Predictions] = {}
     for member in wanted:
-        kept = predictions.find(member.path, table.ids, origin_of(member.sha256, fingerprint, options))
+        kept = predictions.stored(member.path, table.ids, origin_of(member.sha256, fingerprint, options))
         if kept is not None:
             print(f"{member.path} has predicted these {len(table)} images already: {kept[1]}")
             found[member.sha256] = kept[0]
     missing = {member.sha256: member.checkpoint for member in wanted if member.sha256 not in found}
-    made: list[torch.Tensor] = inference.run(list(missing.values()), table, options) if missing else []
+    made: list[torch.Tensor] = inference.probabilities(list(missing.values()), table, options) if missing else []
     for (digest, model), probabilities in zip(missing.items(), made, strict=True):
         found[digest] = Predictions(table.ids, probabilities, model.class_names, model.labels)
         predictions.keep(found[digest], origin_of(digest, fingerprint, options))

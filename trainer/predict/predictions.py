@@ -82,7 +82,7 @@ def read(path: Path, ids: Sequence[str], origin: Origin) -> Predictions | None:
     return made if fits and bool(torch.isfinite(made.probabilities).all()) else None
 
 
-def find(source: Path, ids: Sequence[str], origin: Origin) -> tuple[Predictions, Path] | None:
+def stored(source: Path, ids: Sequence[str], origin: Origin) -> tuple[Predictions, Path] | None:
     """Kept predictions of the checkpoint or ensemble.json `source`, and their file: in the cache, or predictions.npz
     beside `source`."""
     cached = _place(origin)

@@ -17,7 +17,7 @@ from trainer.base import figures
 from trainer.base.figures import F1, LOSS, Copy
 from trainer.base.files import write_text
 from trainer.report import charts, pictures
-from trainer.report.subject import Member, Subject
+from trainer.report.subject import MemberRow, Subject
 from trainer.scores import calibration, intervals, label_errors
 from trainer.scores.intervals import Interval
 from trainer.scores.val_predictions import Validation
@@ -97,7 +97,7 @@ def content(subject: Subject, root: Path | None) -> dict[str, Any]:
     corruption = None if subject.corruption_seed is None else Corruption(subject.corruption_seed)
     shown = pictures.Source(validation, root, corruption, kinds)
     wrong = {name: mistakes(targets, p) for name, p in validation.copies.items()}
-    errors = label_errors.find(targets, validation.probabilities)
+    errors = label_errors.find_label_errors(targets, validation.probabilities)
     return {
         "subject": subject,
         "title": subject.config.get("model", {}).get("name", subject.path.stem) if not subject.method else "Ensemble",
@@ -319,12 +319,12 @@ def diagrams(subject: Subject) -> list[Diagram]:
     ]
 
 
-def votes(subject: Subject, headline: list[Score]) -> list[Member]:
+def votes(subject: Subject, headline: list[Score]) -> list[MemberRow]:
     """The ensemble, its members with equal weights, and each member; none where it is one model."""
     if not subject.method:
         return []
     own: dict[str, Any] = {F1.column(score.name): score.f1 for score in headline}
-    whole = Member("this ensemble", None, own | {f"{F1.column()}_interval": headline[0].interval})
+    whole = MemberRow("this ensemble", None, own | {f"{F1.column()}_interval": headline[0].interval})
     return [whole, *subject.members]
 
 

@@ -16,7 +16,7 @@ from trainer.scores.val_predictions import Validation
 
 
 @dataclass(frozen=True)
-class Member:
+class MemberRow:
     """A member of an ensemble, or another way to join its members."""
 
     name: str
@@ -41,7 +41,7 @@ class Subject:
     """How an ensemble joins its members; None: it is one model."""
     weighting: str | None = None
     """How its weights were found."""
-    members: list[Member] = field(default_factory=list)
+    members: list[MemberRow] = field(default_factory=list)
     """Those of an ensemble; before them the same members with equal votes, where that was scored."""
     folds: bool = False
     """An ensemble of folds: its validation is the out-of-fold votes, which have no temperature."""
@@ -109,13 +109,13 @@ def _ensemble(path: Path, validation: Validation) -> Subject:
     )
 
 
-def _members(content: dict[str, Any]) -> list[Member]:
+def _members(content: dict[str, Any]) -> list[MemberRow]:
     """Of the checkpoints that are folds of one model, the model stands there once, with its out-of-fold figures."""
     entries = {entry.get("member", place): entry for place, entry in enumerate(content["members"])}
     pooled = {entry["member"]: entry for entry in content.get("out_of_fold", [])}
     total = sum(float(entry["weight"]) for entry in entries.values())
     members = [
-        Member(
+        MemberRow(
             f"{pooled[number]['name']}, {pooled[number]['folds']} folds" if number in pooled else entry["checkpoint"],
             float(entry["weight"]) / total,
             pooled.get(number, entry),
@@ -123,4 +123,4 @@ def _members(content: dict[str, Any]) -> list[Member]:
         for number, entry in entries.items()
     ]
     equal = content.get("equal_vote")
-    return [Member("equal weights", None, equal), *members] if equal else members
+    return [MemberRow("equal weights", None, equal), *members] if equal else members

@@ -33,7 +33,7 @@ class LabelError:
     """How well the label fits: (p(label) − max of the others + 1) / 2, 0 not at all, 1 certainly."""
 
 
-def find(targets: NDArray[np.int64], probabilities: NDArray[np.float32]) -> list[LabelError]:
+def find_label_errors(targets: NDArray[np.int64], probabilities: NDArray[np.float32]) -> list[LabelError]:
     """Rows whose label is likely to be wrong, the surest first.
 
     `targets` (N,) are the labels given, `probabilities` (N, C) those of a model that did not see the image in training.
@@ -78,11 +78,11 @@ def write(predictions: Path, output: Path, root: Path | None) -> list[LabelError
     `predictions` is a val_predictions.npz, or what `val_predictions.read` takes, `root` the data folder of the
     pictures. Raises ConfigError where `predictions` has none.
     """
-    from trainer.images import gallery, reading  # here, so that `find` is had without them
-    from trainer.scores import val_predictions  # here, so that `find` is had without them
+    from trainer.images import gallery, reading  # here, so that `find_label_errors` is had without them
+    from trainer.scores import val_predictions  # here, so that `find_label_errors` is had without them
 
     validation = val_predictions.read(predictions)
-    errors = find(validation.targets, validation.probabilities)
+    errors = find_label_errors(validation.targets, validation.probabilities)
     names = validation.class_names
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")

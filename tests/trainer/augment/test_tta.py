@@ -78,8 +78,8 @@ def test_with_the_square_s_symmetries_it_does_not_matter_how_a_page_lies(trained
     table = Table(["upright", "lying"], paths, [], [], [])
     member = plain(checkpoint.load(trained[0] / "best.ckpt"))
     options = Options(precision="fp32")
-    (once,) = inference.run([member], table, options)
-    (turned,) = inference.run([member], table, replace(options, tta="standard"))
+    (once,) = inference.probabilities([member], table, options)
+    (turned,) = inference.probabilities([member], table, replace(options, tta="standard"))
     assert (once[0] - once[1]).abs().max() > 1e-4
     torch.testing.assert_close(turned[0], turned[1], atol=1e-6, rtol=0)
 
@@ -95,10 +95,10 @@ def test_one_decode_serves_all_views_and_every_model_of_one_preprocessing(
     first, other = (checkpoint.load(run / "best.ckpt") for run in trained)
     second = replace(first, state_dict={k: v * 1.1 for k, v in first.state_dict.items()}, calibration={})
     table = read_test(documents)
-    alone = inference.run([second], table, Options(tta="light", num_workers=0))
+    alone = inference.probabilities([second], table, Options(tta="light", num_workers=0))
     assert decoded == table.paths
     decoded.clear()
-    found = inference.run([first, other, second], table, Options(tta="light", num_workers=0))
+    found = inference.probabilities([first, other, second], table, Options(tta="light", num_workers=0))
     assert sorted(decoded) == sorted(table.paths * 2), "once for 64 px, once for 160 px"
     torch.testing.assert_close(found[2], alone[0], atol=0, rtol=0)
     assert all(f.shape == (6, 3) and torch.allclose(f.sum(1), torch.ones(6)) for f in found)
@@ -110,6 +110,6 @@ def test_models_that_are_too_large_for_the_device_together_take_turns(
     first = checkpoint.load(trained[0] / "best.ckpt")
     table = read_test(documents)
     monkeypatch.setattr(inference, "TOGETHER_BYTES", 1)
-    a, b = inference.run([first, first], table, Options(num_workers=0))
+    a, b = inference.probabilities([first, first], table, Options(num_workers=0))
     assert decoded == table.paths * 2
     torch.testing.assert_close(a, b, atol=0, rtol=0)

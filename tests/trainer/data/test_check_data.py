@@ -72,7 +72,7 @@ def plant(sources: list[Path], place: Path, per_change: int, seed: int = 0) -> d
 def check_recall(originals: list[Path], made: dict[Path, Path]) -> duplicates.Found:
     """Every exact copy and 95 % of the others are found, with how they lie; nothing is found that is not one image."""
     paths = [*originals, *made]
-    found = duplicates.find(paths, [duplicates.look(path) for path in paths])
+    found = duplicates.find_duplicates(paths, [duplicates.look(path) for path in paths])
     pairs = {(paths[pair.a], paths[pair.b]): pair for pair in found.pairs}
     root = {**{path: path for path in originals}, **made}
     assert [(a.name, b.name) for a, b in pairs if root[a] != root[b]] == [], "different pages taken for one"
@@ -120,7 +120,7 @@ def test_pages_that_differ_in_one_number_are_two(tmp_path: Path) -> None:
     for name, number in (("a", "No. 4711"), ("b", "No. 4713"), ("c", "No. 4711")):
         invoice(number).save(tmp_path / f"{name}.jpg", quality=95 if name < "c" else 50)
     paths = [tmp_path / f"{name}.jpg" for name in "abc"]
-    found = duplicates.find(paths, [duplicates.look(path) for path in paths])
+    found = duplicates.find_duplicates(paths, [duplicates.look(path) for path in paths])
     assert [(pair.a, pair.b) for pair in found.pairs] == [(0, 2)]
     assert found.compared == 3, "the pages were not even alike"
 
@@ -135,7 +135,7 @@ def test_empty_and_noisy_sheets_are_no_duplicates(tmp_path: Path) -> None:
         )
         Image.fromarray(noise).save(tmp_path / f"{number}.png")
     paths = sorted(tmp_path.glob("*.png"))
-    assert duplicates.find(paths, [duplicates.look(path) for path in paths]).pairs == []
+    assert duplicates.find_duplicates(paths, [duplicates.look(path) for path in paths]).pairs == []
 
 
 @pytest.fixture

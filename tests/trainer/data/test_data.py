@@ -84,6 +84,18 @@ def test_every_fault_is_reported_at_once_by_file_and_row(tmp_path: Path) -> None
         assert expected in message
 
 
+def test_csv_files_of_spreadsheets_are_read(tmp_path: Path) -> None:
+    """Another program's line ends and byte order mark, quotation marks, blank and short lines; no value is a number."""
+    root = write_documents(tmp_path / "data", per_class=2)
+    ids = ["0-000.jpg", "0-001.jpg", "1-000.jpg", '1 "001", b.jpg']
+    (root / "train" / "1-001.jpg").rename(root / "train" / ids[3])
+    (root / "meta.csv").unlink()
+    rows = ["ID,target,group", f"{ids[0]},01,NA", f"{ids[1]},01", f'"{ids[2]}",1,"x, y"', '"1 ""001"", b.jpg",1,']
+    (root / "train.csv").write_bytes(b"\xef\xbb\xbf" + "\r".join(rows).encode())
+    table = read_training(root, DataConfig())
+    assert table.ids == ids and table.labels == ["01", "1"] and table.groups == ["NA", "", "x, y", ""]
+
+
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
@@ -91,6 +103,8 @@ def test_every_fault_is_reported_at_once_by_file_and_row(tmp_path: Path) -> None
         ("train.csv", "ID,target\n", "no row below the header"),
         ("train.csv", "", "not a CSV file"),
         ("train.csv", 'ID,target\n"a,1\nb,c,d\n', "not a CSV file"),
+        ("train.csv", "ID,target\nx,0,1\n", "train.csv: not a CSV file in UTF-8: row 2 has 3 fields, its header 2"),
+        ("train.csv", "\nID,target\nx,0\n", "its first line is empty"),
         ("meta.csv", "target,class_name\n0,a\n0,b\n1,a\n2,c\n", "class_name 'a' stands 2 times"),
         ("sample_submission.csv", "target\n0\n", "no column 'ID'"),
     ],

@@ -301,12 +301,12 @@ def test_the_newest_predictions_are_kept(tmp_path: Path, monkeypatch: pytest.Mon
     origins = [predictions.Origin(letter * 64, "images", "none", "fp32") for letter in "abc"]
     for origin in origins:
         predictions.keep(made, origin)
-    assert [predictions.find(tmp_path / "x.ckpt", ["a"], origin) is not None for origin in origins] == [
+    assert [predictions.stored(tmp_path / "x.ckpt", ["a"], origin) is not None for origin in origins] == [
         False,
         True,
         True,
     ]
-    assert predictions.find(tmp_path / "x.ckpt", ["b"], origins[2]) is None, "other images"
+    assert predictions.stored(tmp_path / "x.ckpt", ["b"], origins[2]) is None, "other images"
 
 
 def test_what_another_version_of_the_trainer_predicted_is_not_taken(
@@ -325,8 +325,8 @@ def test_what_another_version_of_the_trainer_predicted_is_not_taken(
     old = replace(now, code=codes[0])
     predictions.keep(made, old)
     predictions.save(tmp_path / "predictions.npz", made, old)
-    assert predictions.find(tmp_path / "x.ckpt", ["a"], now) is None
-    assert predictions.find(tmp_path / "x.ckpt", ["a"], old) is not None
+    assert predictions.stored(tmp_path / "x.ckpt", ["a"], now) is None
+    assert predictions.stored(tmp_path / "x.ckpt", ["a"], old) is not None
 
 
 def test_an_ensemble_json_of_the_first_format_is_still_read(trained: list[Path]) -> None:

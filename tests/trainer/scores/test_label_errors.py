@@ -27,7 +27,7 @@ def predictions(images: int = 240, classes: int = 4, wrong: int = 12) -> tuple[n
 
 def test_planted_wrong_labels_come_first_with_their_right_class() -> None:
     truth, targets, probabilities = predictions()
-    found = label_errors.find(targets, probabilities)
+    found = label_errors.find_label_errors(targets, probabilities)
     assert sum(error.row < 12 for error in found[:12]) >= 11
     assert all(error.suggested == truth[error.row] for error in found[:10])
     assert [error.score for error in found] == sorted(error.score for error in found)
@@ -38,14 +38,14 @@ def test_nothing_is_suspected_without_a_mistake_or_of_one_class() -> None:
     truth, _, probabilities = predictions()
     sure = np.full_like(probabilities, 0.01)
     sure[np.arange(len(truth)), truth] = 0.97
-    assert label_errors.find(truth, sure) == []
-    assert label_errors.find(np.zeros_like(truth), probabilities) == []
+    assert label_errors.find_label_errors(truth, sure) == []
+    assert label_errors.find_label_errors(np.zeros_like(truth), probabilities) == []
 
 
 def test_a_class_without_images_is_no_obstacle() -> None:
     _, targets, probabilities = predictions()
     wider = np.concatenate([probabilities * 0.99, np.full((len(targets), 1), 0.01)], axis=1)
-    rows = [error.row for error in label_errors.find(targets, wider)]
+    rows = [error.row for error in label_errors.find_label_errors(targets, wider)]
     assert sum(row < 12 for row in rows) >= 11
 
 
