@@ -9,6 +9,8 @@ TORCH_INDEX ?=
 BASE ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet --constraint images/constraints.txt
 SOURCES := launcher trainer tests
+# Set in some containers: each of a hundred processes would compile all that it imports.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-docker test test-full test-gpu lint format bench memory-table docs pictures clean

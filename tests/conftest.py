@@ -1,9 +1,12 @@
-"""For all tests: in CI nothing may be skipped; the real documents, where they are."""
+"""For all tests: in CI nothing may be skipped; trainers start warm; the real documents, where they are."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -35,7 +38,36 @@ ALONE = {
 }
 ALONE_ROOMS = ("tests/trainer/", "tests/launcher/job/", "tests/launcher/memory/")
 """Files (and rooms) whose tests start no engine, or one of their own, and see no GPU that others see."""
+WARM = pytest.StashKey[subprocess.Popen[bytes]]()
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What tests start as `python -m trainer` is forked from one process for the whole session: see tests/warm."""
+    if hasattr(config, "workerinput"):  # of xdist: its environment is that of the process that was started
+        return
+    root = Path(__file__).parents[1]
+    os.environ["HF_HUB_OFFLINE"] = "1"  # read on import
+    address = Path(tempfile.mkdtemp(prefix="warm-")) / "socket"
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}  # no thread before a fork
+    command = [sys.executable, "-m", "tests.warm.server", str(address)]
+    config.stash[WARM] = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
+    os.environ["WARM_TRAINER"] = str(address)
+    os.environ["PYTHONPATH"] = f"{root / 'tests' / 'warm'}{os.pathsep}{root}"
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if WARM in config.stash:
+        config.stash[WARM].communicate()
+        address = Path(os.environ["WARM_TRAINER"])
+        address.unlink(missing_ok=True)
+        address.parent.rmdir()
+
+
+@pytest.fixture
+def cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m trainer` is started as a user starts it."""
+    monkeypatch.delenv("WARM_TRAINER")
 
 
 @pytest.hookimpl(wrapper=True)

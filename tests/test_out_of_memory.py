@@ -16,23 +16,21 @@ from launcher.record.states import ENDED
 from tests.docker_engine import REPOSITORY
 from trainer.data.drawn import write_sample_data
 
-# On PYTHONPATH of the processes: the trainer's steps raise torch's own exception above a micro-batch of four images.
+# What the trainers begin with: their steps raise torch's own exception above a micro-batch of four images.
 SMALL_DEVICE = """
-import sys
-if "trainer" in sys.orig_argv:
-    import torch, trainer.training.step
-    take = trainer.training.step.take
-    def small(step, batches, number):
-        if max(len(batch[0]) for batch in batches) > 4 and number >= 1:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-        return take(step, batches, number)
-    trainer.training.step.take = small
+import torch, trainer.training.step
+take = trainer.training.step.take
+def small(step, batches, number):
+    if max(len(batch[0]) for batch in batches) > 4 and number >= 1:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+    return take(step, batches, number)
+trainer.training.step.take = small
 """
 WORDS = ["model.name=resnet10t", "model.pretrained=false", "data.img_size=64", "training.batch_size=16", "seed=3"]
 WORDS += ["training.epochs=2", "training.num_workers=1", "training.drop_last=false", "training.precision=fp32"]
 
 
-def submit(folder: Path, name: str, python_path: str) -> Path:
+def submit(folder: Path, name: str, **more: str) -> Path:
     command = [
         sys.executable,
         "-m",
@@ -47,8 +45,8 @@ def submit(folder: Path, name: str, python_path: str) -> Path:
     environment = {
         **os.environ,
         "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": python_path,
         "DATA_DIR": str(folder / "data"),
+        **more,
     }
     done = subprocess.run(
         [*command, "--runs", str(folder / "runs")], env=environment, cwd=REPOSITORY, capture_output=True, text=True
@@ -60,10 +58,9 @@ def submit(folder: Path, name: str, python_path: str) -> Path:
 
 def test_a_run_out_of_device_memory_is_done_with_the_same_effective_batch(tmp_path: Path) -> None:
     write_sample_data(tmp_path / "data", classes=3, per_class=14)
-    (tmp_path / "small" / "sitecustomize.py").parent.mkdir()
-    (tmp_path / "small" / "sitecustomize.py").write_text(SMALL_DEVICE)
-    small = submit(tmp_path, "small", f"{tmp_path / 'small'}{os.pathsep}{REPOSITORY}")
-    large = submit(tmp_path, "large", str(REPOSITORY))
+    (tmp_path / "small.py").write_text(SMALL_DEVICE)
+    small = submit(tmp_path, "small", WARM_PATCH=str(tmp_path / "small.py"))
+    large = submit(tmp_path, "large")
     ends = [(e["attempt"], e["state"]) for e in read_events(small) if e["state"] in ENDED]
     assert ends == [(1, "out_of_device_memory"), (2, "out_of_device_memory"), (3, "succeeded")]
     settings = {path: yaml.safe_load((path / "config.yaml").read_text())["training"] for path in (small, large)}

@@ -1,8 +1,13 @@
-"""On PYTHONPATH of a test's processes: runs are executed by fake_trainer.py in place of `python -m trainer`."""
+"""On PYTHONPATH of a test's processes: runs are executed by fake_trainer.py in place of `python -m trainer`. What is
+started as `python -m trainer` all the same (the launcher asks it for memory) is the warm one."""
 
+import runpy
 import sys
 from pathlib import Path
 
-import launcher.engines.process
+if sys.orig_argv[1:3] == ["-m", "trainer"]:
+    runpy.run_path(str(Path(__file__).parents[2] / "warm" / "sitecustomize.py"))
+else:
+    import launcher.engines.process
 
-launcher.engines.process.ENTRY = (sys.executable, "-S", str(Path(__file__).with_name("fake_trainer.py")))
+    launcher.engines.process.ENTRY = (sys.executable, "-S", str(Path(__file__).with_name("fake_trainer.py")))

@@ -49,11 +49,10 @@ WORDS = [
     "model.drop_path=0.1",
 ]
 KILL = """
-import os, signal, sys
-from trainer.cli.main import main
+import os, signal
 from trainer.training import step
 
-take, last = step.take, int(sys.argv[1])
+take, last = step.take, int(os.environ["KILL_AT"])
 
 def stepping(learner, batches, number):
     images = take(learner, batches, number)
@@ -62,14 +61,16 @@ def stepping(learner, batches, number):
     return images
 
 step.take = stepping
-sys.exit(main(sys.argv[2:]))
 """
 
 
 def train_until(step: int, run: Path, documents: Path) -> None:
     """The real command in a process that gets a SIGKILL in the midst of optimiser step `step` (from 1)."""
-    command = [sys.executable, "-c", KILL, str(step), "train", *TINY, *WORDS, "resume=auto"]
+    patch = run.with_name("kill.py")
+    patch.write_text(KILL)
+    command = [sys.executable, "-m", "trainer", "train", *TINY, *WORDS, "resume=auto"]
     environment = {**os.environ, "RUN_DIR": str(run), "DATA_DIR": str(documents)}
+    environment |= {"WARM_PATCH": str(patch), "KILL_AT": str(step)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
 

@@ -370,12 +370,11 @@ def test_what_a_worker_raises_is_told_without_its_traceback(
 def test_a_disk_that_is_full_is_one_clear_error_and_leaves_no_torn_file(tmp_path: Path, documents: Path) -> None:
     """Files of this process may grow to 3 MB: best.ckpt fits, last.ckpt with the optimiser's state does not."""
     run = tmp_path / "run"
-    limit = "import resource, sys, trainer.cli.main; resource.setrlimit(resource.RLIMIT_FSIZE, (3 * 2**20,) * 2)"
-    code = f"{limit}; sys.exit(trainer.cli.main.main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "train", *TINY, "training.max_steps=2"]
-    done = subprocess.run(
-        command, env={**os.environ, "RUN_DIR": str(run), "DATA_DIR": str(documents)}, capture_output=True, text=True
-    )
+    limit = tmp_path / "limit.py"
+    limit.write_text("import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (3 * 2**20,) * 2)")
+    command = [sys.executable, "-m", "trainer", "train", *TINY, "training.max_steps=2"]
+    environment = {**os.environ, "RUN_DIR": str(run), "DATA_DIR": str(documents), "WARM_PATCH": str(limit)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and "last.ckpt: could not be written: the disk is full" in done.stderr, done.stderr
     assert checkpoint.load(run / "best.ckpt").class_names
     assert not (run / "last.ckpt").exists() and not list(run.glob(".*"))

@@ -41,7 +41,7 @@ def test_the_hash_follows_what_is_baked_in_and_nothing_else(tree: Path) -> None:
     (tree / "pyproject.toml").write_text(text.replace("line-length = 120", "line-length = 100"))
     assert images.content_hash(tree, "cpu") == before != images.content_hash(tree, "cuda")
     for name in (
-        "trainer/scores/metrics.py",
+        "trainer/__main__.py",
         "images/constraints.txt",
         "Dockerfile.cpu",
         "trainer/config/conf/model/resnet34.yaml",
@@ -64,7 +64,7 @@ def test_an_image_is_stale_when_the_checkout_has_moved_on(tree: Path) -> None:
     described = attributes(tree)
     assert images.describe(described, tree).stale is False
     assert images.stale_warning(images.describe(described, tree)) is None
-    (tree / "trainer" / "scores" / "metrics.py").write_text("# changed\n")
+    (tree / "trainer" / "__main__.py").write_text("# changed\n")
     warning = images.stale_warning(images.describe(described, tree))
     assert warning and warning.endswith("renew it: launcher build cpu --tag mine:1")
     elsewhere = images.describe(described, tree / "nowhere")

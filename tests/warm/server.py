@@ -1,0 +1,145 @@
+"""`python -m tests.warm.server SOCKET`: import all that the trainer needs, once, and fork a trainer for whoever asks. A
+start takes milliseconds in place of ten seconds. Ends with its standard input.
+
+A request is one message: the words, folder and environment as JSON, and the three standard streams. The answer is
+`begun`, then the fork's status as `wait` gives it. Meanwhile each message is the number of a signal for the fork."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import io
+import json
+import os
+import pkgutil
+import runpy
+import select
+import signal
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parents[2]
+WITHIN_FUNCTIONS = (
+    "cleanlab.filter", "dotenv", "hydra.compose", "hydra.initialize", "matplotlib.pyplot", "onnxscript", "pandas",
+    "scipy.optimize", "scipy.signal", "scipy.stats", "sklearn.metrics", "sklearn.model_selection", "torch.onnx",
+)  # fmt: skip
+"""Imported by the trainer when they are used. Not onnxruntime, which starts a thread."""
+READ_ON_IMPORT = ("HF_", "HOME", "MPL", "PYTHON", "TORCH_", "XDG_")
+"""Beginnings of the variables that must be the same as here, else a fork would not be what a start gives."""
+BUT_NOT = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONUNBUFFERED", "HF_HUB_DISABLE_")
+
+
+def load() -> None:
+    import trainer
+
+    for module in pkgutil.walk_packages(trainer.__path__, "trainer."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    for name in WITHIN_FUNCTIONS:
+        importlib.import_module(name)
+    threads = list(Path("/proc/self/task").iterdir())
+    assert len(threads) == 1, f"{len(threads)} threads: a fork would have but one of them"
+    gc.collect()
+    gc.freeze()  # or the first collection of each fork would copy every page
+
+
+def read_on_import(environment: dict[str, str]) -> dict[str, str]:
+    return {k: v for k, v in environment.items() if k.startswith(READ_ON_IMPORT) and not k.startswith(BUT_NOT)}
+
+
+AT_START = read_on_import(dict(os.environ))  # imports change it
+
+
+def would_start(request: dict[str, Any]) -> Path:
+    """The folder of the package that `python -m trainer` would run there."""
+    folders = [request["cwd"], *request["environment"].get("PYTHONPATH", "").split(os.pathsep)]
+    return next((Path(folder) for folder in folders if (Path(folder) / "trainer" / "__init__.py").is_file()), Path("/"))
+
+
+def become(request: dict[str, Any], streams: list[int]) -> None:
+    """In the fork: all that distinguishes one process from another."""
+    os.setsid()
+    for descriptor, stream in enumerate(streams):
+        os.dup2(stream, descriptor)
+        os.close(stream)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.umask(request["umask"])
+    os.chdir(request["cwd"])
+    sys.argv[1:], sys.path[0] = request["words"], request["cwd"]
+    out, err = (io.BufferedWriter(io.FileIO(number, "w", closefd=False)) for number in (1, 2))
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)))
+    sys.stdout = io.TextIOWrapper(out, write_through=bool(os.environ.get("PYTHONUNBUFFERED")))
+    sys.stderr = io.TextIOWrapper(err, errors="backslashreplace", line_buffering=True)
+    import numpy as np
+    import torch
+
+    np.random.seed()
+    torch.seed()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
+    if patch := os.environ.get("WARM_PATCH"):  # a file of Python code that a test has the trainer begin with
+        exec(Path(patch).read_text(), {})
+
+
+def keep(peer: socket.socket) -> None:
+    """Start the trainer and stay beside it: pass signals on, and answer with its status. Returns in the trainer."""
+    message, streams, _, _ = socket.recv_fds(peer, 2**20, 3)
+    if not message:
+        os._exit(0)
+    request = json.loads(message)
+    differ = {name for name, _ in read_on_import(request["environment"]).items() ^ AT_START.items()}
+    if differ or not would_start(request).samefile(REPOSITORY):
+        print(f"tests/warm: started cold, for {differ or would_start(request)}", file=sys.stderr)
+        peer.send(b"refused")
+        os._exit(0)
+    pid = os.fork()
+    if pid == 0:
+        peer.close()
+        return become(request, streams)
+    for stream in streams:
+        os.close(stream)  # or whoever reads what the trainer prints would never see its end
+    ended = os.pidfd_open(pid)
+    peer.send(b"begun")
+    while ended not in select.select([peer, ended], [], [])[0]:
+        number = int(peer.recv(10) or 0)
+        with suppress(ProcessLookupError):
+            if number:
+                os.kill(pid, number)
+            else:  # the stand-in was killed: so is the fork, with all that it has started
+                os.kill(pid, signal.SIGKILL)
+                os.killpg(pid, signal.SIGKILL)
+                break
+    status = os.waitpid(pid, 0)[1]
+    with suppress(OSError):
+        peer.send(str(status).encode())
+    os._exit(0)
+
+
+def serve(address: str) -> None:
+    """Returns in each trainer."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(address)
+    listener.listen(64)
+    loaded = False
+    while True:
+        if 0 in select.select([listener, 0], [], [])[0]:
+            sys.exit()
+        peer, _ = listener.accept()
+        if not loaded:  # not before somebody asks
+            load()
+            loaded = True
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass  # the keepers that have ended
+        if os.fork() == 0:
+            listener.close()
+            return keep(peer)
+        peer.close()
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
+    runpy.run_module("trainer", run_name="__main__", alter_sys=True)
