@@ -23,21 +23,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of two tests at once would wait for each other
-ALONE = {
-    "tests/test_containers.py",
-    "tests/test_out_of_memory.py",
-    "tests/test_readme.py",
-    "tests/test_real_documents.py",
-    "tests/launcher/cli/test_cli.py",
-    "tests/launcher/cli/test_planning.py",
-    "tests/launcher/engines/slurm/test_squeue.py",
-    "tests/launcher/record/test_journal.py",
-    "tests/launcher/results/test_collect.py",
-    "tests/launcher/supervise/test_durations.py",
-    "tests/launcher/supervise/test_scheduler.py",
-}
-ALONE_ROOMS = ("tests/trainer/", "tests/launcher/job/", "tests/launcher/memory/")
-"""Files (and rooms) whose tests start no engine, or one of their own, and see no GPU that others see."""
+MACHINE = (
+    "tests/launcher/cli/test_looking.py",
+    "tests/launcher/engines/docker/",
+    "tests/launcher/engines/slurm/test_slurm",
+    "tests/launcher/host/test_real_gpu.py",
+    "tests/launcher/remote/",
+    "tests/launcher/supervise/test_crashes.py",
+)
+"""What shares the Docker engine or Slurm of these tests, or looks at all processes of the machine."""
 WARM = pytest.StashKey[subprocess.Popen[bytes]]()
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -82,14 +76,15 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Files of tests go to whichever worker is free, but for those that share the machine's GPU locks, its Docker engine
-    or Slurm, or the checkout's folders: they follow one another on one worker."""
+    """Files of tests go to whichever worker is free, but for those in MACHINE: they follow one another on one worker."""
     from xdist.scheduler import LoadScopeScheduling
 
     class OneForTheMachine(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             path = nodeid.partition("::")[0]
-            return path if path.startswith(ALONE_ROOMS) or path in ALONE else "machine"
+            if path.startswith("tests/trainer/training/"):
+                return nodeid  # the last and longest files: both workers end at the same time
+            return "machine" if path.startswith(MACHINE) else path
 
     return OneForTheMachine(config, log)
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -68,6 +69,7 @@ class Lab:
             "PYTHONPATH": f"{FAKE}{os.pathsep}{REPOSITORY}",  # this tree, wherever the venv points
             "FAKE_PLAN": json.dumps(self.plan),
             "FAKE_LOG": str(self.root / "journal"),
+            "FAKE_LOCKS": str(gpu_locks.LOCKS),
             "LAUNCHER_RUNS": str(self.runs),
             "DOCKER_HOST": NO_ENGINE,
             **self.environment,
@@ -114,11 +116,17 @@ class Lab:
         return read_status(find_run(self.runs, run))
 
 
+@pytest.fixture(scope="session")
+def locks() -> Iterator[None]:
+    """A folder of GPU locks for this process's labs: another one's tests may number their GPUs likewise."""
+    with tempfile.TemporaryDirectory(prefix="gpu-locks-") as folder, pytest.MonkeyPatch.context() as patch:
+        Path(folder).chmod(0o1777)  # as gpu_locks makes it: for every user of the host
+        patch.setattr(gpu_locks, "LOCKS", Path(folder))
+        yield
+
+
 @pytest.fixture
-def lab(tmp_path: Path) -> Any:
-    gpu_locks.LOCKS.mkdir(exist_ok=True)
-    with contextlib.suppress(PermissionError):  # another user's already
-        gpu_locks.LOCKS.chmod(0o1777)  # as gpu_locks makes it: for every user of the host
+def lab(locks: None, tmp_path: Path) -> Any:
     (tmp_path / "data" / "train" / "a").mkdir(parents=True)  # a class without files: nothing that could be reused
     made = Lab(tmp_path)
     yield made

@@ -270,18 +270,18 @@ def test_what_is_neither_size_nor_duration(wrong: object) -> None:
 def test_a_gpu_lock_ends_with_its_process_and_holds_across_users(lab: Lab) -> None:
     code = "import sys; from launcher.host import gpu_locks as gpus; h = gpus.acquire('test-gpu', 'a run'); print(h is not None, flush=True); sys.stdin.read()"
     other = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, **lab.arguments()
     )
     assert other.stdout is not None and other.stdout.readline() == "True\n"
     assert gpu_locks.acquire("test-gpu", "me") is None and gpu_locks.holder("test-gpu") == "a run"
     assert gpu_locks.why_taken("test-gpu", None) == "held by a run"
     if os.geteuid() == 0:  # another user sees the lock, and may take it afterwards
         probe = "import os; os.setgid(65534); os.setuid(65534); from launcher.host import gpu_locks as gpus; print(gpus.acquire('test-gpu', 'other') is None)"
-        assert _as_nobody(probe) == "True"
+        assert _as_nobody(lab, probe) == "True"
     other.send_signal(signal.SIGKILL)
     other.wait()
     if os.geteuid() == 0:
-        assert _as_nobody(probe) == "False"
+        assert _as_nobody(lab, probe) == "False"
     held = gpu_locks.acquire("test-gpu", "me")
     assert held is not None
     held.close()
@@ -327,21 +327,14 @@ print(got)
     command = [sys.executable, "-c", code]
     (lab.root / "marks").mkdir()
     processes = [
-        subprocess.Popen(
-            [*command, group, str(lab.root / "marks"), number], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
-        )
+        subprocess.Popen([*command, group, str(lab.root / "marks"), number], stdout=subprocess.PIPE, **lab.arguments())
         for group, number in (("a", "1"), ("a", "2"), ("b", "1"), ("b", "2"), ("alone", "1"))
     ]
     assert [int(process.communicate()[0] or -1) for process in processes] == [10] * 5
 
 
-def _as_nobody(code: str) -> str:
+def _as_nobody(lab: Lab, code: str) -> str:
     # Imported first: the checkout may lie where another user cannot read.
-    done = subprocess.run(
-        [sys.executable, "-c", "from launcher.host import gpu_locks as gpus\n" + code],
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        check=True,
-    )
+    command = [sys.executable, "-c", "from launcher.host import gpu_locks as gpus\n" + code]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, **lab.arguments())
     return done.stdout.strip()

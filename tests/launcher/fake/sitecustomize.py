@@ -1,6 +1,7 @@
-"""On PYTHONPATH of a test's processes: runs are executed by fake_trainer.py in place of `python -m trainer`. What is
-started as `python -m trainer` all the same (the launcher asks it for memory) is the warm one."""
+"""On PYTHONPATH of a test's processes: runs are executed by fake_trainer.py in place of `python -m trainer`, and GPUs
+are locked in $FAKE_LOCKS. What is started as `python -m trainer` all the same (the launcher asks it for memory) is warm."""
 
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -9,5 +10,7 @@ if sys.orig_argv[1:3] == ["-m", "trainer"]:
     runpy.run_path(str(Path(__file__).parents[2] / "warm" / "sitecustomize.py"))
 else:
     import launcher.engines.process
+    from launcher.host import gpu_locks
 
     launcher.engines.process.ENTRY = (sys.executable, "-S", str(Path(__file__).with_name("fake_trainer.py")))
+    gpu_locks.LOCKS = Path(os.environ["FAKE_LOCKS"])

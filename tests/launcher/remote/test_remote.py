@@ -40,7 +40,7 @@ def server(lab: Lab) -> Iterator[SshServer]:
     made = SshServer(lab.root / "ssh")
     made.make()
     given: dict[str, Any] = lab.arguments()["env"]
-    names = ("PYTHONPATH", "FAKE_LOG", "DOCKER_HOST")
+    names = ("PYTHONPATH", "FAKE_LOG", "FAKE_LOCKS", "DOCKER_HOST")
     made.environment = {name: given[name] for name in names}
     made.install()
     (made.folder / "data" / "train" / "a").mkdir(parents=True)
