@@ -77,22 +77,17 @@ def differences(
     seed: int = 0,
     of: Statistic = macro_f1,
 ) -> list[Interval]:
-    """`difference` of `best` against each of `others`, each given by the predictions of as many copies of the images
-    (clean, corrupted), whose mean figure is compared. An image is drawn with all its copies, the same for all."""
+    """Intervals of the figure of `best` minus that of each of `others` on the same images (paired bootstrap, Efron and
+    Tibshirani 1993, ch. 16). Where one has 0 in it the two are not distinguishable.
+
+    Each is given by the predictions of as many copies of the images (clean, corrupted), whose mean figure is compared.
+    An image is drawn with all its copies, the same for all.
+    """
     models = [best, *others]
     copies = [predicted for model in models for predicted in model]
     drawn = np.array(_all_resampled(targets, copies, classes, seed, of))
     means = drawn.reshape(len(models), len(best), -1).mean(axis=1)
     return [_percentiles(means[0] - other, level) for other in means[1:]]
-
-
-def difference(
-    targets: Labels, first: Labels, second: Labels, classes: int, level: float = 0.95, seed: int = 0
-) -> Interval:
-    """Interval of the macro F1 of `first` minus that of `second` on the same images (paired bootstrap, Efron and
-    Tibshirani 1993, ch. 16). Where it has 0 in it the two are not distinguishable."""
-    both = [_resampled(targets, predicted, classes, seed) for predicted in (first, second)]
-    return _percentiles(both[0] - both[1], level)
 
 
 def _draws(targets: Labels, seed: int) -> list[NDArray[np.intp]]:

@@ -57,10 +57,10 @@ def test_pairs_tell_apart_what_intervals_alone_do_not() -> None:
     second = first.copy()
     extra = np.flatnonzero(first == targets)[:12]
     second[extra] = (targets[extra] + 1) % 4
-    low, high = intervals.difference(targets, first, second, 4)
+    ((low, high),) = intervals.differences(targets, [first], [[second]], 4)
     assert 0 < low < high
     assert intervals.interval(targets, second, 4)[1] > intervals.interval(targets, first, 4)[0]
-    low, high = intervals.difference(targets, first, first, 4)
+    ((low, high),) = intervals.differences(targets, [first], [[first]], 4)
     assert low == high == 0
 
 
@@ -121,7 +121,8 @@ def test_many_differences_are_those_of_pairs_and_copies_are_averaged() -> None:
     close, far = (np.where(np.arange(200) % step == 0, (targets + 1) % 4, targets) for step in (7, 2))
     found = intervals.differences(targets, [best], [[close], [far], [best]], 4)
     for other, (low, high) in zip((close, far), found, strict=False):
-        assert (low, high) == pytest.approx(intervals.difference(targets, best, other, 4), abs=2e-6)
+        (alone,) = intervals.differences(targets, [best], [[other]], 4)
+        assert (low, high) == pytest.approx(alone, abs=2e-6)
     assert found[0][0] < 0 < found[0][1] and found[1][0] > 0 and found[2] == (0, 0)
     ((low, high),) = intervals.differences(targets, [best, best], [[close, far]], 4)
     assert (low + high) / 2 == pytest.approx(sum(sum(each) / 2 for each in found[:2]) / 2, abs=0.02)
@@ -131,4 +132,5 @@ def test_a_class_that_is_never_true_nor_predicted_makes_no_difference() -> None:
     targets = np.arange(60) % 3
     other = np.where(np.arange(60) < 6, (targets + 1) % 3, targets)
     ((low, high),) = intervals.differences(targets, [targets], [[other]], 9)
-    assert (low, high) == pytest.approx(intervals.difference(targets, targets, other, 3), abs=2e-6) and low > 0
+    (fewer,) = intervals.differences(targets, [targets], [[other]], 3)
+    assert (low, high) == pytest.approx(fewer, abs=2e-6) and low > 0
