@@ -25,7 +25,7 @@ def submit(box: Lab, *words: str) -> subprocess.CompletedProcess[str]:
 def journal(box: Lab, what: str) -> list[dict[str, Any]]:
     """Of submissions that are whole: a folder that is still being made gets its name while one looks into it."""
     paths = sorted(box.runs.glob("[!.]*/[!.]*/journal"))
-    lines = [line for path in paths for line in path.read_text().splitlines()]
+    lines = [line for path in paths for line in path.read_text().rpartition("\n")[0].splitlines()]
     return [event for event in map(json.loads, lines) if event["what"] == what]
 
 

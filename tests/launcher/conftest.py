@@ -99,7 +99,7 @@ class Lab:
 
     def journal(self, what: str | None = None) -> list[dict[str, Any]]:
         try:
-            lines = (self.root / "journal").read_text().splitlines()
+            lines = (self.root / "journal").read_text().rpartition("\n")[0].splitlines()  # whole ones
         except FileNotFoundError:
             return []
         events = [json.loads(line) for line in lines]

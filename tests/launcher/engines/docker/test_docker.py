@@ -203,7 +203,7 @@ def test_gpus_are_pinned_by_id_and_exclusive_over_submissions(box: Lab, dockerd:
     ends = {(e["run"], e["uid"], e["time"]): e for e in journal(box, "end")}
     assert len(ends) == 8
     spans = []
-    for path in sorted(box.runs.glob("*/*/journal")):
+    for path in sorted(box.runs.glob("[!.]*/[!.]*/journal")):
         begin, end = (json.loads(line) for line in path.read_text().splitlines())
         spans.append((begin["env"]["NVIDIA_VISIBLE_DEVICES"], begin["time"], end["time"]))
     assert {gpu for gpu, _, _ in spans} == {"0", "1"}
