@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from trainer.base.errors import EXIT_FAILED
 
-UNUSED = ("wandb", "torchmetrics")
+UNUSED = ("wandb", "torchmetrics", "pandas")
 
 
 @contextlib.contextmanager
@@ -31,8 +31,9 @@ def heavy() -> Iterator[None]:
 def without(*packages: str) -> Iterator[None]:
     """Let imports inside the block find none of `packages`; afterwards they can be imported as ever.
 
-    timm imports wandb for a function that the trainer does not call, and Fabric imports torchmetrics (scipy.signal and
-    matplotlib with it) to compare its version: 3 s of CPU in each process. Both take an ImportError in their stride.
+    timm imports wandb for a function that the trainer does not call, Fabric imports torchmetrics where it happens to be
+    installed (scipy.signal and matplotlib with it) to compare its version, and scikit-learn imports pandas to know a
+    table when it sees one: 4 s of CPU in each process. All three are made to work without.
     Python raises one for a name whose place in sys.modules holds None. This is the only place that does so.
     """
     hidden = [name for name in packages if name not in sys.modules]

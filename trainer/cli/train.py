@@ -33,6 +33,8 @@ def train(arguments: list[str]) -> int:
     data_folder(config.data.root)
 
     with heavy():
+        import sklearn.model_selection  # noqa: F401  # which the split needs: here it comes without pandas
+
         from trainer.training.run import train as run
         from trainer.training.stop import Stop
 
