@@ -63,7 +63,9 @@ def verdict(
 
     `want_of_memory` is what to say where the kernel or the engine ended it for want of host memory, else empty.
     """
-    kept = "last.ckpt is kept" if (run_dir / "last.ckpt").exists() else "it begins anew when it is resumed"
+    kept = (
+        "last.ckpt is kept" if (run_dir / "last.ckpt").exists() else "it starts from the beginning when it is resumed"
+    )
     if code == 0:
         return "succeeded", ""
     if timed_out:

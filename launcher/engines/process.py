@@ -78,7 +78,7 @@ def run_trainer(
         if overseer.lost(look=True):
             return EXIT_TAKEN
         killed_for_memory = process.returncode == -signal.SIGKILL and oom_kills() > kills
-        want = "the kernel killed it for want of memory: lower training.num_workers or run fewer at once"
+        want = "the kernel killed it for lack of memory: lower training.num_workers or run fewer at once"
         stopped = overseer.asked(signals.times) > 0
         state, reason = overseer.judge(
             *verdict(process.returncode, stopped, timed_out, request, want if killed_for_memory else "", run_dir)

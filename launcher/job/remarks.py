@@ -92,7 +92,7 @@ def before_start(job: Job, planned: Sequence[Planned], machine: Machine, contain
     if any(p.fit and p.fit.words for p in planned):
         lines.append("training.micro_batch was chosen to fit the devices' memory; the effective batch stays")
     if any(p.request.predicted_memory for p in planned):
-        lines.append(f"needs: foreseen, with {show_size(CONTEXT)} for the device's context and workspaces")
+        lines.append(f"needs: predicted memory, with {show_size(CONTEXT)} for the device's context and workspaces")
     lines += [f"note: {note}" for note in dict.fromkeys(note for p in planned if p.fit for note in p.fit.notes)]
     if counts := folds.counts([p.request for p in planned]):
         several = "folds" if len(set(counts.values())) > 1 else f"{next(iter(counts.values()))} folds"
@@ -136,10 +136,10 @@ def reused_runs(equal: Mapping[str, EqualRun], serving: Mapping[str, Path]) -> l
     lines = []
     if serving:
         sources = ", ".join(sorted({source.parent.name for source in serving.values()}))
-        lines.append(f"reused: {len(serving)} runs that equal runs of {sources} (--fresh trains them anew)")
+        lines.append(f"reused: {len(serving)} runs that equal runs of {sources} (--fresh trains them again)")
     if passed := [name for name in equal if name not in serving]:
         lines.append(
-            f"trained anew: {len(passed)} runs that equal earlier ones by another version of the trainer "
+            f"trained again: {len(passed)} runs that equal earlier ones by another version of the trainer "
             "(--reuse-stale takes those as they are)"
         )
     return lines

@@ -116,7 +116,7 @@ def remarks(machine: Machine, environment: str) -> list[str]:
     if "mps" in device_budgets:
         lines[0] += f": what Metal lets a process use of {show_size(machine.memory)} (not verified)"
     lines.append(
-        f"needs: foreseen by tracing a step, with {show_size(CONTEXT)} for the device's context and workspaces "
+        f"needs: predicted by tracing a step, with {show_size(CONTEXT)} for the device's context and workspaces "
         "(three of the models were measured, on an H100). The micro-batch keeps the effective batch"
     )
     return [*lines, f"the manual's columns are those of {environment}. {compatibility.NOTE}"]

@@ -108,7 +108,7 @@ def _cut(
         total(micro),
         {d: total(micro) <= size for d, size in limits.items()},
         words=(f"training.micro_batch={micro}",) if micro < batch and micro_batch is None else (),
-        notes=(f"training.micro_batch={micro} is not foreseen to fit everywhere; {fitting} is",)
+        notes=(f"training.micro_batch={micro} is not predicted to fit everywhere; {fitting} is",)
         if micro > fitting
         else (),
     )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MARK = "≈"
-"""Beside the rank of what cannot be told apart from the best."""
+"""Marks rows that are not distinguishable from the best."""
 CORRUPTED = F1.column("corrupted")
 
 
@@ -66,12 +66,14 @@ def caption(rows: Sequence[Row]) -> str | None:
         if len(alike) == 1:
             lines.append(f"the first is better than what it was compared with {on}, by more than chance")
         elif alike == list(range(1, len(alike) + 1)):
-            lines.append(f"{MARK} the first {len(alike)} cannot be told apart {on}")
+            lines.append(f"{MARK} the first {len(alike)} are not distinguishable {on}")
         else:
-            lines.append(f"{MARK} these {len(alike)} cannot be told apart from the best {on}")
+            lines.append(f"{MARK} these {len(alike)} are not distinguishable from the best {on}")
     if alike and (rest := len(ranked) - len(alike) - len(others)):
         same = columns()[ranked[0]["monitor"]].figure.of_counts is not None
-        why = "for want of predictions of the same images" if same else "as only figures of predicted classes are"
+        why = (
+            "since there are no predictions of the same images" if same else "as only figures of predicted classes are"
+        )
         lines.append(f"not compared, {why}: {rest}")
     lines += _no_mistake(ranked)
     if ranked and (ranked[0]["monitor"] != MAIN or any(row[CORRUPTED] != "" for row in ranked)):

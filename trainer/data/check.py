@@ -92,7 +92,7 @@ def refuse(checked: Checked, config: DataConfig) -> None:
     """Raises DataError where images or labels have faults, or images leak across the split and are not allowed to."""
     lines = list(checked.faults)
     if lines:
-        lines.append(f"{len(lines)} fault{'s' * (len(lines) > 1)}: mend or remove what is named, then run again")
+        lines.append(f"{len(lines)} fault{'s' * (len(lines) > 1)}: fix or remove them, then run again")
     if checked.split:
         try:
             pairs = _within(checked.pairs, len(checked.train))

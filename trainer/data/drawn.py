@@ -362,7 +362,7 @@ def write_sample_data(
     if out.is_dir() and any(out.iterdir()):
         mine = (out / MARKER).is_file()
         if not (mine and force):
-            hint = "say --force to draw it anew, or name another" if mine else "name another: it is not replaced"
+            hint = "say --force to draw it again, or name another" if mine else "name another: it is not replaced"
             raise ConfigError(f"{out}: the folder is not empty; {hint}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

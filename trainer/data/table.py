@@ -64,7 +64,7 @@ def read_training(root: Path, config: DataConfig, faults_file: Path | None = Non
             if faults_file is not None:
                 write_text(faults_file, "\n".join(faults) + "\n")
         plural = "s" * (len(faults) > 1)
-        shown.append(f"{len(faults)} fault{plural} in {root}: mend or remove what is named, then run again")
+        shown.append(f"{len(faults)} fault{plural} in {root}: fix or remove them, then run again")
         raise DataError("\n".join(shown))
     present = set(table.targets)
     for target, name in enumerate(table.class_names):

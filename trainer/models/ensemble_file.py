@@ -172,5 +172,5 @@ def read(path: Path) -> Ensemble:
     expected = dict(zip(parts, sums, strict=True))
     for part in ensemble.parts:
         if part.sha256 != expected[part.path]:
-            raise ConfigError(f"{part.path}: has changed since {path.name} was made; make the ensemble anew")
+            raise ConfigError(f"{part.path}: has changed since {path.name} was made; make the ensemble again")
     return replace(ensemble, temperature=1.0 if ensemble.averages_folds else temperature, tta=tta)

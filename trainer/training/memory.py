@@ -242,7 +242,7 @@ def trace(
             optimizer.zero_grad()
         except Exception as error:  # whatever a model does that needs data, or that fake tensors lack
             raise TrainerError(
-                f"model.name={config.model.name}: its memory cannot be foreseen: fake tensors do not go through it "
+                f"model.name={config.model.name}: its memory cannot be predicted: fake tensors do not go through it "
                 f"({type(error).__name__}: {' '.join(str(error).split())[:160]})"
             ) from None
     one, further = peaks

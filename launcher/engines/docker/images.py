@@ -164,7 +164,7 @@ def stale_warning(image: Image) -> str | None:
     if image.variant and not image.content:
         return (
             f"warning: image {image.name} does not say what is baked in (it was built without the launcher); "
-            f"build it anew: {image.build_command}"
+            f"rebuild it: {image.build_command}"
         )
     if not image.stale:
         return None

@@ -53,7 +53,7 @@ def test_the_score_ranks_and_what_chance_could_have_made_is_marked(tmp_path: Pat
     assert rows[0]["score"] == pytest.approx((rows[0]["val_f1"] + rows[0]["val_f1_corrupted"]) / 2, abs=1e-6)
     assert rows[0]["val_f1_low"] < rows[0]["val_f1"] < rows[0]["val_f1_high"]
     text = shown(rows)
-    assert "≈ the first 2 cannot be told apart on these 60 validation images" in text
+    assert "≈ the first 2 are not distinguishable on these 60 validation images" in text
     assert "1.0000 [no mistake]" in text and "none of 60 images is wrong; up to 5.0 % of new ones" in text
     assert text.count("≈") == 3 and "score: the mean of val F1 and corrupted F1" in text
     (best, *_) = csv.DictReader((tmp_path / "one" / "leaderboard.csv").read_text().splitlines())
@@ -68,7 +68,7 @@ def test_what_saw_other_images_or_left_no_predictions_is_not_compared(tmp_path: 
     (scored_run(tmp_path, "004-damaged", wrong=4) / "val_predictions.npz").write_bytes(b"PK\x03\x04 cut short")
     rows = collect.leaderboard_rows(tmp_path)
     assert told_apart(rows) == {"001-a": "no", "002-split": "", "003-images": "", "004-damaged": ""}
-    assert "not compared, for want of predictions of the same images: 3" in shown(rows)
+    assert "not compared, since there are no predictions of the same images: 3" in shown(rows)
 
 
 def test_predictions_whose_bytes_were_damaged_are_none(tmp_path: Path) -> None:

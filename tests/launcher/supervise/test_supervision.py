@@ -187,7 +187,7 @@ def test_a_second_ctrl_c_does_not_wait(lab: Lab) -> None:
     assert process.poll() is None, "the first one waits"
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 130
-    assert lab.status("1").state == "cancelled" and "begins anew" in lab.status("1").reason
+    assert lab.status("1").state == "cancelled" and "starts from the beginning" in lab.status("1").reason
 
 
 def test_hanging_up_leaves_the_runs_running(lab: Lab) -> None:
@@ -337,5 +337,5 @@ def test_a_run_that_the_kernel_kills_for_memory_is_told_from_one_that_was_killed
     enter = f"echo $$ > {small_group}/cgroup.procs; exec {sys.executable} -m launcher submit {job}"
     done = subprocess.run(["bash", "-c", enter], capture_output=True, **lab.arguments())
     assert done.returncode == 1, done.stderr
-    assert lab.status("1").state == "out_of_host_memory" and "for want of memory" in lab.status("1").reason
+    assert lab.status("1").state == "out_of_host_memory" and "for lack of memory" in lab.status("1").reason
     assert "0.3 GiB" in done.stdout, "the machine's memory is what the group allows"

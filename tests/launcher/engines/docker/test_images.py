@@ -75,7 +75,7 @@ def test_an_image_that_was_built_by_hand_is_told(tree: Path) -> None:
     by_hand = images.describe(attributes(tree, **{"document-classifier.content": "unknown"}), tree)
     warning = images.stale_warning(by_hand)
     assert by_hand.stale is None and warning and "does not say what is baked in" in warning
-    assert warning.endswith("build it anew: launcher build cpu --tag mine:1")
+    assert warning.endswith("rebuild it: launcher build cpu --tag mine:1")
     somebodys = attributes(tree, **{"document-classifier.content": "", "document-classifier.variant": ""})
     assert images.stale_warning(images.describe(somebodys, tree)) is None, "not of this project"
 
