@@ -25,7 +25,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     paths: list[Path] = []
     real = decode.decode
 
-    def count(path: Path, limit: decode.Limit | None) -> decode.Image:
+    def count(path: Path, limit: decode.Limit | None) -> decode.Pixels:
         paths.append(path)
         return real(path, limit)
 
