@@ -12,12 +12,12 @@ import click
 from launcher.base.errors import looking
 from launcher.base.sizes import show_size
 from launcher.cli.options import json_option, print_table
-from launcher.host import usage
-from launcher.host.machine import Machine, here
-from launcher.host.nvml import GpuUse
 
 if TYPE_CHECKING:
     from rich.console import Group
+
+    from launcher.host.machine import Machine
+    from launcher.host.nvml import GpuUse
 
 
 @click.command(short_help="Show GPUs, cores and memory, and their runs")
@@ -40,6 +40,8 @@ def look(interval: float | None = 0.2) -> dict[str, Any]:
     """The stable form of `top --json`. `interval`: seconds over which the cores are watched; None: since last time."""
     import psutil
 
+    from launcher.host.machine import here
+
     machine = here()
     memory = psutil.virtual_memory()
     return {
@@ -56,6 +58,9 @@ def look(interval: float | None = 0.2) -> dict[str, Any]:
 
 
 def _gpus(machine: Machine) -> list[dict[str, Any]]:
+    from launcher.host import usage
+    from launcher.host.nvml import GpuUse
+
     if machine.mps:
         # One memory serves cores and GPU, and no figure of the GPU's own can be had without root.
         name = f"{platform.processor() or 'Apple'} GPU (MPS)"

@@ -1,6 +1,7 @@
 """The engines by their names, and which of them has a run or a submission.
 
 Nothing outside this folder spells an engine's name. A new engine is a folder beside this file and a line in ENGINES.
+Loads next to nothing: the command line asks it for names.
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.base.errors import RunError
-from launcher.record import lease
-from launcher.record.journal import Status, read_status
 from trainer.base.errors import nearest
 
 if TYPE_CHECKING:
     from launcher.engines.base import Engine, QueueEngine, SupervisedEngine
     from launcher.job.schema import SectionSpec
+    from launcher.record.journal import Status
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,8 @@ def _named_by(submission: Path) -> str:
 def of_run(run_dir: Path) -> Engine:
     """The engine that the run's last event names; of a run that nobody has started, the submission's. Raises
     RunError."""
+    from launcher.record.journal import read_status
+
     return _of_run(run_dir, read_status(run_dir))
 
 
@@ -102,6 +104,8 @@ def queue_of(submission: Path) -> QueueEngine | None:
 
 def is_driven(submission: Path) -> bool:
     """Whether somebody goes on with the submission: a launcher, or an engine whose queue has jobs of it."""
+    from launcher.record import lease
+
     if lease.is_driven(submission):
         return True
     queue = queue_of(submission)
@@ -121,15 +125,19 @@ def settle(run_dir: Path, driving: bool = False) -> str | None:
 
     A run whose submission is driven is left to the launcher that drives it (`driving`: that is the caller).
     """
+    from launcher.engines.base import QueueEngine
+    from launcher.record import lease
+    from launcher.record.journal import read_status
+
     status = read_status(run_dir)
     try:
-        queue = queue_of(run_dir.parent) if status.state == "queued" else None
-        if not (queue or status.state in ("starting", "running")):
+        waits = status.state == "queued" and queue_of(run_dir.parent) is not None
+        if not (waits or status.state in ("starting", "running")):
             return None
         if not driving and lease.is_driven(run_dir.parent):
             return None
-        its = queue or _of_run(run_dir, status)
+        its = _of_run(run_dir, status)
         its.settle(run_dir)
-        return its.trouble or (queue.why_waits(run_dir) if queue else None)
+        return its.trouble or (its.why_waits(run_dir) if isinstance(its, QueueEngine) else None)
     except RunError as error:
         return str(error)

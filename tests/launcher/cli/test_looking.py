@@ -246,7 +246,7 @@ def test_top_shows_gpus_and_which_run_holds_them(lab: Lab, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "pynvml", Nvml())
     held = gpu_locks.acquire("GPU-test-0", "benchmark-1/003-resnet34")
     assert held is not None
-    monkeypatch.setattr(top, "here", lambda: machine.Machine("server", 16, 2**36))
+    monkeypatch.setattr(machine, "here", lambda: machine.Machine("server", 16, 2**36))
     try:
         told = top.look()
     finally:
@@ -262,7 +262,7 @@ def test_top_shows_gpus_and_which_run_holds_them(lab: Lab, monkeypatch: pytest.M
 
 
 def test_top_on_a_mac_shows_one_memory_for_all(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(top, "here", lambda: machine.Machine("mac", 12, 24 * 2**30, mps=True))
+    monkeypatch.setattr(machine, "here", lambda: machine.Machine("mac", 12, 24 * 2**30, mps=True))
     told = top.look()
     assert told["memory"]["unified"] and [gpu["device"] for gpu in told["gpus"]] == ["mps"]
     assert "unified memory" in printed(top.render(told))
