@@ -230,7 +230,7 @@ def test_output_that_cannot_be_written_is_a_failure() -> None:
     assert done.returncode == 1
 
 
-def test_a_training_leaves_no_process_behind(documents: Path, tmp_path: Path) -> None:
+def test_a_training_leaves_no_process_behind(cold: None, documents: Path, tmp_path: Path) -> None:
     """Its loader processes are of its own session, which is empty when it has ended."""
     words = ["train", *TINY, "training.num_workers=2", "training.max_steps=1", "--data", str(documents)]
     training = subprocess.Popen(
