@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +26,7 @@ def check(name: str) -> None:
     raise ConfigError(f"model.name={name}: {of} has no such model; {nearest(name, names)}")
 
 
+@functools.cache
 def _sources() -> str:
     """All of timm's model files; empty where timm is not installed."""
     spec = importlib.util.find_spec("timm")

@@ -155,7 +155,7 @@ def test_names_of_options_are_those_of_the_code() -> None:
 def test_a_name_of_timm_is_known_from_its_sources() -> None:
     import timm
 
-    for name in [*timm.list_models(), "resnet50.a1_in1k", "hf-hub:somebody/model", "vit_base_patch16_224_in21k"]:
+    for name in [*timm.list_models()[::25], *timm.list_pretrained()[::50], "resnet50.a1_in1k", "hf-hub:somebody/model"]:
         timm_names.check(name)
     with pytest.raises(build.ConfigError) as cheap:
         timm_names.check("resnet43")
