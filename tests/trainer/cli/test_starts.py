@@ -15,7 +15,6 @@ from trainer.augment import views
 from trainer.base import names
 from trainer.cli import imports
 from trainer.cli.main import COMMANDS
-from trainer.ensemble import weights
 from trainer.export import export
 from trainer.models import build, timm_names
 
@@ -149,7 +148,6 @@ def test_a_prediction_loads_what_it_needs(trained: list[Path], documents: Path, 
 def test_names_of_options_are_those_of_the_code() -> None:
     assert tuple(views.VIEWS) == names.VIEWS
     assert tuple(export.FORMATS) == names.FORMATS
-    assert set(weights.SEARCHES) < set(names.WEIGHTS)
 
 
 def test_a_name_of_timm_is_known_from_its_sources() -> None:
