@@ -71,6 +71,6 @@ def test_every_combination_takes_a_step_and_predicts(
             },
         )
         options = inference.Options(device="cpu", precision="fp32", batch_size=2, num_workers=0)
-        (probabilities,) = inference.run([checkpoint], table.read_test(documents), options)
+        (probabilities,) = inference.probabilities([checkpoint], table.read_test(documents), options)
         assert probabilities.shape == (6, 3)
         torch.testing.assert_close(probabilities.sum(1), torch.ones(6))
