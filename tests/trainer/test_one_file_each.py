@@ -125,3 +125,37 @@ print(set(made(np.zeros((20, 32, 3), dtype=np.uint8), 0, 0).ravel().tolist()))
     done = python(trainer, "-c", code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[:2] == ["painted 7 (32, 32, 3)", "{7}"], done.stdout
+
+
+def test_files_that_editors_leave_there_are_no_names(trainer: Path) -> None:
+    for folder in ("models/losses", "models/optimizers", "augment/own"):
+        (trainer / "trainer" / folder / "._toy.py").write_bytes(b"\x00\x05\x16\x07\xff")
+        (trainer / "trainer" / folder / ".#toy.py").symlink_to("somebody@machine.123")
+    code = """
+from trainer.config.check import choices, transforms
+print(choices()["training.loss"], choices()["training.optimizer"], "ToyPaint" in transforms())
+"""
+    done = python(trainer, "-c", code)
+    assert done.stdout == "('cross_entropy', 'focal', 'toy_loss') ('adamw', 'sgd', 'toy_sgd') True\n", done.stderr
+
+
+def test_a_broken_augmentation_is_named(trainer: Path) -> None:
+    (trainer / "trainer/augment/own/broken.py").write_text("class Broken(:\n")
+    done = python(trainer, "-m", "trainer", "config")
+    assert done.returncode == 1 and "(broken.py, line 1)" in done.stderr, done.stderr
+
+
+def test_a_loss_may_have_the_name_of_a_function_of_torch(trainer: Path) -> None:
+    for name in ("kl_div", "one_hot"):
+        (trainer / f"trainer/models/losses/{name}.py").write_text(LOSS)
+    code = """
+import torch
+from trainer.config.schema import TrainingConfig
+from trainer.models import losses
+logits, targets = torch.zeros(2, 3), torch.tensor([0, 2])
+for name in ("kl_div", "one_hot"):
+    print(losses.by_class(logits, losses.wanted(targets, 3, 0.0), TrainingConfig(loss=name)).sum().item())
+print(losses.distance(logits, losses.wanted(targets, 3, 0.0), 2.0).shape)
+"""
+    done = python(trainer, "-c", code)
+    assert done.stdout == "6.0\n6.0\ntorch.Size([2])\n", done.stderr

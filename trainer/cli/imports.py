@@ -74,7 +74,8 @@ def end(code: int) -> NoReturn:
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         try:
-            stream.flush()
+            if stream is not None:  # as where the caller has closed it
+                stream.flush()
         except (OSError, ValueError):  # nobody reads any more, or there is no space
             code = code or EXIT_FAILED
     os._exit(code)

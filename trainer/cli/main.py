@@ -54,7 +54,8 @@ USAGE = "\n".join(
 def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
     warnings.filterwarnings("ignore", module=r"(lightning_fabric|torch|timm|pydantic)\b.*")
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    if sys.stdout is not None:  # as where the caller has closed it
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         try:

@@ -26,9 +26,11 @@ def option_names(group: str) -> tuple[str, ...]:
 
 @functools.cache
 def file_names(folder: str) -> tuple[str, ...]:
-    """The names of the files in `trainer/<folder>`, sorted: one for each loss, or each optimizer. None is imported."""
+    """The names of the modules in `trainer/<folder>`, sorted: one for each loss, or each optimizer. None is imported.
+
+    Not what editors and macOS leave beside them (.#focal.py, ._focal.py)."""
     files = (Path(__file__).parents[1] / folder).glob("*.py")
-    return tuple(sorted(file.stem for file in files if not file.stem.startswith("_")))
+    return tuple(sorted(file.stem for file in files if file.stem.isidentifier() and not file.stem.startswith("_")))
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ def own_augmentations() -> dict[str, OwnAugmentation]:
     import."""
     own = {}
     for file in file_names("augment/own"):
-        source = (Path(__file__).parents[1] / "augment" / "own" / f"{file}.py").read_text(encoding="utf-8")
-        for node in ast.parse(source).body:
+        path = Path(__file__).parents[1] / "augment" / "own" / f"{file}.py"
+        for node in ast.parse(path.read_bytes(), str(path)).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 own[node.name] = OwnAugmentation(file, sorted({*_arguments(node), "p"}))
     return own

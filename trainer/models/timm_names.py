@@ -16,7 +16,8 @@ def check(name: str) -> None:
     that knows for certain."""
     sources = _sources()
     model = name.split(".")[0].replace("-", "_")
-    if not sources or ":" in name or re.search(rf"\bdef {re.escape(model)}\(|['\"]{re.escape(model)}['\".]", sources):
+    known = bool(model) and re.search(rf"\bdef {re.escape(model)}\(|['\"]{re.escape(model)}['\".]", sources)
+    if not sources or ":" in name or known:
         return
     names = re.findall(r"^@register_model\s+def (\w+)\(", sources, re.M)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -157,6 +158,9 @@ def test_a_name_of_timm_is_known_from_its_sources() -> None:
         timm_names.check(name)
     with pytest.raises(build.ConfigError) as cheap:
         timm_names.check("resnet43")
+    for nameless in ("", ".a1_in1k"):
+        with pytest.raises(build.ConfigError):
+            timm_names.check(nameless)
     with pytest.raises(build.ConfigError) as sure:
         build.check_name("resnet43")
     assert str(cheap.value) == str(sure.value)
@@ -226,6 +230,16 @@ def test_output_that_cannot_be_written_is_a_failure() -> None:
             [sys.executable, "-c", "from trainer.cli.imports import end; print('x'); end(0)"], stdout=full
         )
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [("--version >&-", 0), ("trian 2>&-", 64), ("trian >&- 2>&-", 64), ("--help >&- 2>&-", 0)]
+)
+def test_closed_output_changes_no_exit_code(cold: None, words: str, code: int) -> None:
+    done = subprocess.run(
+        f"{shlex.quote(sys.executable)} -m trainer {words}", shell=True, capture_output=True, text=True
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
 
 
 def test_a_training_leaves_no_process_behind(cold: None, documents: Path, tmp_path: Path) -> None:

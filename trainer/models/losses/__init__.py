@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 
 import torch
-from torch.nn.functional import kl_div, one_hot
+import torch.nn.functional as F
 
 from trainer.config.schema import TrainingConfig
 
@@ -19,7 +19,7 @@ from trainer.config.schema import TrainingConfig
 def wanted(targets: torch.Tensor, classes: int, smoothing: float) -> torch.Tensor:
     """(N,) class indices → (N, classes) distributions. `smoothing` is the share spread evenly over all classes, the
     target's own among them (Szegedy et al. 2016, section 7)."""
-    return one_hot(targets, classes).float().mul(1 - smoothing).add(smoothing / classes)
+    return F.one_hot(targets, classes).float().mul(1 - smoothing).add(smoothing / classes)
 
 
 def by_class(logits: torch.Tensor, distribution: torch.Tensor, training: TrainingConfig) -> torch.Tensor:
@@ -34,5 +34,5 @@ def distance(logits: torch.Tensor, teacher: torch.Tensor, temperature: float) ->
     """(N,): T² · KL(teacher_T ‖ student_T) of the student's logits and the teacher's probabilities (both N, classes),
     each softened by the temperature T. T² keeps the gradient's size (Hinton, Vinyals and Dean 2015, section 2)."""
     soft = (teacher.clamp_min(1e-12).log() / temperature).softmax(1)
-    apart = kl_div((logits / temperature).log_softmax(1), soft, reduction="none").sum(1)
+    apart = F.kl_div((logits / temperature).log_softmax(1), soft, reduction="none").sum(1)
     return temperature**2 * apart
