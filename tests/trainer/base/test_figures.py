@@ -124,7 +124,7 @@ def test_a_new_figure_is_one_entry(
 def test_runs_are_told_apart_by_the_figure_that_they_monitored(tmp_path: Path) -> None:
     for name, wrong in {"001-a": 2, "002-b": 3, "003-c": 40}.items():
         scored_run(tmp_path, name, wrong=wrong, monitor=NAMES[0])
-    rows = collect.rows(tmp_path)
+    rows = collect.leaderboard_rows(tmp_path)
     assert [(row["run"], row["distinguishable"]) for row in rows] == [
         ("001-a", "no"),
         ("002-b", "no"),
