@@ -1,7 +1,7 @@
-"""Expand a job file into runs, execute them in parallel as far as the machine allows, and collect what they leave."""
+"""Expand a job file into runs, execute them in parallel as far as the machine allows, and collect the results."""
 
 from pathlib import Path
 
 __version__ = "0.1.0"
 CHECKOUT = Path(__file__).parents[1]
-"""The project's checkout, where the launcher runs from one."""
+"""The project's checkout, if the launcher runs from one."""

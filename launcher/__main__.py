@@ -30,7 +30,9 @@ def main(arguments: list[str] | None = None) -> None:
     except LauncherError as error:
         _end(f"error: {error}", error.exit_code)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush has no reader
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # nothing reads the output that is still to flush
         sys.exit(EXIT_FAILED)
     except Exception as error:
         if os.environ.get("LAUNCHER_DEBUG"):
@@ -41,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
             _end(f"error: {os_error(error)}", EXIT_FAILED)
         words = " ".join(str(error).split())[:500] or "no message"
         name = "" if isinstance(error, OSError) else f"unexpected {type(error).__name__}: "
-        _end(f"error: {name}{words}\nset LAUNCHER_DEBUG=1 to see where", EXIT_FAILED)
+        _end(f"error: {name}{words}\nset LAUNCHER_DEBUG=1 to see the traceback", EXIT_FAILED)
 
 
 def _end(message: str, code: int) -> None:

@@ -1,1 +1,1 @@
-"""What every other room uses: sizes and durations in words, and every error with its exit code."""
+"""Used by all other packages: sizes and durations as text, and every error with its exit code."""

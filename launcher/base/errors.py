@@ -1,7 +1,7 @@
-"""Every error of the launcher with its exit code, and how a command that only looks ends on Ctrl-C.
+"""Every error of the launcher with its exit code, and the end of read-only commands on Ctrl-C.
 
-Each message is complete: it says what was wrong, where, and what to type next. `launcher.__main__` prints it, and ends
-with the class's exit code. Loads nothing heavy.
+Each message is complete: it says what is wrong, where, and what to type next. `launcher.__main__` prints it and exits
+with the class's exit code. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ EXIT_STOPPED = 130
 
 
 class LauncherError(Exception):
-    """Anything that ends a command with one message and no traceback."""
+    """Base class: ends a command with one message and no traceback."""
 
     exit_code = EXIT_FAILED
 
 
 class RefusedError(LauncherError):
-    """A command that cannot do what it was asked, with an exit code of its own."""
+    """A command cannot do its task. The exit code is given with the message."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -34,68 +34,68 @@ class RefusedError(LauncherError):
 
 
 class SizeError(LauncherError, ValueError):
-    """Text that is no size or duration. The message says how to write one."""
+    """A text is not a size or duration. The message says how to write one."""
 
     exit_code = EXIT_USAGE
 
 
 class JobError(LauncherError):
-    """A job that cannot be run as written: all its faults, one a line, each with its place and the way out.
+    """A job cannot be run as written. The text has one error per line, each with its place and a fix.
 
-    `sound` is what of the job could be looked at further (a `spec.Job`), where there is such a part."""
+    `sound` is the valid part of the job (a `spec.Job`), if further checks can use it; else None."""
 
     exit_code = EXIT_USAGE
 
-    def __init__(self, faults: str, sound: Any = None) -> None:
-        super().__init__(faults)
+    def __init__(self, errors: str, sound: Any = None) -> None:
+        super().__init__(errors)
         self.sound = sound
 
 
 class MachineError(LauncherError):
-    """A machine that cannot be described as asked."""
+    """The description of a machine is not usable."""
 
     exit_code = EXIT_USAGE
 
 
 class RunError(LauncherError):
-    """A run or submission that is not there, or cannot do what was asked."""
+    """A run or submission does not exist, or the command is not possible for it."""
 
 
 class DataFolderError(RunError):
-    """A data folder that is not there, cannot be read, or holds nothing that its runs could train on."""
+    """A data folder does not exist, cannot be read, or has nothing to train on."""
 
     exit_code = EXIT_DATA
 
 
 class FencedError(RunError):
-    """A launcher with a higher fencing number has written: this one has been taken over."""
+    """A launcher with a higher fencing number has taken over the submission."""
 
 
 class LeaseLostError(RunError):
-    """Another launcher has taken the submission over: this one must write nothing more."""
+    """Another launcher has taken over the submission. This one must not write any more."""
 
 
 class EngineError(RunError):
-    """What an engine of containers cannot do, or that there is none."""
+    """A container engine is missing or cannot do its task."""
 
 
 class ArgumentError(EngineError):
-    """A build argument that the Dockerfile does not have, or whose value cannot be."""
+    """The Dockerfile does not have this build argument, or does not allow its value."""
 
     exit_code = EXIT_USAGE
 
 
-def looked_away(place: str = "") -> int:
-    """Say that Ctrl-C ended what only looks, and stopped no run ` on HOST`; returns the exit code."""
-    sys.stdout.flush()  # what was printed so far comes before it
-    click.echo(f"\nno longer looking; the runs{place} go on", err=True)
+def stopped_watching(place: str = "") -> int:
+    """Say that Ctrl-C ended only the watching, and no run. `place`: empty or ` on HOST`. Returns the exit code."""
+    sys.stdout.flush()  # so that earlier output comes first
+    click.echo(f"\nStopped watching; the runs{place} continue.", err=True)
     return EXIT_STOPPED
 
 
 @contextlib.contextmanager
-def looking() -> Iterator[None]:
-    """Of a command that only looks: Ctrl-C ends it, says so, and changes nothing else."""
+def watching() -> Iterator[None]:
+    """Context of a read-only command: Ctrl-C ends the command, says so, and changes nothing else."""
     try:
         yield
     except KeyboardInterrupt:
-        raise click.exceptions.Exit(looked_away()) from None
+        raise click.exceptions.Exit(stopped_watching()) from None

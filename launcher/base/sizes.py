@@ -18,10 +18,10 @@ def parse_size(value: Any) -> int:
     """`24g`, `1.5GiB`, `512m` or a number of bytes → bytes (a unit is a power of 1,024). Raises SizeError."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?", str(value).strip().lower())
     if isinstance(value, bool) or match is None:
-        raise SizeError(f"{value!r} is no size; write it like 24g, 512m or a number of bytes")
+        raise SizeError(f"{value!r} is not a size; write it like 24g, 512m or a number of bytes")
     size = float(match[1]) * _UNITS[match[2]]
     if not 1 <= size < 2**60:
-        raise SizeError(f"{value!r} is no size that a machine could have")
+        raise SizeError(f"{value!r} is too large for any machine; write it like 24g")
     return int(size)
 
 
@@ -33,10 +33,10 @@ def parse_duration(value: Any) -> float:
     else:
         parts = re.findall(r"([0-9]+(?:\.[0-9]+)?)\s*([smhd])", text)
         if not parts or re.sub(r"[0-9.]+\s*[smhd]\s*", "", text):
-            raise SizeError(f"{value!r} is no duration; write it like 8h, 30m or 1h30m")
+            raise SizeError(f"{value!r} is not a duration; write it like 8h, 30m or 1h30m")
         seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
     if not 0 < seconds < 1e9 or not math.isfinite(seconds):
-        raise SizeError(f"{value!r} is no duration to wait for")
+        raise SizeError(f"{value!r} is too long; write it like 8h, 30m or 1h30m")
     return seconds
 
 

@@ -1,1 +1,2 @@
-"""The command line: click, tables and live views. A file per verb or family of verbs; no rules about runs."""
+"""The command line: click, tables and live views. One file per command or family of commands; it holds no rules about
+runs."""

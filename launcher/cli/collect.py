@@ -1,4 +1,4 @@
-"""What a submission brought: collect."""
+"""`launcher collect`: the results of a submission."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from launcher.remote.host_option import on_host
 
 
 @click.command("collect", short_help="Write the leaderboard, keep the best model")
-@on_host(brings=True)
+@on_host(fetches=True)
 @click.argument("name", metavar="[SUBMISSION]", required=False, shell_complete=completion.submissions)
 @click.option("--champion", type=click.Path(path_type=Path), help="Folder of the best model (default: RUNS/champion).")
-@click.option("--replace", is_flag=True, help="Replace a champion that was validated on another split, too.")
+@click.option("--replace", is_flag=True, help="Also replace a champion that was validated on another split.")
 @json_option
 @runs_option
 def collect_command(name: str | None, champion: Path | None, replace: bool, as_json: bool, runs_root: Path) -> None:

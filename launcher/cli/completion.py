@@ -1,4 +1,4 @@
-"""What the shell completes: jobs, groups, submissions and runs. Quick, and silent about whatever goes wrong."""
+"""Shell completion of jobs, groups, submissions and runs. It is quick, and prints no errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 MOST = 500
-"""Names offered at most."""
+"""Largest number of names to offer."""
 Completer = Callable[[click.Context, click.Parameter, str], list[str]]
 
 
@@ -17,7 +17,7 @@ def _quiet(function: Completer) -> Completer:
     def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
         try:
             return function(context, parameter, incomplete)
-        except Exception:  # a message would land in the middle of what the user types
+        except Exception:  # a message would appear in the middle of the user's command line
             return []
 
     return complete
@@ -38,7 +38,7 @@ def _submissions(context: click.Context) -> list[str]:
 
 
 def _runs(context: click.Context, incomplete: str) -> list[str]:
-    """The latest submission's runs by their names; with a slash those of the submission before it."""
+    """Names of the latest submission's runs, or, after `SUBMISSION/`, of that submission's runs."""
     submission, slash, _ = incomplete.rpartition("/")
     names = [submission] if slash else _submissions(context)[:1]
     prefix = f"{submission}/" if slash else ""
@@ -53,25 +53,26 @@ def submissions(context: click.Context, parameter: click.Parameter, incomplete: 
 
 @_quiet
 def runs(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Names of runs: of the latest submission, or `SUBMISSION/RUN`."""
+    """Names of the latest submission's runs, or `SUBMISSION/RUN`."""
     folders = [] if "/" in incomplete else [f"{name}/" for name in _submissions(context)]
     return _beginning([*_runs(context, incomplete), *folders], incomplete)
 
 
 @_quiet
 def submissions_and_runs(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Names of either."""
+    """Names of submissions and of runs."""
     folders = [] if "/" in incomplete else _submissions(context)
     return _beginning([*folders, *_runs(context, incomplete)], incomplete)
 
 
 @_quiet
 def job_words(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Job files, then `key=`, and behind `model=`, `data=` and `training=` their names, also the last of a list."""
+    """Job files, then `key=`; after `model=`, `data=` and `training=` the group's names, also for the last item of a
+    list."""
     from trainer.config.keys import GROUPS, keys, option_names
 
     before = list(context.params.get("words") or ())
-    # bash takes `model=res` for three words, and `model=` for two.
+    # bash splits `model=res` into three words, and `model=` into two.
     group = before[-2] if before[-1:] == ["="] else before[-1] if before and incomplete == "" else ""
     if group in GROUPS:
         given, comma, last = incomplete.rpartition(",")
@@ -91,7 +92,7 @@ def _job_files(incomplete: str) -> list[Path]:
 
 
 def script(shell: str, command: click.Command) -> str:
-    """The lines that make `shell` (bash, zsh or fish) complete `launcher`."""
+    """The completion script of `launcher` for `shell` (bash, zsh or fish)."""
     from click.shell_completion import get_completion_class
 
     shell_class = get_completion_class(shell)
@@ -103,9 +104,9 @@ def script(shell: str, command: click.Command) -> str:
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion_command(context: click.Context, shell: str) -> None:
-    """Print what makes the shell complete commands, jobs, submissions and runs.
+    """Print a script that lets the shell complete commands, jobs, submissions and runs.
 
-    bash and zsh: put `source <(launcher completion bash)` into ~/.bashrc, or zsh into ~/.zshrc.
+    bash: add `source <(launcher completion bash)` to ~/.bashrc. zsh: the same with zsh, in ~/.zshrc.
     fish: launcher completion fish > ~/.config/fish/completions/launcher.fish
     """
     click.echo(script(shell, context.find_root().command))

@@ -1,4 +1,4 @@
-"""What this machine lacks for training: doctor."""
+"""`launcher doctor`: checks this machine for training, and prints the fixes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command("doctor", short_help="Check this machine, print the fixes")
-@click.option("--data", metavar="DIR", help="Data folder to look at.")
+@click.option("--data", metavar="DIR", help="Data folder to check.")
 @json_option
 @runs_option
 def doctor_command(data: str | None, as_json: bool, runs_root: Path) -> int:
@@ -24,16 +24,16 @@ def doctor_command(data: str | None, as_json: bool, runs_root: Path) -> int:
 
     checks = examine(data, runs_root)
     if as_json:
-        click.echo(json.dumps([vars(check) for check in checks], indent=2, ensure_ascii=False))
+        click.echo(json.dumps([check.as_json() for check in checks], indent=2, ensure_ascii=False))
     else:
         for check in checks:
-            mend = f"\n               → {check.mend}" if check.mend else ""
-            click.echo(f"{MARKS[check.level]} {check.what:12} {check.said}{mend}")
+            fix = f"\n               → {check.fix}" if check.fix else ""
+            click.echo(f"{MARKS[check.level]} {check.what:12} {check.said}{fix}")
     return 1 if any(check.level == "missing" for check in checks) else 0
 
 
 def examine(data: str | None, runs_root: Path) -> list[Check]:
-    """Every check, in the order in which a user would meet what is wrong: of this host and of each engine."""
+    """Every check of this host and of each engine, in the order in which a user would meet the problems."""
     from launcher.engines import registry
     from launcher.host import checks
 

@@ -1,4 +1,4 @@
-"""The trainer's images: build, images."""
+"""`launcher build` and `launcher images`: the trainer's images."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ T = TypeVar("T")
 @click.option(
     "--tag", "tags", multiple=True, metavar="NAME", help="Name of the image (default: document-classifier:VARIANT)."
 )
-@click.option("-v", "--verbose", is_flag=True, help="Print everything that the builder says.")
+@click.option("-v", "--verbose", is_flag=True, help="Print the builder's whole output.")
 def build(variant: Any, base: str | None, arguments: tuple[str, ...], tags: tuple[str, ...], verbose: bool) -> None:
     """Build an image of the trainer from this checkout.
 
     Without a registry, make a base first: images/make-base.sh; then --base document-classifier-base:bookworm.
-    --build-arg WEIGHTS=resnet34,resnet50 (or a folder) bakes ImageNet weights in; TORCH_INDEX=… takes torch from
-    another wheel index.
+    --build-arg WEIGHTS=resnet34,resnet50 (or a folder) puts ImageNet weights into the image; TORCH_INDEX=… installs
+    torch from another package index.
     """
     from launcher.engines.docker import client as docker_client
     from launcher.engines.docker import images
@@ -56,7 +56,7 @@ def build(variant: Any, base: str | None, arguments: tuple[str, ...], tags: tupl
 @click.command("images", short_help="List the trainer's images")
 @json_option
 def images_command(as_json: bool) -> None:
-    """List the trainer's images, and whether each is what this checkout would build."""
+    """List the trainer's images. Shows whether each is up to date with this checkout."""
     from launcher.engines.docker import client as docker_client
     from launcher.engines.docker import images
 
@@ -68,19 +68,19 @@ def images_command(as_json: bool) -> None:
         for warning in filter(None, (images.stale_warning(image) for image in trainer_images if image.tags)):
             click.echo(warning)
     else:
-        click.echo("there is no image of the trainer; make one: launcher build cpu (or cuda)")
+        click.echo("no image of the trainer; build one: launcher build cpu (or cuda)")
 
 
 def timed(action: Callable[[], T]) -> tuple[T, float]:
-    """What `action` returns, and how many seconds it took."""
+    """Call `action`. Returns its result and its duration in seconds."""
     began = time.monotonic()
     return action(), time.monotonic() - began
 
 
 def builder_output(verbose: bool) -> Callable[[str], None]:
-    """Prints what a builder says: everything, or a line for each step, once, which says whether it was cached."""
+    """A printer for the builder's output: all lines, or one line per step, which says whether the step was cached."""
     seen: set[str] = set()
-    current = ""  # the step whose line is not ended yet: what the builder says next tells whether it had it
+    current = ""  # the step whose line is still open: the builder's next line says whether it was cached
 
     def say(line: str) -> None:
         nonlocal current
@@ -104,7 +104,7 @@ def builder_output(verbose: bool) -> Callable[[str], None]:
 
 
 def image_table(images: Sequence[Image]) -> Table:
-    """The trainer's images for a terminal."""
+    """The trainer's images as a table for a terminal."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -1,4 +1,4 @@
-"""Commands that engines start: exec, which a user may say, too, and advance."""
+"""Commands that engines start: `exec`, which users may also call, and `advance`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from launcher.cli.options import options
 from launcher.engines import registry
 
 ticket_options = options(*(click.option(f"--{name}", metavar="TICKET", hidden=True) for name in registry.ENGINES))
-"""By which engine `exec` was started, and what that knows it by."""
+"""The engine that started `exec`, and the engine's id for it."""
 
 
 @click.command("exec", short_help="Execute one run in this process")
@@ -18,7 +18,7 @@ ticket_options = options(*(click.option(f"--{name}", metavar="TICKET", hidden=Tr
 @click.option("--attempt", type=int, hidden=True)
 @ticket_options
 def exec_command(run_dir: Path, attempt: int | None, **tickets: str | None) -> int:
-    """Execute one run of a submission natively to its end, and record how it ended."""
+    """Execute one run of a submission natively, and record how it ended."""
     name, ticket = next(((name, ticket) for name, ticket in tickets.items() if ticket), (registry.BY_HAND, ""))
     if attempt is None:
         registry.settle(run_dir)
@@ -28,12 +28,13 @@ def exec_command(run_dir: Path, attempt: int | None, **tickets: str | None) -> i
 @click.command("advance", hidden=True)
 @click.argument("directory", type=click.Path(path_type=Path))
 def advance_command(directory: Path) -> int:
-    """In an engine's queue, after other jobs of the submission: record what died, repeat it, and collect in the end."""
+    """Runs in an engine's queue after other jobs of the submission: records and retries dead runs, and collects at
+    the end."""
     from launcher.base.errors import RunError
     from launcher.results import collect
 
     queue = registry.queue_of(directory)
     if queue is None:
-        raise RunError(f"{directory.name}: its engine has no queue that goes on with it; say: launcher resume")
+        raise RunError(f"{directory.name}: its engine has no queue; run: launcher resume")
     queue.come_back(directory, click.echo, lambda submission: collect.collect(submission)[1])
     return 0

@@ -1,4 +1,4 @@
-"""Looking on while something happens: `status --watch`, `top` and `attach`. Reads only, and drives nothing."""
+"""Live views: `status --watch`, `top` and `attach`. They only read."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 EVERY = 1.0
-"""Seconds between two looks."""
+"""Seconds between two updates."""
 FOLLOW = 0.25
-"""Seconds between two looks of `attach`."""
+"""Seconds between two updates of `attach`."""
 TELL = 30.0
-"""Seconds between two tables where the output is no terminal and only figures have changed."""
+"""Seconds between two tables if the output is not a terminal and no run has changed its state."""
 
 
 def repeat(draw: Callable[[], tuple[RenderableType, bool]], seconds: float = EVERY) -> None:
-    """Show what `draw` returns, anew every `seconds`, on one place of the terminal, until it says that all is over."""
+    """Call `draw` every `seconds` and show its result at one place of the terminal, until `draw` reports the end."""
     from rich.console import Console
     from rich.live import Live
 
@@ -48,7 +48,7 @@ def repeat(draw: Callable[[], tuple[RenderableType, bool]], seconds: float = EVE
 
 
 class Watching:
-    """A submission under one's eyes; remembers the most memory that each run was seen with."""
+    """A submission that is being watched. Remembers the largest memory use seen of each run."""
 
     def __init__(self, submission: Path) -> None:
         self.submission = submission
@@ -65,13 +65,13 @@ class Watching:
 
 
 def watch_submission(submission: Path, as_json: bool = False) -> None:
-    """Show the submission until it is over, or until nothing of it is under way and nobody drives it.
+    """Show the submission until it has ended, or until no run is in progress and no launcher is running it.
 
-    Where the output is no terminal, a table is printed whenever a run's state has changed, and every half minute.
-    Raises RunError with `as_json`: that is for programs, which look as often as they like.
+    If the output is not a terminal, prints a table whenever a run's state changes, and every 30 s.
+    Raises RunError with `as_json`: programs call `status --json` as often as they like.
     """
     if as_json:
-        raise RunError("--watch and --json do not go together; ask `launcher status --json` again and again")
+        raise RunError("--watch and --json cannot be combined; call `launcher status --json` repeatedly")
     watching = Watching(submission)
 
     def draw() -> tuple[RenderableType, bool]:
@@ -85,7 +85,7 @@ def watch_submission(submission: Path, as_json: bool = False) -> None:
 
 
 def _over(status: dict[str, Any]) -> bool:
-    """Whether nothing will change any more: runs outlive the launcher that drove them."""
+    """Whether nothing will change any more. Runs can outlive their launcher."""
     under_way = any(run["state"] in ("starting", "running") for run in status["runs"])
     return not (status["state"] == "running" or under_way)
 
@@ -111,7 +111,7 @@ def _print_changes(watching: Watching) -> None:
 
 
 def render(status: dict[str, Any]) -> Table:
-    """The table of `status --watch`."""
+    """The table that `status --watch` shows."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold", title=f"{status['submission']}: {status['state']}")
@@ -162,17 +162,17 @@ def _device(word: str, uses: dict[str, GpuUse]) -> str:
 
 
 def follow(submission: Path, on_event: Callable[[str, Status], None]) -> int | None:
-    """Tell `on_event` of every change of the submission's runs, first of where each stands, until it is over.
+    """Call `on_event` with the state of each run, then with every change, until the submission has ended.
 
-    Returns the exit code of `submit`: 0 all succeeded, 1 some did not, 130 stopped; None where no launcher drives it
-    any more and runs are left. Raises RunError where there is no run.
+    Returns the exit code of `submit`: 0 all succeeded, 1 some did not, 130 stopped. Returns None if no launcher is
+    running the submission and runs are left. Raises RunError if there is no run.
     """
     paths = list_runs(submission)
     if not paths:
-        raise RunError(f"{submission.name}: there is no run in it")
+        raise RunError(f"{submission.name}: it has no runs")
     seen: dict[Path, int] = {}
     while True:
-        driven = registry.is_driven(submission)  # asked before the runs: what it did last is then in their journals
+        driven = registry.is_driven(submission)  # before the runs are read, so that the journals have its last changes
         states = []
         for run_dir in paths:
             if not driven or registry.queue_of(submission):
@@ -193,6 +193,6 @@ def follow(submission: Path, on_event: Callable[[str, Status], None]) -> int | N
 
 
 def _was_stopped(paths: list[Path]) -> bool:
-    """Whether runs were stopped on request: their launcher ended with 130 then."""
+    """Whether runs were stopped on request: their launcher then ended with 130."""
     statuses = [read_status(path) for path in paths]
     return any(status.state == "cancelled" and status.reason.startswith("stopped") for status in statuses)

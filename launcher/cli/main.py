@@ -1,4 +1,4 @@
-"""The group of all commands. Everything heavier than click is imported by the command that needs it."""
+"""The group of all commands. Each command imports what it needs beyond click."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options that several commands have, and what all commands print by. Loads click alone."""
+"""Options of several commands, and helpers for printing. Imports nothing heavier than click."""
 
 from __future__ import annotations
 
@@ -42,34 +42,34 @@ ENGINES = click.Choice([registry.AUTO, *registry.ENGINES])
 job_options = options(
     click.argument("words", metavar="JOB|KEY=VALUE…", nargs=-1, required=True, shell_complete=completion.job_words),
     click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Change a field of the job file."),
-    click.option("--gpus", metavar="0,1", help="The GPUs that may be used (default: all, or CUDA_VISIBLE_DEVICES)."),
+    click.option("--gpus", metavar="0,1", help="GPUs to use (default: all, or CUDA_VISIBLE_DEVICES)."),
     click.option("--machine", metavar="NAME|FILE", help="cuda-server, mac-m4-pro or a YAML file (default: this host)."),
-    click.option("--cpu", "cpu_only", is_flag=True, help="Train on the CPU, whatever the job asks for."),
+    click.option("--cpu", "cpu_only", is_flag=True, help="Train on the CPU, even if the job asks for GPUs."),
     click.option("--multirun", is_flag=True, help="No effect; `model=a,b` already means two runs."),
 )
 engine_options = options(
     *(
-        click.option(f"--{field}", metavar="NAME", help=f"As {name}.{field} of the job file.")
+        click.option(f"--{field}", metavar="NAME", help=f"Same as {name}.{field} in the job file.")
         for name, entry in registry.ENGINES.items()
         for field in entry.options
     )
 )
-"""Fields of the engines' sections of the job file that are options of `submit`, too."""
+"""Fields of the engines' sections of the job file that are also options of `submit`."""
 
 
 def engine_settings(engine: str, given: Mapping[str, str | None]) -> list[str]:
-    """The options of an engine as `path=value` for the job file. Raises click.UsageError for those of another."""
+    """An engine's options as `path=value` for the job file. Raises click.UsageError for another engine's option."""
     settings = []
     for field, value in given.items():
         owner = next(name for name, entry in registry.ENGINES.items() if field in entry.options)
         if value and owner != engine:
-            raise click.UsageError(f"--{field} goes with --engine {owner}")
+            raise click.UsageError(f"--{field} needs --engine {owner}")
         settings += [f"{owner}.{field}={value}"] if value else []
     return settings
 
 
 def load_job(words: tuple[str, ...], settings: tuple[str, ...]) -> Job:
-    """The job that these words of the command line name. Raises JobError with every fault."""
+    """The job that the words of the command line name. Raises JobError with every error."""
     from launcher.base.errors import JobError
     from launcher.job import document, expansion, spec
 
@@ -81,20 +81,21 @@ def load_job(words: tuple[str, ...], settings: tuple[str, ...]) -> Job:
         for word in rest:
             if "=" not in word:
                 raise RefusedError(
-                    f"{word}: a job file is named already ({first}); further words are key=value", EXIT_USAGE
+                    f"{word}: only one job file is allowed, and {first} is one; write other words as key=value",
+                    EXIT_USAGE,
                 )
         return spec.load(Path(first), rest, settings, sent, sections)
     except JobError as error:
-        raise expansion.all_faults(error) from None
+        raise expansion.all_errors(error) from None
 
 
 def print_table(renderable: Any) -> None:
-    """A table: fitted to a terminal, unfolded in a file or pipe."""
+    """Print a table: fitted to a terminal, or with unbroken lines in a file or pipe."""
     from rich.console import Console
 
     Console(width=None if sys.stdout.isatty() else 220, highlight=False, markup=False).print(renderable)
 
 
 def shown(path: Path) -> str:
-    """The path from here, for a shell."""
+    """The path relative to the working directory, quoted for a shell."""
     return shlex.quote(os.path.relpath(path))

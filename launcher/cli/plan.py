@@ -1,4 +1,4 @@
-"""Before anything starts: plan, matrix."""
+"""`launcher plan` and `launcher matrix`: look before a start."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def plan(
     words: tuple[str, ...], settings: tuple[str, ...], gpus: str | None, machine: str | None, cpu_only: bool,
     multirun: bool, engine: str | None, data: str | None, as_json: bool, runs_root: Path,
 ) -> None:  # fmt: skip
-    """Show the runs of a job, and which of them fit this machine. Starts nothing, needs no data."""
+    """Show the runs of a job, and which of them fit this machine. Starts nothing and needs no data."""
     from launcher.cli import tables
     from launcher.engines import choice
     from launcher.engines.base import Want
@@ -50,10 +50,10 @@ def plan(
 @click.option(
     "--machine", metavar="NAME|FILE", help="cuda-server, mac-m4-pro, mps-20gb or a file (default: this host)."
 )
-@click.option("--memory", metavar="24g", help="Memory of each accelerator; on a Mac, all of its memory.")
+@click.option("--memory", metavar="24g", help="Memory of each accelerator; on a Mac, the whole memory.")
 @json_option
 def matrix(machine: str | None, memory: str | None, as_json: bool) -> None:
-    """Show what a machine can train, at which micro-batch, and what the manual says of it."""
+    """Show which models a machine can train, at which micro-batch, and the manual's figures."""
     from launcher.host.machine import select
     from launcher.memory import combinations, compatibility
 

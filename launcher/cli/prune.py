@@ -1,4 +1,4 @@
-"""Freeing disk space: prune, and the decoded images that runs share: cache ls, cache prune."""
+"""`launcher prune` frees disk space; `launcher cache` lists and removes decoded images that runs share."""
 
 from __future__ import annotations
 
@@ -26,31 +26,34 @@ DAY = 86_400
 
 @click.group("cache", short_help="List or remove decoded images")
 def cache_group() -> None:
-    """The images that runs decoded once and share, under $CACHE_DIR (else .cache in the runs folder)."""
+    """Decoded images that runs share, in $CACHE_DIR (default: .cache in the runs folder)."""
 
 
 @cache_group.command("ls")
 @json_option
 @runs_option
 def cache_ls(as_json: bool, runs_root: Path) -> None:
-    """List them: of which data, at which size, how much is there, when last used."""
+    """List the caches: data folder, image size, disk space, last use."""
     caches = _found(runs_root)
     if as_json:
         click.echo(json.dumps([_plain(cache) for cache in caches], indent=2))
     elif caches:
         print_table(cache_table(caches))
     else:
-        click.echo(f"{_folder(runs_root)}: there are no decoded images")
+        click.echo(f"{_folder(runs_root)}: no decoded images")
 
 
 @cache_group.command("prune")
-@click.option("--days", type=click.FloatRange(min=0), default=30, show_default=True, help="Those unused for so long.")
-@click.option("--all", "everything", is_flag=True, help="All that no run reads now.")
-@click.option("--yes", is_flag=True, help="Remove them without asking.")
+@click.option(
+    "--days", type=click.FloatRange(min=0), default=30, show_default=True, help="Remove caches unused for so many days."
+)
+@click.option("--all", "everything", is_flag=True, help="Remove all caches that no run is reading.")
+@click.option("--yes", is_flag=True, help="Remove without asking.")
 @json_option
 @runs_option
 def cache_prune(days: float, everything: bool, yes: bool, as_json: bool, runs_root: Path) -> int:
-    """Remove decoded images that were not used for long. Shows them first; what a run reads now stays.
+    """Remove decoded images that were not used for a long time. Lists them first, and keeps those that a run is
+    reading.
 
     Nothing is lost: the next run decodes them again.
     """
@@ -63,19 +66,22 @@ def cache_prune(days: float, everything: bool, yes: bool, as_json: bool, runs_ro
     elif caches:
         print_table(cache_table(caches))
     else:
-        click.echo("nothing to remove" + ("" if everything else f": none was unused for {days:g} days (--all: any)"))
+        click.echo(
+            "nothing to remove"
+            + ("" if everything else f": all were used in the last {days:g} days (--all removes them too)")
+        )
     if not caches:
         return 0
     if not yes:
         if as_json or not sys.stdin.isatty():
-            None if as_json else click.echo("nothing was removed; say it with --yes")
+            None if as_json else click.echo("nothing was removed; to remove without a question: --yes")
             return 0
         if not click.confirm("remove these?", default=False):
             return 0
     in_use = [cache.folder.name for cache in caches if not cache_folder.evict(cache.folder)]
     cache_folder.sweep(_folder(runs_root))
     for name in in_use:
-        click.echo(f"not removed: {name}: a run has begun to read it", err=True)
+        click.echo(f"not removed: {name}: a run has started to read it", err=True)
     if not as_json:
         click.echo(f"removed: {len(caches) - len(in_use)} of {len(caches)}")
     return 1 if in_use else 0
@@ -111,15 +117,15 @@ def _plain(cache: Any) -> dict[str, Any]:
 
 @click.command("prune", short_help="Delete files that nothing needs any more")
 @on_host()
-@click.option("--yes", is_flag=True, help="Free it without asking.")
+@click.option("--yes", is_flag=True, help="Delete without asking.")
 @json_option
 @runs_option
 def prune_command(yes: bool, as_json: bool, runs_root: Path) -> int:
-    """Free what is never missed: finished runs' last.ckpt, what killed submits left half made, leftover containers,
-    replaced images. Shows it first.
+    """Delete files that nothing needs any more: last.ckpt of finished runs, incomplete submissions, leftover
+    containers, replaced images. Lists them first.
 
-    All containers and images of the project on the Docker engine are looked at, also those of other checkouts and runs
-    folders. Best checkpoints, metrics, logs and predictions stay, and so does what `launcher resume` needs.
+    On the Docker engine this includes containers and images of other checkouts and runs folders of this project. Best
+    checkpoints, metrics, logs, predictions and everything that `launcher resume` needs are kept.
     """
     from launcher.results import prune
 
@@ -135,7 +141,7 @@ def prune_command(yes: bool, as_json: bool, runs_root: Path) -> int:
         return 0
     if not yes:
         if as_json or not sys.stdin.isatty():
-            None if as_json else click.echo("nothing was freed; say it with --yes")
+            None if as_json else click.echo("nothing was freed; to free without a question: --yes")
             return 0
         if not click.confirm("free all of this?", default=False):
             return 0
@@ -148,7 +154,7 @@ def prune_command(yes: bool, as_json: bool, runs_root: Path) -> int:
 
 
 def cache_table(caches: Sequence[Cache]) -> Table:
-    """Decoded images for a terminal."""
+    """Decoded images as a table for a terminal."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold", show_footer=True)
@@ -170,7 +176,7 @@ def cache_table(caches: Sequence[Cache]) -> Table:
 
 
 def waste_table(waste: Sequence[Waste]) -> Table:
-    """What `prune` would free."""
+    """The table of files that `prune` would delete."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold", show_footer=True)

@@ -1,4 +1,4 @@
-"""Commands that only look at submissions: status, logs, attach, replay."""
+"""Commands that only read submissions: status, logs, attach, replay."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from launcher.base.errors import EXIT_FAILED, EXIT_STOPPED, RefusedError, looking
+from launcher.base.errors import EXIT_FAILED, EXIT_STOPPED, RefusedError, watching
 from launcher.cli import completion
 from launcher.cli.options import json_option, print_table, runs_option, shown
 from launcher.remote.host_option import on_host
@@ -17,14 +17,14 @@ from launcher.remote.host_option import on_host
 @on_host()
 @click.argument("name", metavar="[SUBMISSION]", required=False, shell_complete=completion.submissions)
 @json_option
-@click.option("-w", "--watch", "watched", is_flag=True, help="Go on showing it until it is over.")
+@click.option("-w", "--watch", "watched", is_flag=True, help="Update the table until the submission ends.")
 @runs_option
 def status(name: str | None, as_json: bool, watched: bool, runs_root: Path) -> None:
     """Show the state and progress of each run of a submission (default: the latest)."""
     from launcher.cli import live, watch
     from launcher.record.find import find_submission
 
-    with looking():
+    with watching():
         directory = find_submission(runs_root, name)
         if watched:
             live.watch_submission(directory, as_json)
@@ -35,33 +35,36 @@ def status(name: str | None, as_json: bool, watched: bool, runs_root: Path) -> N
     None if watched else print_table(watch.status_table(seen))
     if seen["state"] == "unattended":
         at = f"{directory.name} --runs {shown(runs_root)}"
-        click.echo(f"no launcher drives it: what is queued stays so until: launcher resume {at}")
+        click.echo(
+            f"No launcher is running this submission. Queued runs will not start. Continue with: launcher resume {at}"
+        )
 
 
 @click.command(short_help="Print a run's log")
 @on_host()
 @click.argument("run", shell_complete=completion.runs)
-@click.option("-f", "--follow", is_flag=True, help="Go on printing until the run has ended.")
+@click.option("-f", "--follow", is_flag=True, help="Print new lines until the run ends.")
 @runs_option
 def logs(run: str, follow: bool, runs_root: Path) -> None:
     """Print a run's log. RUN is its directory, SUBMISSION/NAME, or a name or number in the latest submission."""
     from launcher.cli import watch
     from launcher.record.find import find_run
 
-    with looking():
+    with watching():
         run_dir = find_run(runs_root, run)
         if "/" not in run and not Path(run, "run.json").is_file():
-            click.echo(f"{run_dir.parent.name}/{run_dir.name}:", err=True)  # beside the log, which is often piped on
+            click.echo(f"{run_dir.parent.name}/{run_dir.name}:", err=True)  # not on stdout: the log is often piped
         watch.follow_log(run_dir, follow)
 
 
-@click.command(short_help="Follow a submission until it is over")
+@click.command(short_help="Follow a submission until it ends")
 @click.argument("name", metavar="[SUBMISSION]", required=False, shell_complete=completion.submissions)
 @runs_option
 def attach(name: str | None, runs_root: Path) -> int:
-    """Follow a submission that another launcher drives, until it is over (default: the latest).
+    """Follow a submission that another launcher is running, until it ends (default: the latest).
 
-    Prints what `submit` prints and ends with its exit codes. Ctrl-C ends the looking alone: the runs go on.
+    Prints the same lines as `submit` and ends with the same exit codes. Ctrl-C stops only the watching; the runs
+    continue.
     """
     from launcher.cli import live, tables
     from launcher.record.find import find_submission, list_runs
@@ -69,24 +72,27 @@ def attach(name: str | None, runs_root: Path) -> int:
     from launcher.record.states import GOOD
     from launcher.results import collect, leaderboard
 
-    with looking():
+    with watching():
         directory = find_submission(runs_root, name).resolve()
         at = f"{directory.name} --runs {shown(directory.parent)}"
-        click.echo(f"{directory.name}: {len(list_runs(directory))} runs; Ctrl-C ends the looking, and they go on")
+        click.echo(
+            f"{directory.name}: {len(list_runs(directory))} runs; Ctrl-C stops only the watching, the runs continue"
+        )
         code = live.follow(directory, tables.Announcer(directory).event)
         if code is None:
             raise RefusedError(
-                f"{directory.name}: no launcher drives it; go on with it: launcher resume {at}", EXIT_FAILED
+                f"{directory.name}: no launcher is running this submission; continue with: launcher resume {at}",
+                EXIT_FAILED,
             )
         rows = collect.leaderboard_rows(directory)
     click.echo()
     print_table(leaderboard.render(rows))
     bad = [path.name for path in list_runs(directory) if read_status(path).state not in GOOD]
     if code == EXIT_STOPPED:
-        click.echo(f"stopped; go on with: launcher resume {at}")
+        click.echo(f"stopped; continue with: launcher resume {at}")
     elif bad:
         log = f"{directory.name}/{bad[0]} --runs {shown(directory.parent)}"
-        click.echo(f"not succeeded: {', '.join(bad)}; read why: launcher logs {log}")
+        click.echo(f"not succeeded: {', '.join(bad)}; for the reason: launcher logs {log}")
     return code
 
 
@@ -94,7 +100,7 @@ def attach(name: str | None, runs_root: Path) -> int:
 @click.argument("name", metavar="[SUBMISSION|RUN]", required=False, shell_complete=completion.submissions_and_runs)
 @runs_option
 def replay(name: str | None, runs_root: Path) -> int:
-    """Check journals: whether each state could follow the one before (default: the latest submission)."""
+    """Check that every state in the journals may follow the state before it (default: the latest submission)."""
     from launcher.base.errors import RunError
     from launcher.record import journal
     from launcher.record.find import find_run, find_submission, list_runs

@@ -1,4 +1,4 @@
-"""Starting and stopping runs: submit, resume, stop."""
+"""`launcher submit`, `resume` and `stop`: start and stop runs."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     "--engine",
     type=ENGINES,
     default="auto",
-    help="How runs are executed. auto: docker where an engine and a matching image are there, else native.",
+    help="How to execute runs. auto: docker if an engine and a matching image exist, else native.",
 )
 @engine_options
 @click.option("--data", metavar="DIR", help="Data folder (default: $DATA_DIR, else data).")
-@click.option("--fresh", is_flag=True, help="Train everything again, also what equals an earlier run that succeeded.")
-@click.option("--reuse-stale", is_flag=True, help="Reuse equal runs of another version of the trainer, too.")
+@click.option("--fresh", is_flag=True, help="Train again even runs that equal an earlier run that succeeded.")
+@click.option("--reuse-stale", is_flag=True, help="Also reuse equal runs of another version of the trainer.")
 @detach_option
 @runs_option
 def submit(
@@ -49,13 +49,13 @@ def submit(
     multirun: bool, engine: str, data: str | None, fresh: bool, reuse_stale: bool, detach: bool, runs_root: Path,
     **of_engines: str | None,
 ) -> int:  # fmt: skip
-    """Start a job's runs, as many at once as fit, and stay until the last has ended. With --engine slurm they are left
-    to Slurm, and it returns at once.
+    """Start a job's runs, as many at once as fit, and wait until the last has ended. With --engine slurm, submit them
+    to Slurm and return immediately.
 
-    A run that equals an earlier one of the same runs folder (configuration, data and trainer) is reused.
+    Reuses a run's result if an equal run (configuration, data and trainer) is in the same runs folder.
 
-    Ends with 0 when all succeeded, 1 when some did not, 64 for a bad job, 65 without data, 130 when stopped. Ctrl-C
-    stops the runs with their checkpoints, a second one at once.
+    Exit codes: 0 all runs succeeded, 1 some did not, 64 bad job, 65 no data, 130 stopped. Ctrl-C lets the runs save
+    their checkpoints and stops them; a second Ctrl-C stops them immediately.
     """
     from launcher.engines import choice
     from launcher.engines.base import QueueEngine, Want
@@ -94,12 +94,12 @@ def submit(
 @click.command(short_help="Continue a submission that was interrupted")
 @on_host(detached=True)
 @click.argument("name", metavar="[SUBMISSION]", required=False, shell_complete=completion.submissions)
-@click.option("--gpus", metavar="0,1", help="The GPUs that may be used.")
+@click.option("--gpus", metavar="0,1", help="GPUs to use.")
 @click.option("--machine", metavar="NAME|FILE", help="As for submit.")
 @detach_option
 @runs_option
 def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool, runs_root: Path) -> int:
-    """Go on with a submission: what was queued, lost or stopped, each from its last checkpoint."""
+    """Continue a submission: start its queued, lost and stopped runs, each from its last checkpoint."""
     from launcher.engines import registry
     from launcher.host.machine import select
     from launcher.job import remarks
@@ -108,7 +108,7 @@ def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool
     from launcher.supervise import detached, submission
 
     directory = find_submission(runs_root, name).resolve()
-    read_submission(directory)  # raises where it cannot be read
+    read_submission(directory)  # raises if it cannot be read
 
     def requeue() -> None:
         click.echo(f"{directory.name}: {remarks.on_resume(directory, submission.requeue(directory))}")
@@ -119,7 +119,8 @@ def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool
     chosen = registry.of_submission(directory).again(select(machine, gpus))
     if is_locked(directory / "supervisor.lock"):
         raise RefusedError(
-            f"{directory.name}: another launcher drives it; see it: launcher status {directory.name}", EXIT_FAILED
+            f"{directory.name}: another launcher is running this submission; see: launcher status {directory.name}",
+            EXIT_FAILED,
         )
     if detach:
         click.echo(detached.detach(directory, gpus, machine))
@@ -128,19 +129,19 @@ def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool
 
 
 def _hand_over(directory: Path, queue: QueueEngine, prepare: Callable[[], None] | None = None) -> int:
-    """Hand what waits to an engine that has a queue of its own, and say how it goes on. Raises RunError."""
+    """Pass the waiting runs to an engine that has a queue, and print how to see them. Raises RunError."""
     from launcher.results import collect
 
     at = f"{directory.name} --runs {shown(directory.parent)}"
     if queue.advance(directory, click.echo, prepare):
         click.echo(collect.collect(directory)[1])
     else:
-        click.echo(f"{queue.title} goes on with it; see it: launcher status {at}")
+        click.echo(f"{queue.title} runs it now; see: launcher status {at}")
     return 0
 
 
 def _drive(directory: Path, chosen: Choice, prepare: Callable[[], None] | None = None) -> int:
-    """Supervise to the end, print what happens, then what came of it. `prepare`: see `supervisor.run`."""
+    """Supervise to the end; print the events, then the results. `prepare`: see `supervisor.run`."""
     from launcher.cli import tables, watch
     from launcher.engines import registry
     from launcher.results import collect, leaderboard
@@ -153,7 +154,7 @@ def _drive(directory: Path, chosen: Choice, prepare: Callable[[], None] | None =
     at = f"{directory.name} --runs {shown(directory.parent)}"
     status = watch.status_json(directory)
     if status["state"] in ("running", "unattended"):
-        click.echo(f"the runs go on without this launcher; see them: launcher status {at}")
+        click.echo(f"the runs continue without this launcher; see: launcher status {at}")
         return code
     click.echo()
     print_table(leaderboard.render(rows))
@@ -162,11 +163,11 @@ def _drive(directory: Path, chosen: Choice, prepare: Callable[[], None] | None =
         click.echo(f"{what + ':':12} {path}")
     click.echo(champion)
     if code == supervisor.EXIT_STOPPED:
-        click.echo(f"stopped; go on with: launcher resume {at}")
+        click.echo(f"stopped; continue with: launcher resume {at}")
     elif code:
         failed = [run["name"] for run in status["runs"] if run["state"] not in ("succeeded", "reused")]
         log = f"{directory.name}/{failed[0]} --runs {shown(directory.parent)}"
-        click.echo(f"not succeeded: {', '.join(failed)}; read why: launcher logs {log}")
+        click.echo(f"not succeeded: {', '.join(failed)}; for the reason: launcher logs {log}")
     return code
 
 
@@ -175,7 +176,7 @@ def _drive(directory: Path, chosen: Choice, prepare: Callable[[], None] | None =
 @click.argument("name", metavar="[SUBMISSION|RUN]", required=False, shell_complete=completion.submissions_and_runs)
 @runs_option
 def stop(name: str | None, runs_root: Path) -> None:
-    """Stop a run, or all runs of a submission, with their checkpoints (default: the latest submission)."""
+    """Stop a run or a whole submission (default: the latest). Each run saves its checkpoint first."""
     from launcher.base.errors import RunError
     from launcher.engines.outcome import GRACE
     from launcher.record.find import find_run, find_submission, list_runs, list_submissions
@@ -199,12 +200,12 @@ def stop(name: str | None, runs_root: Path) -> None:
     click.echo(f"{directory.name}: " + (f"stopped: {_listed(touched)}" if touched else "nothing was running or queued"))
     if touched:
         at = directory.resolve()
-        click.echo(f"go on with: launcher resume {at.name} --runs {shown(at.parent)}")
+        click.echo(f"continue with: launcher resume {at.name} --runs {shown(at.parent)}")
     if still:
-        raise RefusedError(f"not ended yet: {_listed(still)}", EXIT_FAILED)
+        raise RefusedError(f"still running: {_listed(still)}; try again: launcher stop", EXIT_FAILED)
 
 
 def _listed(names: Sequence[str], most: int = 12) -> str:
-    """Names of runs, of many the first ones and how many more."""
+    """Names of runs: at most `most`, then how many more there are."""
     more = f" … and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -1,4 +1,4 @@
-"""What `plan` and `submit` tell of the runs: tables, JSON, remarks, and a line for each change."""
+"""Output of `plan` and `submit`: the table of runs, and a line for each change."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SHOWN = 500
-"""Rows of a plan at most: laying out thousands takes longer than planning them, and nobody reads them."""
+"""Largest number of rows of a plan. Laying out thousands of rows takes longer than planning them."""
 
 
 def table(planned: Sequence[Planned], machine: Machine) -> Table:
-    """The runs for a terminal."""
+    """The planned runs as a table for a terminal."""
     from rich.table import Table
 
     environment = compatibility.environment_of(machine.mps, len(machine.gpus), machine.memory)
@@ -68,7 +68,7 @@ def table(planned: Sequence[Planned], machine: Machine) -> Table:
 
 
 def _fits(p: Planned) -> str:
-    """On which devices, where they differ."""
+    """Whether the run fits; by device if the devices differ."""
     fits_on = p.fit.fits_on if p.fit else {}
     if len(set(fits_on.values())) < 2:
         return "✓" if all(fits_on.values()) else "✗ at this micro-batch"
@@ -83,10 +83,11 @@ class Announcer:
         self.started = time.monotonic()
 
     def event(self, name: str, status: Status) -> None:
-        """Called by the supervisor."""
+        """Print a change of the run `name`, or a note if `name` is the submission's. The supervisor calls this."""
         if status.state == "queued" and not status.reason:
             return
-        words = [f"{_clock(status.time or time.time())}  {name:40} {status.state}"]
+        state = "note" if name == self.directory.name else status.state
+        words = [f"{_clock(status.time or time.time())}  {name:40} {state}"]
         if status.state in GOOD:
             value = read_metrics(self.directory / name).get(MAIN)
             words += [f"{MAIN} {value:.4f}"] if value is not None else []
@@ -101,6 +102,6 @@ class Announcer:
 
 
 def _clock(moment: float) -> str:
-    """Seconds since 1970 as the local time of day, with the date where that is not today's."""
+    """Seconds since 1970 as the local time of day, with the date if it is not today."""
     at = time.localtime(moment)
     return time.strftime("%H:%M:%S" if at[:3] == time.localtime()[:3] else "%Y-%m-%d %H:%M:%S", at)

@@ -1,4 +1,4 @@
-"""`launcher top`: what the machine does just now, as `watch nvidia-smi` shows it, and which run has which GPU."""
+"""`launcher top`: current use of GPUs, cores and memory, and which run has which GPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher.base.errors import looking
+from launcher.base.errors import watching
 from launcher.base.sizes import show_size
 from launcher.cli.options import json_option, print_table
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Show GPUs, cores and memory, and their runs")
-@click.option("--once", is_flag=True, help="Print it once, and end.")
+@click.option("--once", is_flag=True, help="Print once and exit.")
 @json_option
 def top(once: bool, as_json: bool) -> None:
-    """Show what the machine does: GPUs and the runs that have them, cores, memory. Ctrl-C ends it."""
+    """Show the use of GPUs (and by which runs), cores and memory. Ctrl-C ends it."""
     from launcher.cli import live
 
-    with looking():
+    with watching():
         if as_json:
             click.echo(json.dumps(look(), indent=2, ensure_ascii=False))
         elif once or not sys.stdout.isatty():
@@ -37,7 +37,8 @@ def top(once: bool, as_json: bool) -> None:
 
 
 def look(interval: float | None = 0.2) -> dict[str, Any]:
-    """The stable form of `top --json`. `interval`: seconds over which the cores are watched; None: since last time."""
+    """The stable form of `top --json`. `interval`: seconds over which to measure the cores; None: since the last
+    call."""
     import psutil
 
     from launcher.host.machine import here
@@ -62,7 +63,7 @@ def _gpus(machine: Machine) -> list[dict[str, Any]]:
     from launcher.host.nvml import GpuUse
 
     if machine.mps:
-        # One memory serves cores and GPU, and no figure of the GPU's own can be had without root.
+        # Cores and GPU share one memory, and only root can read the GPU's own figures.
         name = f"{platform.processor() or 'Apple'} GPU (MPS)"
         return [_plain(GpuUse(0, name, "", None, None, None, None, usage.lock_holder("mps")), "mps")]
     return [_plain(use, str(use.index)) for use in usage.gpu_uses()]
@@ -81,7 +82,7 @@ def _plain(use: GpuUse, device: str) -> dict[str, Any]:
 
 
 def render(seen: dict[str, Any]) -> Group:
-    """The same for a terminal."""
+    """The figures of `look` for a terminal."""
     from rich.console import Group
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""Looking at submissions: tables, JSON and logs. Reads run directories alone."""
+"""The state of a submission as a table or JSON, and its logs. Reads only run directories."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MARKS = {
 
 
 def observe(submission: Path) -> list[tuple[Path, RunRequest, Status]]:
-    """Every run with its status; a run that ended without anybody noticing is recorded so on the way."""
+    """Every run with its status. Records the end of a run if nobody has noticed it yet."""
     observed = []
     for run_dir in list_runs(submission):
         unknown = registry.settle(run_dir)
@@ -46,7 +46,7 @@ def observe(submission: Path) -> list[tuple[Path, RunRequest, Status]]:
 
 
 def submission_state(submission: Path, statuses: list[Status]) -> str:
-    """running, unattended (runs are queued or under way, and no launcher drives them), succeeded, failed or stopped."""
+    """running, unattended (runs are left and no launcher is running them), succeeded, failed or stopped."""
     states = {status.state for status in statuses}
     if states & {"queued", "starting", "running"}:
         return "running" if registry.is_driven(submission) else "unattended"
@@ -84,7 +84,7 @@ def status_json(submission: Path) -> dict[str, Any]:
 
 
 def status_table(status: Mapping[str, Any]) -> Table:
-    """What `status_json` found, for a terminal."""
+    """The result of `status_json` as a table for a terminal."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold", title=f"{status['submission']}: {status['state']}")
@@ -116,7 +116,7 @@ def _progress(run_dir: Path) -> dict[str, Any]:
 
 
 def follow_log(run_dir: Path, follow: bool) -> None:
-    """Print the run's log; with `follow` what is added too, over all attempts, until the run has ended."""
+    """Print the run's log; with `follow` also new lines, over all attempts, until the run has ended."""
     path = run_dir / "log.txt"
     position = 0
     while True:
@@ -142,11 +142,11 @@ def follow_log(run_dir: Path, follow: bool) -> None:
 
 
 def _reader_gone() -> bool:
-    """Whether nobody reads what is printed any more: the pipe's other end or the connection is closed. A log that is
-    silent for hours would not show it."""
+    """Whether the reader of the output is gone: the other end of the pipe or the connection is closed. Asked because a
+    log that is silent for hours would not show it."""
     try:
         descriptor = sys.stdout.fileno()
-    except (OSError, ValueError):  # no file at all
+    except (OSError, ValueError):  # stdout is not a file
         return False
     watched = select.poll()
     watched.register(descriptor, 0)

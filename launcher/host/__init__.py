@@ -1,1 +1,1 @@
-"""This machine: cores, memory, GPUs and their locks, their use now, and what `doctor` checks. Nothing about runs."""
+"""This machine: cores, memory, GPUs, their locks and current use, and the checks of `doctor`. Nothing about runs."""

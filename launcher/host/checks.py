@@ -1,4 +1,4 @@
-"""`launcher doctor`: what this machine lacks for training, and the command that mends it."""
+"""The host's checks of `launcher doctor`, each with the command that fixes the problem."""
 
 from __future__ import annotations
 
@@ -22,16 +22,20 @@ MARKS: dict[Level, str] = {"ok": "✓", "note": "!", "missing": "✗"}
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. `mend` is the command or setting that puts it right."""
+    """One result of `doctor`. `fix` is the command or setting that fixes the problem."""
 
     what: str
     level: Level
     said: str
-    mend: str = ""
+    fix: str = ""
+
+    def as_json(self) -> dict[str, str]:
+        """The entry of `doctor --json`. The key of `fix` there is `mend`."""
+        return {"what": self.what, "level": self.level, "said": self.said, "mend": self.fix}
 
 
 def before_engines(data: str | None, runs_root: Path, packages_needed: bool) -> list[Check]:
-    """This host's checks that come before those of the engines, in the order in which a user would meet what is wrong.
+    """The host's checks that come before the engines' checks, in the order in which a user would meet the problems.
 
     `packages_needed`: no engine executes runs unless the trainer is installed here.
     """
@@ -39,7 +43,7 @@ def before_engines(data: str | None, runs_root: Path, packages_needed: bool) -> 
 
 
 def after_engines() -> list[Check]:
-    """This host's checks that come after those of the engines."""
+    """The host's checks that come after the engines' checks."""
     return [_wandb(), *_mac()]
 
 
@@ -51,9 +55,9 @@ INSTALL = "pip install -c images/constraints.txt -e '.[train]'"
 
 
 def missing_packages() -> list[str]:
-    """What of the `train` extra is not installed, by the distributions' metadata: importing torch would take seconds.
+    """Packages of the `train` extra that are not installed, by metadata, because importing torch takes seconds.
 
-    Empty also where the project itself runs uninstalled, and so nothing is known of what it needs.
+    Also empty if the project itself is not installed: its requirements are then unknown.
     """
     try:
         requirements = importlib.metadata.requires("document-classifier-jobs") or []
@@ -74,7 +78,7 @@ def missing_packages() -> list[str]:
 def _trainer(packages_needed: bool) -> Check:
     missing = missing_packages()
     if missing and not packages_needed:
-        return Check("trainer", "note", "not installed here: runs are containers", f"for native runs: {INSTALL}")
+        return Check("trainer", "note", "not installed here; runs need containers", f"for native runs: {INSTALL}")
     if missing:
         return Check("trainer", "missing", f"not installed: {', '.join(missing)}", INSTALL)
     try:
@@ -93,8 +97,8 @@ def _accelerator() -> list[Check]:
     if machine.mps:
         return [Check("gpu", "ok", "MPS")]
     if Path("/dev/nvidiactl").exists():
-        return [Check("gpu", "note", "an NVIDIA device is there, but its driver does not answer", "nvidia-smi")]
-    return [Check("gpu", "note", f"none: runs train on the CPU ({machine.cpus:g} cores), many times slower")]
+        return [Check("gpu", "note", "found an NVIDIA device, but its driver does not answer", "nvidia-smi")]
+    return [Check("gpu", "note", f"none; runs train on the CPU ({machine.cpus:g} cores), many times slower")]
 
 
 def _memory() -> Check:
@@ -111,9 +115,9 @@ def _memory() -> Check:
 
 def _data(given: str | None) -> Check:
     folder = Path(given or os.environ.get("DATA_DIR") or "data").expanduser()
-    mend = f"--data DIR or DATA_DIR; to try without data: python -m trainer sample-data {folder}"
+    fix = f"--data DIR or DATA_DIR; to try without data: python -m trainer sample-data {folder}"
     if not folder.is_dir():
-        return Check("data", "note", f"{folder}: there is no such folder", mend)
+        return Check("data", "note", f"{folder}: no such folder", fix)
     try:
         for place in (folder, *(folder / name for name in ("train", "test") if (folder / name).is_dir())):
             next(os.scandir(place), None)
@@ -123,7 +127,7 @@ def _data(given: str | None) -> Check:
         return Check(
             "data", "missing", f"{error.filename}: cannot be read ({error.strerror})", "chmod -R u+rX, or --data DIR"
         )
-    return Check("data", "note", f"{folder}: neither train.csv nor train/<class>/ in it", mend)
+    return Check("data", "note", f"{folder}: has neither train.csv nor train/<class>/", fix)
 
 
 def _runs(root: Path) -> Check:
@@ -132,7 +136,7 @@ def _runs(root: Path) -> Check:
     try:
         tempfile.TemporaryFile(dir=parent).close()
     except OSError:
-        return Check("runs", "missing", f"{parent}: cannot be written to", "--runs DIR, a folder of yours")
+        return Check("runs", "missing", f"{parent}: cannot be written to", "--runs DIR, a folder that you may write to")
     if free < 20:
         return Check(
             "runs",

@@ -1,9 +1,10 @@
-"""One GPU, one run, or several of one submission that share it: locks that hold across submissions and users of this
-host, and the GPUs' own word.
+"""Locks of GPUs: a GPU belongs to one run, or to several runs of one submission that share it. The locks hold for all
+submissions and users of this host. Memory in use on the GPU is checked, too.
 
-The lock is held by the process that executes the run, so a launcher that dies frees no GPU that is still in use. Runs
-that share hold it together (LOCK_SH), and the lock file names the group that they belong to. Only who has the lock
-alone (LOCK_EX) may write into the file: while anyone shares it the name stands, and whoever finds another's lets go.
+The process that executes the run holds the lock, so a GPU in use stays locked when the launcher dies. Runs that share
+a GPU hold the lock together (LOCK_SH), and the lock file names their group. Only the holder of an exclusive lock
+(LOCK_EX) may write the file. So the group's name stays while anyone shares the lock, and a process of another group
+releases it.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from pathlib import Path
 from launcher.host import nvml
 
 LOCKS = Path("/tmp/launcher-gpu-locks")
-"""The same for every user of the host, so not below TMPDIR or HOME."""
+"""The same folder for every user of the host, so not in TMPDIR or HOME."""
 FOREIGN_USE = 256 * 2**20
-"""Bytes in use on an unlocked GPU from which it counts as somebody else's: an idle driver context holds less."""
+"""An unlocked GPU with more bytes in use than this belongs to somebody else. An idle driver context uses less."""
 
 
 @dataclass(frozen=True)
 class GpuLock:
-    """A locked GPU. The lock lives as long as any copy of the descriptor."""
+    """A locked GPU. The lock lasts as long as any copy of the descriptor."""
 
     gpu: str
     descriptor: int
@@ -37,9 +38,9 @@ class GpuLock:
 
 
 def acquire(gpu: str, owner: str, group: str = "") -> GpuLock | None:
-    """Lock `gpu` (its UUID, index or `mps`) for `owner`, a text for others to read; None where it is taken.
+    """Lock `gpu` (its UUID, index or `mps`) for `owner`, a text for people. Returns None if the GPU is taken.
 
-    With a `group` the lock is shared with others of the same group, and with nobody else.
+    With a `group`, others of the same group may share the lock.
     """
     descriptor = _open(gpu)
     if _claim(descriptor, owner, group):
@@ -51,14 +52,16 @@ def acquire(gpu: str, owner: str, group: str = "") -> GpuLock | None:
 def _claim(descriptor: int, owner: str, group: str) -> bool:
     if _lock(descriptor, fcntl.LOCK_EX):
         written = _write(descriptor, owner, group)
-        if not group or not written:  # unwritten, others could not tell who may join: it is held alone
+        if (
+            not group or not written
+        ):  # without the name in the file others do not know who may join, so the lock is exclusive
             return True
-    # Going from alone to shared lets go for a moment: somebody else may have come, and gone or stayed.
+    # The change from exclusive to shared releases the lock for a moment. Another process may have taken it.
     return bool(group) and _lock(descriptor, fcntl.LOCK_SH) and _read(descriptor)[1] == group
 
 
 def acquire_for(gpu: str, run_dir: Path, share: bool) -> GpuLock | None:
-    """Lock `gpu` for a run: alone, or with `share` together with runs of its submission. None where it is taken."""
+    """Lock `gpu` for a run: exclusively, or with `share` together with runs of its submission. None if it is taken."""
     submission = run_dir.parent.resolve()
     if not share:
         return acquire(gpu, f"{submission.name}/{run_dir.name}")
@@ -74,7 +77,8 @@ def _lock(descriptor: int, how: int) -> bool:
 
 
 def _write(descriptor: int, owner: str, group: str) -> bool:
-    """False where it cannot be: a file of another user may be read-only; the lock holds all the same."""
+    """Write the owner into the lock file. Returns False if the file is read-only (another user's); the lock still
+    holds."""
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, " ".join(owner.split()).encode()[:400] + b"\n" + group.encode(), 0)
@@ -84,13 +88,13 @@ def _write(descriptor: int, owner: str, group: str) -> bool:
 
 
 def _read(descriptor: int) -> tuple[str, str]:
-    """The owner's text, and the group that shares the lock (empty: none)."""
+    """Returns the owner's text and the group that shares the lock (empty: none)."""
     owner, _, group = os.pread(descriptor, 1000, 0).decode(errors="replace").partition("\n")
     return owner, group
 
 
 def holder(gpu: str) -> str | None:
-    """What the holder of the lock says of itself, or None where the GPU is not locked."""
+    """The text of the lock's owner, or None if the GPU is not locked."""
     descriptor = _open(gpu)
     try:
         return None if _lock(descriptor, fcntl.LOCK_EX) else _read(descriptor)[0] or "another run"
@@ -107,7 +111,7 @@ def _open(gpu: str) -> int:
     path = LOCKS / f"{name}.lock"
     flags = os.O_NOFOLLOW | os.O_CLOEXEC
     for _ in range(3):
-        # Not O_CREAT on what exists: kernels refuse that on another user's file in a sticky folder.
+        # No O_CREAT on a file that exists: kernels refuse it for another user's file in a sticky folder.
         for mode in (os.O_RDWR, os.O_RDONLY):
             try:
                 descriptor = os.open(path, mode | flags)
@@ -127,7 +131,7 @@ def _open(gpu: str) -> int:
 
 
 def why_taken(gpu: str, index: int | None) -> str | None:
-    """Why the GPU cannot be had just now (a run's lock, or memory in use by processes that are no runs), or None."""
+    """Why the GPU is not available now (a run's lock, or memory used by other processes), or None."""
     held_by = holder(gpu)
     if held_by is not None:
         return f"held by {held_by}"

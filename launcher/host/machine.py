@@ -1,4 +1,4 @@
-"""What this host offers, or what a description says that another one does."""
+"""A machine's cores, memory and accelerators: detected on this host, or read from a description of another machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.base.errors import nearest
 
 @dataclass(frozen=True)
 class Gpu:
-    """One CUDA device. `memory` in bytes, None where it is not known."""
+    """One CUDA device. `memory` in bytes, None if unknown."""
 
     index: int
     name: str = "GPU"
@@ -39,11 +39,11 @@ class Machine:
     gpus: tuple[Gpu, ...] = ()
     mps: bool = False
     declared: bool = False
-    """Read from a file or a built-in description, not found on this host."""
+    """Read from a file or a built-in description, not detected on this host."""
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """What a run may be given one of: CUDA indices, or `mps`."""
+        """Devices for runs: CUDA indices, or `mps`."""
         return tuple(str(gpu.index) for gpu in self.gpus) or (("mps",) if self.mps else ())
 
     def lock_name(self, device: str) -> str:
@@ -58,10 +58,10 @@ class Machine:
 
 
 ASSUMED_GPU = Gpu(0, "NVIDIA GPU, 80 GiB assumed", 80 * GIB)
-"""The manual does not say which GPU its server has. It trains convnext_base at batch 64 there, at about 50 GB by its
-own estimate: of common cards, those of 80 GiB are the smallest that hold this with room to spare."""
+"""The manual does not say which GPU its server has. It trains convnext_base at batch 64 there, about 50 GB by its own
+estimate. Among common cards, 80 GiB is the smallest size that fits this with a margin."""
 
-# The manual's two environments, and the device of its older table.
+# The manual's two environments, and the device in its older table.
 BUILT_IN = {
     "cuda-server": Machine("cuda-server", 16, 128 * GIB, (ASSUMED_GPU,), declared=True),
     "mac-m4-pro": Machine("mac-m4-pro", 12, 24 * GIB, mps=True, declared=True),
@@ -70,8 +70,8 @@ BUILT_IN = {
 
 
 def select(machine: str | None, gpus: str | None = None) -> Machine:
-    """The machine called `machine` (a built-in name or a YAML file), else this host; `gpus` names those of its GPUs
-    that may be used (`0,1`, or UUIDs). Raises MachineError."""
+    """The machine called `machine` (a built-in name or a YAML file), else this host. `gpus` limits it to some of its
+    GPUs (`0,1`, or UUIDs). Raises MachineError."""
     described = _described(machine) if machine else here()
     if gpus is None and not described.declared:
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -85,10 +85,10 @@ def select(machine: str | None, gpus: str | None = None) -> Machine:
     for word in words:
         matching = [g for g in described.gpus if word == str(g.index) or (g.uuid and g.uuid.startswith(word))]
         if not matching:
-            if where != "--gpus":  # stale settings in an environment are no demand
+            if where != "--gpus":  # a stale environment variable is not a request
                 continue
             have = ", ".join(str(g.index) for g in described.gpus) or "none"
-            raise MachineError(f"--gpus {gpus}: there is no GPU '{word}' on {described.name}; there is: {have}")
+            raise MachineError(f"--gpus {gpus}: {described.name} has no GPU '{word}'; it has: {have}")
         if matching[0] not in chosen:
             chosen.append(matching[0])
     return Machine(
@@ -117,7 +117,7 @@ def _described(name: str) -> Machine:
         return BUILT_IN[name]
     path = Path(name)
     if not path.is_file():
-        raise MachineError(f"--machine {name}: neither a file nor a known machine; {nearest(name, BUILT_IN)}")
+        raise MachineError(f"--machine {name}: not a file and not a known machine; {nearest(name, BUILT_IN)}")
     import yaml
 
     try:
@@ -129,7 +129,7 @@ def _described(name: str) -> Machine:
     known = ("name", "cpus", "memory", "gpus", "mps")
     for key in content:
         if key not in known:
-            raise MachineError(f"{path}: there is no field '{key}'; {nearest(str(key), known)}")
+            raise MachineError(f"{path}: unknown field '{key}'; {nearest(str(key), known)}")
     return Machine(
         str(content.get("name", path.stem)),
         _positive(path, "cpus", content.get("cpus", 1)),

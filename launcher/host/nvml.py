@@ -1,4 +1,4 @@
-"""What NVIDIA's driver says of this host's GPUs. Without a driver, or without NVML, there are none."""
+"""GPUs of this host, read from NVIDIA's driver (NVML). Without a driver or NVML there are no GPUs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class GpuUse:
-    """One GPU as NVML sees it: percent of the time, bytes, degrees Celsius; None where the driver does not say."""
+    """One GPU's use by NVML: percent of the time, bytes, degrees Celsius; None if the driver does not report it."""
 
     index: int
     name: str
@@ -20,12 +20,12 @@ class GpuUse:
     memory_total: int | None
     temperature: int | None
     run: str | None = None
-    """Who holds its lock, as `<submission>/<run>`."""
+    """The holder of its lock, as `<submission>/<run>`."""
 
 
 @contextmanager
 def _library() -> Iterator[Any]:
-    """The initialised NVML. Raises its own errors, or those of its import: they share no base."""
+    """The initialised NVML. Raises NVML's errors or import errors, which have no common base class."""
     import pynvml
 
     pynvml.nvmlInit()
@@ -36,8 +36,8 @@ def _library() -> Iterator[Any]:
 
 
 def inventory() -> list[tuple[int, str, int, str]]:
-    """Index, name, memory in bytes and UUID of every GPU; empty where no driver answers. Raises NVML's errors where one
-    answers and then fails."""
+    """Index, name, memory in bytes and UUID of every GPU; empty if no driver answers. Raises NVML's errors if the
+    driver answers first and fails later."""
     with ExitStack() as stack:
         try:
             nvml = stack.enter_context(_library())
@@ -56,7 +56,7 @@ def inventory() -> list[tuple[int, str, int, str]]:
 
 
 def gpu_uses() -> list[GpuUse]:
-    """Every GPU of this host, without the runs that hold them; those before one that fell off the bus."""
+    """Use of every GPU of this host, without its run. The list ends before a GPU that is lost (fallen off the bus)."""
     uses: list[GpuUse] = []
     with suppress(Exception), _library() as nvml:
         for index in range(nvml.nvmlDeviceGetCount()):
@@ -68,7 +68,7 @@ def _gpu_use(nvml: Any, index: int) -> GpuUse:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
 
     def answer(question: Any, *more: Any) -> Any:
-        with suppress(Exception):  # cards differ in what they tell
+        with suppress(Exception):  # not every card reports every figure
             return question(handle, *more)
         return None
 
@@ -85,8 +85,8 @@ def _gpu_use(nvml: Any, index: int) -> GpuUse:
 
 
 def memory_of_processes(index: int) -> int:
-    """Bytes that compute processes hold on the device `index`; 0 where the driver does not say: that is no reason to
-    refuse a GPU."""
+    """Bytes that compute processes use on the device `index`. 0 if the driver does not report it, since that is no
+    reason to refuse a GPU."""
     with suppress(Exception), _library() as nvml:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         processes: Iterable[object] = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
@@ -95,7 +95,7 @@ def memory_of_processes(index: int) -> int:
 
 
 def driver_cuda() -> tuple[int, int] | None:
-    """The newest CUDA that the driver serves, as (major, minor); None without a driver."""
+    """The newest CUDA version that the driver supports, as (major, minor); None without a driver."""
     with suppress(Exception), _library() as nvml:
         version = int(nvml.nvmlSystemGetCudaDriverVersion_v2())
         return version // 1000, version % 1000 // 10

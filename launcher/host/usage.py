@@ -1,4 +1,4 @@
-"""What processes and GPUs of this machine use just now. Only looks; a figure that cannot be had is None."""
+"""Current use of memory and GPUs on this machine. Read-only; an unknown figure is None."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def gpu_uses() -> list[GpuUse]:
-    """Every GPU of this host, and the run that holds it; empty where no driver answers."""
+    """Use of every GPU of this host, with the run that holds it; empty if no driver answers."""
     return [dataclasses.replace(use, run=lock_holder(use.uuid or f"gpu{use.index}")) for use in nvml.gpu_uses()]
 
 
@@ -26,7 +26,7 @@ def lock_holder(lock_name: str) -> str | None:
 
 
 def resident_with_descendants(pid: int) -> int | None:
-    """Bytes of memory that a process and all its descendants have; None where it is gone."""
+    """Bytes of memory of a process and all its descendants; None if the process has ended."""
     import psutil
 
     total = 0
@@ -39,8 +39,8 @@ def resident_with_descendants(pid: int) -> int | None:
 
 
 def resident(process: psutil.Process) -> int:
-    """Bytes of memory that the process has, with its part of the pages that it shares with others (PSS): those of a
-    tree add up. Where the kernel does not count that (macOS), such pages count for each. Raises psutil.Error."""
+    """Bytes of memory of the process, with its share of shared pages (PSS), so that the sum over a process tree is
+    right. Without PSS (macOS) each process counts all its shared pages. Raises psutil.Error."""
     import psutil
 
     with suppress(psutil.Error, AttributeError):

@@ -1,4 +1,4 @@
-"""The data folder of a submission's runs: found, and looked at before anything is made."""
+"""Finds the data folder of a submission's runs, and checks it before anything is created."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from launcher.job.expansion import Planned
 
 
 def find_data(option: str | None, planned: Sequence[Planned]) -> str | None:
-    """The data folder of the runs: --data, $DATA_DIR or ./data, or None where every run names its own.
+    """The data folder of the runs: --data, $DATA_DIR or ./data; None if every run names its own.
 
-    Raises DataFolderError where one is not there, or holds nothing that its runs could train on.
+    Raises DataFolderError if a folder is missing, or has nothing to train on.
     """
     shared = option or os.environ.get("DATA_DIR") or "data"
     of_shared = "--data" if option else "DATA_DIR" if os.environ.get("DATA_DIR") else "the default"
@@ -27,16 +27,16 @@ def find_data(option: str | None, planned: Sequence[Planned]) -> str | None:
     for (name, source), formats in sorted(wanted.items()):
         if why := _why_no_data(Path(name).expanduser(), formats):
             raise DataFolderError(
-                f"{name}: the data folder ({source}) {why}; name one by --data DIR or DATA_DIR, "
-                f"or draw one: python -m trainer sample-data {name if why == 'does not exist' else 'DIR'}"
+                f"{name}: the data folder ({source}) {why}; give one with --data DIR or DATA_DIR, "
+                f"or create sample data: python -m trainer sample-data {name if why == 'does not exist' else 'DIR'}"
             )
     return str(Path(shared).expanduser().resolve()) if (shared, of_shared) in wanted else None
 
 
 def _why_no_data(folder: Path, formats: set[str]) -> str | None:
-    """Why runs of these values of `data.format` cannot train on the folder, by what lies on its top; None: they can.
+    """Why runs of these values of `data.format` cannot train on the folder, judged by its top level; None: they can.
 
-    The trainer judges by the same rule, and then opens every image.
+    The trainer has the same rule, and then opens every image.
     """
     try:
         if not folder.is_dir():
@@ -48,9 +48,9 @@ def _why_no_data(folder: Path, formats: set[str]) -> str | None:
         return f"cannot be read ({error.strerror}: {error.filename})"
     has_classes = bool(class_folders if base != folder else set(class_folders) - {"test"})
     if "csv" in formats and not has_table:
-        return "holds no train.csv, which data.format=csv asks for"
+        return "has no train.csv, which data.format=csv needs"
     if "imagefolder" in formats and not has_classes:
-        return "holds no folder a class below train/, which data.format=imagefolder asks for"
+        return "has no class folders in train/, which data.format=imagefolder needs"
     if "auto" in formats and not has_table and not has_classes:
-        return "holds neither train.csv nor a folder a class below train/"
+        return "has neither train.csv nor class folders in train/"
     return None

@@ -1,4 +1,4 @@
-"""YAML with line numbers: where each value of a job file stands, and every fault of its form as one clear error."""
+"""YAML with line numbers: the place of each value in a job file, and clear errors for its syntax."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainer.base.errors import nearest
 KeyPath = tuple[str | int, ...]
 COMMAND_LINE = "the command line"
 _UNREADABLE = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError)
-"""What PyYAML raises for text that it cannot read: its constructors of numbers, dates and sets check little."""
+"""Errors that PyYAML raises for bad text: its constructors of numbers, dates and sets check little."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Document:
     content: dict[str, Any]
     lines: dict[KeyPath, int] = field(default_factory=dict)
     given: frozenset[str] = frozenset()
-    """The dotted paths of what `--set` put into it: these stand in no line."""
+    """Dotted paths of values from `--set`, which have no line."""
 
     def place(self, path: KeyPath) -> str:
-        """`file:line` of the value at `path`, or of the nearest that encloses it; `the command line` for what was set
-        there."""
+        """`file:line` of the value at `path`, or of the nearest enclosing value; `the command line` for a value of
+        `--set`."""
         while path and path not in self.lines and _dotted(path) not in self.given:
             path = path[:-1]
         if _dotted(path) in self.given or not self.lines:
@@ -41,19 +41,19 @@ class Document:
         return f"{self.path}:{self.lines.get(path, 1)}"
 
 
-def in_order(faults: Iterable[str]) -> str:
-    """Faults of a job, one a line: each once, in the order of the file's lines, those of the command line first."""
-    return "\n".join(sorted(dict.fromkeys(faults), key=_line))
+def in_order(errors: Iterable[str]) -> str:
+    """Errors of a job, one per line, without duplicates: those of the command line first, then by line of the file."""
+    return "\n".join(sorted(dict.fromkeys(errors), key=_line))
 
 
-def _line(fault: str) -> int:
-    match = re.match(r"[^:]*:(\d+):", fault)
+def _line(error: str) -> int:
+    match = re.match(r"[^:]*:(\d+):", error)
     return int(match[1]) if match else 0
 
 
 def names_file(word: str) -> bool:
     """Whether the first word of a command is a job file, not `key=value`."""
-    with contextlib.suppress(OSError):  # a word too long for a file name is none
+    with contextlib.suppress(OSError):  # a word that is too long for a file name
         return "=" not in word or Path(word).is_file()
     return False
 
@@ -65,12 +65,12 @@ def _dotted(path: KeyPath) -> str:
 def read_file(path: Path) -> Document:
     """Read a YAML mapping. Raises JobError."""
     if path.is_dir():
-        raise JobError(f"{path}: is a folder; name a job file in it")
+        raise JobError(f"{path}: is a folder; give a job file in it")
     try:
         content = path.read_bytes()
         text = content.decode("utf-8-sig")
     except FileNotFoundError:
-        raise JobError(f"{path}: there is no such file; {_nearest_file(path)}") from None
+        raise JobError(f"{path}: no such file; {_nearest_file(path)}") from None
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise JobError(f"{path}:{line}: not text in UTF-8") from None
@@ -80,34 +80,34 @@ def read_file(path: Path) -> Document:
 
 
 def _nearest_file(path: Path) -> str:
-    """The job file that was meant: by its name alone, so that a job need not be called by its folder and suffix."""
+    """A hint at the most similar job file, compared by name without folder and suffix."""
     candidates = [*sorted(path.parent.glob("*.yaml")), *sorted(Path("jobs").glob("*.yaml"))]
-    files = {file.stem: str(file) for file in reversed(candidates)}  # those beside it first
+    files = {file.stem: str(file) for file in reversed(candidates)}  # files in the same folder first
     if not files:
-        beside = "no *.yaml beside it, and " if path.parent.is_dir() else ""
-        return f"{beside}no folder jobs/ here: go to the project's checkout, or name the job file by its full path"
+        beside = "no *.yaml in its folder, and " if path.parent.is_dir() else ""
+        return f"{beside}no folder jobs/ here: cd to the project's checkout, or give the full path of the job file"
     close = difflib.get_close_matches(path.stem.lower(), files, n=1, cutoff=0.6)
     return f"did you mean '{files[close[0]]}'?" if close else nearest(str(path), files.values())
 
 
 def parse(text: str, name: str) -> Document:
-    """Parse YAML text that `name` stands for in messages. Raises JobError."""
+    """Parse YAML text; messages call it `name`. Raises JobError."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is None:
             raise JobError(f"{name}:1: the file is empty; a job needs at least name: and matrix: or overrides:")
         lines: dict[KeyPath, int] = {}
-        faults: list[str] = []
-        _walk(node, (), lines, faults, name, set())
-        if faults:
-            raise JobError(in_order(faults))
+        errors: list[str] = []
+        _walk(node, (), lines, errors, name, set())
+        if errors:
+            raise JobError(in_order(errors))
         content = _construct(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         raise JobError(f"{name}:{line}: not YAML: {' '.join(str(error.problem or error.context).split())}") from None
     except _UNREADABLE as error:
-        line = text[: getattr(error, "position", 0)].count("\n") + 1  # of a character that YAML does not know
+        line = text[: getattr(error, "position", 0)].count("\n") + 1  # for a character that YAML does not allow
         raise JobError(f"{name}:{line}: not YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(content, dict):
         raise JobError(f"{name}:1: a job is a mapping of name:, matrix:, overrides: …, not {type(content).__name__}")
@@ -115,7 +115,7 @@ def parse(text: str, name: str) -> Document:
 
 
 def _construct(node: yaml.Node | None) -> Any:
-    """Plain values. Keys are words, whatever YAML 1.1 takes them for: `on:` is no truth value."""
+    """Plain values. Keys are always text: YAML 1.1 would read `on:` as a truth value."""
     if node is None:
         return None
     waiting, seen = [node], set()
@@ -135,34 +135,34 @@ def _construct(node: yaml.Node | None) -> Any:
 
 
 def _walk(
-    node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], faults: list[str], name: str, seen: set[int]
+    node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], errors: list[str], name: str, seen: set[int]
 ) -> None:
     lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.ScalarNode):
         return
     if id(node) in seen:
-        faults.append(f"{name}:{node.start_mark.line + 1}: an anchor that contains itself")
+        errors.append(f"{name}:{node.start_mark.line + 1}: an anchor that contains itself")
         return
     seen = seen | {id(node)}
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            _walk(item, (*path, index), lines, faults, name, seen)
+            _walk(item, (*path, index), lines, errors, name, seen)
     elif isinstance(node, yaml.MappingNode):
         keys: dict[str, int] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
-                faults.append(f"{name}:{line}: a key must be a plain word")
+                errors.append(f"{name}:{line}: a key must be a plain word")
                 continue
             if key.value in keys and key.tag != "tag:yaml.org,2002:merge":
-                faults.append(f"{name}:{line}: '{key.value}' stands in line {keys[key.value]} already")
+                errors.append(f"{name}:{line}: '{key.value}' is already in line {keys[key.value]}")
             keys[key.value] = line
             lines[(*path, key.value)] = line
-            _walk(value, (*path, key.value), lines, faults, name, seen)
+            _walk(value, (*path, key.value), lines, errors, name, seen)
 
 
 def assign(document: Document, setting: str) -> Document:
-    """The document with `path=value` of a `--set` in it; the value is YAML. Raises JobError."""
+    """The document with the `path=value` of a `--set` applied; the value is YAML. Raises JobError."""
     key, separator, text = setting.partition("=")
     parts = key.split(".")
     if not separator or not all(parts):
@@ -185,15 +185,15 @@ def _assigned(content: Any, parts: list[str], value: Any, setting: str) -> Any:
     head, rest = parts[0], parts[1:]
     if isinstance(content, list):
         if not head.isdigit() or int(head) >= len(content):
-            raise JobError(f"--set {setting}: there is no item {head}; the list has {len(content)}")
+            raise JobError(f"--set {setting}: no item {head}; the list has {len(content)} items, counted from 0")
         return [_assigned(item, rest, value, setting) if i == int(head) else item for i, item in enumerate(content)]
     if content is None:
         content = {}
     if not isinstance(content, dict):
-        raise JobError(f"--set {setting}: '{head}' is inside a plain value")
+        raise JobError(f"--set {setting}: the value above '{head}' is not a mapping or list")
     if head in ("overrides", "matrix") and rest:
         inner = content.get(head) or {}
         if not isinstance(inner, dict):
-            raise JobError(f"--set {setting}: '{head}' is no mapping")
+            raise JobError(f"--set {setting}: '{head}' is not a mapping")
         return {**content, head: {**inner, ".".join(rest): value}}
     return {**content, head: _assigned(content.get(head), rest, value, setting)}

@@ -1,4 +1,4 @@
-"""A job expanded into its runs: each composed and checked, with what it gets on a machine and whether it fits there."""
+"""Expands a job into its runs: composes and checks each, assigns resources, and checks whether it fits a machine."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ from trainer.config.plain import view
 from trainer.config.schema import Config
 
 CPU_CORES = 4
-"""Cores of a run that trains on the CPU, where the job does not say: beyond them a small model gains little."""
+"""Default number of cores of a run on the CPU. More cores help a small model little."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A run, and why it cannot run on the machine asked about (None: it can)."""
+    """A run, and why it cannot run on the machine (None: it can)."""
 
     request: RunRequest
     why_not: str | None = None
     place: str = ""
-    """Where the job file asks for what cannot be had."""
+    """Place in the job file of the request that the machine cannot meet."""
     fit: fitting.Fit | None = None
-    """What is foreseen of a training run's device memory."""
+    """The predicted device memory of a training run."""
 
 
 def expand(job: Job, machine: Machine, cpu_only: bool = False) -> list[Planned]:
     """Every run and step of the job, composed and checked, training runs first.
 
-    Raises JobError with every fault of every run: each once, at the line that the value comes from.
+    Raises JobError with every error of every run, without duplicates, each at the line of its value.
     """
     spec = job.spec
     entries = [] if _trains_nothing(job) else matrix.expand(job.matrix, spec.exclude, spec.include)
-    faults = [
-        f"{job.document.place(('exclude', position))}: exclude.{position}: leaves no combination out; check its values"
-        for position in matrix.unmatched(spec.matrix, spec.exclude)  # of the file's own axes
+    errors = [
+        f"{job.document.place(('exclude', position))}: exclude.{position}: matches no combination; check its values"
+        for position in matrix.unmatched(spec.matrix, spec.exclude)  # axes of the file only
     ]
     if not entries and not _trains_nothing(job):
-        faults.append(f"{job.document.place(('exclude',))}: exclude leaves no run")
+        errors.append(f"{job.document.place(('exclude',))}: exclude leaves no run")
     priorities = [int(entry.values.pop(PRIORITY, 0)) for entry in entries]
     keys = matrix.differing([entry.values for entry in entries])
     common = _common(job)
@@ -63,12 +63,12 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False) -> list[Planned]:
         try:
             composed = compose(words)
         except ConfigError as error:
-            faults += [_attributed(line, origins, job) for line in str(error).split("\n")]
+            errors += [_attributed(line, origins, job) for line in str(error).split("\n")]
             continue
         summary = _summary(composed, words)
         name = matrix.run_name(index, entry.values, keys, summary["model"])
         plain = view(composed)
-        # The micro-batch that this adds is left out of the identity: on another machine it is the same run.
+        # The identity excludes the micro-batch that this adds: on another machine it is the same run.
         fit = fitting.fit(composed, resources, machine)
         request = RunRequest(
             name=name.zfill(len(name) + width - len(name.split("-")[0])),
@@ -91,13 +91,13 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False) -> list[Planned]:
             planned.append(Planned(request, f"{machine.name}: {fit.why_not}", where, fit))
         else:
             planned.append(Planned(request, why_not, place, fit))
-    if faults:
-        raise JobError(in_order(faults))
+    if errors:
+        raise JobError(in_order(errors))
     return planned + _steps(job, [p.request for p in planned], resources)
 
 
-def all_faults(error: JobError) -> JobError:
-    """The error with the faults, too, that show when the rest of the job is expanded."""
+def all_errors(error: JobError) -> JobError:
+    """The error, extended by the errors from expanding the valid rest of the job."""
     if error.sound is None:
         return error
     try:
@@ -108,7 +108,7 @@ def all_faults(error: JobError) -> JobError:
 
 
 def _common(job: Job) -> dict[str, Any]:
-    """What all requests of a job have in common."""
+    """Fields that all requests of a job have in common."""
     spec = job.spec
     return {
         "image": spec.image,
@@ -123,14 +123,15 @@ def _common(job: Job) -> dict[str, Any]:
 
 
 def _trains_nothing(job: Job) -> bool:
-    """A job of steps alone, on the runs of an earlier submission."""
+    """Whether a job has only steps, on the runs of an earlier submission."""
     spec = job.spec
     elsewhere = [step.from_ is None or step.from_.submission is not None for step in spec.after]
     return not (job.matrix or spec.include or spec.overrides or job.overrides) and bool(elsewhere) and all(elsewhere)
 
 
 def _positions(job: Job) -> dict[str, dict[str, int]]:
-    """Where each value of each axis of the file stands first: a look for every run of thousands would be long."""
+    """Index of the first occurrence of each value of each axis. A search per run would be slow for thousands of
+    runs."""
     positions: dict[str, dict[str, int]] = {}
     for key, axis in job.spec.matrix.items():
         for position, value in enumerate(axis):
@@ -141,7 +142,7 @@ def _positions(job: Job) -> dict[str, dict[str, int]]:
 def _overrides(
     job: Job, entry: matrix.Entry, positions: dict[str, dict[str, int]]
 ) -> tuple[list[str], dict[str, tuple[str | int, ...] | None]]:
-    """The run's overrides in Hydra's grammar, and where each key's value stands (None: on the command line)."""
+    """The run's overrides in Hydra's grammar, and the place of each key's value (None: the command line)."""
     values: dict[str, str] = {}
     origins: dict[str, tuple[str | int, ...] | None] = {}
     for key, value in job.spec.overrides.items():
@@ -164,7 +165,7 @@ def _overrides(
 
 
 def _attributed(line: str, origins: dict[str, tuple[str | int, ...] | None], job: Job) -> str:
-    """A fault of the trainer's with the place that its value comes from."""
+    """An error of the trainer with the place of the value."""
     key = line.partition("=")[0].partition(":")[0].strip()
     known = next((k for k in origins if k == key or key.startswith(k + ".") or k.startswith(key + ".")), None)
     if known is None:
@@ -195,7 +196,7 @@ def _summary(composed: Config, words: Sequence[str]) -> dict[str, Any]:
 
 
 def _resources(job: Job, machine: Machine, cpu_only: bool) -> tuple[Resources, str | None, str]:
-    """What each run gets on this machine; why that cannot be, and where it is asked for."""
+    """Resources of each run on this machine, why they are not available, and the place of the request."""
     demand = job.spec.resources
     devices = () if cpu_only else machine.devices
     gpus = min(1, len(devices)) if demand.gpus == "auto" else 0 if cpu_only else demand.gpus
@@ -210,13 +211,13 @@ def _resources(job: Job, machine: Machine, cpu_only: bool) -> tuple[Resources, s
     large = [gpu for gpu in machine.gpus if gpu.memory is None or gpu.memory >= (cap or 0)]
     why, field = None, ""
     if gpus > len(devices):
-        field, why = "gpus", f"{gpus} GPU asked for, {len(devices)} there (--cpu trains without)"
+        field, why = "gpus", f"{gpus} GPU requested, {len(devices)} available (--cpu trains without a GPU)"
     elif cap is not None and gpus and machine.gpus and gpus > len(large):
-        field, why = "gpu_memory", f"{gpus} GPU with {show_size(cap)} asked for, {len(large)} there"
+        field, why = "gpu_memory", f"{gpus} GPU with {show_size(cap)} requested, {len(large)} available"
     elif cpus > machine.cpus:
-        field, why = "cpus", f"{cpus:g} cores asked for, {machine.cpus:g} there"
+        field, why = "cpus", f"{cpus:g} cores requested, {machine.cpus:g} available"
     elif memory is not None and memory > machine.memory:
-        field, why = "memory", f"{show_size(memory)} asked for, {show_size(machine.memory)} there"
+        field, why = "memory", f"{show_size(memory)} requested, {show_size(machine.memory)} available"
     return (
         Resources(
             gpus=gpus,
@@ -231,9 +232,9 @@ def _resources(job: Job, machine: Machine, cpu_only: bool) -> tuple[Resources, s
 
 
 def _steps(job: Job, trained: Sequence[RunRequest], resources: Resources) -> list[Planned]:
-    """Raises JobError with the faults of all steps."""
+    """Expand the steps. Raises JobError with the errors of all steps."""
     requests: dict[str, RunRequest] = {}
-    faults: list[str] = []
+    errors: list[str] = []
     for offset, step in enumerate(job.spec.after):
         index = len(trained) + 1 + offset
         options: list[str] = []
@@ -248,15 +249,15 @@ def _steps(job: Job, trained: Sequence[RunRequest], resources: Resources) -> lis
             if "submission" not in select:
                 if step.step != "ensemble" and "top" in select and folds.counts(trained):
                     place = job.document.place(("after", offset, "from"))
-                    faults.append(f"{place}: after.{offset}.from.top: {steps.ONE_FOLD}")
-                needs = [run.name for run in _selected(job, offset, select, trained, faults)] + needs
+                    errors.append(f"{place}: after.{offset}.from.top: {steps.ONE_FOLD}")
+                needs = [run.name for run in _selected(job, offset, select, trained, errors)] + needs
         else:
             source = requests[step.needs[-1]]
             command = steps.step_command(step.step, [f"@submission/{source.name}/ensemble.json"], options)
             if source.kind != "ensemble":
                 place = job.document.place(("after", offset, "needs"))
-                faults.append(
-                    f"{place}: after.{offset}.needs: '{step.needs[-1]}' leaves no model; name an ensemble, or say from:"
+                errors.append(
+                    f"{place}: after.{offset}.needs: '{step.needs[-1]}' gives no model; name an ensemble or write from:"
                 )
         requests[step.name] = RunRequest(
             name=f"{index:03d}-{step.name}",
@@ -269,35 +270,35 @@ def _steps(job: Job, trained: Sequence[RunRequest], resources: Resources) -> lis
             **_common(job),
             config={"model": step.args.get("method", "soft_voting") if step.step == "ensemble" else step.step},
         )
-    if faults:
-        raise JobError(in_order(faults))
+    if errors:
+        raise JobError(in_order(errors))
     return [Planned(request) for request in requests.values()]
 
 
 def _selected(
-    job: Job, offset: int, select: dict[str, Any], trained: Sequence[RunRequest], faults: list[str]
+    job: Job, offset: int, select: dict[str, Any], trained: Sequence[RunRequest], errors: list[str]
 ) -> Sequence[RunRequest]:
-    """The runs that a step waits for. A pattern that no run's name fits is added to `faults`."""
+    """The runs that a step waits for. Appends to `errors` if no run matches a pattern."""
     if "top" in select:
         return trained
     for position, pattern in enumerate(select["runs"]):
         if not any(fits(run.name, pattern) for run in trained):
             place = job.document.place(("after", offset, "from", "runs", position))
             names = ", ".join(run.name for run in trained[:12])
-            faults.append(f"{place}: after.{offset}.from.runs: no run is called '{pattern}'; there are {names}")
+            errors.append(f"{place}: after.{offset}.from.runs: no run matches '{pattern}'; runs: {names}")
     return [run for run in trained if any(fits(run.name, pattern) for pattern in select["runs"])]
 
 
 def refuse_misfits(planned: Sequence[Planned]) -> None:
-    """Raises JobError when a run asks for more than the machine has."""
-    faults = [f"{run.place}: {run.why_not}" for run in planned if run.why_not]
-    if faults:
-        remedy = "ask for less by --set resources.<field>=…, or " if any(": resources." in f for f in faults) else ""
-        raise JobError(in_order(faults) + f"\n{remedy}see: launcher plan")
+    """Raises JobError if a run requests more than the machine has."""
+    errors = [f"{run.place}: {run.why_not}" for run in planned if run.why_not]
+    if errors:
+        remedy = "request less with --set resources.<field>=…, or " if any(": resources." in f for f in errors) else ""
+        raise JobError(in_order(errors) + f"\n{remedy}see: launcher plan")
 
 
 def check_follows(job: Job, runs_root: Path) -> None:
-    """Raises JobError where the job follows a submission that is not there."""
+    """Raises JobError if the job follows a submission that does not exist."""
     if job.spec.follows:
         try:
             find_submission(runs_root, job.spec.follows)
@@ -306,7 +307,7 @@ def check_follows(job: Job, runs_root: Path) -> None:
 
 
 def check_sources(job: Job, runs_root: Path) -> None:
-    """Raises JobError where the job follows a submission, or a step takes runs of one, and there is none such."""
+    """Raises JobError if the job follows, or a step takes runs of, a submission that does not exist."""
     check_follows(job, runs_root)
     for index, step in enumerate(job.spec.after):
         if step.from_ is not None and step.from_.submission is not None and not job.spec.follows:

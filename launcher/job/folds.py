@@ -16,13 +16,13 @@ AXIS = "data.fold"
 COUNT = "data.folds"
 ALL = "all"
 MOST = 1000
-"""Folds: as the trainer has it."""
+"""Largest number of folds, as in the trainer."""
 
 
 def spread(document: Document, words: Sequence[str]) -> tuple[Document, list[str]]:
-    """The job file's content and the command line's words with each `data.fold: all` as the list of all folds.
+    """Replace each `data.fold: all` in the job file and on the command line by the list of all folds.
 
-    Raises JobError where the number of folds is not one for all runs.
+    Raises JobError if the number of folds is not the same for all runs.
     """
     matrix = document.content.get("matrix")
     in_file = isinstance(matrix, dict) and matrix.get(AXIS) == ALL
@@ -33,7 +33,7 @@ def spread(document: Document, words: Sequence[str]) -> tuple[Document, list[str
     if folds is None:
         place = COMMAND_LINE if word in words else document.place(("matrix", AXIS))
         raise JobError(
-            f"{place}: {AXIS}: {ALL}: of how many? say overrides: {{{COUNT}: 5}}, or {COUNT}=5 on the command line "
+            f"{place}: {AXIS}: {ALL}: how many? write overrides: {{{COUNT}: 5}}, or on the command line {COUNT}=5 "
             f"(2 to {MOST})"
         )
     numbers = list(range(folds))
@@ -55,12 +55,12 @@ def _count(document: Document, words: Sequence[str]) -> int | None:
 
 
 def configuration(words: Sequence[str]) -> str:
-    """The name that runs share whose overrides differ in their fold alone."""
+    """The common name of runs whose overrides differ only in the fold."""
     others = sorted(word for word in words if not word.startswith(f"{AXIS}="))
     return hashlib.sha256(repr(others).encode()).hexdigest()
 
 
 def counts(trained: Sequence[RunRequest]) -> dict[str, int]:
-    """How many folds each configuration has, of those that have several."""
+    """Number of folds of each configuration that has several."""
     folds = collections.Counter(request.configuration for request in trained if request.configuration)
     return {configuration: number for configuration, number in folds.items() if number > 1}

@@ -1,4 +1,4 @@
-"""Combinations: expand, exclude, include, name. Strings and dicts alone: ten thousand take a moment."""
+"""Combinations: expand, exclude, include, name. Uses only strings and dicts, so that 10,000 are fast."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHORT = ("model", "data", "training", "model.name")
 
 @dataclass(frozen=True)
 class Entry:
-    """A combination, with the include entries (by position) that took part in it, for messages."""
+    """A combination, with the positions of the include entries that changed it, for messages."""
 
     values: Combination
     includes: tuple[int, ...] = ()
@@ -25,9 +25,9 @@ def expand(
 ) -> list[Entry]:
     """Every combination of the axes (in their order, the last fastest), as GitHub Actions expands a matrix.
 
-    A combination that has all pairs of an `exclude` entry is left out. An `include` entry is added to each combination
-    of which it would change no axis value (it may change what an earlier include has added); where there is none such,
-    it becomes a combination of its own. Without axes and includes there is one empty combination.
+    Leaves out a combination that has all pairs of an `exclude` entry. Adds an `include` entry to each combination whose
+    axis values it does not change (it may change values of an earlier include). If there is no such combination, the
+    entry becomes a combination of its own. Without axes and includes there is one empty combination.
     """
     axes = list(matrix)
     products = [dict(zip(axes, values, strict=True)) for values in itertools.product(*matrix.values())] if axes else []
@@ -49,7 +49,7 @@ def expand(
 
 
 def unmatched(matrix: Mapping[str, Sequence[Any]], exclude: Sequence[Combination]) -> list[int]:
-    """The positions of exclude entries that leave nothing out: mistakes, nearly always."""
+    """The positions of exclude entries that match nothing, which are almost always mistakes."""
     return [
         position
         for position, entry in enumerate(exclude)
@@ -66,7 +66,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def override_value(value: Any) -> str:
-    """A YAML value in Hydra's override grammar: `null`, `true`, `[1,2]`, `{a:1}`, text quoted where it must be."""
+    """A YAML value in Hydra's override grammar: `null`, `true`, `[1,2]`, `{a:1}`, text quoted if necessary."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -83,7 +83,7 @@ def override_value(value: Any) -> str:
 
 
 def differing(combinations: Sequence[Combination]) -> list[str]:
-    """The keys whose values are not the same in all combinations, in their first order."""
+    """The keys whose values differ between combinations, in the order of their first occurrence."""
     keys = dict.fromkeys(key for combo in combinations for key in combo)
     first = {key: override_value(combinations[0].get(key)) for key in keys} if combinations else {}
     missing = object()

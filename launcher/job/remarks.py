@@ -1,4 +1,4 @@
-"""What `plan`, `submit` and `resume` tell of a job's runs, beside the table of them."""
+"""Notes of `plan`, `submit` and `resume` about a job's runs, beside the table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from launcher.record.states import ENDED, GOOD
 
 
 def at_once(planned: Sequence[Planned], machine: Machine, limit: int | None) -> int:
-    """How many training runs can be under way at the same time."""
+    """How many training runs can run at the same time."""
     train = next((p for p in planned if p.request.kind == "train"), None)
     if train is None:
         return 0
@@ -39,7 +39,7 @@ def at_once(planned: Sequence[Planned], machine: Machine, limit: int | None) -> 
 
 
 def _beside(p: Planned, memory: int | None) -> int:
-    """How many runs like this one a device of `memory` bytes takes; one where nothing is known."""
+    """How many runs like this one fit a device of `memory` bytes; one if unknown."""
     need = device_need(p.request) if p.request.share_gpu else None
     return memory // need if need and memory else 1
 
@@ -77,7 +77,7 @@ def _plain(p: Planned, environment: str) -> dict[str, Any]:
 
 
 def before_start(job: Job, planned: Sequence[Planned], machine: Machine, contained: bool = False) -> list[str]:
-    """What a user should know before these runs start."""
+    """Notes to the user before these runs start."""
     parallel = at_once(planned, machine, job.spec.max_parallel)
     lines = [f"at most {parallel} at once" if parallel > 1 else "one after another"]
     if not machine.devices and any(p.request.kind == "train" for p in planned):
@@ -86,8 +86,8 @@ def before_start(job: Job, planned: Sequence[Planned], machine: Machine, contain
     unknown = any(device_need(p.request) is None for p in planned if p.request.kind == "train")
     if job.spec.resources.share_gpu and (unknown or any(gpu.memory is None for gpu in machine.gpus)):
         lines.append(
-            "note: resources.share_gpu: a run of unknown need, or on a GPU of unknown memory, has the GPU to itself; "
-            "resources.gpu_memory says the need"
+            "note: resources.share_gpu: a run of unknown need, or on a GPU of unknown memory, does not share the GPU; "
+            "set the need with resources.gpu_memory"
         )
     if any(p.fit and p.fit.words for p in planned):
         lines.append("training.micro_batch was chosen to fit the devices' memory; the effective batch stays")
@@ -97,17 +97,19 @@ def before_start(job: Job, planned: Sequence[Planned], machine: Machine, contain
     if counts := folds.counts([p.request for p in planned]):
         several = "folds" if len(set(counts.values())) > 1 else f"{next(iter(counts.values()))} folds"
         what = f"each of {len(counts)} configurations" if len(counts) > 1 else "one configuration"
-        lines.append(f"{several} of {what}: the leaderboard joins them, and from: {{top: N}} counts configurations")
+        lines.append(
+            f"{several} of {what}: the leaderboard shows them as one, and from: {{top: N}} counts configurations"
+        )
     limited = [field for field in ("memory", "shm") if any(getattr(p.request.resources, field) for p in planned)]
     if limited and not contained:
         lines.append(
-            f"note: resources.{' and resources.'.join(limited)}: native runs are scheduled by it, but not held to it"
+            f"note: resources.{' and resources.'.join(limited)}: used to schedule native runs, but not enforced"
         )
     return lines
 
 
 def unset_variables(job: Job, environment: Mapping[str, str], contained: bool = False) -> list[str]:
-    """The variables of the job's `env` and `secrets` that are not set, so that its runs go without them."""
+    """Notes on variables of the job's `env` and `secrets` that are not set, so that its runs do not get them."""
     lines = []
     for field, names in (("env", job.spec.env), ("secrets", job.spec.secrets)):
         for position, name in enumerate(names):
@@ -116,14 +118,14 @@ def unset_variables(job: Job, environment: Mapping[str, str], contained: bool = 
                 continue
             place = job.document.place((field, position))
             if name == "WANDB_API_KEY":
-                lines.append(f"note: {place}: {field}: {name} is not set: runs do not tell W&B")
+                lines.append(f"note: {place}: {field}: {name} is not set: runs do not log to W&B")
             else:
-                lines.append(f"note: {place}: {field}: {name} is not set here; export it, or the runs go without")
+                lines.append(f"note: {place}: {field}: {name} is not set; export it if the runs need it")
     return lines
 
 
 def _in_dotenv(name: str) -> bool:
-    """Whether .env names the variable: native runs read it by themselves."""
+    """Whether .env sets the variable: native runs read .env themselves."""
     try:
         text = Path(".env").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -132,27 +134,27 @@ def _in_dotenv(name: str) -> bool:
 
 
 def reused_runs(equal: Mapping[str, EqualRun], serving: Mapping[str, Path]) -> list[str]:
-    """Which runs are reused, and which could be."""
+    """Which runs are reused, and which could be reused."""
     lines = []
     if serving:
         sources = ", ".join(sorted({source.parent.name for source in serving.values()}))
         lines.append(f"reused: {len(serving)} runs that equal runs of {sources} (--fresh trains them again)")
     if passed := [name for name in equal if name not in serving]:
         lines.append(
-            f"trained again: {len(passed)} runs that equal earlier ones by another version of the trainer "
-            "(--reuse-stale takes those as they are)"
+            f"trained again: {len(passed)} runs that equal earlier runs of another version of the trainer "
+            "(--reuse-stale reuses them)"
         )
     return lines
 
 
 def on_resume(directory: Path, again: Sequence[str]) -> str:
-    """What `resume` finds to do, where it has queued the runs `again`."""
+    """Message of `resume`, which has queued the runs `again`."""
     if again:
-        return f"goes on; {len(again)} runs queued again: {', '.join(again)}"
+        return f"continuing; {len(again)} runs queued again: {', '.join(again)}"
     states = [read_status(run_dir).state for run_dir in list_runs(directory)]
     if set(states) <= GOOD:
-        return f"all {len(states)} runs are finished; nothing is left to do"
+        return f"all {len(states)} runs are finished; nothing to do"
     if set(states) <= ENDED:
         bad = sum(state not in GOOD for state in states)
-        return f"all {len(states)} runs have ended, {bad} by a bad configuration or bad data, which is never repeated"
-    return "goes on; nothing to repeat"
+        return f"all {len(states)} runs have ended; {bad} had a bad configuration or bad data and are never repeated"
+    return "continuing; no run is queued again"

@@ -1,4 +1,4 @@
-"""The job file's fields: their types, defaults and descriptions, and the README's table of them."""
+"""The job file's fields: types, defaults and descriptions; also as a table for docs/job-file.md."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.I)
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 MEMORY_MIN = 6 * 2**20
-"""Bytes: Docker refuses a lower limit."""
+"""Bytes. Docker refuses a lower limit."""
 
 
 def _size(value: Any) -> Any:
@@ -27,7 +27,7 @@ def _size(value: Any) -> Any:
 def _memory(value: Any) -> Any:
     size = _size(value)
     if isinstance(size, int) and size < MEMORY_MIN:
-        raise ValueError(f"{value!r} is too little: no container starts with less than 6m")
+        raise ValueError(f"{value!r} is too little: a container needs at least 6m (6 MiB)")
     return size
 
 
@@ -46,20 +46,20 @@ def _name(value: Any) -> Any:
 
 def _variable(value: Any) -> Any:
     if not isinstance(value, str) or not VARIABLE.fullmatch(value):
-        raise ValueError(f"{value!r} is no name of an environment variable (values are never written here)")
+        raise ValueError(f"{value!r} is not a name of an environment variable (write names here, never values)")
     return value
 
 
 def _plain_variable(value: Any) -> Any:
     if SECRET_NAME.search(_variable(value)):
-        raise ValueError(f"{value} looks like a secret: list it under secrets:, which hands it over as a file")
+        raise ValueError(f"{value} looks like a secret: list it under secrets:, which passes it as a file")
     return value
 
 
 def _axis(value: Any) -> Any:
     if isinstance(value, list) and value:
         return value
-    raise ValueError("must be a list of one value or more, like [resnet34, resnet50]")
+    raise ValueError("must be a list of at least one value, like [resnet34, resnet50]")
 
 
 Size = Annotated[int | Literal["auto"], BeforeValidator(_size)]
@@ -73,18 +73,19 @@ class _Strict(BaseModel):
 
 
 class ResourcesSpec(_Strict):
-    """What each run gets."""
+    """Resources of each run."""
 
     gpus: Annotated[int, Field(ge=0, le=64, strict=True)] | Literal["auto"] = Field(
         "auto", description="GPUs that no other run uses. auto: one if the machine has any (MPS counts), else none"
     )
     gpu_memory: Size = Field(
-        "auto", description="limit of the run's allocator on each GPU; the GPU must have as much. auto: none"
+        "auto",
+        description="limit of the run's allocator on each GPU; the GPU must have that much memory. auto: no limit",
     )
     share_gpu: Annotated[bool, Field(strict=True)] = Field(
         False,
         description="run several runs of the job on one GPU, as far as gpu_memory (auto: the predicted memory) allows; "
-        "each allocator is limited to its part. A run of unknown need has a GPU to itself",
+        "each allocator is limited to its part. A run of unknown need does not share its GPU",
     )
     memory: Memory = Field("auto", description="host memory; container engines enforce it. auto: no limit")
     cpus: Annotated[float, Field(gt=0, le=4096)] | Literal["auto"] = Field(
@@ -102,7 +103,7 @@ Retried = Literal["out_of_device_memory", "lost", "failed", "timed_out"]
 
 
 class RetrySpec(_Strict):
-    """After which final states a run is attempted again."""
+    """The final states after which a run is attempted again."""
 
     attempts: Annotated[int, Field(ge=1, le=100, strict=True)] = Field(3, description="attempts of a run in all")
     on: list[Retried] = Field(
@@ -120,39 +121,39 @@ class RetrySpec(_Strict):
 
 
 class SectionSpec(_Strict):
-    """An engine's section of the job file, which is called by the engine's name. The engine's folder has the model."""
+    """An engine's section of the job file, under the engine's name. The engine's folder defines the subclass."""
 
     description: ClassVar[str] = ""
 
-    def faults(self) -> list[tuple[str, str]]:
-        """What the fields' types cannot say: a key, and what is wrong with it."""
+    def errors(self) -> list[tuple[str, str]]:
+        """Errors that the fields' types cannot express: pairs of a key and its problem."""
         return []
 
 
 class FromSpec(_Strict):
-    """Which runs a step works on."""
+    """The runs that a step works on."""
 
     top: Annotated[int, Field(ge=1, le=1000, strict=True)] | None = Field(
-        None, description="the N best configurations by score; of each all its folds"
+        None, description="the N best configurations by score, each with all its folds"
     )
-    runs: list[str] | None = Field(None, description="names or patterns (globs), with or without their number")
-    submission: str | None = Field(None, description="an earlier submission to take them from, instead of this one")
+    runs: list[str] | None = Field(None, description="names or patterns (globs) of runs, with or without the number")
+    submission: str | None = Field(None, description="an earlier submission to take the runs from, instead of this one")
 
     @model_validator(mode="after")
     def _one(self) -> FromSpec:
         if (self.top is None) == (not self.runs):
-            raise ValueError("say either top: N or runs: [names]")
+            raise ValueError("write either top: N or runs: [names]")
         return self
 
 
 class StepSpec(_Strict):
-    """Something to do when runs are over; a run too, with a directory, a state and a log."""
+    """A step after the training runs. It is a run, too, with a directory, a state and a log."""
 
-    name: Name = Field(description="the name of its run, which needs: refers to")
+    name: Name = Field(description="the name of the step's run; needs: refers to it")
     step: Literal["ensemble", "predict", "analyze"] = Field(description="ensemble, predict or analyze")
     from_: FromSpec | None = Field(None, alias="from", description="the training runs it works on")
     needs: list[str] = Field(
-        default_factory=list, description="steps to wait for; predict and analyze take their result"
+        default_factory=list, description="steps to wait for; predict and analyze use their result"
     )
     args: dict[str, Any] = Field(default_factory=dict, description="options of the trainer's command, like method")
 
@@ -168,17 +169,19 @@ class JobSpec(_Strict):
     )
     matrix: dict[str, Axis] = Field(
         default_factory=dict,
-        description="axes: a Hydra group or a dotted key, each with its values. Every combination is a run",
+        description="axes: Hydra groups or dotted keys, each with its values. Every combination is a run",
     )
     exclude: list[dict[str, Any]] = Field(default_factory=list, description="combinations to leave out")
     include: list[dict[str, Any]] = Field(
         default_factory=list,
-        description="values to add to the combinations that they match, else further combinations. The key priority is "
+        description="values to add to matching combinations, else further combinations. The key priority is "
         "for the scheduler: -100 to 100, higher starts first (default 0)",
     )
-    overrides: dict[str, Any] = Field(default_factory=dict, description="for every run; the matrix wins")
+    overrides: dict[str, Any] = Field(
+        default_factory=dict, description="values for every run; the matrix takes precedence"
+    )
     resources: ResourcesSpec = Field(
-        default_factory=lambda: ResourcesSpec.model_validate({}), description="what each run gets"
+        default_factory=lambda: ResourcesSpec.model_validate({}), description="resources of each run"
     )
     network: bool | Literal["auto"] = Field(
         "auto", description="whether containers have a network. auto: only for W&B or to download weights"
@@ -187,7 +190,7 @@ class JobSpec(_Strict):
         None, description="largest number of runs at once. null: as many as fit"
     )
     timeout: Annotated[float, BeforeValidator(lambda v: _convert(parse_duration, v))] | None = Field(
-        None, description="a run's time limit, like 8h or 1h30m. null: none"
+        None, description="time limit of a run, like 8h or 1h30m. null: no limit"
     )
     retry: RetrySpec = Field(
         default_factory=lambda: RetrySpec.model_validate({}), description="further attempts of failed runs"
@@ -205,13 +208,13 @@ class JobSpec(_Strict):
     )
     secrets: list[Annotated[str, BeforeValidator(_variable)]] = Field(
         default_factory=list,
-        description="names of environment variables to hand over as files that only the run's user can read",
+        description="names of environment variables to pass as files that only the run's user can read",
     )
-    after: list[StepSpec] = Field(default_factory=list, description="steps to do after the runs")
+    after: list[StepSpec] = Field(default_factory=list, description="steps to run after the training runs")
 
 
 def with_sections(sections: Mapping[str, type[SectionSpec]]) -> type[JobSpec]:
-    """The job file with the engines' sections, by their names."""
+    """The job file's model, extended by the engines' sections under their names."""
     return _with_sections(tuple(sections.items()))
 
 
@@ -226,11 +229,11 @@ def _with_sections(sections: tuple[tuple[str, type[SectionSpec]], ...]) -> type[
 
 def reference(sections: Mapping[str, type[SectionSpec]]) -> str:
     """The job file's fields as a Markdown table, made from the schema."""
-    lines = ["| field | default | what it is |", "| --- | --- | --- |"]
+    lines = ["| field | default | meaning |", "| --- | --- | --- |"]
 
     def add(model: type[BaseModel], prefix: str) -> None:
         fields = dict(model.model_fields)
-        if "after" in fields:  # sections stand before the steps
+        if "after" in fields:  # sections come before the steps
             fields["after"] = fields.pop("after")
         for name, field in fields.items():
             key = prefix + (field.alias or name)
@@ -262,4 +265,4 @@ def _default(value: Any) -> str:
     return "null" if value is None else "none" if value == {} else f"{value}"
 
 
-typing.get_type_hints(JobSpec)  # a schema that cannot be resolved fails on import, not on the first job
+typing.get_type_hints(JobSpec)  # fail on import, not on the first job, if the schema cannot be resolved

@@ -1,4 +1,4 @@
-"""A job, read and checked: every error at once, with file, line and the nearest right name."""
+"""Reads and checks a job. Reports every error at once, with file, line and the most similar valid name."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from trainer.base.errors import nearest
 METHODS = ("soft_voting", "hard_voting", "rank_averaging")
 WEIGHTS = ("equal", "greedy", "optimised")
 ARG_WORDS = {"method": METHODS, "tta": ("none", "light", "standard", "heavy"), "weights": WEIGHTS}
-"""Options of steps whose words are known here: a wrong one is told before hours of training, not after."""
+"""Options of the steps. They are checked here, so that an error shows before hours of training and not after."""
 MATRIX_FIELDS = {"matrix", "exclude", "include", "overrides"}
 PRIORITY = "priority"
-"""In entries of include: the scheduler's, and no setting of the run."""
-PRIORITY_HINT = "runs get theirs by an entry of include, like {model: resnet34, priority: 10}"
+"""Key in entries of include: for the scheduler, not a setting of the run."""
+PRIORITY_HINT = "set it in an entry of include, like {model: resnet34, priority: 10}"
 STEP_ARGS = {
     "ensemble": ("method", "weights", "tta", "batch_size", "num_workers", "device", "precision"),
     "predict": ("tta", "batch_size", "num_workers", "device", "precision"),
@@ -37,10 +37,10 @@ NO_SECTIONS: Sections = {}
 
 
 class Job:
-    """A checked job with its document (for places in messages) and what the command line adds.
+    """A checked job with its document (for places in messages) and the words of the command line.
 
-    A `key=value` word replaces the axis `key` of the matrix where there is one; `key=a,b` is an axis in any case; every
-    other word is an override of all runs.
+    A `key=value` word replaces the axis `key` of the matrix if there is one. `key=a,b` is always an axis. Every other
+    word is an override of all runs.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Job:
         """The job file, byte for byte."""
 
     def section(self, engine: str) -> SectionSpec | None:
-        """What the job says in the section of this engine; None where the engine has none."""
+        """The job's section for this engine; None if the engine has no section."""
         section: SectionSpec | None = getattr(self.spec, engine, None) if engine in self.sections else None
         return section
 
@@ -73,10 +73,10 @@ def load(
     path: Path, overrides: Sequence[str] = (), settings: Sequence[str] = (), source: bytes | None = None,
     sections: Sections = NO_SECTIONS,
 ) -> Job:  # fmt: skip
-    """The job in a file; `settings` are `path=value` of --set. Raises JobError with every fault.
+    """The job in a file; `settings` are `path=value` of --set. Raises JobError with every error.
 
-    `source` is what the file holds, where `path` only names it: the file of another machine. `sections` are those that
-    the engines have.
+    `source` is the file's content if the file is on another machine and `path` is only its name. `sections` are the
+    engines' sections.
     """
     document = read_file(path) if source is None else parse(source.decode("utf-8-sig", "replace"), str(path))
     source = path.read_bytes() if source is None else source
@@ -89,17 +89,17 @@ def load(
 
 
 def from_overrides(words: Sequence[str], settings: Sequence[str] = (), sections: Sections = NO_SECTIONS) -> Job:
-    """The job that `key=value` words ask for; `a,b` is an axis of the matrix. Raises JobError."""
+    """The job of `key=value` words; `a,b` is an axis of the matrix. Raises JobError."""
     import yaml
 
     typed = words
     for position, word in enumerate(words):
         key, separator, _ = word.partition("=")
         if not separator:
-            hint = "say for instance jobs/quickstart.yaml or model=resnet34"
-            raise JobError(f"{word}: neither a job file nor key=value; {hint}")
+            hint = "for example jobs/quickstart.yaml or model=resnet34"
+            raise JobError(f"{word}: not a job file and not key=value; {hint}")
         if key in [other.partition("=")[0] for other in words[:position]]:
-            raise JobError(f"{word}: '{key}' is named twice")
+            raise JobError(f"{word}: '{key}' is given twice")
     _, words = folds.spread(Document(COMMAND_LINE, {}), words)
     axes = {
         key: values for key, _, text in (word.partition("=") for word in words) if len(values := split_values(text)) > 1
@@ -140,33 +140,33 @@ def split_values(text: str) -> list[str]:
 
 
 def _validate(document: Document, sections: Sections = NO_SECTIONS) -> JobSpec:
-    """Raises JobError with the faults of all fields, and what is sound beside them as a JobSpec."""
+    """The validated job. Raises JobError with the errors of all fields, and the valid part as a JobSpec."""
     model = with_sections(sections)
-    faults: list[str] = []
+    errors: list[str] = []
     wrong: set[str] = set()
     try:
         spec: JobSpec | None = model.model_validate(document.content)
     except ValidationError as error:
         problems = _joined(document, error.errors())
-        faults = [_fault(document, problem, model) for problem in problems]
+        errors = [_error_text(document, problem, model) for problem in problems]
         wrong = {str(problem["loc"][0]) for problem in problems if problem["loc"]}
         spec = _without(document, wrong, model)
     except RecursionError:
         raise JobError(f"{document.path}: nested too deeply") from None
     if spec is not None and (broken := _rules(spec, sections)):
-        faults += [f"{document.place(path)}: {text}" for path, text in broken]
+        errors += [f"{document.place(path)}: {text}" for path, text in broken]
         wrong |= {str(path[0]) for path, _ in broken}
         spec = _without(document, wrong, model)
-    if faults:
-        raise JobError(in_order(faults), spec)
+    if errors:
+        raise JobError(in_order(errors), spec)
     assert spec is not None
     return spec
 
 
 def _without(document: Document, wrong: set[str], model: type[JobSpec]) -> JobSpec | None:
-    """The job without these of its fields; None where what is left would be another matrix, of which all that can be
-    said would mislead: its fields are looked at together or not at all."""
-    for name in wrong - model.model_fields.keys():  # an unknown field is left out where it is likely another one
+    """The job without the `wrong` fields. None if they belong to the matrix: without one of its fields it would be
+    another matrix, and further errors would mislead."""
+    for name in wrong - model.model_fields.keys():  # an unknown field may be a misspelt field of the matrix
         meant = difflib.get_close_matches(name.lower(), model.model_fields, n=1, cutoff=0.6)
         if not meant or meant[0] in MATRIX_FIELDS:
             return None
@@ -174,12 +174,12 @@ def _without(document: Document, wrong: set[str], model: type[JobSpec]) -> JobSp
         return None
     try:
         return model.model_validate({key: value for key, value in document.content.items() if key not in wrong})
-    except ValidationError:  # of the whole, and so of no field
+    except ValidationError:  # an error of the whole job, not of a field
         return None
 
 
 def _joined(document: Document, problems: Sequence[Any]) -> list[dict[str, Any]]:
-    """The problems, with those that the branches of one field like `int | "auto"` have with its value as one."""
+    """The problems, with those of the branches of one field (like `int | "auto"`) joined to one."""
     fields: dict[tuple[str | int, ...], list[Any]] = {}
     for problem in problems:
         path = _path(document, problem)
@@ -198,7 +198,7 @@ def _joined(document: Document, problems: Sequence[Any]) -> list[dict[str, Any]]
 
 
 def _path(document: Document, problem: Any) -> tuple[str | int, ...]:
-    # Pydantic names the branch of a union in its location; only what stands in the file helps.
+    # Pydantic puts the branch of a union into the location; keep only keys that are in the file.
     path: list[str | int] = []
     for part in problem["loc"]:
         here = document.content if not path else _at(document.content, path)
@@ -208,7 +208,7 @@ def _path(document: Document, problem: Any) -> tuple[str | int, ...]:
     return tuple(path)
 
 
-def _fault(document: Document, problem: Any, model: type[JobSpec]) -> str:
+def _error_text(document: Document, problem: Any, model: type[JobSpec]) -> str:
     path = _path(document, problem)
     field = ".".join(map(str, path)) or "the job"
     place = document.place(path)
@@ -216,13 +216,13 @@ def _fault(document: Document, problem: Any, model: type[JobSpec]) -> str:
     if kind == "extra_forbidden":
         if path[-1] == PRIORITY:
             return f"{place}: {field}: {PRIORITY_HINT}"
-        return f"{place}: {field}: there is no such field; {nearest(str(path[-1]), _fields_beside(path, model))}"
+        return f"{place}: {field}: unknown field; {nearest(str(path[-1]), _fields_beside(path, model))}"
     if kind == "missing":
         return f"{place}: {field}: is missing"
     if kind == "literal_error":
         allowed = re.findall(r"'([^']*)'", message)
         value = problem["input"]
-        return f"{place}: {field}: {value!r} cannot be; {nearest(str(value), allowed)}"
+        return f"{place}: {field}: {value!r} is not allowed; {nearest(str(value), allowed)}"
     message = message.removeprefix("Value error, ").removeprefix("Input ")
     return f"{place}: {field}: {message}" + ("" if kind == "value_error" else f", not {_short(problem['input'])}")
 
@@ -254,43 +254,41 @@ def _fields_beside(path: Sequence[str | int], job: type[JobSpec]) -> list[str]:
 
 
 def _rules(spec: JobSpec, sections: Sections) -> list[tuple[tuple[str | int, ...], str]]:
-    """What the fields' types cannot say: names that refer to each other, options of steps."""
-    faults: list[tuple[tuple[str | int, ...], str]] = []
+    """Errors that the fields' types cannot express: names that refer to each other, options of steps."""
+    errors: list[tuple[tuple[str | int, ...], str]] = []
     names = [step.name for step in spec.after]
     for index, step in enumerate(spec.after):
         at: tuple[str | int, ...] = ("after", index)
         if step.name in names[:index]:
-            faults.append(((*at, "name"), f"after.{index}.name: there is a step '{step.name}' already"))
+            errors.append(((*at, "name"), f"after.{index}.name: another step has the name '{step.name}'"))
         for need in step.needs:
             if need == step.name or need not in names:
-                faults.append(
-                    ((*at, "needs"), f"after.{index}.needs: there is no step '{need}'; {nearest(need, names)}")
-                )
+                errors.append(((*at, "needs"), f"after.{index}.needs: no step '{need}'; {nearest(need, names)}"))
             elif names.index(need) > index:
-                faults.append(((*at, "needs"), f"after.{index}.needs: '{need}' comes later; write it first"))
+                errors.append(((*at, "needs"), f"after.{index}.needs: '{need}' comes later; move it before this step"))
         if step.from_ is None and not step.needs:
-            faults.append(
-                (at, f"after.{index}: step '{step.name}' has nothing to work on; say from: {{top: 1}} or needs: [step]")
+            errors.append(
+                (at, f"after.{index}: step '{step.name}' has no input; write from: {{top: 1}} or needs: [step]")
             )
         if step.step == "ensemble" and step.from_ is None:
-            faults.append(
-                (at, f"after.{index}: an ensemble takes training runs; say from: {{top: 3}} or {{runs: [names]}}")
+            errors.append(
+                (at, f"after.{index}: an ensemble needs training runs; write from: {{top: 3}} or {{runs: [names]}}")
             )
         for key, value in step.args.items():
             where = (*at, "args", key)
             if key not in STEP_ARGS[step.step]:
-                hint = nearest(key, STEP_ARGS[step.step]) if STEP_ARGS[step.step] else "it has none"
-                faults.append((where, f"after.{index}.args.{key}: {step.step} has no such option; {hint}"))
+                hint = nearest(key, STEP_ARGS[step.step]) if STEP_ARGS[step.step] else "it has no options"
+                errors.append((where, f"after.{index}.args.{key}: unknown option of {step.step}; {hint}"))
             elif key in ARG_WORDS and value not in ARG_WORDS[key] and not (key == "weights" and _are_weights(value)):
-                hint = nearest(str(value), ARG_WORDS[key]) + (", or a number a member" if key == "weights" else "")
-                faults.append((where, f"after.{index}.args.{key}: there is no {key} {value!r}; {hint}"))
+                hint = nearest(str(value), ARG_WORDS[key]) + (", or one number per member" if key == "weights" else "")
+                errors.append((where, f"after.{index}.args.{key}: {value!r} is not allowed; {hint}"))
     for key, values in (("matrix", spec.matrix), ("overrides", spec.overrides)):
         if PRIORITY in values:
-            faults.append(((key, PRIORITY), f"{key}.{PRIORITY}: {PRIORITY_HINT}"))
+            errors.append(((key, PRIORITY), f"{key}.{PRIORITY}: {PRIORITY_HINT}"))
     for index, entry in enumerate(spec.include):
         value = entry.get(PRIORITY, 0)
         if isinstance(value, bool) or not isinstance(value, int) or abs(value) > 100:
-            faults.append(
+            errors.append(
                 (
                     ("include", index, PRIORITY),
                     f"include.{index}.{PRIORITY}: must be a whole number from -100 to 100, not {_short(value)}",
@@ -298,18 +296,18 @@ def _rules(spec: JobSpec, sections: Sections) -> list[tuple[tuple[str | int, ...
             )
     for name in sections:
         section: SectionSpec = getattr(spec, name)
-        faults += [((name, key), f"{name}.{key}: {text}") for key, text in section.faults()]
+        errors += [((name, key), f"{name}.{key}: {text}") for key, text in section.errors()]
     for index, entry in enumerate(spec.exclude):
         for key in entry:
             if key not in spec.matrix:
-                faults.append(
-                    (("exclude", index, key), f"exclude.{index}: '{key}' is no axis; {nearest(key, spec.matrix)}")
+                errors.append(
+                    (("exclude", index, key), f"exclude.{index}: '{key}' is not an axis; {nearest(key, spec.matrix)}")
                 )
-    return faults
+    return errors
 
 
 def _are_weights(value: Any) -> bool:
-    """One number a member; an ensemble of one configuration's folds has one."""
+    """One number per member. An ensemble of one configuration's folds has one member."""
     numbers = value if isinstance(value, list) else [value]
     plain = all(isinstance(number, int | float) and not isinstance(number, bool) and number >= 0 for number in numbers)
     return plain and sum(numbers) > 0

@@ -1,4 +1,4 @@
-"""Steps of `after:`: which runs they take, once these are over."""
+"""Steps of `after:`: select their runs when these have ended."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from launcher.record.find import find_submission, fits
 from launcher.record.request import RunRequest, read_request
 
 ONE_FOLD = (
-    "the best configuration is several folds, a model each: name an ensemble of them by needs:, or one run by "
+    "the best configuration has several folds, each with its own model: give an ensemble with needs:, or one run with "
     "from: {runs: [name]}"
 )
 
 
 def succeeded(submission: Path) -> list[Path]:
-    """The training runs that succeeded: the best configuration first, what is left of incomplete folds last."""
+    """The training runs that succeeded: the best configuration first, runs of incomplete folds last."""
     best = [result.run_dir for group in standings.ranked(submission) for result in group]
     others = [result.run_dir for result in standings.results(submission, "train") if result.good]
     return list(dict.fromkeys([*best, *others]))
 
 
 def selected_runs(select: dict[str, Any], submission: Path) -> list[Path]:
-    """The run directories that `select` names: `top` counts configurations, and takes all folds of each. Raises
-    RunError where there is none."""
+    """The run directories that `select` names: `top` counts configurations, and includes all folds of each. Raises
+    RunError if there is none."""
     if select.get("submission"):
         submission = find_submission(submission.parent, str(select["submission"]))
     if "top" in select:
@@ -39,14 +39,12 @@ def selected_runs(select: dict[str, Any], submission: Path) -> list[Path]:
         wanted = [path for path in candidates if any(fits(path.name, pattern) for pattern in select["runs"])]
     if not wanted:
         names = ", ".join(path.name for path in succeeded(submission)) or "none succeeded"
-        raise RunError(
-            f"no run of {submission.name} is left to work on: from: {json.dumps(select)} finds none of: {names}"
-        )
+        raise RunError(f"no run of {submission.name} matches from: {json.dumps(select)}; available: {names}")
     return wanted
 
 
 def with_members(request: RunRequest, submission: Path) -> RunRequest:
-    """The step with its members in the command, as paths below `@runs`: those that serve now."""
+    """The step with the currently available members in its command, as paths below `@runs`."""
     assert request.select is not None
     members = selected_runs(request.select, submission)
     if request.kind != "ensemble" and "top" in request.select and len(members) > 1 and _are_folds(members):

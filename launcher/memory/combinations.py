@@ -1,4 +1,4 @@
-"""What a machine can train of the manual's combinations: the memory foreseen, and what the manual says beside it."""
+"""Which of the manual's combinations a machine can train: the predicted memory beside the manual's figures."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 BATCH = 16
-"""Of a combination that the manual does not have for a machine: its default."""
+"""Default batch of a combination that the manual does not list for the machine."""
 
 
 def with_memory(machine: Machine, text: str) -> Machine:
-    """The machine with memory of this size (`24g`) on each accelerator; one without any gets a GPU. Raises
+    """The machine with this memory (`24g`) on each accelerator. A machine without accelerators gets a GPU. Raises
     MachineError."""
     try:
         size = parse_size(text)
@@ -36,9 +36,9 @@ def with_memory(machine: Machine, text: str) -> Machine:
 
 
 def rows(machine: Machine, environment: str) -> list[dict[str, Any]]:
-    """Every model with a data configuration of each size, batch and size as in the manual's row for the environment
-    (several where it has several), else batch `BATCH` and the size of the data configuration. Sizes in bytes, of one
-    device; the smallest device decides, and `None` is what is not known.
+    """One row for every model and image size. Batch and size are those of the manual's rows for the environment, else
+    `BATCH` and the size of the data configuration. Memory is in bytes on one device; the smallest device decides.
+    None means unknown.
     """
     device_budgets = budgets(machine)
     budget = min(device_budgets.values(), default=None)
@@ -58,7 +58,7 @@ def rows(machine: Machine, environment: str) -> list[dict[str, Any]]:
                         "batch_size": row["batch_size"],
                         "img_size": row["img_size"],
                         "precision": precision,
-                        **_foreseen(key, row["batch_size"], budget),
+                        **_predicted(key, row["batch_size"], budget),
                         "manual_memory_gb": row.get("memory_gb"),
                         "manual_status": row.get("status"),
                         "manual_hours": row.get("hours"),
@@ -69,32 +69,32 @@ def rows(machine: Machine, environment: str) -> list[dict[str, Any]]:
 
 
 def _one_of_each_size() -> list[str]:
-    """Augmentation takes no device memory: data configurations of one size need the same."""
+    """One data configuration of each image size: augmentation needs no device memory, so one per size is enough."""
     names = option_names("data")
     sizes = {compose([f"data={name}"]).data.img_size: name for name in reversed(names)}
     return sorted(sizes.values())
 
 
-def _foreseen(key: tuple[str, int, str, str, str], batch: int, budget: int | None) -> dict[str, Any]:
+def _predicted(key: tuple[str, int, str, str, str], batch: int, budget: int | None) -> dict[str, Any]:
     need = predict.predict(*key)
-    foreseen: dict[str, Any] = dict.fromkeys(
+    predicted: dict[str, Any] = dict.fromkeys(
         ("predicted_memory_bytes", "micro_batch", "predicted_at_micro_batch_bytes", "largest_img_size")
     )
     if need is None:
-        return foreseen
-    foreseen["predicted_memory_bytes"] = need.at(batch, accumulates=False) + CONTEXT
+        return predicted
+    predicted["predicted_memory_bytes"] = need.at(batch, accumulates=False) + CONTEXT
     if budget is not None:
         name, _, precision, optimizer, kind = key
         micro = predict.fitting_micro_batch(need, budget - CONTEXT, batch)
-        foreseen["micro_batch"] = micro
-        foreseen["largest_img_size"] = predict.largest_size(name, precision, optimizer, budget - CONTEXT, kind)
+        predicted["micro_batch"] = micro
+        predicted["largest_img_size"] = predict.largest_size(name, precision, optimizer, budget - CONTEXT, kind)
         if micro is not None:
-            foreseen["predicted_at_micro_batch_bytes"] = need.at(micro, micro < batch) + CONTEXT
-    return foreseen
+            predicted["predicted_at_micro_batch_bytes"] = need.at(micro, micro < batch) + CONTEXT
+    return predicted
 
 
 def as_json(machine: Machine, environment: str) -> dict[str, Any]:
-    """The stable form of `matrix --json`: `rows` is the manual's table, `combinations` what is foreseen."""
+    """The stable form of `matrix --json`: `rows` is the manual's table, `combinations` the predictions."""
     return {
         "environment": environment,
         "note": compatibility.NOTE,
@@ -107,17 +107,19 @@ def as_json(machine: Machine, environment: str) -> dict[str, Any]:
 
 
 def remarks(machine: Machine, environment: str) -> list[str]:
-    """What the figures mean."""
+    """Notes that explain the figures."""
     device_budgets = budgets(machine)
     usable = ", ".join(f"{show_size(size)} on {_device(device)}" for device, size in device_budgets.items())
     lines = (
-        [f"a run may use {usable}"] if usable else ["no accelerator's memory is known: say --memory 24g, or --machine"]
+        [f"a run may use {usable}"]
+        if usable
+        else ["the memory of the accelerator is unknown; give --memory 24g or --machine"]
     )
     if "mps" in device_budgets:
-        lines[0] += f": what Metal lets a process use of {show_size(machine.memory)} (not verified)"
+        lines[0] += f": the part of {show_size(machine.memory)} that Metal allows a process (not verified)"
     lines.append(
-        f"needs: predicted by tracing a step, with {show_size(CONTEXT)} for the device's context and workspaces "
-        "(three of the models were measured, on an H100). The micro-batch keeps the effective batch"
+        f"needs: predicted by tracing one step, plus {show_size(CONTEXT)} for the CUDA context and workspaces "
+        "(three of the models were measured, on an H100). The effective batch stays the same at any micro-batch"
     )
     return [*lines, f"the manual's columns are those of {environment}. {compatibility.NOTE}"]
 
@@ -127,7 +129,7 @@ def _device(name: str) -> str:
 
 
 def render(machine: Machine, environment: str) -> Table:
-    """The combinations for a terminal."""
+    """The combinations as a table for a terminal."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -1,4 +1,4 @@
-"""The manual's compatibility table: what each combination needs, by its own estimates."""
+"""The manual's compatibility table: its own memory estimate for each combination."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 ENVIRONMENTS = ("cuda-server", "mac-m4-pro", "mps-20gb")
-NOTE = "The figures are the manual's own estimates; none was measured."
+NOTE = "The figures are the manual's own estimates; they were not measured."
 _KEYS = ("model", "data", "batch_size", "img_size")
 
 
@@ -25,14 +25,14 @@ def table(environment: str) -> list[dict[str, Any]]:
 
 
 def environment_of(mps: bool, gpus: int, memory: int) -> str:
-    """The environment of the manual that a machine (`memory` in bytes) resembles most."""
+    """The manual's environment that is most like the machine (`memory` in bytes)."""
     if mps:
         return "mac-m4-pro" if memory >= 22 * 2**30 else "mps-20gb"
     return "cuda-server"
 
 
 def manual_memory(config: dict[str, Any], environment: str) -> float | None:
-    """The manual's figure, GB, for a run's model, data, batch and size; None where it has none."""
+    """The manual's figure in GB for a run's model, data, batch and size; None if the manual has none."""
     return _memory(environment).get(tuple(config.get(key) for key in _KEYS))
 
 

@@ -1,4 +1,4 @@
-"""How training runs are cut to fit their devices: the memory foreseen, and the micro-batch that follows from it."""
+"""Fit training runs to their devices: predict the memory, and choose the micro-batch."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from trainer.config.schema import Config
 
 @dataclass(frozen=True)
 class Fit:
-    """What is foreseen of a training run. Where nothing is, only `micro_batch` says something."""
+    """The prediction for a training run. Without a prediction only `micro_batch` is set."""
 
     micro_batch: int
     """Images per forward pass, over all devices of the run."""
     predicted: int | None = None
     """Bytes on each device, `CONTEXT` included."""
     fits_on: dict[str, bool] = field(default_factory=dict)
-    """Of the devices whose memory is known."""
+    """Whether it fits, by device. Only devices of known memory."""
     words: tuple[str, ...] = ()
-    """Overrides that the run is given, so that it fits."""
+    """Overrides that make the run fit."""
     why_not: str | None = None
     notes: tuple[str, ...] = ()
 
 
 def budgets(machine: Machine, cap: int | None = None) -> dict[str, int]:
-    """What each device whose memory is known lets a run use, bytes, `CONTEXT` included. `cap`: the limit that the run
-    sets its own allocator (`resources.gpu_memory`)."""
+    """Bytes that a run may use on each device of known memory, `CONTEXT` included. `cap`: the limit of the run's own
+    allocator in bytes (`resources.gpu_memory`)."""
     known = {str(gpu.index): gpu.memory for gpu in machine.gpus}
     if not known and machine.mps:
         known = {"mps": int(machine.memory * METAL_SHARE)}
-    capped = None if cap is None else cap + DRIVER  # the context is not the allocator's
+    capped = None if cap is None else cap + DRIVER  # the context is outside the allocator
     limits = {device: [size for size in (memory, capped) if size is not None] for device, memory in known.items()}
     return {device: min(sizes) for device, sizes in limits.items() if sizes}
 
 
 class _Key(NamedTuple):
-    """What decides the memory of a step, as `memory.predict` takes it."""
+    """The settings that decide the memory of a step; arguments of `memory.predict`."""
 
     model_name: str
     img_size: int
@@ -55,22 +55,22 @@ class _Key(NamedTuple):
 
 
 def fit(config: Config, resources: Resources, machine: Machine) -> Fit:
-    """Foresee a run, and cut its batch into the micro-batches with which it fits every device that can train it at all,
-    unless the configuration names a micro-batch.
+    """Predict a run's memory, and choose the micro-batch that fits every device that can train the run at all, unless
+    the configuration sets a micro-batch.
 
-    What is not in the table is traced (seconds), but only where a device's memory is known. On a CPU nothing is
-    foreseen.
+    If the table has no entry, traces a step (takes seconds), but only if a device's memory is known. Predicts nothing
+    on a CPU.
     """
     training = config.training
     micro_batch = training.micro_batch or training.batch_size
     gpus = resources.gpus
     if not gpus or config.device == "cpu" or micro_batch % gpus or training.batch_size % gpus:
-        return Fit(micro_batch)  # what does not divide among the devices, the trainer refuses in its own words
+        return Fit(micro_batch)  # the trainer refuses a batch that the devices cannot divide evenly
     limits = budgets(machine, resources.gpu_memory)
     device = "cuda" if machine.gpus else "mps"
     precision = predict.precision_of(training.precision, device)
     key = _Key(config.model.name, config.data.img_size, precision, training.optimizer, device)
-    checkpoints = training.grad_checkpointing  # the table is without
+    checkpoints = training.grad_checkpointing  # the table has no figures for it
     need, why = None if checkpoints else predict.predict(*key), ""
     if need is None and limits:
         need, why = predict.trace(*key, predict.cache_folder(), grad_checkpointing=checkpoints)
@@ -85,9 +85,9 @@ def fit(config: Config, resources: Resources, machine: Machine) -> Fit:
 def _cut(
     key: _Key, need: Need, batch: int, micro_batch: int | None, gpus: int, limits: dict[str, int], devices: int
 ) -> Fit:
-    """`limits` are the budgets of those of the machine's `devices` whose memory is known; a run takes `gpus` of them,
-    which share its batch."""
-    # Several keep the gradients a second time, to exchange them.
+    """`limits` are the budgets in bytes of the machine's `devices` of known memory. A run uses `gpus` of them, which
+    divide its batch."""
+    # Several devices keep a second copy of the gradients, for the exchange.
     beside = CONTEXT + need.kept + (need.weights if gpus > 1 else 0)
 
     def total(micro: int) -> int:
@@ -108,14 +108,14 @@ def _cut(
         total(micro),
         {d: total(micro) <= size for d, size in limits.items()},
         words=(f"training.micro_batch={micro}",) if micro < batch and micro_batch is None else (),
-        notes=(f"training.micro_batch={micro} is not predicted to fit everywhere; {fitting} is",)
+        notes=(f"training.micro_batch={micro} is not predicted to fit every device; {fitting} is",)
         if micro > fitting
         else (),
     )
 
 
 def _remedy(key: _Key, need: Need, room: int) -> str:
-    """What could be trained in `room` bytes in place of a run that cannot."""
+    """A proposal that fits `room` bytes, instead of the run that does not."""
     smaller = predict.largest_size(key.model_name, key.precision, key.optimizer, room, key.device)
     if smaller is not None and smaller < key.img_size:
         return f"data.img_size={smaller} would fit"
@@ -125,9 +125,9 @@ def _remedy(key: _Key, need: Need, room: int) -> str:
 
 
 def ensemble_checkpoints(path: Path) -> list[Path]:
-    """The checkpoints that an ensemble.json is made of, which it names from its own folder; none of any other file.
+    """The checkpoints that an ensemble.json names, by paths relative to its folder; empty for any other file.
 
-    One that cannot be read has none: the trainer says what is wrong with it.
+    Also empty if the file cannot be read: the trainer reports the problem.
     """
     if path.suffix != ".json":
         return []
@@ -139,6 +139,6 @@ def ensemble_checkpoints(path: Path) -> list[Path]:
 
 
 def teachers_bytes(names: Sequence[str]) -> int:
-    """The bytes of the checkpoints, which are little more than their weights; 0 for what is not there."""
+    """Sum of the checkpoints' sizes in bytes, about the size of their weights. A missing file counts as 0."""
     paths = [Path(name).expanduser() for name in names]
     return sum(file.stat().st_size for path in paths for file in ensemble_checkpoints(path) or [path] if file.is_file())

@@ -1,5 +1,5 @@
-"""The device memory that a training step needs, foreseen without torch: from a table that the trainer made, or by
-having the trainer trace what is not in it."""
+"""Predict the device memory of a training step without torch: from a table that the trainer made. If the table has no
+entry, the trainer traces a step."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ from trainer.base.files import write_json
 
 TABLE = Path(__file__).with_name("memory_table.csv")
 CONTEXT = GIB
-"""Allowance beside what is foreseen, bytes on each device: the CUDA context, the libraries' workspaces (cuDNN, cuBLAS)
-and what an allocator loses to fragments."""
+"""Allowance in bytes on each device, added to the prediction: the CUDA context, the workspaces of cuDNN and cuBLAS, and
+fragmentation in the allocator."""
 DRIVER = 3 * GIB // 4
-"""The part of `CONTEXT` that no allocator sees: the CUDA context itself with the kernels that were loaded, 0.74 GiB on
-an H100. What allocators took there beyond what is foreseen was 0.08 to 0.12 GiB, for steps of 6 to 24 GiB."""
+"""The part of `CONTEXT` outside any allocator: the CUDA context with its loaded kernels, 0.74 GiB on an H100. The
+allocators used 0.08 to 0.12 GiB more there than predicted, for steps of 6 to 24 GiB."""
 METAL_SHARE = 2 / 3
-"""The share of a Mac's unified memory that Metal recommends a process to use. From figures that owners of 16, 24 and
-32 GiB report (larger Macs: 3/4). Not verified: no Mac was at hand."""
+"""The share of a Mac's unified memory that Metal recommends for a process. From figures that owners of 16, 24 and
+32 GiB report (larger Macs: 3/4). Not verified: we had no Mac."""
 STRIDE = 32
-"""Pixels: a size that every model of the manual's takes is a multiple of it."""
+"""Pixels. Every model of the manual accepts the multiples of this size."""
 TRACE_SECONDS = 600
 
 
 @dataclass(frozen=True)
 class Need:
-    """A training step's memory on one device as a line over the micro-batch; sizes in bytes, without `CONTEXT`."""
+    """A training step's memory on one device as a linear function of the micro-batch; in bytes, without `CONTEXT`."""
 
     fixed: int
-    """Weights, optimiser state, and gradients that are kept from one micro-batch to the next."""
+    """Weights, optimizer state, and gradients that stay from one micro-batch to the next."""
     per_image: int
     spared: int = 0
-    """How much less it is where a step has one micro-batch only."""
+    """How much less a step needs if it has only one micro-batch."""
     update: int = 0
-    """The least that any step needs: that of the optimiser."""
+    """The minimum of any step: the memory of the optimizer step."""
     weights: int = 0
-    """Parameters and buffers; as much again is what exchanging gradients among several devices needs."""
+    """Parameters and buffers. The exchange of gradients among several devices needs the same amount again."""
     kept: int = 0
-    """What lies there beside the step, and is not in `at`: the weights' moving average, teachers."""
+    """Memory beside the step, not included in `at`: the moving average of the weights, and teachers."""
 
     def at(self, micro_batch: int, accumulates: bool = True) -> int:
-        """Bytes with `micro_batch` images at a time; `accumulates` where a step has several of these."""
+        """Bytes with `micro_batch` images at a time. `accumulates`: a step has several micro-batches."""
         line = self.fixed + self.per_image * micro_batch - (0 if accumulates else self.spared)
         return max(line, self.update)
 
@@ -63,12 +63,12 @@ def precision_of(setting: str, device: str) -> str:
     """The column of the table, fp32 or bf16, that `training.precision` means on a device (cuda or mps)."""
     if setting == "auto":
         return "bf16" if device == "cuda" else "fp32"
-    return "bf16" if setting == "fp16" else setting  # two bytes a number, either way
+    return "bf16" if setting == "fp16" else setting  # both use two bytes per number
 
 
 @functools.cache
 def _table() -> Mapping[tuple[str, str, str], Mapping[int, Mapping[str, int]]]:
-    """(model, device, precision) → size → columns. Empty where there is no table."""
+    """(model, device, precision) → size → columns. Empty without a table."""
     table: dict[tuple[str, str, str], dict[int, dict[str, int]]] = {}
     with suppress(FileNotFoundError), TABLE.open(encoding="utf-8", newline="") as lines:
         for row in csv.DictReader(lines):
@@ -81,10 +81,10 @@ def _table() -> Mapping[tuple[str, str, str], Mapping[int, Mapping[str, int]]]:
 def predict(
     model_name: str, img_size: int, precision: str, optimizer: str = "adamw", device: str = "cuda"
 ) -> Need | None:
-    """What the table says of timm's `model_name`; None for a model that is not in it, and outside its sizes.
+    """The table's figures for timm's `model_name`; None if the table does not have the model or the size.
 
-    Between the table's sizes it is interpolated linearly in img_size², which the activations of convolutions follow
-    (within 1 % of a trace at 448 and 640 px); models with attention have rows every `STRIDE` pixels.
+    Between the table's sizes the figures are interpolated linearly in img_size², as the activations of convolutions
+    grow (within 1 % of a trace at 448 and 640 px). Models with attention have rows every `STRIDE` pixels.
     """
     rows = _table().get((model_name, device, precision), {})
     below = max((size for size in rows if size <= img_size), default=None)
@@ -97,7 +97,7 @@ def predict(
         low, high = rows[below][f"{column}_bytes"], rows[above][f"{column}_bytes"]
         return round(low + (high - low) * share)
 
-    # SGD keeps one momentum a weight where AdamW keeps two moments; its update has no temporaries of that size.
+    # SGD keeps one momentum per weight, AdamW two moments. SGD's update has no temporaries of that size.
     less = at("optimizer") // 2 if optimizer == "sgd" else 0
     return Need(at("fixed") - less, at("per_image"), at("spared"), at("update") - less, at("weights"))
 
@@ -111,8 +111,8 @@ def trace(
     cache: Path,
     grad_checkpointing: bool = False,
 ) -> tuple[Need | None, str]:
-    """The same for any model and size, and with `training.grad_checkpointing`: the trainer traces it (seconds), and
-    what it found is kept in the folder `cache`. (None, why) where that cannot be done.
+    """The same for any model and size, also with `training.grad_checkpointing`. The trainer traces a step (takes
+    seconds), and the folder `cache` keeps the result. Returns (None, reason) on failure.
     """
     words = [
         f"model.name={model_name}", f"data.img_size={img_size}", f"training.optimizer={optimizer}", f"device={device}"
@@ -142,8 +142,8 @@ def _traced(words: tuple[str, ...], file: Path) -> tuple[dict[str, Any] | None, 
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         return None, f"its trace failed: {' '.join(str(error).split())[:160]}"
     if estimate is None or not _is_whole(estimate):
-        return None, " ".join(done.stderr.split()).removeprefix("error: ")[:300] or "its trace said nothing"
-    with suppress(OSError):  # a folder that cannot be written to costs the next plan some seconds
+        return None, " ".join(done.stderr.split()).removeprefix("error: ")[:300] or "its trace failed without a message"
+    with suppress(OSError):  # if the folder is not writable, the next plan takes some seconds longer
         write_json(file, {"words": list(words), "found": estimate})
     return estimate, ""
 
@@ -154,15 +154,15 @@ def _is_whole(estimate: dict[str, Any]) -> bool:
 
 
 def cache_folder() -> Path:
-    """Where traces are kept: in the cache that runs share."""
+    """The folder for traces, in the cache that runs share."""
     root = Path(os.environ.get("LAUNCHER_RUNS") or "runs")
     return Path(os.environ.get("CACHE_DIR") or root / ".cache").expanduser() / "memory"
 
 
 def device_limit(request: RunRequest) -> int | None:
-    """Bytes to which the run's allocator is capped on each device; None: not at all.
+    """Limit of the run's allocator on each device in bytes; None: no limit.
 
-    A run that shares a GPU is held to what it was packed by, so that it takes nothing from those beside it.
+    A run that shares a GPU is limited to its predicted memory, so that the other runs keep theirs.
     """
     shares = request.share_gpu and request.resources.gpus > 0
     if shares and not request.resources.gpu_memory and request.predicted_memory:
@@ -171,15 +171,15 @@ def device_limit(request: RunRequest) -> int | None:
 
 
 def fitting_micro_batch(need: Need, budget: int, batch_size: int) -> int | None:
-    """The largest divisor of `batch_size` with which a step fits `budget` (bytes, without `CONTEXT`); None where one
-    image at a time does not. The effective batch stays."""
+    """The largest divisor of `batch_size` with which a step fits `budget` (bytes, without `CONTEXT`). None if one image
+    at a time does not fit. The effective batch stays the same."""
     divisors = (size for size in range(batch_size, 0, -1) if batch_size % size == 0)
     return next((size for size in divisors if need.at(size, accumulates=size < batch_size) <= budget), None)
 
 
 def largest_size(model_name: str, precision: str, optimizer: str, budget: int, device: str = "cuda") -> int | None:
     """The largest multiple of `STRIDE` px in the table's range at which one image at a time fits `budget` (bytes,
-    without `CONTEXT`); None where none does."""
+    without `CONTEXT`); None if no size fits."""
     sizes = _table().get((model_name, device, precision), {})
     for size in range(max(sizes, default=0) // STRIDE * STRIDE, 0, -STRIDE):
         need = predict(model_name, size, precision, optimizer, device)

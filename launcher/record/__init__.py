@@ -1,1 +1,1 @@
-"""Run directories on disk: request, journal, states, locks, leases, predictions and figures. Starts nothing."""
+"""Run directories on disk: request, journal, states, locks, leases, predictions and figures. Starts no process."""

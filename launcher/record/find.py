@@ -1,4 +1,4 @@
-"""Submissions and their runs on disk: listed, and found by the name that a user gives."""
+"""List submissions and runs on disk, and find one by the name that a user gives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from launcher.base.errors import RunError
 from trainer.base.errors import nearest
 
 BUILDING = ".new-"
-"""How the name of a folder begins in which a submission is being made."""
+"""Prefix of the folder's name while a submission is being created."""
 
 
 def list_runs(submission_dir: Path) -> list[Path]:
@@ -32,17 +32,17 @@ def read_submission(submission: Path) -> dict[str, Any]:
 
 def list_submissions(runs_root: Path) -> list[Path]:
     """The submissions below `runs_root`, oldest first."""
-    # One whose name begins with a dot is being made, or was when its launcher was killed.
+    # A name with a leading dot is a submission in creation, or one whose launcher was killed then.
     submissions = [path.parent for path in runs_root.glob("[!.]*/submission.json")]
-    # By what is written once: a folder's own time changes with every file in it.
+    # By the time of a file that is written once: the folder's own time changes with every file in it.
     return sorted(submissions, key=lambda path: ((path / "submission.json").stat().st_mtime_ns, path.name))
 
 
 def find_submission(runs_root: Path, name: str | None = None) -> Path:
-    """The submission called `name` (or the latest of the job so called, or the one whose name begins so); without a
-    name the latest.
+    """The submission `name`, or the latest of the job `name`, or the only one whose name starts with `name`. Without a
+    name, the latest submission.
 
-    Raises RunError that names the nearest.
+    Raises RunError, which names the most similar one.
     """
     if name and (Path(name) / "submission.json").is_file():
         return Path(name)
@@ -50,8 +50,8 @@ def find_submission(runs_root: Path, name: str | None = None) -> Path:
     if not submissions:
         start = "start one: launcher submit jobs/quickstart.yaml"
         if not Path("jobs/quickstart.yaml").is_file():
-            start = "name the runs folder by --runs DIR, or go to the project's checkout to start one"
-        raise RunError(f"{runs_root}: there is no submission yet; {start}")
+            start = "give the runs folder with --runs DIR, or cd to the project's checkout to start one"
+        raise RunError(f"{runs_root}: no submission yet; {start}")
     if name is None:
         return max(submissions, key=lambda path: (path / "submission.json").stat().st_mtime_ns)
     names = [path.name for path in submissions]
@@ -64,18 +64,18 @@ def find_submission(runs_root: Path, name: str | None = None) -> Path:
     if len(beginning) == 1:
         return runs_root / beginning[0]
     if beginning:
-        raise RunError(f"'{name}' may be any of {', '.join(beginning)}; say which")
-    raise RunError(f"{runs_root}: there is no submission '{name}'; {nearest(name, names)}")
+        raise RunError(f"'{name}' is ambiguous; write one of: {', '.join(beginning)}")
+    raise RunError(f"{runs_root}: no submission '{name}'; {nearest(name, names)}")
 
 
 def fits(name: str, pattern: str) -> bool:
-    """Whether a run's name, with or without its number, fits a glob."""
+    """Whether a run's name, with or without its number, matches a glob."""
     return fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name.partition("-")[2], pattern)
 
 
 def find_run(runs_root: Path, name: str) -> Path:
-    """The run `name`: a directory, `submission/run`, or a run of the latest submission that has one by that name, its
-    number or a pattern. Raises RunError."""
+    """The run `name`: a directory, `submission/run`, or the name, number or pattern of a run, in the latest submission
+    that has such a run. Raises RunError."""
     if (Path(name) / "run.json").is_file():
         return Path(name)
     submission, _, run = name.rpartition("/")
@@ -91,11 +91,11 @@ def find_run(runs_root: Path, name: str) -> Path:
             [p for p in paths if fits(p.name, run)],
         ):
             if len(matches) > 1:
-                raise RunError(f"'{name}' may be any of {', '.join(p.name for p in matches)}; say which")
+                raise RunError(f"'{name}' is ambiguous; write one of: {', '.join(p.name for p in matches)}")
             if matches:
                 return matches[0]
     names = [path.name for directory in candidates for path in list_runs(directory)]
-    raise RunError(f"there is no run '{name}'; {nearest(run, names)}")
+    raise RunError(f"no run '{name}'; {nearest(run, names)}")
 
 
 def cache_dir(runs_root: Path) -> Path:

@@ -1,4 +1,5 @@
-"""The journal of a run: one line for each change of its state. It is the truth, and status.json is made from it."""
+"""The journal of a run: one line per change of state. The journal is authoritative; status.json is a copy of its
+end."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ class Status:
 def create_run(run_dir: Path, request: RunRequest) -> None:
     """A new run directory with its request and the first event of its journal.
 
-    Not flushed to disk file by file: whoever shows it to others sees to that for all of them at once.
+    The files are not flushed to disk here: the caller flushes all runs at once before it publishes them.
     """
     run_dir.mkdir(parents=True)
     event = {"time": time.time(), "state": "queued", "attempt": 1, "reason": ""}
@@ -45,7 +46,7 @@ def create_run(run_dir: Path, request: RunRequest) -> None:
 
 
 def read_events(run_dir: Path) -> list[dict[str, Any]]:
-    """The journal, oldest first. A line that was cut short by a crash or a full disk is passed over."""
+    """The journal, oldest first. Skips a line that a crash or a full disk cut short."""
     try:
         text = (run_dir / "events.jsonl").read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -62,32 +63,34 @@ def read_events(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def append_event(run_dir: Path, state: State, attempt: int | None = None, reason: str = "", **figures: Any) -> Status:
-    """Write the next event into the journal and status.json; `attempt` None is that of the last event.
+    """Write the next event into the journal and status.json. `attempt` None: the attempt of the last event.
 
-    Order in the journal counts, not the clock. Raises RunError where `TRANSITIONS` does not allow the step, or where
-    a later attempt has begun or a launcher with a higher `fence` than the one given has written: another process was
-    faster.
+    The order in the journal counts, not the clock. Raises RunError if `TRANSITIONS` does not allow the step. Raises
+    FencedError if another process was faster: a later attempt has started, or a launcher with a higher `fence` than
+    the given one has written.
     """
     with open(run_dir / "events.jsonl", "a+b", opener=_no_link) as journal:  # Path.open has no opener
         lock_journal(journal.fileno())
         events = read_events(run_dir)
         if events and state not in TRANSITIONS[events[-1]["state"]]:
-            raise RunError(f"{run_dir.name}: {events[-1]['state']} already; it cannot become {state}")
+            raise RunError(f"{run_dir.name}: is {events[-1]['state']} already and cannot become {state}")
         if events and attempt is not None and attempt < events[-1]["attempt"]:
-            raise FencedError(f"{run_dir.name}: attempt {attempt} is over: {events[-1]['attempt']} has begun")
+            raise FencedError(
+                f"{run_dir.name}: attempt {attempt} has ended: attempt {events[-1]['attempt']} has started"
+            )
         if figures.get("fence") and any(event.get("fence", 0) > figures["fence"] for event in events):
-            raise FencedError(f"{run_dir.name}: another launcher has taken over; this one writes no more")
+            raise FencedError(f"{run_dir.name}: another launcher has taken over this submission; this launcher stops")
         last = events[-1]["attempt"] if events else 1
         event = {"time": time.time(), "state": state, "attempt": attempt or last, "reason": reason, **figures}
         journal.seek(0, os.SEEK_END)
         if journal.tell():
             journal.seek(-1, os.SEEK_END)
             if journal.read(1) != b"\n":
-                journal.write(b"\n")  # close what a crash cut short
+                journal.write(b"\n")  # end the line that a crash cut short
         journal.write(json.dumps(event, ensure_ascii=False).encode() + b"\n")
         journal.flush()
         os.fsync(journal.fileno())
-        with suppress(OSError):  # a full disk: the journal is the truth, and the next look puts this right
+        with suppress(OSError):  # a full disk: the next read repairs status.json from the journal
             write_json(run_dir / "status.json", event)
     return status_of(event)
 
@@ -106,18 +109,19 @@ def replay(events: Sequence[Mapping[str, Any]]) -> Status:
 
 
 def _no_link(path: str, flags: int) -> int:
-    """The journal lies in a folder of the run's user: where this process is root, no link there may lead it astray."""
+    """Opens no symbolic link: the run's user owns the folder and could redirect the writes of a launcher run by
+    root."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
 
 
 def status_of(event: dict[str, Any]) -> Status:
-    """A journal's event as the status that it made."""
+    """The status after a journal's event."""
     known = {key: event[key] for key in ("state", "attempt", "reason", "time") if key in event}
     return Status(**known, figures={key: value for key, value in event.items() if key not in known})
 
 
 def read_status(run_dir: Path) -> Status:
-    """The last event by the journal; status.json is put right where it says something else."""
+    """The status after the journal's last event. Repairs status.json if it differs."""
     events = read_events(run_dir)
     if not events:
         return Status()
@@ -132,19 +136,19 @@ def read_status(run_dir: Path) -> Status:
 
 
 def mark_lost(run_dir: Path, state: Literal["lost", "cancelled"] = "lost") -> bool:
-    """Record as lost (or as cancelled, where it was asked to stop) a run that is under way by its journal while no
-    process holds it; True if that was so."""
+    """Record a run as lost (or as cancelled, if a stop was requested) if its journal says that it is in progress and no
+    process holds it. Returns whether that was so."""
     status = read_status(run_dir)
     if status.state not in ("starting", "running"):
         return False
     if status.figures.get("host", os.uname().nodename) != os.uname().nodename:
-        return False  # locks of another host do not show here
+        return False  # this host cannot see the locks of another host
     if is_locked(run_dir / "exec.lock"):
         return False
     with locked(run_dir / "exec.lock") as free:
-        # Looked at again under the lock: it may have ended just now.
+        # Read again under the lock: the run may have ended just now.
         if not free or read_status(run_dir).state not in ("starting", "running"):
             return False
-        vanished = "its process vanished without a word (killed, or the machine went down)"
+        vanished = "its process ended without a message (it was killed, or the machine went down)"
         append_event(run_dir, state, reason=vanished if state == "lost" else "stopped while it started")
         return True

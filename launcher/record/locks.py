@@ -1,4 +1,4 @@
-"""Lock files (flock): the truth within a host, and nothing between hosts, whose file systems need not have them."""
+"""Lock files (flock). They are reliable within a host, but not between hosts: a shared file system may lack locks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What a file system says that has no locks: every lock is free there."""
+"""Error numbers of a file system without locks: every lock counts as free there."""
 
 
 @contextmanager
 def locked(path: Path, patience: float = 0.1) -> Iterator[int | None]:
-    """Hold the lock file at `path`; yields its descriptor, or None where another holds it for `patience` seconds, since
-    one who only looks (`is_locked`) does so for a moment. Freed when the process ends, and those it gave it to."""
+    """Hold the lock file at `path`. Yields its descriptor, or None if another process holds it for `patience` seconds
+    (`is_locked` holds it for a moment). The lock is free when this process and all that inherited it have ended."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     deadline = time.monotonic() + patience
     try:
@@ -40,7 +40,7 @@ def _lock(descriptor: int) -> bool:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether some process holds the lock file."""
+    """Whether a process holds the lock file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -59,7 +59,7 @@ def is_locked(path: Path) -> bool:
 
 
 def lock_journal(descriptor: int) -> None:
-    """Wait for the lock of an open file, where its file system has locks."""
+    """Wait for the lock of an open file, if its file system has locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError as error:

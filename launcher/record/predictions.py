@@ -1,4 +1,4 @@
-"""Validation predictions of runs: joined over folds, and compared image by image. Imports numpy: imported lazily."""
+"""Validation predictions of runs: joined over folds, and compared image by image. Import it lazily: it needs numpy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.scores import intervals
 
 @dataclass(frozen=True)
 class Predictions:
-    """What one model, or the folds of one configuration together, said of its validation images, sorted by id."""
+    """Validation predictions of one model, or of all folds of one configuration, sorted by image id."""
 
     ids: NDArray[np.str_]
     targets: NDArray[np.int64]
@@ -24,24 +24,24 @@ class Predictions:
     clean: NDArray[np.int64]
     """(N,) predicted class numbers."""
     corrupted: NDArray[np.int64] | None
-    """The same for the corrupted copies; None where there are none."""
+    """The same for the corrupted copies; None if there are none."""
     class_names: tuple[str, ...]
     cut: str
-    """Fingerprint of the cut into folds, else of the split: images of one cut may be compared and joined."""
+    """Fingerprint of the folds, else of the split. Predictions of equal fingerprint may be compared and joined."""
 
     @property
     def copies(self) -> dict[figures.Copy, NDArray[np.int64]]:
-        """Predictions class numbers (N,) by the name of the copy."""
+        """Predicted class numbers (N,) by the name of the copy."""
         return {"clean": self.clean} if self.corrupted is None else {"clean": self.clean, "corrupted": self.corrupted}
 
     def parts(self, column: figures.Column) -> list[NDArray[np.int64]] | None:
-        """The predictions that a figure is made of; None where there are none."""
+        """The predictions that a figure needs; None if they are missing."""
         copies = self.copies
         return [copies[part] for part in column.parts] if copies.keys() >= set(column.parts) else None
 
 
 def load(run_dir: Path) -> Predictions | None:
-    """What val_predictions.npz holds; None where there is none that can be read. Classes are sorted by name."""
+    """The content of val_predictions.npz; None if it is missing or not readable. Classes are sorted by name."""
     try:
         with np.load(run_dir / "val_predictions.npz", allow_pickle=False) as content:
             names = [str(name) for name in content["class_names"]]
@@ -57,13 +57,13 @@ def load(run_dir: Path) -> Predictions | None:
                 tuple(sorted(names)),
                 str(cut),
             )
-    except Exception:  # whatever its bytes provoke: zlib.error, tokenize.TokenError, struct.error, …
+    except Exception:  # a damaged file raises many kinds of errors: zlib.error, tokenize.TokenError, struct.error, …
         return None
 
 
 def joined(parts: Sequence[Predictions]) -> Predictions | None:
-    """The predictions of several folds as one set, each image by the model that had not seen it. None where they are
-    not folds of one cut."""
+    """The predictions of several folds as one set: each image predicted by the model that was not trained on it. None
+    if they are not folds of one partition."""
     first = parts[0]
     if any((part.cut, part.class_names) != (first.cut, first.class_names) for part in parts):
         return None
@@ -83,8 +83,8 @@ def joined(parts: Sequence[Predictions]) -> Predictions | None:
 
 
 def scores(joint: Predictions) -> dict[str, Any]:
-    """The figures of predicted classes, and the 95 % intervals of the macro F1 (None where there is none), named as in
-    metrics.json."""
+    """The figures of predicted classes and the 95 % intervals of the macro F1 (None if there is none), with the names
+    of metrics.json."""
     classes = len(joint.class_names)
     return figures.values_of_labels(joint.targets, joint.copies, classes) | {
         f"{figures.F1.column(copy)}_interval": intervals.interval(joint.targets, predicted, classes)
@@ -95,9 +95,9 @@ def scores(joint: Predictions) -> dict[str, Any]:
 def distinguishable(
     best: Predictions, others: Sequence[Predictions | None], column: figures.Column
 ) -> list[bool | None]:
-    """For each of `others` whether its figure differs from that of `best` by more than chance: the 95 % interval of
-    the difference (paired bootstrap) has no 0 in it. None where the two were not validated on the same images, or the
-    figure is not one of predicted classes."""
+    """For each of `others`: whether its figure differs significantly from that of `best`, that is, whether the 95 %
+    interval of the difference (paired bootstrap) excludes 0. None if they were not validated on the same images, or if
+    predicted classes do not determine the figure."""
     own, figure = best.parts(column), column.figure.of_counts
     pairs = [(row, parts) for row, other in enumerate(others) if (parts := _comparable(best, other, column))]
     differs: list[bool | None] = [None] * len(others)

@@ -1,4 +1,4 @@
-"""What one run asks for, resolved: the content of `run.json`."""
+"""The resolved request of one run: the content of `run.json`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Kind = Literal["train", "ensemble", "predict", "analyze"]
 
 @dataclass(frozen=True)
 class Resources:
-    """What one run asks for. Sizes are bytes; `None` means no limit."""
+    """Resources of one run. Sizes are bytes; `None` means no limit."""
 
     gpus: int = 0
     gpu_memory: int | None = None
@@ -27,7 +27,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Retry:
-    """How often a run is attempted in all, after which ends, and how many seconds later (twice as many each time)."""
+    """Number of attempts in all, the states to retry, and the wait in seconds (doubled after each attempt)."""
 
     attempts: int = 3
     on: tuple[State, ...] = ("out_of_device_memory",)
@@ -36,12 +36,12 @@ class Retry:
 
 @dataclass(frozen=True)
 class RunRequest:
-    """A run, resolved: what `run.json` holds. Equal requests on equal data are the same run.
+    """The resolved request of a run. Equal requests on equal data are the same run.
 
-    `command` is what follows `python -m trainer`. A path below the runs folder is written
-    `@runs/<submission>/<run>/file`; the engine puts the folder's place (native path or container mount) for `@runs`
-    when it starts the run. A step whose members are known only later has `select` (`{"top": N}` or
-    `{"runs": [globs]}`, and perhaps `submission`).
+    `command` has the words after `python -m trainer`. A path in the runs folder is written
+    `@runs/<submission>/<run>/file`; the engine replaces `@runs` by the folder (native path or container mount) when it
+    starts the run. A step whose members are known only later has `select` (`{"top": N}` or `{"runs": [globs]}`, with an
+    optional `submission`).
     """
 
     name: str
@@ -52,17 +52,17 @@ class RunRequest:
     needs: list[str] = field(default_factory=list)
     select: dict[str, Any] | None = None
     options: list[str] | None = None
-    """Of a step with `select`: its words but for the members, which are chosen anew for each attempt."""
+    """Of a step with `select`: its words without the members, which are chosen again for each attempt."""
     resources: Resources = field(default_factory=Resources)
     image: str | None = None
     image_id: str | None = None
-    """The image that `image` named when the run was submitted."""
+    """Id of the image that `image` named at submission."""
     network: bool | None = None
-    """None: only where W&B or weights need it."""
+    """None: only if W&B or a download of weights needs it."""
     fetches: str | None = None
-    """timm's name of the model whose weights come from a hub."""
+    """timm's name of the model whose weights are downloaded from a hub."""
     memory_place: str = ""
-    """Where the job asks for `resources.memory`: file and line."""
+    """File and line of `resources.memory` in the job."""
     data_dir: str | None = None
     cwd: str | None = None
     timeout: float | None = None
@@ -70,23 +70,23 @@ class RunRequest:
     env: list[str] = field(default_factory=list)
     secrets: list[str] = field(default_factory=list)
     share_gpu: bool = False
-    """Whether it may be packed onto a GPU beside other runs of its submission."""
+    """Whether it may share a GPU with other runs of its submission."""
     priority: int = 0
-    """The scheduler's: higher starts first."""
+    """For the scheduler: a higher priority starts first."""
     identity: str = ""
     data: str = ""
     code: str = ""
-    """What it trains on and with: see `reuse`."""
+    """Digest of its data and code: see `reuse`."""
     configuration: str = ""
-    """Of a run that holds out one of several folds: the name that all folds of its configuration share."""
+    """Of a run on one of several folds: the name that all folds of its configuration share."""
     config: dict[str, Any] = field(default_factory=dict)
-    """What tables show of it: model, data, training, img_size, batch_size, epochs, seed."""
+    """Values for tables: model, data, training, img_size, batch_size, epochs, seed."""
     predicted_memory: int | None = None
-    """Bytes on each device that the run is foreseen to need, the allowance for a CUDA context included."""
+    """Predicted memory in bytes on each device, including the allowance for a CUDA context."""
 
 
 def device_need(request: RunRequest) -> int | None:
-    """Bytes on each device with which the run is scheduled: the job's own cap, else the prediction; None: unknown."""
+    """Bytes on each device that the scheduler reserves: the job's own cap, else the prediction; None: unknown."""
     return request.resources.gpu_memory or request.predicted_memory
 
 
@@ -99,20 +99,20 @@ _ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 def request_as_json(request: RunRequest) -> str:
-    """A line a field: a submission of thousands would feel `dataclasses.asdict`, and json's indenting in Python."""
+    """One line per field. `dataclasses.asdict` and json's indentation are too slow for thousands of runs."""
     fields = {**vars(request), "resources": vars(request.resources), "retry": vars(request.retry)}
     return "{\n" + ",\n".join(f'  "{name}": {_ENCODE(value)}' for name, value in fields.items()) + "\n}\n"
 
 
 def read_request(run_dir: Path) -> RunRequest:
-    """The request in run.json. Raises RunError where `run_dir` is no run directory."""
+    """The request in run.json. Raises RunError if `run_dir` is not a run directory."""
     try:
         content = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
-        content.pop("attempts", None)  # of an earlier version
+        content.pop("attempts", None)  # written by an earlier version
         retry = {**content.get("retry", {})}
         retry["on"] = tuple(retry.get("on", Retry.on))
         return RunRequest(**{**content, "resources": Resources(**content["resources"]), "retry": Retry(**retry)})
     except FileNotFoundError:
-        raise RunError(f"{run_dir}: not a run directory: there is no run.json in it") from None
+        raise RunError(f"{run_dir}: not a run directory: it has no run.json") from None
     except (ValueError, TypeError, KeyError) as error:
         raise RunError(f"{run_dir / 'run.json'}: not a request of this launcher: {error}") from None

@@ -1,4 +1,4 @@
-"""Whether an attempt that ended badly is worth another one, and how that one differs: pure functions of the journal."""
+"""The retry policy: whether a failed attempt is repeated, and with which changes. Pure functions of the journal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from launcher.record.request import RunRequest
 
 MICRO_BATCH = "training.micro_batch"
 NEVER = (64, 65)
-"""Exit codes of configuration and data errors: the same words and files would fail again."""
+"""Exit codes of configuration and data errors: the same command and files would fail again."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +23,17 @@ class NextAttempt:
 
 
 def decide(request: RunRequest, events: Sequence[Mapping[str, Any]]) -> NextAttempt | str | None:
-    """What follows on the end of an attempt by the run's policy: another one, why there is none, or None where there is
-    nothing to say.
+    """The policy's decision after an attempt: another attempt, the reason against one, or None if there is nothing to
+    say.
 
-    `events` is the run's journal. Out of device memory: at once, with the largest micro-batch of at most half the
-    images that still divides the effective batch. What was lost or failed waits first, twice as long each time. Out of
-    host memory is never repeated: the limit would be the same.
+    `events` is the run's journal. After out_of_device_memory the run starts again at once, with the largest micro-batch
+    that divides the effective batch and is at most half as large. A lost or failed run waits first, twice as long each
+    time. Out of host memory is never repeated: the limit would be the same.
     """
     last = events[-1]
     state, retry = str(last["state"]), request.retry
     if state == "out_of_host_memory" and "failed" in retry.on:
-        return "not repeated: it would meet the same limit again"
+        return "not repeated: the memory limit would be the same"
     if state not in retry.on or last.get("exit_code") in NEVER:
         return None
     done = retries(events)
@@ -54,14 +54,14 @@ def decide(request: RunRequest, events: Sequence[Mapping[str, Any]]) -> NextAtte
 
 
 def retries(events: Sequence[Mapping[str, Any]]) -> int:
-    """How many attempts the policy has added since somebody submitted or resumed the run."""
+    """Number of attempts that the policy has added since the run was submitted or resumed."""
     queued = [event for event in events if event["state"] == "queued"]
     return int(queued[-1].get("retry", 0)) if queued else 0
 
 
 def micro_batch(request: RunRequest, events: Sequence[Mapping[str, Any]]) -> int | None:
-    """The micro-batch of the next or present attempt: the journal's last word on it, else the run's own setting or its
-    whole batch. None for what trains nothing."""
+    """The micro-batch of the next or current attempt: the last one in the journal, else the run's own setting or its
+    whole batch. None for a step that trains nothing."""
     if request.kind != "train":
         return None
     if named := latest(events, "micro_batch"):
@@ -75,12 +75,12 @@ def micro_batch(request: RunRequest, events: Sequence[Mapping[str, Any]]) -> int
 
 
 def latest(events: Sequence[Mapping[str, Any]], figure: str) -> Any:
-    """The journal's last word on a figure; None where it has none."""
+    """The last value of a figure in the journal; None if it has none."""
     return next((event[figure] for event in reversed(events) if event.get(figure)), None)
 
 
 def smaller_micro_batch(now: int | None, batch: int, devices: int = 1) -> int | None:
-    """The largest divisor of `batch` that is at most half of `now` and that `devices` can share; None where there is
+    """The largest divisor of `batch` that is at most half of `now` and that `devices` can share; None if there is
     none.
 
     >>> smaller_micro_batch(16, 16), smaller_micro_batch(15, 15), smaller_micro_batch(1, 16)
@@ -92,8 +92,8 @@ def smaller_micro_batch(now: int | None, batch: int, devices: int = 1) -> int | 
 
 
 def command(request: RunRequest, events: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The trainer's words of the present attempt: the request's, with the micro-batch that the journal names, and with
-    the kind of device that it was given, so that a run whose GPU is missing fails instead of training on the CPU."""
+    """The trainer's words of the current attempt: those of the request, with the journal's micro-batch and the kind of
+    the assigned device. So a run whose GPU is missing fails and does not train on the CPU."""
     words = list(request.command)
     if named := latest(events, "micro_batch"):
         words = [word for word in words if not word.startswith(f"{MICRO_BATCH}=")] + [f"{MICRO_BATCH}={named}"]

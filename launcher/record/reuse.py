@@ -1,7 +1,8 @@
-"""Runs that need not be done again: the same configuration, data and trainer have succeeded before.
+"""Reuse of runs: a run with the same configuration, data and trainer that succeeded before is not repeated.
 
-A run is known by its configuration (`RunRequest.identity`), by what its data, weights and teachers hold (`data`), and
-by the trainer's code (`code`). What is reused is linked into the new submission, so that it is as whole as any other.
+A run is identified by its configuration (`RunRequest.identity`), the content of its data, weights and teachers
+(`data`), and the trainer's code (`code`). The files of a reused run are linked into the new submission, so that it is
+complete.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from trainer.base import provenance
 from trainer.base.files import write_json
 
 KEPT = ("best.ckpt", "metrics.json", "history.csv", "val_predictions.npz", "config.yaml")
-"""What a reused run has of its source."""
+"""Files that a reused run gets from its source."""
 NEEDED = KEPT[:2]
 UNIMPORTANT = (
     "data.root",
@@ -35,24 +36,24 @@ UNIMPORTANT = (
     "training.num_workers",
     "training.pin_memory",
 )
-"""Keys that change no result, or whose files are compared in their place."""
+"""Keys that do not change the result, or whose files are compared instead."""
 
 
 @dataclass(frozen=True)
 class EqualRun:
-    """An earlier run that equals one of a job. `stale`: by another version of the trainer."""
+    """An earlier run that equals a run of the job. `stale`: made by another version of the trainer."""
 
     source: Path
     stale: bool
 
 
 def identity(plain: Mapping[str, Any]) -> str:
-    """SHA-256 of a whole configuration, but for what changes no result."""
+    """SHA-256 of a configuration without the keys that do not change the result."""
     relevant = {key: dict(value) if isinstance(value, dict) else value for key, value in plain.items()}
     for key in UNIMPORTANT:
         section, _, leaf = key.rpartition(".")
         (relevant.get(section, {}) if section else relevant).pop(leaf, None)
-    if relevant.get("resume") in (None, "auto"):  # of its own directory; another run's checkpoint is another beginning
+    if relevant.get("resume") in (None, "auto"):  # resumes itself; another run's checkpoint would change the result
         relevant.pop("resume", None)
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
@@ -68,7 +69,7 @@ class TrainerImage(Protocol):
 
     @property
     def weights(self) -> str:
-        """Names of the weights that are baked in, with commas between them."""
+        """Names of the weights in the image, separated by commas."""
 
     @property
     def stale(self) -> bool | None:
@@ -76,22 +77,21 @@ class TrainerImage(Protocol):
 
 
 def code_of(image: TrainerImage | None) -> str:
-    """What tells one version of the trainer from another: its sources here; an image that was not built from these is
-    its own version."""
+    """The version of the trainer: a digest of its sources here. An image that was built from other sources is a version
+    of its own."""
     if image is not None and image.stale is not False:
         return image.id
     return provenance.code_fingerprint()
 
 
 def data_of(folder: Path, weights: Path | None, cache: Path, teachers: Sequence[Path] = ()) -> str:
-    """SHA-256 of what a run trains on: train.csv, meta.csv and the files below train/, its weights and its teachers;
-    empty where there is nothing to train on. (An ensemble.json holds the sums of its members.)
+    """SHA-256 of a run's training data: train.csv, meta.csv, the files below train/, its weights and its teachers.
+    Empty if there is nothing to train on. (An ensemble.json contains the checksums of its members.)
 
-    What the files hold is read anew only when a name, size or time of change has changed; `cache` is a folder that
-    remembers it.
+    Files are read again only if a name, size or modification time has changed. The folder `cache` keeps the digests.
     """
     files = [path for name in ("train.csv", "meta.csv") if (path := folder / name).is_file()]
-    images = folder / "train" if (folder / "train").is_dir() else folder  # the latter: one folder a class, right here
+    images = folder / "train" if (folder / "train").is_dir() else folder  # else one folder per class, right here
     files += sorted(
         Path(place, name)
         for place, _, names in os.walk(images, followlinks=True)
@@ -118,14 +118,14 @@ def _cached_digest(listed: Sequence[tuple[str, Path]], cache: Path) -> str:
     for name, path in listed:
         with path.open("rb") as file:
             digest.update(f"\0{name}\0".encode() + hashlib.file_digest(file, "sha256").digest())
-    with suppress(OSError):  # it is only slower without
+    with suppress(OSError):  # without the cache it is only slower
         write_json(place, {"sha256": digest.hexdigest()})
     return digest.hexdigest()
 
 
 def equal_runs(wanted: Iterable[RunRequest], runs_root: Path) -> dict[str, EqualRun]:
-    """The latest equal run that succeeded, by the names of those that are `wanted`; one of the same code before one of
-    another."""
+    """The latest equal run that succeeded, by the name of each `wanted` run. A run of the same code is preferred to one
+    of other code."""
     requests_by_key: dict[tuple[str, str], list[RunRequest]] = {}
     for request in wanted:
         if request.kind == "train" and request.identity and request.data:
@@ -148,8 +148,8 @@ def equal_runs(wanted: Iterable[RunRequest], runs_root: Path) -> dict[str, Equal
 def split(
     wanted: Sequence[RunRequest], runs_root: Path, fresh: bool, stale: bool
 ) -> tuple[dict[str, EqualRun], dict[str, Path]]:
-    """What equals earlier runs (nothing where all is to be `fresh`), and those of them that serve: with `stale` also
-    those by another version of the trainer."""
+    """The earlier runs that equal runs of the job (none if `fresh`), and those of them that can be reused. With `stale`
+    runs of another version of the trainer can be reused, too."""
     equal = {} if fresh else equal_runs(wanted, runs_root)
     return equal, {name: run.source for name, run in equal.items() if stale or not run.stale}
 
@@ -160,8 +160,9 @@ def _is_whole(run_dir: Path) -> bool:
 
 
 def link(source: Path, run_dir: Path) -> None:
-    """Give `run_dir` what `source` has brought: by hard links where the file system and the files' owner allow them.
-    The trainer replaces files and never writes into them, so that neither changes the other. Raises OSError."""
+    """Put the files of `source` into `run_dir`: as hard links if the file system and the files' owner allow them, else
+    as copies. The trainer replaces files and never writes into them, so neither run changes the other. Raises
+    OSError."""
     for name in KEPT:
         if (source / name).is_file():
             try:

@@ -1,7 +1,7 @@
-"""Secrets as files that only the run's user can read, in memory where the system has a place for that.
+"""Secrets as files that only the run's user can read, in memory if the system has such a folder.
 
-The folder's name follows from the run and its attempt: whoever finds out that the run is over can remove it, also when
-the process that made it was killed.
+The run and its attempt determine the folder's name, so any process that sees the end of the run can remove the folder,
+even if the process that created it was killed.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ PREFIX = "launcher-secrets-"
 
 
 def hand_over(names: Sequence[str], run_dir: Path, attempt: int, owner: tuple[int, int] | None = None) -> Path | None:
-    """A new folder with a file for each of these environment variables that is set; None where none is.
+    """A new folder with a file for each of these environment variables that is set; None if none is set.
 
-    `owner` (uid, gid) is who may read them; None: this user. Raises OSError, also where somebody else's folder stands
-    in its place.
+    `owner` (uid, gid) may read them; None: this user. Raises OSError, also if another user's folder has its name.
     """
     present = [name for name in names if os.environ.get(name)]
     if not present:
@@ -41,7 +40,7 @@ def hand_over(names: Sequence[str], run_dir: Path, attempt: int, owner: tuple[in
 
 
 def take_back(run_dir: Path, attempt: int) -> None:
-    """Remove what `hand_over` made for this attempt, wherever that was."""
+    """Remove the folder that `hand_over` created for this attempt, in any of the possible places."""
     for place in _places():
         folder = place / _name(run_dir, attempt)
         if folder.is_dir() and stat.S_ISDIR(folder.lstat().st_mode):
@@ -53,7 +52,7 @@ def _name(run_dir: Path, attempt: int) -> str:
 
 
 def _places() -> Iterator[Path]:
-    """Folders that can be written to, the best first."""
+    """Writable folders, the best first."""
     for folder in (os.environ.get("XDG_RUNTIME_DIR"), "/dev/shm", tempfile.gettempdir()):
         if folder and os.access(folder, os.W_OK | os.X_OK):
             yield Path(folder)

@@ -1,4 +1,4 @@
-"""What the runs of a submission are judged by: one figure for all, and the folds of one configuration as one."""
+"""Ranking of a submission's runs: by one figure for all, with the folds of one configuration as one result."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True)
 class Result:
-    """A run and what it brought; `figures` is empty until it has succeeded."""
+    """A run and its result. `figures` is empty until the run has succeeded."""
 
     run_dir: Path
     request: RunRequest
@@ -35,7 +35,7 @@ class Result:
 
 
 def read_metrics(run_dir: Path) -> Figures:
-    """What metrics.json of a run holds; empty where there is none yet."""
+    """The content of a run's metrics.json; empty if it does not exist yet."""
     try:
         content = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -54,8 +54,8 @@ def results(submission: Path, *kinds: str) -> list[Result]:
 
 
 def configurations(all_results: Iterable[Result]) -> list[list[Result]]:
-    """The results by configuration: those that differ in `data.fold` alone together, the folds in order; every other
-    alone. In the order of the first of each."""
+    """The results by configuration: those that differ only in `data.fold` form one group, with the folds in order;
+    every other result is a group of its own. Groups are in the order of their first results."""
     groups: dict[str, list[Result]] = {}
     for result in all_results:
         groups.setdefault(result.request.configuration or result.run_dir.name, []).append(result)
@@ -67,7 +67,7 @@ def fold_of(result: Result) -> int:
 
 
 def out_of_fold(folds: Sequence[Result]) -> tuple[Predictions | None, str]:
-    """The predictions of a configuration's folds joined, or None and the reason why there are none."""
+    """The joined predictions of a configuration's folds, or None and the reason."""
     from launcher.record import predictions
 
     if missing := [f"fold {fold_of(fold)} {fold.status.state}" for fold in folds if not fold.good]:
@@ -76,11 +76,11 @@ def out_of_fold(folds: Sequence[Result]) -> tuple[Predictions | None, str]:
     if len(parts) < len(folds):
         return None, "a fold has no val_predictions.npz that can be read"
     joint = predictions.joined(parts)
-    return joint, "" if joint else "its folds are not of one cut: the data changed between them"
+    return joint, "" if joint else "its folds do not fit together: the data changed between the runs"
 
 
 def pooled(folds: Sequence[Result]) -> tuple[Figures, str]:
-    """The figures of a configuration's folds together; empty, and the reason, where they cannot be joined."""
+    """The figures of a configuration's folds together; or an empty mapping and the reason if they cannot be joined."""
     from launcher.record import predictions
 
     joint, why_not = out_of_fold(folds)
@@ -91,8 +91,8 @@ def pooled(folds: Sequence[Result]) -> tuple[Figures, str]:
 
 
 def judged_by(all_figures: Iterable[Figures]) -> str:
-    """The figure by which runs are compared: what all of them monitored, else `DEFAULT_MONITOR` where all have it,
-    else `MAIN`."""
+    """The figure to compare runs by: the one that all of them monitored, else `DEFAULT_MONITOR` if all have it, else
+    `MAIN`."""
     judged, known = [figures for figures in all_figures if figures.get(MAIN) is not None], columns()
     monitored = {
         str(figures["monitor"]) if figures.get("monitor") in known and figures["monitor"] in figures else MAIN
@@ -104,20 +104,20 @@ def judged_by(all_figures: Iterable[Figures]) -> str:
 
 
 def worth(of: Figures, figure: str) -> float:
-    """Its value for a ranking, the higher the better; that of a run without the figure is the lowest."""
+    """Value of the figure for a ranking: higher is better; a run without the figure gets the lowest value."""
     value = score(of, figure)
     return float("-inf") if value is None else columns()[figure].worth(value)
 
 
 def score(of: Figures, figure: str) -> float | None:
-    """Its value of the figure; None where it has none."""
+    """Value of the figure; None if the run does not have it."""
     value = of.get(figure)
     return float(value) if value is not None else None
 
 
 def ranked(submission: Path) -> list[list[Result]]:
-    """The configurations of training runs, each with all its folds, the best first; those that lack a fold or a run
-    are left out."""
+    """The configurations of training runs, each with all its folds, the best first. Leaves out those that lack a fold
+    or a run."""
     complete = [group for group in configurations(results(submission, "train")) if all(result.good for result in group)]
     judged = [(group, group[0].figures if len(group) == 1 else pooled(group)[0]) for group in complete]
     figure = judged_by(figures for _, figures in judged)

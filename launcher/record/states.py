@@ -1,4 +1,4 @@
-"""The states of a run, what each means, and where a run may go from it; also as a table for docs/states.md."""
+"""The states of a run, their meanings and their transitions; also as a table for docs/states.md."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ State = Literal[
 ]
 ENDED: frozenset[State] = frozenset(get_args(State)) - {"queued", "starting", "running"}
 GOOD: frozenset[State] = frozenset({"succeeded", "reused"})
-# From each state, where a run may go. What ended may be queued again, as another attempt; what succeeded stays so.
+# Allowed next states. An ended run may be queued again as another attempt; `succeeded` and `reused` are final.
 TRANSITIONS: dict[State, frozenset[State]] = {
     "queued": frozenset({"starting", "cancelled", "failed", "reused"}),
     "starting": frozenset({"running", "queued", "failed", "cancelled", "lost"}),
@@ -34,7 +34,7 @@ MEANINGS: dict[State, tuple[str, str]] = {
     "starting": ("its devices are locked; its process or container is being started", "adopts it, else it is `lost`"),
     "running": ("its trainer runs", "adopts it, else it is `lost`"),
     "succeeded": ("ended with exit code 0", "leaves it"),
-    "failed": ("ended with an error, or could not be started", "queues it again, but for exit codes 64 and 65"),
+    "failed": ("ended with an error, or could not be started", "queues it again, except after exit codes 64 and 65"),
     "out_of_device_memory": ("ended with exit code 75", "queues it again"),
     "out_of_host_memory": ("the kernel or the engine killed it for lack of memory", "queues it again"),
     "timed_out": ("was stopped at its `timeout`", "queues it again"),
@@ -42,14 +42,14 @@ MEANINGS: dict[State, tuple[str, str]] = {
     "lost": ("ended for an unknown reason: killed from outside, or its host went down", "queues it again"),
     "reused": ("an equal run of an earlier submission is used instead", "leaves it"),
 }
-"""What each state means, and what `launcher resume` does with a run in it."""
+"""Meaning of each state, and the action of `launcher resume` on a run in it."""
 RETRIED: frozenset[State] = frozenset({"out_of_device_memory", "lost", "failed", "timed_out"})
-"""What `retry.on` of a job file may name."""
+"""States that `retry.on` of a job file may list."""
 
 
 def reference() -> str:
     """The states as a Markdown table."""
-    lines = ["| state | what it means | may become | retried | `launcher resume` |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| state | meaning | may become | retried | `launcher resume` |", "| --- | --- | --- | --- | --- |"]
     for state in MEANINGS:  # TRANSITIONS is made from sets, which have no order
         after = TRANSITIONS[state]
         meaning, resumed = MEANINGS[state]

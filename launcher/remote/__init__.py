@@ -1,1 +1,1 @@
-"""The same commands on another machine over ssh, and copying results back."""
+"""Commands on another machine over ssh, and copies of its results."""

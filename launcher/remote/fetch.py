@@ -1,4 +1,4 @@
-"""A submission brought here from a server by rsync: what was interrupted goes on where it was."""
+"""Copies a submission from a server with rsync. An interrupted copy continues where it stopped."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from launcher.remote.host import Host
 from trainer.base.files import write_text
 
 PARTIAL = ".partial"
-"""Folder beside a file of which only a part has come: nobody takes it for the whole."""
+"""Folder for files that are only partly copied, so that nobody reads them as complete."""
 HIDDEN = ".submission.json"
-"""Becomes submission.json when all is there: until then no command sees the copy."""
+"""Renamed to submission.json when the copy is complete: until then no command sees the copy."""
 VANISHED = 24
-"""rsync's exit code where files went away meanwhile: the temporary ones of a run under way."""
+"""rsync's exit code if files vanished during the copy, as temporary files of a run in progress do."""
 
 
 def fetch(host: Host, words: Sequence[str], runs_root: Path, quiet: bool = False) -> Path:
-    """Bring a submission's directory into `runs_root`, under its name; `words` are what `status` takes there.
+    """Copy a submission's directory from the server into `runs_root`. `words` are the arguments of `status` there.
 
-    Returns the copy. Raises RunError; what has come by then stays, and is not sent again.
+    Returns the copy's path. Raises RunError; files copied so far stay, and are not sent again.
     """
     rsync = shutil.which("rsync")
     if rsync is None:
@@ -42,16 +42,18 @@ def fetch(host: Host, words: Sequence[str], runs_root: Path, quiet: bool = False
         status = _understood(host, ssh.capture(connection, "status", ["--json", *words]))
         name, directory = str(status["submission"]), str(status["directory"])
         if Path(name).name != name or name.startswith("."):
-            raise RunError(f"{host.given}: '{name}' cannot be a submission's name")
+            raise RunError(f"{host.given}: '{name}' is not a valid name of a submission")
         description = _description(connection, directory)
         copy = runs_root / name
         _prepare(host, copy, description)
         began = time.monotonic()
         _copy(connection, rsync, directory, copy, quiet)
         _complete(copy, description)
-    click.echo(f"{copy}: brought here from {host.given} in {time.monotonic() - began:.1f} s", err=True)
+    click.echo(f"{copy}: copied from {host.given} in {time.monotonic() - began:.1f} s", err=True)
     if status["state"] in ("running", "unattended"):
-        click.echo(f"note: it is not over there ({status['state']}); say the same again when it is", err=True)
+        click.echo(
+            f"note: the submission has not ended there ({status['state']}); repeat this command when it has", err=True
+        )
     return copy
 
 
@@ -60,14 +62,16 @@ def _understood(host: Host, printed: bytes) -> dict[str, Any]:
         status: dict[str, Any] = json.loads(printed)
         status["submission"], status["directory"], status["state"]
     except (ValueError, TypeError, KeyError):
-        raise RunError(f"{host.given}: what the launcher there prints is no status; is it another version?") from None
+        raise RunError(
+            f"{host.given}: cannot read the status from the launcher there; check its version: launcher --version"
+        ) from None
     return status
 
 
 def _description(connection: ssh.Connection, directory: str) -> bytes:
-    """The submission.json there; also looks whether rsync is there."""
+    """The submission.json on the server. Also checks that the server has rsync."""
     host = connection.host
-    absent = f"error: {host.given}: collect --host needs rsync there, too; on Debian: apt-get install rsync"
+    absent = f"error: {host.given}: collect --host also needs rsync on the server; on Debian: apt-get install rsync"
     script = (
         f"{ssh.enter(host)}command -v rsync >/dev/null 2>&1 || {{ printf '%s\\n' {quote(absent)} >&2; exit 1; }}; "
         f"cat {quote(directory)}/submission.json"
@@ -82,31 +86,31 @@ def _description(connection: ssh.Connection, directory: str) -> bytes:
 
 
 def _prepare(host: Host, copy: Path, description: bytes) -> None:
-    """The copy's directory. Raises RunError where one of that name is another submission's."""
+    """Create the copy's directory. Raises RunError if another submission has that name here."""
     for name in ("submission.json", HIDDEN):
         with contextlib.suppress(FileNotFoundError):
             if (copy / name).read_bytes() != description:
                 raise RunError(
-                    f"{copy}: is another submission of the same name than the one on {host.given}; "
-                    "bring that one elsewhere: --into DIR"
+                    f"{copy}: another submission has the same name as the one on {host.given}; "
+                    "copy to another folder: --into DIR"
                 )
     try:
         if not (copy / "submission.json").exists():
             write_text(copy / HIDDEN, description.decode(errors="replace"))
     except OSError as error:
-        raise RunError(f"{copy}: cannot be written to ({error.strerror}); name another folder: --into DIR") from None
+        raise RunError(f"{copy}: cannot be written to ({error.strerror}); give another folder: --into DIR") from None
 
 
 def _copy(connection: ssh.Connection, rsync: str, directory: str, copy: Path, quiet: bool) -> None:
     host = connection.host
-    # Changing the folder there leaves no path that the various versions of rsync would quote in various ways.
+    # cd on the server avoids paths in rsync's arguments, which versions of rsync quote differently.
     there = f"cd {quote(host.folder)} >/dev/null && cd {quote(directory)} >/dev/null && rsync"
     command = [
         rsync,
-        "-rlpt",  # -a, but files are the user's who collects them
+        "-rlpt",  # like -a, but the collecting user owns the files
         f"--partial-dir={PARTIAL}",
         "--exclude=.*",  # temporary files, caches
-        "--exclude=*.lock",  # nobody here holds them
+        "--exclude=*.lock",  # no process here holds them
         "--exclude=/submission.json",
         *(["--progress"] if sys.stderr.isatty() and not quiet else []),
         "-e",
@@ -116,11 +120,11 @@ def _copy(connection: ssh.Connection, rsync: str, directory: str, copy: Path, qu
         f"{copy}/",
     ]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr)
-    hint = "what has come is kept; say the same again to go on"
+    hint = "the files copied so far are kept; repeat this command to continue"
     try:
         code = process.wait()
     except KeyboardInterrupt:
-        process.wait()  # it had the Ctrl-C too, and puts the part that it has in its place
+        process.wait()  # rsync got the Ctrl-C, too, and saves the partly copied file
         click.echo(f"\nstopped; {hint}", err=True)
         raise click.exceptions.Exit(130) from None
     if code in (0, VANISHED):
@@ -131,7 +135,8 @@ def _copy(connection: ssh.Connection, rsync: str, directory: str, copy: Path, qu
 
 
 def _complete(copy: Path, description: bytes) -> None:
-    """Show the copy to every command, as old as the submission is, so that the latest is the one submitted last."""
+    """Make the copy visible to all commands, with the submission's time, so that the latest stays the one submitted
+    last."""
     if not (copy / HIDDEN).exists():
         return
     with contextlib.suppress(ValueError, KeyError, TypeError):

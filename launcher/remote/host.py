@@ -1,4 +1,4 @@
-"""A server as the user names it: `user@server:DIR`."""
+"""A server as the user writes it: `user@server:DIR`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FORM = re.compile(r"(?P<user>[^-:\s][^:\s]*@)?(?P<server>\[[\w:.%]+\]|[^-@:\s\[]
 
 @dataclass(frozen=True)
 class Host:
-    """A server, and where on it the launcher is."""
+    """A server, and the launcher's folder on it."""
 
     given: str
     """As the user wrote it."""
@@ -21,20 +21,20 @@ class Host:
     """`user@`, or nothing."""
     server: str
     folder: str
-    """From the login folder, or absolute."""
+    """Relative to the login folder, or absolute."""
 
     @property
     def destination(self) -> str:
-        """For ssh, which takes an IPv6 address without brackets."""
+        """The destination for ssh, which wants an IPv6 address without brackets."""
         return self.user + self.server.strip("[]")
 
 
 def parse_host(text: str) -> Host:
-    """`user@server:DIR`; without DIR it is $LAUNCHER_HOST_DIR, else the login folder. Raises click.BadParameter."""
+    """Parse `user@server:DIR`. DIR defaults to $LAUNCHER_HOST_DIR, else the login folder. Raises click.BadParameter."""
     match = FORM.fullmatch(text)
     if match is None:
-        raise click.BadParameter(f"'{text}' is no server; write user@server or user@server:DIR", param_hint="--host")
+        raise click.BadParameter(f"'{text}' is not a server; write user@server or user@server:DIR", param_hint="--host")
     folder = match["folder"] or os.environ.get("LAUNCHER_HOST_DIR") or "."
-    # ssh begins in the login folder; a quoted ~ would be a folder of that name.
+    # ssh starts in the login folder; a quoted ~ would be a folder with that name.
     folder = "." if folder in ("~", "~/") else folder.removeprefix("~/")
     return Host(text, match["user"] or "", match["server"], folder)

@@ -1,4 +1,4 @@
-"""`--host` for a command: it runs on a server instead, with the words that it was given here. Loads click alone."""
+"""`--host` for a command: runs it on a server, with the same words. Imports nothing heavier than click."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 COMMANDLINE = click.core.ParameterSource.COMMANDLINE
 
 
-def on_host(job: bool = False, detached: bool = False, brings: bool = False) -> Callable[[F], F]:
+def on_host(job: bool = False, detached: bool = False, fetches: bool = False) -> Callable[[F], F]:
     """The option `--host` of a command.
 
-    `job`: its first word may be a job file, which is sent along. `detached`: there it must outlive the connection.
-    `brings`: what it is about comes here first, and the command then works on the copy.
+    `job`: the first word may be a job file, which is sent, too. `detached`: the command must outlive the connection.
+    `fetches`: the submission is copied here first, and the command then works on the copy.
     """
 
     def decorate(function: F) -> F:
@@ -34,12 +34,12 @@ def on_host(job: bool = False, detached: bool = False, brings: bool = False) -> 
                 click.get_current_context().obj = _receive(size)
             if host is None:
                 if into is not None:
-                    raise click.UsageError("--into goes with --host: it says where the copy shall lie")
+                    raise click.UsageError("--into needs --host: it is the folder for the copy")
                 return function(**arguments)
             from launcher.remote import fetch, ssh
 
             server, context = parse_host(host), click.get_current_context()
-            if brings:
+            if fetches:
                 words = _words(context, "name", "runs_root")
                 copy = fetch.fetch(server, words, into or _runs_here(), quiet=arguments["as_json"])
                 arguments |= {"name": str(copy), "runs_root": copy.parent}
@@ -50,10 +50,10 @@ def on_host(job: bool = False, detached: bool = False, brings: bool = False) -> 
                 return ssh.submit(server, context.command.name or "", words, file, _shown_runs(context))
             return ssh.run_command(server, context.command.name or "", words, file)
 
-        options = [click.option("--host", metavar="USER@SERVER[:DIR]", help="Do it on that server, over ssh.")]
+        options = [click.option("--host", metavar="USER@SERVER[:DIR]", help="Run the command on that server over ssh.")]
         if job:
             options.append(click.option("--job-bytes", type=int, hidden=True))
-        if brings:
+        if fetches:
             folder = click.Path(path_type=Path, file_okay=False)
             options.append(
                 click.option("--into", type=folder, help="With --host: folder for the copy (default: as for --runs).")
@@ -67,10 +67,12 @@ def on_host(job: bool = False, detached: bool = False, brings: bool = False) -> 
 
 
 def _receive(size: int) -> bytes:
-    """The job file that another machine's launcher sends: whole, or a connection was cut and nothing is begun."""
+    """Read the job file that another machine's launcher sends. If it is incomplete, nothing is started."""
     content = sys.stdin.buffer.read(size)
     if len(content) < size:
-        raise RefusedError(f"{len(content)} of the job file's {size} bytes came; nothing was started", 1)
+        raise RefusedError(
+            f"received {len(content)} of the job file's {size} bytes; nothing was started; repeat the command", 1
+        )
     return content
 
 
@@ -79,15 +81,15 @@ def _runs_here() -> Path:
 
 
 def _shown_runs(context: click.Context) -> str:
-    """` --runs DIR` for the next command, where this one was given it."""
+    """` --runs DIR` for the next command, if this command has it."""
     named = context.get_parameter_source("runs_root") is COMMANDLINE
     return f" --runs {shlex.quote(str(context.params['runs_root']))}" if named else ""
 
 
 def _words(context: click.Context, *names: str) -> list[str]:
-    """What was given on the command line (for these parameters; by default for all), to be said again elsewhere.
+    """The words of the command line (for these parameters; by default for all), to repeat on the server.
 
-    Defaults and what comes from the environment stay here: the server has its own.
+    Without defaults and values from the environment: the server has its own.
     """
     options, arguments = [], []
     for parameter in context.command.params:

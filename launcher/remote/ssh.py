@@ -1,4 +1,4 @@
-"""The launcher on a server, over the system's ssh: one connection for all that a command needs."""
+"""The launcher on a server, over the system's ssh. A command uses one connection."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from typing import IO, Any
 import click
 
 from launcher import __version__
-from launcher.base.errors import RunError, looked_away
+from launcher.base.errors import RunError, stopped_watching
 from launcher.job import document
 from launcher.remote.host import Host
 
 OPTIONS = {
-    "BatchMode": "yes",  # a question that nobody sees would hang for ever
+    "BatchMode": "yes",  # a question that nobody sees would wait for ever
     "ConnectTimeout": "20",
-    "ServerAliveInterval": "15",  # a connection that died while this machine slept is noticed
+    "ServerAliveInterval": "15",  # notices a connection that died while this machine slept
     "ServerAliveCountMax": "4",
     "ControlPersist": "no",
     "RemoteCommand": "none",
@@ -34,14 +34,14 @@ OPTIONS = {
     "PermitLocalCommand": "no",
 }
 PATIENCE = 60
-"""Seconds until a server that says nothing is given up."""
+"""Seconds to wait for a silent server."""
 EXIT_SSH = 255
 """ssh's own exit code: no connection, or it was lost."""
 
 
 @dataclass(frozen=True)
 class Connection:
-    """An open connection; further sessions go through it without another login."""
+    """An open connection. Further sessions use it without another login."""
 
     host: Host
     ssh: list[str]
@@ -49,14 +49,14 @@ class Connection:
     master: subprocess.Popen[bytes]
 
     def lost(self) -> bool:
-        """Whether the connection has ended; it may take a moment to show."""
+        """Whether the connection has ended. It may take a moment until this is known."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.master.wait(1)
         return self.master.poll() is not None
 
 
 def ssh_command() -> list[str]:
-    """The ssh to use: $LAUNCHER_SSH, else ssh. Raises RunError where it is not there."""
+    """The ssh command: $LAUNCHER_SSH, else ssh. Raises RunError if it is missing."""
     command = shlex.split(os.environ.get("LAUNCHER_SSH") or "ssh")
     if not command or shutil.which(command[0]) is None:
         name = command[0] if command else "ssh"
@@ -68,17 +68,18 @@ def ssh_command() -> list[str]:
 
 @contextlib.contextmanager
 def connect(host: Host) -> Iterator[Connection]:
-    """Log in. Raises RunError with what to do where that fails."""
+    """Log in. Raises RunError with a fix if that fails."""
     command = ssh_command()
-    # A socket's path has a hundred characters at most, and some systems' own temporary folder takes half of them.
+    # A socket's path has at most about 100 characters, and the temporary folder of some systems uses half of them.
     folder = Path(tempfile.mkdtemp(prefix="launcher-", dir="/tmp"))
     options = [word for name, value in OPTIONS.items() for word in ("-o", f"{name}={value}")]
     shared = [*command, *options, "-o", f"ControlPath={folder / 's'}", "-o"]
     master = None
     try:
         with (folder / "said").open("wb") as errors:
-            # It lives as long as its `cat` there, and that as long as this process: a killed launcher leaves nothing.
-            # In a session of its own, so that Ctrl-C ends what uses it first.
+            # The master lives as long as its `cat` on the server, and `cat` as long as this process, so a killed
+            # launcher leaves nothing. It has its own process session, so that Ctrl-C first ends the processes that use
+            # it.
             master = subprocess.Popen(
                 [*shared, "ControlMaster=yes", "-o", "LogLevel=ERROR", "-T", host.destination, "exec cat"],
                 stdin=subprocess.PIPE,
@@ -94,7 +95,7 @@ def connect(host: Host) -> Iterator[Connection]:
         yield Connection(host, [*shared, "ControlMaster=no", "-o", "LogLevel=QUIET"], master)
     finally:
         if master is not None:
-            master.kill()  # it may hear a softer signal only at its next ServerAliveInterval
+            master.kill()  # it may notice a softer signal only at its next ServerAliveInterval
             master.wait()
             assert master.stdin is not None
             master.stdin.close()
@@ -102,39 +103,37 @@ def connect(host: Host) -> Iterator[Connection]:
 
 
 def _why_not(host: Host, errors: str) -> str:
-    """ssh's own words for a login that failed, as one message that says what to do."""
+    """Turn ssh's output after a failed login into one message with a fix."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
     last = lines[-1] if lines else f"no answer within {PATIENCE} s"
     by_hand = shlex.join([*ssh_command(), host.destination])
     text = errors.lower()
     if "host identification has changed" in text:
         return (
-            f"{host.given}: the server shows another host key than the one known here: it was set up anew, or "
-            "another machine answers in its place. Ask whoever runs it; then: "
+            f"{host.given}: the server's host key differs from the known one: the server was reinstalled, or "
+            "another machine answers under its name. Ask its administrator, then run: "
             f"ssh-keygen -R {host.server.strip('[]')}, {by_hand}"
         )
     if "host key" in text:
-        return (
-            f"{host.given}: the server's host key is not known here ({last}); look at it and accept it once: {by_hand}"
-        )
+        return f"{host.given}: the server's host key is unknown ({last}); accept it once: {by_hand}"
     if "permission denied" in text or "authentication" in text:
         return (
-            f"{host.given}: the login was refused ({last}); --host needs a key, since it never asks for a password: "
-            f"ssh-copy-id {host.destination} (and ssh-add, where the key has a passphrase)"
+            f"{host.given}: the login was refused ({last}); --host needs a key, because it never asks for a password: "
+            f"ssh-copy-id {host.destination} (and ssh-add if the key has a passphrase)"
         )
     if "could not resolve" in text:
-        return f"{host.given}: there is no such server ({last}); check the name, or ~/.ssh/config"
-    return f"{host.given}: cannot be reached ({last}); see whether this works: {by_hand}"
+        return f"{host.given}: no such server ({last}); check the name, or ~/.ssh/config"
+    return f"{host.given}: cannot be reached ({last}); try: {by_hand}"
 
 
 def launcher_script(host: Host, words: Sequence[str]) -> str:
-    """What the server's shell does to start the launcher there with these words."""
+    """The shell script that starts the launcher on the server with these words."""
     return (
         f"{enter(host)}"
         "if [ -x .venv/bin/launcher ]; then l=.venv/bin/launcher; "
         "elif command -v launcher >/dev/null 2>&1; then l=launcher; "
         f"else {_say_error(_no_launcher(host))}; exit 1; fi; "
-        # Its standard input is the job file's.
+        # The standard input of this script is the job file.
         f'v=$("$l" --version </dev/null) || {{ {_say_error(_broken(host))}; exit 1; }}; '
         f'[ "$v" = {__version__} ] || printf "note: the launcher on %s is version %s, this one {__version__}\\n" '
         f'{quote(host.destination)} "$v" >&2; '
@@ -143,8 +142,8 @@ def launcher_script(host: Host, words: Sequence[str]) -> str:
 
 
 def enter(host: Host) -> str:
-    """The beginning of every script: into the server's folder, or one clear error."""
-    absent = f"{host.given}: there is no folder {host.folder} to go into; name the project's: --host {_plain(host)}:DIR"
+    """The start of every script: cd to the server's folder, or print one clear error."""
+    absent = f"{host.given}: no folder {host.folder}; give the project's folder: --host {_plain(host)}:DIR"
     return f"cd {quote(host.folder)} >/dev/null 2>&1 || {{ {_say_error(absent)}; exit 1; }}; "
 
 
@@ -155,13 +154,13 @@ def _plain(host: Host) -> str:
 def _no_launcher(host: Host) -> str:
     place = "the login folder" if host.folder == "." else host.folder
     return (
-        f"{host.given}: there is no launcher: neither .venv/bin/launcher in {place}, nor launcher on the PATH; name "
-        f"the project's checkout by --host {_plain(host)}:DIR, or say there: make install"
+        f"{host.given}: no launcher found: neither .venv/bin/launcher in {place} nor launcher on PATH; give "
+        f"the project's checkout with --host {_plain(host)}:DIR, or run there: make install"
     )
 
 
 def _broken(host: Host) -> str:
-    return f"{host.given}: the launcher in {host.folder} does not start; say there: make install"
+    return f"{host.given}: the launcher in {host.folder} does not start; run there: make install"
 
 
 def _say_error(message: str) -> str:
@@ -169,13 +168,13 @@ def _say_error(message: str) -> str:
 
 
 def session(connection: Connection, script: str, tty: bool = False) -> list[str]:
-    """The local command that has the server's sh run `script`, whatever the user's login shell is."""
+    """The local command that lets the server's sh run `script`, with any login shell."""
     kind = "-t" if tty else "-T"
     return [*connection.ssh, kind, connection.host.destination, f"sh -c {quote(script)}"]
 
 
 def read_job(word: str) -> bytes | None:
-    """The job file that a command's first word names; None where it is `key=value`. Raises JobError."""
+    """The content of the job file that a command's first word names; None for `key=value`. Raises JobError."""
     if not document.names_file(word):
         return None
     document.read_file(Path(word))
@@ -183,22 +182,22 @@ def read_job(word: str) -> bytes | None:
 
 
 def run_command(host: Host, command: str, words: Sequence[str], job: bytes | None = None) -> int:
-    """A command on the server: what it prints is printed here. Returns its exit code. Raises RunError."""
+    """Run a command on the server and print its output here. Returns its exit code. Raises RunError."""
     with connect(host) as connection:
-        # On a terminal it has one there too: it can ask, and fit its tables.
+        # On a terminal the command gets a terminal there, too: it can ask, and fit its tables.
         tty = job is None and sys.stdin.isatty() and sys.stdout.isatty()
         with _start(connection, command, words, job, tty=tty) as process:
             try:
                 code = process.wait()
             except KeyboardInterrupt:
-                return looked_away(f" on {host.given}")
+                return stopped_watching(f" on {host.given}")
         return checked(connection, code)
 
 
 def submit(host: Host, command: str, words: Sequence[str], job: bytes | None, runs: str) -> int:
-    """`submit` or `resume` on the server, which leaves the runs to a process there, and how to go on from here.
+    """Run `submit` or `resume` in the background of the server, and print the next commands.
 
-    `runs` is ` --runs DIR` where that was given. Returns the exit code. Raises RunError.
+    `runs` is ` --runs DIR` if given, else empty. Returns the exit code. Raises RunError.
     """
     name = ""
     with connect(host) as connection:
@@ -212,18 +211,18 @@ def submit(host: Host, command: str, words: Sequence[str], job: bytes | None, ru
                 code = process.wait()
             except KeyboardInterrupt:
                 look = f"launcher status --host {quote(host.given)}{runs}"
-                click.echo(f"\nno longer waiting; whether {host.given} has begun: {look}", err=True)
+                click.echo(f"\nStopped waiting. Check whether the runs have started on {host.given}: {look}", err=True)
                 return 130
         code = checked(connection, code)
     if code == 0:
         at = f"{name} --host {quote(host.given)}{runs}"
-        click.echo(f"it goes on there without this machine; see it: launcher status {at}")
-        click.echo(f"bring back what it leaves: launcher collect {at}")
+        click.echo(f"the runs continue there without this machine; see: launcher status {at}")
+        click.echo(f"copy the results here: launcher collect {at}")
     return code
 
 
 def capture(connection: Connection, command: str, words: Sequence[str]) -> bytes:
-    """What a command on the server prints. Ends this command, too, where that one fails, with its exit code."""
+    """The output of a command on the server. If it fails, this command ends with the same exit code."""
     with _start(connection, command, words, None, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         printed = process.stdout.read()
@@ -259,12 +258,14 @@ def _start(
 
 
 def checked(connection: Connection, code: int) -> int:
-    """The exit code of a session, where it is the server's own. Raises RunError where it is ssh's."""
+    """The exit code of the server's command. Raises RunError if the code is ssh's own."""
     if code != EXIT_SSH:
         return code
     look = f"launcher status --host {quote(connection.host.given)}"
     if connection.lost():
         raise RunError(
-            f"{connection.host.given}: the connection was lost; what was started there goes on. Look again: {look}"
+            f"{connection.host.given}: the connection was lost; runs that were started there continue. See: {look}"
         )
-    raise RunError(f"{connection.host.given}: the launcher was killed there; runs that it started go on. See: {look}")
+    raise RunError(
+        f"{connection.host.given}: the launcher was killed there; runs that it started continue. See: {look}"
+    )

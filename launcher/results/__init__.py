@@ -1,1 +1,1 @@
-"""After the runs: leaderboard, champion, and deleting what nothing needs."""
+"""Results of a submission: leaderboard and champion. Also deletes files that nothing needs."""

@@ -1,4 +1,4 @@
-"""`champion/`: the best single model so far, of all submissions that were validated on one split."""
+"""`champion/`: the best single model so far, of all submissions with the same validation split."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ KEPT = (
 
 
 NO_CHAMPION = (
-    "there is no champion yet: the best training run with a validation F1 (no fold, no ensemble) becomes it, at its "
-    "submission's end or by launcher collect"
+    "No champion yet. The best single training run (no fold, no ensemble) becomes champion when its submission ends "
+    "(or run: launcher collect)."
 )
 
 
 def crown(submission: Path, best: Row | None, champion: Path, replace: bool, why_none: str) -> str:
-    """Put the checkpoint of `best`, a row of the leaderboard, into `champion` where it beats the one there. Returns a
-    line on what became of it. `why_none`: why there is no such row."""
+    """Put the checkpoint of `best`, a row of the leaderboard, into `champion` if it beats the present champion. Returns
+    a line with the result. `why_none`: why there is no such row."""
     if best is None:
         present = _present(champion)
-        return f"{why_none}; {_stays(present) if present else NO_CHAMPION}"
+        return f"{why_none}; {_stays(present)}" if present else f"{why_none}. {NO_CHAMPION}"
     champion.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60
     while True:
@@ -44,12 +44,12 @@ def crown(submission: Path, best: Row | None, champion: Path, replace: bool, why
             if mine:
                 return _replace(submission, best, champion, replace)
         if time.monotonic() > deadline:
-            return f"{champion} is locked by another collect: no champion this time"
+            return f"{champion}: locked by another collect; not updated; later: launcher collect {submission.name}"
         time.sleep(0.1)
 
 
 def _present(champion: Path) -> Figures | None:
-    """What is known of the model in the folder; None where there is none."""
+    """Figures of the model in the folder; None if there is none."""
     try:
         content = json.loads((champion / "champion_info.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -74,7 +74,7 @@ def _replace(submission: Path, best: Row, champion: Path, replace: bool) -> str:
         if not same_split and not replace:
             return (
                 f"{_stays(present, figure)}: it was validated on another split, "
-                f"so that {name} cannot be compared with it; to put it there all the same: "
+                f"so {name} cannot be compared with it; to replace it anyway: "
                 f"launcher collect {submission.name} --replace"
             )
         worth = columns()[figure].worth

@@ -1,4 +1,4 @@
-"""What a submission brought: the leaderboard, and the best model so far in `champion/`."""
+"""The results of a submission: the leaderboard, and the best model so far in `champion/`."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ _LAST_COLUMNS = (
 _OF_METRICS = ("best_epoch", "epochs", "images_per_second", "params")
 NO_FIGURE = "no run of this submission has a validation F1"
 FOLDS_ALONE = (
-    "no fold becomes the champion, since each was validated on other images; a step {step: ensemble, from: {top: 1}} "
-    "joins them, and predict takes its ensemble.json"
+    "a fold cannot become the champion, because each fold has other validation images; add a step {step: ensemble, "
+    "from: {top: 1}}, and use its ensemble.json with predict"
 )
 
 
@@ -72,7 +72,7 @@ def columns() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Block:
-    """What has one rank: a run, an ensemble, or the folds of one configuration joined, with the folds' own rows."""
+    """One ranked entry: a run, an ensemble, or the joined folds of one configuration with the folds' own rows."""
 
     row: Row
     scores: Figures
@@ -81,8 +81,8 @@ class _Block:
 
 
 def leaderboard_rows(submission: Path) -> list[Row]:
-    """A row for each training run, each configuration of several folds and each ensemble: those with a score first, the
-    best on top, then the others. Below a row of kind `folds`, whose figures are out of fold, those of its folds, which
+    """A row for each training run, each configuration of several folds and each ensemble: first those with a score,
+    best first, then the others. A row of kind `folds` has out-of-fold figures; the rows of its folds follow it and
     have no rank."""
     blocks = []
     for group in standings.configurations(standings.results(submission, "train", "ensemble")):
@@ -99,7 +99,7 @@ def leaderboard_rows(submission: Path) -> list[Row]:
 
 
 def _block(result: Result) -> _Block:
-    """Of one run or ensemble."""
+    """The entry of one run or ensemble."""
     request, scores, name = result.request, result.figures, result.run_dir.name
     row = _row(request.config, scores)
     row |= {"run": name, "kind": request.kind, "state": result.status.state, "reason": result.status.reason}
@@ -116,7 +116,7 @@ def _block(result: Result) -> _Block:
 
 
 def _joined(folds: Sequence[Result]) -> _Block:
-    """Of the folds of one configuration."""
+    """The entry of the folds of one configuration."""
     scores, why_not = standings.pooled(folds)
     below = tuple(_block(fold) for fold in folds)
     states = dict.fromkeys(fold.status.state for fold in folds if not fold.good)
@@ -149,7 +149,7 @@ def _name(folds: Sequence[Result]) -> str:
 
 
 def _compare(ranked: Sequence[_Block], figure: str) -> None:
-    """Fill in `distinguishable` and `val_images` of blocks that have a score, the best first."""
+    """Fill in `distinguishable` and `val_images` of the blocks with a score, which are sorted, best first."""
     by_block = [_predicted(block) for block in ranked]
     for block, predicted in zip(ranked, by_block, strict=True):
         block.row["val_images"] = len(predicted.ids) if predicted else ""
@@ -171,11 +171,11 @@ def _predicted(block: _Block) -> Predictions | None:
 
 
 def collect(submission: Path, place: Path | None = None, replace: bool = False) -> tuple[list[Row], str]:
-    """Write leaderboard.csv, and the best run's checkpoint into the folder of the champion (by default
-    `<runs>/champion`) where it beats the one there. Returns the rows and a line on the champion.
+    """Write leaderboard.csv. Copy the best run's checkpoint into the champion's folder (default `<runs>/champion`) if
+    it beats the present champion. Returns the rows and a line about the champion.
 
-    `replace` puts it there also where the two were validated on different splits, and so cannot be compared. A fold is
-    no champion, even where it was trained alone: it was validated on other images than the rest.
+    `replace` copies it also if the two were validated on different splits and so are not comparable. A fold is never
+    champion, even if it was trained alone: its validation images differ from those of the others.
     """
     rows = leaderboard_rows(submission)
     out = io.StringIO()
@@ -193,7 +193,7 @@ def collect(submission: Path, place: Path | None = None, replace: bool = False) 
 
 
 def places(submission: Path) -> list[tuple[str, str]]:
-    """Where everything lies: what it is, and its path."""
+    """The results' files: pairs of a title and a path."""
     labelled = [("leaderboard", submission / "leaderboard.csv"), ("runs", submission)]
     for run_dir in list_runs(submission):
         request = read_request(run_dir)

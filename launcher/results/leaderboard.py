@@ -1,4 +1,4 @@
-"""The leaderboard for a terminal."""
+"""The leaderboard as a table for a terminal."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MARK = "≈"
-"""Marks rows that are not distinguishable from the best."""
+"""Mark beside the rank of a row that is not distinguishable from the best."""
 CORRUPTED = F1.column("corrupted")
 
 
 def render(rows: Sequence[Row]) -> Table:
-    """The rows of `collect.leaderboard_rows`; folds of a configuration only where they could not be joined."""
+    """The rows of `collect.leaderboard_rows`; folds of a configuration only if they could not be joined."""
     from rich.table import Table
 
     several = sum(row["distinguishable"] == "no" for row in rows) > 1
@@ -56,7 +56,7 @@ def render(rows: Sequence[Row]) -> Table:
 
 
 def caption(rows: Sequence[Row]) -> str | None:
-    """What the ranks mean, in a sentence or two; None where there is nothing to compare."""
+    """The meaning of the ranks, in one or two sentences; None if there is nothing to compare."""
     ranked = [row for row in rows if row["rank"] != ""]
     alike = [row["rank"] for row in ranked if row["distinguishable"] == "no"]
     others = [row for row in ranked if row["distinguishable"] == "yes"]
@@ -64,16 +64,14 @@ def caption(rows: Sequence[Row]) -> str | None:
     if len(alike) + len(others) > 1:
         on = f"on these {ranked[0]['val_images']} validation images"
         if len(alike) == 1:
-            lines.append(f"the first is better than what it was compared with {on}, by more than chance")
+            lines.append(f"the first is significantly better than the others {on} (95 %)")
         elif alike == list(range(1, len(alike) + 1)):
             lines.append(f"{MARK} the first {len(alike)} are not distinguishable {on}")
         else:
             lines.append(f"{MARK} these {len(alike)} are not distinguishable from the best {on}")
     if alike and (rest := len(ranked) - len(alike) - len(others)):
         same = columns()[ranked[0]["monitor"]].figure.of_counts is not None
-        why = (
-            "since there are no predictions of the same images" if same else "as only figures of predicted classes are"
-        )
+        why = "without predictions for the same images" if same else "because only figures of predicted classes are"
         lines.append(f"not compared, {why}: {rest}")
     lines += _no_mistake(ranked)
     if ranked and (ranked[0]["monitor"] != MAIN or any(row[CORRUPTED] != "" for row in ranked)):
@@ -113,7 +111,7 @@ def _interval(row: Row) -> str:
 
 
 def _no_mistake(ranked: Sequence[Row]) -> list[str]:
-    """What is known of rows that have no interval since nothing was wrong; of the fewest images where they differ."""
+    """A bound for rows without an interval because no prediction was wrong; for the fewest images if they differ."""
     if not (images := [row["val_images"] for row in ranked if row[MAIN] == 1 and row["val_images"] != ""]):
         return []
     from trainer.scores import intervals  # loads numpy

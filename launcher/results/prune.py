@@ -1,5 +1,5 @@
-"""What can be thrown away and never be missed: resume states of finished runs, submissions that were never finished
-being made, leftover containers, replaced images."""
+"""Files that can be deleted: resume states of finished runs, incomplete submissions, leftover containers, replaced
+images."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from launcher.record.states import GOOD
 from trainer.base.errors import os_error
 
 ABANDONED = 3600
-"""Seconds without a new file after which a submission that is being made counts as given up."""
+"""A submission in creation without a new file for this many seconds counts as abandoned."""
 
 
 def find_waste(runs_root: Path) -> tuple[list[Waste], list[str]]:
-    """Everything that may go, and remarks on what could not be looked at. Frees nothing."""
+    """Everything that may be deleted, and remarks on folders that could not be checked. Deletes nothing."""
     remarks: list[str] = []
     waste = _checkpoints(runs_root, remarks) + _half_made(runs_root, remarks)
     for name in registry.ENGINES:
@@ -31,7 +31,7 @@ def find_waste(runs_root: Path) -> tuple[list[Waste], list[str]]:
 
 
 def _checkpoints(runs_root: Path, remarks: list[str]) -> list[Waste]:
-    """`last.ckpt` of runs that succeeded, in submissions that nobody drives."""
+    """`last.ckpt` of runs that succeeded, in submissions that no launcher is running."""
     waste = []
     for directory in list_submissions(runs_root):
         try:
@@ -42,13 +42,13 @@ def _checkpoints(runs_root: Path, remarks: list[str]) -> list[Waste]:
                 if path.is_file() and read_status(run_dir).state in GOOD:
                     name = f"{directory.name}/{run_dir.name}/last.ckpt"
                     waste.append(Waste(name, path.stat().st_size, "the run succeeded", path.unlink))
-        except (OSError, RunError) as error:  # another user's, or one that is broken
-            remarks.append(f"{directory.name} was not looked at, or not all of it: {error}")
+        except (OSError, RunError) as error:  # another user's submission, or a damaged one
+            remarks.append(f"{directory.name} was not checked completely: {error}")
     return waste
 
 
 def _half_made(runs_root: Path, remarks: list[str]) -> list[Waste]:
-    """Folders that a `submit` was killed over before it moved them into place."""
+    """Incomplete submissions of a `submit` that was killed."""
     waste = []
     for folder in sorted(runs_root.glob(f"{BUILDING}*")):
         try:
@@ -56,20 +56,20 @@ def _half_made(runs_root: Path, remarks: list[str]) -> list[Waste]:
                 continue
             size = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
         except OSError as error:
-            remarks.append(f"{folder.name} was not looked at: {error}")
+            remarks.append(f"{folder.name} was not checked: {error}")
             continue
         waste.append(Waste(folder.name, size, "its submit was killed", partial(shutil.rmtree, folder)))
     return waste
 
 
 def free_all(waste: list[Waste]) -> list[str]:
-    """Free all of it; returns what could not be, with the reason."""
+    """Delete all of it. Returns a line with the reason for each failure."""
     failed = []
     for item in waste:
         try:
             item.free()
         except OSError as error:
             failed.append(f"{item.what}: {os_error(error)}")
-        except RunError as error:  # the engine's
+        except RunError as error:  # from the engine
             failed.append(f"{item.what}: {error}")
     return failed

@@ -1,1 +1,1 @@
-"""Driving a submission: its creation, the order in which runs start, the supervisor, one in the background."""
+"""Running a submission: creation, scheduler, supervisor, and a supervisor in the background."""

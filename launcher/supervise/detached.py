@@ -1,4 +1,4 @@
-"""A supervisor that outlives the command, the terminal or the connection that it was started from."""
+"""A supervisor in the background, which outlives the command, terminal or connection that started it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ LOG = "supervisor.log"
 
 
 def detach(submission: Path, gpus: str | None = None, machine: str | None = None) -> str:
-    """Start `launcher resume` on the submission in a session of its own, and return once it drives it; returns the
-    first line that it printed.
+    """Start `launcher resume` for the submission in its own process session, and wait until it holds the lease. Returns
+    the first line of its output.
 
-    Raises RunError with its last words where it ends before it drives anything.
+    Raises RunError with its last output if it ends earlier.
     """
     command = [sys.executable, "-m", "launcher", "resume", str(submission), "--runs", str(submission.parent)]
     command += [*(["--gpus", gpus] if gpus is not None else []), *(["--machine", machine] if machine else [])]
@@ -29,22 +29,22 @@ def detach(submission: Path, gpus: str | None = None, machine: str | None = None
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
         )
     while True:
-        # Asked first whether it lives, then what it wrote: one that has ended has written all that it will. The lock
-        # itself is left alone: whoever tries it holds it for a moment, and the child would find it taken.
+        # First ask whether the child lives, then read its output, which is complete if the child has ended. Do not try
+        # the lock itself: a try holds it for a moment, and the child could find it taken.
         ended = child.poll() is not None
         if _driver(submission) == child.pid and (answer := _said(log, begin)):
             return answer.partition("\n")[0]
         if ended:
             answer = _said(log, begin).removeprefix("error: ") or f"exit code {child.returncode}"
             raise RunError(
-                f"{submission.name}: nothing was started: {answer}\nthe submission is there; go on with: "
+                f"{submission.name}: nothing was started: {answer}\nthe submission exists; continue with: "
                 f"launcher resume {submission.name} --runs {os.path.relpath(submission.parent)}"
             )
         time.sleep(0.05)
 
 
 def _driver(submission: Path) -> int | None:
-    """The process that drives the submission, or drove it last, by its lease."""
+    """The process that runs the submission, or ran it last, by its lease."""
     holder = lease.read_holder(submission)
     return holder.pid if holder is not None else None
 

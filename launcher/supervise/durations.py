@@ -1,4 +1,4 @@
-"""How long runs take, as far as it can be told without torch: what the scheduler orders and backfills by."""
+"""Expected durations of runs, estimated without torch. The scheduler uses them for its order and for backfill."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ KMACS = {
     "swin_base_384": 319,
     "deit_base_384": 376,
 }
-"""Thousand multiplications of a forward pass for each pixel of the image, by torch.utils.flop_counter over timm's
-models: at 384 px for the last two, at 224 px for the others. They grow about as the pixels do."""
+"""Thousands of multiplications in a forward pass per pixel of the image, by torch.utils.flop_counter on timm's models:
+at 384 px for the last two, at 224 px for the others. The total grows about in proportion to the pixels."""
 Kind = tuple[object, ...]
 
 
 def cost(request: RunRequest) -> float | None:
-    """Epochs × pixels × the model's weight: good enough to say which of two runs is the longer one. None for steps, and
-    for models that are not known here."""
+    """Epochs × pixels × the model's cost per pixel: good enough to tell which of two runs takes longer. None for steps
+    and for unknown models."""
     config = request.config
     weight = KMACS.get(str(config.get("model")))
     epochs, size = config.get("epochs"), config.get("img_size")
@@ -33,14 +33,14 @@ def cost(request: RunRequest) -> float | None:
 
 
 def kind(request: RunRequest) -> Kind:
-    """What runs have in common whose times an epoch are comparable."""
+    """A key: runs of equal kind have comparable times per epoch."""
     shape = [request.config.get(key) for key in ("model", "data", "training", "img_size", "batch_size")]
     return (request.kind, *shape, request.resources.gpus, request.share_gpu)
 
 
 def learned(requests: Mapping[str, RunRequest], states: Mapping[str, Status]) -> dict[Kind, float]:
-    """Seconds an epoch of each kind of run that has succeeded in this submission: the slowest one's. A kind without
-    epochs counts as one."""
+    """Seconds per epoch for each kind of run that has succeeded in this submission; the slowest run counts. A kind
+    without epochs counts as one epoch."""
     paces: dict[Kind, float] = {}
     for name, status in states.items():
         if status.state == "succeeded" and status.attempt == 1 and status.figures.get("seconds"):
@@ -51,19 +51,19 @@ def learned(requests: Mapping[str, RunRequest], states: Mapping[str, Status]) ->
 
 
 def expected(request: RunRequest, paces: Mapping[Kind, float]) -> float | None:
-    """Seconds that the run takes by what was `learned`, at most its time limit; None where neither is known."""
+    """Expected seconds of the run by the `learned` paces, at most its time limit; None if both are unknown."""
     pace = paces.get(kind(request))
     known = [value for value in (pace and pace * _epochs(request), request.timeout) if value]
     return min(known, default=None)
 
 
 def remaining(run_dir: Path, request: RunRequest, status: Status, paces: Mapping[Kind, float]) -> float | None:
-    """Seconds until a run under way ends: by its own heartbeat, else by what was `learned`. None where neither is
-    known: a time limit says nothing of when a run ends."""
+    """Seconds until a run in progress ends: by its own heartbeat, else by the `learned` paces. None if both are
+    unknown: a time limit does not tell when a run ends."""
     now = time.time()
     try:
         beat = json.loads((run_dir / "progress.json").read_text(encoding="utf-8"))
-        if beat["time"] >= status.time:  # else of a former attempt
+        if beat["time"] >= status.time:  # else the heartbeat of an earlier attempt
             return float(beat["eta_seconds"]) - max(0.0, now - float(beat["time"]))
     except (OSError, ValueError, TypeError, KeyError):
         pass

@@ -1,9 +1,9 @@
-"""What starts where: pure functions of the queue and of what is free. No I/O, no clock.
+"""The scheduler: which runs start on which devices. Pure functions of the queue and the free resources. No I/O, no
+clock.
 
-The queue is worked off by priority, and within one the longest first (Graham 1969), so that none is left to trail
-behind. The first run that does not fit gets a reservation; those behind it start only where that cannot delay it: EASY
-backfill (Lifka 1995; Mu'alem and Feitelson 2001), taken further to runs whose duration nobody knows, which may end at
-any moment, or never.
+Runs start by priority; within a priority the longest starts first (Graham 1969), so that no long run is left at the
+end. The first run that does not fit gets a reservation. Later runs start only if they cannot delay it: EASY backfill
+(Lifka 1995; Mu'alem and Feitelson 2001), extended to runs of unknown duration, which may end at any moment or never.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from dataclasses import dataclass, field
 from launcher.base.sizes import show_size
 
 ROUNDING = 1e-9
-"""Cores that are lost in sums of fractions."""
+"""Tolerance in cores for rounding errors in sums of fractions."""
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What a run needs: devices, cores, host memory (bytes; 0 where none is named), runs to be over.
+    """Needs of a run: devices, cores, host memory (bytes; 0: no limit), and runs that must have ended.
 
-    `gpu_memory` is bytes on each of its devices, 0 where that is not known. With `share` it may be packed onto devices
-    beside others that share, as far as everybody's need is known. `cost` is the expected duration in any unit, compared
-    with that of other runs alone; `seconds` is how long it takes at most, as far as known.
+    `gpu_memory` is bytes on each of its devices, 0 if unknown. With `share` the run may use devices together with other
+    runs that share, if the need of each is known. `cost` is the expected duration in any unit, only for comparison with
+    other runs. `seconds` is the maximum duration, if known.
     """
 
     name: str
@@ -41,9 +41,9 @@ class Demand:
 
 @dataclass(frozen=True)
 class Capacity:
-    """What a machine has, and how many runs may be under way at once (None: as many as fit).
+    """Resources of a machine, and the largest number of runs at once (None: as many as fit).
 
-    `device_memory` is bytes by device; where a device is missing, its memory is not known.
+    `device_memory` is bytes by device; the memory of a missing device is unknown.
     """
 
     devices: tuple[str, ...]
@@ -55,7 +55,7 @@ class Capacity:
 
 @dataclass(frozen=True)
 class Running:
-    """A run under way, its devices, and in how many seconds it will end (None, or 0 and less: at any moment)."""
+    """A run in progress, its devices, and the seconds until it ends (None, or 0 and less: at any moment)."""
 
     demand: Demand
     devices: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Start:
-    """A run to start on these devices."""
+    """A run to start, and its devices."""
 
     name: str
     devices: tuple[str, ...]
@@ -77,19 +77,21 @@ def choose(
     capacity: Capacity,
     taken: Collection[str] = (),
 ) -> list[Start]:
-    """The runs to start now, in the order in which they are to start.
+    """The runs to start now, in the order of their start.
 
-    `over` are the runs that have ended, `taken` the devices that others hold: nothing is known of when they let go.
-    The first run that does not fit keeps what it needs: one behind it may start only where it ends before the reserved
-    run could begin, or takes nothing that this could wait for. So none starves, and lower priorities pass higher ones
-    only where they hold up none that has the reservation. A run whose needs are not over, or that this machine could
-    never start (`why_never`), is not in the way of any. A demand beyond the whole machine's cores or memory may run
-    alone: nothing else would ever start it.
+    `over` are the runs that have ended. `taken` are the devices that others hold for an unknown time. The first run
+    that does not fit gets a reservation: a later run may start only if it ends before the reserved run could start, or
+    uses nothing that the reserved run could wait for. So no run starves, and a lower priority passes a higher one only
+    if it does not delay the reserved run. A run that still waits for other runs, or that this machine can never start
+    (`why_never`), blocks no other run. A run that needs more cores or memory than the whole machine has may run alone,
+    because otherwise it would never start.
     """
     active = [_plain(each) for each in running.values()]
     starts: list[Start] = []
     reserved: Demand | None = None
-    refused = set()  # what did not fit fits less with more under way: thousands of equal runs are looked at once
+    refused = (
+        set()
+    )  # a demand that did not fit will not fit later in this pass: so thousands of equal runs are checked once
     for demand in order(queue):
         if any(need not in over for need in demand.needs):
             continue
@@ -110,12 +112,12 @@ def choose(
 
 
 def order(queue: Iterable[Demand]) -> list[Demand]:
-    """Higher priorities first; within one the longest by `cost`, then those of unknown cost as they came."""
+    """Higher priorities first; within a priority the largest `cost` first, then runs of unknown cost in their order."""
     return sorted(queue, key=lambda d: (-d.priority, d.cost is None, -(d.cost or 0)))
 
 
 def why_never(demand: Demand, capacity: Capacity) -> str | None:
-    """Why the run can never start on this machine, however empty; None where it can."""
+    """Why the run can never start on this machine, even if it is idle; None if it can."""
     large_enough = sum(_holds(device, demand, (), capacity) for device in capacity.devices)
     if demand.gpus <= large_enough:
         return None
@@ -124,13 +126,13 @@ def why_never(demand: Demand, capacity: Capacity) -> str | None:
 
 
 def _plain(run: Running) -> Running:
-    """Overdue is unknown: it may end at any moment."""
+    """An overdue run has an unknown end: it may end at any moment."""
     known = run.remaining is not None and run.remaining > 0
     return run if known else Running(run.demand, run.devices)
 
 
 def _holds(device: str, demand: Demand, holders: Sequence[Demand], capacity: Capacity) -> bool:
-    """Whether the device can take the run beside those that hold it already."""
+    """Whether the device has room for the run beside its present holders."""
     memory = capacity.device_memory.get(device)
     if memory is not None and demand.gpu_memory > memory:
         return False
@@ -144,7 +146,7 @@ def _holds(device: str, demand: Demand, holders: Sequence[Demand], capacity: Cap
 def _usable(
     demand: Demand, active: Sequence[Running], capacity: Capacity, taken: Collection[str]
 ) -> dict[str, list[Demand]]:
-    """The devices that could take the run now, with those that hold them."""
+    """The devices that have room for the run now, with their holders."""
     holders: dict[str, list[Demand]] = {device: [] for device in capacity.devices if device not in taken}
     for run in active:
         for device in run.devices:
@@ -155,7 +157,7 @@ def _usable(
 
 @dataclass(frozen=True)
 class _Free:
-    """What is left of the host: cores, bytes, places by max_parallel."""
+    """Free resources of the host: cores, bytes, and places by max_parallel."""
 
     cpus: float
     memory: int
@@ -180,10 +182,10 @@ def _place(
     taken: Collection[str],
     reserved: Demand | None = None,
 ) -> tuple[str, ...] | None:
-    """The devices on which the run can start, or None where it cannot.
+    """The devices on which the run can start, or None if it cannot start.
 
-    Best fit: devices of no use to the `reserved` run, then those that are shared already, then those that are left with
-    the least memory, so that the emptiest stay whole. Where memory plays no part, the first.
+    Best fit: first devices that the `reserved` run cannot use, then devices that are shared already, then those with
+    the least memory left, so that the emptiest stay free. If memory does not matter, the first devices.
     """
     if active and not _free(active, capacity).leaves(demand):
         return None
@@ -203,11 +205,11 @@ def _place(
 def _delays(
     new: Running, reserved: Demand, active: Sequence[Running], capacity: Capacity, taken: Collection[str]
 ) -> bool:
-    """Whether `new`, started now, could make the reserved run begin later than without it.
+    """Whether `new`, if started now, could delay the reserved run.
 
-    Time is walked through at the ends that are known. From the first of them at which the reserved run could begin, if
-    all of unknown end were over by then, to that at which it begins in any case, `new` must be over or in nobody's way.
-    Where all ends are known these two are the same, the shadow time of EASY.
+    Checks each known end of a run in order. The earliest start of the reserved run assumes that all runs of unknown end
+    have ended; its latest start assumes that none has. Between these two times `new` must have ended, or use nothing
+    that the reserved run needs. If all ends are known the two are equal: the shadow time of EASY.
     """
     for moment in sorted({0.0, *(run.remaining for run in active if run.remaining is not None)}):
         if new.remaining is not None and new.remaining <= moment:
@@ -231,13 +233,13 @@ def _spares(
     capacity: Capacity,
     taken: Collection[str],
 ) -> bool:
-    """Whether `new` takes nothing for which the reserved run could wait: of each resource nothing at all, or so little
-    that the reserved run has enough beside it though nobody of `still` has ended.
+    """Whether `new` uses nothing that the reserved run could wait for: of each resource nothing, or so little that the
+    reserved run has enough beside it even if no run of `still` has ended.
 
-    `known` are those of `still` that will certainly not have ended.
+    `known` are the runs of `still` that certainly have not ended.
     """
     if reserved.cpus > capacity.cpus + ROUNDING or reserved.memory > capacity.memory:
-        return False  # it runs alone
+        return False  # it needs to run alone
     free = _free([*still, new], capacity)
     if new.demand.cpus and reserved.cpus > free.cpus + ROUNDING:
         return False

@@ -1,4 +1,4 @@
-"""Submissions: their directories are made whole or not at all, and made ready to go on."""
+"""Creates submissions atomically, and queues their runs again on resume."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from trainer.base.files import write_json
 
 
 def complete(planned: Sequence[Planned], runs_root: Path, data_dir: str | None, choice: Choice) -> list[RunRequest]:
-    """The requests with all that is known only here and now: image, data, code. Raises RunError."""
+    """The requests, completed by image, data and code, which are known only at submission. Raises RunError."""
     code = reuse.code_of(choice.image)
     cache = cache_dir(runs_root)
     known: dict[str, str] = {}
@@ -57,7 +57,7 @@ def complete(planned: Sequence[Planned], runs_root: Path, data_dir: str | None, 
 
 
 def _data_of(request: RunRequest, folder: str, cache: Path) -> str:
-    """What the data and the files that the run names hold. Raises OSError."""
+    """Digest of the run's data and of the files that it names. Raises OSError."""
     weights = request.config.get("weights")
     teachers = [Path(name).expanduser() for name in request.config.get("teachers") or ()]
     return reuse.data_of(Path(folder).expanduser(), Path(weights).expanduser() if weights else None, cache, teachers)
@@ -67,14 +67,14 @@ def create(
     job: Job, completed: Sequence[RunRequest], reused: Mapping[str, Path], runs_root: Path, data_dir: str | None,
     choice: Choice,
 ) -> Path:  # fmt: skip
-    """The submission's directory with everything in it, moved into place at once. `reused`: earlier run directories
-    that serve for runs, by their names. Raises RunError."""
+    """Create the submission's directory, and move it into place when it is complete. `reused`: earlier run directories
+    to reuse, by the names of runs. Raises RunError."""
     try:
         runs_root.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=BUILDING, dir=runs_root))
     except OSError as error:
         raise RunError(
-            f"{runs_root}: cannot be written to ({error.strerror}); name another folder by --runs DIR"
+            f"{runs_root}: cannot be written to ({error.strerror}); give another folder with --runs DIR"
         ) from None
     section = job.section(choice.engine.name)
     follows = find_submission(runs_root, job.spec.follows).name if job.spec.follows else None
@@ -107,43 +107,43 @@ def create(
         )
         for request in requests:
             source = reused.get(request.name)
-            if source is not None:  # trained by what its source was trained by
+            if source is not None:  # the reused run was trained with the code of its source
                 request = dataclasses.replace(request, code=read_request(source).code)
             create_run(building / request.name, request)
             if source is not None:
                 reuse.link(source, building / request.name)
         building.chmod(0o755)
-        os.sync()  # all files are on disk before they are seen: one by one, thousands would take minutes
+        os.sync()  # all files are on disk before they are visible; an fsync per file would take minutes for thousands
         building.rename(runs_root / name)
     except OSError as error:
         raise RunError(f"{runs_root}: the submission cannot be written: {error.strerror}") from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
         with contextlib.suppress(OSError):
-            (runs_root / name).rmdir()  # the reservation, where nothing was moved over it
+            (runs_root / name).rmdir()  # the reservation, if the submission was not moved over it
     return runs_root / name
 
 
 def _reserve(runs_root: Path, name: str) -> str:
-    """Take a name that no other submission has, also one of the same second, by an empty folder in its place."""
+    """Reserve a name that no other submission has, even one of the same second, by creating an empty folder."""
     for candidate in (name, *(f"{name}-{number}" for number in range(2, 10_000))):
         try:
             (runs_root / candidate).mkdir()
         except FileExistsError:
             continue
         return candidate
-    raise RunError(f"{runs_root}: there are thousands of submissions called {name}; wait a second")
+    raise RunError(f"{runs_root}: thousands of submissions are named {name}; wait 1 s and repeat the command")
 
 
 def rules(submission: Path) -> Rules:
-    """What the job says of all its runs together. Raises RunError."""
+    """The job's rules for all its runs together. Raises RunError."""
     written = read_submission(submission)
     return Rules(written.get("max_parallel"), written.get("on_failure", "continue"), written.get("follows"))
 
 
 def requeue(submission: Path) -> list[str]:
-    """Queue again what was lost, cancelled, ran out of time or memory, or failed for no fault of its configuration or
-    data. For the launcher that drives the submission. Returns the names."""
+    """Queue again the runs that were lost, cancelled, ran out of time or memory, or failed for another reason than
+    their configuration or data. Only for the launcher that holds the lease. Returns the names."""
     names = []
     for run_dir in list_runs(submission):
         registry.settle(run_dir, driving=True)
@@ -157,8 +157,8 @@ def requeue(submission: Path) -> list[str]:
 
 
 def _renew(run_dir: Path) -> None:
-    """Put down what the run's next attempt trains on and with, where that has changed since it was submitted: what it
-    brings must not be reused for what it is not. One that goes on from a checkpoint is of both."""
+    """Record the data and code of the run's next attempt if they have changed since submission, so that its result is
+    not reused as the result of the old ones. A run that continues from a checkpoint depends on both."""
     request = read_request(run_dir)
     folder = request.config.get("root") or request.data_dir
     if request.kind != "train" or not request.code or not folder:
@@ -166,7 +166,7 @@ def _renew(run_dir: Path) -> None:
     code = request.code if request.image_id else reuse.code_of(None)
     try:
         data = _data_of(request, folder, cache_dir(run_dir.parent.parent))
-    except OSError:  # the attempt will say so in its own words
+    except OSError:  # the attempt itself will report the error
         data = ""
     if (code, data) == (request.code, request.data):
         return

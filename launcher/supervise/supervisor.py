@@ -1,6 +1,6 @@
-"""Drive a submission to its end: ask the scheduler, start runs, watch them.
+"""Run a submission to its end: ask the scheduler, start runs, watch them.
 
-All state lies in the run directories. A supervisor that is killed leaves its runs running; the next one adopts them.
+All state is in the run directories. If a supervisor is killed, its runs continue, and the next supervisor adopts them.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from launcher.supervise import durations, scheduler
 
 EXIT_OK, EXIT_SOME_FAILED, EXIT_STOPPED = 0, 1, 130
 POLL = 0.25
-"""Seconds between two looks at the runs."""
+"""Seconds between two checks of the runs."""
 FOLLOW = 2.0
-"""Seconds between two looks at the submission that this one follows."""
+"""Seconds between two checks of the submission that this one follows."""
 ROOM = 16 * 2**20
-"""Bytes free on the runs' disk, below which no run is started: it could not even say why it failed."""
+"""No run starts with fewer free bytes on the runs' disk, because it could not even write why it failed."""
 Event = Callable[[str, Status], None]
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a job says of all its runs together."""
+    """A job's rules for all its runs together."""
 
     max_parallel: int | None = None
     on_failure: str = "continue"
     follows: str | None = None
-    """The name of the submission that has to be over first."""
+    """The name of the submission that must end first."""
 
 
 class Supervision:
-    """One drive of a submission. Use `run`."""
+    """The supervision of a submission by this process. Use `run`."""
 
     def __init__(
         self, held: lease.Lease, submission: Path, machine: Machine, engine: SupervisedEngine, rules: Rules,
@@ -70,9 +70,9 @@ class Supervision:
         self.waiting_for: dict[str, str] = {}
         self.trouble: str | None = None
         self.judged: set[tuple[str, int]] = set()
-        """Attempts of which it is decided whether another one follows."""
+        """Attempts for which the retry decision has been made."""
         self.not_before: dict[str, float] = {}
-        """By the monotonic clock: when a repeated run may start."""
+        """When a repeated run may start, by the monotonic clock."""
         self.followed = submission.parent / rules.follows if rules.follows else None
         self.next_look = 0.0
         self.asked = 0
@@ -82,7 +82,7 @@ class Supervision:
         return self.submission / name
 
     def listen(self) -> None:
-        """Ctrl-C and SIGTERM stop the runs, a second one at once; SIGHUP leaves them running."""
+        """Ctrl-C and SIGTERM stop the runs, a second signal stops them immediately; SIGHUP leaves them running."""
 
         def stop(number: int, frame: FrameType | None) -> None:
             self.asked += 1
@@ -95,7 +95,7 @@ class Supervision:
         signal.signal(signal.SIGHUP, detach)
 
     def status(self, name: str) -> Status:
-        """The run's status as its journal has it; told to `on_event` when it changed."""
+        """The run's status by its journal. Calls `on_event` if it has changed."""
         status = read_status(self.dir(name))
         if status.state in ("starting", "running") and not self.engine.poll(self.dir(name)):
             status = read_status(self.dir(name))
@@ -138,8 +138,8 @@ class Supervision:
         return EXIT_OK if not bad else EXIT_STOPPED if self.asked or bad == {"cancelled"} else EXIT_SOME_FAILED
 
     def _append(self, name: str, state: State, attempt: int | None = None, **more: Any) -> Status:
-        """The next event of a run, in the name of this drive's lease; where another process was faster, what that
-        one wrote stands."""
+        """Append the next event of a run under this supervisor's lease. If another process was faster, its event
+        stays."""
         try:
             return append_event(self.dir(name), state, attempt, fence=self.lease.fence, **more)
         except FencedError:
@@ -149,7 +149,7 @@ class Supervision:
             return read_status(self.dir(name))
 
     def _repeat(self, states: dict[str, Status]) -> None:
-        """Queue again what the job's policy gives another attempt; `states` follow."""
+        """Queue runs again for which the job's policy allows another attempt. Updates `states`."""
         for name, status in list(states.items()):
             if status.state not in ENDED - GOOD or (name, status.attempt) in self.judged:
                 continue
@@ -168,7 +168,7 @@ class Supervision:
                 self.on_event(name, dataclasses.replace(status, reason=again, time=time.time()))
 
     def _stop_after_failure(self, states: dict[str, Status]) -> None:
-        """`on_failure: stop`: cancel what has not begun, once a run has failed for good."""
+        """`on_failure: stop`: cancel runs that have not started, once a run has failed for good."""
         failed = next((name for name, s in states.items() if s.state in ENDED - GOOD - {"cancelled"}), None)
         if self.rules.on_failure != "stop" or failed is None:
             return
@@ -178,19 +178,19 @@ class Supervision:
                 states[name] = self._append(name, "cancelled", reason=reason)
 
     def _follows(self) -> bool:
-        """Whether the submission that has to be over first still is not."""
+        """Whether the submission that must end first has not ended."""
         if self.followed is None or time.monotonic() < self.next_look:
             return self.followed is not None
         self.next_look = time.monotonic() + FOLLOW
         if registry.is_driven(self.followed):
-            why = "is under way"
+            why = "is in progress"
         else:
             for run_dir in list_runs(self.followed):
                 registry.settle(run_dir)
             if all(read_status(run_dir).state in ENDED for run_dir in list_runs(self.followed)):
                 self.followed = None
                 return False
-            why = f"is unattended; go on with it: launcher resume {self.followed.name}"
+            why = f"is unattended; continue it with: launcher resume {self.followed.name}"
         first = next(iter(self.requests), self.submission.name)
         self._tell(first, f"waiting: {self.followed.name} {why}")
         return True
@@ -198,21 +198,22 @@ class Supervision:
     def _stop(self, states: dict[str, Status], at_once: bool) -> None:
         for name, status in states.items():
             if status.state == "queued":
-                self._append(name, "cancelled", reason="stopped before it began")
+                self._append(name, "cancelled", reason="stopped before it started")
             elif status.state in ("starting", "running"):
                 try:
                     (self.engine.kill if at_once else self.engine.stop)(self.dir(name))
-                except RunError as error:  # the others are to be stopped all the same
-                    said = f"cannot be stopped just now: {error}"
+                except RunError as error:  # stop the others anyway
+                    said = f"cannot be stopped now: {error}"
                     self.on_event(name, dataclasses.replace(status, reason=said, time=time.time()))
 
     def _cancel_hopeless(self, states: dict[str, Status]) -> None:
-        """Cancel a step when a step that it needs has not succeeded. A training run may fail: the others serve."""
+        """Cancel a step when a step that it needs has not succeeded. A training run may fail: the step uses the
+        others."""
         for name, status in list(states.items()):
             for need in self.requests[name].needs:
                 if status.state == "queued" and self._failed_step(need, states):
                     states[name] = self._append(
-                        name, "cancelled", reason=f"'{need}' {states[need].state}: there is nothing to work on"
+                        name, "cancelled", reason=f"'{need}' {states[need].state}: the step has no input"
                     )
                     break
 
@@ -246,7 +247,7 @@ class Supervision:
             for name, status in under_way.items()
         }
         over = {name for name, status in states.items() if status.state in ENDED}
-        if not self.engine.ready():  # it was lost while it was asked
+        if not self.engine.ready():  # the connection was lost during the calls above
             return
         for start in scheduler.choose(queue, running, over, self.capacity, taken):
             self._start_one(start, states[start.name].attempt)
@@ -256,18 +257,22 @@ class Supervision:
     def _full_disk(self) -> str | None:
         free = shutil.disk_usage(self.submission).free
         folder = self.submission.parent
-        return f"{folder}: no space left ({show_size(free)}); what is queued waits for it" if free < ROOM else None
+        return (
+            f"{folder}: no space left ({show_size(free)}); queued runs wait until {show_size(ROOM)} are free"
+            if free < ROOM
+            else None
+        )
 
     def _tell_trouble(self, trouble: str | None) -> None:
         if trouble != self.trouble:
             self.trouble = trouble
-            self.on_event(self.submission.name, Status("queued", reason=trouble or "goes on"))
+            self.on_event(self.submission.name, Status("queued", reason=trouble or "continuing"))
 
     def _tell_waiting(self, name: str, taken: dict[str, str]) -> None:
         self._tell(name, "waiting: " + "; ".join(f"GPU {device} is {why}" for device, why in sorted(taken.items())))
 
     def _tell(self, name: str, reason: str) -> None:
-        """Why a queued run waits, once."""
+        """Report once why a queued run waits."""
         if self.waiting_for.get(name) != reason:
             self.waiting_for[name] = reason
             self.on_event(name, Status("queued", reason=reason))
@@ -281,7 +286,7 @@ class Supervision:
                     self.machine.lock_name(device), run_dir, self.requests[start.name].share_gpu
                 )
                 if one is None:
-                    return  # another submission was faster; the next look will see that
+                    return  # another submission was faster; the next pass will see that
                 held.append(one)
             try:
                 self._resolve(run_dir)
@@ -297,10 +302,10 @@ class Supervision:
                     self._append(start.name, "failed", reason=str(error))
         finally:
             for one in held:
-                one.close()  # the run holds copies
+                one.close()  # the run has copies of the descriptor
 
     def _resolve(self, run_dir: Path) -> None:
-        """Name the members of a step, now that its runs are over."""
+        """Fill in the members of a step, whose runs have ended."""
         request = self.requests[run_dir.name]
         if request.select is not None:
             from launcher.job.steps import with_members
@@ -334,11 +339,11 @@ def run(
     on_event: Event | None = None,
     prepare: Callable[[], None] | None = None,
 ) -> int:
-    """Drive the submission until every run has ended: 0 all succeeded, 1 some did not, 130 stopped on request.
+    """Run the submission until every run has ended. Returns 0 if all succeeded, 1 if some did not, 130 if stopped.
 
-    `prepare` is done first, when nobody else drives it any more.
+    Calls `prepare` first, when it holds the lease.
 
-    Raises RunError where another supervisor drives it already, or has taken it over.
+    Raises RunError if another supervisor is running the submission, or has taken it over.
     """
 
     def say(line: str) -> None:
@@ -357,19 +362,19 @@ def run(
 
 
 def stop(run_dirs: list[Path], grace: float) -> list[str]:
-    """Ask these runs to end, wait up to `grace` seconds; returns the names of those that had not ended already.
+    """Ask these runs to end, and wait up to `grace` seconds. Returns the names of those that had not ended before.
 
-    A run that is still queued is cancelled, and no supervisor starts it any more.
+    A run that is still queued is cancelled, so that no supervisor starts it.
     """
     touched = []
     for run_dir in run_dirs:
         registry.settle(run_dir)
         if read_status(run_dir).state not in ENDED:
             touched.append(run_dir)
-    for run_dir in touched:  # first what is queued, so that no place that becomes free is given to it
+    for run_dir in touched:  # queued runs first, so that they do not start in the places that become free
         if read_status(run_dir).state == "queued":
-            with suppress(RunError):  # started just now: it is stopped below
-                append_event(run_dir, "cancelled", reason="stopped before it began")
+            with suppress(RunError):  # it has just started: it is stopped below
+                append_event(run_dir, "cancelled", reason="stopped before it started")
     registry.release({run_dir.parent for run_dir in touched})
     asked: dict[Path, str] = {}
     deadline = time.monotonic() + grace
@@ -377,8 +382,8 @@ def stop(run_dirs: list[Path], grace: float) -> list[str]:
         if time.monotonic() > deadline:
             break
         for run_dir in waiting:
-            # A run that is being started may not hear it yet: it is asked again once it runs, and no further time,
-            # since a second request does not wait for its checkpoint.
+            # A run that is starting may not receive the request yet: ask again once it is running, but not more often,
+            # because a second request does not wait for the checkpoint.
             state = read_status(run_dir).state
             if state in ("starting", "running") and asked.get(run_dir) != state:
                 asked[run_dir] = state

@@ -32,21 +32,21 @@ class SlurmSpec(SectionSpec):
         None, description="the Python on the nodes that has the launcher; null: the one that submits"
     )
 
-    def faults(self) -> list[tuple[str, str]]:
+    def errors(self) -> list[tuple[str, str]]:
         """What is wrong with the options of sbatch."""
-        faults = []
+        errors = []
         for key, value in (self.model_extra or {}).items():
             name, fields = str(key).replace("_", "-"), list(SlurmSpec.model_fields)
             near = difflib.get_close_matches(str(key), fields, 1, 0.75)
             if name in MANAGED:
-                faults.append((key, f"is not for the job file; {MANAGED[name]}"))
+                errors.append((key, f"is not for the job file; {MANAGED[name]}"))
             elif not re.fullmatch(r"[a-z][a-z0-9-]+", name):
-                faults.append((key, "is no option of sbatch; write it like constraint or mail-type"))
+                errors.append((key, "is no option of sbatch; write it like constraint or mail-type"))
             elif near:
-                faults.append((key, f"there is no such field; {nearest(str(key), fields)}"))
+                errors.append((key, f"there is no such field; {nearest(str(key), fields)}"))
             elif not (value is None or isinstance(value, str | int | float)) or "\n" in str(value):
-                faults.append((key, f"must be a text, a number, true or false, not {_short(value)}"))
-        return faults
+                errors.append((key, f"must be a text, a number, true or false, not {_short(value)}"))
+        return errors
 
 
 def _short(value: Any) -> str:

@@ -105,13 +105,13 @@ def test_a_plan_for_a_cluster_that_is_described_needs_no_slurm_here() -> None:
 
 def test_plan_marks_what_does_not_fit_here() -> None:
     done = launcher("plan", "model=resnet34", "--set", "resources.gpus=8", "--machine", "cuda-server")
-    assert done.returncode == 0 and "✗ cuda-server: 8 GPU asked for, 1 there" in done.stdout
+    assert done.returncode == 0 and "✗ cuda-server: 8 GPU requested, 1 available" in done.stdout
 
 
 def test_plan_takes_the_words_of_submit_and_checks_them_as_it_does(tmp_path: Path) -> None:
     words = ("plan", "model=resnet34", "--cpu", "--engine", "native")
     done = launcher(*words, "--data", str(tmp_path))
-    assert (done.returncode, done.stdout) == (65, "") and "(--data) holds neither train.csv nor" in done.stderr
+    assert (done.returncode, done.stdout) == (65, "") and "(--data) has neither train.csv nor" in done.stderr
     (tmp_path / "train.csv").write_text("ID,target\n")
     done = launcher(*words, "--data", str(tmp_path))
     assert done.returncode == 0 and "as native processes\n" in done.stdout and "001-resnet34" in done.stdout
@@ -127,7 +127,7 @@ def test_matrix_says_in_its_table_that_nothing_was_measured() -> None:
     assert "none was measured" in launcher("matrix", "--machine", "mps-20gb").stdout
 
 
-def test_doctor_says_what_is_missing_and_how_to_mend_it() -> None:
+def test_doctor_says_what_is_missing_and_how_to_fix_it() -> None:
     done = launcher("doctor", "--data", "nowhere", "--json")
     checks = {check["what"]: check for check in json.loads(done.stdout)}
     assert done.returncode == 0 and checks["trainer"]["level"] == "ok"
@@ -149,9 +149,9 @@ def test_a_wrong_folder_is_said_to_be_one(tmp_path: Path) -> None:
         return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True).stderr
 
     lost = there("status")
-    assert "there is no submission yet; name the runs folder by --runs DIR" in lost and "quickstart" not in lost
+    assert "no submission yet; give the runs folder with --runs DIR" in lost and "quickstart" not in lost
     assert "launcher submit jobs/quickstart.yaml" in there("status", folder=REPOSITORY)
-    assert "no folder jobs/ here: go to the project's checkout" in there("submit", "jobs/x.yaml")
+    assert "no folder jobs/ here: cd to the project's checkout" in there("submit", "jobs/x.yaml")
     assert "did you mean 'jobs/quickstart.yaml'?" in there("submit", "quickstart", folder=REPOSITORY)
 
 
@@ -205,7 +205,7 @@ def test_a_reader_that_goes_away_shows_no_traceback() -> None:
         ("gpu: 2", "did you mean 'gpus'?"),
         ("gpus: many", "gpus: must be a number"),
         ("cpus: -1", "cpus: must be a number above 0"),
-        ("memory: lots", "is no size"),
+        ("memory: lots", "is not a size"),
         ("[", "not YAML"),
         ("- a", "write cpus:"),
     ],

@@ -72,7 +72,7 @@ def test_attach_ends_as_submit_does_when_a_run_fails_and_names_its_log(lab: Lab)
 def test_ctrl_c_detaches_and_the_runs_go_on(lab: Lab) -> None:
     submit = under_way(lab)
     attached = lab.start("attach")
-    assert attached.stdout is not None and "Ctrl-C ends the looking" in attached.stdout.readline()
+    assert attached.stdout is not None and "Ctrl-C stops only the watching" in attached.stdout.readline()
     attached.send_signal(signal.SIGINT)
     attached.communicate(timeout=30)
     assert set(lab.states().values()) == {"running"}
@@ -89,7 +89,7 @@ def test_attach_to_a_stopped_submission_ends_with_130(lab: Lab) -> None:
     attached.stdout.readline()
     submit.send_signal(signal.SIGINT)
     out = attached.communicate(timeout=60)[0]
-    assert (submit.wait(60), attached.returncode) == (130, 130) and "stopped; go on with: launcher resume" in out
+    assert (submit.wait(60), attached.returncode) == (130, 130) and "stopped; continue with: launcher resume" in out
 
 
 def test_attach_to_what_nobody_drives_says_resume(lab: Lab) -> None:
@@ -98,8 +98,10 @@ def test_attach_to_what_nobody_drives_says_resume(lab: Lab) -> None:
     submit.wait()
     done = lab.launcher("attach")
     assert done.returncode == 1
-    assert f"no launcher drives it; go on with it: launcher resume {lab.submission().name}" in done.stderr
-    assert "there is no submission yet" in lab.launcher("attach", "--runs", "none").stderr
+    assert (
+        f"no launcher is running this submission; continue with: launcher resume {lab.submission().name}" in done.stderr
+    )
+    assert "no submission yet" in lab.launcher("attach", "--runs", "none").stderr
 
 
 def test_status_watch_prints_a_table_for_each_change_where_there_is_no_terminal(lab: Lab) -> None:
@@ -152,7 +154,7 @@ def test_ctrl_c_ends_every_kind_of_looking_in_the_same_way(lab: Lab) -> None:
         viewer.stdout.readline()
         viewer.send_signal(signal.SIGINT)
         out = viewer.communicate(timeout=30)[0]
-        assert viewer.returncode == 130 and out.endswith("\nno longer looking; the runs go on\n"), (words, out)
+        assert viewer.returncode == 130 and out.endswith("\nStopped watching; the runs continue.\n"), (words, out)
         assert "Traceback" not in out and "error" not in out and set(lab.states().values()) == {"running"}
     (lab.root / "go").touch()
     refused = lab.launcher("status", "--watch", "--json")

@@ -14,15 +14,15 @@ from tests.launcher.conftest import Lab, seeds
 
 def test_variables_that_are_not_set_are_named_when_runs_start(lab: Lab) -> None:
     done = lab.launcher("submit", lab.job(seeds(1, "secrets: [NOT_SET_HERE]\n")), lab.machine())
-    assert done.returncode == 0 and "note: job.yaml:3: secrets: NOT_SET_HERE is not set here; export it" in done.stdout
+    assert done.returncode == 0 and "note: job.yaml:3: secrets: NOT_SET_HERE is not set; export it" in done.stdout
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "empty: the data folder (--data) holds neither train.csv nor a folder a class below train/"),
-        (["data.format=csv"], "empty: the data folder (--data) holds no train.csv, which data.format=csv asks for"),
-        (["data.root=table", "data.format=imagefolder"], "table: the data folder (data.root) holds no folder a class"),
+        ([], "empty: the data folder (--data) has neither train.csv nor class folders in train/"),
+        (["data.format=csv"], "empty: the data folder (--data) has no train.csv, which data.format=csv needs"),
+        (["data.root=table", "data.format=imagefolder"], "table: the data folder (data.root) has no class folders"),
         (["data.root=classes", "data.format=csv"], "classes: the data folder (data.root) holds no train.csv"),
         (["data.root=job.yaml"], "job.yaml: the data folder (data.root) is not a folder"),
         (["data.root=classes"], ""),
@@ -50,14 +50,14 @@ def test_a_folder_that_holds_no_training_data_is_refused_before_anything_is_made
         (["submit", "job.yaml", "--set", "resources.cpus=4000"], 64, "4000 cores asked for"),
         (["submit", "job.yaml", "--set", "resources.memory=9t"], 64, "9216 GiB asked for"),
         (["submit", "job.yaml", "modle=resnet34"], 64, "the command line: modle=resnet34: there is no key"),
-        (["submit", "job.yaml", "--gpus", "7"], 64, "there is no GPU '7'"),
+        (["submit", "job.yaml", "--gpus", "7"], 64, "has no GPU '7'"),
         (["submit", "job.yaml", "--runs", "/proc/runs"], 1, "/proc/runs: cannot be written to"),
         (["submit", "job.yaml", "--enigne", "native"], 64, "--engine"),
         (["submit"], 64, "Missing argument"),
         (["submti"], 64, "No such command 'submti'"),
-        (["status", "nothing"], 1, "there is no submission"),
-        (["logs", "nothing"], 1, "there is no submission"),
-        (["status", "--runs", "data folder"], 1, "data folder: there is no submission yet"),  # by class, not by words
+        (["status", "nothing"], 1, "no submission"),
+        (["logs", "nothing"], 1, "no submission"),
+        (["status", "--runs", "data folder"], 1, "data folder: no submission yet"),  # by class, not by words
     ],
 )
 def test_a_wrong_call_is_one_clear_error_and_leaves_nothing(lab: Lab, words: list[str], code: int, said: str) -> None:
@@ -74,7 +74,7 @@ def test_plan_looks_for_the_submission_that_a_job_follows_as_submit_does(lab: La
     assert none.returncode == 64 and "job.yaml:2: follows: " in none.stderr and "no submission yet" in none.stderr
     assert lab.launcher("submit", lab.job(seeds(1), "first.yaml"), lab.machine()).returncode == 0
     planned, submitted = lab.launcher("plan", job), lab.launcher("submit", job, lab.machine())
-    assert planned.returncode == 64 and "there is no submission 'frist'; valid: first-" in planned.stderr
+    assert planned.returncode == 64 and "no submission 'frist'; valid: first-" in planned.stderr
     assert planned.stderr == submitted.stderr
     assert lab.launcher("plan", job, "--set", "follows=first").returncode == 0
 

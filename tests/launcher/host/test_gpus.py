@@ -112,7 +112,7 @@ def test_a_run_that_no_gpu_here_can_hold_fails_and_others_go_on(lab: Lab) -> Non
     assert lab.status("seed1").reason == "it needs 1 GPU with 10 GiB; this machine has 0"
     refused = lab.launcher("submit", job, one_gpu(lab, "8g"))
     assert refused.returncode == 64 and "job.yaml:3: resources.gpu_memory: " in refused.stderr
-    assert "1 GPU with 10 GiB asked for, 0 there" in refused.stderr
+    assert "1 GPU with 10 GiB requested, 0 available" in refused.stderr
 
 
 def test_runs_start_by_priority_and_then_the_longest_first(lab: Lab) -> None:

@@ -144,7 +144,7 @@ def examine(content: bytes, words: list[str], settings_: list[str], machine: Mac
             planned = expansion.expand(job, machine)
             remarks.plan_as_json(job, planned, machine)
         except (JobError, MachineError) as error:
-            said = str(expansion.all_faults(error) if isinstance(error, JobError) else error)
+            said = str(expansion.all_errors(error) if isinstance(error, JobError) else error)
             first = said.split("\n")[0]
             named = re.search(r"job\.yaml:\d+: ", first) or first.startswith(("the command line: ", "--set "))
             assert named, f"says not where: {said}"

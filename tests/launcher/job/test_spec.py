@@ -77,39 +77,39 @@ after:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("nmae: x\n", "job.yaml:1: nmae: there is no such field; did you mean 'name'?"),
-        ("name: x\nresources:\n  gpu: 1\n", "job.yaml:3: resources.gpu: there is no such field; did you mean 'gpus'?"),
-        ("resources: {memory: lots}\n", "job.yaml:1: resources.memory: 'lots' is no size; write it like 24g"),
-        ("resources:\n  memory: 5m\n", "job.yaml:2: resources.memory: '5m' is too little: no container starts with less than 6m"),
+        ("nmae: x\n", "job.yaml:1: nmae: unknown field; did you mean 'name'?"),
+        ("name: x\nresources:\n  gpu: 1\n", "job.yaml:3: resources.gpu: unknown field; did you mean 'gpus'?"),
+        ("resources: {memory: lots}\n", "job.yaml:1: resources.memory: 'lots' is not a size; write it like 24g"),
+        ("resources:\n  memory: 5m\n", "job.yaml:2: resources.memory: '5m' is too little: a container needs at least 6m"),
         ("resources: {gpus: lots}\n", "job.yaml:1: resources.gpus: should be a valid integer, or auto, not 'lots'"),
         ("resources: {cpus: 0}\n", "job.yaml:1: resources.cpus: should be greater than 0, or auto, not 0"),
         ("network: maybe\n", "job.yaml:1: network: should be a valid boolean, or auto, not 'maybe'"),
-        ("name: x\ntimeout: soon\n", "job.yaml:2: timeout: 'soon' is no duration; write it like 8h"),
+        ("name: x\ntimeout: soon\n", "job.yaml:2: timeout: 'soon' is not a duration; write it like 8h"),
         ("resources: {gpus: -1}\n", "job.yaml:1: resources.gpus:"),
         ("matrix: {model: resnet34}\n", "job.yaml:1: matrix.model: must be a list"),
         ("matrix: {model: []}\n", "job.yaml:1: matrix.model: must be a list"),
         ("max_parallel: 0\n", "job.yaml:1: max_parallel:"),
         ("resources: {share_gpu: 2}\n", "job.yaml:1: resources.share_gpu:"),
-        ("name: x\npriority: 3\n", "job.yaml:2: priority: runs get theirs by an entry of include, like {model: resnet34, priority: 10}"),
-        ("matrix:\n  seed: [1]\n  priority: [3]\n", "job.yaml:3: matrix.priority: runs get theirs by an entry of include"),
-        ("overrides: {priority: 3}\n", "job.yaml:1: overrides.priority: runs get theirs by an entry of include"),
+        ("name: x\npriority: 3\n", "job.yaml:2: priority: set it in an entry of include, like {model: resnet34, priority: 10}"),
+        ("matrix:\n  seed: [1]\n  priority: [3]\n", "job.yaml:3: matrix.priority: set it in an entry of include"),
+        ("overrides: {priority: 3}\n", "job.yaml:1: overrides.priority: set it in an entry of include"),
         ("include:\n  - {seed: 1, priority: 101}\n", "job.yaml:2: include.0.priority: must be a whole number from -100 to 100, not 101"),
         ("include:\n  - {seed: 1, priority: high}\n", "job.yaml:2: include.0.priority: must be a whole number from -100 to 100, not 'high'"),
         ("include:\n  - {seed: 1, priority: true}\n", "job.yaml:2: include.0.priority: must be a whole number from -100 to 100, not True"),
         ("env:\n  - WANDB_API_KEY\n", "job.yaml:2: env.0: WANDB_API_KEY looks like a secret: list it under secrets:"),
-        ("secrets: [a=b]\n", "is no name of an environment variable"),
+        ("secrets: [a=b]\n", "is not a name of an environment variable"),
         ("name: ../x\n", "job.yaml:1: name: '../x': a name has letters"),
-        ("name: x\nname: y\n", "job.yaml:2: 'name' stands in line 1 already"),
-        ("after:\n  - {name: a, step: ensamble, from: {top: 1}}\n", "job.yaml:2: after.0.step: 'ensamble' cannot be; did you mean 'ensemble'?"),
+        ("name: x\nname: y\n", "job.yaml:2: 'name' is already in line 1"),
+        ("after:\n  - {name: a, step: ensamble, from: {top: 1}}\n", "job.yaml:2: after.0.step: 'ensamble' is not allowed; did you mean 'ensemble'?"),
         ("after: [{name: a, step: predict}]\n", "has nothing to work on"),
-        ("after: [{name: a, step: ensemble, needs: [b]}]\n", "there is no step 'b'"),
-        ("after: [{name: a, step: predict, needs: [a]}]\n", "there is no step 'a'"),
-        ("after: [{name: a, step: ensemble, from: {top: 1, runs: [x]}}]\n", "say either top: N or runs:"),
+        ("after: [{name: a, step: ensemble, needs: [b]}]\n", "no step 'b'"),
+        ("after: [{name: a, step: predict, needs: [a]}]\n", "no step 'a'"),
+        ("after: [{name: a, step: ensemble, from: {top: 1, runs: [x]}}]\n", "write either top: N or runs:"),
         ("after: [{name: a, step: ensemble, from: {top: 1}, args: {methd: x}}]\n", "did you mean 'method'?"),
         ("after: [{name: a, step: ensemble, from: {top: 1}, args: {method: soft_votin}}]\n", "there is no method 'soft_votin'; did you mean 'soft_voting'?"),
-        ("after: [{name: a, step: ensemble, from: {runs: ['xyz*']}}]\n", "no run is called 'xyz*'; there are 001-resnet34"),
-        ("matrix:\n  seed: [1, 2]\nexclude:\n  - {sead: 1}\n", "job.yaml:4: exclude.0: 'sead' is no axis; did you mean 'seed'?"),
-        ("matrix:\n  seed: [1, 2]\nexclude:\n  - {seed: 3}\n", "job.yaml:4: exclude.0: leaves no combination out"),
+        ("after: [{name: a, step: ensemble, from: {runs: ['xyz*']}}]\n", "no run matches 'xyz*'; runs: 001-resnet34"),
+        ("matrix:\n  seed: [1, 2]\nexclude:\n  - {sead: 1}\n", "job.yaml:4: exclude.0: 'sead' is not an axis; did you mean 'seed'?"),
+        ("matrix:\n  seed: [1, 2]\nexclude:\n  - {seed: 3}\n", "job.yaml:4: exclude.0: matches no combination"),
         ("matrix:\n  seed: [1]\nexclude:\n  - {seed: 1}\n", "exclude leaves no run"),
         ("matrix:\n  model:\n    - resnet34\n    - resnet43\n", "job.yaml:4: model=resnet43: there is no model called 'resnet43'; did you mean 'resnet34'?"),
         ("overrides:\n  training.batchsize: 3\n", "job.yaml:2: training.batchsize=3: there is no key 'training.batchsize'; did you mean 'training.batch_size'?"),
@@ -138,7 +138,7 @@ def all_faults(text: str, tmp_path: Path) -> list[str]:
     (tmp_path / "job.yaml").write_text(text)
     with pytest.raises(JobError) as raised:
         spec.load(tmp_path / "job.yaml")
-    return str(expansion.all_faults(raised.value)).replace(f"{tmp_path}/", "").splitlines()
+    return str(expansion.all_errors(raised.value)).replace(f"{tmp_path}/", "").splitlines()
 
 
 def test_faults_of_fields_of_steps_and_of_names_come_together(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_set_changes_the_job_file() -> None:
     assert vote.request.select == {"top": 1}
     for wrong, said in (
         ("resources.cpus", "path=value"),
-        ("after.7.name=x", "there is no item 7"),
+        ("after.7.name=x", "no item 7"),
         ("name.x=1", "plain value"),
     ):
         assert any(said in line for line in faults(text, sets=(wrong,)))
@@ -212,7 +212,7 @@ def test_set_changes_the_job_file() -> None:
 def test_what_is_set_on_the_command_line_stands_there_in_messages() -> None:
     text = "name: x\nresources:\n  memory: 4g\noverrides: {training.lr: 0.1}\n"
     assert faults(text, sets=("resources.memory=1m",)) == [
-        "the command line: resources.memory: '1m' is too little: no container starts with less than 6m"
+        "the command line: resources.memory: '1m' is too little: a container needs at least 6m (6 MiB)"
     ]
     assert faults(text, sets=("resources={memory: 1m}",))[0].startswith("the command line: resources.memory: ")
     assert faults(text, sets=("overrides.training.lr=fast",))[0].startswith("the command line: training.lr=fast")
@@ -248,14 +248,14 @@ def test_words_alone_make_a_matrix() -> None:
     assert [p.request.name for p in planned] == ["001-resnet34", "002-resnet50"]
     assert {p.request.config["batch_size"] for p in planned} == {32}
     assert yaml.safe_load(job.source)["matrix"] == {"model": ["resnet34", "resnet50"]}
-    with pytest.raises(JobError, match=r"neither a job file nor key=value"):
+    with pytest.raises(JobError, match=r"not a job file and not key=value"):
         spec.from_overrides(["resnet34"])
 
 
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda path: None, "there is no such file"),
+        (lambda path: None, "no such file"),
         (lambda path: path.mkdir(), "is a folder"),
         (lambda path: path.write_bytes(b"\xff\xfe\x00"), "not text in UTF-8"),
     ],
@@ -279,7 +279,7 @@ def test_a_job_is_found_by_its_bare_name(monkeypatch: pytest.MonkeyPatch, tmp_pa
             spec.load(Path(word))
     monkeypatch.chdir(tmp_path)
     for word in ("quickstart", "jobs/quickstart.yaml"):
-        with pytest.raises(JobError, match=r"no folder jobs/ here: go to the project's checkout"):
+        with pytest.raises(JobError, match=r"no folder jobs/ here: cd to the project's checkout"):
             spec.load(Path(word))
 
 
@@ -375,9 +375,9 @@ def test_variables_that_are_not_set_are_named(monkeypatch: pytest.MonkeyPatch, t
     parsed = document.parse(text, "job.yaml")
     job = spec.Job(spec._validate(parsed), parsed)
     assert remarks.unset_variables(job, {"EMPTY": "", "WANDB_API_KEY": ""}) == [
-        "note: job.yaml:1: env: CITY is not set here; export it, or the runs go without",
-        "note: job.yaml:3: secrets: MY_TOKEN is not set here; export it, or the runs go without",
-        "note: job.yaml:4: secrets: WANDB_API_KEY is not set: runs do not tell W&B",
+        "note: job.yaml:1: env: CITY is not set; export it if the runs need it",
+        "note: job.yaml:3: secrets: MY_TOKEN is not set; export it if the runs need it",
+        "note: job.yaml:4: secrets: WANDB_API_KEY is not set: runs do not log to W&B",
     ]
     assert remarks.unset_variables(job, {"CITY": "x", "EMPTY": "", "MY_TOKEN": "x", "WANDB_API_KEY": "x"}) == []
     (tmp_path / ".env").write_text("# MY_TOKEN=x\nexport WANDB_API_KEY = x\nCITY=\n")
@@ -434,7 +434,7 @@ def test_runs_that_share_a_gpu_leave_cores_for_each_other() -> None:
     for text, cpus, parallel in (
         ("matrix: {seed: [1, 2, 3, 4]}\n", 32, 1),
         ("matrix: {seed: [1, 2, 3, 4]}\nresources: {share_gpu: true, gpu_memory: 8g}\n", 4, 3),
-        ("matrix: {seed: [1, 2, 3, 4]}\nresources: {share_gpu: true}\n", 4, 4),  # by what is foreseen: 4.4 GiB each
+        ("matrix: {seed: [1, 2, 3, 4]}\nresources: {share_gpu: true}\n", 4, 4),  # as predicted: 4.4 GiB each
         (
             "matrix: {seed: [1, 2, 3, 4]}\noverrides: {model.name: nobody_knows_it}\nresources: {share_gpu: true}\n",
             4,

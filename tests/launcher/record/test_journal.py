@@ -54,7 +54,7 @@ def test_status_follows_the_journal(run_dir: Path) -> None:
 
 @pytest.mark.parametrize("state", ["running", "succeeded", "lost", "timed_out"])
 def test_a_step_that_the_table_does_not_allow_is_refused(run_dir: Path, state: State) -> None:
-    with pytest.raises(RunError, match=f"queued already; it cannot become {state}"):
+    with pytest.raises(RunError, match=f"queued already and cannot become {state}"):
         append_event(run_dir, state)
     assert len(read_events(run_dir)) == 1
 
@@ -134,9 +134,9 @@ def test_submissions_and_runs_are_found_by_what_people_type(run_dir: Path) -> No
         assert find_run(root, name) == run_dir
     with pytest.raises(RunError, match=r"did you mean '001-resnet34'"):
         find_run(root, "001-resnet43")
-    with pytest.raises(RunError, match=r"there is no submission 'jab-20261124-101500'; did you mean 'job-"):
+    with pytest.raises(RunError, match=r"no submission 'jab-20261124-101500'; did you mean 'job-"):
         find_submission(root, "jab-20261124-101500")
-    with pytest.raises(RunError, match=r"there is no submission yet"):
+    with pytest.raises(RunError, match=r"no submission yet"):
         find_submission(root / "none")
 
 
@@ -146,7 +146,7 @@ def test_of_several_submissions_of_a_job_the_latest_is_meant(run_dir: Path) -> N
     later.mkdir()
     write_json(later / "submission.json", {})
     assert find_submission(root, "job") == later
-    with pytest.raises(RunError, match=r"may be any of"):
+    with pytest.raises(RunError, match=r"is ambiguous"):
         find_submission(root, "job-2026")
 
 

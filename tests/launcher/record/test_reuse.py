@@ -85,7 +85,7 @@ def test_runs_of_another_trainer_are_stale_and_taken_only_when_asked_for(full: L
     path = full.submission() / "001-resnet34" / "run.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "code": "of last week"}))
     done = full.launcher("submit", full.job(seeds(1)), full.machine())
-    assert "--reuse-stale takes those as they are" in done.stdout and len(begun(full)) == 3
+    assert "--reuse-stale reuses them" in done.stdout and len(begun(full)) == 3
 
 
 def test_a_reused_run_stays_as_it_was_when_its_source_goes_on(full: Lab) -> None:

@@ -128,7 +128,7 @@ def test_runs_go_on_when_the_connection_is_cut_as_they_begin(lab: Lab, server: S
     wait_for(lambda: (server.folder / "runs").is_dir() and list_submissions(server.folder / "runs"), "submission")
     assert server.cut()
     out = process.communicate(timeout=60)[0]
-    assert process.returncode == 1 and "the connection was lost; what was started there goes on" in out, out
+    assert process.returncode == 1 and "the connection was lost; runs that were started there continue" in out, out
     assert f"launcher status --host '{server.host}'" in out and "Traceback" not in out
     wait_for(lambda: over(server), "the runs' end")
     assert states(there(server)) == ["succeeded", "succeeded"] and len(lab.journal("begin")) == 2
@@ -162,7 +162,7 @@ def test_ctrl_c_ends_the_looking_alone(lab: Lab, server: SshServer) -> None:
     assert process.stdout is not None and next(line for line in process.stdout if line == "working\n")
     os.killpg(process.pid, signal.SIGINT)
     out = process.communicate(timeout=60)[0]
-    assert process.returncode == 130 and f"\nno longer looking; the runs on {server.host} go on\n" in out
+    assert process.returncode == 130 and f"\nStopped watching; the runs on {server.host} continue.\n" in out
     following = [p for p in psutil.process_iter(["cmdline"]) if {"logs", "--follow"} <= set(p.info["cmdline"] or [])]
     mine = [p for p in following if "--host" not in p.info["cmdline"] and _in(p, server.folder)]
     psutil.wait_procs(mine, timeout=20)
@@ -189,7 +189,7 @@ def test_stop_and_resume_over_ssh(lab: Lab, server: SshServer) -> None:
     (lab.root / "go").touch()
     wait_for(lambda: not is_locked(submission / "supervisor.lock"), "the supervisor's end")
     done = lab.launcher("resume", "--host", server.host)
-    assert done.returncode == 0 and done.stdout.startswith(f"{submission.name}: goes on; 2 runs queued again")
+    assert done.returncode == 0 and done.stdout.startswith(f"{submission.name}: continuing; 2 runs queued again")
     wait_for(lambda: over(server), "the runs' end")
     assert states(submission) == ["succeeded", "succeeded"]
 
@@ -220,15 +220,15 @@ def test_the_job_files_name_is_the_users_in_messages(lab: Lab, server: SshServer
     done = lab.launcher("submit", job, "--host", server.host)
     assert done.returncode == 64 and "job.yaml:2: " in done.stderr and not (server.folder / "runs").exists()
     done = lab.launcher("submit", "nowhere.yaml", "--host", "unreachable.invalid")
-    assert done.returncode == 64 and "nowhere.yaml: there is no such file" in done.stderr
+    assert done.returncode == 64 and "nowhere.yaml: no such file" in done.stderr
 
 
 def test_exit_codes_are_the_servers(lab: Lab, server: SshServer) -> None:
     assert lab.launcher("submit", lab.job(TWO), "--data=nowhere", "--host", server.host).returncode == 65
     done = lab.launcher("status", "--host", server.host)
-    assert done.returncode == 1 and "there is no submission yet" in done.stderr
+    assert done.returncode == 1 and "no submission yet" in done.stderr
     done = lab.launcher("collect", "--host", server.host)
-    assert done.returncode == 1 and "there is no submission yet" in done.stderr and not lab.runs.exists()
+    assert done.returncode == 1 and "no submission yet" in done.stderr and not lab.runs.exists()
 
 
 def test_plan_is_of_the_servers_machine(lab: Lab, server: SshServer) -> None:
@@ -241,7 +241,7 @@ def test_plan_is_of_the_servers_machine(lab: Lab, server: SshServer) -> None:
 def test_a_job_file_that_comes_in_part_starts_nothing(lab: Lab) -> None:
     command = [sys.executable, "-m", "launcher", "submit", "job.yaml", "--job-bytes=100"]
     done = subprocess.run(command, input="name: x\n", capture_output=True, **lab.arguments())
-    assert done.returncode == 1 and "8 of the job file's 100 bytes came; nothing was started" in done.stderr
+    assert done.returncode == 1 and "received 8 of the job file's 100 bytes; nothing was started" in done.stderr
     assert not lab.runs.exists()
 
 
@@ -256,10 +256,10 @@ def test_an_interrupted_collect_goes_on_where_it_was(lab: Lab, server: SshServer
     wait_for(lambda: any(p.stat().st_size > 2**20 for p in copy.glob("001-*/.best.ckpt.*")), "a part of it")
     assert server.cut()
     out = process.communicate(timeout=60)[0]
-    assert process.returncode == 1 and "what has come is kept; say the same again to go on" in out, out
+    assert process.returncode == 1 and "the files copied so far are kept; repeat this command to continue" in out, out
     part = copy / large.parent.name / ".partial" / "best.ckpt"
     assert part.stat().st_size > 2**20 and not (copy / large.parent.name / "best.ckpt").exists()
-    assert "there is no submission yet" in lab.launcher("status").stderr  # a part is taken for nothing
+    assert "no submission yet" in lab.launcher("status").stderr  # a part is taken for nothing
 
     size = part.stat().st_size
     rsync_with(lab, f"--stats --log-file={lab.root}/stats")  # what it sends again
@@ -281,7 +281,7 @@ def test_ctrl_c_keeps_what_has_come(lab: Lab, server: SshServer) -> None:
     wait_for(lambda: any(p.stat().st_size > 2**19 for p in copy.glob("001-*/.best.ckpt.*")), "a part of it")
     os.killpg(process.pid, signal.SIGINT)
     out = process.communicate(timeout=60)[0]
-    assert process.returncode == 130 and "stopped; what has come is kept" in out, out
+    assert process.returncode == 130 and "stopped; the files copied so far are kept" in out, out
     assert (copy / "001-seed1" / ".partial" / "best.ckpt").exists()
 
 
@@ -290,7 +290,7 @@ def test_a_submission_under_way_can_be_collected(lab: Lab, server: SshServer) ->
     submitted(lab, server)
     wait_for(lambda: states(there(server)) == ["succeeded", "running"], "the first to end")
     done = lab.launcher("collect", "--host", server.host)
-    assert done.returncode == 0 and "it is not over there (running)" in done.stderr
+    assert done.returncode == 0 and "the submission has not ended there (running)" in done.stderr
     (lab.root / "go").touch()
     wait_for(lambda: over(server), "the runs' end")
     done = lab.launcher("collect", "--host", server.host)
@@ -304,7 +304,7 @@ def test_another_submission_of_that_name_is_not_overwritten(lab: Lab, server: Ss
     (lab.runs / submission.name).mkdir(parents=True)
     (lab.runs / submission.name / "submission.json").write_text("{}")
     done = lab.launcher("collect", "--host", server.host)
-    assert done.returncode == 1 and "is another submission of the same name" in done.stderr
+    assert done.returncode == 1 and "another submission has the same name" in done.stderr
     assert "--into DIR" in done.stderr and len(list((lab.runs / submission.name).iterdir())) == 1
     assert lab.launcher("collect", "--into", "elsewhere").returncode == 64
 
@@ -319,18 +319,18 @@ def test_another_version_there_is_told(lab: Lab, server: SshServer) -> None:
 def test_a_server_without_a_launcher_is_one_clear_error(lab: Lab, server: SshServer) -> None:
     (server.folder / ".venv" / "bin" / "launcher").write_text("#!/nonexistent/python\n")
     done = lab.launcher("status", "--host", server.host)
-    assert done.returncode == 1 and "does not start; say there: make install" in done.stderr
+    assert done.returncode == 1 and "does not start; run there: make install" in done.stderr
     shutil.rmtree(server.folder / ".venv")
     done = lab.launcher("status", "--host", server.host)
-    assert done.returncode == 1 and "there is no launcher: neither .venv/bin/launcher" in done.stderr
+    assert done.returncode == 1 and "no launcher found: neither .venv/bin/launcher" in done.stderr
     assert "--host server:DIR" in done.stderr and "Traceback" not in done.stderr
     done = lab.launcher("status", "--host", f"{server.host}/nowhere")
-    assert done.returncode == 1 and "nowhere to go into; name the project's" in done.stderr
+    assert done.returncode == 1 and "nowhere; give the project's" in done.stderr
 
 
 def test_the_folder_on_the_server_may_come_from_the_environment(lab: Lab, server: SshServer) -> None:
     lab.environment["LAUNCHER_HOST_DIR"] = str(server.folder)
-    assert "there is no submission yet" in lab.launcher("status", "--host", "server").stderr
+    assert "no submission yet" in lab.launcher("status", "--host", "server").stderr
 
 
 @pytest.mark.parametrize("fault", ["key", "unknown", "changed", "down", "name", "ssh"])
@@ -345,12 +345,12 @@ def test_what_ssh_cannot_do_is_one_clear_error(lab: Lab, server: SshServer, faul
             said = "host key is not known here", f"{server.ssh} server"
         case "changed":
             server.known("stranger")
-            said = "shows another host key", "ssh-keygen -R"
+            said = "host key differs", "ssh-keygen -R"
         case "down":
             server.stop()
             said = "cannot be reached", "Connection refused"
         case "name":
-            host, said = "no-such-server.invalid", ("there is no such server", "~/.ssh/config")
+            host, said = "no-such-server.invalid", ("no such server", "~/.ssh/config")
         case "ssh":
             lab.environment["LAUNCHER_SSH"] = "no-ssh-here"
             said = "no-ssh-here: --host needs ssh", "apt-get install openssh-client"
@@ -373,7 +373,7 @@ def test_rsync_missing_here_or_there_is_one_clear_error(lab: Lab, server: SshSer
     server.stop()
     server.start()
     done = lab.launcher("collect", "--host", server.host)
-    assert done.returncode == 1 and "needs rsync there, too" in done.stderr, done.stderr
+    assert done.returncode == 1 and "also needs rsync on the server" in done.stderr, done.stderr
     lab.environment["PATH"] = str(bare)
     done = lab.launcher("collect", "--host", server.host)
     assert done.returncode == 1 and "needs rsync, which is not installed here" in done.stderr

@@ -90,7 +90,9 @@ def test_what_an_analysis_left_is_its_report(tmp_path: Path) -> None:
 
 def test_without_a_success_there_is_no_champion(tmp_path: Path) -> None:
     rows, line = collect.collect(submission(tmp_path, "one", {"a": "lost"}))
-    assert line.startswith("no run of this submission has a validation F1; there is no champion yet: the best training")
+    assert line.startswith(
+        "no run of this submission has a validation F1. No champion yet. The best single training run"
+    )
     assert line.endswith("launcher collect")
     assert rows[0]["state"] == "lost" and not (tmp_path / "champion").exists()
 

@@ -68,7 +68,7 @@ def test_what_saw_other_images_or_left_no_predictions_is_not_compared(tmp_path: 
     (scored_run(tmp_path, "004-damaged", wrong=4) / "val_predictions.npz").write_bytes(b"PK\x03\x04 cut short")
     rows = collect.leaderboard_rows(tmp_path)
     assert told_apart(rows) == {"001-a": "no", "002-split": "", "003-images": "", "004-damaged": ""}
-    assert "not compared, since there are no predictions of the same images: 3" in shown(rows)
+    assert "not compared, without predictions for the same images: 3" in shown(rows)
 
 
 def test_predictions_whose_bytes_were_damaged_are_none(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_the_folds_of_a_configuration_are_one_row_of_their_pooled_predictions(tm
     assert told_apart([row for row in rows if row["rank"]]) == {"007-vote": "no", "a-folds": "no", "b-folds": "yes"}
     assert "soft_voting of 2 (6 checkpoints)" in shown(rows) and (rows[0]["voters"], joined["voters"]) == (2, "")
     assert "a-folds" in shown(rows) and "001-a-fold0" not in shown(rows)
-    assert line.startswith("no fold becomes the champion") and "step: ensemble" in line
+    assert line.startswith("a fold cannot become the champion") and "step: ensemble" in line
     assert not (tmp_path / "champion").exists()
 
 
@@ -149,7 +149,7 @@ def test_a_fold_that_was_trained_alone_is_no_champion_either(tmp_path: Path) -> 
     fold = {"configuration": "a", "config": {"fold": 0, "folds": 5}}
     scored_run(tmp_path / "one", "001-a", wrong=0, **fold)
     rows, line = collect.collect(tmp_path / "one")
-    assert rows[0]["rank"] == 1 and line.startswith("no fold becomes the champion")
+    assert rows[0]["rank"] == 1 and line.startswith("a fold cannot become the champion")
     assert not (tmp_path / "champion").exists()
     scored_run(tmp_path / "one", "002-b", wrong=4)
     collect.collect(tmp_path / "one")
@@ -174,7 +174,7 @@ def test_top_counts_configurations_and_takes_all_their_folds(tmp_path: Path) -> 
     assert len(steps.selected_runs({"top": 9}, tmp_path)) == 6
     assert [path.name for path in steps.selected_runs({"runs": ["c-fold2"]}, tmp_path)] == ["009-c-fold2"]
     one = RunRequest("010-p", 10, "predict", [], select={"top": 1})
-    with pytest.raises(RunError, match="010-p: the best configuration is several folds, a model each: name an ensem"):
+    with pytest.raises(RunError, match="010-p: the best configuration has several folds, each with its own model"):
         steps.with_members(one, tmp_path)
     assert len(steps.with_members(dataclasses.replace(one, kind="ensemble"), tmp_path).command) == 5
 
@@ -204,9 +204,9 @@ def test_all_folds_are_an_axis_and_the_command_line_changes_their_number(tmp_pat
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("matrix: {data.fold: all}\n", "job.yaml:1: data.fold: all: of how many? say overrides: {data.folds: 5}"),
+        ("matrix: {data.fold: all}\n", "job.yaml:1: data.fold: all: how many? write overrides: {data.folds: 5}"),
         (ALL + "after: [{name: p, step: predict, from: {top: 1}}]\n", "job.yaml:3: after.0.from.top: the best"),
-        (ALL + "after: [{name: v, step: ensemble, from: {top: 1}, args: {weights: gredy}}]\n", "did you mean 'greedy'?, or a number a member"),
+        (ALL + "after: [{name: v, step: ensemble, from: {top: 1}, args: {weights: gredy}}]\n", "did you mean 'greedy'?, or one number per member"),
         (ALL + "after: [{name: v, step: ensemble, from: {top: 1}, args: {weights: [1, -2]}}]\n", "there is no weights [1, -2]"),
         (ALL + "after: [{name: v, step: ensemble, from: {top: 1}, args: {tta: full}}]\n", "there is no tta 'full'"),
     ],

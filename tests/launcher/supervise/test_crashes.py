@@ -252,7 +252,7 @@ def test_the_heart_beats_while_it_is_looked_after(quick: None, tmp_path: Path) -
         mine.check()
         word = lease.read_holder(tmp_path)
         assert word is not None and word.beat == 1
-        with pytest.raises(RunError, match="another launcher drives it"), lease.hold(tmp_path):
+        with pytest.raises(RunError, match="another launcher is running this submission"), lease.hold(tmp_path):
             pass
 
 

@@ -20,7 +20,7 @@ def test_a_detached_supervisor_drives_on_alone(lab: Lab) -> None:
     assert done.returncode == 0 and done.stdout.startswith(f"{lab.submission().name}: 1 runs"), done.stderr
     assert is_locked(lab.submission() / "supervisor.lock")
     done = lab.launcher("resume", "--detach")
-    assert done.returncode == 1 and "another launcher drives it" in done.stderr
+    assert done.returncode == 1 and "another launcher is running this submission" in done.stderr
     (lab.root / "go").touch()
     wait_for(lambda: set(lab.states().values()) == {"succeeded"}, "the run's end")
 

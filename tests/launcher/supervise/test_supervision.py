@@ -119,13 +119,13 @@ def test_resume_says_when_nothing_is_left_to_do(lab: Lab) -> None:
     job, machine = lab.job(seeds(2)), lab.machine()
     assert lab.launcher("submit", job, machine).returncode == 1
     again = lab.launcher("resume", machine)
-    said = "all 2 runs have ended, 1 by a bad configuration or bad data, which is never repeated\n"
+    said = "all 2 runs have ended; 1 had a bad configuration or bad data and are never repeated\n"
     assert again.returncode == 1 and f"{lab.submission().name}: {said}" in again.stdout
     lab.plan = {}
     assert lab.launcher("submit", job, machine, "--fresh").returncode == 0
     again = lab.launcher("resume", machine)
-    assert again.returncode == 0 and "all 2 runs are finished; nothing is left to do\n" in again.stdout
-    assert "goes on" not in again.stdout
+    assert again.returncode == 0 and "all 2 runs are finished; nothing to do\n" in again.stdout
+    assert "continuing" not in again.stdout
 
 
 def test_a_new_supervisor_adopts_what_still_runs(lab: Lab) -> None:
@@ -147,7 +147,7 @@ def test_a_second_supervisor_is_refused(lab: Lab) -> None:
     process = lab.start("submit", lab.job(seeds(1)), lab.machine())
     wait_for(lambda: lab.journal("begin"), "a run")
     refused = lab.launcher("resume", lab.machine())
-    assert refused.returncode == 1 and "another launcher drives it" in refused.stderr
+    assert refused.returncode == 1 and "another launcher is running this submission" in refused.stderr
     gate.touch()
     assert process.wait(60) == 0
 
@@ -196,7 +196,7 @@ def test_hanging_up_leaves_the_runs_running(lab: Lab) -> None:
     process = lab.start("submit", lab.job(seeds(1)), lab.machine())
     wait_for(lambda: lab.journal("begin"), "a run")
     process.send_signal(signal.SIGHUP)
-    assert "go on without this launcher" in process.communicate(timeout=30)[0]
+    assert "continue without this launcher" in process.communicate(timeout=30)[0]
     assert lab.status("1").state == "running"
     gate.touch()
     wait_for(lambda: lab.status("1").state == "succeeded", "its end")
@@ -221,11 +221,11 @@ def test_stop_ends_one_run_or_all(lab: Lab) -> None:
     wait_for(lambda: len(lab.journal("begin")) == 3, "the next run")
     assert lab.launcher("stop").returncode == 0
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and f"stopped; go on with: launcher resume {name}" in output
+    assert process.returncode == 130 and f"stopped; continue with: launcher resume {name}" in output
     assert set(lab.states().values()) == {"cancelled"} and len(lab.journal("begin")) == 3
     assert f"{name}: nothing was running" in lab.launcher("stop").stdout
     wrong = lab.launcher("stop", "nosuch").stderr
-    assert "there is no submission 'nosuch'; valid: " + name in wrong and "there is no run 'nosuch'" in wrong
+    assert "no submission 'nosuch'; valid: " + name in wrong and "no run 'nosuch'" in wrong
     log = lab.launcher("logs", "seed0")
     assert log.stderr == f"{name}/001-seed0:\n" and name not in log.stdout
     assert lab.launcher("logs", f"{name}/seed0").stderr == ""
@@ -312,7 +312,7 @@ def test_an_ensemble_of_an_earlier_submission_trains_nothing(lab: Lab) -> None:
     (event,) = [e for e in lab.journal("begin") if e["run"] == "001-vote"]
     assert event["argv"][2] == f"{first}/002-seed1/best.ckpt" and lab.submission() != first
     wrong = lab.launcher("submit", job, lab.machine(), "--set", "after.0.from.submission=frist")
-    assert wrong.returncode == 64 and "there is no submission 'frist'" in wrong.stderr
+    assert wrong.returncode == 64 and "no submission 'frist'" in wrong.stderr
 
 
 @pytest.fixture

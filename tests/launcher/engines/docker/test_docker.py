@@ -256,7 +256,7 @@ def test_a_file_that_the_run_names_is_mounted_or_missed(box: Lab, image: str) ->
     assert f"model.weights='{path}'" in event["argv"]
     (box.root / "my weights.safetensors").rename(box.root / "gone")
     done = submit(box, job(box, image), "model.weights='my weights.safetensors'")
-    assert done.returncode == 1 and "there is no such file" in box.status("1").reason
+    assert done.returncode == 1 and "no such file" in box.status("1").reason
 
 
 def test_what_docker_lacks_is_said_before_anything_starts(box: Lab, image: str) -> None:

@@ -332,9 +332,9 @@ def test_paths_of_the_host_are_mounted_where_they_are(tmp_path: Path) -> None:
     assert files == [tmp_path / "vote" / "ensemble.json", tmp_path / "a b.ckpt", tmp_path / "a b.ckpt"]
     (tmp_path / "last.ckpt").touch()
     assert recipe.words(request(command=command, cwd=str(tmp_path)), tmp_path)[0][-1] == "resume=auto"
-    with pytest.raises(FileNotFoundError, match=r"model\.weights=gone\.pth: there is no such file"):
+    with pytest.raises(FileNotFoundError, match=r"model\.weights=gone\.pth: no such file"):
         recipe.words(request(command=["train", "model.weights=gone.pth"], cwd=str(tmp_path)), tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"training\.teachers=gone\.ckpt: there is no such file"):
+    with pytest.raises(FileNotFoundError, match=r"training\.teachers=gone\.ckpt: no such file"):
         recipe.words(request(command=["train", "training.teachers=[gone.ckpt]"], cwd=str(tmp_path)), tmp_path)
 
 
@@ -394,7 +394,7 @@ def test_a_driver_that_is_too_old_for_the_image_is_told_with_the_index_that_fits
     driver: tuple[int, int] | None, built: str | None, level: str, words: str
 ) -> None:
     check = checks.cuda_check(driver, built, "2.14.1")
-    assert check.level == level and words in check.said + check.mend
+    assert check.level == level and words in check.said + check.fix
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def test_what_slurm_refuses_is_told_before_anything_is_made_and_doctor_says_what
     assert misspelt.returncode == 64, misspelt.stderr
     assert "job.yaml" in misspelt.stderr and "unrecognized option '--zone=1'" in misspelt.stderr
     large = cluster.launcher("submit", job, "--engine", "slurm", "--partition", "main", "--set", "resources.gpus=3")
-    assert large.returncode == 64 and "3 GPU asked for, 2 there" in large.stderr
+    assert large.returncode == 64 and "3 GPU requested, 2 available" in large.stderr
     assert cluster.launcher("submit", job, "--partition", "main").returncode == 64  # not without --engine slurm
     assert not list(cluster.runs.glob("*"))
     command = ["srun", "--gres=gpu:1", "--mem=400M", sys.executable, "-m", "launcher", "doctor", "--json"]
@@ -214,7 +214,7 @@ def test_a_thousand_runs_of_one_shape_are_one_call_of_sbatch(cluster: Lab, slurm
     (array,) = [job for job in slurm.jobs() if job["array_task_string"]]
     assert (array["array_task_string"], array["job_state"]) == ("0-999", "PENDING")
     again = cluster.launcher("resume")
-    assert "nothing to repeat" in again.stdout and len(board.read_batches(directory)) == 2
+    assert "no run is queued again" in again.stdout and len(board.read_batches(directory)) == 2
     stopped = cluster.launcher("stop")
     assert stopped.returncode == 0 and set(cluster.states().values()) == {"cancelled"}
     assert "0012-seed11 … and 988 more\n" in stopped.stdout

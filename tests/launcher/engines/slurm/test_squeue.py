@@ -108,7 +108,7 @@ def test_options_that_are_not_for_the_job_file_are_told_at_their_place() -> None
             ],
             registry.sections(),
         )
-    assert "slurm.runtime: 'podman' cannot be" in str(told.value)
+    assert "slurm.runtime: 'podman' is not allowed" in str(told.value)
     with pytest.raises(JobError) as told:
         settings = [
             "slurm.gres=gpu:1",
@@ -121,7 +121,7 @@ def test_options_that_are_not_for_the_job_file_are_told_at_their_place() -> None
     for line in (
         "slurm.gres: is not for the job file; say resources.gpus instead",
         "slurm.mem_per_cpu: is not for the job file; say resources.memory instead",
-        "slurm.partiton: there is no such field; did you mean 'partition'",
+        "slurm.partiton: unknown field; did you mean 'partition'",
         "slurm.mail-user: must be a text, a number, true or false, not ['a']",
         "slurm.time: is not for the job file; say timeout instead",
     ):
@@ -224,7 +224,7 @@ def test_the_former_attempt_sees_that_it_has_lost_the_run_and_can_write_no_more(
     assert [event["state"] for event in read_events(run_dir)][-2:] == ["lost", "queued"]
     assert former.lost(look=True)
     append_event(run_dir, "starting", 2, engine="slurm", slurm="12_0")
-    with pytest.raises(FencedError, match="attempt 1 is over: 2 has begun"):
+    with pytest.raises(FencedError, match="attempt 1 has ended: attempt 2 has started"):
         append_event(run_dir, "running", 1)
     task_lease.TaskLease(run_dir, 2).lost()
     former.release()

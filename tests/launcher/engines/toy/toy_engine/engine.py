@@ -30,7 +30,7 @@ class ToySection(SectionSpec):
     description: ClassVar[str] = "for the toy engine"
     colour: str = Field("red", description="what it is painted with")
 
-    def faults(self) -> list[tuple[str, str]]:
+    def errors(self) -> list[tuple[str, str]]:
         return [("colour", f"nobody sells {self.colour}; say red or blue")] if self.colour == "plaid" else []
 
 
