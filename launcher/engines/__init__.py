@@ -1,1 +1,1 @@
-"""How runs are executed: a folder an engine, behind the classes in `base`; `registry` knows them by their names."""
+"""Execution of runs: one folder per engine, behind the classes in `base`. `registry` finds engines by name."""

@@ -1,4 +1,4 @@
-"""What an engine is: it offers itself to a job, and executes the job's runs.
+"""The interface of engines: an engine accepts a job, and executes the job's runs.
 
 A new engine is a folder with a class derived from one of these, and a line in `registry`.
 """
@@ -26,50 +26,50 @@ if TYPE_CHECKING:
 
 
 class UnofferedError(RunError):
-    """Why an engine does not take a job; `--engine auto` then asks the next one."""
+    """An engine does not accept a job, with the reason. `--engine auto` then asks the next engine."""
 
 
 @dataclass(frozen=True)
 class Want:
-    """What the user asks an engine for: a job, and the options `--machine`, `--gpus` and `--cpu` as they were typed."""
+    """The user's request to an engine: a job, and the options `--machine`, `--gpus` and `--cpu` as typed."""
 
     job: Job
     machine: str | None = None
     gpus: str | None = None
     cpu_only: bool = False
     auto: bool = False
-    """Whether any engine will do."""
+    """Whether any engine is accepted (`--engine auto`)."""
     refused: tuple[str, ...] = ()
-    """With `auto`: why the engines before this one do not take the job."""
+    """With `auto`: why the engines before this one do not accept the job."""
 
     def host(self) -> Machine:
         """The machine that `--machine` describes, else this host. Raises MachineError."""
         return select_machine(self.machine, self.gpus)
 
     def takes_gpus(self, machine: Machine) -> bool:
-        """Whether the job's runs take GPUs of this machine."""
+        """Whether the job's runs use GPUs of this machine."""
         return bool(machine.devices) and not self.cpu_only and self.job.spec.resources.gpus != 0
 
 
 @dataclass(frozen=True)
 class Choice:
-    """An engine that takes a job, what it may use, and what to tell the user."""
+    """An engine that accepts a job, the resources that it may use, and notes for the user."""
 
     engine: Engine
     machine: Machine
     said: str
-    """How the runs are executed, in a few words."""
+    """A short text on how the runs are executed."""
     image: TrainerImage | None = None
     warnings: list[str] = field(default_factory=list)
     contained: bool = False
-    """Whether the runs are containers: held to their limits, with an environment of their own."""
+    """Whether the runs are containers, with enforced limits and an environment of their own."""
     why: str = ""
-    """Why `--engine auto` takes this engine, where it is the first that was asked."""
+    """Why `--engine auto` uses this engine, if it is the first that was asked."""
 
 
 @dataclass(frozen=True)
 class Waste:
-    """One thing to free. `size` in bytes; `why` says what makes it needless."""
+    """Something to delete. `size` in bytes; `why` says why nobody needs it."""
 
     what: str
     size: int
@@ -78,158 +78,159 @@ class Waste:
 
 
 class Engine:
-    """An engine; use `SupervisedEngine` or `QueueEngine`. Methods that return nothing here are for those who need them.
+    """An engine; derive from `SupervisedEngine` or `QueueEngine`. Methods that do nothing here are optional.
 
-    One object lives in a process, so that what it knows is asked for once.
+    There is one object per process, which caches what it has asked for.
     """
 
     name: ClassVar[str]
-    """As in `--engine NAME`, in records, and of its section of the job file."""
+    """Its name in `--engine NAME`, in records, and of its section in the job file."""
     where: ClassVar[str]
-    """Where its runs are, for messages, like `in a container`."""
+    """The place of its runs for messages, like `in a container`."""
     Section: ClassVar[type[SectionSpec] | None] = None
-    """Its section of the job file, which is called by its name."""
+    """Its section of the job file, under its name."""
     trouble: str | None = None
-    """What keeps the engine from doing its work just now; None while it does."""
+    """Why the engine cannot work at the moment; None if it can."""
 
-    # -- before a submission is made
+    # -- before a submission is created
 
     def offer(self, want: Want) -> Choice:
         """The engine for this job, with the machine that its runs may use.
 
-        Raises UnofferedError where it does not take the job, and RunError or JobError where nothing else should.
+        Raises UnofferedError if it does not accept the job, and RunError or JobError if no other engine should either.
         """
         raise NotImplementedError
 
     def again(self, machine: Machine) -> Choice:
-        """The engine for a submission that was started with it, to go on with. Raises RunError."""
+        """The engine, to continue a submission that was started with it. Raises RunError."""
         raise NotImplementedError
 
     def check_data(self, data_dir: str, runs_root: Path) -> None:
-        """Raise RunError where runs could not read the data folder."""
+        """Raise RunError if runs could not read the data folder."""
 
     def completed(self, requests: Sequence[RunRequest], job: Job, choice: Choice) -> list[RunRequest]:
-        """The requests with what this engine knows of them before they are compared with earlier runs."""
+        """The requests, completed with this engine's details before they are compared with earlier runs."""
         return list(requests)
 
     def check_requests(self, requests: Sequence[RunRequest], job: Job) -> None:
-        """Raise JobError or RunError where the engine would refuse these runs. The last thing before they are made."""
+        """Raise JobError or RunError if the engine would refuse these runs. Called last, just before their creation."""
 
     def remarks(self, requests: Sequence[RunRequest], runs_root: Path, choice: Choice) -> list[str]:
-        """What a user should know before these runs start."""
+        """Notes to the user before these runs start."""
         return []
 
-    # -- runs that somebody has started
+    # -- runs that have been started
 
     def settle(self, run_dir: Path) -> bool:
-        """Look after a run that is under way by its journal, for one who only looks: True while it is.
+        """Check a run that is in progress by its journal, for a read-only command. Returns True while it is in
+        progress.
 
-        On False its end is in the journal, also where it vanished without a word. Takes nothing over, and waits for
-        nothing.
+        On False its end is in the journal, even if it vanished without a message. Never takes a run over, never waits.
         """
         raise NotImplementedError
 
     def stop(self, run_dir: Path) -> None:
-        """Ask the run to write its checkpoint and end."""
+        """Ask the run to save its checkpoint and end."""
         raise NotImplementedError
 
     def kill(self, run_dir: Path) -> None:
-        """End the run at once."""
+        """End the run immediately."""
         raise NotImplementedError
 
     def host_memory(self, run_dir: Path, status: Status) -> int | None:
-        """Bytes of host memory that a run under way has now, or had at most; None where that is not known."""
+        """Bytes of host memory of a run in progress, now or at its peak; None if unknown."""
         return None
 
     def holds(self) -> dict[str, str]:
-        """GPUs (their index) that this engine's runs have on this host without holding a lock, and which run it is.
+        """GPUs (their index) that this engine's runs use on this host without a lock, and the run of each.
 
-        Asked by other engines; an engine that does not answer holds nothing."""
+        Other engines ask for this. An engine that does not answer holds nothing."""
         return {}
 
     # -- commands
 
     def execute(self, run_dir: Path, attempt: int | None, ticket: str) -> int:
-        """`launcher exec`, which the engine itself has started: execute the run in this process, and return its exit
-        code. `attempt` None: by hand. `ticket` is what the engine gave it to be known by. Raises RunError."""
+        """Execute the run in this process, a `launcher exec` that the engine has started. Returns the exit code.
+        `attempt` None: started by hand. `ticket` is the engine's id for this call. Raises RunError."""
         raise RunError(f"{run_dir.name}: the engine {self.name} does not execute runs by launcher exec")
 
     def checks(self, runs_root: Path) -> list[Check]:
-        """What `launcher doctor` says of it."""
+        """The engine's checks for `launcher doctor`."""
         return []
 
     def needs_no_packages(self, checks: Sequence[Check]) -> bool:
-        """Whether runs work without the trainer being installed here, by what `checks` found."""
+        """Whether runs work if the trainer is not installed here, judged by the result of `checks`."""
         return False
 
     def waste(self, runs_root: Path, remarks: list[str]) -> list[Waste]:
-        """What `launcher prune` may free of it; adds to `remarks` what could not be looked at."""
+        """Items that `launcher prune` may delete. Adds to `remarks` what could not be checked."""
         return []
 
 
 class SupervisedEngine(Engine):
-    """Executes runs for a supervisor of ours. Whatever it starts outlives that supervisor."""
+    """Executes runs for a supervisor of this launcher. Its runs outlive that supervisor."""
 
     def mark(self) -> dict[str, Any]:
-        """What events of its runs carry, so that others know whom to ask about them: `engine`, and which one."""
+        """Fields for the events of its runs, which tell others whom to ask about them: `engine`, and its address."""
         return {"engine": self.name}
 
     def start(self, run_dir: Path, attempt: int, devices: Sequence[str], held: Sequence[GpuLock]) -> None:
-        """Start the run that the journal announces as `starting`; returns at once.
+        """Start the run that the journal announces as `starting`. Returns immediately.
 
-        `held` are the locks of `devices`: they must be kept for as long as the run lasts. Raises OSError where the run
+        `held` are the locks of `devices`, which must be held as long as the run lasts. Raises OSError if the run
         cannot be started.
         """
         raise NotImplementedError
 
     def poll(self, run_dir: Path) -> bool:
-        """The same as `settle` for the supervisor, whoever started the run: it may be taken over."""
+        """Like `settle`, but for the supervisor: may take over a run that another launcher started."""
         return self.settle(run_dir)
 
     def wait(self, seconds: float) -> None:
-        """Return when the time is up, or sooner when a run has changed."""
+        """Return after `seconds`, or earlier if a run has changed."""
         time.sleep(seconds)
 
     def taken(self) -> dict[str, str]:
-        """GPUs (their index) that runs hold, and which run it is: locks die with the launcher that held them."""
+        """GPUs (their index) that runs use, and the run of each. Needed because locks die with the launcher that held
+        them."""
         return self.holds()
 
     def ready(self) -> bool:
-        """Whether runs can be started now; where not, `trouble` says why."""
+        """Whether runs can be started now. If not, `trouble` says why."""
         return True
 
     def close(self) -> None:
-        """Wait, within reason, until what ended runs leave is cleared away."""
+        """Wait for a limited time until the leftovers of ended runs are removed."""
 
 
 Say = Callable[[str], None]
 Collect = Callable[[Path], str]
-"""Collects a submission that is over, and returns a line on its champion."""
+"""Collects a submission that has ended, and returns a line about its champion."""
 
 
 class QueueEngine(Engine):
-    """Has a queue of its own, which goes on with a submission while no process of ours does."""
+    """An engine with its own queue, which continues a submission without a process of this launcher."""
 
     title: ClassVar[str]
-    """What people call it."""
+    """Its name for people."""
 
     def advance(self, directory: Path, say: Say, prepare: Callable[[], None] | None = None) -> bool:
-        """Hand over whatever of the submission can be handed over now; True where every run has ended. `prepare` is
-        done first, when nobody else drives the submission. Raises RunError."""
+        """Submit all runs that can be submitted now. Returns whether every run has ended. Calls `prepare` first, when
+        it holds the submission's lease. Raises RunError."""
         raise NotImplementedError
 
     def come_back(self, directory: Path, say: Say, collect: Collect) -> None:
-        """`launcher advance`, which the engine itself has started: `advance`, and `collect` once all runs have ended.
-        Raises RunError."""
+        """The work of a `launcher advance` that the engine has started: `advance`, then `collect` once all runs have
+        ended. Raises RunError."""
         raise NotImplementedError
 
     def drives(self, submission: Path) -> bool:
-        """Whether something of the submission waits or runs in the queue; True where that cannot be known."""
+        """Whether a job of the submission waits or runs in the queue. True if unknown."""
         raise NotImplementedError
 
     def why_waits(self, run_dir: Path) -> str | None:
-        """Why a queued run has not begun; None where that is not known."""
+        """Why a queued run has not started; None if unknown."""
         return None
 
     def release(self, submission: Path) -> None:
-        """Take out of the queue what waits there for runs that have ended."""
+        """Remove jobs from the queue that wait for runs that have ended."""

@@ -1,4 +1,4 @@
-"""Which engine executes a job's runs, on what of this machine; and why."""
+"""The choice of the engine for a job's runs, with its resources and the reason."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from launcher.engines.base import Choice, UnofferedError, Want
 
 
 def choose(wanted: str, want: Want) -> Choice:
-    """The engine called `wanted`, with what it offers to the job; for `auto`, the first that takes the job.
+    """The engine `wanted`, with its resources for the job; for `auto`, the first engine that accepts the job.
 
-    Raises RunError where there is none, and JobError where the job cannot be had on any engine as it is written.
+    Raises RunError if there is none, and JobError if no engine can run the job as written.
     """
     if wanted != registry.AUTO:
         return registry.engine(wanted).offer(want)
@@ -24,4 +24,4 @@ def choose(wanted: str, want: Want) -> Choice:
             refused.append(str(error))
             continue
         return dataclasses.replace(choice, said=f"{choice.said} (auto: {'; '.join(refused) or choice.why})")
-    raise RunError(f"no engine takes the job: {'; '.join(refused)}")
+    raise RunError(f"no engine accepts the job: {'; '.join(refused)}")

@@ -1,4 +1,4 @@
-"""The most host memory that runs under way were seen with. Only looks; a figure that cannot be had is None."""
+"""Peak host memory of runs in progress. Read-only; an unknown figure is None."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from launcher.record.states import ENDED
 
 
 class HostMemory:
-    """Host memory of runs under way: the most that was seen, in bytes, since this watch began or the kernel counts.
+    """Peak host memory of runs in progress in bytes, since this object was created or since the kernel counts.
 
-    Each engine says what that is: of a process with all its descendants, see `usage.resident`; of a container, whose
-    control group counts file caches, too.
+    The engine defines the figure: for a process, the sum over all its descendants, see `usage.resident`; for a
+    container, its control group, which includes file caches.
     """
 
     def __init__(self) -> None:
         self._peaks: dict[tuple[Path, int], int] = {}
 
     def peak(self, run_dir: Path, status: Status) -> int | None:
-        """Bytes; what the journal says once the run is over."""
+        """Peak in bytes; after the run's end, the journal's figure."""
         if status.state in ENDED:
             peak = status.figures.get("peak_host_memory_bytes")
             return int(peak) if peak else None

@@ -1,4 +1,4 @@
-"""A run as a process of this host: the trainer is started, watched to its end, and its end is recorded."""
+"""A run as a process of this host: starts the trainer, waits for its end, and records the end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from launcher.record.request import RunRequest
 from trainer.base.cgroup import oom_kills
 
 FDS = "LAUNCHER_GPU_FDS"
-"""Environment variable: descriptors of the GPU locks that the process inherits and hands on."""
+"""Environment variable: descriptors of the GPU locks that the process inherits and passes on."""
 DEVICES = "LAUNCHER_DEVICES"
 """Environment variable: the devices that a supervisor has chosen."""
 ENTRY = (sys.executable, "-m", "trainer")
@@ -33,7 +33,7 @@ def run_trainer(
 ) -> int:
     """Execute the attempt that the journal announces as `starting`, and record how it ended.
 
-    Returns 0 where it succeeded, else its exit code (or 1). `descriptors` are locks that the trainer inherits.
+    Returns 0 if it succeeded, else its exit code (or 1). `descriptors` are locks that the trainer inherits.
     """
     signals = StopSignals()
     inherited = [int(word) for word in os.environ.get(FDS, "").split(",") if word]
@@ -44,7 +44,9 @@ def run_trainer(
     command = [*ENTRY, *resolve(words, run_dir.parent.parent)]
     resumes = any(word.startswith("resume=") for word in words)
     if request.kind == "train" and ((run_dir / "last.ckpt").exists() or not resumes):
-        command.append("resume=auto")  # what a retried attempt continues from; the job's own resume= serves the first
+        command.append(
+            "resume=auto"
+        )  # a retry continues from last.ckpt; the job's own resume= is for the first attempt
     try:
         with (run_dir / "log.txt").open("ab", buffering=0) as log:
             log.write(f"--- attempt {status.attempt}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
@@ -101,16 +103,16 @@ def run_trainer(
 
 
 def _die_with_parent() -> None:
-    """On Linux the trainer gets SIGTERM when this process dies, so that none trains on unseen: prctl(2).
+    """On Linux the trainer gets SIGTERM when this process dies, so that no orphan goes on training: prctl(2).
 
-    macOS has no such thing: there an orphan runs to its end, and its locks show it.
+    macOS has nothing like it: an orphan runs to its end, and its locks show that it runs.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def _wait(process: subprocess.Popen[bytes], signals: StopSignals, timeout: float | None, overseer: Overseer) -> bool:
-    """Wait for the end, pass on what this process is asked; True if the time was up."""
+    """Wait for the end, and pass requests to stop on. Returns whether the time limit was reached."""
     started = time.monotonic()
     deadline: float | None = None
     timed_out = False
@@ -131,12 +133,12 @@ def _wait(process: subprocess.Popen[bytes], signals: StopSignals, timeout: float
 
 
 def resolve(command: Sequence[str], runs_root: Path) -> list[str]:
-    """The command with the runs folder's place for `@runs`."""
+    """The command with `@runs` replaced by the runs folder."""
     return [word.replace("@runs/", f"{runs_root}/") for word in command]
 
 
 def environment(run_dir: Path, request: RunRequest, devices: Sequence[str], secrets: Path | None) -> dict[str, str]:
-    """The contract's variables on top of this process's own, without the secrets' values."""
+    """This process's variables plus the contract's, without the values of the secrets."""
     drop = {FDS, DEVICES, *request.secrets}
     settings = {key: value for key, value in os.environ.items() if key not in drop}
     settings["RUN_DIR"] = str(run_dir)
@@ -156,9 +158,9 @@ def environment(run_dir: Path, request: RunRequest, devices: Sequence[str], secr
 
 
 def host_memory(run_dir: Path, status: Status) -> int | None:
-    """Bytes that the process which executes the run has now, with all its descendants; None where it is not here."""
+    """Current memory in bytes of the run's process and all its descendants; None if it is not on this host."""
     pid = status.figures.get("exec_pid")
-    # Without the lock the process id may be another process's by now.
+    # Without the lock the process id may belong to another process by now.
     if not pid or status.figures.get("host") != os.uname().nodename or not is_locked(run_dir / "exec.lock"):
         return None
     return usage.resident_with_descendants(int(pid))

@@ -1,7 +1,7 @@
-"""The engines by their names, and which of them has a run or a submission.
+"""The engines by name, and the engine of a run or a submission.
 
-Nothing outside this folder spells an engine's name. A new engine is a folder beside this file and a line in ENGINES.
-Loads next to nothing: the command line asks it for names.
+No code outside this folder names an engine. A new engine is a folder beside this file and a line in ENGINES.
+Imports almost nothing: the command line asks it for names.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Entry:
-    """Where an engine's class is (`module:Class`), and which fields of its section are options of `submit`, too."""
+    """Location of an engine's class (`module:Class`), and the fields of its section that are also options of
+    `submit`."""
 
     place: str
     options: tuple[str, ...] = ()
@@ -36,29 +37,29 @@ ENGINES: dict[str, Entry] = {
     "native": Entry("launcher.engines.native.engine:NativeEngine"),
     "slurm": Entry("launcher.engines.slurm.engine:SlurmEngine", options=("partition", "account", "qos")),
 }
-"""In the order in which `--engine auto` asks them."""
+"""Engines in the order in which `--engine auto` asks them."""
 AUTO = "auto"
 BY_HAND = "native"
-"""The engine of `launcher exec` where a user says it, and of runs whose journal names none."""
+"""The engine of a `launcher exec` by the user, and of runs whose journal names no engine."""
 
 
 @cache
 def engine(name: str) -> Engine:
-    """The engine of that name: one in a process. Raises RunError where there is none."""
+    """The engine `name`: one object per process. Raises RunError if there is none."""
     if name not in ENGINES:
-        raise RunError(f"there is no engine '{name}'; {nearest(name, ENGINES)}")
+        raise RunError(f"no engine '{name}'; {nearest(name, ENGINES)}")
     module, _, attribute = ENGINES[name].place.partition(":")
     made: Engine = getattr(importlib.import_module(module), attribute)()
     return made
 
 
 def supervised(name: str) -> SupervisedEngine:
-    """The engine of that name, for a supervisor. Raises RunError where there is none, or none that takes one."""
+    """The engine `name`, for a supervisor. Raises RunError if there is none, or if it needs no supervisor."""
     from launcher.engines.base import SupervisedEngine
 
     named = engine(name)
     if not isinstance(named, SupervisedEngine):
-        raise RunError(f"no supervisor drives the engine {name}: it has a queue of its own")
+        raise RunError(f"the engine {name} has its own queue and needs no supervisor")
     return named
 
 
@@ -69,7 +70,7 @@ def sections() -> dict[str, type[SectionSpec]]:
 
 
 def of_submission(submission: Path) -> Engine:
-    """The engine that the submission was started with. Raises RunError where this launcher has none of that name."""
+    """The engine that the submission was started with. Raises RunError if this launcher does not have it."""
     return engine(_named_by(submission.absolute()) or BY_HAND)
 
 
@@ -82,7 +83,7 @@ def _named_by(submission: Path) -> str:
 
 
 def of_run(run_dir: Path) -> Engine:
-    """The engine that the run's last event names; of a run that nobody has started, the submission's. Raises
+    """The engine that the run's last event names; for a run that was never started, the submission's. Raises
     RunError."""
     from launcher.record.journal import read_status
 
@@ -95,7 +96,7 @@ def _of_run(run_dir: Path, status: Status) -> Engine:
 
 
 def queue_of(submission: Path) -> QueueEngine | None:
-    """The submission's engine where that goes on without a launcher, else None. Raises RunError."""
+    """The submission's engine if it has its own queue, else None. Raises RunError."""
     from launcher.engines.base import QueueEngine
 
     named = of_submission(submission)
@@ -103,7 +104,7 @@ def queue_of(submission: Path) -> QueueEngine | None:
 
 
 def is_driven(submission: Path) -> bool:
-    """Whether somebody goes on with the submission: a launcher, or an engine whose queue has jobs of it."""
+    """Whether a launcher is running the submission, or an engine's queue has jobs of it."""
     from launcher.record import lease
 
     if lease.is_driven(submission):
@@ -113,17 +114,17 @@ def is_driven(submission: Path) -> bool:
 
 
 def release(submissions: Iterable[Path]) -> None:
-    """Take out of the engines' queues what waits there for runs that were ended here."""
+    """Remove jobs from the engines' queues that wait for runs that were ended here."""
     for submission in submissions:
         if queue := queue_of(submission):
             queue.release(submission)
 
 
 def settle(run_dir: Path, driving: bool = False) -> str | None:
-    """Record how the run ended, where it has ended and nobody did so. Returns why that cannot be known, or why the
-    engine's queue lets the run wait, or None.
+    """Record the end of the run if it has ended and nobody has recorded it. Returns why that is unknown, or why the run
+    waits in the engine's queue, or None.
 
-    A run whose submission is driven is left to the launcher that drives it (`driving`: that is the caller).
+    Leaves the run alone if a launcher is running its submission (`driving`: the caller is that launcher).
     """
     from launcher.engines.base import QueueEngine
     from launcher.record import lease

@@ -1,4 +1,4 @@
-"""Files of a run directory that belong to the run's user, where this process is root and that user is not."""
+"""Files of a run directory that must belong to the run's user, if this process is root and that user is not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def hand_over(run_dir: Path, user: tuple[int, int]) -> None:
-    """Give the run directory to the run's user, where this process is root and that user is not."""
+    """Make the run's user the owner of the run directory, if this process is root and that user is not."""
     if os.getuid() != 0 or user[0] == 0:
         return
     for path in (run_dir, *run_dir.rglob("*")):
@@ -19,7 +19,7 @@ def hand_over(run_dir: Path, user: tuple[int, int]) -> None:
 
 
 def write_log(run_dir: Path, text: str, user: tuple[int, int] | None = None) -> None:
-    """Add to the run's log, which is the run's user's."""
+    """Append to the run's log, which belongs to the run's user."""
     with os.fdopen(_own(run_dir / "log.txt", os.O_APPEND), "ab") as log:
         if user is not None and os.getuid() == 0:
             os.fchown(log.fileno(), *user)
@@ -27,18 +27,18 @@ def write_log(run_dir: Path, text: str, user: tuple[int, int] | None = None) -> 
 
 
 def touch(path: Path) -> None:
-    """Make an empty file in a run directory."""
+    """Create an empty file in a run directory."""
     os.close(_own(path))
 
 
 def _own(path: Path, flags: int = 0) -> int:
-    """Open for writing a regular file in a folder of the run's user. Whatever else that user has put there (a link, a
-    pipe) is replaced, not followed. Raises OSError."""
+    """Open a regular file for writing in a folder of the run's user. Replaces, and never follows, anything else that
+    the user has put there (a link, a pipe). Raises OSError."""
     flags |= os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(path.lstat().st_mode):
             path.unlink()
-    descriptor = os.open(path, flags, 0o644)  # raises where a link has come back meanwhile
+    descriptor = os.open(path, flags, 0o644)  # raises if a link has appeared again meanwhile
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -46,8 +46,8 @@ def _own(path: Path, flags: int = 0) -> int:
 
 
 def give_cache(cache: Path, runs_root: Path, user: tuple[int, int]) -> None:
-    """Make the shared cache, and see that the runs' user can write it. A folder that the caller has named and made is
-    left as it is. Raises OSError."""
+    """Create the shared cache, and make it writable for the runs' user. Does not change a folder that the caller has
+    named and created. Raises OSError."""
     new = not cache.exists()
     cache.mkdir(parents=True, exist_ok=True)
     if os.getuid() != 0 or user[0] == 0 or not (new or cache == runs_root / ".cache"):

@@ -1,4 +1,4 @@
-"""What `launcher doctor` finds out about the Docker engine: by a container that lives about a second."""
+"""The Docker engine's checks of `launcher doctor`. They run a container for about 1 s."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from docker import DockerClient
 
 LIMIT = 256 * 2**20
-"""Memory, bytes, of the container that tries out whether limits hold."""
+"""Memory in bytes of the container that tests whether limits are enforced."""
 PATIENCE = 60
-"""Seconds for each answer of the engine about that container: a cold disk and a GPU's first use take their time."""
-# Runs inside: says what it sees. torch's CUDA version is read, not imported: that would take seconds.
+"""Timeout in seconds of the engine's answers about that container: a cold disk and a GPU's first use are slow."""
+# Runs in the container and prints what it sees. Reads torch's CUDA version from a file: an import would take seconds.
 _LOOK = """
 import importlib.metadata, json, os, pathlib, re
 def read(*names):
@@ -55,11 +55,11 @@ print(json.dumps({
 
 
 def examine(runs_root: Path) -> list[Check]:
-    """The engine, its images, and what a container of it can do."""
+    """Checks of the engine, its images, and a test container."""
     try:
         client = docker_client.connect(timeout=5)
     except EngineError as error:
-        return [Check("docker", "note", f"{error}; runs are native processes here")]
+        return [Check("docker", "note", f"{error}; runs will be native processes")]
     checks: list[Check] = []
     try:
         info = client.info()
@@ -71,25 +71,25 @@ def examine(runs_root: Path) -> list[Check]:
         image = (variants["cuda"] if gpus else None) or variants["cpu"] or variants["cuda"]
         if image is not None:
             checks += _container(docker_client.connect(timeout=PATIENCE), image, runs_root, gpus)
-    except Exception as error:  # an engine that answers a ping and little else may say, or leave out, anything
-        checks.append(Check("docker", "note", f"the engine is in trouble: {explain(error)}"))
+    except Exception as error:  # an engine that answers little more than a ping may return anything, or nothing
+        checks.append(Check("docker", "note", f"the engine reports an error: {explain(error)}"))
     return checks
 
 
 def _images(variants: Mapping[str, images.Image | None], gpus: bool) -> list[Check]:
-    """Whether the images for this host are there and up to date."""
+    """Whether the images for this host exist and are up to date."""
     checks = []
     for variant, image in variants.items():
         if variant == "cuda" and variants["cpu"] and not gpus:
-            continue  # nothing here would use it
+            continue  # no run on this host would use it
         if image is None:
             level: Level = "note" if variant == "cuda" or not variants["cuda"] else "ok"
             if variant == "cpu" or gpus:
-                checks.append(Check(f"image {variant}", level, "not there", f"launcher build {variant}"))
+                checks.append(Check(f"image {variant}", level, "does not exist", f"launcher build {variant}"))
         elif image.stale:
-            checks.append(Check(f"image {variant}", "note", "older than what is here now", image.build_command))
+            checks.append(Check(f"image {variant}", "note", "older than this checkout", image.build_command))
         elif images.stale_warning(image):
-            checks.append(Check(f"image {variant}", "note", "does not say what is baked in", image.build_command))
+            checks.append(Check(f"image {variant}", "note", "has no label for its content", image.build_command))
         else:
             checks.append(Check(f"image {variant}", "ok", f"{image.name}, {image.size / 1e9:.2f} GB"))
     return checks
@@ -98,11 +98,11 @@ def _images(variants: Mapping[str, images.Image | None], gpus: bool) -> list[Che
 def _container(client: DockerClient, image: images.Image, runs_root: Path, gpus: list[str]) -> list[Check]:
     seen = _look(client, image, runs_root, [])
     if isinstance(seen, str):
-        return [Check("container", "missing", f"none starts: {seen}", "docker run --rm hello-world")]
+        return [Check("container", "missing", f"cannot start: {seen}", "docker run --rm hello-world")]
     checks = [
-        Check("memory limit", "ok", "holds in containers")
+        Check("memory limit", "ok", "enforced in containers")
         if seen["memory"] and seen["memory"] <= LIMIT
-        else Check("memory limit", "note", "is not enforced by this engine", "enable the kernel's memory cgroup"),
+        else Check("memory limit", "note", "not enforced by this engine", "enable the kernel's memory cgroup"),
         mounts_check(seen, runs_root),
     ]
     if not gpus:
@@ -118,23 +118,23 @@ def _container(client: DockerClient, image: images.Image, runs_root: Path, gpus:
 
 
 def mounts_check(seen: Mapping[str, Any], runs_root: Path) -> Check:
-    """Whether what a run writes arrives below `runs_root`, and nowhere else."""
+    """Whether a run's files arrive in `runs_root`, and nowhere else."""
     if not seen["written"]:
-        fault = f"a run cannot write below {runs_root}"
-        return Check("mounts", "missing", fault, "--runs DIR, on a disk the engine has")
+        problem = f"a run cannot write to {runs_root}"
+        return Check("mounts", "missing", problem, "--runs DIR, on a disk of the engine's host")
     if not seen["arrived"]:
-        fault = f"what a run writes does not arrive below {runs_root}: the engine has a disk of its own"
+        problem = f"a run's files do not arrive in {runs_root}: the engine has another disk"
         return Check(
-            "mounts", "missing", fault, "DOCKER_HOST of an engine on this host, or --runs DIR on a shared disk"
+            "mounts", "missing", problem, "DOCKER_HOST of an engine on this host, or --runs DIR on a shared disk"
         )
     if seen["outside"]:
-        fault = f"a run can write outside its directory: {', '.join(seen['outside'])}"
-        return Check("mounts", "missing", fault, "an engine that keeps root file systems read-only")
-    return Check("mounts", "ok", "a run can write its directory, and no more")
+        problem = f"a run can write outside its directory: {', '.join(seen['outside'])}"
+        return Check("mounts", "missing", problem, "an engine that supports read-only root file systems")
+    return Check("mounts", "ok", "a run can write only to its directory")
 
 
 def _look(client: DockerClient, image: images.Image, runs_root: Path, gpus: list[str]) -> dict[str, Any] | str:
-    """What a container sees, or why none started."""
+    """What a container sees, or why it did not start."""
     from docker.types import DeviceRequest, Mount
 
     parent = next(path for path in (runs_root.resolve(), *runs_root.resolve().parents) if path.is_dir())
@@ -153,16 +153,16 @@ def _look(client: DockerClient, image: images.Image, runs_root: Path, gpus: list
         seen: dict[str, Any] = {**json.loads(printed), "arrived": arrived}
     except (
         Exception
-    ) as error:  # the SDK's and its HTTP library's share no base; an image of somebody else's says anything
+    ) as error:  # the SDK's and its HTTP library's errors have no common base; another image may print anything
         return explain(error)
     return seen
 
 
 def cuda_check(driver: tuple[int, int] | None, built: str | None, torch: str) -> Check:
-    """Whether the host's driver serves the CUDA (like 13.0) that the image's torch was built for.
+    """Whether the host's driver supports the CUDA version (like 13.0) that the image's torch was built for.
 
-    A driver serves every release of its own CUDA's major version and of earlier ones: NVIDIA, CUDA Compatibility guide,
-    "minor version compatibility".
+    A driver supports every release of its own CUDA's major version and of earlier ones: NVIDIA, CUDA Compatibility
+    guide, "minor version compatibility".
     """
     if built is None:
         return Check(
@@ -170,21 +170,21 @@ def cuda_check(driver: tuple[int, int] | None, built: str | None, torch: str) ->
         )
     if driver is None:
         return Check(
-            "cuda", "note", f"the driver does not say what it serves; torch {torch} was built for CUDA {built}"
+            "cuda", "note", f"the driver does not report its CUDA version; torch {torch} was built for CUDA {built}"
         )
-    ours = f"the driver serves CUDA {driver[0]}.{driver[1]}, torch {torch} was built for {built}"
+    ours = f"the driver supports CUDA {driver[0]}.{driver[1]}, torch {torch} was built for {built}"
     if driver[0] >= int(built.partition(".")[0]):
         return Check("cuda", "ok", ours)
     index = wheel_index(driver)
     if index is None:
-        return Check("cuda", "missing", ours, "a newer driver: no wheel of this torch serves one so old")
+        return Check("cuda", "missing", ours, "install a newer driver: no wheel of this torch supports it")
     return Check(
         "cuda", "missing", ours,
-        f"a newer driver, or: launcher build cuda --build-arg TORCH_INDEX=<PyTorch's wheel index>/{index}",
+        f"install a newer driver, or: launcher build cuda --build-arg TORCH_INDEX=<PyTorch's wheel index>/{index}",
     )  # fmt: skip
 
 
 def wheel_index(driver: tuple[int, int]) -> str | None:
-    """The last part of the newest of PyTorch's wheel indices whose CUDA a driver serves (its names since torch 2.7)."""
+    """Last part of the newest PyTorch wheel index whose CUDA version the driver supports (names since torch 2.7)."""
     known: list[tuple[tuple[int, int], str]] = [((13, 0), "cu130"), ((12, 8), "cu128"), ((12, 0), "cu126")]
     return next((name for least, name in known if driver >= least), None)

@@ -1,5 +1,5 @@
-"""The Docker engine that DOCKER_HOST or the current docker context names, and the labels by which its containers and
-images are known."""
+"""A client of the Docker engine of DOCKER_HOST or the current docker context, and the labels of our containers and
+images."""
 
 from __future__ import annotations
 
@@ -20,41 +20,43 @@ VARIANT, CONTENT, WEIGHTS, HOW = (PREFIX + word for word in ("variant", "content
 
 
 def connect(timeout: int = 60) -> DockerClient:
-    """A client of the engine, which has answered once. Raises EngineError."""
+    """A client of the engine, after the engine has answered once. Raises EngineError."""
     import docker
 
     try:
         named = os.environ.get("DOCKER_CONTEXT")
         if not os.environ.get("DOCKER_HOST") and docker.ContextAPI.get_context(named) is None:
-            # The SDK would take the default engine in its place.
-            raise EngineError(f"the docker context{f' {named}' if named else ''} is not there; see: docker context ls")
+            # The SDK would silently use the default engine.
+            raise EngineError(
+                f"the docker context{f' {named}' if named else ''} does not exist; see: docker context ls"
+            )
         client = docker.from_env(timeout=timeout, max_pool_size=64, use_ssh_client=True)
         client.ping()
     except EngineError:
         raise
-    except Exception as error:  # the SDK's, its HTTP library's and the context's errors share no base
+    except Exception as error:  # errors of the SDK, its HTTP library and the context have no common base
         raise EngineError(f"no Docker engine answers ({explain(error)})") from None
     return client
 
 
 def explain(error: Exception) -> str:
-    """The engine's own words on one line, with the way out where it is known."""
+    """The engine's message on one line, with a fix if known."""
     text = str(getattr(error, "explanation", None) or error)
     text = " ".join(text.split())
     if "paramiko" in text:
-        return "one behind ssh:// needs a package that is not installed; say: pip install 'docker[ssh]'"
+        return "ssh:// needs a package that is not installed; run: pip install 'docker[ssh]'"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     if ("Permission denied" in text or "PermissionError" in text) and "onnection" in text:
-        return "its socket may not be opened by this user; say: sudo usermod -aG docker $USER, then log in again"
+        return "this user may not open its socket; run: sudo usermod -aG docker $USER, then log in again"
     if "FileNotFoundError" in text or ("No such file or directory" in text and "socket" in text.lower()):
-        return "nothing listens on its socket; start it, or name another by DOCKER_HOST or `docker context use`"
+        return "nothing listens on its socket; start it, or choose another with DOCKER_HOST or `docker context use`"
     if "ConnectionRefused" in text or "Connection refused" in text:
-        return "nothing listens there; start it, or name another by DOCKER_HOST or `docker context use`"
+        return "nothing listens there; start it, or choose another with DOCKER_HOST or `docker context use`"
     if "could not select device driver" in text or "nvidia-container" in text:
         return f"{text[:200]}; the host needs NVIDIA's driver and container toolkit, see: launcher doctor"
     if "no space left" in text:
-        return f"{text[:200]}; free some by: launcher prune"
+        return f"{text[:200]}; free some with: launcher prune"
     return text[:300]
 
 
@@ -64,7 +66,7 @@ def of_run(client: DockerClient, run_dir: Path) -> list[Container]:
 
 
 def devices_in_use(client: DockerClient) -> dict[str, str]:
-    """GPU index → the run that has it, by the labels of running containers, whoever started them."""
+    """GPU index → the run that uses it, by the labels of all running containers."""
     used = {}
     for container in client.containers.list(filters={"label": DEVICES}, ignore_removed=True):
         for device in filter(None, container.labels[DEVICES].split(",")):
@@ -73,14 +75,14 @@ def devices_in_use(client: DockerClient) -> dict[str, str]:
 
 
 def is_network(error: OSError) -> bool:
-    """Whether the error is of the connection to the engine, and not of a file."""
+    """Whether the error is about the connection to the engine, not about a file."""
     import requests
 
     return isinstance(error, requests.RequestException | ConnectionError)
 
 
 def seconds(text: str) -> float:
-    """The engine's `2026-11-24T12:00:00.123456789Z` as seconds of the epoch; 0 for what has not come yet."""
+    """The engine's `2026-11-24T12:00:00.123456789Z` as seconds of the epoch; 0 for a moment that has not come yet."""
     from datetime import datetime
 
     whole, _, fraction = text.rstrip("Z").partition(".")

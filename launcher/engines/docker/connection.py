@@ -1,4 +1,4 @@
-"""The Docker engine as this process reaches it: for work that may take its time, and for questions that must not."""
+"""Connections of this process to the Docker engine: one for slow work, and one for quick questions."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from docker import DockerClient
 
 PULSE = 5
-"""Seconds within which an engine that works answers a ping."""
+"""Seconds within which a working engine answers a ping."""
 FAILED_FOR = 10.0
-"""Seconds for which an engine that could not be reached is not tried again by one who only looks."""
+"""After a failed connection, a read-only command does not try again for this many seconds."""
 
 
 class Connection:
-    """Made when it is first used, and kept."""
+    """Created at its first use, and kept."""
 
     def __init__(self) -> None:
         self._client: DockerClient | None = None
@@ -32,7 +32,7 @@ class Connection:
 
     @property
     def client(self) -> DockerClient:
-        """Raises EngineError where no engine answers; one that did not a moment ago is not asked again at once."""
+        """The client. Raises EngineError if no engine answers. After a failure does not ask again for a moment."""
         if self._client is None:
             if self._failure is not None and time.monotonic() - self._failed < FAILED_FOR:
                 raise self._failure
@@ -45,23 +45,23 @@ class Connection:
 
     @cached_property
     def is_local(self) -> bool:
-        """Whether the engine's containers are processes of this host, as far as its address tells."""
+        """Whether the engine's containers are processes of this host, judged by its address."""
         return str(self.client.api.base_url).startswith(("http+docker", "http+unix", "unix"))
 
     @cached_property
     def info(self) -> dict[str, Any]:
-        """What the engine says of itself."""
+        """The engine's description of itself."""
         told: dict[str, Any] = self._asked(self.client.info)
         return told
 
     def _asked(self, question: Callable[[], Any]) -> Any:
-        """The engine's answer. Raises EngineError in place of the SDK's errors."""
+        """The engine's answer. Raises EngineError instead of the SDK's errors."""
         try:
             return question()
         except RunError:
             raise
         except Exception as error:
-            raise EngineError(f"the Docker engine does not answer as it should: {explain(error)}") from None
+            raise EngineError(f"the Docker engine reports an error: {explain(error)}") from None
 
     def _answers(self) -> bool:
         with suppress(Exception):
@@ -69,7 +69,7 @@ class Connection:
         return False
 
     def _impatient(self) -> DockerClient:
-        """For what a working engine answers at once, and must not hold up the launcher where it does not answer.
+        """A client for quick questions, with a short timeout, so that a silent engine does not block the launcher.
 
         Raises EngineError.
         """

@@ -1,7 +1,7 @@
-"""Runs as containers of a Docker engine, one a run, each looked after by a thread of this process.
+"""Runs as containers of a Docker engine, one per run, each watched by a thread of this process.
 
-The engine keeps a container whatever becomes of the launcher, and its labels say whose it is: the next launcher adopts
-it, and `launcher status` records how it ended.
+A container outlives the launcher, and its labels name its run. The next launcher adopts it, and `launcher status`
+records how it ended.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
     from docker.models.containers import Container
 
 SLICE = 10
-"""Seconds of one wait for a container's end; after that the engine is asked whether it still answers."""
+"""Seconds of one wait for a container's end. After each wait the engine is asked whether it still answers."""
 PATIENCE = 1.0
 """Seconds between two attempts to reach an engine that does not answer, or to write on a full disk."""
 POLL = 0.25
-"""Age in seconds from which a container's memory is looked at."""
+"""Start sampling a container's memory after this many seconds."""
 CLEARING = 30.0
-"""Seconds that a run waits for its former attempt to be cleared away."""
+"""Seconds that a run waits until its earlier attempt is removed."""
 
 
 class Containers(Connection, SupervisedEngine):
-    """Starts containers, attends to them, and adopts those of other launchers."""
+    """Starts containers, watches them, and adopts those of other launchers."""
 
     name = "docker"
     where = "in a container"
@@ -60,7 +60,7 @@ class Containers(Connection, SupervisedEngine):
         """See `SupervisedEngine.mark`."""
         return {"engine": self.name, "engine_id": str(self.info.get("ID", ""))}
 
-    # -- a run's way
+    # -- the stages of a run
 
     def start(self, run_dir: Path, attempt: int, devices: Sequence[str], held: Sequence[GpuLock]) -> None:
         """See `SupervisedEngine.start`."""
@@ -72,12 +72,12 @@ class Containers(Connection, SupervisedEngine):
     def _in_thread(self, watched: ContainerAttempt, work: Callable[[], None]) -> None:
         def body() -> None:
             try:
-                # A former attempt may be being cleared away by its own thread, for a moment.
+                # The thread of the earlier attempt may still be removing it, for a moment.
                 with locked(watched.run_dir / "exec.lock", patience=CLEARING) as mine:
                     if mine:
                         work()
             except RunError:
-                pass  # the journal has another word already
+                pass  # the journal already has another event
             finally:
                 for one in watched.held:
                     one.close()
@@ -97,20 +97,20 @@ class Containers(Connection, SupervisedEngine):
             watched.log_begin = (run_dir / "log.txt").stat().st_size if (run_dir / "log.txt").exists() else 0
             write_log(run_dir, f"--- attempt {watched.attempt}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n", place.user)
             if sum(event["state"] == "starting" for event in read_events(run_dir)) > 1:
-                # What an engine in trouble may have started all the same: two must not share a run directory.
+                # A failing engine may have started it anyway: two containers must not share a run directory.
                 for left in client.of_run(self.client, run_dir):
                     left.remove(force=True, v=True)
             watched.id, warned = create.create(self.client, self.info, self._adapted(given))
             self._made(watched)
             self.client.api.start(watched.id)
             watched.began = time.time()
-        except Exception as error:  # the SDK's and its HTTP library's errors, and the host's about files
+        except Exception as error:  # errors of the SDK and its HTTP library, and of the host's files
             self._clear(watched)
             if not isinstance(error, RunError) and not self._answers():
-                # For no fault of the run's: it stays in the queue, and none is started until the engine is back.
+                # The run is not to blame: it stays in the queue, and no run starts until the engine is back.
                 self._down = True
                 if (run_dir / STOP).exists():
-                    append_event(run_dir, "cancelled", reason="stopped before it began")
+                    append_event(run_dir, "cancelled", reason="stopped before it started")
                     return
                 done = retry.retries(read_events(run_dir))
                 append_event(run_dir, "queued", reason="the Docker engine does not answer", retry=done)
@@ -124,7 +124,7 @@ class Containers(Connection, SupervisedEngine):
                 container=watched.id[:12], image=place.image, network=place.network,
                 reason=f"the engine warns: {warned}" if warned else "", **self.mark(),
             )  # fmt: skip
-        except RunError:  # taken back meanwhile
+        except RunError:  # withdrawn meanwhile
             self._clear(watched)
             raise
         if (run_dir / STOP).exists():
@@ -132,18 +132,18 @@ class Containers(Connection, SupervisedEngine):
         self._attend(watched)
 
     def _adapted(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The container as another engine wants it."""
+        """The container's options, adapted by a subclass."""
         return options
 
     def _made(self, watched: ContainerAttempt) -> None:
-        """Called between the container's making and its start."""
+        """Called between the container's creation and its start."""
 
     def _ending(self, watched: ContainerAttempt, state: Mapping[str, Any]) -> tuple[State, str, dict[str, Any]]:
         """See `watched.ending`."""
         return ending(watched, state, (watched.run_dir / STOP).exists())
 
     def _attend(self, watched: ContainerAttempt) -> None:
-        """Wait for the container's end, however long the engine is silent meanwhile, and record it."""
+        """Wait for the container's end, even if the engine is silent for a long time, and record it."""
         from docker.errors import NotFound
 
         while True:
@@ -155,39 +155,39 @@ class Containers(Connection, SupervisedEngine):
             except NotFound:
                 secret_files.take_back(watched.run_dir, watched.attempt)
                 append_event(
-                    watched.run_dir, "lost", reason="its container vanished (removed by somebody)", **self.mark()
+                    watched.run_dir, "lost", reason="its container disappeared (somebody removed it)", **self.mark()
                 )
                 return
             except RunError:
                 raise
-            except OSError as error:  # also what requests raises: a silent engine, or a slice that is over
+            except OSError as error:  # includes errors of requests: a silent engine, or the end of one wait
                 if isinstance(error, TimeoutError) or "Read timed out" in str(error):
                     if self._answers():
                         self.trouble = None
                         if watched.timed_out or (watched.run_dir / STOP).exists():
-                            self._end(watched, at_once=False)  # the engine may have been silent when it was asked
+                            self._end(watched, at_once=False)  # the engine may not have received the first request
                         continue
                     self.trouble = "the Docker engine does not answer; its containers are waited for"
                 elif getattr(error, "errno", None) is not None and error.errno and not client.is_network(error):
                     self.trouble = f"{watched.run_dir.name}: its end cannot be recorded yet: {error.strerror}"
                 else:
                     self.trouble = "the Docker engine does not answer; its containers are waited for"
-            except Exception as error:  # APIError: an engine that is going down, or is in trouble itself
-                self.trouble = f"the Docker engine is in trouble: {explain(error)}"
+            except Exception as error:  # APIError: an engine that is shutting down or failing
+                self.trouble = f"the Docker engine reports an error: {explain(error)}"
             time.sleep(PATIENCE)
 
     def _finish(self, watched: ContainerAttempt) -> None:
-        """Record how the container ended, with everything that it printed, and remove it."""
+        """Record how the container ended, save its output, and remove it."""
         run_dir = watched.run_dir
         state = state_at_end(self.client, watched)
-        secret_files.take_back(run_dir, watched.attempt)  # before the journal says that the run is over
+        secret_files.take_back(run_dir, watched.attempt)  # before the journal records the end
         outside = self.client.api.logs(watched.id).decode(errors="replace")
-        if outside.strip():  # what was said before the log was open: by the shell, or the engine's init
+        if outside.strip():  # output from before the log was open: of the shell, or the engine's init
             write_log(run_dir, outside)
         word, reason, figures = self._ending(watched, state)
         if read_status(run_dir).state not in ENDED:
             append_event(run_dir, word, watched.attempt, reason, **figures, **self.mark())
-        self._changed.set()  # the next may start while this one is cleared away
+        self._changed.set()  # the next run may start while this one is removed
         (run_dir / STOP).unlink(missing_ok=True)
         self._clear(watched)
 
@@ -208,7 +208,7 @@ class Containers(Connection, SupervisedEngine):
         return True
 
     def _adopt(self, run_dir: Path) -> bool:
-        """Look after a container that another launcher started; where there is none, record that."""
+        """Watch a container that another launcher started. If there is none, record that."""
         try:
             container = self._find(run_dir)
             if container is None:
@@ -225,12 +225,12 @@ class Containers(Connection, SupervisedEngine):
         return True
 
     def _take_over(self, watched: ContainerAttempt, container: Container) -> None:
-        """Attend to a container of another launcher, which may have died while it started it."""
+        """Watch a container of another launcher, which may have died during the start."""
         status = read_status(watched.run_dir)
         if status.state == "starting":
             if container.attrs["State"]["Status"] == "created":
                 self._clear(watched)
-                append_event(watched.run_dir, "lost", reason="its launcher died while it started", **self.mark())
+                append_event(watched.run_dir, "lost", reason="its launcher died during the start", **self.mark())
                 return
             devices = status.figures.get("devices", [])
             append_event(
@@ -240,7 +240,7 @@ class Containers(Connection, SupervisedEngine):
         self._attend(watched)
 
     def _find(self, run_dir: Path) -> Container | None:
-        """The container of the run's present attempt: that of its last event, else by labels. Raises EngineError."""
+        """The container of the run's current attempt: that of its last event, else by labels. Raises EngineError."""
         from docker.errors import NotFound
 
         status = read_status(run_dir)
@@ -260,11 +260,11 @@ class Containers(Connection, SupervisedEngine):
         if status.state in ENDED or status.state == "queued":
             return False
         if status.figures.get("engine_id") != self.mark()["engine_id"]:
-            self.trouble = f"{run_dir.name} is a container of another Docker engine: set DOCKER_HOST as it was then"
+            self.trouble = f"{run_dir.name} is a container of another Docker engine: set DOCKER_HOST as at its start"
             return True
         with locked(run_dir / "exec.lock") as free:
             if not free:
-                return True  # a launcher looks after it
+                return True  # a launcher watches it
             status = read_status(run_dir)
             if status.state not in ("starting", "running"):
                 return False
@@ -272,16 +272,16 @@ class Containers(Connection, SupervisedEngine):
             if container is None:
                 secret_files.take_back(run_dir, status.attempt)
                 asked = (run_dir / STOP).exists()
-                reason = "stopped while it started" if asked else "its container is gone, and nobody saw it end"
+                reason = "stopped while it started" if asked else "its container is gone, and its end was not recorded"
                 append_event(run_dir, "cancelled" if asked else "lost", reason=reason, **self.mark())
                 return False
             state = container.attrs["State"]
             if state["Status"] in ("running", "paused", "restarting"):
                 return True
             if status.state == "starting":
-                if state["Status"] == "created":  # its launcher died between creating and starting it
+                if state["Status"] == "created":  # its launcher died between creation and start
                     self._clear(ContainerAttempt(run_dir, status.attempt, read_request(run_dir), id=str(container.id)))
-                    append_event(run_dir, "lost", reason="its launcher died while it started", **self.mark())
+                    append_event(run_dir, "lost", reason="its launcher died during the start", **self.mark())
                     return False
                 devices = status.figures.get("devices", [])
                 append_event(
@@ -312,13 +312,14 @@ class Containers(Connection, SupervisedEngine):
         self._end(watched, at_once)
 
     def _end(self, watched: ContainerAttempt, at_once: bool) -> None:
-        """SIGTERM, and SIGKILL after the grace period, by the engine: it does so even if this process ends first."""
+        """Let the engine send SIGTERM, and SIGKILL after the grace period, which works even if this process ends
+        first."""
         if not watched.id:
-            return  # the thread that starts it will see the request
+            return  # the thread that starts it will find the request
         container = watched.id
 
         def body() -> None:
-            with suppress(Exception):  # it has ended by itself, or the engine is silent: `_attend` sees either
+            with suppress(Exception):  # it has ended by itself, or the engine is silent: `_attend` notices both
                 if at_once:
                     self.client.api.kill(container)
                 else:
@@ -337,8 +338,8 @@ class Containers(Connection, SupervisedEngine):
         try:
             return client.devices_in_use(self._impatient())
         except Exception as error:
-            self._down = True  # who holds what is not known: nothing may start
-            self.trouble = f"the Docker engine is in trouble: {explain(error)}"
+            self._down = True  # the holders of GPUs are unknown: nothing may start
+            self.trouble = f"the Docker engine reports an error: {explain(error)}"
             return {}
 
     def ready(self) -> bool:
@@ -357,6 +358,6 @@ class Containers(Connection, SupervisedEngine):
                 watched.thread.join(max(0.0, deadline - time.monotonic()))
 
     def _clear(self, watched: ContainerAttempt) -> None:
-        """Remove what an attempt leaves outside its run directory."""
+        """Remove everything of an attempt outside its run directory."""
         secret_files.take_back(watched.run_dir, watched.attempt)
         create.remove(self.client, watched.id)

@@ -1,4 +1,4 @@
-"""Making a run's container on the engine: where it starts, and what stands in the way of its name."""
+"""Creates a run's container on the engine, and resolves conflicts of its name."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 _KNOWN: dict[str, images.Image] = {}
-"""By reference: an image id never means another image."""
+"""Images by reference: an image id never changes its meaning."""
 
 
 def place(
     client: DockerClient, info: Mapping[str, Any], local: bool, request: RunRequest, run_dir: Path, attempt: int
 ) -> recipe.Place:
-    """Where the run's container starts; its cache and secrets are made. `local`: the engine is on this host.
+    """The place of the run's container, with its cache and secrets created. `local`: the engine is on this host.
 
     Raises EngineError, and OSError for files of this host.
     """
@@ -35,12 +35,14 @@ def place(
     image = _KNOWN.get(reference) or images.find(client, reference)
     if image is None:
         raise EngineError(
-            f"the image {request.image} that it was submitted with ({reference[7:19]}) is gone; "
+            f"the image {request.image} of its submission ({reference[7:19]}) was deleted; "
             "submit the job again: finished runs are reused"
         )
     _KNOWN[reference] = image
     if not local and any(os.environ.get(name) for name in request.secrets):
-        raise EngineError("secrets are files of this host, and the engine is on another: leave secrets: out there")
+        raise EngineError(
+            "secrets are files of this host, but the engine is on another host; remove secrets: from the job"
+        )
     rootless = any("name=rootless" in word for word in info.get("SecurityOptions") or [])
     user, cache = recipe.run_user(runs_root, rootless), cache_dir(runs_root)
     give_cache(cache, runs_root, user)
@@ -50,12 +52,12 @@ def place(
 
 
 def create(client: DockerClient, info: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[str, str]:
-    """Create the container that `given` (see `container.options`) describes: its id, and what the engine warns of, like
-    a limit that it cannot hold. Raises EngineError where its name is taken, and the SDK's errors."""
+    """Create the container of these `options` (see `recipe.options`). Returns its id and the engine's warnings, for
+    example of a limit that it cannot enforce. Raises EngineError if its name is taken, and the SDK's errors."""
     from docker.errors import APIError
 
     api, host = client.api, dict(options["host_config"])
-    if "nano_cpus" in host:  # the engine refuses more than it has, and any where the kernel cannot limit them
+    if "nano_cpus" in host:  # the engine refuses more cores than it has, and any limit that the kernel does not support
         host["nano_cpus"] = min(host["nano_cpus"], int(info.get("NCPU") or 4096) * 10**9)
         if info.get("CpuCfsQuota") is False:
             del host["nano_cpus"]
@@ -71,18 +73,18 @@ def create(client: DockerClient, info: Mapping[str, Any], options: Mapping[str, 
 
 
 def _free_name(client: DockerClient, options: Mapping[str, Any]) -> None:
-    """Remove what this very attempt's former launcher left before it died. Anything else is somebody's own."""
+    """Remove the container that this attempt's dead launcher left. Other containers of the name are not ours."""
     standing = client.api.inspect_container(options["name"])
     labels = standing["Config"].get("Labels") or {}
     ours = labels.get(docker_client.DIRECTORY) == options["labels"][docker_client.DIRECTORY]
     if not ours or standing["State"]["Running"]:
         name = options["name"]
-        raise EngineError(f"a container called {name} is there already; remove it: docker rm {name}")
+        raise EngineError(f"a container named {name} exists already; remove it: docker rm {name}")
     remove(client, standing["Id"])
 
 
 def remove(client: DockerClient, container: str) -> None:
-    """Remove a container by id; none where it is empty."""
+    """Remove a container by id; does nothing if the id is empty."""
     if container:
-        with suppress(Exception):  # gone already, or later by `launcher prune`
+        with suppress(Exception):  # removed already, or later by `launcher prune`
             client.api.remove_container(container, force=True, v=True)

@@ -1,4 +1,4 @@
-"""The Docker engine: what it offers to a job, what doctor says of it, and what prune may free of it."""
+"""The Docker engine: its offer to a job, its checks of doctor, and the items that prune may delete."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from docker import DockerClient
 
 OWN = ("cpu", "cuda")
-"""What a job may call the project's own images."""
+"""Names for the project's own images in a job."""
 
 
 class DockerEngine(Containers):
@@ -39,9 +39,9 @@ class DockerEngine(Containers):
         self._memory_files: dict[str, list[Path]] = {}
 
     def offer(self, want: Want) -> Choice:
-        """See `Engine.offer`. `--engine auto` takes it where its image matches this checkout, or no trainer is here.
+        """See `Engine.offer`. `--engine auto` uses it if its image matches this checkout, or no trainer is here.
 
-        A job that names an image which is not there is wrong in any case."""
+        If the job names an image that does not exist, no other engine is tried."""
         machine = want.host()
         gpus = want.takes_gpus(machine)
         if want.auto and machine.mps and gpus:
@@ -56,11 +56,11 @@ class DockerEngine(Containers):
             if want.auto:
                 raise UnofferedError(str(error)) from None
             raise
-        why = "an engine and its image are there"
+        why = "an engine and its image exist"
         if want.auto and image.stale:
             if not missing_packages():
                 command = image.build_command
-                raise UnofferedError(f"image {image.name} is older than what is here; renew it: {command}")
+                raise UnofferedError(f"image {image.name} is older than this checkout; build it again: {command}")
             why = "native runs need packages that are not installed here"
         warning, version = images.stale_warning(image), self.info.get("ServerVersion", "")
         return Choice(
@@ -75,8 +75,7 @@ class DockerEngine(Containers):
         return Choice(self, self._offered(machine), "containers", contained=True)
 
     def _offered(self, machine: Machine) -> Machine:
-        """What of the machine containers can have: a Mac's engine is a virtual machine, and another host's is
-        another."""
+        """The machine as containers see it: on a Mac a virtual machine, and with a remote engine another host."""
         if machine.declared:
             return machine
         cpus, memory = self.info.get("NCPU") or machine.cpus, self.info.get("MemTotal") or machine.memory
@@ -85,7 +84,7 @@ class DockerEngine(Containers):
         )
 
     def check_data(self, data_dir: str, runs_root: Path) -> None:
-        """See `Engine.check_data`. Root hands runs over to another user."""
+        """See `Engine.check_data`. If the launcher is root, its runs have another user."""
         if os.getuid() != 0:
             return
         user = run_user(runs_root) if runs_root.is_dir() else (1000, 1000)
@@ -93,8 +92,8 @@ class DockerEngine(Containers):
         bits = stat.st_mode >> (6 if stat.st_uid == user[0] else 3 if stat.st_gid == user[1] else 0)
         if user[0] and bits & 0o5 != 0o5:
             raise DataFolderError(
-                f"{data_dir}: the data folder cannot be read by the runs' user {user[0]}:{user[1]} "
-                f"(for root that is the owner of the runs folder, else 1000); say: chmod -R a+rX {data_dir}"
+                f"{data_dir}: the runs' user {user[0]}:{user[1]} cannot read the data folder "
+                f"(for root that is the owner of the runs folder, else 1000); run: chmod -R a+rX {data_dir}"
             )
 
     def remarks(self, requests: Sequence[RunRequest], runs_root: Path, choice: Choice) -> list[str]:
@@ -106,7 +105,7 @@ class DockerEngine(Containers):
         return [f"{sum(map(bool, reasons))} of {len(reasons)} runs have a network: {why}"] if why else []
 
     def host_memory(self, run_dir: Path, status: Status) -> int | None:
-        """See `Engine.host_memory`: the most that the container's control group has had, with its file caches."""
+        """See `Engine.host_memory`: the peak of the container's control group, including file caches."""
         container = str(status.figures.get("container") or "")
         if container not in self._memory_files:
             self._memory_files[container] = []
@@ -117,13 +116,13 @@ class DockerEngine(Containers):
         return max(sizes, default=None)
 
     def holds(self) -> dict[str, str]:
-        """See `Engine.holds`. Where no engine answers there are no containers, and it is not asked again."""
+        """See `Engine.holds`. If no engine answers there are no containers, and it is not asked again."""
         if self._patient is None and not self._silent:
             try:
                 self._patient = client.connect(timeout=3)
             except EngineError:
                 self._silent = True
-        with suppress(Exception):  # the GPU's own word on who uses it remains
+        with suppress(Exception):  # the memory in use on the GPU is checked anyway
             if self._patient is not None:
                 return client.devices_in_use(self._patient)
         return {}
@@ -133,7 +132,7 @@ class DockerEngine(Containers):
         return checks.examine(runs_root)
 
     def needs_no_packages(self, checks: Sequence[Check]) -> bool:
-        """See `Engine.needs_no_packages`: what containers write arrives."""
+        """See `Engine.needs_no_packages`: whether the containers' files arrive here."""
         return any((check.what, check.level) == ("mounts", "ok") for check in checks)
 
     def waste(self, runs_root: Path, remarks: list[str]) -> list[Waste]:
@@ -142,19 +141,21 @@ class DockerEngine(Containers):
 
 
 def _image(client: DockerClient, want: Want, gpus: bool) -> images.Image:
-    """The image that the job names. Raises EngineError, and JobError where the engine works and has it not."""
+    """The image of the job. Raises EngineError, and JobError if the engine works but does not have the image."""
     image = want.job.spec.image
     named = images.default_tag(image) if image in OWN else image
     try:
         return images.resolve(client, named, gpus)
     except EngineError as error:
-        if named != "auto" and images.find(client, named) is None:  # and not an engine in trouble
+        if (
+            named != "auto" and images.find(client, named) is None
+        ):  # the image is missing, and the engine is not failing
             raise JobError(f"{want.job.document.place(('image',))}: image: {error}") from None
         raise
 
 
 def probe_gpus(client: DockerClient, image: images.Image, devices: list[str]) -> None:
-    """Raises EngineError where the engine starts no container with these GPUs."""
+    """Raises EngineError if the engine cannot start a container with these GPUs."""
     from docker.types import DeviceRequest
 
     request = DeviceRequest(device_ids=devices, capabilities=[["gpu", "compute", "utility"]])
@@ -162,5 +163,5 @@ def probe_gpus(client: DockerClient, image: images.Image, devices: list[str]) ->
         client.containers.run(
             image.id, [], entrypoint=["/bin/true"], device_requests=[request], network_mode="none", remove=True
         )
-    except Exception as error:  # the SDK's errors share no base with its HTTP library's
-        raise EngineError(f"the Docker engine has no GPUs: {explain(error)}") from None
+    except Exception as error:  # errors of the SDK and its HTTP library have no common base
+        raise EngineError(f"the Docker engine cannot use the GPUs: {explain(error)}") from None

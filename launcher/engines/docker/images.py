@@ -1,4 +1,4 @@
-"""Images of the trainer: built from this checkout, compared with it, chosen for a job."""
+"""Images of the trainer: builds them from this checkout, compares them with it, and chooses one for a job."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ Variant = Literal["cpu", "cuda"]
 REPOSITORY = "document-classifier"
 _BAKED = ("trainer", "images/constraints.txt", "images/install.sh", "images/requirements.py")
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
-"""Build arguments that every builder takes, in small letters too, and keeps out of the image's history."""
+"""Build arguments that every builder accepts, also in lower case, and keeps out of the image's history."""
 _OWN = ("VERSION", "GIT_SHA", "CONTENT_HASH")
 """Build arguments that `build` sets itself."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """An image of the trainer on the engine. `size` in bytes; `stale` None where it cannot be compared."""
+    """An image of the trainer on the engine. `size` in bytes; `stale` None if it cannot be compared."""
 
     id: str
     tags: tuple[str, ...]
@@ -52,9 +52,9 @@ class Image:
     stale: bool | None
     entrypoint: tuple[str, ...] = ()
     built_with: tuple[str, ...] = ()
-    """The options of `launcher build` that it was built with."""
+    """The options of its `launcher build`."""
     content: str = ""
-    """The hash of what is baked in; empty where its labels do not say, as after a `docker build` by hand."""
+    """The hash of its content; empty if its labels do not have it, as after a `docker build` by hand."""
 
     @property
     def name(self) -> str:
@@ -62,7 +62,7 @@ class Image:
 
     @property
     def build_command(self) -> str:
-        """The command that builds it anew from this checkout, under the same name and with the same options."""
+        """The command that builds it again from this checkout, with the same name and options."""
         words = ["launcher", "build", self.variant, *self.built_with]
         if self.tags and default_tag(self.variant) not in self.tags:
             words += ["--tag", self.tags[0]]
@@ -70,12 +70,12 @@ class Image:
 
 
 def default_tag(variant: str) -> str:
-    """What `launcher build` calls an image, and `image: auto` looks for."""
+    """The name that `launcher build` gives an image, and `image: auto` looks for."""
     return f"{REPOSITORY}:{variant}"
 
 
 def content_hash(root: Path, variant: str) -> str:
-    """SHA-256 of what is baked into an image: code, pins, requirements and the Dockerfile. Raises OSError."""
+    """SHA-256 of an image's content: code, pins, requirements and the Dockerfile. Raises OSError."""
     digest = hashlib.sha256()
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [project["version"], project["dependencies"], project["optional-dependencies"]["train"]]
@@ -91,14 +91,14 @@ def content_hash(root: Path, variant: str) -> str:
 
 
 def describe(attributes: Mapping[str, Any], root: Path = CHECKOUT) -> Image:
-    """An image by what the engine says of it (`docker image inspect`)."""
+    """An image from the engine's attributes (`docker image inspect`)."""
     labels = (attributes.get("Config") or {}).get("Labels") or {}
     variant, content = labels.get(VARIANT, ""), labels.get(CONTENT, "")
-    if content == "unknown":  # as the Dockerfile has it where nobody says
+    if content == "unknown":  # the Dockerfile's default
         content = ""
     stale = None
     if variant and content:
-        with contextlib.suppress(OSError, KeyError, ValueError):  # no checkout here: nothing to compare with
+        with contextlib.suppress(OSError, KeyError, ValueError):  # no checkout here to compare with
             stale = content_hash(root, variant) != content
     return Image(
         attributes["Id"],
@@ -122,7 +122,7 @@ def listed(client: DockerClient) -> list[Image]:
         labelled = client.images.list(all=False, filters={"label": VARIANT})
         images = [describe(image.attrs) for image in labelled]
     except Exception as error:
-        raise EngineError(f"the Docker engine does not list its images: {explain(error)}") from None
+        raise EngineError(f"cannot list the Docker engine's images: {explain(error)}") from None
     return sorted(images, key=lambda image: (bool(image.tags), image.created), reverse=True)
 
 
@@ -139,38 +139,36 @@ def find(client: DockerClient, reference: str) -> Image | None:
 
 
 def resolve(client: DockerClient, wanted: str, gpus: bool) -> Image:
-    """The image for a job's `image:` (auto: cuda for runs on GPUs, else cpu, and whichever is there where that is not).
+    """The image for a job's `image:`. auto: cuda for runs on GPUs, else cpu; if it does not exist, the other one.
 
-    Raises EngineError with the command that makes it.
+    Raises EngineError with the command that builds or pulls it.
     """
     if wanted != "auto":
         image = find(client, wanted)
         if image is None:
             variant = wanted.removeprefix(REPOSITORY + ":")
             get = f"launcher build {variant}" if variant in ("cpu", "cuda") else f"docker pull {wanted}"
-            raise EngineError(f"image {wanted} is not on the Docker engine; get it: {get}")
+            raise EngineError(f"the Docker engine has no image {wanted}; get it: {get}")
         return image
     variant = "cuda" if gpus else "cpu"
     image = find(client, default_tag(variant)) or (None if gpus else find(client, default_tag("cuda")))
     if image is None:
-        raise EngineError(
-            f"there is no image {default_tag(variant)} on the Docker engine; make it: launcher build {variant}"
-        )
+        raise EngineError(f"the Docker engine has no image {default_tag(variant)}; build it: launcher build {variant}")
     return image
 
 
 def stale_warning(image: Image) -> str | None:
-    """What to tell of an image that is not what this checkout would build, or does not say what it is."""
+    """The warning about an image that differs from this checkout, or has no label for its content."""
     if image.variant and not image.content:
         return (
-            f"warning: image {image.name} does not say what is baked in (it was built without the launcher); "
+            f"warning: image {image.name} has no label for its content (it was built without the launcher); "
             f"rebuild it: {image.build_command}"
         )
     if not image.stale:
         return None
     return (
-        f"warning: image {image.name} is not what is here now (the trainer or its pins have changed); "
-        f"renew it: {image.build_command}"
+        f"warning: image {image.name} is older than this checkout (the trainer or its pins have changed); "
+        f"rebuild it: {image.build_command}"
     )
 
 
@@ -183,14 +181,16 @@ def build(
     say: Callable[[str], None],
     root: Path = CHECKOUT,
 ) -> Image:
-    """Build an image from the checkout at `root`, with BuildKit where a docker client has it, else by the engine's own
-    builder; every line of either goes to `say`. Raises EngineError, and ArgumentError before anything is built."""
+    """Build an image from the checkout at `root`, with BuildKit if a docker client has it, else with the engine's own
+    builder. Every line of output goes to `say`. Raises EngineError, and ArgumentError before the build starts."""
     if not (root / f"Dockerfile.{variant}").is_file():
-        raise EngineError(f"{root}: there is no Dockerfile.{variant}; images are built from a checkout of the project")
+        raise EngineError(f"{root}: no Dockerfile.{variant}; run this command in a checkout of the project")
     _check_arguments(root, variant, arguments)
     how = ["--base", base] if base else []
     for key, value in arguments.items():
-        if key.upper() not in _PROXIES or "@" not in value:  # labels are for all to read, a proxy's password is not
+        if (
+            key.upper() not in _PROXIES or "@" not in value
+        ):  # everybody can read labels, so they must not have a proxy's password
             how += ["--build-arg", f"{key}={value}"]
     values = dict(arguments)
     folder = _weights_folder(values.get("WEIGHTS", ""))
@@ -199,7 +199,7 @@ def build(
     names = [name for name in values.get("WEIGHTS", "").split(",") if name]
     if variant == "cpu" and not values.get("TORCH_INDEX") and platform.machine() in ("x86_64", "AMD64"):
         say(
-            "note: without TORCH_INDEX torch is its CUDA build, and this image as large as the CUDA one; "
+            "note: without TORCH_INDEX torch is its CUDA build, and this image is as large as the CUDA one; "
             "--build-arg TORCH_INDEX=<CPU wheel index> saves gigabytes"
         )
     labels = {
@@ -218,54 +218,52 @@ def build(
         if command:
             _by_buildkit(command, context, variant, values, labels, tags, say)
         else:
-            say("no docker client with BuildKit is on PATH: the engine's own builder, without its cache of packages")
+            say("no docker client with BuildKit on PATH: using the engine's own builder, without a cache of packages")
             _by_engine(client, context, variant, values, labels, tags, say)
     image = find(client, tags[0])
     if image is None:
-        raise EngineError(
-            f"{tags[0]}: was built, but the engine of the launcher does not have it: another docker context?"
-        )
+        raise EngineError(f"{tags[0]}: was built, but the launcher's engine does not have it; check: docker context ls")
     return image
 
 
 def _check_arguments(root: Path, variant: str, arguments: Mapping[str, str]) -> None:
-    """Raises ArgumentError for what the Dockerfile has no ARG for, and for a secret that would stay in the image."""
+    """Raises ArgumentError if the Dockerfile has no such ARG, and for a secret that would stay in the image."""
     text = (root / f"Dockerfile.{variant}").read_text(encoding="utf-8")
     valid = [name for name in dict.fromkeys(re.findall(r"^ARG (\w+)", text, re.M)) if name not in _OWN]
     for key in arguments:
         if key not in valid and key.upper() not in _PROXIES:
             near = nearest(key, valid)
             every = "" if near.startswith("valid") else f" (valid: {', '.join(valid)})"
-            raise ArgumentError(f"--build-arg {key}: Dockerfile.{variant} has no such argument; {near}{every}")
+            raise ArgumentError(f"--build-arg {key}: unknown argument of Dockerfile.{variant}; {near}{every}")
     if "@" in arguments.get("TORCH_INDEX", "").partition("?")[0]:
         raise ArgumentError(
-            "TORCH_INDEX: holds a user or password, which the image's history would show to all; "
-            "name an index that needs none, like a mirror or a proxy in your network"
+            "TORCH_INDEX: contains a user or password, which everybody could read in the image's history; "
+            "give an index that needs no password, like a mirror or a proxy in your network"
         )
 
 
 def _weights_folder(value: str) -> Path | None:
-    """The folder that WEIGHTS names; None where it names models. Raises ArgumentError for one that cannot serve."""
+    """The folder that WEIGHTS names; None if it names models. Raises ArgumentError for a folder without weights."""
     folder = Path(value).expanduser()
     if value and folder.is_dir():
         if not _stored(folder):
-            raise ArgumentError(f"WEIGHTS={value}: holds no <timm name>.safetensors and no folder of a hub's cache")
+            raise ArgumentError(f"WEIGHTS={value}: has no <timm name>.safetensors and no folder of a hub's cache")
         return folder
     for word in value.split(","):
-        if word.startswith((".", "~")) or ("/" in word and ":" not in word):  # but hf-hub:organisation/model
-            raise ArgumentError(f"WEIGHTS={value}: there is no folder {word}; name one, or models by timm's names")
+        if word.startswith((".", "~")) or ("/" in word and ":" not in word):  # but not hf-hub:organisation/model
+            raise ArgumentError(f"WEIGHTS={value}: no folder {word}; give a folder, or timm's names of models")
     return None
 
 
 def buildkit_command() -> list[str] | None:
-    """The command that builds with BuildKit, by a docker client on PATH: one with buildx, or one before 23, which needs
-    none."""
+    """The command for a build with BuildKit: a docker client on PATH with buildx, or one before version 23, which needs
+    no buildx. None without one."""
     for folder in os.environ.get("PATH", "").split(os.pathsep):
         tool = shutil.which("docker", path=folder) if folder else None
         if tool is None:
             continue
         if _answers(tool, "buildx", "version"):
-            # A builder of buildx keeps what it built to itself without --load, which `docker build` need not know.
+            # Without --load a builder of buildx keeps the image to itself. `docker build` may not know --load.
             return [tool, "buildx", "build", "--load"]
         version = re.search(r"version (\d+)\.", _answers(tool, "--version"))
         if version and 18 <= int(version[1]) < 23:
@@ -289,7 +287,7 @@ def _stored(folder: Path) -> list[str]:
 
 @contextlib.contextmanager
 def _context(root: Path, variant: str, weights: Path | None, with_mounts: bool) -> Iterator[Path]:
-    """A folder with just what the Dockerfile copies, and that file: with pip's cache mounted, for builders that can."""
+    """A folder with the Dockerfile and the files that it copies. `with_mounts`: add a mount for pip's cache."""
     with tempfile.TemporaryDirectory(prefix="image-") as name:
         context = Path(name)
         shutil.copy(root / "pyproject.toml", context)
@@ -306,13 +304,13 @@ def _context(root: Path, variant: str, weights: Path | None, with_mounts: bool) 
 
 
 def with_cache(dockerfile: str) -> str:
-    """A Dockerfile whose step that installs packages keeps them for the next build."""
+    """The Dockerfile, changed so that the step that installs packages caches them for the next build."""
     step = r"^RUN (?=sh \S+/install\.sh packages$)"
     return re.sub(step, "RUN --mount=type=cache,target=/root/.cache/pip ", dockerfile, flags=re.M)
 
 
 def _link(source: str, target: str) -> str:
-    real = os.path.realpath(source)  # a hub's cache holds links to its blobs
+    real = os.path.realpath(source)  # a hub's cache has links to its blobs
     try:
         os.link(real, target)
     except OSError:
@@ -366,7 +364,7 @@ def _by_engine(
         )  # fmt: skip
         for event in stream:
             if "error" in event:
-                say("")  # nothing more of the step that it was at
+                say("")  # no more output of the current step
                 raise EngineError(failure(variant, values.get("BASE_IMAGE"), [*last, str(event["error"])]))
             for line in str(event.get("stream", "")).splitlines():
                 if line.strip():
@@ -382,37 +380,37 @@ def _by_engine(
 
 
 _KEPT = 60
-"""Lines of a builder that are kept to tell why it failed: pip says it in the last few."""
+"""Number of the builder's last lines to keep for the reason of a failure: pip prints it at the end."""
 _NOISE = re.compile(
     r"$|-+$|#\d+ |> \[|\[|sha256:|(DONE|CACHED|CANCELED)\b|Step \d+/|--->|Removing intermediate|Dockerfile:\d+$|\d+ \|"
 )
 _REPEATED = re.compile(r"(ERROR: )?(executor failed|failed to (solve|build)|process \"|The command ')")
-"""The builder's own words for a step that failed: it says more itself."""
+"""The builder's summary of a failed step; the step's own output says more."""
 
 
 def failure(variant: str, base: str | None, lines: Sequence[str]) -> str:
-    """What failed by a builder's last lines, the way out of what commonly goes wrong, and the step's own last words."""
+    """The error message from a builder's last lines: what failed, a fix if known, and the step's last output."""
     lines = [re.sub(r"\x1b\[[\d;]*m", "", line).strip() for line in lines]
     step = next((line for line in reversed(lines) if re.match(r"> \[|Step \d+/\d+ : ", line)), "")
     number = next((found[1] for line in lines if (found := re.match(r"#(\d+) ERROR", line))), None)
-    # BuildKit does several steps at once: only those lines count that bear the number of the one that failed.
+    # BuildKit runs several steps at once: only lines with the number of the failed step count.
     own = [line.removeprefix(f"#{number} ") for line in lines if line.startswith(f"#{number} ")] if number else lines
     output = [line for line in (re.sub(r"^\d+\.\d+ ", "", line) for line in own) if not _NOISE.match(line)]
     text = " ".join(output)
     if "no space left" in text.lower():
-        what, hint = "the engine's disk is full", "free some: launcher prune"
+        what, hint = "the engine's disk is full", "free space: launcher prune"
     elif "load metadata for" in step or re.search(r"(: |\] )FROM ", step):
         what = f"the base image{f' {base}' if base else ''} could not be fetched"
         hint = "without a registry: images/make-base.sh, then --base document-classifier-base:bookworm"
     elif "CERTIFICATE_VERIFY_FAILED" in text:
-        what = "what it downloads comes from a server whose certificate the base image does not trust"
-        hint = "behind a proxy that signs its own: images/make-base.sh puts the site's CA bundle into a base"
+        what = "the base image does not trust the certificate of a download server"
+        hint = "behind a proxy with its own certificate: images/make-base.sh puts your site's CA bundle into a base"
     elif "install.sh packages" in step:
         what = "a package could not be installed"
-        hint = "is the package index reachable, and does TORCH_INDEX, if given, have the versions of constraints.txt?"
+        hint = "check the package index; TORCH_INDEX, if given, must have the versions of constraints.txt"
     elif "install.sh weights" in step:
         what = "weights could not be downloaded"
-        hint = "without a network: --build-arg WEIGHTS=FOLDER takes <timm name>.safetensors files"
+        hint = "without a network: --build-arg WEIGHTS=FOLDER with <timm name>.safetensors files"
     else:
         what, hint = " ".join(("the builder failed", step.strip("> :"))).strip(), ""
     telling = list(dict.fromkeys(line for line in output if not _REPEATED.match(line))) or output or lines
@@ -421,5 +419,5 @@ def failure(variant: str, base: str | None, lines: Sequence[str]) -> str:
 
 
 def _revision(root: Path) -> str:
-    """The commit of the checkout, with `-dirty` where it has changed since, `-unknown` where git could not say."""
+    """The commit of the checkout, with `-dirty` if it has changed since, `-unknown` if git fails."""
     return provenance.revision(root, (*_BAKED, "pyproject.toml"))

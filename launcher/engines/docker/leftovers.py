@@ -1,4 +1,4 @@
-"""What runs leave on the Docker engine that nobody needs: containers of runs that are over, images without a name."""
+"""Leftovers of runs on the Docker engine: containers of runs that have ended, and images without a name."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 REMOVAL = 300
-"""Seconds for each removal: gigabytes of layers on a slow disk take their time."""
+"""Timeout of each removal in seconds: gigabytes of layers on a slow disk take long."""
 
 
 def find(runs_root: Path, remarks: list[str]) -> list[Waste]:
-    """Everything that may go; adds to `remarks` what could not be looked at. Frees nothing."""
+    """Everything that may be deleted. Adds to `remarks` what could not be checked. Deletes nothing."""
     waste: list[Waste] = []
     try:
         client = docker_client.connect(timeout=10)
         waste += leftovers(client, remarks)
         waste += _images(client, runs_root, remarks)
     except EngineError as error:
-        remarks.append(f"containers and images were not looked at, or not all: {error}")
+        remarks.append(f"containers and images were not checked completely: {error}")
     return waste
 
 
 def leftovers(client: DockerClient, remarks: list[str]) -> list[Waste]:
-    """Containers of runs that are over or gone, and that nobody looks after. Raises EngineError."""
+    """Containers of runs that have ended or are gone, and that no launcher watches. Raises EngineError."""
     waste = []
     for container in _list(client):
         run_dir = Path(container.labels[docker_client.DIRECTORY])
         try:
             why = _why_left(container, run_dir, remarks)
-        except (OSError, RunError) as error:  # another user's folder may be closed to this one
-            remarks.append(f"container {container.name} stays: its run cannot be looked at: {error}")
+        except (OSError, RunError) as error:  # another user's folder may not be readable
+            remarks.append(f"container {container.name} stays: its run cannot be checked: {error}")
             continue
         if why:
             waste.append(Waste(f"container {container.name}", 0, why, partial(_remove_container, str(container.id))))
@@ -56,19 +56,19 @@ def leftovers(client: DockerClient, remarks: list[str]) -> list[Waste]:
 
 
 def _why_left(container: Container, run_dir: Path, remarks: list[str]) -> str | None:
-    """Why nobody needs the container; None where somebody may. Raises OSError and RunError."""
+    """Why nobody needs the container; None if somebody may need it. Raises OSError and RunError."""
     try:
-        (run_dir / "run.json").stat()  # not is_file(): what may not be looked at is not gone
+        (run_dir / "run.json").stat()  # not is_file(), which is also False for a file that this user may not see
     except (FileNotFoundError, NotADirectoryError):
-        # Of another runs folder, perhaps of another host: only what has ended is nobody's.
+        # A run of another runs folder, perhaps of another host: only an ended container is a leftover.
         if container.status in ("running", "paused", "restarting"):
             remarks.append(
                 f"container {container.name} is {container.status}, and its run directory {run_dir} is not here (on "
-                f"another host?): it stays; where nobody needs it: docker rm -f {container.name}"
+                f"another host?): it stays; if nobody needs it: docker rm -f {container.name}"
             )
             return None
         return "its run directory is gone"
-    if os.getuid() in (0, run_dir.stat().st_uid):  # how another user's run ended is for that user to record
+    if os.getuid() in (0, run_dir.stat().st_uid):  # only a run's own user records its end
         registry.settle(run_dir)
     status = read_status(run_dir)
     current = str(status.attempt) == container.labels.get(docker_client.ATTEMPT)
@@ -84,7 +84,7 @@ def _list(client: DockerClient) -> list[Container]:
 
 
 def _images(client: DockerClient, runs_root: Path, remarks: list[str]) -> list[Waste]:
-    """Images of the trainer that a later build took the name from, but for those of unfinished submissions. Raises
+    """Images of the trainer whose name a later build took, except those that unfinished submissions need. Raises
     EngineError."""
     needed = set()
     for directory in list_submissions(runs_root):
@@ -92,7 +92,7 @@ def _images(client: DockerClient, runs_root: Path, remarks: list[str]) -> list[W
             over = all(read_status(run_dir).state in GOOD for run_dir in list_runs(directory))
             image = read_submission(directory).get("image")
         except (OSError, RunError) as error:
-            remarks.append(f"replaced images stay: which of them {directory.name} needs cannot be known: {error}")
+            remarks.append(f"replaced images stay: it is unknown which of them {directory.name} needs: {error}")
             return []
         if image and not over:
             needed.add(image["id"])
@@ -101,16 +101,16 @@ def _images(client: DockerClient, runs_root: Path, remarks: list[str]) -> list[W
     for image in images.listed(client):
         if not image.tags and image.id not in needed:
             what = f"image {image.name} ({image.variant}, {image.created})"
-            why = "a later build took its name; the size is that of layers that no other image has"
+            why = "a later build took its name; the size counts only layers that no other image has"
             waste.append(Waste(what, own.get(image.id, 0), why, partial(_remove_image, image.id)))
     return waste
 
 
 def _unshared(client: DockerClient) -> dict[str, int]:
-    """Image → bytes of the layers that it alone has."""
+    """Image → bytes of the layers that no other image has."""
     try:
         listed = client.df()["Images"] or []
-    except Exception:  # an engine that is busy counting answers with an error; a size is no reason to fail
+    except Exception:  # a busy engine answers with an error; a missing size is no reason to fail
         return {}
     return {image["Id"]: max(0, int(image["Size"]) - max(0, int(image["SharedSize"]))) for image in listed}
 
@@ -124,7 +124,7 @@ def _remove_image(identity: str) -> None:
 
 
 def _answered(question: Callable[[], _T]) -> _T:
-    """The engine's answer. Raises EngineError in place of the SDK's errors."""
+    """The engine's answer. Raises EngineError instead of the SDK's errors."""
     try:
         return question()
     except EngineError:

@@ -1,5 +1,5 @@
-"""What the container of a run is: every option of it, made from the run's request and nothing else. Pure but for looks
-at the host's files; starts nothing."""
+"""The options of a run's container, made only from the run's request. Pure functions, except that they check files of
+the host. Starts nothing."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from launcher.record.request import RunRequest
 from trainer.config.compose import parse
 
 PIDS = 4096
-"""Processes and threads of one container at most: loader workers and their threads need hundreds, a fork bomb more."""
+"""Limit of processes and threads per container: loader workers and their threads need hundreds, a fork bomb more."""
 SHM = GIB
-"""Bytes of /dev/shm where neither shm nor memory is named. The engine's own 64 MB end loader workers."""
+"""Bytes of /dev/shm if neither shm nor memory is set. With the engine's default of 64 MB loader workers crash."""
 FILES = ("model.weights", "data.root", "resume", "training.teachers")
-"""Keys of the trainer whose value is a path on this host, or a list of them: each is mounted at the same place,
-read-only."""
+"""Keys of the trainer whose value is a path on this host, or a list of paths. Each is mounted read-only under the same
+path."""
 LISTS = ("training.teachers",)
-"""Those of them whose value is a list."""
+"""The keys of `FILES` whose value is a list."""
 RECORDS = ("run.json", "events.jsonl", "exec.lock")
-"""Files of the run directory by which the launcher judges the run, and asks for its next attempt."""
+"""Files of the run directory that the launcher relies on to judge the run and start its next attempt."""
 DATA, RUNS, CACHE, SECRETS, COMPILED = "/data", "/runs", "/cache", "/run/secrets", "/compiled"
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run's container starts: the `image` (with its own entry point), who runs it, what it may reach."""
+    """The environment of a run's container: the `image` (with its own entry point), its user, and its access."""
 
     image: str
     entrypoint: tuple[str, ...]
@@ -52,9 +52,10 @@ class Place:
 
 
 def run_user(runs_root: Path, rootless: bool = False) -> tuple[int, int]:
-    """uid and gid of the runs: the caller's; for root the runs folder's owner; if that is root too, 1000:1000.
+    """uid and gid of the runs: those of the caller; for root, those of the runs folder's owner; if that is root, too,
+    1000:1000.
 
-    In a rootless engine, root inside is the caller outside.
+    In a rootless engine, root inside the container is the caller outside.
     """
     if rootless:
         return 0, 0
@@ -66,8 +67,8 @@ def run_user(runs_root: Path, rootless: bool = False) -> tuple[int, int]:
 
 
 def run_groups() -> tuple[int, ...]:
-    """Further groups of the runs: the caller's, by which data may be readable, but never the one that may command the
-    Docker engine; none for root."""
+    """Further groups of the runs: the caller's, which may be needed to read data, without the group that controls the
+    Docker engine. None for root."""
     if os.getuid() == 0:
         return ()
     with suppress(OSError):
@@ -77,7 +78,7 @@ def run_groups() -> tuple[int, ...]:
 
 
 def network_reason(request: RunRequest, environment: Mapping[str, str], cache: Path, baked: str) -> str | None:
-    """Why the run gets a network, or None: it asks for one, it tells W&B, or its weights have to be fetched.
+    """Why the run gets a network, or None. Reasons: it asks for one, it logs to W&B, or its weights must be downloaded.
 
     `baked` are the names of the weights in the image.
     """
@@ -98,7 +99,7 @@ def network_reason(request: RunRequest, environment: Mapping[str, str], cache: P
 
 
 def words(request: RunRequest, run_dir: Path) -> tuple[list[str], list[Path]]:
-    """The trainer's words as they hold in the container, and the host's files that they name, to be mounted.
+    """The trainer's words with paths of the container, and the host's files that they name, which must be mounted.
 
     Raises FileNotFoundError.
     """
@@ -111,7 +112,7 @@ def words(request: RunRequest, run_dir: Path) -> tuple[list[str], list[Path]]:
             if not value.startswith(RUNS + "/"):
                 path = Path(os.path.abspath(Path(request.cwd or ".") / Path(value).expanduser()))  # noqa: PTH100  # keeps links
                 if not (path.is_file() or path.is_dir()):
-                    raise FileNotFoundError(f"{key}={value}: there is no such file")
+                    raise FileNotFoundError(f"{key}={value}: no such file")
                 files += [path, *ensemble_checkpoints(path)]
                 values[position] = str(path)
         if values:
@@ -124,7 +125,7 @@ def words(request: RunRequest, run_dir: Path) -> tuple[list[str], list[Path]]:
 
 
 def _named(word: str) -> list[str]:
-    """The files that one of the trainer's words names; none where it is of another key."""
+    """The files that one of the trainer's words names; empty for other keys."""
     key, separator, value = word.partition("=")
     if not separator or key not in FILES:
         return []
@@ -136,7 +137,7 @@ def _named(word: str) -> list[str]:
 
 
 def environment(request: RunRequest, place: Place, run_dir: Path, gpus: bool) -> dict[str, str]:
-    """The contract's variables and those that the job names; nothing else of this process's environment."""
+    """The contract's variables and those that the job lists; nothing else of this process's environment."""
     settings = {name: os.environ[name] for name in request.env if name in os.environ}
     settings |= {
         "RUN_DIR": f"{RUNS}/{run_dir.parent.name}/{run_dir.name}",
@@ -147,7 +148,7 @@ def environment(request: RunRequest, place: Place, run_dir: Path, gpus: bool) ->
         "TRITON_CACHE_DIR": f"{COMPILED}/triton",
     }
     if not gpus:
-        settings["NVIDIA_VISIBLE_DEVICES"] = "void"  # a host's default runtime would give it all of them
+        settings["NVIDIA_VISIBLE_DEVICES"] = "void"  # otherwise a host's default runtime would give it all GPUs
     if request.data_dir:
         settings["DATA_DIR"] = DATA
     if limit := device_limit(request):
@@ -164,7 +165,7 @@ def options(
 ) -> dict[str, Any]:
     """Arguments of `APIClient.create_container`, with `host_config` as those of `create_host_config`.
 
-    Everything the trainer prints goes to the run's log.txt from inside, so that the log is whole whoever watches.
+    The container itself writes the trainer's output to the run's log.txt, so that the log is complete at any time.
     Raises FileNotFoundError for a file that the run names.
     """
     from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
@@ -173,7 +174,7 @@ def options(
     resources = request.resources
     inside = f"{RUNS}/{run_dir.parent.name}/{run_dir.name}"
     mounts = [Mount(inside, str(run_dir), type="bind")]
-    # What the launcher goes by is not the run's to write.
+    # The run must not write the files that the launcher relies on.
     mounts += [
         Mount(f"{inside}/{name}", str(run_dir / name), type="bind", read_only=True)
         for name in RECORDS
@@ -235,13 +236,13 @@ def options(
 
 
 def on_host(text: str, request: RunRequest, run_dir: Path | None = None) -> str:
-    """A message of a run with the host's paths in place of the container's, as far as they are known: those below /data
-    by the request, those below /runs and /cache by the run's directory."""
+    """A message of a run with the container's paths replaced by the host's, if known: paths in /data by the request,
+    paths in /runs and /cache by the run's directory."""
     places = {DATA: request.data_dir}
     if run_dir is not None:
         root = run_dir.absolute().parent.parent
         places |= {RUNS: str(root), CACHE: str(cache_dir(root))}
-    # Files that a run names are mounted under their own path, whatever that begins with.
+    # Files that a run names are mounted under their own path, so their prefix has no meaning.
     own = [name for word in request.command for name in _named(word)]
 
     def host(match: re.Match[str]) -> str:
@@ -252,6 +253,6 @@ def on_host(text: str, request: RunRequest, run_dir: Path | None = None) -> str:
 
 
 def name(run_dir: Path, attempt: int) -> str:
-    """The container's name: readable, one for each attempt, and not that of a run of another runs folder."""
+    """The container's name: readable, unique for each attempt and for each runs folder."""
     readable = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{run_dir.parent.name}.{run_dir.name}.{attempt}")
     return readable[-200:].lstrip("_.-") + "." + hashlib.sha256(os.fsencode(run_dir)).hexdigest()[:6]

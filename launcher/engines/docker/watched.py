@@ -1,4 +1,4 @@
-"""A container that a thread of this process looks after: the memory that it takes, and what its end means."""
+"""A container that a thread of this process watches: its memory, and the meaning of its end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.engines.docker import client as docker_client
 from launcher.engines.docker import recipe
-from launcher.engines.outcome import STOP, last_error, verdict, want_of_memory
+from launcher.engines.outcome import STOP, lack_of_memory, last_error, verdict
 from launcher.host.gpu_locks import GpuLock
 from launcher.record.request import RunRequest
 from launcher.record.states import State
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ContainerAttempt:
-    """An attempt of a run, its container (`id`, empty before there is one), and what was seen of it."""
+    """An attempt of a run, its container (`id`, empty before its creation), and observations of it."""
 
     run_dir: Path
     attempt: int
@@ -41,13 +41,13 @@ class ContainerAttempt:
 
 
 def sample_memory(watched: ContainerAttempt, client: Callable[[], DockerClient] | None) -> None:
-    """Look at the container's memory, for its peak in bytes. `client` is asked once for where the kernel counts it;
-    None where the container is no process of this host."""
+    """Sample the container's memory, for its peak in bytes. Asks `client` once for the kernel's counter. `client` is
+    None if the container is not on this host."""
     if watched.memory_files is None:
         watched.memory_files = []
         if client is None:
             return
-        with suppress(Exception):  # the figure is missing then
+        with suppress(Exception):  # then the figure is missing
             pid = int(client().api.inspect_container(watched.id)["State"]["Pid"])
             watched.memory_files = cgroup.peak_files(pid)
     seen = [number for path in watched.memory_files if (number := cgroup.number(path)) is not None]
@@ -56,8 +56,8 @@ def sample_memory(watched: ContainerAttempt, client: Callable[[], DockerClient] 
 
 
 def state_at_end(client: DockerClient, watched: ContainerAttempt) -> dict[str, Any]:
-    """The `State` of an ended container as the engine sees it. That memory was short arrives a little after the end
-    that it caused. Raises the SDK's errors."""
+    """The engine's `State` of an ended container. The report of a lack of memory may arrive shortly after the end.
+    Raises the SDK's errors."""
     for _ in range(10):
         state: dict[str, Any] = client.api.inspect_container(watched.id)["State"]
         if state["ExitCode"] != 137 or state.get("OOMKilled"):
@@ -69,14 +69,14 @@ def state_at_end(client: DockerClient, watched: ContainerAttempt) -> dict[str, A
 
 
 def ending(watched: ContainerAttempt, state: Mapping[str, Any], asked: bool) -> tuple[State, str, dict[str, Any]]:
-    """What the container's end, as `state_at_end` has it, makes of the run: state, reason and figures of its event.
+    """State, reason and figures of the run's last event, from the container's `state_at_end`.
 
-    `asked`: somebody wanted it to end.
+    `asked`: a stop was requested.
     """
     run_dir, code = watched.run_dir, int(state["ExitCode"])
     if code > 128 and code != 143 and code - 128 in {int(number) for number in signal.Signals}:
         code = 128 - code
-    memory = want_of_memory(watched.request) if state.get("OOMKilled") else ""
+    memory = lack_of_memory(watched.request) if state.get("OOMKilled") else ""
     if state.get("OOMKilled") and watched.request.resources.memory:
         watched.peak = watched.request.resources.memory
     word, reason = verdict(code, asked, watched.timed_out, watched.request, memory, run_dir)

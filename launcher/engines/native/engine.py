@@ -1,4 +1,4 @@
-"""Runs as processes of this host, each under a `launcher exec` of its own."""
+"""Runs as processes of this host, each under its own `launcher exec`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from launcher.record.states import ENDED
 
 
 class NativeEngine(SupervisedEngine):
-    """Starts `launcher exec` in a session of its own, so that neither a terminal nor the supervisor ends it."""
+    """Starts `launcher exec` in its own process session, so that neither a terminal nor the supervisor ends it."""
 
     name = execute.NAME
     where = "as a process"
@@ -53,7 +53,7 @@ class NativeEngine(SupervisedEngine):
         """See `SupervisedEngine.start`."""
         command = [sys.executable, "-m", "launcher", "exec", str(run_dir), "--attempt", str(attempt)]
         if sys.platform == "darwin" and shutil.which("caffeinate"):
-            command = ["caffeinate", "-i", *command]  # a Mac that falls asleep trains nothing
+            command = ["caffeinate", "-i", *command]  # a sleeping Mac does not train
         descriptors = [one.descriptor for one in held]
         with (run_dir / "log.txt").open("ab") as log:
             self._children[run_dir] = subprocess.Popen(
@@ -67,7 +67,7 @@ class NativeEngine(SupervisedEngine):
             )
 
     def poll(self, run_dir: Path) -> bool:
-        """See `SupervisedEngine.poll`. Before it has its lock, a run of this supervisor's is known by its process."""
+        """See `SupervisedEngine.poll`. A run of this supervisor without its lock yet is known by its process."""
         child = self._children.get(run_dir)
         if child is not None and child.poll() is None:
             return True
@@ -75,21 +75,21 @@ class NativeEngine(SupervisedEngine):
 
     def settle(self, run_dir: Path) -> bool:
         """See `Engine.settle`."""
-        # A request to stop may come before a starting process can hear it.
+        # A request to stop may come before a starting process can receive it.
         ours = read_status(run_dir).figures.get("engine", self.name) == self.name
         if ours and mark_lost(run_dir, "cancelled" if run_dir in self._asked else "lost"):
             secret_files.take_back(run_dir, read_status(run_dir).attempt)
         return read_status(run_dir).state not in ENDED
 
     def taken(self) -> dict[str, str]:
-        """See `SupervisedEngine.taken`. Runs of other engines on this host have GPUs, too."""
+        """See `SupervisedEngine.taken`. Runs of other engines on this host use GPUs, too."""
         held: dict[str, str] = {}
         for name in registry.ENGINES:
             held |= registry.engine(name).holds()
         return held
 
     def host_memory(self, run_dir: Path, status: Status) -> int | None:
-        """See `Engine.host_memory`: that of the process which executes the run, with all its descendants."""
+        """See `Engine.host_memory`: the run's process with all its descendants."""
         return process.host_memory(run_dir, status)
 
     def execute(self, run_dir: Path, attempt: int | None, ticket: str) -> int:
@@ -107,10 +107,10 @@ class NativeEngine(SupervisedEngine):
         self._signal(run_dir, signal.SIGINT)
 
     def _signal(self, run_dir: Path, number: signal.Signals) -> None:
-        # Only while the lock is held: a process id alone may have become another process's.
+        # Only while the lock is held: a process id alone may belong to another process now.
         status = read_status(run_dir)
         if status.figures.get("host", os.uname().nodename) != os.uname().nodename:
-            return  # its number is a process of another host
+            return  # the process is on another host
         pid = status.figures.get("exec_pid")
         if pid is None and run_dir in self._children and self._children[run_dir].poll() is None:
             pid = self._children[run_dir].pid
@@ -122,4 +122,4 @@ class NativeEngine(SupervisedEngine):
 
 
 def _not_installed(missing: Sequence[str]) -> str:
-    return f"runs need what is not installed here: {', '.join(missing)}\nsay: {checks.INSTALL}"
+    return f"runs need packages that are not installed: {', '.join(missing)}\ninstall them: {checks.INSTALL}"

@@ -1,7 +1,7 @@
-"""`launcher exec RUN_DIR`: execute one run natively to its end, and record how it ended.
+"""`launcher exec RUN_DIR`: execute one run natively, and record how it ended.
 
-The process that does so holds `exec.lock` in the run directory for its whole life, in a session of its own: it outlives
-the supervisor that started it, and anyone can see whether it lives.
+The process holds `exec.lock` in the run directory for its whole life, so anyone can see whether it lives. It has its
+own process session, and outlives the supervisor that started it.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ NAME = "native"
 
 
 def execute(run_dir: Path, attempt: int | None = None, grace: float = GRACE) -> int:
-    """Execute the run; returns 0 when it succeeded, else its exit code (or 1).
+    """Execute the run. Returns 0 if it succeeded, else its exit code (or 1).
 
-    `attempt` is the one a supervisor has announced as `starting`; None starts a new one by hand. Raises RunError where
-    the run is under way, has succeeded, or was taken back meanwhile.
+    `attempt` is the one that a supervisor has announced as `starting`; None starts a new one by hand. Raises RunError
+    if the run is in progress, has succeeded, or was withdrawn meanwhile.
     """
     run_dir = run_dir.resolve()
     request = read_request(run_dir)
     with locked(run_dir / "exec.lock") as mine:
         if not mine:
-            raise RunError(f"{run_dir.name}: is being executed already; see it: launcher logs {run_dir} -f")
+            raise RunError(f"{run_dir.name}: is being executed already; see: launcher logs {run_dir} -f")
         status = read_status(run_dir)
         held: list[gpu_locks.GpuLock] = []
         if attempt is None:
             devices, held = _by_hand(run_dir, request)
         elif (status.state, status.attempt) != ("starting", attempt):
-            raise RunError(f"{run_dir.name}: attempt {attempt} was taken back: the run is {status.state}")
+            raise RunError(f"{run_dir.name}: attempt {attempt} was withdrawn: the run is {status.state}")
         else:
             devices = [word for word in os.environ.get(DEVICES, "").split(",") if word]
         try:
-            # The trainer holds the lock, too: where this process is killed, the run is under way until that one ends.
+            # The trainer holds the lock, too: if this process is killed, the run is in progress until the trainer ends.
             overseer = Overseer({"engine": NAME}, grace)
             return run_trainer(run_dir, request, devices, [mine, *(one.descriptor for one in held)], overseer)
         finally:
@@ -52,14 +52,14 @@ def execute(run_dir: Path, attempt: int | None = None, grace: float = GRACE) -> 
 
 
 def _by_hand(run_dir: Path, request: RunRequest) -> tuple[list[str], list[gpu_locks.GpuLock]]:
-    """Announce a new attempt and lock the devices it needs, where no supervisor has done so."""
+    """Announce a new attempt and lock its devices, since no supervisor has done so."""
     status = read_status(run_dir)
     if status.state in ("starting", "running"):
         engine = str(status.figures.get("engine", NAME))
         if engine != NAME:
             where = registry.engine(engine).where
-            raise RunError(f"{run_dir.name}: is under way {where}; see it: launcher logs {run_dir} -f")
-        append_event(run_dir, "lost", reason="its process vanished without a word")
+            raise RunError(f"{run_dir.name}: is in progress {where}; see: launcher logs {run_dir} -f")
+        append_event(run_dir, "lost", reason="its process ended without a message")
     if read_status(run_dir).state in ENDED:
         append_event(run_dir, "queued", status.attempt + 1, "executed by hand")
     machine = here()
@@ -71,7 +71,7 @@ def _by_hand(run_dir: Path, request: RunRequest) -> tuple[list[str], list[gpu_lo
         for _, one in got:
             one.close()
         raise RunError(
-            f"{run_dir.name}: needs {request.resources.gpus} GPU; here are {len(machine.devices)}, {len(got)} free"
+            f"{run_dir.name}: needs {request.resources.gpus} GPU; this host has {len(machine.devices)}, {len(got)} free"
         )
     append_event(run_dir, "starting", reason="by hand", engine=NAME)
     return [device for device, _ in got], [one for _, one in got]

@@ -1,8 +1,8 @@
-"""A submission's way through Slurm: what is queued is handed to sbatch, what ended badly is repeated, steps come after.
+"""Moves a submission forward in Slurm: submits queued runs with sbatch, repeats failed ones, then submits the steps.
 
-No process stays for that. `advance` puts everything right that can be put right at a moment, and is called by submit
-and resume, by each task whose run ended badly, and by a small job that Slurm starts after all others (`afterany`). The
-steps of `after:` wait in Slurm's queue for that small job, which makes them wait longer where it repeats runs.
+No process stays alive for this. `advance` does everything that can be done at the moment. It is called by submit and
+resume, by each task whose run failed, and by a small job that Slurm starts after all others (`afterany`). The steps of
+`after:` wait in Slurm's queue for that small job, which extends their wait if it repeats runs.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from launcher.record.request import read_request
 from launcher.record.states import ENDED, GOOD, State
 
 SETTLE_PATIENCE = 300.0
-"""Seconds that the job which comes after the others waits for another process to have done the same."""
+"""Seconds that the small job waits for another process that does the same."""
 TASK_PATIENCE = 30.0
-"""Seconds that a task whose run has ended badly waits for others that do the same for theirs."""
+"""Seconds that a task whose run failed waits for other tasks that do the same."""
 
 
 class _Advance:
-    """One look at everything, under the submission's lease."""
+    """One pass over everything, under the submission's lease."""
 
     def __init__(self, jobs: Jobs, directory: Path, mine: lease.Lease, say: Say) -> None:
         self.directory = directory.resolve()
@@ -54,9 +54,9 @@ class _Advance:
         self.states = {name: jobs.settled(self.directory / name, self.board) for name in self.requests}
         self.new: list[Batch] = []
         self.begin: dict[str, float] = {}
-        """Seconds that a repeated run waits before it may begin."""
+        """Seconds that a repeated run waits before it may start."""
 
-    # -- what the journals say next
+    # -- changes of the journals
 
     def _append(self, name: str, state: State, attempt: int | None = None, reason: str = "", **more: Any) -> None:
         try:
@@ -68,7 +68,7 @@ class _Advance:
             self.states[name] = read_status(self.directory / name)
 
     def repeat(self) -> None:
-        """Queue again what the job's policy gives another attempt."""
+        """Queue runs again for which the job's policy allows another attempt."""
         for name, status in list(self.states.items()):
             if status.state not in ENDED - GOOD - {"cancelled"}:
                 continue
@@ -82,7 +82,7 @@ class _Advance:
                 self.say(f"{name}: queued again {reason}")
 
     def cancel_hopeless(self) -> None:
-        """Cancel what need not begin: `on_failure: stop`, and steps whose step before them has failed."""
+        """Cancel runs that must not start: by `on_failure: stop`, and steps whose required step has failed."""
         bad = ENDED - GOOD
         failed = next((n for n, s in self.states.items() if s.state in bad - {"cancelled"}), None)
         for name in self.queued():
@@ -91,10 +91,10 @@ class _Advance:
             if failed is not None and self.on_failure == "stop":
                 self._append(name, "cancelled", None, f"{failed} is {self.states[failed].state} (on_failure: stop)")
             elif lost:
-                reason = f"'{lost[0]}' {self.states[lost[0]].state}: there is nothing to work on"
+                reason = f"'{lost[0]}' {self.states[lost[0]].state}: the step has no input"
                 self._append(name, "cancelled", None, reason)
 
-    # -- what Slurm is asked for
+    # -- requests to Slurm
 
     def queued(self, *kinds: str) -> list[str]:
         """Queued runs (of these kinds)."""
@@ -105,7 +105,7 @@ class _Advance:
         return [name for name in names if not self.board.waits_or_runs(name, self.states[name])]
 
     def _send(self, kind: board.Kind, asked: list[str], names: list[str], after: list[int] | None = None) -> int:
-        self.lease.check()  # a slow volume may have made others believe that this one has gone
+        self.lease.check()  # with a slow volume other launchers may have taken this one for dead
         number = f"{int(self.board.next_number()) + len(self.new):03d}"
         script = slurm_request.settle_script(self.directory, self.python)
         if kind == "runs":
@@ -120,7 +120,7 @@ class _Advance:
         return batch.job
 
     def send_runs(self) -> None:
-        """A job array for each distinct request of the training runs that wait, higher priorities first."""
+        """Submit a job array for each distinct request of the waiting training runs, higher priorities first."""
         shapes: dict[tuple[tuple[str, ...], float], list[str]] = {}
         waiting = self._unasked(self.queued("train"))
         for name in sorted(waiting, key=lambda name: -self.requests[name].priority):
@@ -131,7 +131,8 @@ class _Advance:
         first = self._followed() if shapes else []
         for (asked, wait), names in shapes.items():
             for part in slurm_request.cut(names, calls.max_array()):
-                # Several arrays of a job with max_parallel follow one another: each keeps to it, and so do all.
+                # Several arrays of a job with max_parallel run one after another, so that the limit holds for all
+                # together.
                 after = first + (before[-1:] if limit else [])
                 job = self._send(
                     "runs",
@@ -146,7 +147,8 @@ class _Advance:
                 before.append(job)
 
     def _followed(self) -> list[int]:
-        """Jobs of the submission that this one follows. Raises RunError where that is not Slurm's and not over."""
+        """Jobs of the submission that this one follows. Raises RunError if that one has not ended and is not in
+        Slurm."""
         if not self.follows:
             return []
         other = self.directory.parent / str(self.follows)
@@ -154,17 +156,17 @@ class _Advance:
             return [batch.job for batch in board.load(other).living() if batch.job is not None]
         open_ = [path.name for path in list_runs(other) if read_status(path).state not in ENDED]
         if open_:
-            raise RunError(f"follows: {other.name} is no submission to Slurm, which can wait for its own jobs alone")
+            raise RunError(f"follows: {other.name} does not run in Slurm; Slurm can only wait for its own jobs")
         return []
 
     def _living(self, *kinds: str) -> list[int]:
-        """Jobs, not over, that execute runs of these kinds."""
+        """Jobs that execute runs of these kinds and have not ended."""
         batches = [*self.board.living("runs"), *(batch for batch in self.new if batch.kind == "runs")]
         mine = [batch for batch in batches if any(self.requests[name].kind in kinds for name, _ in batch.runs)]
         return [batch.job for batch in mine if batch.job is not None]
 
     def settle_after(self, jobs: list[int], kind: board.Kind) -> int | None:
-        """The small job that comes after these: one that waits already is made to wait for all of them."""
+        """Submit the small job that runs after these jobs. If one waits already, make it wait for all of them."""
         if not jobs:
             return None
         for batch in self.board.living(kind):
@@ -179,7 +181,7 @@ class _Advance:
         return self._send(kind, [*asked, f"--dependency={_after('afterany', jobs)}"], [], jobs)
 
     def send_steps(self, settling: int | None) -> None:
-        """The steps that wait, each after what it needs."""
+        """Submit the waiting steps, each after the steps that it needs."""
         jobs: dict[str, int] = {}
         for name in self.queued("ensemble", "predict", "analyze"):
             needs = self.requests[name].needs
@@ -204,7 +206,7 @@ class _Advance:
             jobs[name] = self._send("runs", [*asked, *more, *([f"--dependency={text}"] if text else [])], [name])
 
     def _job_of(self, name: str) -> int | None:
-        """The job of a step that is not over."""
+        """The job of a step that has not ended."""
         status = self.states[name]
         key = self.board.key(name, status)
         return key.job if key and status.state not in ENDED and self.board.waits_or_runs(name, status) else None
@@ -217,9 +219,9 @@ def _after(how: str, jobs: Iterable[int]) -> str:
 def advance(
     jobs: Jobs, directory: Path, say: Say = lambda line: None, prepare: Callable[[], None] | None = None
 ) -> bool:
-    """Go on with the submission as far as can be gone now; True where every run has ended. `prepare` is done first.
+    """Continue the submission as far as possible now. Returns whether every run has ended. Calls `prepare` first.
 
-    Raises RunError where another process drives it, and SlurmError.
+    Raises RunError if another process holds the lease, and SlurmError.
     """
     with lease.hold(directory, say) as mine:
         if prepare is not None:
@@ -237,8 +239,8 @@ def advance(
 
 
 def advance_after(jobs: Jobs, run_dir: Path) -> None:
-    """The same in the task whose run has ended badly, where something follows from that at once: another attempt, or
-    the end of what has not begun. What another process keeps it from is left to the job that comes after the others."""
+    """The same in a task whose run failed, if that has an immediate consequence: another attempt, or the end of runs
+    that have not started. If another process holds the lease, leaves the work to the small job."""
     directory, request = run_dir.parent, read_request(run_dir)
     again = retry.decide(request, read_events(run_dir))
     if not isinstance(again, retry.NextAttempt) and read_submission(directory).get("on_failure") != "stop":
@@ -251,11 +253,11 @@ def advance_after(jobs: Jobs, run_dir: Path) -> None:
                 return
             except RunError as error:
                 print(error, flush=True)
-        time.sleep(random.uniform(0.5, 1.5))  # not all at once, where many have failed
+        time.sleep(random.uniform(0.5, 1.5))  # spread over time, if many have failed
 
 
 def settle(jobs: Jobs, directory: Path, say: Say, collect: Collect) -> bool:
-    """The small job that comes after the others: go on, and collect once all runs have ended. True if they have."""
+    """The work of the small job: continue, and collect once all runs have ended. Returns whether they have ended."""
     deadline = time.monotonic() + SETTLE_PATIENCE
     while True:
         try:

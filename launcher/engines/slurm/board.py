@@ -1,7 +1,7 @@
-"""Which job of Slurm executes which run: a submission's `slurm/` folder, and what Slurm knows of the jobs in it.
+"""Which job of Slurm executes which run: a submission's `slurm/` folder, and Slurm's state of its jobs.
 
-Each sbatch call has a number and leaves `001.json` (what was asked, and the job that came of it), `001.sh` (the
-script), `001.tasks` (a line a task: run and attempt) and `001.out` (what is said outside the runs' logs).
+Each sbatch call has a number and leaves `001.json` (the request and its job), `001.sh` (the script), `001.tasks` (one
+line per task: run and attempt) and `001.out` (output outside the runs' logs).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trainer.base.files import write_json, write_text
 
 FOLDER = "slurm"
 Kind = Literal["runs", "after_runs", "after_steps"]
-"""What a job executes: runs or a step; or what is done after the training runs, and after the steps."""
+"""What a job executes: runs, a step, or the small job after the training runs or after the steps."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Batch:
     kind: Kind
     words: list[str]
     runs: list[tuple[str, int]] = field(default_factory=list)
-    """Run and attempt of each task; of the only one where it is no array."""
+    """Run and attempt of each task; a job that is not an array has one."""
     after: list[int] = field(default_factory=list)
-    """Of one that comes after others: their jobs."""
+    """Of a small job: the jobs that it waits for."""
     job: int | None = None
 
     @property
@@ -42,7 +42,7 @@ class Batch:
 
 
 def read_batches(submission: Path) -> list[Batch]:
-    """The sbatch calls so far, oldest first. One whose file is cut short is passed over."""
+    """The sbatch calls so far, oldest first. Skips a call whose file is truncated."""
     batches = []
     for path in sorted((submission / FOLDER).glob("*.json")):
         try:
@@ -60,7 +60,7 @@ def write_batch(submission: Path, batch: Batch) -> None:
 
 
 def send(submission: Path, batch: Batch, script: str) -> Batch:
-    """Write the batch down, hand it to sbatch, and write down which job it is. Raises SlurmError."""
+    """Record the batch, submit it with sbatch, and record its job. Raises SlurmError."""
     folder = submission / FOLDER
     folder.mkdir(exist_ok=True)
     write_text(folder / f"{batch.number}.sh", script)
@@ -75,18 +75,18 @@ def send(submission: Path, batch: Batch, script: str) -> Batch:
 
 
 def _literally(path: Path) -> str:
-    """The path for sbatch, to which %a and the like mean something."""
+    """The path with % escaped, because sbatch replaces %a and the like."""
     return str(path).replace("%", "%%")
 
 
 def job_name(submission: Path, number: str) -> str:
-    """What squeue shows."""
+    """The job's name in squeue."""
     return f"{submission.name}.{number}"
 
 
 class Board:
-    """A submission's jobs at one moment: first what was asked, then what Slurm says, so that what it does not know has
-    ended."""
+    """A submission's jobs at one moment. The batches were read before Slurm's answer, so a job that Slurm does not know
+    has ended."""
 
     def __init__(self, submission: Path, batches: Sequence[Batch], snapshot: Snapshot) -> None:
         self.submission = submission
@@ -99,7 +99,7 @@ class Board:
                     self._of_run[run] = Key(batch.job, task if batch.is_array else None)
 
     def _recovered(self, batch: Batch) -> Batch:
-        """Where a launcher was killed between sbatch and its note of the job: Slurm knows it by its name."""
+        """The batch with its job. If a launcher was killed between sbatch and its record, finds the job by its name."""
         if batch.job is not None:
             return batch
         name = job_name(self.submission, batch.number)
@@ -107,19 +107,19 @@ class Board:
         return dataclasses.replace(batch, job=here[0].array or here[0].id) if here else batch
 
     def key(self, name: str, status: Status) -> Key | None:
-        """The job or task that executes the run, or will; None where none was asked for."""
+        """The job or task that executes the run, or will execute it; None if none was submitted."""
         asked = self._of_run.get((name, status.attempt))
         told = squeue.key(str(status.figures["slurm"])) if status.figures.get("slurm") else None
         return (asked or told) if status.state == "queued" else (told or asked)
 
     def waits_or_runs(self, name: str, status: Status) -> bool:
-        """Whether a job of the run's has not ended."""
+        """Whether the run has a job that has not ended."""
         key = self.key(name, status)
         job = self.snapshot.find(key) if key else None
         return job is not None and not job.over
 
     def living(self, kind: Kind | None = None) -> list[Batch]:
-        """The batches of which something has not ended."""
+        """The batches with a job or task that has not ended."""
         return [
             batch
             for batch in self.batches
@@ -127,11 +127,11 @@ class Board:
         ]
 
     def next_number(self) -> str:
-        """Of the next sbatch call."""
+        """Number of the next sbatch call."""
         return f"{max((int(batch.number) for batch in self.batches), default=0) + 1:03d}"
 
 
 def load(submission: Path) -> Board:
-    """Raises SlurmError where Slurm does not answer."""
+    """The submission's board now. Raises SlurmError if Slurm does not answer."""
     batches = read_batches(submission)
     return Board(submission, batches, calls.snapshot() if batches else Snapshot())

@@ -1,4 +1,4 @@
-"""Slurm's commands as this project calls them. State comes from `squeue --json`; `sacct` is asked where it answers."""
+"""Calls of Slurm's commands. The state comes from `squeue --json`, and from `sacct` if it answers."""
 
 from __future__ import annotations
 
@@ -15,53 +15,55 @@ from launcher.base.errors import RunError
 from launcher.engines.slurm import squeue
 
 PATIENCE = 60
-"""Seconds within which a command of Slurm answers: a controller that is being restarted takes its time."""
+"""Timeout of a Slurm command in seconds: a controller that restarts answers late."""
 KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS")
-"""Of the variables that a job of Slurm has, those that tell its commands whom to talk to."""
+"""Variables of a Slurm job that tell Slurm's commands where the controller is."""
 OF_A_JOB = ("CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 
 
 class SlurmError(RunError):
-    """What Slurm refuses, or that it does not answer."""
+    """Slurm refuses a request, or does not answer."""
 
 
 def environment() -> dict[str, str]:
-    """This process's variables without those of the job that it may itself be: sbatch would hand them on."""
+    """This process's variables without those of a surrounding Slurm job, which sbatch would pass on."""
     variables = {
         name: value
         for name, value in os.environ.items()
         if name in KEPT or not (name.startswith("SLURM_") or name in OF_A_JOB)
     }
-    return {**variables, "SLURM_BITSTR_LEN": "0"}  # arrays' tasks are listed whole
+    return {**variables, "SLURM_BITSTR_LEN": "0"}  # list all tasks of arrays
 
 
 def call(*command: str, stdin: str | None = None) -> str:
-    """What a command of Slurm prints. Raises SlurmError with its own words."""
+    """The output of a Slurm command. Raises SlurmError with the command's message."""
     try:
         done = subprocess.run(
             command, input=stdin, capture_output=True, text=True, errors="replace", env=environment(), timeout=PATIENCE
         )
     except FileNotFoundError:
         raise SlurmError(
-            f"{command[0]} is not installed here: Slurm's commands are needed (apt-get install slurm-client), "
-            "or say --host of a machine that has them"
+            f"{command[0]} is not installed; install Slurm's commands (apt-get install slurm-client), "
+            "or give --host with a machine that has them"
         ) from None
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"Slurm does not answer: {command[0]} was silent for {PATIENCE} s") from None
+        raise SlurmError(
+            f"Slurm does not answer: no output of {command[0]} for {PATIENCE} s; try: scontrol ping"
+        ) from None
     if done.returncode:
         raise SlurmError(_said(command[0], done.stderr or done.stdout) or f"{command[0]}: code {done.returncode}")
     return done.stdout
 
 
 def _said(command: str, text: str) -> str:
-    """Slurm's words on one line, without the lines that only point to the help."""
+    """Slurm's message on one line, without the lines that only refer to the help."""
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("Try ")]
     words = "; ".join(re.sub(rf"^({command}|slurm_load_\w+)?(: )?(error|fatal): ", "", line) for line in lines)
     return f"{command}: {words}"[:500] if words else ""
 
 
 def installed() -> bool:
-    """Whether Slurm's commands are there."""
+    """Whether Slurm's commands are installed."""
     return shutil.which("sbatch") is not None
 
 
@@ -73,20 +75,20 @@ def snapshot() -> squeue.Snapshot:
         if "json" not in str(error):
             raise
         raise SlurmError(
-            f"{error}; a Slurm is needed whose squeue prints JSON: 21.08 or newer, built with it"
+            f"{error}; the launcher needs Slurm 21.08 or newer, built with JSON support (squeue --json)"
         ) from None
     try:
         return squeue.parse(text)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise SlurmError(f"squeue --json: cannot be understood: {error}") from None
+        raise SlurmError(f"squeue --json: unknown format: {error}") from None
 
 
 def submit(words: Sequence[str], script: Path, folder: Path) -> int:
-    """The number of the job that sbatch makes of the script. Raises SlurmError."""
+    """Submit the script with sbatch. Returns the job's number. Raises SlurmError."""
     text = call("sbatch", "--parsable", f"--chdir={folder}", *words, str(script))
     number = (text.split() or [""])[-1].split(";")[0]
-    if not number.isdigit():  # it may have a job all the same: the next look finds it by its name
-        raise SlurmError(f"sbatch: said no number of a job: {' '.join(text.split())[:300] or 'nothing'}")
+    if not number.isdigit():  # the job may exist anyway: the next pass finds it by its name
+        raise SlurmError(f"sbatch printed no job number, but: {' '.join(text.split())[:300] or 'nothing'}")
     return int(number)
 
 
@@ -109,7 +111,7 @@ def nodes(partition: str | None = None) -> list[Node]:
 
 
 def node(line: str) -> Node | None:
-    """A line of sinfo's `%N|%G|%c|%m|%P`; None for what is none.
+    """The node of a line of sinfo's `%N|%G|%c|%m|%P`; None for other lines.
 
     >>> node("n1|gpu:a100:4(S:0-1),shard:8|64|512000|gpu*").gpus
     4
@@ -123,18 +125,18 @@ def node(line: str) -> Node | None:
 
 
 def check(words: Sequence[str]) -> None:
-    """Have Slurm look at a request as sbatch would, and queue nothing. Raises SlurmError where it refuses."""
+    """Let Slurm check a request without queueing it. Raises SlurmError if it refuses."""
     call("sbatch", "--test-only", *words, stdin="#!/bin/sh\n")
 
 
 def cancel(keys: Sequence[str]) -> None:
-    """scancel, for jobs that may have ended meanwhile. Raises SlurmError where Slurm does not answer."""
+    """Call scancel for jobs, which may have ended meanwhile. Raises SlurmError if Slurm does not answer."""
     for first in range(0, len(keys), 200):
         call("scancel", "--quiet", *keys[first : first + 200])
 
 
 def set_dependency(job: int, text: str) -> bool:
-    """Make a waiting job wait for others; False where it waits no more."""
+    """Make a waiting job wait for others. Returns False if it does not wait any more."""
     try:
         call("scontrol", "update", f"JobId={job}", f"Dependency={text}")
     except SlurmError:
@@ -152,13 +154,13 @@ def config() -> Mapping[str, str]:
 
 
 def max_array() -> int:
-    """Tasks of an array at most: its indices are below MaxArraySize."""
+    """Largest number of tasks in an array: the indices are below MaxArraySize."""
     digits = re.match(r"\d+", config().get("MaxArraySize", ""))
     return int(digits[0]) if digits else 1001
 
 
 def accounted(key: squeue.Key) -> squeue.SlurmJob | None:
-    """What sacct still knows of a job that Slurm itself has forgotten; None where there is no accounting."""
+    """sacct's record of a job that Slurm itself has forgotten; None without accounting."""
     try:
         text = call("sacct", "-n", "-X", "-P", f"--jobs={key}", "--format=State,ExitCode,NodeList")
     except SlurmError:

@@ -1,5 +1,5 @@
-"""What `launcher doctor` says of Slurm: whether it answers, what its nodes have, which settings matter to runs; and
-inside a job, what the node gives to it."""
+"""Slurm's checks of `launcher doctor`: whether it answers, its nodes, and settings that matter to runs; inside a job,
+also the GPUs of the job."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KILL_WAIT = 30
 
 
 def examine() -> list[Check]:
-    """Empty where there is no Slurm."""
+    """The checks; empty without Slurm."""
     if not calls.installed():
         return []
     try:
@@ -25,7 +25,7 @@ def examine() -> list[Check]:
         nodes = calls.nodes()
         calls.snapshot()
     except SlurmError as error:
-        return [Check("slurm", "note", str(error), "scontrol ping; SLURM_CONF of the cluster")]
+        return [Check("slurm", "note", str(error), "scontrol ping; set SLURM_CONF to the cluster's slurm.conf")]
     size = calls.max_array()
     return [
         Check("slurm", "ok", f"{version}, cluster {config.get('ClusterName', '?')}, arrays of {size} tasks"),
@@ -42,7 +42,7 @@ def _partitions(nodes: list[Node]) -> list[Check]:
         gpus, cpus, memory = (max(getattr(node, field) for node in its) for field in ("gpus", "cpus", "memory"))
         said = f"{name}: {len(its)} nodes of up to {gpus:g} GPUs, {cpus:g} cores, {show_size(memory)}"
         ask = f"srun -p {name}{' --gres=gpu:1' if gpus else ''} launcher doctor"
-        checks.append(Check("partition", "ok", f"{said}; what a node has for a run: {ask}"))
+        checks.append(Check("partition", "ok", f"{said}; to check a node: {ask}"))
     return checks
 
 
@@ -50,12 +50,12 @@ def _settings(kill_wait: str, requeue: str, plugin: str) -> list[Check]:
     checks = []
     seconds = re.match(r"\d+", kill_wait)
     if seconds and int(seconds[0]) < KILL_WAIT:
-        said = f"KillWait is {kill_wait}: a run that Slurm ends may lack the time for its last.ckpt"
+        said = f"KillWait is {kill_wait}: a run that Slurm ends may have too little time to save last.ckpt"
         checks.append(Check("slurm.conf", "note", said, f"KillWait={KILL_WAIT}"))
     if requeue == "0":
         checks.append(Check("slurm.conf", "note", "JobRequeue is 0: sites may refuse --requeue", "JobRequeue=1"))
     if plugin and "cgroup" not in plugin:
-        said = "TaskPlugin has no cgroup: nothing holds native runs to their memory"
+        said = "TaskPlugin has no cgroup: the memory limit of native runs is not enforced"
         checks.append(Check("slurm.conf", "note", said, "TaskPlugin=task/cgroup, ConstrainRAMSpace=yes in cgroup.conf"))
     return checks
 

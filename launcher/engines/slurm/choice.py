@@ -1,4 +1,4 @@
-"""What Slurm's nodes offer to a job, and how its runs are executed there."""
+"""Resources of Slurm's nodes for a job, and how its runs are executed there."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from launcher.record.request import RunRequest
 def machine(spec: SlurmSpec) -> Machine:
     """The largest node of the partition, by its GPUs. Raises SlurmError.
 
-    Slurm does not say how much memory a GPU has: `--machine FILE` does.
+    Slurm does not report the memory of a GPU. `--machine FILE` can give it.
     """
     nodes = calls.nodes(spec.partition)
     known = nodes if spec.partition else [node for node in nodes if node.default] or nodes
@@ -34,22 +34,22 @@ def machine(spec: SlurmSpec) -> Machine:
 
 
 def offer(engine: Engine, want: Want, spec: SlurmSpec) -> Choice:
-    """Slurm, with what its nodes offer, or what `--machine` describes. Raises RunError, and JobError for what Slurm
-    cannot do."""
+    """Slurm, with the resources of its nodes or of `--machine`. Raises RunError, and JobError for a field that Slurm
+    does not support."""
     job = want.job
     if want.gpus is not None:
-        raise RefusedError("--gpus is not for slurm, which chooses GPUs itself; say resources.gpus", EXIT_USAGE)
+        raise RefusedError("--gpus does not work with slurm, which chooses GPUs itself; use resources.gpus", EXIT_USAGE)
     offered = want.host() if want.machine else machine(spec)
     if job.spec.resources.share_gpu:
         place = job.document.place(("resources", "share_gpu"))
-        raise JobError(f"{place}: resources.share_gpu: Slurm gives each run whole GPUs; leave it out")
+        raise JobError(f"{place}: resources.share_gpu: Slurm gives each run whole GPUs; remove this field")
     how = "jobs of Slurm"
     if spec.runtime == "native":
         missing = checks.missing_packages() if not spec.python else []
         if missing:
             raise RunError(
-                f"runs need what is not installed here: {', '.join(missing)}\nsay: {checks.INSTALL}; or name the "
-                "nodes' Python by slurm.python; or use containers: slurm.runtime=docker"
+                f"runs need packages that are not installed: {', '.join(missing)}\ninstall them: {checks.INSTALL}; or "
+                "set the nodes' Python with slurm.python; or use containers: slurm.runtime=docker"
             )
         return Choice(engine, offered, f"{how}, native processes")
     wants_gpus = bool(offered.gpus) and job.spec.resources.gpus != 0
@@ -58,7 +58,7 @@ def offer(engine: Engine, want: Want, spec: SlurmSpec) -> Choice:
         image = images.resolve(client.connect(timeout=5), named, wants_gpus)
     except EngineError as error:
         name = image_name(job.spec.image, wants_gpus)
-        note = f"note: {name} is taken by its name as each node has it ({error})"
+        note = f"note: each node uses its own image {name}, unchecked here ({error})"
         return Choice(engine, offered, f"{how}, containers of {name}", None, [note], contained=True)
     warning = images.stale_warning(image)
     said = f"{how}, containers of {image.name}"
@@ -66,13 +66,13 @@ def offer(engine: Engine, want: Want, spec: SlurmSpec) -> Choice:
 
 
 def image_name(image: str, gpus: bool) -> str:
-    """What the job's `image:` is called on nodes, where no engine here can say."""
+    """The name of the job's `image:` on nodes, if no engine here knows it."""
     own = ("cuda" if gpus else "cpu") if image == "auto" else image
     return images.default_tag(own) if own in OWN else own
 
 
 def named(requests: Sequence[RunRequest], job: Job, choice: Choice) -> list[RunRequest]:
-    """The requests for nodes: containers of an image that is known by its name alone are a version of their own."""
+    """The requests for nodes. An image that is known only by its name counts as a trainer version of its own."""
     if not choice.contained or choice.image is not None:
         return list(requests)
     name = image_name(job.spec.image, bool(choice.machine.gpus) and job.spec.resources.gpus != 0)
@@ -80,10 +80,10 @@ def named(requests: Sequence[RunRequest], job: Job, choice: Choice) -> list[RunR
 
 
 def check(requests: Sequence[RunRequest], job: Job, spec: SlurmSpec) -> None:
-    """Raises JobError where Slurm refuses what a run asks for."""
+    """Raises JobError if Slurm refuses the request of a run."""
     section = spec.model_dump(exclude_none=True)
     for sbatch_words in dict.fromkeys(slurm_request.words(request, section) for request in requests):
         try:
             calls.check(sbatch_words)
         except SlurmError as error:
-            raise JobError(f"{job.document.place(('slurm',))}: Slurm refuses it: {error}") from None
+            raise JobError(f"{job.document.place(('slurm',))}: Slurm refuses the request: {error}") from None

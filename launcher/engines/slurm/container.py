@@ -1,8 +1,7 @@
 """A run as a container of the node's Docker engine, inside a job of Slurm.
 
-The engine's containers are no processes of the job: Slurm neither counts nor ends them. So the container holds on to
-`launcher exec` by its standard input: when that closes, however the other end died, the container writes its checkpoint
-and ends.
+The engine's containers are not processes of the job: Slurm neither counts nor ends them. So the container's standard
+input is connected to `launcher exec`. When it closes, for any reason, the container saves its checkpoint and ends.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ code=$?
 while kill -0 "$child" 2>/dev/null; do wait "$child"; code=$?; done
 exit "$code"
 """
-"""The container's shell: the trainer, and an end to it when nobody holds standard input open any more."""
+"""The container's shell script: runs the trainer, and ends it when standard input closes."""
 POLL = 0.2
-"""Seconds between two looks at the container."""
+"""Seconds between two checks of the container."""
 
 
 class SlurmContainers(Containers):
@@ -59,7 +58,7 @@ class SlurmContainers(Containers):
         return (*self.overseer.judge(word, reason), figures)
 
     def end(self, run_dir: Path, at_once: bool) -> bool:
-        """SIGTERM, or SIGKILL, for the run's container; False where there is none yet."""
+        """Send SIGTERM, or SIGKILL, to the run's container. Returns False if there is none yet."""
         watched = self._watched.get(run_dir)
         if watched is None or not watched.id:
             return False
@@ -67,15 +66,15 @@ class SlurmContainers(Containers):
         return True
 
     def forget(self, run_dir: Path) -> None:
-        """Remove the container of an attempt that another one has taken the run from."""
+        """Remove the container of an attempt whose run a newer attempt has taken over."""
         watched = self._watched.get(run_dir)
         if watched is not None:
             create.remove(self.client, watched.id)
 
 
 def run(run_dir: Path, attempt: int, devices: Sequence[str], overseer: Overseer) -> int:
-    """Execute the attempt that the journal announces as `starting` in a container, and record how it ended: its exit
-    code, or 1."""
+    """Execute the attempt that the journal announces as `starting` in a container, and record how it ended. Returns its
+    exit code, or 1."""
     signals = StopSignals()
     engine = SlurmContainers(overseer)
     engine.start(run_dir, attempt, devices, [])

@@ -1,4 +1,4 @@
-"""The Slurm engine: what it offers to a job, how it goes on with a submission, and what doctor says of it."""
+"""The Slurm engine: its offer to a job, the progress of a submission, and its checks of doctor."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class SlurmEngine(Jobs):
 
     Section = SlurmSpec
 
-    # -- before a submission is made
+    # -- before a submission is created
 
     def offer(self, want: Want) -> Choice:
-        """See `Engine.offer`. Slurm is used where it is named."""
+        """See `Engine.offer`. Slurm is used only if the user asks for it."""
         if want.auto:
-            raise UnofferedError("Slurm is used where it is named: --engine slurm")
+            raise UnofferedError("Slurm is used only with --engine slurm")
         return slurm_choice.offer(self, want, _section(want.job))
 
     def completed(self, requests: Sequence[RunRequest], job: Job, choice: Choice) -> list[RunRequest]:
@@ -40,7 +40,7 @@ class SlurmEngine(Jobs):
         return slurm_choice.named(requests, job, choice)
 
     def check_requests(self, requests: Sequence[RunRequest], job: Job) -> None:
-        """See `Engine.check_requests`. What could not be seen later is not begun."""
+        """See `Engine.check_requests`. Also refuses runs whose state could not be read later."""
         slurm_choice.check(requests, job, _section(job))
         calls.snapshot()
 
@@ -48,7 +48,7 @@ class SlurmEngine(Jobs):
         """See `Engine.checks`."""
         return checks.examine()
 
-    # -- a submission's way
+    # -- the progress of a submission
 
     def advance(self, directory: Path, say: Say, prepare: Callable[[], None] | None = None) -> bool:
         """See `QueueEngine.advance`."""
@@ -56,7 +56,9 @@ class SlurmEngine(Jobs):
             return advance.advance(self, directory, say, prepare)
         except SlurmError as error:
             resume = f"launcher resume {directory.name} --runs {shlex.quote(os.path.relpath(directory.parent))}"
-            raise SlurmError(f"{error}\nwhat Slurm has not taken stays queued; go on with: {resume}") from None
+            raise SlurmError(
+                f"{error}\nruns that Slurm has not accepted stay queued; continue with: {resume}"
+            ) from None
 
     def come_back(self, directory: Path, say: Say, collect: Collect) -> None:
         """See `QueueEngine.come_back`."""
@@ -65,7 +67,7 @@ class SlurmEngine(Jobs):
     def execute(self, run_dir: Path, attempt: int | None, ticket: str) -> int:
         """See `Engine.execute`. `ticket` is the number of the sbatch call."""
         if attempt is None:
-            raise RunError("a job of Slurm is asked for one attempt of a run; say --attempt N")
+            raise RunError("a Slurm job executes one given attempt of a run; give --attempt N")
         return task.run(self, run_dir, attempt, ticket)
 
     def host_memory(self, run_dir: Path, status: Status) -> int | None:

@@ -1,5 +1,5 @@
-"""Runs as jobs of Slurm. What is asked of Slurm lies in the submission's folder, how runs fare in their journals; this
-puts down what Slurm alone knows: who was killed for want of memory or time, lost with a node, or cancelled by others.
+"""Runs as jobs of Slurm. The submission's folder has the requests to Slurm, the runs' journals have their states. This
+module records ends that only Slurm knows: out of memory, time limit, node failure, or cancelled by somebody.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from launcher.base.errors import RunError
 from launcher.engines.base import QueueEngine
-from launcher.engines.outcome import STOP, want_of_memory
+from launcher.engines.outcome import STOP, lack_of_memory
 from launcher.engines.run_files import touch
 from launcher.engines.slurm import board as slurm_board
 from launcher.engines.slurm import calls, task_lease
@@ -26,15 +26,15 @@ from launcher.record.request import RunRequest, read_request
 from launcher.record.states import ENDED, State
 
 FRESH = 2.0
-"""Seconds for which what Slurm said is not asked again by one who only looks."""
+"""A read-only command reuses Slurm's answer for this many seconds."""
 EXIT_EARLY = 79
-"""Exit code of a job that came before what it needs: its run stays in the queue."""
+"""Exit code of a job that started before the runs that it needs had ended: its run stays in the queue."""
 NAME = "slurm"
 NODE = ("NODE_FAIL", "BOOT_FAIL", "LAUNCH_FAILED")
 
 
 class Jobs(QueueEngine):
-    """Knows which jobs runs have, and what became of them."""
+    """The jobs of runs, and their ends."""
 
     name = NAME
     where = "as a job of Slurm"
@@ -44,11 +44,11 @@ class Jobs(QueueEngine):
         self.trouble: str | None = None
         self._boards: dict[Path, tuple[float, Board]] = {}
         self._silent = (0.0, "")
-        """Until when one who only looks does not ask Slurm again, which gave no answer, and its words: for as long as
-        it was waited for, so that a look at many runs does not wait for each."""
+        """After no answer: until when a read-only command does not ask Slurm again, and the error. The pause is as
+        long as the wait was, so that a check of many runs does not wait for each."""
 
     def board(self, submission: Path, fresh: bool = False) -> Board:
-        """The submission's jobs, asked for once for many looks. Raises SlurmError."""
+        """The submission's jobs; one answer of Slurm serves many checks. Raises SlurmError."""
         looked_at, board = self._boards.get(submission, (0.0, None))
         if board is None or fresh or time.monotonic() - looked_at > FRESH:
             began, (until, why) = time.monotonic(), self._silent
@@ -64,7 +64,7 @@ class Jobs(QueueEngine):
         return board
 
     def drives(self, submission: Path) -> bool:
-        """See `QueueEngine.drives`. True where Slurm does not answer."""
+        """See `QueueEngine.drives`. True if Slurm does not answer."""
         try:
             return bool(self.board(submission).living())
         except RunError as error:
@@ -76,14 +76,14 @@ class Jobs(QueueEngine):
         return self.settled(run_dir).state not in ENDED
 
     def settled(self, run_dir: Path, board: Board | None = None) -> Status:
-        """`settle`, and the run's status then. `board`: what Slurm has said, where it was asked already."""
+        """`settle`, and the run's status after it. `board`: Slurm's answer, if it was asked before."""
         try:
             board = board or self.board(run_dir.parent)
         except RunError as error:
             self.trouble = str(error)
             return read_status(run_dir)
         self.trouble = None
-        status = read_status(run_dir)  # after Slurm was asked: who ended before that has said so
+        status = read_status(run_dir)  # read after Slurm's answer: a run that ended before has recorded it
         key = board.key(run_dir.name, status) if status.state not in ENDED else None
         if key is None:
             return status
@@ -91,7 +91,7 @@ class Jobs(QueueEngine):
         if job is not None and not job.over:
             if status.state == "queued" or not job.waits:
                 return status
-            queue_again(run_dir, status, key, "its node failed, or its job was requeued")
+            queue_again(run_dir, status, key, "its node failed or its job was requeued")
             return read_status(run_dir)
         with suppress(RunError):  # another host was faster
             if status.state == "queued":
@@ -101,7 +101,7 @@ class Jobs(QueueEngine):
         return read_status(run_dir)
 
     def why_waits(self, run_dir: Path) -> str | None:
-        """See `QueueEngine.why_waits`; also what lets the run go where it is held."""
+        """See `QueueEngine.why_waits`. For a held job, also the command that releases it."""
         with suppress(RunError):
             board, status = self.board(run_dir.parent), read_status(run_dir)
             key = board.key(run_dir.name, status) if status.state == "queued" else None
@@ -114,7 +114,7 @@ class Jobs(QueueEngine):
 
     def _settle_running(self, run_dir: Path, status: Status, key: Key, job: SlurmJob | None) -> None:
         if job is None and task_lease.is_fresh(run_dir):
-            return  # Slurm may show only each user's own jobs
+            return  # Slurm may show users only their own jobs
         asked = (run_dir / STOP).exists()
         job = job or calls.accounted(key)
         state, reason = ending(read_request(run_dir), key, job, asked)
@@ -137,32 +137,33 @@ class Jobs(QueueEngine):
 
     def release(self, submission: Path) -> None:
         """See `QueueEngine.release`; `launcher exec` would refuse them."""
-        with suppress(RunError):  # no Slurm here
+        with suppress(RunError):  # Slurm is not here
             board = self.board(submission, fresh=True)
-            calls.cancel(_needless(board, submission))
+            calls.cancel(_unneeded(board, submission))
             self._boards.clear()
 
 
-def _needless(board: Board, submission: Path) -> list[str]:
-    """The journals are read after Slurm was asked: a run that was queued again meanwhile keeps its job."""
-    needless = []
+def _unneeded(board: Board, submission: Path) -> list[str]:
+    """Jobs of runs that have ended. Reads the journals after Slurm's answer: a run queued again meanwhile keeps its
+    job."""
+    unneeded = []
     for run_dir in list_runs(submission):
         status = read_status(run_dir)
         key = board.key(run_dir.name, status) if status.state in ENDED else None
         job = board.snapshot.find(key) if key else None
         if key is not None and job is not None and job.waits:
-            needless.append(str(key))
-    return needless
+            unneeded.append(str(key))
+    return unneeded
 
 
 def _mark(status: Status) -> dict[str, Any]:
-    """Figures of an attempt that its further events carry."""
+    """Figures of an attempt that its later events repeat."""
     return {key: status.figures[key] for key in ("engine", "slurm", "host", "node", "devices") if key in status.figures}
 
 
 def queue_again(run_dir: Path, status: Status, key: Key, why: str) -> None:
-    """Note that Slurm starts the run's job once more, under the same number. That is another attempt, and none of those
-    that `retry.attempts` counts."""
+    """Record that Slurm starts the run's job again under the same number. That is another attempt, but `retry.attempts`
+    does not count it."""
     done = retry.retries(read_events(run_dir))
     kept = "from last.ckpt" if (run_dir / "last.ckpt").exists() else "from the beginning"
     with suppress(RunError):  # another host was faster
@@ -173,55 +174,55 @@ def queue_again(run_dir: Path, status: Status, key: Key, why: str) -> None:
 
 
 def _settle_queued(run_dir: Path, job: SlurmJob | None) -> None:
-    """A job that ended before the run began. Preempted or lost with its node, the run stays in the queue: whoever goes
-    on with the submission asks for another job."""
+    """Handle a job that ended before its run started. After preemption or a node failure the run stays in the queue,
+    and the next `advance` submits another job."""
     if job is None or job.end in ("PREEMPTED", *NODE) or job.exit_code == EXIT_EARLY:
         return
     if job.end == "CANCELLED":
         if job.reason == "DependencyNeverSatisfied":
-            return  # whoever goes on with the submission knows whether what it needs comes after all
+            return  # the next `advance` knows whether the needed runs succeed after all
         reason = "cancelled in Slurm while it waited (scancel)"
         append_event(run_dir, "cancelled", reason=reason, engine=NAME)
         return
     output = last_words(run_dir.parent)
-    reason = f"its job ended in Slurm before it began: {describe(job)}" + (f": {output}" if output else "")
+    reason = f"its job ended in Slurm before the run started: {describe(job)}" + (f": {output}" if output else "")
     append_event(run_dir, "failed", reason=reason, engine=NAME)
 
 
 def last_words(submission: Path) -> str:
-    """The last line of what jobs of the submission said outside the runs' logs."""
+    """The last line of output of the submission's jobs outside the runs' logs."""
     outputs = sorted((submission / slurm_board.FOLDER).glob("*.out"), key=lambda path: path.stat().st_mtime)
     lines = [line for path in outputs[-1:] for line in path.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1][:300] if lines else ""
 
 
 def describe(job: SlurmJob) -> str:
-    """A job's end in few words."""
+    """A short text on a job's end."""
     code = f", signal {job.signal}" if job.signal else f", exit code {job.exit_code}" if job.exit_code else ""
     return f"{job.end or 'no state'}{code}" + (f" on {job.nodes}" if job.nodes else "")
 
 
 def ending(request: RunRequest, key: Key, job: SlurmJob | None, asked: bool) -> tuple[State, str]:
-    """State and reason of a run that was under way when its job ended, and of whose end nobody has written."""
+    """State and reason of a run that was in progress when its job ended, if its end was not recorded."""
     if asked:
         return "cancelled", "stopped on request"
     if job is None:
-        return "lost", f"Slurm does not know job {key} any more, and nobody saw its end"
+        return "lost", f"Slurm does not know job {key} any more, and its end was not recorded"
     where = f" on {job.nodes}" if job.nodes else ""
     if job.end == "OUT_OF_MEMORY":
-        return "out_of_host_memory", want_of_memory(request)
+        return "out_of_host_memory", lack_of_memory(request)
     if job.end in ("TIMEOUT", "DEADLINE"):
-        return "timed_out", f"Slurm's time limit was up{where}"
+        return "timed_out", f"Slurm's time limit was reached{where}"
     if job.end in NODE:
         return "lost", f"its node failed{where}"
     if job.end == "PREEMPTED":
         return "lost", f"preempted{where}"
     if job.end == "CANCELLED":
         return "cancelled", f"cancelled in Slurm (scancel){where}"
-    return "lost", f"it ended without a word: {describe(job)}"
+    return "lost", f"it ended without a message: {describe(job)}"
 
 
 def keys(board: Board, names: Sequence[str]) -> list[Key]:
-    """The jobs of these runs' present attempts."""
+    """The jobs of these runs' current attempts."""
     all_keys = (board.key(name, read_status(board.submission / name)) for name in names)
     return [key for key in all_keys if key is not None]

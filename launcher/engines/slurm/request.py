@@ -1,4 +1,4 @@
-"""What the runs of a submission ask Slurm for: sbatch's words, and how runs are put together into job arrays. Pure."""
+"""Requests to Slurm for the runs of a submission: sbatch's words, and the grouping into job arrays. Pure functions."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from launcher.base.sizes import GIB
 from launcher.record.request import RunRequest
 
 WARNING = 60
-"""Seconds before a time limit at which Slurm sends SIGTERM; it may do so up to 60 s earlier."""
+"""Slurm sends SIGTERM this many seconds before a time limit, or up to 60 s earlier."""
 MARGIN = 150
-"""Seconds that Slurm's own time limit comes after the run's: `launcher exec` ends it first, and knows why."""
+"""Slurm's time limit is this many seconds later than the run's, so that `launcher exec` ends the run and knows why."""
 SETTLING = ("--cpus-per-task=1", f"--mem={GIB // 2**20}M", "--time=15")
-"""What the small job gets that looks after the others."""
+"""Resources of the small job that runs after the others."""
 OF_SETTLING = ("partition", "account", "qos", "reservation", "clusters")
-"""Options of the job file that hold for it, too."""
+"""Options of the job file that also apply to the small job."""
 OWN = ("runtime", "python", "gpu_type")
-"""Fields of `slurm:` that are no options of sbatch."""
-_RESOURCES = "say resources.{} instead"
+"""Fields of `slurm:` that are not options of sbatch."""
+_RESOURCES = "use resources.{} instead"
 _ITSELF = "the launcher sets it"
 MANAGED = {
     **dict.fromkeys(("gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket"),
-                    "say resources.gpus instead (and slurm.gpu_type for a kind of them)"),
+                    "use resources.gpus instead (and slurm.gpu_type for a type of GPU)"),
     **dict.fromkeys(("mem", "mem-per-cpu", "mem-per-gpu"), _RESOURCES.format("memory")),
     **dict.fromkeys(("cpus-per-task", "cpus-per-gpu"), _RESOURCES.format("cpus")),
     **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu"), "a run is one process on one node"),
-    **dict.fromkeys(("time", "time-min"), "say timeout instead"),
-    **dict.fromkeys(("dependency", "kill-on-invalid-dep"), "say after or follows instead"),
-    **dict.fromkeys(("job-name", "comment"), "say name instead"),
-    **dict.fromkeys(("export", "export-file"), "say env or secrets instead"),
+    **dict.fromkeys(("time", "time-min"), "use timeout instead"),
+    **dict.fromkeys(("dependency", "kill-on-invalid-dep"), "use after or follows instead"),
+    **dict.fromkeys(("job-name", "comment"), "use name instead"),
+    **dict.fromkeys(("export", "export-file"), "use env or secrets instead"),
     **dict.fromkeys(
         ("array", "requeue", "no-requeue", "signal", "output", "error", "input", "open-mode", "chdir", "parsable",
          "wrap", "test-only", "wait", "quiet", "hold"), _ITSELF),
 }  # fmt: skip
-"""Options of sbatch that a job file must not name, and what to say in their place."""
+"""Options of sbatch that a job file must not have, and the fields to use instead."""
 
 
 def option_words(options: Mapping[str, Any], only: Sequence[str] | None = None) -> list[str]:
-    """Options of the job file as sbatch's words: true is a bare flag, false and null are left out."""
+    """Options of the job file as sbatch's words: true becomes a bare flag, false and null are omitted."""
     words = []
     for name, value in options.items():
         if name in OWN or value in (None, False) or (only is not None and name not in only):
@@ -52,7 +52,7 @@ def option_words(options: Mapping[str, Any], only: Sequence[str] | None = None) 
 
 
 def words(request: RunRequest, options: Mapping[str, Any]) -> tuple[str, ...]:
-    """sbatch's words for what one run needs. Runs of equal words are one job array."""
+    """sbatch's words for the needs of one run. Runs with equal words become one job array."""
     resources = request.resources
     sbatch_words = ["--nodes=1", "--ntasks=1"]
     if resources.gpus:
@@ -64,23 +64,23 @@ def words(request: RunRequest, options: Mapping[str, Any]) -> tuple[str, ...]:
         sbatch_words.append(f"--cpus-per-task={math.ceil(resources.cpus)}")
     if request.timeout:
         sbatch_words.append(f"--time={math.ceil((request.timeout + MARGIN) / 60)}")
-    # B: the batch process is `launcher exec`, which hands the signal on and records why the run ended.
+    # B: signal only the batch process, `launcher exec`, which passes the signal on and records why the run ended.
     return (*sbatch_words, "--requeue", f"--signal=B:TERM@{WARNING}", *option_words(options))
 
 
 def cut(names: Sequence[str], size: int) -> list[list[str]]:
-    """Parts of at most `size` runs."""
+    """The runs in parts of at most `size`."""
     return [list(names[first : first + size]) for first in range(0, len(names), size)]
 
 
 def array_word(count: int, max_parallel: int | None) -> str:
-    """The array's tasks, and how many of them may be under way at once."""
+    """The array's tasks, and how many of them may run at once."""
     throttle = f"%{max_parallel}" if max_parallel and max_parallel < count else ""
     return f"--array=0-{count - 1}{throttle}"
 
 
 def run_script(submission: Path, number: str, python: str) -> str:
-    """What each task executes: the run and the attempt on its line of the .tasks file."""
+    """The script of each task: executes the run and attempt on its line of the .tasks file."""
     folder = shlex.quote(str(submission))
     return f"""#!/bin/sh
 # Task N of this job executes the run on line N + 1 of {number}.tasks.
@@ -91,5 +91,5 @@ exec {shlex.quote(python)} -m launcher exec {folder}/"${{line% *}}" --attempt "$
 
 
 def settle_script(submission: Path, python: str) -> str:
-    """What the job executes that comes after the others: it records what died, repeats it, and goes on."""
+    """The script of the small job, which records and repeats dead runs, and continues the submission."""
     return f"#!/bin/sh\nexec {shlex.quote(python)} -m launcher advance {shlex.quote(str(submission))}\n"

@@ -14,7 +14,7 @@ from trainer.base.errors import nearest
 
 
 class SlurmSpec(SectionSpec):
-    """How Slurm runs them; what is not listed here is an option of sbatch."""
+    """How Slurm executes the runs. Fields that are not listed here are options of sbatch."""
 
     model_config = ConfigDict(extra="allow")
     description: ClassVar[str] = (
@@ -27,23 +27,23 @@ class SlurmSpec(SectionSpec):
     partition: str | None = Field(None, description="also --partition of submit; null: Slurm's default")
     account: str | None = Field(None, description="also --account of submit")
     qos: str | None = Field(None, description="also --qos of submit")
-    gpu_type: str | None = Field(None, description="a kind of GPU, as Slurm calls it: --gres=gpu:TYPE:N")
+    gpu_type: str | None = Field(None, description="Slurm's type of GPU: --gres=gpu:TYPE:N")
     python: str | None = Field(
-        None, description="the Python on the nodes that has the launcher; null: the one that submits"
+        None, description="the Python with the launcher on the nodes; null: the Python that submits"
     )
 
     def errors(self) -> list[tuple[str, str]]:
-        """What is wrong with the options of sbatch."""
+        """Errors in the options of sbatch."""
         errors = []
         for key, value in (self.model_extra or {}).items():
             name, fields = str(key).replace("_", "-"), list(SlurmSpec.model_fields)
             near = difflib.get_close_matches(str(key), fields, 1, 0.75)
             if name in MANAGED:
-                errors.append((key, f"is not for the job file; {MANAGED[name]}"))
+                errors.append((key, f"is not allowed in the job file; {MANAGED[name]}"))
             elif not re.fullmatch(r"[a-z][a-z0-9-]+", name):
-                errors.append((key, "is no option of sbatch; write it like constraint or mail-type"))
+                errors.append((key, "is not an option of sbatch; write it like constraint or mail-type"))
             elif near:
-                errors.append((key, f"there is no such field; {nearest(str(key), fields)}"))
+                errors.append((key, f"unknown field; {nearest(str(key), fields)}"))
             elif not (value is None or isinstance(value, str | int | float)) or "\n" in str(value):
                 errors.append((key, f"must be a text, a number, true or false, not {_short(value)}"))
         return errors

@@ -1,6 +1,6 @@
-"""What `squeue --json` says, in the shapes that Slurm has given it: pure functions of the text.
+"""Parses `squeue --json` in the formats of several Slurm versions. Pure functions of the text.
 
-Slurm 22.05 prints plain numbers and one state a job (COMPLETING hides what comes after it). From 23.02 on numbers are
+Slurm 22.05 prints plain numbers and one state per job (COMPLETING hides the final state). From 23.02 on numbers are
 `{"set": …, "infinite": …, "number": …}`, from 23.11 on states are lists, and an exit code is a structure.
 """
 
@@ -19,7 +19,7 @@ OVER = frozenset(
         "OUT_OF_MEMORY", "REVOKED", "LAUNCH_FAILED",
     }
 )  # fmt: skip
-"""States of a job that has ended. COMPLETING beside one of them: some of its processes still live."""
+"""States of a job that has ended. COMPLETING with one of them: some of its processes still live."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def key(text: str) -> Key:
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """One record: a job, a task of an array, or the tasks of an array that wait or were cancelled together."""
+    """One record: a job, a task of an array, or several tasks of an array that wait or were cancelled together."""
 
     id: int
     array: int | None = None
@@ -55,22 +55,22 @@ class SlurmJob:
     signal: int = 0
     nodes: str = ""
     end_time: int = 0
-    """Seconds since 1970 at which it ended, or will be ended; 0 where that is not known."""
+    """Seconds since 1970 of its end, or of its time limit; 0 if unknown."""
     preempted: bool = False
 
     @property
     def over(self) -> bool:
-        """Whether it has ended, with every process that Slurm knows of."""
+        """Whether it has ended, with all its processes that Slurm knows."""
         return bool(self.states & OVER) and "COMPLETING" not in self.states
 
     @property
     def waits(self) -> bool:
-        """Whether it has not been started, or is to be started again."""
+        """Whether it has not started, or will be started again."""
         return bool(self.states & WAITING) and "COMPLETING" not in self.states
 
     @property
     def end(self) -> str:
-        """The state in which it ended; empty where it has not."""
+        """The state in which it ended; empty if it has not ended."""
         return next(iter(sorted(self.states & OVER)), "")
 
 
@@ -83,7 +83,7 @@ class Snapshot:
     _several: dict[int, list[SlurmJob]] = field(default_factory=dict, repr=False)
 
     def find(self, wanted: Key) -> SlurmJob | None:
-        """The record of a job or of a task; None where Slurm does not know it (any more)."""
+        """The record of a job or of a task; None if Slurm does not know it (any more)."""
         job = self._single.get((wanted.job, wanted.task))
         if job is None and wanted.task is not None:
             several = self._several.get(wanted.job, ())
@@ -95,13 +95,13 @@ class Snapshot:
         return any(not each.over for each in self.jobs if job in (each.id, each.array))
 
     def pending(self, job: int) -> bool:
-        """Whether a job that is no array waits."""
+        """Whether a job that is not an array waits."""
         found = self._single.get((job, None))
         return found is not None and found.waits
 
 
 def snapshot(jobs: Iterable[SlurmJob]) -> Snapshot:
-    """The records, to be found by key."""
+    """The records, indexed by key."""
     made = Snapshot(tuple(jobs))
     for job in made.jobs:
         if job.tasks:
@@ -117,7 +117,7 @@ def parse(text: str) -> Snapshot:
     """The jobs of `squeue --json`. Raises ValueError for anything else."""
     content = json.loads(text)
     if not isinstance(content, dict) or not isinstance(content.get("jobs"), list):
-        raise ValueError("there are no jobs in it")
+        raise ValueError("it has no jobs")
     return snapshot(_job(entry) for entry in content["jobs"])
 
 
@@ -143,14 +143,14 @@ def _job(entry: dict[str, Any]) -> SlurmJob:
 
 
 def _number(value: Any) -> int | None:
-    """A number in either shape; None where it is not set."""
+    """A number in either format; None if it is not set."""
     if isinstance(value, dict):
         return int(value.get("number") or 0) if value.get("set") else None
     return None if value is None or isinstance(value, bool) else int(value)
 
 
 def _exit(value: Any) -> tuple[int, int]:
-    """Exit code and signal: of the status of wait(2) in 22.05, of a structure in newer ones."""
+    """Exit code and signal: from the status of wait(2) in 22.05, from a structure in newer versions."""
     if isinstance(value, dict) and ("return_code" in value or "signal" in value):
         signal = value.get("signal") or {}
         return _number(value.get("return_code")) or 0, _number(signal.get("id", signal.get("signal_id"))) or 0
@@ -159,8 +159,8 @@ def _exit(value: Any) -> tuple[int, int]:
 
 
 def ranges(text: str) -> tuple[range, ...]:
-    """The tasks of an array's `3,5-9,20-40:10%4`; `…` at the end of a text that Slurm has cut stands for all further
-    ones.
+    """The tasks of an array's `3,5-9,20-40:10%4`. `…` at the end of a text that Slurm has truncated stands for all
+    later tasks.
 
     >>> [list(part) for part in ranges("1,4-6%2")]
     [[1], [4, 5, 6]]

@@ -1,4 +1,5 @@
-"""`launcher exec RUN_DIR` as a task of Slurm: the run's next attempt on this node, and what Slurm did to it."""
+"""`launcher exec RUN_DIR` as a task of Slurm: executes the run's next attempt on this node, and finds out why Slurm
+ended it."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.base.errors import RunError
-from launcher.engines.outcome import STOP, Overseer, want_of_memory
+from launcher.engines.outcome import STOP, Overseer, lack_of_memory
 from launcher.engines.process import run_trainer
 from launcher.engines.slurm import advance, board, calls, container, task_lease
 from launcher.engines.slurm.jobs import EXIT_EARLY, NAME, Jobs, queue_again
@@ -29,32 +30,32 @@ from launcher.record.request import RunRequest, read_request, write_request
 from launcher.record.states import ENDED, GOOD, State
 
 GRACE = 25.0
-"""Seconds between SIGTERM and SIGKILL: Slurm's own SIGKILL comes after 30 (KillWait), and this process must have
-written down by then how the run ended."""
+"""Seconds between SIGTERM and SIGKILL. Slurm's own SIGKILL comes after 30 s (KillWait). By then this process must have
+recorded how the run ended."""
 SOON = 60.0
-"""Seconds around a time limit in which a SIGTERM that nobody explains was for the time limit."""
+"""Within this many seconds of a time limit, an unexplained SIGTERM counts as the time limit."""
 PATIENCE = 40.0
-"""Seconds that the run's lock is waited for, which another attempt on this host may hold until it has ended."""
+"""Seconds to wait for the run's lock, which another attempt on this host may hold until it ends."""
 NOTICE = r"JOB {} ON \S+ CANCELLED AT \S+(?: DUE TO ([A-Z ]+))? \*\*\*"
-"""What slurmstepd writes to a job's output when the controller ends it."""
+"""slurmstepd's notice in a job's output when the controller ends the job."""
 
 
 def here() -> Key:
-    """The job, or the task of an array, that this process is in. Raises RunError."""
+    """The job, or the task of an array, of this process. Raises RunError."""
     array, task, job = (os.environ.get(f"SLURM_{name}", "") for name in ("ARRAY_JOB_ID", "ARRAY_TASK_ID", "JOB_ID"))
     if not job.isdigit():
-        raise RunError("--slurm is for jobs of Slurm: there is no SLURM_JOB_ID here")
+        raise RunError("--slurm works only in a job of Slurm: SLURM_JOB_ID is not set")
     return Key(int(array), int(task)) if array.isdigit() and task.isdigit() else Key(int(job))
 
 
 class SlurmOverseer(Overseer):
-    """Tells why Slurm ended the run, and whether Slurm has started it elsewhere."""
+    """Finds out why Slurm ended the run, and whether Slurm has started it elsewhere."""
 
     def __init__(self, run_dir: Path, lease: TaskLease, mark: Mapping[str, Any], output: Path) -> None:
         super().__init__(mark, GRACE)
         self.run_dir, self.lease, self.output = run_dir, lease, output
         self.begin = output.stat().st_size if output.exists() else 0
-        """What stands before is of earlier attempts: they may have had the same job."""
+        """Output before this byte is from earlier attempts, which may have had the same job."""
         self.requeued = False
         self.signals = 0
 
@@ -63,9 +64,9 @@ class SlurmOverseer(Overseer):
         return self.lease.lost(look)
 
     def asked(self, signals: int) -> int:
-        """See `Overseer.asked`. Slurm may warn before it ends a job: two signals mean no more than one."""
+        """See `Overseer.asked`. Slurm may warn before it ends a job, so two signals mean the same as one."""
         self.signals = signals
-        with suppress(OSError):  # a volume that does not answer just now
+        with suppress(OSError):  # the volume does not answer now
             return 1 if signals or (self.run_dir / STOP).exists() else 0
         return 0
 
@@ -74,8 +75,8 @@ class SlurmOverseer(Overseer):
         if state not in ("cancelled", "lost", "out_of_host_memory") or (self.run_dir / STOP).exists():
             return state, reason
         if state == "out_of_host_memory":
-            return state, want_of_memory(read_request(self.run_dir))
-        if not self.signals:  # Slurm signals all processes of a job, and the trainer may have been faster
+            return state, lack_of_memory(read_request(self.run_dir))
+        if not self.signals:  # Slurm signals all processes of a job, and the trainer may get the signal first
             time.sleep(0.5)
         told = self._told()
         kept = "last.ckpt is kept" if (self.run_dir / "last.ckpt").exists() else "it had no checkpoint yet"
@@ -98,7 +99,7 @@ class SlurmOverseer(Overseer):
             if word in ("PREEMPTION", "JOB REQUEUE"):
                 return "lost", True, "preempted in Slurm" if word == "PREEMPTION" else "requeued in Slurm"
             if word == "TIME LIMIT":
-                return "timed_out", False, "Slurm's time limit was up"
+                return "timed_out", False, "Slurm's time limit was reached"
             return ("lost", False, "its node failed") if word else ("cancelled", False, "cancelled in Slurm (scancel)")
         if not self.signals:
             return None
@@ -108,19 +109,23 @@ class SlurmOverseer(Overseer):
             return None
         if job is not None and job.preempted:
             return "lost", True, "preempted in Slurm"
-        if job is not None and job.end == "CANCELLED":  # nodes that append to one file may lose a notice
+        if job is not None and job.end == "CANCELLED":  # a notice may be lost if several nodes append to one file
             return "cancelled", False, "cancelled in Slurm (scancel)"
         if job is not None and job.end_time and abs(job.end_time - time.time()) < SOON + 2 * 60:
-            return "timed_out", False, "Slurm's time limit was near (timeout: in the job file, else the partition's)"
+            return (
+                "timed_out",
+                False,
+                "Slurm's time limit was reached (timeout: in the job file, else the partition's limit)",
+            )
         return None
 
 
 def run(jobs: Jobs, run_dir: Path, announced: int, number: str) -> int:
-    """Execute the run in this job of Slurm, which was asked for attempt `announced` by the sbatch call `number`.
+    """Execute the run in this job of Slurm, which the sbatch call `number` submitted for attempt `announced`.
 
-    Returns 0 where the run succeeded or is finished. Raises RunError where the job has nothing to execute any more.
+    Returns 0 if the run succeeded or is finished. Raises RunError if the job has nothing to execute any more.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # until the run begins: the journal says `queued` still
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # until the run starts: the journal still says `queued`
     run_dir = run_dir.resolve()
     key, request = here(), read_request(run_dir)
     written = read_submission(run_dir.parent)
@@ -135,7 +140,7 @@ def run(jobs: Jobs, run_dir: Path, announced: int, number: str) -> int:
     devices = given_devices(docker) if request.resources.gpus else []
     early = [need for need in request.needs if read_status(run_dir.parent / need).state not in ENDED]
     if early:
-        print(f"{run_dir.name}: has to wait for {', '.join(early)}: what came before this job has failed", flush=True)
+        print(f"{run_dir.name}: must wait for {', '.join(early)}: an earlier job has failed", flush=True)
         return EXIT_EARLY
     try:
         request = _ready(run_dir, request, devices)
@@ -165,7 +170,9 @@ def run(jobs: Jobs, run_dir: Path, announced: int, number: str) -> int:
             code = run_trainer(run_dir, request, devices, [mine, *(one.descriptor for one in locks)], overseer)
     after = read_status(run_dir)
     if after.attempt != attempt:
-        print(f"{run_dir.name}: attempt {attempt} was ended: {after.attempt} has the run", flush=True)
+        print(
+            f"{run_dir.name}: attempt {attempt} was ended: attempt {after.attempt} has taken over the run", flush=True
+        )
         return code
     (run_dir / STOP).unlink(missing_ok=True)
     if overseer.requeued:
@@ -176,9 +183,9 @@ def run(jobs: Jobs, run_dir: Path, announced: int, number: str) -> int:
 
 
 def claim(run_dir: Path, announced: int, key: Key) -> int | None:
-    """The attempt that this job is to execute, or None: it was given to another job, or is over.
+    """The attempt for this job to execute. None if another job has it, or if it has ended.
 
-    A job that Slurm started again finds the attempt before as it was left: that one is over by this very fact.
+    A job that Slurm started again finds the journal as the earlier attempt left it. That attempt has ended.
     """
     status = read_status(run_dir)
     told = status.figures.get("slurm")
@@ -194,19 +201,17 @@ def claim(run_dir: Path, announced: int, key: Key) -> int | None:
 
 
 def given_devices(docker: bool) -> list[str]:
-    """The GPUs that Slurm has given to this job: as CUDA sees them here; for a container engine, which sees all of the
-    node's, by their numbers on the node."""
+    """The GPUs that Slurm has assigned to this job: CUDA's indices in the job, or, for a container engine, which sees
+    all GPUs of the node, their indices on the node."""
     names = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "CUDA_VISIBLE_DEVICES")
     given = next((os.environ[name] for name in (names if docker else names[::-1]) if os.environ.get(name)), "")
     return [word for word in given.split(",") if word not in ("", "NoDevFiles")]
 
 
 def _ready(run_dir: Path, request: RunRequest, devices: list[str]) -> RunRequest:
-    """The request with the members of a step. Raises RunError where it cannot be executed."""
+    """The request with the members of a step. Raises RunError if it cannot be executed."""
     if len(devices) < request.resources.gpus:
-        raise RunError(
-            f"{request.resources.gpus} GPU asked for, {len(devices)} given: see Slurm's gres.conf of this node"
-        )
+        raise RunError(f"{request.resources.gpus} GPU requested, {len(devices)} assigned; check gres.conf of this node")
     if request.select is not None:
         request = steps.with_members(request, run_dir.parent)
         write_request(run_dir, request)
@@ -214,8 +219,8 @@ def _ready(run_dir: Path, request: RunRequest, devices: list[str]) -> RunRequest
 
 
 def _locks(run_dir: Path) -> list[gpu_locks.GpuLock]:
-    """Locks of the job's GPUs, so that launchers outside Slurm leave them alone. Where one is taken, Slurm's word
-    stands."""
+    """Locks of the job's GPUs, so that launchers outside Slurm do not use them. If a lock is taken, Slurm's assignment
+    still counts."""
     from launcher.host.machine import here as this_host
 
     given = given_devices(docker=True)

@@ -1,9 +1,10 @@
-"""Who executes a run that Slurm may have started twice: a node that is cut off goes on with what Slurm has given to
-another one.
+"""The lease of a run that Slurm may have started twice: a node without network continues a run that Slurm has started
+again on another node.
 
-The journal decides: whoever has begun the latest attempt has the run. The one before sees that, ends its trainer at
-once, and says so in `exec.json`, where it beats its heart until then. The next one begins when it has said so, or when
-it has been silent for long enough. Clocks of two hosts are never compared, and no lock is believed across hosts.
+The journal decides: the process of the latest attempt has the run. The process of the earlier attempt sees that, ends
+its trainer immediately, and records this in `exec.json`, which also has its heartbeat. The later process starts after
+that record, or after a long enough time without a heartbeat. Clocks of two hosts are never compared, and locks of other
+hosts are not trusted.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from trainer.base.files import write_json
 
 FILE = "exec.json"
 LOOK = 2.0
-"""Seconds between two looks at the journal."""
+"""Seconds between two checks of the journal."""
 BEAT = 5.0
 """Seconds between two heartbeats."""
 EXPIRY = 20.0
-"""Seconds without a heartbeat after which one on another host counts as gone."""
+"""A process on another host without a heartbeat for this many seconds counts as gone."""
 
 
 class TaskLease:
-    """GpuLock while `launcher exec` executes an attempt of a run in a job of Slurm."""
+    """A lease that is held while `launcher exec` executes an attempt of a run in a job of Slurm."""
 
     def __init__(self, run_dir: Path, attempt: int) -> None:
         self.run_dir = run_dir
@@ -42,8 +43,8 @@ class TaskLease:
         self._looked = self._beaten = -BEAT
 
     def lost(self, look: bool = False) -> bool:
-        """Whether the run is another's by now, or was said to be over; beats the heart on the way. `look`: whether or
-        not the last look was a moment ago."""
+        """Whether another attempt has the run, or the run was recorded as ended. Also renews the heartbeat when due.
+        `look`: check even if the last check was a moment ago."""
         now = time.monotonic()
         if not look and now - self._looked < LOOK:
             return False
@@ -52,7 +53,7 @@ class TaskLease:
             events = read_events(self.run_dir)
         except OSError:
             events = []
-        if not events:  # a volume that does not answer just now, or is not mounted: nothing is known
+        if not events:  # the volume does not answer or is not mounted: nothing is known
             return False
         status = status_of(events[-1])
         if (status.attempt, status.state) not in ((self.attempt, "starting"), (self.attempt, "running")):
@@ -63,7 +64,7 @@ class TaskLease:
         return False
 
     def release(self) -> None:
-        """Nothing of this attempt lives any more."""
+        """Record that no process of this attempt lives any more."""
         holder = read_holder(self.run_dir)
         if holder is None or holder.fence <= self.attempt:
             self._write(released=True)
@@ -75,18 +76,18 @@ class TaskLease:
 
 
 def await_former(run_dir: Path, say: Callable[[str], None] = print) -> None:
-    """Return when nobody executes an earlier attempt any more; the journal has told it to end. On this host its lock
-    is the truth; of another host, its heartbeat."""
+    """Wait until no earlier attempt is executed any more; the journal has told it to end. On this host its lock
+    decides, on another host its heartbeat."""
     former = read_holder(run_dir)
     if former is None or former.released:
         return
     if (former.host, former.boot) == (os.uname().nodename, lease.boot_id()):
         if is_locked(run_dir / "exec.lock"):
-            say(f"waiting for process {former.pid} on this host to leave the run")
+            say(f"waiting until process {former.pid} on this host ends the run")
         while is_locked(run_dir / "exec.lock"):
             time.sleep(0.1)
         return
-    say(f"looking for {EXPIRY:g} s whether {former.host} has left the run")
+    say(f"checking for {EXPIRY:g} s whether {former.host} has ended the run")
     deadline = time.monotonic() + EXPIRY
     while time.monotonic() < deadline:
         time.sleep(min(0.5, EXPIRY / 10))
@@ -98,7 +99,7 @@ def await_former(run_dir: Path, say: Callable[[str], None] = print) -> None:
 
 
 def is_fresh(run_dir: Path) -> bool:
-    """Whether somebody executes the run, as far as a look can tell."""
+    """Whether a process seems to execute the run."""
     if is_locked(run_dir / "exec.lock"):
         return True
     holder = read_holder(run_dir)
@@ -110,7 +111,7 @@ def is_fresh(run_dir: Path) -> bool:
 
 
 def read_holder(run_dir: Path) -> Holder | None:
-    """What exec.json says; None where there is none, or none that can be understood."""
+    """The content of exec.json; None if it is missing or not readable."""
     try:
         return Holder(**json.loads((run_dir / FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

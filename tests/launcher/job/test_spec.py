@@ -101,7 +101,7 @@ after:
         ("name: ../x\n", "job.yaml:1: name: '../x': a name has letters"),
         ("name: x\nname: y\n", "job.yaml:2: 'name' is already in line 1"),
         ("after:\n  - {name: a, step: ensamble, from: {top: 1}}\n", "job.yaml:2: after.0.step: 'ensamble' is not allowed; did you mean 'ensemble'?"),
-        ("after: [{name: a, step: predict}]\n", "has nothing to work on"),
+        ("after: [{name: a, step: predict}]\n", "has no input"),
         ("after: [{name: a, step: ensemble, needs: [b]}]\n", "no step 'b'"),
         ("after: [{name: a, step: predict, needs: [a]}]\n", "no step 'a'"),
         ("after: [{name: a, step: ensemble, from: {top: 1, runs: [x]}}]\n", "write either top: N or runs:"),
@@ -332,7 +332,7 @@ def test_auto_takes_what_is_there_and_refuses_a_named_image_that_is_not(docker: 
     assert "native processes (auto: image auto is not" in chosen("auto", "auto").said
 
     docker.setattr(images, "resolve", lambda client, wanted, gpus: image(stale=True))
-    assert "older than what is here" in chosen("auto", "auto").said
+    assert "older than this checkout" in chosen("auto", "auto").said
     missing(["torch"])
     found = chosen("auto", "auto")
     assert found.said.endswith("(auto: native runs need packages that are not installed here)") and found.warnings
@@ -344,7 +344,7 @@ def test_auto_takes_what_is_there_and_refuses_a_named_image_that_is_not(docker: 
 
     docker.setattr(DockerEngine, "client", property(silent))
     with pytest.raises(
-        RunError, match=r"not installed here: torch\nsay: .*; or use containers \(auto: no Docker engine"
+        RunError, match=r"that are not installed: torch\ninstall them: .*; or use containers \(auto: no Docker engine"
     ):
         chosen("auto", "mine:1")
     missing([])
@@ -352,9 +352,9 @@ def test_auto_takes_what_is_there_and_refuses_a_named_image_that_is_not(docker: 
 
 
 def test_an_engine_that_is_not_there_is_refused() -> None:
-    with pytest.raises(RunError, match=r"there is no engine 'natve'; did you mean 'native'\?"):
+    with pytest.raises(RunError, match=r"no engine 'natve'; did you mean 'native'\?"):
         registry.engine("natve")
-    with pytest.raises(RunError, match="no supervisor drives the engine slurm"):
+    with pytest.raises(RunError, match="the engine slurm has its own queue"):
         registry.supervised("slurm")
 
 

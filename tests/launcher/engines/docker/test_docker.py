@@ -271,7 +271,7 @@ def test_what_docker_lacks_is_said_before_anything_starts(box: Lab, image: str) 
         and "the command line: image: image document-classifier:cpx is not on the Docker engine" in done.stderr
     )
     box.environment |= {"DOCKER_HOST": "", "DOCKER_CONTEXT": "nowhere"}
-    assert "the docker context nowhere is not there; see: docker context ls" in submit(box, job(box, image)).stderr
+    assert "the docker context nowhere does not exist; see: docker context ls" in submit(box, job(box, image)).stderr
     box.environment |= {"DOCKER_HOST": "ssh://somebody@localhost", "DOCKER_CONTEXT": ""}
     assert "pip install 'docker[ssh]'" in submit(box, job(box, image)).stderr
     box.environment["DOCKER_HOST"] = "unix:///nonexistent.sock"

@@ -19,7 +19,7 @@ from tests.launcher.conftest import Lab, wait_for
 
 
 @pytest.mark.parametrize(
-    ("command", "reason"), [("kill", "killed by SIGKILL from outside"), ("rm", "its container vanished")]
+    ("command", "reason"), [("kill", "killed by SIGKILL from outside"), ("rm", "its container disappeared")]
 )
 def test_a_container_that_somebody_ends_is_lost(
     box: Lab, dockerd: Dockerd, image: str, command: str, reason: str
@@ -47,7 +47,7 @@ def test_containers_outlive_a_killed_launcher_and_are_adopted(box: Lab, dockerd:
     wait_for(lambda: '"succeeded"' in box.launcher("status", "--json").stdout, "status finds out how it ended")
     assert box.states() == {"seed0": "succeeded", "seed1": "running", "seed2": "queued"}
     refused = box.launcher("exec", str(find_run(box.runs, "2")))
-    assert refused.returncode == 1 and "under way in a container" in refused.stderr
+    assert refused.returncode == 1 and "in progress in a container" in refused.stderr
     resumed = box.start("resume", box.machine())
     wait_for(lambda: box.states()["seed2"] == "running", "the queue to go on")
     (box.root / "data" / "second").touch()
@@ -218,7 +218,7 @@ def test_a_full_disk_loses_nothing(box: Lab, dockerd: Dockerd, image: str) -> No
         said = [process.stdout.readline()]
         while said[-1] and "no space left" not in said[-1]:
             said.append(process.stdout.readline())
-        assert "what is queued waits for it" in said[-1]
+        assert "queued runs wait until" in said[-1]
         wait_for(lambda: not containers(dockerd, box, everything=False), "the first to end")
         time.sleep(1)
         assert box.states()["seed1"] == "queued" and process.poll() is None

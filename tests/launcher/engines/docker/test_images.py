@@ -74,7 +74,7 @@ def test_an_image_is_stale_when_the_checkout_has_moved_on(tree: Path) -> None:
 def test_an_image_that_was_built_by_hand_is_told(tree: Path) -> None:
     by_hand = images.describe(attributes(tree, **{"document-classifier.content": "unknown"}), tree)
     warning = images.stale_warning(by_hand)
-    assert by_hand.stale is None and warning and "does not say what is baked in" in warning
+    assert by_hand.stale is None and warning and "has no label for its content" in warning
     assert warning.endswith("rebuild it: launcher build cpu --tag mine:1")
     somebodys = attributes(tree, **{"document-classifier.content": "", "document-classifier.variant": ""})
     assert images.stale_warning(images.describe(somebodys, tree)) is None, "not of this project"
@@ -145,13 +145,13 @@ class NoEngine:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"TORCH_INDEX": "https://me:hunter2@elsewhere/simple"}, "TORCH_INDEX: holds a user or password"),
+        ({"TORCH_INDEX": "https://me:hunter2@elsewhere/simple"}, "TORCH_INDEX: contains a user or password"),
         ({"TORCH_IDNEX": "x"}, "did you mean 'TORCH_INDEX'? (valid: BASE_IMAGE, TORCH_INDEX, WEIGHTS)"),
-        ({"FOO": "1"}, "no such argument; valid: BASE_IMAGE, TORCH_INDEX, WEIGHTS"),
+        ({"FOO": "1"}, "unknown argument of Dockerfile.cpu; valid: BASE_IMAGE, TORCH_INDEX, WEIGHTS"),
         ({"CONTENT_HASH": "1"}, "no such argument"),
-        ({"WEIGHTS": "/nowhere/at/all"}, "there is no folder /nowhere/at/all"),
-        ({"WEIGHTS": "resnet34,./w"}, "there is no folder ./w"),
-        ({"WEIGHTS": "images"}, "holds no <timm name>"),
+        ({"WEIGHTS": "/nowhere/at/all"}, "no folder /nowhere/at/all"),
+        ({"WEIGHTS": "resnet34,./w"}, "no folder ./w"),
+        ({"WEIGHTS": "images"}, "has no <timm name>"),
     ],
 )
 def test_build_arguments_are_checked_before_anything_is_built(
@@ -204,7 +204,7 @@ ENGINE_FAILED = """Step 9/24 : RUN sh /opt/build/install.sh weights "$WEIGHTS"
         (
             PIP_FAILED,
             "a package could not be installed",
-            "→ is the package index reachable",
+            "→ check the package index",
             [
                 "  ERROR: Could not find a version that satisfies the requirement torch==2.14.1 (from versions: none)",
                 "  ERROR: No matching distribution found for torch==2.14.1",
@@ -225,7 +225,7 @@ ENGINE_FAILED = """Step 9/24 : RUN sh /opt/build/install.sh weights "$WEIGHTS"
         (
             "#9 ERROR: write /x: no space left on device\n > [2/2] RUN dd:",
             "the engine's disk is full",
-            "→ free some: launcher prune",
+            "→ free space: launcher prune",
             ["  ERROR: write /x: no space left on device"],
         ),
     ],
@@ -385,7 +385,7 @@ def test_the_runs_user_is_never_root(tmp_path: Path) -> None:
         ((12, 4), "12.8", "ok", "serves CUDA 12.4"),
         ((12, 4), "13.0", "missing", "TORCH_INDEX=<PyTorch's wheel index>/cu126"),
         ((12, 8), "13.0", "missing", "/cu128"),
-        ((11, 8), "13.0", "missing", "a newer driver: no wheel"),
+        ((11, 8), "13.0", "missing", "install a newer driver: no wheel"),
         ((13, 0), None, "missing", "launcher build cuda"),
         (None, "13.0", "note", ""),
     ],
@@ -400,9 +400,9 @@ def test_a_driver_that_is_too_old_for_the_image_is_told_with_the_index_that_fits
 @pytest.mark.parametrize(
     ("seen", "level", "words"),
     [
-        ({}, "ok", "and no more"),
-        ({"written": False, "arrived": False}, "missing", "cannot write below"),
-        ({"arrived": False}, "missing", "a disk of its own"),
+        ({}, "ok", "only to its directory"),
+        ({"written": False, "arrived": False}, "missing", "cannot write to"),
+        ({"arrived": False}, "missing", "the engine has another disk"),
         ({"outside": ["/tmp/written"]}, "missing", "outside its directory: /tmp/written"),
     ],
 )

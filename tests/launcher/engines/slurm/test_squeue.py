@@ -119,11 +119,11 @@ def test_options_that_are_not_for_the_job_file_are_told_at_their_place() -> None
         ]
         from_overrides(["model=resnet34"], settings, registry.sections())
     for line in (
-        "slurm.gres: is not for the job file; say resources.gpus instead",
-        "slurm.mem_per_cpu: is not for the job file; say resources.memory instead",
+        "slurm.gres: is not allowed in the job file; use resources.gpus instead",
+        "slurm.mem_per_cpu: is not allowed in the job file; use resources.memory instead",
         "slurm.partiton: unknown field; did you mean 'partition'",
         "slurm.mail-user: must be a text, a number, true or false, not ['a']",
-        "slurm.time: is not for the job file; say timeout instead",
+        "slurm.time: is not allowed in the job file; use timeout instead",
     ):
         assert line in str(told.value), str(told.value)
 
@@ -139,11 +139,11 @@ def test_slurms_words_on_an_end_become_states_with_reasons() -> None:
         job = squeue.SlurmJob(7, states=frozenset([state]), nodes="n1", **more)
         return ending(request(memory_place="job.yaml:3"), Key(7), job, asked=False)
 
-    assert said("TIMEOUT") == ("timed_out", "Slurm's time limit was up on n1")
+    assert said("TIMEOUT") == ("timed_out", "Slurm's time limit was reached on n1")
     assert said("NODE_FAIL") == ("lost", "its node failed on n1") and said("PREEMPTED")[0] == "lost"
     assert said("CANCELLED") == ("cancelled", "cancelled in Slurm (scancel) on n1")
     assert said("OUT_OF_MEMORY")[0] == "out_of_host_memory" and "24 GiB (job.yaml:3)" in said("OUT_OF_MEMORY")[1]
-    assert said("FAILED", signal=9) == ("lost", "it ended without a word: FAILED, signal 9 on n1")
+    assert said("FAILED", signal=9) == ("lost", "it ended without a message: FAILED, signal 9 on n1")
     assert ending(request(), Key(7), None, asked=False)[0] == "lost"
     assert ending(request(), Key(7), None, asked=True)[0] == "cancelled"
 
@@ -153,7 +153,7 @@ def test_slurms_words_on_an_end_become_states_with_reasons() -> None:
     [
         (" DUE TO PREEMPTION", "lost", "preempted in Slurm"),
         (" DUE TO JOB REQUEUE", "lost", "requeued in Slurm"),
-        (" DUE TO TIME LIMIT", "timed_out", "Slurm's time limit was up"),
+        (" DUE TO TIME LIMIT", "timed_out", "Slurm's time limit was reached"),
         (" DUE TO NODE FAILURE", "lost", "its node failed"),
         ("", "cancelled", "cancelled in Slurm (scancel)"),
     ],
@@ -199,7 +199,7 @@ def test_an_attempt_on_another_host_is_waited_for_until_it_is_silent(
     monkeypatch.setattr(task_lease.time, "sleep", beat)
     write_json(run_dir / "exec.json", dataclasses.asdict(former))
     task_lease.await_former(run_dir, said.append)
-    assert next(looks) > 4 and said == ["looking for 0.4 s whether elsewhere has left the run"]
+    assert next(looks) > 4 and said == ["checking for 0.4 s whether elsewhere has ended the run"]
     write_json(run_dir / "exec.json", {**json.loads((run_dir / "exec.json").read_text()), "released": True})
     before = next(looks)
     task_lease.await_former(run_dir, said.append)
