@@ -14,8 +14,8 @@ from launcher.remote.host_option import on_host
 @click.command(short_help="Show a job's runs and which of them fit")
 @on_host(job=True)
 @job_options
-@click.option("--engine", type=ENGINES, help="As for submit; looked at only where it is given.")
-@click.option("--data", metavar="DIR", help="As for submit; looked at only where it is given.")
+@click.option("--engine", type=ENGINES, help="Same as for submit; checked only if given.")
+@click.option("--data", metavar="DIR", help="Same as for submit; checked only if given.")
 @json_option
 @runs_option
 def plan(

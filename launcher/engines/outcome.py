@@ -102,8 +102,8 @@ def last_message(text: str) -> str:
     lines = text.splitlines()
     starts = [number for number, line in enumerate(lines) if line.startswith("error: ")]
     message = lines[starts[-1] :] if starts else lines[-1:]
-    faults = [" ".join(line.removeprefix("error: ").split()) for line in message]
-    return "; ".join(fault.rstrip(";") for fault in faults if fault)[:500]
+    errors = [" ".join(line.removeprefix("error: ").split()) for line in message]
+    return "; ".join(error.rstrip(";") for error in errors if error)[:500]
 
 
 def lack_of_memory(request: RunRequest) -> str:

@@ -47,7 +47,7 @@ class DockerEngine(Containers):
         if want.auto and machine.mps and gpus:
             raise UnofferedError("containers cannot use MPS")
         try:
-            self.client  # noqa: B018  # raises where no engine answers
+            self.client  # noqa: B018  # raises if no engine answers
             self.mark()
             image = _image(self.client, want, gpus and bool(machine.gpus))
             if want.auto and gpus and not machine.declared:
@@ -70,7 +70,7 @@ class DockerEngine(Containers):
 
     def again(self, machine: Machine) -> Choice:
         """See `Engine.again`."""
-        self.client  # noqa: B018  # raises where no engine answers
+        self.client  # noqa: B018  # raises if no engine answers
         self.mark()
         return Choice(self, self._offered(machine), "containers", contained=True)
 

@@ -88,7 +88,7 @@ class SlurmOverseer(Overseer):
         return told[0], f"{told[2]}; {kept}"
 
     def _told(self) -> tuple[State, bool, str] | None:
-        """State, whether Slurm starts the job again, and reason; None where Slurm has done nothing."""
+        """State, whether Slurm starts the job again, and reason; None if Slurm has done nothing."""
         try:
             text = self.output.read_bytes()[self.begin :].decode(errors="replace")
         except OSError:

@@ -120,11 +120,11 @@ def test_plan_takes_the_words_of_submit_and_checks_them_as_it_does(tmp_path: Pat
 @pytest.mark.parametrize(("environment", "rows"), [("cuda-server", 7), ("mac-m4-pro", 9), ("mps-20gb", 12)])
 def test_matrix_shows_the_manuals_table(environment: str, rows: int) -> None:
     shown = json.loads(launcher("matrix", "--machine", environment, "--json").stdout)
-    assert len(shown["rows"]) == rows and "none was measured" in shown["note"]
+    assert len(shown["rows"]) == rows and "they were not measured" in shown["note"]
 
 
 def test_matrix_says_in_its_table_that_nothing_was_measured() -> None:
-    assert "none was measured" in launcher("matrix", "--machine", "mps-20gb").stdout
+    assert "they were not measured" in launcher("matrix", "--machine", "mps-20gb").stdout
 
 
 def test_doctor_says_what_is_missing_and_how_to_fix_it() -> None:

@@ -158,7 +158,7 @@ def test_ctrl_c_ends_every_kind_of_looking_in_the_same_way(lab: Lab) -> None:
         assert "Traceback" not in out and "error" not in out and set(lab.states().values()) == {"running"}
     (lab.root / "go").touch()
     refused = lab.launcher("status", "--watch", "--json")
-    assert refused.returncode == 1 and "do not go together" in refused.stderr
+    assert refused.returncode == 1 and "cannot be combined" in refused.stderr
 
 
 def test_events_are_told_with_their_own_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,6 +169,15 @@ def test_events_are_told_with_their_own_time(tmp_path: Path, capsys: pytest.Capt
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("2026-01-02 03:04:05  001-x")
     assert time.strftime("%H:%M:%S", time.localtime(earlier)) in second
+
+
+def test_a_remark_on_the_submission_is_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    announcer = tables.Announcer(tmp_path)
+    announcer.event(tmp_path.name, Status("queued", reason="continuing"))
+    announcer.event("001-x", Status("queued", reason="waiting: GPU 0 is held by other/001-y"))
+    note, waiting = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert note[1:] == [tmp_path.name, "note", "continuing"]
+    assert waiting[1:4] == ["001-x", "queued", "waiting:"]
 
 
 def test_a_speed_that_is_not_known_yet_is_left_open(tmp_path: Path) -> None:

@@ -323,11 +323,11 @@ def test_auto_takes_what_is_there_and_refuses_a_named_image_that_is_not(docker: 
         docker.setattr(native_engine.checks, "missing_packages", lambda: names)
 
     def lacks(client: object, wanted: str, gpus: bool) -> images.Image:
-        raise EngineError(f"image {wanted} is not on the Docker engine")
+        raise EngineError(f"the Docker engine has no image {wanted}")
 
     missing([])
     docker.setattr(images, "resolve", lacks)
-    with pytest.raises(JobError, match=r"^job\.yaml:2: image: image mine:1 is not on the Docker engine$"):
+    with pytest.raises(JobError, match=r"^job\.yaml:2: image: the Docker engine has no image mine:1$"):
         chosen("auto", "mine:1")
     assert "native processes (auto: image auto is not" in chosen("auto", "auto").said
 
@@ -337,7 +337,7 @@ def test_auto_takes_what_is_there_and_refuses_a_named_image_that_is_not(docker: 
     found = chosen("auto", "auto")
     assert found.said.endswith("(auto: native runs need packages that are not installed here)") and found.warnings
     docker.setattr(images, "resolve", lambda client, wanted, gpus: image(stale=False))
-    assert chosen("auto", "auto").said.endswith("(auto: an engine and its image are there)")
+    assert chosen("auto", "auto").said.endswith("(auto: an engine and its image exist)")
 
     def silent(engine: DockerEngine) -> None:
         raise EngineError("no Docker engine answers")

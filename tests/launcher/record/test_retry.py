@@ -68,7 +68,7 @@ def test_what_somebody_resumes_has_all_its_attempts_again() -> None:
 
 
 def test_host_memory_is_not_tried_again_and_it_is_said() -> None:
-    assert "same limit" in str(retry.decide(request(**EVERYTHING), ended("out_of_host_memory")))
+    assert "limit would be the same" in str(retry.decide(request(**EVERYTHING), ended("out_of_host_memory")))
 
 
 @pytest.mark.parametrize(

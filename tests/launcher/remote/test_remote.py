@@ -294,7 +294,7 @@ def test_a_submission_under_way_can_be_collected(lab: Lab, server: SshServer) ->
     (lab.root / "go").touch()
     wait_for(lambda: over(server), "the runs' end")
     done = lab.launcher("collect", "--host", server.host)
-    assert done.returncode == 0 and "not over" not in done.stderr
+    assert done.returncode == 0 and "has not ended" not in done.stderr
     assert states(lab.submission()) == ["succeeded", "succeeded"]
 
 
@@ -342,7 +342,7 @@ def test_what_ssh_cannot_do_is_one_clear_error(lab: Lab, server: SshServer, faul
             said = "the login was refused", "ssh-copy-id server"
         case "unknown":
             (server.root / "known").write_text("")
-            said = "host key is not known here", f"{server.ssh} server"
+            said = "host key is unknown", f"{server.ssh} server"
         case "changed":
             server.known("stranger")
             said = "host key differs", "ssh-keygen -R"

@@ -262,13 +262,13 @@ def test_a_file_that_the_run_names_is_mounted_or_missed(box: Lab, image: str) ->
 def test_what_docker_lacks_is_said_before_anything_starts(box: Lab, image: str) -> None:
     done = submit(box, job(box, "nobody/nothing:1"))
     assert done.returncode == 64 and "docker pull nobody/nothing:1" in done.stderr
-    assert "job.yaml:1: image: image nobody/nothing:1 is not on the Docker engine" in done.stderr
+    assert "job.yaml:1: image: the Docker engine has no image nobody/nothing:1" in done.stderr
     auto = box.launcher("submit", job(box, "nobody/nothing:1"), box.machine())
     assert (auto.returncode, auto.stderr) == (done.returncode, done.stderr), "no native run in its place"
     done = submit(box, box.job("overrides: {model.pretrained: false}"), "--set", "image=document-classifier:cpx")
     assert (
         done.returncode == 64
-        and "the command line: image: image document-classifier:cpx is not on the Docker engine" in done.stderr
+        and "the command line: image: the Docker engine has no image document-classifier:cpx" in done.stderr
     )
     box.environment |= {"DOCKER_HOST": "", "DOCKER_CONTEXT": "nowhere"}
     assert "the docker context nowhere does not exist; see: docker context ls" in submit(box, job(box, image)).stderr
@@ -285,7 +285,7 @@ def test_what_docker_lacks_is_said_before_anything_starts(box: Lab, image: str) 
 def test_auto_is_docker_where_engine_and_image_are(box: Lab, image: str) -> None:
     done = box.launcher("submit", job(box, image), box.machine())
     assert done.returncode == 0 and f"containers of {image}, Docker" in done.stdout
-    assert "(auto: an engine and its image are there)" in done.stdout
+    assert "(auto: an engine and its image exist)" in done.stdout
 
 
 def test_data_that_the_runs_user_cannot_read_is_said(box: Lab, image: str) -> None:

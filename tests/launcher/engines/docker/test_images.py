@@ -148,7 +148,7 @@ class NoEngine:
         ({"TORCH_INDEX": "https://me:hunter2@elsewhere/simple"}, "TORCH_INDEX: contains a user or password"),
         ({"TORCH_IDNEX": "x"}, "did you mean 'TORCH_INDEX'? (valid: BASE_IMAGE, TORCH_INDEX, WEIGHTS)"),
         ({"FOO": "1"}, "unknown argument of Dockerfile.cpu; valid: BASE_IMAGE, TORCH_INDEX, WEIGHTS"),
-        ({"CONTENT_HASH": "1"}, "no such argument"),
+        ({"CONTENT_HASH": "1"}, "unknown argument"),
         ({"WEIGHTS": "/nowhere/at/all"}, "no folder /nowhere/at/all"),
         ({"WEIGHTS": "resnet34,./w"}, "no folder ./w"),
         ({"WEIGHTS": "images"}, "has no <timm name>"),
@@ -382,7 +382,7 @@ def test_the_runs_user_is_never_root(tmp_path: Path) -> None:
     ("driver", "built", "level", "words"),
     [
         ((13, 0), "13.0", "ok", ""),
-        ((12, 4), "12.8", "ok", "serves CUDA 12.4"),
+        ((12, 4), "12.8", "ok", "supports CUDA 12.4"),
         ((12, 4), "13.0", "missing", "TORCH_INDEX=<PyTorch's wheel index>/cu126"),
         ((12, 8), "13.0", "missing", "/cu128"),
         ((11, 8), "13.0", "missing", "install a newer driver: no wheel"),
@@ -420,7 +420,7 @@ def test_doctor_outlives_an_engine_that_is_half_broken(tmp_path: Path, monkeypat
     broken = SimpleNamespace(info=lambda: {"ServerVersion": "1"}, images=SimpleNamespace(get=fails))
     monkeypatch.setattr(checks.containers, "connect", lambda timeout: broken)
     *_, last = checks.examine(tmp_path)
-    assert last.level == "note" and "in trouble" in last.said and "disk I/O error" in last.said
+    assert last.level == "note" and "reports an error" in last.said and "disk I/O error" in last.said
 
 
 def test_doctor_says_nothing_of_a_cuda_image_that_nothing_here_would_use(tree: Path) -> None:
