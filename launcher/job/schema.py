@@ -197,7 +197,7 @@ class JobSpec(_Strict):
     )
     on_failure: Literal["continue", "stop"] = Field(
         "continue",
-        description="when a run has failed for good. continue: the other runs continue; stop: runs that have not started "
+        description="when a run has failed for good. continue: the others continue; stop: runs that have not started "
         "are cancelled",
     )
     follows: str | None = Field(
