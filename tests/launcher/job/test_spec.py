@@ -106,7 +106,7 @@ after:
         ("after: [{name: a, step: predict, needs: [a]}]\n", "no step 'a'"),
         ("after: [{name: a, step: ensemble, from: {top: 1, runs: [x]}}]\n", "write either top: N or runs:"),
         ("after: [{name: a, step: ensemble, from: {top: 1}, args: {methd: x}}]\n", "did you mean 'method'?"),
-        ("after: [{name: a, step: ensemble, from: {top: 1}, args: {method: soft_votin}}]\n", "there is no method 'soft_votin'; did you mean 'soft_voting'?"),
+        ("after: [{name: a, step: ensemble, from: {top: 1}, args: {method: soft_votin}}]\n", "'soft_votin' is not allowed; did you mean 'soft_voting'?"),
         ("after: [{name: a, step: ensemble, from: {runs: ['xyz*']}}]\n", "no run matches 'xyz*'; runs: 001-resnet34"),
         ("matrix:\n  seed: [1, 2]\nexclude:\n  - {sead: 1}\n", "job.yaml:4: exclude.0: 'sead' is not an axis; did you mean 'seed'?"),
         ("matrix:\n  seed: [1, 2]\nexclude:\n  - {seed: 3}\n", "job.yaml:4: exclude.0: matches no combination"),
@@ -204,7 +204,7 @@ def test_set_changes_the_job_file() -> None:
     for wrong, said in (
         ("resources.cpus", "path=value"),
         ("after.7.name=x", "no item 7"),
-        ("name.x=1", "plain value"),
+        ("name.x=1", "is not a mapping or list"),
     ):
         assert any(said in line for line in faults(text, sets=(wrong,)))
 
@@ -329,7 +329,7 @@ def test_auto_takes_what_is_there_and_refuses_a_named_image_that_is_not(docker: 
     docker.setattr(images, "resolve", lacks)
     with pytest.raises(JobError, match=r"^job\.yaml:2: image: the Docker engine has no image mine:1$"):
         chosen("auto", "mine:1")
-    assert "native processes (auto: image auto is not" in chosen("auto", "auto").said
+    assert "native processes (auto: the Docker engine has no image" in chosen("auto", "auto").said
 
     docker.setattr(images, "resolve", lambda client, wanted, gpus: image(stale=True))
     assert "older than this checkout" in chosen("auto", "auto").said

@@ -207,8 +207,8 @@ def test_all_folds_are_an_axis_and_the_command_line_changes_their_number(tmp_pat
         ("matrix: {data.fold: all}\n", "job.yaml:1: data.fold: all: how many? write overrides: {data.folds: 5}"),
         (ALL + "after: [{name: p, step: predict, from: {top: 1}}]\n", "job.yaml:3: after.0.from.top: the best"),
         (ALL + "after: [{name: v, step: ensemble, from: {top: 1}, args: {weights: gredy}}]\n", "did you mean 'greedy'?, or one number per member"),
-        (ALL + "after: [{name: v, step: ensemble, from: {top: 1}, args: {weights: [1, -2]}}]\n", "there is no weights [1, -2]"),
-        (ALL + "after: [{name: v, step: ensemble, from: {top: 1}, args: {tta: full}}]\n", "there is no tta 'full'"),
+        (ALL + "after: [{name: v, step: ensemble, from: {top: 1}, args: {weights: [1, -2]}}]\n", "[1, -2] is not allowed"),
+        (ALL + "after: [{name: v, step: ensemble, from: {top: 1}, args: {tta: full}}]\n", "'full' is not allowed"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_of_folds_and_steps_is_told_before_anything_trains(
