@@ -93,7 +93,7 @@ def test_without_a_success_there_is_no_champion(tmp_path: Path) -> None:
     assert line.startswith(
         "no run of this submission has a validation F1. No champion yet. The best single training run"
     )
-    assert line.endswith("launcher collect")
+    assert line.endswith("(or run: launcher collect).")
     assert rows[0]["state"] == "lost" and not (tmp_path / "champion").exists()
 
 
