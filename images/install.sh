@@ -1,13 +1,13 @@
 #!/bin/sh
-# What both Dockerfiles run, in a layer of its own each:
-#   install.sh packages        everything that `python -m trainer` needs, into /opt/venv ($TORCH_INDEX for torch)
-#   install.sh weights NAMES   ImageNet weights by timm's names, comma-separated, into /opt/weights (needs a network)
+# Both Dockerfiles run this script twice, in two layers:
+#   install.sh packages        install the requirements of `python -m trainer` into /opt/venv ($TORCH_INDEX for torch)
+#   install.sh weights NAMES   download ImageNet weights into /opt/weights; NAMES are timm names with commas
 set -eu
 here=$(dirname "$0")
 
 case $1 in
 packages)
-    # What pip keeps belongs into a cache that the builder mounts, else nowhere: it would stay in the layer.
+    # Use pip's cache only if the builder mounts one. Otherwise the cache would stay in the layer.
     grep -q ' /root/.cache/pip ' /proc/self/mountinfo || export PIP_NO_CACHE_DIR=1
     base=$(command -v python3)
     "$base" -m venv /opt/venv
@@ -15,7 +15,7 @@ packages)
         python -m pip install -q -c "$here/constraints.txt" --index-url "$TORCH_INDEX" torch torchvision
     fi
     python -m pip install -q -c "$here/constraints.txt" -r "$here/requirements.txt"
-    # What an image does not need, it should not have; some bases bring a pip of their own.
+    # The image does not need pip after this. Some base images have a second pip.
     python -m pip uninstall -q -y pip
     "$base" -m pip uninstall -q -y pip 2>/dev/null || true
     rm -rf "$here"

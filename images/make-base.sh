@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# A base image for places without a registry: Debian with python3, made from Debian's packages and imported.
+# Make a base image without a registry: Debian with python3, from Debian's packages.
 # usage: images/make-base.sh [NAME]        then: docker build --build-arg BASE_IMAGE=NAME …
-# Needs mmdebstrap and docker. A site's own CA bundle (SSL_CERT_FILE, else the host's) goes into the image, so that pip
-# and apt can check certificates behind a proxy that signs its own.
+# Needs mmdebstrap and docker. The script copies a CA bundle (SSL_CERT_FILE, else the host's) into the image. With it pip
+# and apt can check certificates behind a proxy with its own CA.
 set -euo pipefail
 name=${1:-document-classifier-base:bookworm}
 bundle=${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}

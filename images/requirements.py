@@ -1,4 +1,4 @@
-"""Print what `python -m trainer` needs, from pyproject.toml: so that an image installs it before any code is copied.
+"""Print the requirements of `python -m trainer` from pyproject.toml. An image installs them before it copies the code.
 
 usage: requirements.py pyproject.toml
 """

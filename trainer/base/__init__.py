@@ -1,1 +1,1 @@
-"""What every other room uses: errors with exit codes, files, figures, provenance, cores and limits of a process."""
+"""Shared by all packages: errors with exit codes, files, metrics, provenance, CPU cores and process limits."""

@@ -1,4 +1,4 @@
-"""What this process's control groups allow, in either version of them."""
+"""The limits of this process's control groups (cgroup v1 and v2)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ ROOT = Path("/sys/fs/cgroup")
 
 
 def memory_limit() -> int | None:
-    """The smallest memory limit, bytes, of the groups that this process is in; None where there is none."""
+    """The smallest memory limit of this process's groups, bytes. None if there is no limit."""
     limits = [number(folder / name) for folder, name in _files("memory.max", "memory.limit_in_bytes")]
     found = [limit for limit in limits if limit is not None and limit < 2**60]
     return min(found) if found else None
 
 
 def cpu_limit() -> float | None:
-    """How many cores' worth of time the groups allow; None where they allow all."""
+    """The CPU limit of the groups, in cores. None if there is no limit."""
     quotas = []
     for folder, name in _files("cpu.max", "cpu.cfs_quota_us"):
         try:
@@ -29,7 +29,7 @@ def cpu_limit() -> float | None:
 
 
 def oom_kills() -> int:
-    """How many processes of these groups the kernel has killed for want of memory so far."""
+    """The number of processes in these groups that the kernel has killed because of full memory."""
     total = 0
     for folder, name in _files("memory.events", "memory.oom_control"):
         try:
@@ -41,13 +41,13 @@ def oom_kills() -> int:
 
 
 def peak_files(pid: int) -> list[Path]:
-    """Where the kernel says how many bytes the group of a process has held at most: file caches count, too."""
+    """The kernel's file with the peak memory of a process's group, bytes, including file caches."""
     found = _files("memory.peak", "memory.max_usage_in_bytes", str(pid))
     return [folder / name for folder, name in found if folder not in (ROOT, ROOT / "memory")][:1]
 
 
 def _files(v2: str, v1: str, pid: str = "self") -> list[tuple[Path, str]]:
-    """Where the files may stand: in the process's own group and in the root that a container sees."""
+    """The existing files: in the process's own group and in the root, as a container sees it."""
     found: list[tuple[Path, str]] = []
     try:
         lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
@@ -65,7 +65,7 @@ def _files(v2: str, v1: str, pid: str = "self") -> list[tuple[Path, str]]:
 
 
 def number(path: Path) -> int | None:
-    """The number in a file of a control group; None where there is none."""
+    """The number in a control group file. None if it has no number."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""How many cores this process may use, and how many processes load images for it."""
+"""The number of cores for this process, and of image loading processes."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ MOST_WORKERS = 16
 
 
 def available() -> int:
-    """Whole cores, at least one: those that the process may run on, within the time that its control groups give."""
+    """Whole cores that this process may use, at least one, from its CPU affinity and its control groups."""
     affine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cgroup.cpu_limit()
     return max(1, min(affine, int(quota) if quota else affine))
 
 
 def workers(asked: int | None, device: str, devices: int = 1) -> int:
-    """Processes that load images, for each of `devices`: `asked`, else what the cores repay.
+    """Image loading processes for each of `devices`: `asked`, or a number from the cores.
 
-    Where a GPU trains, its process needs one core and loading gets the others, up to `MOST_WORKERS`. Where the CPU
-    trains, it is the bound and not the loading: one process in eight cores, and at least one, so that images are ready
-    when a step ends.
+    With a GPU the training process needs one core, and loading gets the others, up to `MOST_WORKERS`. On a CPU training
+    is the bottleneck, not loading. So there is one process per eight cores, at least one: images are ready in time.
     """
     if asked is not None:
         return asked
@@ -32,11 +31,11 @@ def workers(asked: int | None, device: str, devices: int = 1) -> int:
 
 
 def limit_threads() -> None:
-    """Keep this process's threads to `available` cores, where nobody has said how many: libraries count the machine's
-    cores, and a container with two of 64 would run 64 threads on them."""
+    """Limit this process's threads to the `available` cores, unless OMP_NUM_THREADS is set. Libraries count all cores
+    of the machine: in a container with 2 of 64 cores they would start 64 threads."""
     import cv2
     import torch
 
-    cv2.setNumThreads(0)  # images are loaded by processes
+    cv2.setNumThreads(0)  # processes load images
     if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > available():
         torch.set_num_threads(available())

@@ -1,8 +1,8 @@
-"""Durations as people read them."""
+"""Durations in a readable form."""
 
 
 def duration(seconds: float | None) -> str:
-    """`95` → `1 min 35 s`; None is `unknown`."""
+    """`95` → `1 min 35 s`; None → `unknown`."""
     if seconds is None:
         return "unknown"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,7 +1,6 @@
-"""Errors that end a command, each with the exit code that the contract gives it.
+"""Errors that end a command, each with its exit code from the contract.
 
-A caller that catches `TrainerError` can print `str(error)` as it stands: it says what was wrong, where, and what to
-type next.
+A caller that catches `TrainerError` can print `str(error)`. It says what is wrong, where, and what to type next.
 """
 
 from __future__ import annotations
@@ -19,37 +18,37 @@ EXIT_STOPPED = 143
 
 
 class TrainerError(Exception):
-    """Anything that ends a command with one clear message and no traceback."""
+    """An error that ends a command with one clear message and no traceback."""
 
     exit_code = EXIT_FAILED
 
 
 class ConfigError(TrainerError):
-    """Bad arguments, configuration, checkpoint or weights: never worth a retry."""
+    """Bad arguments, configuration, checkpoint or weights. A retry does not help."""
 
     exit_code = EXIT_USAGE
 
 
 class DataError(TrainerError):
-    """Bad data: the message names the file and the row."""
+    """Bad data. The message names the file and the row."""
 
     exit_code = EXIT_DATA
 
 
 class DeviceMemoryError(TrainerError):
-    """The device ran out of memory: worth a retry in a fresh process with a smaller micro-batch."""
+    """The device ran out of memory. Retry in a new process with a smaller micro-batch."""
 
     exit_code = EXIT_DEVICE_MEMORY
 
 
 class StoppedError(TrainerError):
-    """Stopped on request (SIGTERM or Ctrl-C), after `last.ckpt` was written."""
+    """Stopped on request (SIGTERM or Ctrl-C), after the run wrote `last.ckpt`."""
 
     exit_code = EXIT_STOPPED
 
 
 def os_error(error: OSError) -> str:
-    """The system's error in the form of every other message: the file, then what is the matter with it."""
+    """A system error in the form of our messages: the file, then the reason."""
     if error.filename is None or error.strerror is None:
         return str(error)
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
@@ -57,7 +56,7 @@ def os_error(error: OSError) -> str:
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:
-    """A hint to append to an error: the nearest of `valid`, or all of them when none is near (and they are few).
+    """A hint for an error message: the nearest name of `valid`, or the valid names if none is near.
 
     >>> nearest("resnet43", ["resnet34", "deit_base_384"])
     "did you mean 'resnet34'?"

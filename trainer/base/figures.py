@@ -1,7 +1,7 @@
-"""The figures that a validation is judged by: an entry in `FIGURES` is all that a new one needs.
+"""The metrics of a validation. To add a metric, add an entry to `FIGURES`.
 
-Its columns in history.csv and metrics.json, the choices of `training.monitor`, the report, the model card and the
-leaderboard follow from the entry. numpy is imported by the functions that use it: importing this file costs nothing.
+The columns of history.csv and metrics.json, the choices of `training.monitor`, the report, the model card and the
+leaderboard use the entry. Only the functions import numpy, so importing this module is fast.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     Probabilities = NDArray[np.floating[Any]]
 
 Copy = Literal["clean", "corrupted", "mean"]
-"""Of which copies of the validation images: as they are, corrupted, or the mean of both values."""
+"""The copies of the validation images: clean, corrupted, or the mean of both values."""
 SUFFIXES: dict[Copy, str] = {"clean": "", "corrupted": "_corrupted", "mean": "_mean"}
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Images of each class (..., classes): whose label it is, that were taken for it, and both."""
+    """Image counts per class (..., classes): with this label, with this prediction, and with both."""
 
     labelled: Floats
     predicted: Floats
@@ -34,28 +34,28 @@ class Counts:
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure. It is a function either of counts (..., classes), which gives its bootstrap interval and its
-    comparison of runs too, or of targets (N,) and probabilities (N, classes)."""
+    """One metric: a function of counts (..., classes), or of targets (N,) and probabilities (N, classes). Only a
+    function of counts has a bootstrap interval and a comparison between runs."""
 
     name: str
-    """Its columns are `val_` and this, with `_corrupted` or `_mean` behind it."""
+    """Column names are `val_<name>`, `val_<name>_corrupted` and `val_<name>_mean`."""
     words: str
     short: str
-    """For a heading."""
+    """Name in headings."""
     of_counts: Callable[[Counts], Floats] | None = None
     of_probabilities: Callable[[Labels, Probabilities], float] | None = None
     better: Literal["higher", "lower"] = "higher"
     highest: float | None = 1.0
-    """The largest value there can be; None: there is no limit."""
+    """The largest possible value. None: no limit."""
     copies: tuple[Copy, ...] = ("clean", "corrupted", "mean")
     leaderboard: tuple[Copy, ...] = ("clean", "corrupted")
-    """Copies that have a column in leaderboard.csv."""
+    """Copies with a column in leaderboard.csv."""
 
     def column(self, copy: Copy = "clean") -> str:
         return f"val_{self.name}{SUFFIXES[copy]}"
 
     def of_labels(self, targets: Labels, predicted: Labels, classes: int) -> float:
-        """Its value for predicted classes (N,). Raises TypeError where it is a function of probabilities."""
+        """The value for predicted classes (N,). Raises TypeError for a function of probabilities."""
         if self.of_counts is None:
             raise TypeError(f"{self.words} is a function of probabilities")
         return float(self.of_counts(count(targets, predicted, classes)))
@@ -67,7 +67,7 @@ class Figure:
 
 
 def count(targets: Labels, predicted: Labels, classes: int) -> Counts:
-    """Counts (classes,) of predicted against true class indices (N,)."""
+    """Counts (classes,) from true and predicted class indices (N,)."""
     import numpy as np
 
     right = targets[targets == predicted]
@@ -76,7 +76,7 @@ def count(targets: Labels, predicted: Labels, classes: int) -> Counts:
 
 
 def class_f1(counts: Counts) -> Floats:
-    """F1 of each class (..., classes); not a number where a class is neither label nor prediction."""
+    """F1 per class (..., classes). NaN for a class without labels and predictions."""
     import numpy as np
 
     seen = counts.labelled + counts.predicted
@@ -85,7 +85,7 @@ def class_f1(counts: Counts) -> Floats:
 
 
 def macro_f1(counts: Counts) -> Floats:
-    """The mean over the classes that occur as label or prediction, as scikit-learn has it."""
+    """The mean over the classes that occur as label or prediction, as in scikit-learn."""
     import numpy as np
 
     return np.asarray(np.nanmean(class_f1(counts), axis=-1))
@@ -114,16 +114,16 @@ LOSS = Figure(
 )  # fmt: skip
 
 FIGURES: tuple[Figure, ...] = (F1, ACCURACY, LOSS)
-"""In the order of their columns. Read it as `figures.FIGURES` when it is needed, so that a test can add to it."""
+"""All metrics, in column order. Always read `figures.FIGURES`, so that a test can add an entry."""
 
 MAIN = F1.column()
-"""What speaks for a run where one figure is shown: progress, status, champion, ensembles."""
+"""The main metric of a run, for progress, status, champion and ensembles."""
 DEFAULT_MONITOR = F1.column("mean")
 
 
 @dataclass(frozen=True)
 class Column:
-    """A figure of some copies of the validation images."""
+    """A metric on clean images, on corrupted images, or the mean of both."""
 
     figure: Figure
     copy: Copy
@@ -134,7 +134,7 @@ class Column:
 
     @property
     def parts(self) -> tuple[Copy, ...]:
-        """The copies that it is the mean of."""
+        """The copies in this column's mean."""
         return ("clean", "corrupted") if self.copy == "mean" else (self.copy,)
 
     @property
@@ -150,13 +150,13 @@ class Column:
     def words(self) -> str:
         words = self.figure.words
         return {
-            "clean": f"{words}, validation images as they are",
+            "clean": f"{words}, clean validation images",
             "corrupted": f"{words}, corrupted copies of the validation images",
             "mean": f"mean of the two {words}",
         }[self.copy]
 
     def worth(self, value: float) -> float:
-        """For comparisons: the higher the better."""
+        """The value for comparisons: higher is better."""
         return value if self.figure.better == "higher" else -value
 
 
@@ -167,18 +167,18 @@ def columns() -> dict[str, Column]:
 
 
 def on_leaderboard(copy: Copy) -> tuple[str, ...]:
-    """The columns of leaderboard.csv that are of this copy."""
+    """The columns of leaderboard.csv for this copy."""
     return tuple(name for name, of in columns().items() if of.copy == copy and copy in of.figure.leaderboard)
 
 
 def values(targets: Labels, copies: Mapping[Copy, Probabilities]) -> dict[str, float]:
-    """All figures by column, to six digits, of probabilities (N, classes) of the clean copies and, where there are, of
-    the corrupted ones; without these there is no column of theirs and no mean."""
+    """All metrics by column, with six digits, from probabilities (N, classes) of the clean and perhaps the corrupted
+    copies. Without corrupted copies the columns `_corrupted` and `_mean` are missing."""
     return _by_column({copy: {each: each.value(targets, p) for each in FIGURES} for copy, p in copies.items()})
 
 
 def values_of_labels(targets: Labels, copies: Mapping[Copy, Labels], classes: int) -> dict[str, float]:
-    """The same of predicted classes (N,), without the figures that are functions of probabilities."""
+    """The same from predicted classes (N,). Metrics of probabilities are missing."""
     counted = [each for each in FIGURES if each.of_counts is not None]
     return _by_column(
         {
@@ -199,5 +199,5 @@ def _by_column(found: Mapping[Copy, Mapping[Figure, float]]) -> dict[str, float]
 
 
 def score(found: Mapping[str, float], monitor: str) -> float:
-    """The value of `training.monitor`. Where nothing was corrupted, a mean is the clean figure."""
+    """The value of `training.monitor`. Without corrupted copies the clean value stands for a mean."""
     return found[monitor] if monitor in found else found[columns()[monitor].figure.column()]

@@ -1,4 +1,4 @@
-"""Files written whole or not at all: beside their place, flushed to disk, then moved over it."""
+"""Atomic file writes: write a temporary file in the same folder, flush it to disk, then rename it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import Any
 
 from trainer.base.errors import ConfigError, DataError
 
-UMASK = os.umask(0)  # it can be read only by setting it, which threads must not do at once
+UMASK = os.umask(0)  # reading the umask means setting it, which is not thread-safe
 os.umask(UMASK)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well, and vanishes when it does not.
+    """A temporary path in the folder of `path`. It replaces `path` after the block; after an error it is removed.
 
-    Errors of the system name `path`, not the temporary one.
+    System errors name `path`, not the temporary path.
     """
     try:
         with _beside(path) as temporary:
@@ -47,15 +47,15 @@ def _beside(path: Path) -> Iterator[Path]:
 
 
 def settle(temporary: Path, path: Path) -> None:
-    """Move a file that is complete to its place, on the same file system: on disk before it is seen there."""
+    """Flush a complete file to disk, then move it to its place on the same file system."""
     with temporary.open("rb") as written:
         os.fsync(written.fileno())
-    temporary.chmod(0o666 & ~UMASK)  # what made it may have made it private; the result is as readable as any other
+    temporary.chmod(0o666 & ~UMASK)  # mkstemp makes private files; give it the usual mode
     temporary.replace(path)
 
 
 def check_folder(folder: Path) -> None:
-    """Raises ConfigError where nothing can be written into the folder for results, or it cannot be made."""
+    """Raises ConfigError if the result folder is not writable or cannot be created."""
     try:
         if folder.is_dir():
             tempfile.TemporaryFile(dir=folder).close()
@@ -63,14 +63,14 @@ def check_folder(folder: Path) -> None:
             _check_parent(folder)
     except OSError as error:
         raise ConfigError(
-            f"{folder}: uid {os.getuid()} cannot write to this folder, where results go ({error.strerror}); name "
-            "another by RUN_DIR, or let that uid write to it (docker run -v makes a missing folder as root: make it "
-            "before)"
+            f"{folder}: uid {os.getuid()} cannot write results to this folder ({error.strerror}); set RUN_DIR to "
+            "another folder, or give this uid write permission (docker run -v creates a missing folder as root; create "
+            "it before)"
         ) from None
 
 
 def _check_parent(folder: Path) -> None:
-    """Raises ConfigError where a folder that is not there cannot be made."""
+    """Raises ConfigError if a missing folder cannot be created."""
     parent = next(path for path in folder.absolute().parents if path.exists())
     if folder.exists() or not parent.is_dir():
         reason = os.strerror(errno.ENOTDIR)
@@ -79,68 +79,69 @@ def _check_parent(folder: Path) -> None:
     else:
         return
     raise ConfigError(
-        f"{folder}: uid {os.getuid()} cannot make this folder ({reason}); name another by RUN_DIR or --output DIR"
+        f"{folder}: uid {os.getuid()} cannot create this folder ({reason}); set RUN_DIR or --output to another folder"
     )
 
 
 def data_folder(named: str | None) -> Path:
-    """The data folder: `named`, $DATA_DIR, or the default `data`. Raises DataError where there is none."""
+    """The data folder: `named`, $DATA_DIR, or the default `data`. Raises DataError if it does not exist."""
     for source, value in (("data.root", named), ("DATA_DIR", os.environ.get("DATA_DIR")), ("the default", "data")):
         if value:
             root = Path(value).expanduser()
             if not root.is_dir():
                 what = "is not a folder" if root.exists() else "does not exist"
                 raise DataError(
-                    f"{root}: the data folder ({source}) {what}; name one by --data DIR or DATA_DIR, "
-                    f"or draw one: python -m trainer sample-data {root}"
+                    f"{root}: the data folder ({source}) {what}; set it with --data DIR or DATA_DIR, "
+                    f"or draw sample data: python -m trainer sample-data {root}"
                 )
             return root
     raise AssertionError("unreachable")
 
 
 def check_checkpoint(path: Path) -> None:
-    """Raises ConfigError where `path`, a best.ckpt, an ensemble.json or a val_predictions.npz, is no file."""
+    """Raises ConfigError if `path` (a best.ckpt, an ensemble.json or a val_predictions.npz) is not a file."""
     if path.is_file():
         return
     if path.is_dir():
-        raise ConfigError(f"{path}: the checkpoint is a folder; name a best.ckpt")
+        raise ConfigError(f"{path}: the checkpoint is a folder; give a best.ckpt")
     if path.suffix == ".npz":
-        raise ConfigError(f"{path}: there is no such file; name a val_predictions.npz or a best.ckpt")
+        raise ConfigError(f"{path}: file not found; give a val_predictions.npz or a best.ckpt")
     if path.suffix == ".json":
-        raise ConfigError(f"{path}: there is no such file; name a best.ckpt or an ensemble.json")
-    raise ConfigError(f"{path}: the checkpoint does not exist; name a best.ckpt")
+        raise ConfigError(f"{path}: file not found; give a best.ckpt or an ensemble.json")
+    raise ConfigError(f"{path}: checkpoint not found; give a best.ckpt")
 
 
 def resume_file(resume: str | None, run_dir: Path) -> Path | None:
-    """The last.ckpt that a run with this setting of `resume` in `run_dir` goes on from. Raises ConfigError where a run
-    has been there that it does not go on with, or the file is missing."""
+    """The last.ckpt that a run in `run_dir` with this `resume` continues from. Raises ConfigError if the file is
+    missing, or if the folder has an earlier run and `resume` is None."""
     last = run_dir / "last.ckpt"
     if resume is None:
         if last.exists() or (run_dir / "best.ckpt").exists():
             raise ConfigError(
-                f"{run_dir}: a run has been here already; continue it by resume=auto, or name another folder by RUN_DIR"
+                f"{run_dir}: this folder has a run already; continue it with resume=auto, or set RUN_DIR to another "
+                "folder"
             )
         return None
     if resume == "auto":
         return last if last.exists() else None
     path = Path(resume).expanduser()
     if not path.is_file():
-        raise ConfigError(f"resume={resume}: there is no such file; name a last.ckpt, or say resume=auto")
+        raise ConfigError(f"resume={resume}: file not found; give a last.ckpt, or use resume=auto")
     return path
 
 
 def sha256(path: Path) -> str:
-    """Of what the file holds, in hexadecimal digits."""
+    """SHA-256 of the file content, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in UTF-8."""
+    """Replace the content of `path` with `text` in UTF-8."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` by `value` as indented JSON."""
+    """Replace the content of `path` with `value` as indented JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,16 +1,16 @@
-"""The names that options of several commands take. They stand here so that a command line is checked before torch is
-imported; a test holds them against the code that they name."""
+"""Names for options of several commands. They are here so that a command can check them before it imports torch. A test
+compares them with the code."""
 
 from __future__ import annotations
 
 METHODS = ("soft_voting", "hard_voting", "rank_averaging")
-"""How the members of an ensemble vote."""
+"""Voting methods of an ensemble."""
 WEIGHTS = ("equal", "greedy")
-"""How the members of an ensemble are weighed, where no numbers are given."""
+"""Weightings of an ensemble, besides numbers."""
 OPTIMISED = "optimised"
-"""Another search for weights, once. Accepted still, and greedy, which does as well on images that it did not see
+"""An old weight search. It is still accepted and means greedy, which is as good on unseen images
 (docs/bench/2026-11-30-ensemble-weights.json)."""
 VIEWS = ("none", "light", "standard", "heavy")
-"""Sets of views of test-time augmentation."""
+"""Names of the view sets for test-time augmentation."""
 FORMATS = ("onnx", "safetensors", "torch_export")
-"""File formats of an export."""
+"""Export formats."""

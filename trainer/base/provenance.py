@@ -1,4 +1,4 @@
-"""Where results come from: the commit of the code, and a name for what it says. Imports no torch."""
+"""The origin of results: the commit and a fingerprint of the code. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def git_sha(folder: Path) -> str | None:
-    """The commit of the checkout that `folder` lies in; None where it lies in none."""
+    """The commit of the git checkout around `folder`. None if there is no checkout."""
     return _git(folder, "rev-parse", "HEAD") or None
 
 
 def revision(folder: Path = PACKAGE, watched: tuple[str, ...] = (".",)) -> str:
-    """The commit of the code in `folder`, with `-dirty` where one of the paths `watched` in it has changed since, and
-    `-unknown` where git could not say; $GIT_SHA in an image, which has no checkout; else unknown."""
+    """The commit of the code in `folder`. `-dirty` follows if one of the `watched` paths has changed, `-unknown` if git
+    failed. Without a checkout, as in an image: $GIT_SHA, else unknown."""
     sha = git_sha(folder)
-    if sha is None or _git(folder, "ls-files", *watched) == "":  # an installed copy below somebody else's checkout
+    if sha is None or _git(folder, "ls-files", *watched) == "":  # an installed copy inside another checkout
         return os.environ.get("GIT_SHA") or "unknown"
     changed = _git(folder, "status", "--porcelain", "--", *watched)
     return sha + ("-unknown" if changed is None else "-dirty" if changed else "")
@@ -28,8 +28,8 @@ def revision(folder: Path = PACKAGE, watched: tuple[str, ...] = (".",)) -> str:
 
 @functools.cache
 def code_fingerprint(package: Path = PACKAGE) -> str:
-    """A name for what the files of `package` say: the first 16 digits of a SHA-256. Unlike the commit it is known of an
-    installed copy, and tells changes that are not committed apart."""
+    """The first 16 digits of a SHA-256 over the files of `package`. Unlike the commit it is known for an installed copy
+    and differs for uncommitted changes."""
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts:
@@ -38,7 +38,7 @@ def code_fingerprint(package: Path = PACKAGE) -> str:
 
 
 def _git(folder: Path, *words: str) -> str | None:
-    """What git prints; None where it fails, or takes longer than 5 s."""
+    """The output of git. None if it fails or takes longer than 5 s."""
     try:
         done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.TimeoutExpired):

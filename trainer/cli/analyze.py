@@ -1,4 +1,4 @@
-"""analyze and label-errors: what a model makes of its validation images."""
+"""analyze and label-errors: commands on the validation predictions of a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.cli.imports import heavy
 
 
 def analyze(arguments: list[str]) -> int:
-    parser = options.parser("analyze", "What a checkpoint gets right and wrong on its validation images.")
+    parser = options.parser("analyze", "Report the metrics and mistakes of a checkpoint on its validation images.")
     options.add_output(parser)
     options.add_checkpoint(parser)
     options.add_data(parser)
@@ -30,11 +30,11 @@ def analyze(arguments: list[str]) -> int:
 
 def label_errors(arguments: list[str]) -> int:
     parser = options.parser(
-        "label-errors", "Likely label errors, by confident learning from out-of-sample probabilities."
+        "label-errors", "Find likely label errors among the validation images (confident learning)."
     )
     options.add_output(parser)
     either = parser.add_mutually_exclusive_group(required=True)
-    either.add_argument("--predictions", type=Path, metavar="FILE", help="a val_predictions.npz, or a best.ckpt")
+    either.add_argument("--predictions", type=Path, metavar="FILE", help="a val_predictions.npz or a best.ckpt")
     either.add_argument("--checkpoint", dest="predictions", type=Path, help=argparse.SUPPRESS)
     options.add_data(parser)
     given = options.parse(parser, arguments)

@@ -1,4 +1,4 @@
-"""check-data and sample-data: commands on the data folder, without a model."""
+"""check-data and sample-data: commands on the data folder. They need no model."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from trainer.cli.imports import heavy
 def check_data(arguments: list[str]) -> int:
     parser = options.parser(
         "check-data",
-        "Find images that are one image (equal, rescaled, encoded again, turned or mirrored), leaks across the split, "
-        "labels that disagree and files that cannot be read. Takes the keys of `train`, of which data.* count.",
+        "Find duplicate images (equal, rescaled, re-encoded, rotated or mirrored), leaks between training and "
+        "validation, contradictory labels and unreadable files. Takes the data.* keys of `train`.",
     )
     options.add_output(parser)
     options.add_data(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for `train`: data.format=…")
-    parser.add_argument("--json", action="store_true", help="print JSON: what check_data.json holds")
+    parser.add_argument("--json", action="store_true", help="print the content of check_data.json")
     given = parser.parse_intermixed_args(arguments)
     folder = None if given.root is None else str(given.root)
     config = options.composed(given.overrides, "check-data", folder).data
@@ -32,7 +32,7 @@ def check_data(arguments: list[str]) -> int:
     with heavy():
         from trainer.data import check
 
-    with contextlib.redirect_stdout(sys.stderr if given.json else sys.stdout):  # notes are no JSON
+    with contextlib.redirect_stdout(sys.stderr if given.json else sys.stdout):  # keep notes out of the JSON
         checked = check.check(config)
         report = check.write(checked, output)
     print(json.dumps(report, indent=2, ensure_ascii=False) if given.json else check.as_text(checked, report))
@@ -47,7 +47,7 @@ def sample_data(arguments: list[str]) -> int:
     parser.add_argument("--per-class", type=options.positive, default=40, help="training images in each class")
     parser.add_argument("--test-per-class", type=options.count, default=10)
     parser.add_argument("--seed", type=options.count, default=0)
-    parser.add_argument("--force", action="store_true", help="replace what an earlier sample-data drew there")
+    parser.add_argument("--force", action="store_true", help="replace an earlier sample data folder")
     given = parser.parse_args(arguments)
     check_folder(given.out)
 

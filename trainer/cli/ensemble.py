@@ -15,7 +15,9 @@ from trainer.cli.imports import heavy
 
 
 def ensemble(arguments: list[str]) -> int:
-    parser = options.parser("ensemble", "Join checkpoints; their validation F1, submission.csv and predictions.npz.")
+    parser = options.parser(
+        "ensemble", "Join checkpoints in an ensemble. Writes its validation F1, submission.csv and predictions.npz."
+    )
     options.add_output(parser)
     several = parser.add_mutually_exclusive_group(required=True)
     several.add_argument("--checkpoints", nargs="+", type=Path, metavar="FILE")
@@ -25,15 +27,15 @@ def ensemble(arguments: list[str]) -> int:
         "--weights",
         nargs="+",
         metavar="W",
-        help="one a member (the folds of a model are one), or equal, or greedy: chosen on the validation images, "
-        "and kept where that helps (default: equal)",
+        help="one number per member (all folds of a model are one member), or equal, or greedy: search weights on the "
+        "validation images and use them if they are better (default: equal)",
     )
     options.add_inference(parser)
     given = options.parse(parser, arguments)
     output = options.output_folder(given.output)
     options.check_views(given.tta)
     if given.method not in METHODS:
-        raise ConfigError(f"--method {given.method}: there is no such method; {nearest(given.method, METHODS)}")
+        raise ConfigError(f"--method {given.method}: unknown method; {nearest(given.method, METHODS)}")
     asked = weighting(given.weights)
     for path in given.checkpoints:
         check_checkpoint(path)
@@ -45,33 +47,35 @@ def ensemble(arguments: list[str]) -> int:
 
     made = make(given.checkpoints, given.method, None if isinstance(asked, str) else asked)
     if root is None:
-        print("note: no data folder is named: no submission.csv (name one by --data DIR)")
+        print("note: no data folder, so no submission.csv; add --data DIR to get one")
     elif not (root / "sample_submission.csv").is_file() and not (root / "test").is_dir():
-        print(f"note: {root} has no test images: no submission.csv")
+        print(f"note: {root} has no test images, so no submission.csv")
         root = None
     run(made, asked if isinstance(asked, str) else "given", root, output, options.inference(given))
     return EXIT_OK
 
 
 def weighting(words: Sequence[str] | None) -> str | list[float]:
-    """What --weights says: a name of `WEIGHTS`, or a number a member. Raises ConfigError."""
+    """The value of --weights: a name in `WEIGHTS`, or one number per member. Raises ConfigError."""
     if not words:
         return "equal"
     if len(words) == 1 and not _is_number(words[0]):
         if words[0] == OPTIMISED:
-            print(f"note: --weights {OPTIMISED} is --weights greedy now, which does as well")
+            print(f"note: --weights {OPTIMISED} was removed; --weights greedy is used, which is as good")
             return "greedy"
         if words[0] not in WEIGHTS:
-            raise ConfigError(f"--weights {words[0]}: there is no such way to weigh; {nearest(words[0], WEIGHTS)}")
+            raise ConfigError(f"--weights {words[0]}: unknown weights; {nearest(words[0], WEIGHTS)}")
         return words[0]
     odd = next((word for word in words if not _is_number(word)), None)
     if odd is not None:
         raise ConfigError(
-            f"--weights {' '.join(words)}: {odd} is not a number; give one a member, or say {', '.join(WEIGHTS)}"
+            f"--weights {' '.join(words)}: {odd} is not a number; give one number per member, or {' or '.join(WEIGHTS)}"
         )
     numbers = [float(word) for word in words]
     if min(numbers) < 0 or sum(numbers) <= 0:
-        raise ConfigError(f"--weights {' '.join(words)}: none may be negative, and one must be positive")
+        raise ConfigError(
+            f"--weights {' '.join(words)}: weights must not be negative, and at least one must be positive"
+        )
     return numbers
 
 

@@ -1,4 +1,4 @@
-"""export: a checkpoint as a file that needs no trainer."""
+"""export: write a checkpoint as a file for use without the trainer."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from trainer.cli.imports import heavy
 def export(arguments: list[str]) -> int:
     parser = options.parser(
         "export",
-        "Write a checkpoint as a file that needs no trainer, checked against the checkpoint, with "
-        "preprocessing.json and a model card (README.md) beside it. onnx and torch_export take uint8 images and give "
-        "calibrated probabilities; safetensors holds the bare timm model, which takes normalised images and gives "
+        "Write a checkpoint as a file for use without the trainer, with preprocessing.json and a model card "
+        "(README.md). Compares the file with the checkpoint. onnx and torch_export take uint8 images and return "
+        "calibrated probabilities. safetensors holds only the timm model; it takes normalised images and returns "
         "logits.",
     )
     options.add_checkpoint(parser, "a best.ckpt")
@@ -28,12 +28,14 @@ def export(arguments: list[str]) -> int:
         help="folder for the files (default: export/FORMAT in $RUN_DIR or here)",
     )
     options.add_data(parser)
-    parser.add_argument("--images", type=options.positive, default=32, help="to check on, at most (default: 32)")
-    parser.add_argument("--batch_size", type=options.positive, default=8, help="images at once (default: 8)")
+    parser.add_argument(
+        "--images", type=options.positive, default=32, help="most images for the comparison (default: 32)"
+    )
+    parser.add_argument("--batch_size", type=options.positive, default=8, help="images per batch (default: 8)")
     parser.add_argument("--force", action="store_true", help="replace an earlier export")
     given = options.parse(parser, arguments)
     if given.to not in FORMATS:
-        raise ConfigError(f"--to {given.to}: there is no such format; {nearest(given.to, FORMATS)}")
+        raise ConfigError(f"--to {given.to}: unknown format; {nearest(given.to, FORMATS)}")
     root = options.optional_data(given.root)
     if given.output is None:
         output = options.output_folder(None) / "export" / given.to

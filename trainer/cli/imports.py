@@ -1,4 +1,4 @@
-"""How the heavy libraries are imported, and how a process that has imported them ends."""
+"""Import heavy libraries fast, and end a process with these libraries fast."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ UNUSED = ("wandb", "torchmetrics", "pandas")
 
 @contextlib.contextmanager
 def heavy() -> Iterator[None]:
-    """Import what needs torch inside this block: without what torch's friends import and the trainer does not use, and
-    with the collector of garbage off. Silences their remarks on their own working, which are no output of ours."""
+    """Import modules that need torch inside this block. It skips imports that the trainer does not use, turns the
+    garbage collector off, and silences the log messages of the libraries."""
     with without(*UNUSED), _collector_off():
         yield
     for name in ("lightning_fabric", "timm", "huggingface_hub", "httpx"):  # Fabric sets its own level on import
@@ -29,12 +29,12 @@ def heavy() -> Iterator[None]:
 
 @contextlib.contextmanager
 def without(*packages: str) -> Iterator[None]:
-    """Let imports inside the block find none of `packages`; afterwards they can be imported as ever.
+    """Make imports of `packages` fail inside the block. After the block they work again.
 
-    timm imports wandb for a function that the trainer does not call, Fabric imports torchmetrics where it happens to be
-    installed (scipy.signal and matplotlib with it) to compare its version, and scikit-learn imports pandas to know a
-    table when it sees one: 4 s of CPU in each process. All three are made to work without.
-    Python raises one for a name whose place in sys.modules holds None. This is the only place that does so.
+    timm imports wandb for a function that the trainer does not call. Fabric imports torchmetrics (with scipy.signal and
+    matplotlib) if it is installed, to compare its version. scikit-learn imports pandas to recognise its tables.
+    Together they take 4 s of CPU time in each process. All three libraries also work without them.
+    Python raises ImportError for a name with None in sys.modules. Only this function uses that.
     """
     hidden = [name for name in packages if name not in sys.modules]
     for name in hidden:
@@ -48,8 +48,8 @@ def without(*packages: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _collector_off() -> Iterator[None]:
-    """No collection of garbage while a million objects are made that all stay: it is a fifth of the CPU time of the
-    imports. Afterwards the collector leaves these objects alone, in the loader processes, too."""
+    """Turn the garbage collector off during imports, which create a million permanent objects. The collector takes a
+    fifth of the CPU time of the imports. It also ignores these objects later, in the loader processes too."""
     first, was_on = "torch" not in sys.modules, gc.isenabled()
     gc.disable()
     try:
@@ -62,20 +62,19 @@ def _collector_off() -> Iterator[None]:
 
 
 def end(code: int) -> NoReturn:
-    """End this process with exit code `code`, and do before all that Python does but one thing.
+    """End this process with exit code `code`, like Python but without the final garbage collection.
 
-    With torch imported Python takes seconds to end, since it collects the garbage of a million objects, module by
-    module. This joins the threads that Python joins, runs what libraries have registered for the end (W&B's upload,
-    the loader processes, the process group of several GPUs, logging, temporary folders), flushes the output, and leaves
-    the objects to the system.
+    With torch imported Python needs seconds to end, because it collects a million objects, module by module. This
+    function joins threads, runs the exit functions of libraries (W&B's upload, loader processes, the process group of
+    several GPUs, logging, temporary folders) and flushes the output. The operating system frees the objects.
     """
     with contextlib.suppress(BaseException):
         threading._shutdown()  # type: ignore[attr-defined]  # as Py_FinalizeEx does first
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         try:
-            if stream is not None:  # as where the caller has closed it
+            if stream is not None:  # the caller may have closed it
                 stream.flush()
-        except (OSError, ValueError):  # nobody reads any more, or there is no space
+        except (OSError, ValueError):  # closed pipe or full disk
             code = code or EXIT_FAILED
     os._exit(code)

@@ -1,4 +1,4 @@
-"""The trainer's commands: parse, call, print, and turn every error into one message and the contract's exit code."""
+"""The trainer's commands: parse, call, print. Every error becomes one message and an exit code of the contract."""
 
 from __future__ import annotations
 
@@ -27,18 +27,22 @@ from trainer.base.errors import (
 
 COMMANDS = {
     "train": ("train", "train [--data DIR] KEY=VALUE …", "train one model; `train --help` lists the keys"),
-    "config": ("train", "config KEY=VALUE …", "print the configuration that train would use, checked"),
+    "config": ("train", "config KEY=VALUE …", "check and print the configuration for train"),
     "predict": ("predict", "predict --checkpoint FILE", "predict the test images: submission.csv, predictions.npz"),
-    "ensemble": ("ensemble", "ensemble --checkpoints FILE …", "join checkpoints by a vote"),
-    "analyze": ("analyze", "analyze --checkpoint FILE", "figures, curves, mistakes: analysis_results/report.html"),
-    "check-data": ("data", "check-data [--data DIR]", "duplicates, leaks, labels that disagree"),
-    "label-errors": ("analyze", "label-errors --predictions FILE", "likely label errors of validation images"),
-    "export": ("export", "export --checkpoint FILE --to …", "to onnx, safetensors or torch_export, with a model card"),
-    "estimate": ("measure", "estimate KEY=VALUE …", "the device memory that training needs, without data or a GPU"),
-    "bench": ("measure", "bench [--quick]", "how fast this machine loads and trains, against plain pieces and timm's"),
-    "sample-data": ("data", "sample-data DIR", "draw a small set of documents to try everything on"),
+    "ensemble": ("ensemble", "ensemble --checkpoints FILE …", "join checkpoints in an ensemble"),
+    "analyze": ("analyze", "analyze --checkpoint FILE", "metrics, curves, mistakes: analysis_results/report.html"),
+    "check-data": ("data", "check-data [--data DIR]", "find duplicates, leaks and contradictory labels"),
+    "label-errors": ("analyze", "label-errors --predictions FILE", "find likely label errors of validation images"),
+    "export": (
+        "export",
+        "export --checkpoint FILE --to …",
+        "write onnx, safetensors or torch_export, with a model card",
+    ),
+    "estimate": ("measure", "estimate KEY=VALUE …", "predict the device memory of training, without data or a GPU"),
+    "bench": ("measure", "bench [--quick]", "measure loading and training speed, compared with plain code and timm"),
+    "sample-data": ("data", "sample-data DIR", "draw a small set of documents for a first try"),
 }
-"""Each command's module in this folder (its function has the command's name), how it is called, and what it does."""
+"""Per command: its module in this folder (with a function of the command's name), its usage, and its help."""
 USAGE = "\n".join(
     [
         "usage: python -m trainer COMMAND …",
@@ -62,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
             return _dispatch(list(arguments))
         finally:
             for number, handler in handlers.items():
-                signal.signal(number, handler)  # nothing is left that a late signal should interrupt in its own way
+                signal.signal(number, handler)  # a late signal gets its old handler
     except TrainerError as error:
         prefix = "" if isinstance(error, StoppedError) else "error: "
         print(f"{prefix}{_message(error)}", file=sys.stderr)
@@ -78,19 +82,19 @@ def main(arguments: Sequence[str]) -> int:
         reason = " ".join(_message(error).split()) or "no message"
         if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("trainer"):
             say = "pip install -c images/constraints.txt -e '.[train]'"
-            print(f"error: the trainer needs a package that is not installed: {error.name}; {say}", file=sys.stderr)
+            print(f"error: package {error.name} is not installed; run: {say}", file=sys.stderr)
         elif isinstance(error, OSError):
             print(f"error: {os_error(error) if error.filename is not None else reason}", file=sys.stderr)
         else:
             print(
-                f"error: unexpected {type(error).__name__}: {reason[:500]}\nset TRAINER_DEBUG=1 to see where",
+                f"error: unexpected {type(error).__name__}: {reason[:500]}\nset TRAINER_DEBUG=1 to see the traceback",
                 file=sys.stderr,
             )
         return EXIT_FAILED
 
 
 def _message(error: Exception) -> str:
-    """The error's own words: what a DataLoader worker raised comes wrapped in that worker's traceback."""
+    """The error message. For an error in a DataLoader worker: without the traceback around it."""
     text = str(error)
     if "in DataLoader worker process" in text:
         found = re.search(r"\n[\w.]+(?:Error|Exception): (?!.*\n[\w.]+(?:Error|Exception): )(.*)", text, re.S)
@@ -101,7 +105,7 @@ def _message(error: Exception) -> str:
 def _dispatch(arguments: list[str]) -> int:
     if not arguments:
         print(USAGE)
-        return EXIT_USAGE  # a job that has lost its command has not succeeded
+        return EXIT_USAGE  # a job without a command must not succeed
     if arguments[0] in ("-h", "--help", "help"):
         print(USAGE)
         return EXIT_OK
@@ -111,7 +115,7 @@ def _dispatch(arguments: list[str]) -> int:
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
         hint = "is `train` missing before it?" if "=" in command else nearest(command, COMMANDS)
-        raise ConfigError(f"there is no command '{command}'; {hint}\n{USAGE}")
+        raise ConfigError(f"unknown command '{command}'; {hint}\n{USAGE}")
     _environment()
     module = importlib.import_module(f"trainer.cli.{COMMANDS[command][0]}")
     code: int = getattr(module, command.replace("-", "_"))(rest)
@@ -119,7 +123,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _environment() -> None:
-    """Settings that libraries read on import, the secrets that a launcher hands over as files, and .env."""
+    """Set environment variables: those that libraries read on import, secrets from the launcher's files, and .env."""
     secrets = os.environ.get("SECRETS_DIR")
     for path in sorted(Path(secrets).iterdir()) if secrets and Path(secrets).is_dir() else ():
         if path.is_file():
@@ -135,8 +139,8 @@ def _environment() -> None:
 
 
 def _let_segments_grow() -> None:
-    """Below a cap of its memory have CUDA's allocator lose little to fragments, unless somebody has set it otherwise:
-    it is read when torch first uses a GPU. Not on WSL, which lacks what it needs."""
+    """With a memory limit, reduce the fragmentation of CUDA's allocator. torch reads the setting at its first use of a
+    GPU. A user's own setting stays. WSL does not support it."""
     names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
     if not os.environ.get("DEVICE_MEMORY_LIMIT") or any(name in os.environ for name in names):
         return

@@ -1,4 +1,4 @@
-"""estimate and bench: what training costs, without data of the user's."""
+"""estimate and bench: memory and speed of training. They need no data from the user."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from trainer.cli.imports import heavy
 def estimate(arguments: list[str]) -> int:
     parser = options.parser(
         "estimate",
-        "The memory that one training step needs on its device, traced without data or a GPU. Takes the "
-        "keys of `train`; device=mps traces a step on Apple's GPUs, device=cpu one on the CPU, all else one on CUDA.",
+        "Predict the device memory of one training step, without data or a GPU. Takes the keys of `train`. "
+        "device=mps is for Apple GPUs, device=cpu for the CPU; other values are for CUDA.",
         "python -m trainer estimate KEY=VALUE … [--json] [--classes N]\n       python -m trainer estimate --table FILE",
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for `train`")
-    parser.add_argument("--classes", type=options.positive, default=17, help="of the classifier (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print JSON, in bytes")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="write the launcher's table of all models instead")
+    parser.add_argument("--classes", type=options.positive, default=17, help="number of classes (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON, sizes in bytes")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write the launcher's memory table of all models")
     given = parser.parse_intermixed_args(arguments)
     if given.table and (given.overrides or given.json):
-        raise ConfigError(f"--table {given.table}: it is of all models and sizes; take the other words away")
+        raise ConfigError(f"--table {given.table}: the table has all models and sizes; remove the other arguments")
     config = options.composed(given.overrides, "estimate", None)
     if given.table:
         check_folder(given.table.absolute().parent)
@@ -50,13 +50,13 @@ def estimate(arguments: list[str]) -> int:
 def bench(arguments: list[str]) -> int:
     parser = options.parser(
         "bench",
-        "How fast this machine loads and trains: ratios to plain references and to timm's own pieces, all "
-        "measured in turns in one run, on drawn pages.",
+        "Measure loading and training speed of this machine, as ratios to plain code and to timm. The measurements "
+        "alternate in one run and use drawn pages.",
     )
-    parser.add_argument("--quick", action="store_true", help="fewer rounds and models: minutes, and rougher figures")
-    parser.add_argument("--only", choices=("loader", "train"), help="one half of it")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and models: a few minutes, less exact")
+    parser.add_argument("--only", choices=("loader", "train"), help="measure only loading or only training")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures, the machine and the date there too"
+        "--json", type=Path, metavar="FILE", help="also write the results, the machine and the date to FILE"
     )
     given = parser.parse_args(arguments)
     if given.json is not None:

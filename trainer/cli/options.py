@@ -1,4 +1,4 @@
-"""Options that several commands take: one spelling for one thing, and their values checked before torch is imported."""
+"""Options shared by several commands. The commands check them before they import torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHECKPOINT = "--checkpoint"
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, whose errors are a ConfigError."""
+    """An argparse parser that raises ConfigError."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}\n{self.format_usage().strip()}")
@@ -34,7 +34,7 @@ def parser(command: str, description: str, usage: str | None = None) -> Parser:
 
 def add_output(to: Parser) -> None:
     to.add_argument(
-        "--output", type=Path, metavar="DIR", help="folder for the results (default: $RUN_DIR, else this one)"
+        "--output", type=Path, metavar="DIR", help="folder for the results (default: $RUN_DIR, else the current one)"
     )
 
 
@@ -43,36 +43,39 @@ def add_data(to: Parser) -> None:
     to.add_argument("--data.root", dest="root", type=Path, help=argparse.SUPPRESS)
 
 
-def add_checkpoint(to: Parser, what: str = "a best.ckpt, or an ensemble.json") -> None:
+def add_checkpoint(to: Parser, what: str = "a best.ckpt or an ensemble.json") -> None:
     to.add_argument(CHECKPOINT, required=True, type=Path, metavar="FILE", help=what)
 
 
 def add_inference(to: Parser) -> None:
-    """What commands that predict take."""
+    """Options of the commands that predict."""
     add_data(to)
     to.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
     to.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"))
-    to.add_argument("--batch_size", type=positive, metavar="N", help="images at once (default: as in training)")
-    to.add_argument("--num_workers", type=count, metavar="N", help="processes that load images (default: by the cores)")
+    to.add_argument("--batch_size", type=positive, metavar="N", help="images per batch (default: as in training)")
+    to.add_argument(
+        "--num_workers", type=count, metavar="N", help="image loading processes (default: from the number of cores)"
+    )
     to.add_argument(
         "--tta",
         metavar="VIEWS",
-        help="average over views of each image: none, light (4 turns, 1 mirrored), standard (8 turned and mirrored), "
-        "heavy (11: those, two zooms, more contrast); default: none, and for an ensemble.json as it was made",
+        help="test-time augmentation, the mean over views of each image: none, light (4 rotations and 1 mirror image), "
+        "standard (4 rotations, each also mirrored), heavy (standard, 2 zooms, more contrast). Default: none, or the "
+        "views in ensemble.json",
     )
 
 
 def inference(options: argparse.Namespace) -> Options:
-    """What `add_inference` has parsed. Imports torch."""
+    """The options of `add_inference`. Imports torch."""
     from trainer.predict.inference import Options
 
     return Options(options.device, options.precision, options.batch_size, options.num_workers, options.tta)
 
 
 def check_views(name: str | None) -> None:
-    """Raises ConfigError where there is no such set of views."""
+    """Raises ConfigError if `name` is unknown."""
     if name is not None and name not in VIEWS:
-        raise ConfigError(f"--tta {name}: there is no such set of views; {nearest(name, VIEWS)}")
+        raise ConfigError(f"--tta {name}: unknown views; {nearest(name, VIEWS)}")
 
 
 def positive(text: str) -> int:
@@ -88,7 +91,7 @@ def count(text: str) -> int:
 
 
 def parse(by: Parser, arguments: Sequence[str]) -> argparse.Namespace:
-    """Both spellings: `--key value` and `key=value` (also with training. before the key, as for train)."""
+    """Parse both spellings: `--key value` and `key=value` (also `training.key=value`, as in train)."""
     known = {option for action in by._actions for option in action.option_strings}
     shown = {option for action in by._actions if action.help != argparse.SUPPRESS for option in action.option_strings}
     words: list[str] = []
@@ -97,27 +100,27 @@ def parse(by: Parser, arguments: Sequence[str]) -> argparse.Namespace:
         name = "--" + key.lstrip("-").removeprefix("training.")
         if separator and not _is_file(argument):
             if key == "data" and DATA in known:
-                raise ConfigError(f"{argument}: only `train` takes data=GROUP; the data folder is {DATA} DIR")
+                raise ConfigError(f"{argument}: only `train` takes data=GROUP; for the data folder use {DATA} DIR")
             if name not in known:
-                raise ConfigError(f"{argument}: there is no option '{key}'; {nearest(name, shown)}")
+                raise ConfigError(f"{argument}: unknown option '{key}'; {nearest(name, shown)}")
             words += [name, value]
         elif argument.startswith("--") and argument not in known:
-            raise ConfigError(f"{argument}: there is no such option; {nearest(argument, shown)}")
+            raise ConfigError(f"{argument}: unknown option; {nearest(argument, shown)}")
         else:
             words.append(argument)
     return by.parse_args(words)
 
 
 def _is_file(word: str) -> bool:
-    with contextlib.suppress(OSError):  # a word too long for a file name is none
+    with contextlib.suppress(OSError):  # the word may be too long for a file name
         return Path(word).is_file()
     return False
 
 
 def split_data(arguments: Sequence[str]) -> tuple[list[str], str | None]:
-    """Take `--data DIR` (or `--data=DIR`) out of the overrides of `train` and the like: the overrides, and the folder.
+    """Split `--data DIR` (or `--data=DIR`) from the overrides of `train`, `config` and others: overrides and folder.
 
-    Raises ConfigError where the folder is missing.
+    Raises ConfigError if the folder is missing.
     """
     overrides: list[str] = []
     folder = None
@@ -129,7 +132,7 @@ def split_data(arguments: Sequence[str]) -> tuple[list[str], str | None]:
             continue
         folder = value if separator else next(words, "")
         if not folder:
-            raise ConfigError(f"{word}: a folder is missing; write {DATA} DIR")
+            raise ConfigError(f"{word}: the folder is missing; write {DATA} DIR")
     return overrides, folder
 
 
@@ -144,21 +147,21 @@ def composed(overrides: Sequence[str], command: str, folder: str | None) -> Conf
 
 
 def output_folder(named: Path | None) -> Path:
-    """Where results go. Raises ConfigError where nothing can be written there."""
+    """The folder for results. Raises ConfigError if it is not writable."""
     folder = named or Path(os.environ.get("RUN_DIR") or ".")
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder}: is a file; name a folder by --output DIR")
+        raise ConfigError(f"{folder}: is a file; give a folder with --output DIR")
     check_folder(folder)
     return folder
 
 
 def optional_data(named: Path | None) -> Path | None:
-    """The data folder; None where none is named and there is no ./data. Raises DataError where it is missing."""
+    """The data folder. None if none is given and ./data does not exist. Raises DataError if a given one is missing."""
     if named is None and not os.environ.get("DATA_DIR") and not Path("data").is_dir():
         return None
     return required_data(named)
 
 
 def required_data(named: Path | None) -> Path:
-    """Raises DataError where it is missing."""
+    """The data folder. Raises DataError if it is missing."""
     return data_folder(None if named is None else str(named))

@@ -1,4 +1,4 @@
-"""predict: the test images by a checkpoint or an ensemble."""
+"""predict: predict the test images with a checkpoint or an ensemble."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trainer.cli.imports import heavy
 
 
 def predict(arguments: list[str]) -> int:
-    parser = options.parser("predict", "Predict the test images: submission.csv and predictions.npz.")
+    parser = options.parser("predict", "Predict the test images. Writes submission.csv and predictions.npz.")
     options.add_output(parser)
     options.add_checkpoint(parser)
     options.add_inference(parser)

@@ -1,4 +1,4 @@
-"""train, and config, which prints what train would use."""
+"""train and config. config prints the configuration that train would use."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from trainer.cli import options
 from trainer.cli.imports import heavy
 from trainer.config.schema import Config
 
+KEY_WIDTH = 30
+"""Columns for the key in `train --help`."""
+
 
 def train(arguments: list[str]) -> int:
     if _wants_help(arguments):
@@ -22,7 +25,7 @@ def train(arguments: list[str]) -> int:
         return EXIT_OK
     if "--multirun" in arguments or "-m" in arguments:
         rest = " ".join(a for a in arguments if a not in ("--multirun", "-m"))
-        raise ConfigError(f"--multirun: the trainer trains one model; several at once: launcher submit {rest}")
+        raise ConfigError(f"--multirun: the trainer trains one model; for several models: launcher submit {rest}")
     overrides, folder = options.split_data(arguments)
     config = options.composed(overrides, "train", folder)
     default = Path("outputs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.choices['model']}"
@@ -33,7 +36,7 @@ def train(arguments: list[str]) -> int:
     data_folder(config.data.root)
 
     with heavy():
-        import sklearn.model_selection  # noqa: F401  # which the split needs: here it comes without pandas
+        import sklearn.model_selection  # noqa: F401  # for the split; imported here, it does not import pandas
 
         from trainer.training.run import train as run
         from trainer.training.stop import Stop
@@ -45,7 +48,7 @@ def train(arguments: list[str]) -> int:
 
 
 def config(arguments: list[str]) -> int:
-    """Print the configuration that `train` would use with these words, checked."""
+    """Check and print the configuration that `train` would use with these arguments."""
     if _wants_help(arguments):
         print(keys_help("config"))
         return EXIT_OK
@@ -57,12 +60,12 @@ def config(arguments: list[str]) -> int:
 
 
 def check_files(config: Config) -> None:
-    """What can be known of a configuration's model and files without torch. Raises ConfigError."""
+    """Check the model name and the files of a configuration, without torch. Raises ConfigError."""
     from trainer.models import timm_names
 
     weights = config.model.weights
     if weights is not None and not Path(weights).expanduser().is_file():
-        raise ConfigError(f"model.weights={weights}: there is no such file")
+        raise ConfigError(f"model.weights={weights}: file not found")
     for teacher in config.training.teachers:
         try:
             check_checkpoint(Path(teacher).expanduser())
@@ -76,7 +79,7 @@ def _wants_help(arguments: Sequence[str]) -> bool:
 
 
 def keys_help(command: str) -> str:
-    """Every group with its names; every key with its default, its choices or its range, and what it means."""
+    """Every group with its names, and every key with its text, its choices or range, and its default."""
     from trainer.config import check
     from trainer.config.compose import compose
     from trainer.config.keys import GROUPS, describe, option_names
@@ -88,32 +91,30 @@ def keys_help(command: str) -> str:
         lines += _wrapped(f"{group}=  {', '.join(names)}", "  ")
     lines += [
         "",
-        "  --data DIR  the data folder: the same as data.root=DIR",
+        "  --data DIR  the data folder, the same as data.root=DIR",
         "",
-        f"Defaults are those of {', '.join(f'{group}={usual.choices[group]}' for group in GROUPS)};",
-        "`python -m trainer config KEY=VALUE …` prints those of any choice.",
+        f"[…] is the default for {', '.join(f'{group}={usual.choices[group]}' for group in GROUPS)}.",
+        "`python -m trainer config KEY=VALUE …` prints the values for other groups.",
         "",
     ]
     choices, ranges = check.choices(), check.RANGES
     for key, kind, text in describe():
-        value = functools.reduce(getattr, key.split("."), usual)
-        facts = [f"default: {_shown(value)}"]
+        facts = f"[{_shown(functools.reduce(getattr, key.split('.'), usual))}]"
         if key in choices:
-            facts.insert(0, " | ".join(choices[key]))
+            facts += f" {' | '.join(choices[key])}"
         elif key in ranges:
-            facts.insert(0, check.range_in_words(*ranges[key]))
+            facts += f" {check.range_in_words(*ranges[key]).removeprefix('from ')}"
         elif kind.startswith("bool"):
-            facts.insert(0, "true | false")
-        lines += _wrapped(f"{key} ({kind}): {'; '.join(facts)}", "  ")
-        lines += _wrapped(text, "      ")
+            facts += " true | false"
+        lines += _wrapped(f"{key:<{KEY_WIDTH}}{facts}: {text}", "  ", indent=KEY_WIDTH + 2)
     return "\n".join(lines)
 
 
 def _shown(value: object) -> str:
     if isinstance(value, list):
-        return "the list of the data group" if value else "[]"
+        return "as in the data group" if value else "empty"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _wrapped(text: str, indent: str) -> list[str]:
-    return textwrap.wrap(" ".join(text.split()), 100, initial_indent=indent, subsequent_indent="      ")
+def _wrapped(text: str, first: str, indent: int = 6) -> list[str]:
+    return textwrap.wrap(text, 100, initial_indent=first, subsequent_indent=" " * indent, break_on_hyphens=False)

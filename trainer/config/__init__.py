@@ -1,1 +1,1 @@
-"""The configuration: keys, groups (YAML in conf/), composition and checks. No torch here."""
+"""The configuration: keys, groups (YAML in conf/), composition and checks. Does not import torch."""

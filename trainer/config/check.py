@@ -1,4 +1,4 @@
-"""What is wrong with the values of a configuration: choices, ranges and what does not go together."""
+"""Check the values of a configuration: choices, ranges and conflicts between keys."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CHOICES = {
     "training.loss": file_names("models/losses"),
     "device": ("auto", "cuda", "mps", "cpu"),
 }
-# key: (lowest, highest, whether the ends themselves are allowed)
+# key: (lowest, highest, whether the range includes both)
 RANGES: dict[str, tuple[float, float, bool]] = {
     "data.img_size": (16, 4096, True),
     "data.val_fraction": (0, 1, False),
@@ -61,14 +61,13 @@ RANGES: dict[str, tuple[float, float, bool]] = {
 
 @functools.cache
 def transforms() -> dict[str, list[str]]:
-    """Every augmentation that can be named, with its arguments: a table made from the pinned albumentations, and our
-    own."""
+    """Every available augmentation with its arguments: those of the pinned albumentations, and our own."""
     table: dict[str, list[str]] = json.loads((CONF_DIR / "transforms.json").read_text(encoding="utf-8"))
     return table | {name: own.arguments for name, own in own_augmentations().items()}
 
 
 def range_in_words(low: float, high: float, closed: bool) -> str:
-    """`closed`: the ends themselves are allowed."""
+    """`closed`: the range includes both ends."""
     lowest, highest = (str(end) if isinstance(end, int) else f"{end:g}" for end in (low, high))
     if closed:
         return f"from {lowest} to {highest}"
@@ -76,12 +75,12 @@ def range_in_words(low: float, high: float, closed: bool) -> str:
 
 
 def choices() -> dict[str, tuple[str, ...]]:
-    """The values that a key may have, where it is one of a few."""
+    """The allowed values of each key that has a fixed list of them."""
     return {**_CHOICES, "training.monitor": tuple(figures.columns())}
 
 
 def check(config: Config) -> list[str]:
-    """What is wrong with the values, a line each; empty when nothing is."""
+    """One line per error in the values. Empty if there is none."""
     faults = [*_check_values(config)]
     for name in ("train_transforms", "val_transforms"):
         entries = getattr(config.data, name)
@@ -92,7 +91,9 @@ def check(config: Config) -> list[str]:
             faults += _check_transform(f"data.{name}.{position}", entry)
     if config.data.fold and config.data.fold >= (config.data.folds or 1):
         among = (
-            f"the {config.data.folds} folds count from 0" if config.data.folds else "there are none: say data.folds=5"
+            f"data.folds={config.data.folds} has 0 to {config.data.folds - 1}"
+            if config.data.folds
+            else "there are no folds; add data.folds=5"
         )
         faults.append(f"data.fold={config.data.fold}: no such fold; {among}")
     allowed = config.data.allowed_leaks
@@ -102,23 +103,23 @@ def check(config: Config) -> list[str]:
     if not isinstance(training.teachers, list) or not all(isinstance(path, str) for path in training.teachers):
         faults.append(f"training.teachers={training.teachers}: must be a list of files, like [best.ckpt]")
     elif config.choices.get("training") == "distill" and not training.teachers:
-        faults.append("training=distill: no teacher is named; say training.teachers=[best.ckpt]")
+        faults.append("training=distill: no teacher given; add training.teachers=[best.ckpt]")
     monitored = figures.columns().get(training.monitor)
     if monitored and monitored.copy == "corrupted" and config.data.val_corruption == "none":
         faults.append(
-            f"training.monitor={training.monitor}: data.val_corruption=none makes no such figure; "
-            f"say {monitored.figure.column()}"
+            f"training.monitor={training.monitor}: data.val_corruption=none does not measure it; "
+            f"use training.monitor={monitored.figure.column()}"
         )
     if training.micro_batch and training.batch_size % training.micro_batch:
         divisors = [n for n in range(1, training.batch_size + 1) if training.batch_size % n == 0]
         close = min(divisors, key=lambda n: abs(n - (training.micro_batch or 1)))
         faults.append(
             f"training.micro_batch={training.micro_batch}: training.batch_size={training.batch_size} is not a multiple "
-            f"of it; the nearest that divides it is {close}"
+            f"of it; the nearest divisor is {close}"
         )
     if training.compile and training.grad_checkpointing:
         faults.append(
-            "training.compile=true: not with training.grad_checkpointing=true, which it would undo in part; say either"
+            "training.compile=true: does not work well with training.grad_checkpointing=true; use one of them"
         )
     if training.min_lr > training.lr:
         faults.append(f"training.min_lr={training.min_lr}: more than training.lr={training.lr}")

@@ -1,4 +1,4 @@
-"""The keys of the configuration and the names that its groups can be given. Imports no torch."""
+"""The keys of the configuration and the names in its groups. Does not import torch."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ GROUPS = ("model", "data", "training")
 
 @functools.cache
 def option_names(group: str) -> tuple[str, ...]:
-    """The names that `group` (one of `GROUPS`) can be given, sorted."""
+    """The names in `group` (one of `GROUPS`), sorted."""
     return tuple(sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml")))
 
 
 @functools.cache
 def file_names(folder: str) -> tuple[str, ...]:
-    """The names of the modules in `trainer/<folder>`, sorted: one for each loss, or each optimizer. None is imported.
+    """The module names in `trainer/<folder>`, sorted: one per loss or optimizer. Imports none of them.
 
-    Not what editors and macOS leave beside them (.#focal.py, ._focal.py)."""
+    Ignores files of editors and macOS (.#focal.py, ._focal.py)."""
     files = (Path(__file__).parents[1] / folder).glob("*.py")
     return tuple(sorted(file.stem for file in files if file.stem.isidentifier() and not file.stem.startswith("_")))
 
 
 @dataclass(frozen=True)
 class OwnAugmentation:
-    """The file (without .py) in `trainer/augment/own` that has it, and the names of its arguments, sorted."""
+    """An augmentation's file in `trainer/augment/own` (without .py), and its argument names, sorted."""
 
     file: str
     arguments: list[str]
@@ -43,8 +43,8 @@ class OwnAugmentation:
 
 @functools.cache
 def own_augmentations() -> dict[str, OwnAugmentation]:
-    """Every public class in `trainer/augment/own`, by name. Read from the source: albumentations takes a second to
-    import."""
+    """Every public class in `trainer/augment/own`, by name. Reads the source, because importing albumentations takes
+    one second."""
     own = {}
     for file in file_names("augment/own"):
         path = Path(__file__).parents[1] / "augment" / "own" / f"{file}.py"
@@ -68,7 +68,7 @@ def keys() -> dict[str, str]:
 
 
 def describe() -> list[tuple[str, str, str]]:
-    """Every key with its type and its docstring, for `--help`."""
+    """Key, type and docstring of every key, for `--help`."""
     docs: dict[str, str] = {}
     source = Path(schema.__file__).read_text(encoding="utf-8")
     prefixes = {"ModelConfig": "model.", "DataConfig": "data.", "TrainingConfig": "training.", "Config": ""}

@@ -1,5 +1,4 @@
-"""Groups and values merged into one configuration: by OmegaConf, which is asked once for what is the same in many runs
-of a matrix."""
+"""Merge groups and values into one configuration with OmegaConf. Runs of a matrix share the cached common part."""
 
 from __future__ import annotations
 
@@ -14,21 +13,21 @@ from trainer.config.plain import copied, first_line
 from trainer.config.schema import Config
 
 Value = tuple[str, str, Any]
-"""An override as written, its dotted key, and its value by Hydra's grammar. The text decides the other two."""
+"""An override as text, its dotted key, and its parsed value. Equal texts have equal keys and values."""
 _WRONG = object()
 _LISTS = ("data.train_transforms", "data.val_transforms")
 
 
 def merged(chosen: tuple[str, ...], values: Sequence[Value]) -> Config:
-    """The configuration of the groups' names (in the order of GROUPS; empty: the default) and values, not yet checked.
+    """The unchecked configuration of group names (in the order of GROUPS; empty: the default) and values.
 
-    Raises ConfigError with every value that cannot be set.
+    Raises ConfigError that lists every value that cannot be set.
     """
     return fast(chosen, values) or slow(chosen, values)
 
 
 def slow(chosen: tuple[str, ...], values: Sequence[Value]) -> Config:
-    """`merged`, all of it by OmegaConf: tens of milliseconds."""
+    """The same as `merged`, without the cache. OmegaConf needs tens of milliseconds."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -49,16 +48,16 @@ def slow(chosen: tuple[str, ...], values: Sequence[Value]) -> Config:
     try:
         config = OmegaConf.to_object(tree)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"the configuration does not resolve: {first_line(error)}") from None
+        raise ConfigError(f"the configuration has a wrong ${{reference}}: {first_line(error)}") from None
     assert isinstance(config, Config)
     return config
 
 
 def fast(chosen: tuple[str, ...], values: Sequence[Value]) -> Config | None:
-    """What `slow` returns, in a fraction of a millisecond; None where values are more than plain ones, or wrong.
+    """The result of `slow` in less than a millisecond. None if a value is wrong or not plain.
 
-    What OmegaConf resolves is kept for each choice of groups and of the values that others refer to (data.img_size).
-    Any other value is typed by OmegaConf once for each distinct word, and put into a copy.
+    The cache holds one resolved configuration per choice of groups and of referenced values (data.img_size).
+    OmegaConf converts every other value once per distinct text; a copy of the configuration gets it.
     """
     referred = _referred(chosen)
     if referred is None or not all(_is_plain(key, value) for _, key, value in values):
@@ -79,13 +78,13 @@ def _is_plain(key: str, value: Any) -> bool:
     if key.startswith(_LISTS):
         return False
     if isinstance(value, str):
-        return "${" not in value and value != "???"  # OmegaConf's words for a reference and for a missing value
+        return "${" not in value and value != "???"  # OmegaConf's syntax for a reference and for a missing value
     return value is None or isinstance(value, bool | int | float)
 
 
 @functools.cache
 def _referred(chosen: tuple[str, ...]) -> frozenset[str] | None:
-    """The keys that values of the groups refer to; None where a reference is more than a key."""
+    """The keys that values in the groups refer to. None if a reference is more than one plain key."""
     from omegaconf import OmegaConf
 
     found = set()
@@ -111,7 +110,7 @@ def _resolved(chosen: tuple[str, ...], values: tuple[Value, ...]) -> Config:
 
 @functools.cache
 def _typed(text: str, key: str, value: Any) -> Any:
-    """The value as the schema's type has it, or _WRONG."""
+    """The value in the type of the schema, or _WRONG."""
     if type(value) is int and keys().get(key) in ("int", "int | None"):
         return value
     from omegaconf import OmegaConf
@@ -127,7 +126,7 @@ def _typed(text: str, key: str, value: Any) -> Any:
 
 @functools.cache
 def _schema() -> Any:
-    """A tree of the schema alone; what was set in it before is of no consequence."""
+    """A scratch tree of the schema. Values from earlier calls do no harm."""
     from omegaconf import OmegaConf
 
     return OmegaConf.structured(Config)
@@ -135,7 +134,7 @@ def _schema() -> Any:
 
 @functools.cache
 def _compose_groups(model: str, data: str, training: str) -> Any:
-    """The tree before value overrides. Cached: a matrix of thousands of runs has few combinations of groups."""
+    """The tree before value overrides. Cached, because a matrix of thousands of runs has few group combinations."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf

@@ -1,4 +1,4 @@
-"""A configuration as plain values and back: dicts, YAML, copies."""
+"""Convert a configuration to plain values and back: dicts, YAML, copies."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from trainer.config.schema import Config, DataConfig, ModelConfig, TrainingConfi
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Plain dicts, lists, strings and numbers."""
+    """The configuration as plain dicts, lists, strings and numbers."""
     return view(copied(config))
 
 
 def view(config: Config) -> dict[str, Any]:
-    """`to_dict` without a copy: to look at, and not to change."""
+    """The same as `to_dict` without a copy. Do not change it."""
     return {key: vars(value) if dataclasses.is_dataclass(value) else value for key, value in vars(config).items()}
 
 
 def copied(value: Any) -> Any:
-    """A copy that shares nothing with a configuration or a part of it; many times as fast as copy.deepcopy."""
+    """A deep copy of a configuration or of a part of it. Much faster than copy.deepcopy."""
     kind = type(value)
     if kind is dict:
         return {key: item if type(item) in _ATOMS else copied(item) for key, item in value.items()}
@@ -36,14 +36,14 @@ _ATOMS = frozenset({str, int, float, bool, type(None)})
 
 
 def to_yaml(config: Config) -> str:
-    """The whole configuration as YAML, which `from_dict(yaml.safe_load(…))` reads back."""
+    """The whole configuration as YAML. `from_dict(yaml.safe_load(text))` reads it."""
     import yaml
 
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=120)
 
 
 def from_dict(plain: dict[str, Any]) -> Config:
-    """The inverse of `to_dict`. Raises ConfigError where the schema does not fit."""
+    """The inverse of `to_dict`. Raises ConfigError if `plain` does not match the schema."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -56,5 +56,5 @@ def from_dict(plain: dict[str, Any]) -> Config:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message: OmegaConf and Hydra say more than helps."""
+    """The first line of an error message. The other lines of OmegaConf and Hydra do not help a user."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -111,7 +111,7 @@ def _inputs(config: Config, run_dir: Path) -> Inputs:
     except OSError as error:
         uid = os.getuid()
         raise ConfigError(
-            f"{run_dir}: uid {uid} cannot make this folder ({error.strerror}); name another by RUN_DIR"
+            f"{run_dir}: uid {uid} cannot create this folder ({error.strerror}); set RUN_DIR to another folder"
         ) from None
     table = read_training(root, config.data, run_dir / "data_faults.txt")
     val_view = ValidationView(plain, corruption, table.ids)

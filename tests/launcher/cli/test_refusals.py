@@ -49,7 +49,7 @@ def test_a_folder_that_holds_no_training_data_is_refused_before_anything_is_made
         (["submit", "job.yaml", "--set", "resources.gpus=3"], 64, "3 GPU requested"),
         (["submit", "job.yaml", "--set", "resources.cpus=4000"], 64, "4000 cores requested"),
         (["submit", "job.yaml", "--set", "resources.memory=9t"], 64, "9216 GiB asked for"),
-        (["submit", "job.yaml", "modle=resnet34"], 64, "the command line: modle=resnet34: there is no key"),
+        (["submit", "job.yaml", "modle=resnet34"], 64, "the command line: modle=resnet34: unknown key"),
         (["submit", "job.yaml", "--gpus", "7"], 64, "has no GPU '7'"),
         (["submit", "job.yaml", "--runs", "/proc/runs"], 1, "/proc/runs: cannot be written to"),
         (["submit", "job.yaml", "--enigne", "native"], 64, "--engine"),

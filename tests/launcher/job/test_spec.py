@@ -111,8 +111,8 @@ after:
         ("matrix:\n  seed: [1, 2]\nexclude:\n  - {sead: 1}\n", "job.yaml:4: exclude.0: 'sead' is not an axis; did you mean 'seed'?"),
         ("matrix:\n  seed: [1, 2]\nexclude:\n  - {seed: 3}\n", "job.yaml:4: exclude.0: matches no combination"),
         ("matrix:\n  seed: [1]\nexclude:\n  - {seed: 1}\n", "exclude leaves no run"),
-        ("matrix:\n  model:\n    - resnet34\n    - resnet43\n", "job.yaml:4: model=resnet43: there is no model called 'resnet43'; did you mean 'resnet34'?"),
-        ("overrides:\n  training.batchsize: 3\n", "job.yaml:2: training.batchsize=3: there is no key 'training.batchsize'; did you mean 'training.batch_size'?"),
+        ("matrix:\n  model:\n    - resnet34\n    - resnet43\n", "job.yaml:4: model=resnet43: unknown model 'resnet43'; did you mean 'resnet34'?"),
+        ("overrides:\n  training.batchsize: 3\n", "job.yaml:2: training.batchsize=3: unknown key 'training.batchsize'; did you mean 'training.batch_size'?"),
         ("matrix: {seed: [1]}\ninclude:\n  - {data.img_size: big}\n", "job.yaml:3: data.img_size=big"),
         ("overrides: {data.img_size: 1}\n", "job.yaml:1: data.img_size=1: must be from 16 to 4096"),
         ("", "job.yaml:1: the file is empty"),
@@ -183,7 +183,7 @@ def test_the_command_line_wins_over_the_matrix_and_that_over_overrides() -> None
     text = "matrix: {seed: [1, 2]}\noverrides: {seed: 9, training.epochs: 3}\n"
     assert [p.request.config["seed"] for p in expand(text)] == [1, 2]
     assert [p.request.config["epochs"] for p in expand(text, "training.epochs=5")] == [5, 5]
-    assert faults(text, "sead=5")[0].startswith("the command line: sead=5: there is no key")
+    assert faults(text, "sead=5")[0].startswith("the command line: sead=5: unknown key")
 
 
 def test_a_word_on_the_command_line_replaces_an_axis() -> None:

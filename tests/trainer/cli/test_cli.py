@@ -84,7 +84,7 @@ def test_a_folder_that_cannot_be_written_to_is_said_before_data_are_read(
     monkeypatch.setenv("RUN_DIR", str(run))
     assert main(["train", *TINY, "training.max_steps=1"]) == 64
     said = capsys.readouterr().err
-    assert said.startswith(f"error: {run}: uid {os.getuid()} cannot write to this folder, where results go (No space")
+    assert said.startswith(f"error: {run}: uid {os.getuid()} cannot write results to this folder (No space")
     assert main(["predict", "checkpoint=any.ckpt"]) == 64
     assert f"error: {run}: uid " in capsys.readouterr().err
 
@@ -94,7 +94,7 @@ def test_a_folder_that_was_used_is_said_before_torch_is_loaded(tmp_path: Path) -
     code = (
         "import sys; from trainer.cli.main import main; print(main(['train', *sys.argv[1:]]), 'torch' in sys.modules)"
     )
-    for words, said in (([], "a run has been here already"), (["resume=none.ckpt"], "there is no such file")):
+    for words, said in (([], "this folder has a run already"), (["resume=none.ckpt"], "file not found")):
         done = subprocess.run(
             [sys.executable, "-c", code, *words],
             env={**os.environ, "RUN_DIR": str(tmp_path)},
@@ -120,7 +120,7 @@ except files.ConfigError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     uid = 65534 if os.getuid() == 0 else os.getuid()
-    assert f"run: uid {uid} cannot write to this folder, where results go (Permission denied)" in done.stdout
+    assert f"run: uid {uid} cannot write results to this folder (Permission denied)" in done.stdout
 
 
 def test_an_error_of_the_system_names_the_file_and_never_a_temporary_one(

@@ -49,8 +49,8 @@ def test_training_groups_have_the_manuals_values(
 
 def test_a_fold_counts_from_0_and_a_figure_to_monitor_must_be_made() -> None:
     assert compose(["data.folds=5", "data.fold=4"]).data.fold == 4
-    assert "the 5 folds count from 0" in fault("data.folds=5", "data.fold=5")
-    assert "data.val_corruption=none makes no such figure" in fault(
+    assert "data.folds=5 has 0 to 4" in fault("data.folds=5", "data.fold=5")
+    assert "data.val_corruption=none does not measure it" in fault(
         "data.val_corruption=none", "training.monitor=val_f1_corrupted"
     )
 
@@ -89,9 +89,9 @@ SIZES = ("max_size", "min_height", "min_width", "height", "width", "size")
         ("training.precision=half", "bf16"),
         ("training.batch_size=many", "Integer"),
         ("data.img_size=0", "from 16 to 4096"),
-        ("training.micro_batch=5", "the nearest that divides it is 4"),
+        ("training.micro_batch=5", "the nearest divisor is 4"),
         ("training.lr=0", "more than 0"),
-        ("data.fold=1", "data.fold=1: no such fold; there are none: say data.folds=5"),
+        ("data.fold=1", "data.fold=1: no such fold; there are no folds; add data.folds=5"),
         ("training.teachers=best.ckpt", "must be a list: write training.teachers=[best.ckpt]"),
         ("training.monitor=f1", "val_f1"),
         ("model=resnet34,resnet50", "launcher submit model=resnet34,resnet50"),

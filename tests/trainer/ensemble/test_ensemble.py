@@ -221,7 +221,7 @@ def test_weights_that_are_found_leave_a_bad_member_out_and_report_what_cross_val
         f"data.root={tmp_path / 'empty'}",
     ]
     assert main(words) == 0
-    assert capsys.readouterr().out.count("note: --weights optimised is --weights greedy now") == 1
+    assert capsys.readouterr().out.count("note: --weights optimised was removed") == 1
     summary = metrics()
     given = [entry["weight"] for entry in summary["members"]]
     assert summary["weighting"] == summary["weighting_asked"] == "greedy"
@@ -348,11 +348,11 @@ def test_an_ensemble_json_of_the_first_format_is_still_read(trained: list[Path])
     [
         (
             ["predict", "checkpoint={first}", "tta=lihgt"],
-            "--tta lihgt: there is no such set of views; did you mean 'light'?",
+            "--tta lihgt: unknown views; did you mean 'light'?",
         ),
         (["ensemble", "--checkpoints", "{first}", "--weights", "gredy"], "did you mean 'greedy'?"),
         (["ensemble", "--checkpoints", "{first}", "--weights", "1", "x"], "x is not a number"),
-        (["ensemble", "--checkpoints", "{first}", "--weights", "nan"], "there is no such way to weigh"),
+        (["ensemble", "--checkpoints", "{first}", "--weights", "nan"], "unknown weights"),
     ],
 )
 def test_a_wrong_option_is_one_clear_error(

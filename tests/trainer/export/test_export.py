@@ -195,9 +195,9 @@ def test_what_a_killed_export_left_is_in_nobodys_way(
     [
         (["checkpoint={plain}", "to=onx"], 64, "did you mean 'onnx'?"),
         (["checkpoint={plain}"], 64, "--to"),
-        (["checkpoint=none.ckpt", "to=onnx"], 64, "none.ckpt: the checkpoint does not exist"),
+        (["checkpoint=none.ckpt", "to=onnx"], 64, "none.ckpt: checkpoint not found"),
         (["checkpoint=ensemble.json", "to=onnx"], 64, "an ensemble is several models; export each by its own"),
-        (["checkpoint={plain}", "to=onnx", "output={plain}"], 64, "is a file; name a folder by --output DIR"),
+        (["checkpoint={plain}", "to=onnx", "output={plain}"], 64, "is a file; give a folder with --output DIR"),
         (["checkpoint={plain}", "to=onnx", "data.root=nowhere"], 65, "nowhere"),
     ],
 )
@@ -216,7 +216,7 @@ def test_a_missing_package_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     assert main(["export", f"checkpoint={plain}", "to=onnx"]) == 1
-    assert f"a package that is not installed: {package}; pip install" in capsys.readouterr().err
+    assert f"package {package} is not installed; run: pip install" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [plain]
 
 

@@ -184,7 +184,7 @@ def test_without_test_images_an_ensemble_still_has_its_validation(trained: list[
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["predict", "checkpoint=none.ckpt"], 64, "none.ckpt: the checkpoint does not exist"),
+        (["predict", "checkpoint=none.ckpt"], 64, "none.ckpt: checkpoint not found"),
         (["predict"], 64, "--checkpoint"),
         (["predict", "checkpint=x"], 64, "did you mean '--checkpoint'?"),
         (["predict", "checkpoint={first}", "data.root=nowhere"], 65, "nowhere"),
@@ -193,7 +193,7 @@ def test_without_test_images_an_ensemble_still_has_its_validation(trained: list[
         (["predict", "checkpoint={csv}"], 64, "no checkpoint, or a damaged one; name a best.ckpt"),
         (["ensemble", "--checkpoints", "{first}", "--method", "soft_votin"], 64, "did you mean 'soft_voting'?"),
         (["ensemble", "--checkpoints", "{first}", "--weights", "1", "2"], 64, "2 for 1 members"),
-        (["ensemble", "--checkpoints", "{first}", "--weights", "-1"], 64, "none may be negative"),
+        (["ensemble", "--checkpoints", "{first}", "--weights", "-1"], 64, "weights must not be negative"),
         (["ensemble", "--checkpoints"], 64, "expected at least one argument"),
     ],
 )

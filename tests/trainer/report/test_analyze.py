@@ -77,7 +77,7 @@ def test_seventeen_classes_without_mistakes_or_pictures(
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("none.ckpt", "does not exist"), ("none.json", "there is no such file")],
+    [("none.ckpt", "checkpoint not found"), ("none.json", "file not found")],
 )
 def test_what_cannot_be_analysed_is_one_clear_error(
     name: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -87,7 +87,7 @@ def test_the_command_writes_a_table_and_a_gallery(
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("none.npz", "there is no such file"), ("bad.npz", "not a val_predictions.npz"), ("flipped.npz", "invalid")],
+    [("none.npz", "file not found"), ("bad.npz", "not a val_predictions.npz"), ("flipped.npz", "invalid")],
 )
 def test_what_holds_no_predictions_is_one_clear_error(
     name: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -177,9 +177,9 @@ def test_what_cannot_teach_is_refused_before_training(
     trained: list[Path], tmp_path: Path, train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tmp_path / "none", "training=distill") == 64
-    assert "training=distill: no teacher is named; say training.teachers=[best.ckpt]" in capsys.readouterr().err
+    assert "training=distill: no teacher given; add training.teachers=[best.ckpt]" in capsys.readouterr().err
     assert train(tmp_path / "gone", "training.teachers=[gone.ckpt]") == 64
-    assert "training.teachers: gone.ckpt: the checkpoint does not exist" in capsys.readouterr().err
+    assert "training.teachers: gone.ckpt: checkpoint not found" in capsys.readouterr().err
     other = write_documents(tmp_path / "other")
     (other / "meta.csv").write_text("target,class_name\n0,stripes\n1,boxes\n2,rings\n")
     assert train(tmp_path / "other-run", f"training.teachers=[{trained[0] / 'best.ckpt'}]", data=other) == 64

@@ -254,7 +254,7 @@ def test_a_run_directory_that_cannot_be_made_is_one_clear_error(
 ) -> None:
     (tmp_path / "file").touch()
     assert train(tmp_path / "file", "training.max_steps=1") == 64
-    assert "name another by RUN_DIR" in capsys.readouterr().err
+    assert "set RUN_DIR" in capsys.readouterr().err
 
 
 def start(run: Path, documents: Path, *words: str) -> subprocess.Popen[str]:
