@@ -1,1 +1,1 @@
-"""Data sets: tables, splits and folds, sampling, checks for leaks and duplicates, and a drawn sample set."""
+"""Data sets: tables, splits and folds, sampling, checks for leaks and duplicates, and drawn sample data."""

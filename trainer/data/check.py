@@ -1,4 +1,4 @@
-"""`check-data`: what no single image of a data folder shows: duplicates, leaks, labels that disagree."""
+"""`check-data`: compare all images of a data folder to find duplicates, leaks and contradictory labels."""
 
 from __future__ import annotations
 
@@ -23,40 +23,40 @@ from trainer.data.table import Table, data_root, examine, read_test
 from trainer.images import gallery, reading
 
 PICTURED, LISTED, KEPT = 24, 40, 1000
-"""Most pairs in duplicates.png, in the text, in check_data.json, the worst first: n equal images are n² / 2 pairs."""
+"""Most pairs in duplicates.png, in the text and in check_data.json, worst first. n equal images make n² / 2 pairs."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What `check` found. Rows of `pairs` are those of the training table, and after them those of the test table."""
+    """The result of `check`. Row numbers in `pairs` count the training table, then the test table."""
 
     train: Table
     test: Table
     split: Split | None
-    """None where the training images cannot be split, which is one of `faults`."""
+    """None if the training images cannot be split; `faults` then has the reason."""
     looks: list[Look]
     pairs: list[Pair]
     candidates: int
     compared: int
     faults: list[str]
     refused: set[tuple[int, int]]
-    """Rows of the leaks that `data.allowed_leaks` does not name."""
+    """Rows of the leaks that are not in `data.allowed_leaks`."""
 
     @cached_property
     def held_out(self) -> frozenset[int]:
-        """Rows of the validation images."""
+        """Row numbers of the validation images."""
         return frozenset(self.split.val if self.split else ())
 
     @cached_property
     def worst_first(self) -> list[Pair]:
-        """`pairs`: leaks, then labels that disagree, then what concerns the test images."""
+        """`pairs` in the order of their importance: leaks, contradictory labels, test images."""
         return sorted(self.pairs, key=lambda pair: _weight(self, pair))
 
 
 def check(config: DataConfig) -> Checked:
     """Read and compare every image of the data folder.
 
-    Raises DataError where there is no list of images, or `data.allowed_leaks` names no image.
+    Raises DataError if there is no list of images, or `data.allowed_leaks` has an unknown ID.
     """
     root = data_root(config)
     train, faults = examine(root, config)
@@ -66,7 +66,7 @@ def check(config: DataConfig) -> Checked:
     try:
         split = split_images(train, config)
     except DataError as error:
-        faults = faults or str(error).splitlines()  # what is mended may mend the split
+        faults = faults or str(error).splitlines()  # after a fix of these the split may work
     paths = [*train.paths, *test.paths]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         looks = list(pool.map(duplicates.look, paths))
@@ -77,22 +77,22 @@ def check(config: DataConfig) -> Checked:
 
 
 def write(checked: Checked, output: Path) -> dict[str, Any]:
-    """Write check_data.json and duplicates.png into `output`; returns what the former holds."""
+    """Write check_data.json and duplicates.png into `output`. Returns the content of check_data.json."""
     report = as_dict(checked)
     write_json(output / "check_data.json", report)
     pairs = checked.worst_first
     tiles = [tile for pair in pairs[:PICTURED] for tile in _tiles(checked, pair)]
     more = f", the {PICTURED} worst" if len(pairs) > PICTURED else ""
-    title = f"{len(pairs)} pairs of duplicates{more}: two and two side by side" if pairs else "No duplicates"
+    title = f"{len(pairs)} pairs of duplicates{more}, side by side" if pairs else "No duplicates"
     gallery.save(gallery.gallery(tiles, 6, title), output / "duplicates.png")
     return report
 
 
 def refuse(checked: Checked, config: DataConfig) -> None:
-    """Raises DataError where images or labels have faults, or images leak across the split and are not allowed to."""
+    """Raises DataError if images or labels have errors, or there are leaks that are not allowed."""
     lines = list(checked.faults)
     if lines:
-        lines.append(f"{len(lines)} fault{'s' * (len(lines) > 1)}: fix or remove them, then run again")
+        lines.append(f"{len(lines)} error{'s' * (len(lines) > 1)}; fix the files or remove them, then run again")
     if checked.split:
         try:
             pairs = _within(checked.pairs, len(checked.train))
@@ -104,7 +104,7 @@ def refuse(checked: Checked, config: DataConfig) -> None:
 
 
 def as_dict(checked: Checked) -> dict[str, Any]:
-    """The report as JSON has it."""
+    """The report for check_data.json."""
     train, split = checked.train, checked.split
     counts, held = Counter(train.targets), Counter(train.targets[row] for row in (split.val if split else []))
     seen = {row for pair in checked.pairs if pair.a < len(train) <= pair.b for row in (pair.a, pair.b)}
@@ -131,11 +131,11 @@ def as_dict(checked: Checked) -> dict[str, Any]:
 
 
 def as_text(checked: Checked, report: dict[str, Any]) -> str:
-    """The report to read."""
+    """The report as text for a terminal."""
     images, tests = report["images"], report["test_images"]
     lines = [
-        f"{images['train']} training images, {images['validation']} of them for validation, in "
-        f"{len(report['classes'])} classes; {images['test']} test images",
+        f"{images['train']} training images ({images['validation']} of them for validation), "
+        f"{len(report['classes'])} classes, {images['test']} test images",
         "",
     ]
     width = max(len(name) for name in ("class", *(entry["name"] for entry in report["classes"])))
@@ -150,23 +150,23 @@ def as_text(checked: Checked, report: dict[str, Any]) -> str:
                 f"width / height {a0:.2f} to {a2:.2f} (median {a1:.2f})"
             )
     lines.append(
-        f"\nduplicates: {len(checked.pairs) or 'none'} (of {report['compared']['candidates']} pairs that look alike, "
-        f"{report['compared']['at_full_size']} were compared at full size)"
+        f"\nduplicates: {len(checked.pairs) or 'none'} ({report['compared']['candidates']} pairs look similar, "
+        f"{report['compared']['at_full_size']} of them were compared at full size)"
     )
     shown = checked.worst_first
     lines += [f"  {_line(checked, pair)}" for pair in shown[:LISTED]]
     if len(shown) > LISTED:
         also = f", which has the worst {KEPT:,}" if report["duplicates_not_listed"] else ""
-        lines.append(f"  … and {len(shown) - LISTED} more: see check_data.json{also}")
+        lines.append(f"  … and {len(shown) - LISTED} more; see check_data.json{also}")
     if report["contradictory_labels"]:
-        lines.append(f"CONTRADICTORY LABELS: one image with two labels, pairs: {report['contradictory_labels']}")
+        lines.append(f"CONTRADICTORY LABELS: {report['contradictory_labels']} pairs of equal images with two labels")
     if images["test"]:
-        lines.append(f"test images that are also training images: {tests['with_duplicate'] or 'none'}")
+        lines.append(f"test images with a duplicate in the training images: {tests['with_duplicate'] or 'none'}")
     return "\n".join(lines)
 
 
 def _test(root: Path) -> tuple[Table, list[str]]:
-    """The test images that can be read, if there are any, and what is wrong with the others."""
+    """The readable test images (None: there are no test images), and one error for each of the others."""
     empty = Table([], [], [], [], [])
     if not (root / "sample_submission.csv").is_file() and not (root / "test").is_dir():
         return empty, []
@@ -179,7 +179,7 @@ def _test(root: Path) -> tuple[Table, list[str]]:
 
 
 def _within(pairs: Sequence[Pair], count: int) -> list[Pair]:
-    """The pairs both of whose rows are below `count`: training images."""
+    """The pairs of two training images: both rows are below `count`."""
     return [pair for pair in pairs if pair.b < count]
 
 

@@ -17,9 +17,9 @@ Preparation = Callable[[NDArray[np.uint8], int, int], NDArray[np.uint8]]
 
 
 class ImageDataset(Dataset[tuple[torch.Tensor, int, int]]):
-    """Item (epoch, row) is (image, target, row): uint8 of shape (img_size, img_size, 3), target -1 where unknown.
+    """Item (epoch, row) is (image, target, row): image uint8 (img_size, img_size, 3), target -1 if unknown.
 
-    A view with a true `sees_all(epoch)` gets every pixel of the file, else what `images` takes for enough.
+    A view with a true `sees_all(epoch)` gets all pixels of the file. Other views get the smaller image of `images`.
     """
 
     def __init__(self, table: Table, augmentation: Preparation, images: Images | None = None) -> None:
@@ -37,7 +37,6 @@ class ImageDataset(Dataset[tuple[torch.Tensor, int, int]]):
 
 
 def collate(items: list[tuple[torch.Tensor, int, int]]) -> list[torch.Tensor]:
-    """Images (N, 3, S, S) uint8, whose channels lie last in memory as they come and as convolutions want them, targets
-    (N,) and rows (N,)."""
+    """Images (N, 3, S, S) uint8 in channels-last memory layout (fast for convolutions), targets (N,) and rows (N,)."""
     images, targets, rows = default_collate(items)
     return [images.permute(0, 3, 1, 2), targets, rows]

@@ -1,4 +1,4 @@
-"""`sample-data`: a small, varied, seeded set of documents, so that a first run needs no data of one's own."""
+"""`sample-data`: draw a small, seeded set of documents, for a first run without own data."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 @dataclass
 class Sheet:
-    """A sheet being drawn, with the chance that makes it one of its kind."""
+    """A sheet to draw on, with its random generator."""
 
     width: int
     height: int
@@ -68,7 +68,7 @@ class Sheet:
         self.pen.line((x0, y0, x1, y1), fill=colour or self.ink, width=width)
 
     def paragraph(self, x: float, y: float, width: float, lines: int, size: int) -> float:
-        """Running text; returns where it ends."""
+        """Draw running text. Returns its lower end."""
         for number in range(lines):
             share = 1.0 if number < lines - 1 else self.chance.uniform(0.3, 0.9)
             text = self.words(max(2, int(width * share / (size * 3.4))))
@@ -79,7 +79,7 @@ class Sheet:
         return y
 
     def scribble(self, x: float, y: float, length: float, size: float, colour: Colour, width: int = 2) -> None:
-        """Something like handwriting: a pen that goes up and down as it goes on."""
+        """Draw a line that looks like handwriting."""
         points = [(x, y)]
         while points[-1][0] < x + length:
             step = size * self.chance.uniform(0.15, 0.4)
@@ -87,7 +87,7 @@ class Sheet:
         self.pen.line(points, fill=colour, width=width, joint="curve")
 
     def bright(self) -> Colour:
-        """A colour as logos have it."""
+        """A bright colour, as in logos."""
         hue = [self.chance.randint(20, 90), self.chance.randint(40, 150), self.chance.randint(130, 220)]
         self.chance.shuffle(hue)
         return (hue[0], hue[1], hue[2])
@@ -330,7 +330,7 @@ def draw(kind: str, chance: random.Random) -> Image.Image:
 
 
 def distort(image: Image.Image, chance: random.Random) -> Image.Image:
-    """As a phone would see it: turned, tilted, darker, blurred or noisy."""
+    """The page as a photo: rotated, tilted, darker, blurred or noisy."""
     turns = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
     turn = chance.choice(turns)
     image = image.transpose(turn) if turn is not None else image
@@ -349,26 +349,25 @@ def write_sample_data(
 ) -> None:
     """Draw `per_class` training and `test_per_class` test documents of each of `classes` kinds into the folder `out`.
 
-    The layout is the trainer's CSV one, with test_labels.csv beside it for scoring. The same arguments give the same
-    bytes. Raises ConfigError: too few or too many of something, or a folder in the way (`force` replaces one that this
-    function has made).
+    The folder has the trainer's CSV layout and test_labels.csv for scoring. Equal arguments give equal bytes. Raises
+    ConfigError for a wrong number, or if the folder is not empty. `force` replaces a folder of this function.
     """
     if not 2 <= classes <= len(KINDS):
-        raise ConfigError(f"--classes {classes}: there are drawings of 2 to {len(KINDS)} kinds: {', '.join(KINDS)}")
+        raise ConfigError(f"--classes {classes}: must be from 2 to {len(KINDS)}: {', '.join(KINDS)}")
     if per_class < 2:
-        raise ConfigError(f"--per-class {per_class}: at least 2 are needed, one to train on and one to validate")
+        raise ConfigError(f"--per-class {per_class}: must be at least 2, one for training and one for validation")
     if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out}: is a file; name a folder")
+        raise ConfigError(f"{out}: is a file; give a folder")
     if out.is_dir() and any(out.iterdir()):
         mine = (out / MARKER).is_file()
         if not (mine and force):
-            hint = "say --force to draw it again, or name another" if mine else "name another: it is not replaced"
+            hint = "use --force to draw it again, or give another folder" if mine else "give another folder"
             raise ConfigError(f"{out}: the folder is not empty; {hint}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=".sample-", dir=out.parent))
     except OSError as error:
-        raise ConfigError(f"{out}: cannot be written ({error.strerror}); name another folder") from None
+        raise ConfigError(f"{out}: cannot write ({error.strerror}); give another folder") from None
     try:
         _fill(building, list(KINDS)[:classes], per_class, test_per_class, seed)
         building.chmod(0o755)
@@ -377,7 +376,9 @@ def write_sample_data(
         building.rename(out)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    print(f"{classes} kinds: {classes * per_class} training and {classes * test_per_class} test documents drawn: {out}")
+    print(
+        f"drew {classes * per_class} training and {classes * test_per_class} test documents of {classes} kinds: {out}"
+    )
 
 
 def _fill(root: Path, kinds: Sequence[str], per_class: int, test_per_class: int, seed: int) -> None:
@@ -387,7 +388,7 @@ def _fill(root: Path, kinds: Sequence[str], per_class: int, test_per_class: int,
         for target, kind in enumerate(kinds):
             for number in range(count):
                 key = f"{seed}-{folder}-{kind}-{number}"
-                name = hashlib.sha256(key.encode()).hexdigest()[:10] + ".jpg"  # says nothing of the class
+                name = hashlib.sha256(key.encode()).hexdigest()[:10] + ".jpg"  # the name must not contain the class
                 chance = random.Random(key)
                 image = draw(kind, chance)
                 image = image if folder == "train" else distort(image, chance)

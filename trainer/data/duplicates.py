@@ -1,8 +1,8 @@
-"""Images that are one image: equal files, equal pixels, or one rescaled, encoded again, turned or mirrored.
+"""Find duplicate images: equal files, equal pixels, or a rescaled, re-encoded, rotated or mirrored copy.
 
-Three sieves, each over what the one before let through: descriptors of 24 × 24 pixels of every pair in all eight turns;
-thumbnails; then the images themselves at the size of the smaller one. The last two measure the worst place of a pair
-and not its mean, because pages of one template agree everywhere but in a few characters.
+Three filters run one after another. The first compares descriptors of 24 × 24 pixels of all pairs in eight
+orientations. The second compares thumbnails. The third compares the images at the size of the smaller one. The last two
+measure the worst place of a pair, not the mean, because pages of one template differ only in a few characters.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from numpy.typing import NDArray
 from trainer.images.reading import open_image
 
 TURNS = tuple((quarters, mirrored) for mirrored in (False, True) for quarters in range(4))
-"""The eight ways to lay a page on a scanner: quarter turns against the clock, then perhaps mirrored left to right."""
+"""The eight orientations of a page: counter-clockwise quarter turns, then perhaps a mirror image (left to right)."""
 
 DESCRIPTOR, THUMBNAIL, LARGEST = 24, 128, 1024
-"""Sides in pixels of the first and second sieve, and of the square as large as the largest images of the third."""
+"""Image sides in pixels: first filter, second filter, and a square with the area of the largest images in the third."""
 SIMILAR = 0.85
-"""First sieve: least correlation. Copies reach 0.97; 0.87 where they were reduced without smoothing."""
+"""First filter: lowest correlation. Copies have 0.97, or 0.87 if they were reduced without smoothing."""
 THUMBNAIL_DIFFERENCE, THUMBNAIL_DIFFERENCE_RESIZED = 0.3, 0.7
-"""Second sieve: largest difference of images of one size (copies: 0.14) and of two (copies: 0.62, unsmoothed)."""
+"""Second filter: largest difference for equal sizes (copies: 0.14) and for two sizes (unsmoothed copies: 0.62)."""
 DIFFERENCE = 0.2
-"""Third sieve: largest difference. Copies: 0.16; invoices of 1,000 pixels that differ in five digits: 0.56."""
+"""Third filter: largest difference. Copies have 0.16. Invoices of 1,000 pixels with five other digits have 0.56."""
 RESIZED = 1.05
-"""From this ratio of sides on, the smaller image may have been reduced without smoothing."""
+"""Above this ratio of sides, the smaller image may be reduced without smoothing."""
 REDUCTIONS = (cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_NEAREST, cv2.INTER_NEAREST_EXACT)
-"""How libraries reduce images: all but the first leave details out and make patterns that were not there."""
+"""How libraries reduce images. All except the first drop details and add false patterns."""
 BATCH = 1024
-"""Pairs that wait for the third sieve at once: each takes memory from then on."""
+"""Largest number of pairs that wait for the third filter. Each takes memory."""
 
 Grey = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Look:
-    """What is kept of an image: SHA-256 of its file and of its pixels, its size, a grey thumbnail (128, 128)."""
+    """Data of an image for the comparison: SHA-256 of file and pixels, size, and a grey thumbnail (128, 128)."""
 
     file: str
     pixels: str
@@ -57,29 +57,29 @@ class Look:
 
 @dataclass(frozen=True)
 class Pair:
-    """Rows `a` < `b` that hold one image."""
+    """Two rows `a` < `b` with the same image."""
 
     a: int
     b: int
     kind: str
-    """file (equal bytes), pixels (equal once decoded) or look."""
+    """file (equal bytes), pixels (equal decoded pixels) or look (similar)."""
     turn: tuple[int, bool] = TURNS[0]
-    """What lays `b` on `a`: one of `TURNS`. `b` is `a`, perhaps mirrored, turned as far clockwise."""
+    """The orientation, one of `TURNS`, that maps `b` to `a`. `b` is `a`, perhaps mirrored, rotated clockwise by it."""
     difference: float = 0.0
-    """Of the worst place: 0 none, 1 nothing in common."""
+    """Difference at the worst place: 0 equal, 1 nothing in common."""
 
 
 @dataclass(frozen=True)
 class Found:
     pairs: list[Pair]
     candidates: int
-    """Pairs that the first sieve let through."""
+    """Number of pairs that passed the first filter."""
     compared: int
-    """Pairs that were compared at full size."""
+    """Number of pairs compared at full size."""
 
 
 def equal_files(paths: Sequence[Path]) -> list[Pair]:
-    """Pairs of files with equal bytes. Reads only files that have the size of another, so that it costs no time."""
+    """Pairs of files with equal bytes. Reads only files of equal size, so it is fast."""
     sizes: dict[int, list[int]] = defaultdict(list)
     for row, path in enumerate(paths):
         sizes[path.stat().st_size].append(row)
@@ -89,7 +89,7 @@ def equal_files(paths: Sequence[Path]) -> list[Pair]:
 
 
 def look(path: Path) -> Look:
-    """Raises what `trainer.images.reading.open_image` raises."""
+    """The `Look` of an image file. Raises the errors of `trainer.images.reading.open_image`."""
     image = open_image(path)
     pixels = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
     thumbnail = _resize(np.asarray(image.convert("L")), THUMBNAIL, THUMBNAIL)
@@ -97,7 +97,7 @@ def look(path: Path) -> Look:
 
 
 def find_duplicates(paths: Sequence[Path], looks: Sequence[Look]) -> Found:
-    """Every pair among `paths` that is one image. `looks` are theirs, in the same order."""
+    """All pairs of duplicates in `paths`. `looks` has one entry per path, in the same order."""
     if not looks:
         return Found([], 0, 0)
     exact = [Pair(a, b, "file") for a, b in _equal({row: seen.file for row, seen in enumerate(looks)})]
@@ -128,16 +128,16 @@ def find_duplicates(paths: Sequence[Path], looks: Sequence[Look]) -> Found:
 
 
 def turned(image: Grey, turn: tuple[int, bool]) -> Grey:
-    """`image` (H, W) laid as `turn` says."""
+    """`image` (H, W) in the orientation `turn`."""
     made = np.rot90(image, turn[0])
     return np.ascontiguousarray(made[:, ::-1] if turn[1] else made)
 
 
 def difference(a: Grey, b: Grey) -> float:
-    """How much the worst place of two grey images (H, W) differs: 0 equal, about 1 nothing in common, 2 the reverse.
+    """Difference of two grey images (H, W) at the worst place: 0 equal, about 1 nothing in common, 2 inverted.
 
-    Compared at the size of the smaller, to which the larger is reduced as the usual libraries do; the first of these
-    ways that makes them equal counts, else the best. Both are to lie the same way and to have the same proportions.
+    The larger image is reduced to the size of the smaller, in each way of the common libraries. The result is that of
+    the first way with equal images, else the lowest. Both must have the same orientation and aspect ratio.
     """
     if a.size < b.size:
         a, b = b, a
@@ -154,16 +154,17 @@ def difference(a: Grey, b: Grey) -> float:
 
 
 def _difference(a: Grey, b: Grey, spread: float, noise: float) -> float:
-    """Largest relative difference of energy in a window of 16 × 16 pixels, after a light blur (codecs and resampling
-    differ in the finest detail) and without what varies over more than `spread` pixels (lighting, shading). `noise`, in
-    grey levels, is what a codec may add to an empty place. No less than what the correlation of the whole lacks to 1,
-    so that two empty sheets are not equal."""
+    """Largest relative difference of energy in a window of 16 × 16 pixels.
+
+    A light blur first removes the finest details, which codecs and resampling change. A filter removes variation over
+    more than `spread` pixels (lighting, shading). `noise`, in grey levels, is what a codec may add to an empty place.
+    The result is at least 1 − the correlation of the whole images, so that two empty sheets are not equal."""
     first, second = _details(a, spread), _details(b, spread)
     energies = float(np.square(first).sum()), float(np.square(second).sum())
     if not min(energies):
         return 1.0
     correlation = float((first * second).sum()) / (energies[0] * energies[1]) ** 0.5
-    second *= min(max((energies[0] / energies[1]) ** 0.5, 0.5), 2)  # contrast that was changed
+    second *= min(max((energies[0] / energies[1]) ** 0.5, 0.5), 2)  # undo a change of contrast
     lost = cv2.blur(np.square(first - second), (16, 16))
     energy = cv2.blur(np.square(first) + np.square(second), (16, 16))
     return float(max(1 - correlation, (lost / (energy + noise**2)).max()))
@@ -181,14 +182,14 @@ def _alike(a: Look, b: Look, turn: tuple[int, bool]) -> bool:
 
 
 def _same_shape(a: Look, b: Look, turn: tuple[int, bool]) -> bool:
-    """Whether the proportions agree, up to the rounding of a rescaled side to whole pixels."""
+    """Whether the aspect ratios are equal, except for rounding to whole pixels."""
     width, height = (b.height, b.width) if turn[0] % 2 else (b.width, b.height)
     shortest = min(a.width, a.height, b.width, b.height)
     return abs(float(np.log(a.width * height / (a.height * width)))) < 0.02 + 1 / shortest
 
 
 def _similar(looks: Sequence[Look], chunk: int = 512) -> Iterator[tuple[int, int, tuple[int, bool]]]:
-    """Rows a < b and turns whose descriptors correlate."""
+    """Rows a < b, and orientations, with correlated descriptors."""
     small = [_resize(seen.thumbnail, DESCRIPTOR, DESCRIPTOR) for seen in looks]
     still = _descriptors(small)
     for turn in TURNS:
@@ -200,7 +201,7 @@ def _similar(looks: Sequence[Look], chunk: int = 512) -> Iterator[tuple[int, int
 
 
 def _descriptors(images: Sequence[Grey]) -> NDArray[np.float32]:
-    """(N, D) of unit length, so that their products are correlations; zero for an image without any detail."""
+    """Descriptors (N, D) of unit length, so that products are correlations. Zero for an image without details."""
     made = []
     for image in images:
         plain = image.astype(np.float32)

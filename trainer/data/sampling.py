@@ -1,4 +1,4 @@
-"""Which images a pass has, and in which order."""
+"""The images of an epoch and their order."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch.utils.data import Sampler
 
 
 def balanced(rows: Sequence[int], targets: Sequence[int], count: int, generator: np.random.Generator) -> list[int]:
-    """`count` of the rows in random order, every class of `targets` (aligned) as often as the others, or once more.
+    """`count` rows in random order. All classes of `targets` (one per row) occur equally often, or once more.
 
-    A class gives all its rows before one comes again.
+    A row repeats only after all rows of its class.
     """
     by_class: dict[int, list[int]] = {}
     for row, target in zip(rows, targets, strict=True):
@@ -26,12 +26,12 @@ def balanced(rows: Sequence[int], targets: Sequence[int], count: int, generator:
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Rows with their epoch, shuffled by (seed, epoch) or in order; each of `world` processes takes every world-th.
+    """(epoch, row) pairs, shuffled by (seed, epoch) or in order. Each of `world` processes takes every world-th pair.
 
-    The epoch travels with the row because a worker process keeps its copy of the dataset over all epochs. Of the
-    shuffled rows the first `usable` make the epoch; when these do not divide by `world`, they are filled up from the
-    front, so that no process waits for another. With the `targets` of the rows, every class makes up an equal part of
-    the epoch: rows of rare classes come more than once, some of frequent ones not at all.
+    An item has its epoch because a worker process keeps one copy of the dataset for all epochs. The first `usable` of
+    the shuffled rows make the epoch. If `world` does not divide them, the first rows repeat at the end, so that all
+    processes have the same number. With `targets` all classes have an equal share of the epoch: rows of rare classes
+    repeat, and some rows of frequent classes are missing.
     """
 
     def __init__(
@@ -53,12 +53,12 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.skip = 0
 
     def set_position(self, epoch: int, skip: int = 0) -> None:
-        """The next pass is of `epoch` (from 0), without the first `skip` rows of this process: those already seen."""
+        """Set the next epoch (from 0). Skip the first `skip` rows of this process, which the run has seen already."""
         self.epoch = epoch
         self.skip = skip
 
     def remaining(self) -> int:
-        """Rows of the next pass of this process."""
+        """Rows of this process in the next epoch."""
         return len(self._mine())
 
     def __iter__(self) -> Iterator[tuple[int, int]]:

@@ -1,9 +1,10 @@
-"""Which images are trained on and which are held out for validation."""
+"""Split the images into training and validation."""
 
 from __future__ import annotations
 
 import hashlib
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,21 +17,21 @@ from trainer.data.table import Table
 
 @dataclass(frozen=True)
 class Split:
-    """Row numbers of the two sides, and a name for the split: equal fingerprints may be compared and ensembled."""
+    """Row numbers of the two sides, and a fingerprint. Runs with equal fingerprints can be compared and ensembled."""
 
     train: list[int]
     val: list[int]
     fingerprint: str
     folds_fingerprint: str | None = None
-    """A name for the whole cut into folds, where there is one: the folds of one name join to all training images."""
+    """Fingerprint of the whole cut into folds, if there are folds. Folds with one fingerprint cover all images."""
 
 
 def split_images(table: Table, config: DataConfig) -> Split:
-    """Stratified by class and seeded by `data.split_seed`; where there are groups, no group is on both sides.
+    """Split by `data.split_seed`, stratified by class. No group is on both sides.
 
-    With `data.folds` the validation side is fold `data.fold` of them, else a share `data.val_fraction`.
+    With `data.folds` fold `data.fold` is for validation, otherwise a share of `data.val_fraction`.
 
-    Raises DataError where the images or groups are too few for it.
+    Raises DataError if there are too few images or groups.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, StratifiedShuffleSplit
 
@@ -40,7 +41,7 @@ def split_images(table: Table, config: DataConfig) -> Split:
     seed, fold = config.split_seed, config.fold if config.folds else 0
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a class with fewer images than folds: told below in our words
+            warnings.simplefilter("ignore")  # about a class with fewer images than folds; see our own warning below
             if table.groups is not None:
                 folds = config.folds or max(2, round(1 / config.val_fraction))
                 grouped = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
@@ -57,15 +58,17 @@ def split_images(table: Table, config: DataConfig) -> Split:
             f"{len(table)} images in {len(table.class_names)} classes cannot be split with {asked}: {error}"
         ) from None
     if not len(val):
-        raise DataError(f"data.fold={fold} has no image: the groups are too few for data.folds={config.folds}")
-    classes = {table.class_names[t] for t in table.targets}
-    untrained, unseen = (
-        ", ".join(sorted(classes - {table.class_names[table.targets[r]] for r in s})) for s in (train, val)
-    )
+        raise DataError(f"data.fold={fold} has no image: too few groups for data.folds={config.folds}; use fewer folds")
+    counts = Counter(table.class_names[t] for t in table.targets)
+    untrained, unseen = (sorted(counts.keys() - {table.class_names[table.targets[r]] for r in s}) for s in (train, val))
     if untrained:
-        raise DataError(f"the split leaves no image to train on for {untrained}; say another data.split_seed")
-    if unseen:
-        print(f"note: the split leaves no validation image for {unseen}: its groups are too few")
+        raise DataError(f"no training image of class {', '.join(untrained)} in this split; use another data.split_seed")
+    for name in unseen:
+        hint = "fewer folds" if config.folds else "a larger data.val_fraction"
+        print(
+            f"warning: class {name} ({counts[name]} images) has no validation image in this split; its F1 is not "
+            f"measured; use {hint} or another data.split_seed"
+        )
     names = [f"{image_id}={table.class_names[t]}" for image_id, t in zip(table.ids, table.targets, strict=True)]
     return Split(
         [int(r) for r in train],
@@ -76,7 +79,7 @@ def split_images(table: Table, config: DataConfig) -> Split:
 
 
 def _name_of(names: Sequence[str], parts: Sequence[Iterable[int]]) -> str:
-    """Equal for equal parts, however the rows are ordered."""
+    """A fingerprint of the parts, independent of the row order."""
     return hashlib.sha256(repr([sorted(names[row] for row in part) for part in parts]).encode()).hexdigest()[:16]
 
 
@@ -91,4 +94,6 @@ def _check_groups(table: Table, config: DataConfig) -> None:
         if len(found) == 1
     ]
     if alone:
-        raise DataError("\n".join([*alone, "add images of another group, or ignore groups by data.group_column=none"]))
+        raise DataError(
+            "\n".join([*alone, "add images of another group, or ignore groups with data.group_column=none"])
+        )

@@ -1,4 +1,4 @@
-"""What lies in a data folder: the images and their labels, checked before anything trains on them."""
+"""Read and check the images and labels of a data folder."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from trainer.images.reading import SUFFIXES, find_image, unreadable
 
 @dataclass(frozen=True)
 class Table:
-    """Images and what is known of them. Lists are aligned; `targets` index `class_names` (empty for test images)."""
+    """Images and their data: lists with one entry per image. `targets` index `class_names` (empty for test images)."""
 
     ids: list[str]
     paths: list[Path]
     targets: list[int]
     class_names: list[str]
     labels: list[str]
-    """The label of each class as the data folder writes it: what a submission contains."""
+    """The label of each class in the data folder and in a submission."""
     groups: list[str] | None = None
     places: list[str] = field(default_factory=list)
-    """Where messages say that each training image is: `train.csv:2: train/a.jpg`."""
+    """The place of each training image for messages: `train.csv:2: train/a.jpg`."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -47,37 +47,37 @@ class Table:
 
 
 def data_root(config: DataConfig) -> Path:
-    """The folder that `data.root`, $DATA_DIR or the default `data` names. Raises DataError where there is none."""
+    """The folder of `data.root`, $DATA_DIR or the default `data`. Raises DataError if it does not exist."""
     return data_folder(config.root)
 
 
 def read_training(root: Path, config: DataConfig, faults_file: Path | None = None) -> Table:
-    """The training images of `root`, every one of them opened and checked.
+    """Read the training images of `root` and check each of them.
 
-    Raises DataError that names every fault of `examine`.
+    Raises DataError with all errors of `examine`.
     """
     table, faults = examine(root, config)
     if faults:
         shown, more = faults[:50], len(faults) - 50
         if more > 0:
-            shown.append(f"… and {more} more" + (f": see {faults_file}" if faults_file else ""))
+            shown.append(f"… and {more} more" + (f"; see {faults_file}" if faults_file else ""))
             if faults_file is not None:
                 write_text(faults_file, "\n".join(faults) + "\n")
         plural = "s" * (len(faults) > 1)
-        shown.append(f"{len(faults)} fault{plural} in {root}: fix or remove them, then run again")
+        shown.append(f"{len(faults)} error{plural} in {root}; fix the files or remove them, then run again")
         raise DataError("\n".join(shown))
     present = set(table.targets)
     for target, name in enumerate(table.class_names):
         if target not in present:
-            print(f"note: class '{name}' of meta.csv has no image in train.csv")
+            print(f"warning: class '{name}' of meta.csv has no image in train.csv")
     return table
 
 
 def examine(root: Path, config: DataConfig) -> tuple[Table, list[str]]:
-    """The training images of `root` that can be read, and every fault by file and row: missing, unreadable and empty
-    images, labels that meta.csv does not have, duplicate IDs, classes with one image.
+    """The readable training images of `root`, and all errors with file and row: missing, unreadable and empty images,
+    labels that are not in meta.csv, duplicate IDs, classes with one image.
 
-    Raises DataError where there is no list of images at all.
+    Raises DataError if there is no list of images.
     """
     is_csv = (root / "train.csv").is_file()
     if config.format == "csv" or (config.format == "auto" and is_csv):
@@ -88,10 +88,10 @@ def examine(root: Path, config: DataConfig) -> tuple[Table, list[str]]:
     for target, name in enumerate(table.class_names):
         if counts[target] == 1:
             place = places[table.targets.index(target)]
-            faults.append(f"{place}: class '{name}' has one image: it cannot be trained on and validated; add one")
+            faults.append(f"{place}: class '{name}' has one image; training and validation need one each; add another")
     if len(counts) == 1:
         only = table.class_names[table.targets[0]]
-        faults.append(f"{root}: all {len(table)} images are of one class, '{only}': there is nothing to tell apart")
+        faults.append(f"{root}: all {len(table)} images are of one class, '{only}'; add images of another class")
     broken = dict(unreadable(table.paths))
     faults += [f"{places[row]}: {reason}" for row, reason in broken.items()]
     return replace(table, places=places).without(broken), faults
@@ -106,7 +106,7 @@ def _read_csv(root: Path, config: DataConfig) -> tuple[Table, list[str], list[st
         pairs = sorted(rows, key=lambda pair: _label_order(pair[0]))
         labels, names = [label for label, _ in pairs], [name for _, name in pairs]
         for column, values in (("target", labels), ("class_name", names)):
-            faults += [f"meta.csv: {column} '{v}' stands {n} times" for v, n in Counter(values).items() if n > 1]
+            faults += [f"meta.csv: {column} '{v}' occurs {n} times" for v, n in Counter(values).items() if n > 1]
         known = f"meta.csv has {labels[0]} to {labels[-1]}" if labels else "meta.csv has none"
     else:
         labels = sorted(set(columns["target"]) - {""}, key=_label_order)
@@ -119,7 +119,7 @@ def _read_csv(root: Path, config: DataConfig) -> tuple[Table, list[str], list[st
     for row, (image_id, label) in enumerate(zip(columns["ID"], columns["target"], strict=True), start=2):
         place = f"train.csv:{row}"
         if image_id in first_row:
-            faults.append(f"{place}: ID '{image_id}' stands in row {first_row[image_id]} already")
+            faults.append(f"{place}: ID '{image_id}' is already in row {first_row[image_id]}")
             continue
         first_row[image_id] = row
         if label not in index:
@@ -136,7 +136,7 @@ def _read_csv(root: Path, config: DataConfig) -> tuple[Table, list[str], list[st
         if table.groups is not None:
             table.groups.append(columns[config.group_column][row - 2])
     if not columns["ID"]:
-        faults.append("train.csv:1: there is no row below the header")
+        faults.append("train.csv:1: no rows below the header")
     return table, faults, places
 
 
@@ -147,14 +147,14 @@ def _read_folders(root: Path) -> tuple[Table, list[str], list[str]]:
         names = [name for name in names if name != "test"]
     if not names:
         raise DataError(
-            f"{root}: there is neither a train.csv nor a folder a class below {base}; lay the data out as either, "
+            f"{root}: no train.csv, and no class folders in {base}; add one of them, "
             f"or draw an example: python -m trainer sample-data DIR"
         )
     table, places, faults = Table([], [], [], names, names), [], []
     for target, name in enumerate(names):
         files = _image_files(base / name)
         if not files:
-            faults.append(f"{base / name}: there is no image in the folder of class '{name}'")
+            faults.append(f"{base / name}: the folder of class '{name}' has no image")
         for path in files:
             table.ids.append(str(path.relative_to(base)))
             table.paths.append(path)
@@ -164,15 +164,15 @@ def _read_folders(root: Path) -> tuple[Table, list[str], list[str]]:
 
 
 def read_test(root: Path) -> Table:
-    """The images to predict: those of sample_submission.csv in its order, else those of test/ by name.
+    """The images to predict: those of sample_submission.csv in its order, or those in test/ by name.
 
-    Raises DataError where one is missing or there is none.
+    Raises DataError if an image is missing, or there are no images.
     """
     sample = root / "sample_submission.csv"
     if sample.is_file():
         ids = _columns(sample, ("ID",))["ID"]
         paths = [find_image(root, image_id, "test") for image_id in ids]
-        repeated = [f"sample_submission.csv: ID '{i}' stands {n} times" for i, n in Counter(ids).items() if n > 1]
+        repeated = [f"sample_submission.csv: ID '{i}' occurs {n} times" for i, n in Counter(ids).items() if n > 1]
         missing = [
             f"sample_submission.csv:{row}: test/{image_id}: the file is missing"
             for row, (image_id, path) in enumerate(zip(ids, paths, strict=True), start=2)
@@ -185,7 +185,7 @@ def read_test(root: Path) -> Table:
         found = _image_files(root / "test")
         ids = [str(path.relative_to(root / "test")) for path in found]
     if not found:
-        raise DataError(f"{root}: there is nothing to predict: neither sample_submission.csv nor an image in test/")
+        raise DataError(f"{root}: no test images: add sample_submission.csv, or images in test/")
     return Table(ids, found, [], [], [])
 
 
@@ -196,7 +196,7 @@ def _image_files(folder: Path) -> list[Path]:
 
 
 def _columns(path: Path, required: Sequence[str]) -> dict[str, list[str]]:
-    """The values of each column by its name; a row that is too short has empty ones. Raises DataError."""
+    """The values of each column by name. Missing values at the end of a row are empty. Raises DataError."""
     try:
         rows = _rows(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
@@ -206,7 +206,7 @@ def _columns(path: Path, required: Sequence[str]) -> dict[str, list[str]]:
     header = rows[0]
     for column in required:
         if column not in header:
-            raise DataError(f"{path}:1: there is no column '{column}'; {nearest(column, header)}")
+            raise DataError(f"{path}:1: no column '{column}'; {nearest(column, header)}")
     places = {name: header.index(name) for name in header}
     return {name: [row[at] if at < len(row) else "" for row in rows[1:]] for name, at in places.items()}
 
@@ -217,7 +217,7 @@ def _rows(text: str) -> list[list[str]]:
     except csv.Error as error:
         if "end of data" in str(error):
             raise csv.Error("a quotation mark is not closed") from None
-        rows = list(csv.reader(io.StringIO(text, newline=None)))  # a quotation mark inside a field
+        rows = list(csv.reader(io.StringIO(text, newline=None)))  # quotation marks inside fields
     if not rows or not rows[0]:
         raise csv.Error("it is empty" if not text.strip() else "its first line is empty")
     for number, row in enumerate(rows, start=1):
@@ -231,7 +231,7 @@ def _label_order(label: str) -> tuple[int, int, str]:
 
 
 def training_fingerprint(table: Table) -> str:
-    """A name for the images of `table` and their labels, whatever the order of the rows."""
+    """A fingerprint of the images and labels of `table`, independent of the row order."""
     order = sorted(range(len(table)), key=table.ids.__getitem__)
     labels = [(table.ids[row], table.class_names[table.targets[row]]) for row in order]
     images = content_fingerprint(table.paths[row] for row in order)
@@ -239,7 +239,7 @@ def training_fingerprint(table: Table) -> str:
 
 
 def content_fingerprint(paths: Iterable[Path]) -> str:
-    """A name for what the files hold: the first 16 digits of a SHA-256 over them, in their order."""
+    """A fingerprint of the file contents, in order: the first 16 digits of a SHA-256."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(hashlib.sha256(path.read_bytes()).digest())

@@ -185,7 +185,7 @@ def test_a_turned_leak_is_found_too_and_a_group_column_keeps_it_together(
     with Image.open(root / "train" / source) as image:
         image.transpose(Image.Transpose.ROTATE_90).save(root / "train" / copy, quality=95)
     assert main(["check-data", f"data.root={root}"]) == 65
-    assert "the same picture, turned by" in capsys.readouterr().err
+    assert "the same picture, rotated by" in capsys.readouterr().err
     text = (root / "train.csv").read_text().splitlines()
     group = {source: "x", copy: "x"}
     lines = [f"{line},{group.get(line.partition(',')[0], line.partition(',')[0])}" for line in text[1:]]
@@ -218,7 +218,7 @@ def test_faults_are_reported_beside_what_the_other_images_show(
     seen = capsys.readouterr()
     assert "train.csv:3: train/0-001.jpg: not a readable image" in seen.err
     assert "test/t1.jpg: the file is empty" in seen.err
-    assert "test images that are also training images: 1" in seen.out
+    assert "test images with a duplicate in the training images: 1" in seen.out
     assert len(json.loads((tmp_path / "check_data.json").read_text())["faults"]) == 2
 
 
@@ -232,7 +232,7 @@ def test_a_folder_without_any_readable_image_is_reported_by_its_rows(
     (tmp_path / "data" / "train.csv").write_text(f"ID,target\n{rows}")
     assert main(["check-data", f"data.root={tmp_path / 'data'}"]) == 65
     seen = capsys.readouterr()
-    said = "train.csv:3: train/0-001.jpg: not a readable image" if rows else "train.csv:1: there is no row"
+    said = "train.csv:3: train/0-001.jpg: not a readable image" if rows else "train.csv:1: no rows"
     assert said in seen.err and "duplicates: none" in seen.out
     assert json.loads((tmp_path / "check_data.json").read_text())["duplicates"] == []
 
@@ -251,7 +251,7 @@ def test_many_equal_pages_are_counted_and_the_worst_pairs_listed(
     seen = capsys.readouterr()
     pairs = 300 * 299 // 2
     assert f"duplicates: {pairs} " in seen.out
-    assert f"{pairs - 40} more: see check_data.json, which has the worst 1,000" in seen.out
+    assert f"{pairs - 40} more; see check_data.json, which has the worst 1,000" in seen.out
     report = json.loads((tmp_path / "check_data.json").read_text())
     assert len(report["duplicates"]) == 1000 and report["duplicates_not_listed"] == pairs - 1000
     assert all(pair["leak"] and pair["contradictory"] for pair in report["duplicates"])

@@ -76,10 +76,10 @@ def test_every_fault_is_reported_at_once_by_file_and_row(tmp_path: Path) -> None
         "train.csv:4: train/0-002.jpg: not a readable image",
         "train.csv:5: train/0-003.jpg: not a readable image",
         "train.csv:7: ID '0-005.jpg': label '17' is out of range; meta.csv has 0 to 3",
-        "train.csv:38: ID '1-000.jpg' stands in row 14 already",
+        "train.csv:38: ID '1-000.jpg' is already in row 14",
         "train.csv:39: train/../train/1-001.jpg: the file is missing",
         "train.csv:40: train/lone.jpg: class 'lonely' has one image",
-        "8 faults",
+        "8 errors",
     ):
         assert expected in message
 
@@ -99,13 +99,13 @@ def test_csv_files_of_spreadsheets_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
-        ("train.csv", "ID,label\nx,0\n", "train.csv:1: there is no column 'target'"),
-        ("train.csv", "ID,target\n", "no row below the header"),
+        ("train.csv", "ID,label\nx,0\n", "train.csv:1: no column 'target'"),
+        ("train.csv", "ID,target\n", "no rows below the header"),
         ("train.csv", "", "not a CSV file"),
         ("train.csv", 'ID,target\n"a,1\nb,c,d\n', "not a CSV file"),
         ("train.csv", "ID,target\nx,0,1\n", "train.csv: not a CSV file in UTF-8: row 2 has 3 fields, its header 2"),
         ("train.csv", "\nID,target\nx,0\n", "its first line is empty"),
-        ("meta.csv", "target,class_name\n0,a\n0,b\n1,a\n2,c\n", "class_name 'a' stands 2 times"),
+        ("meta.csv", "target,class_name\n0,a\n0,b\n1,a\n2,c\n", "class_name 'a' occurs 2 times"),
         ("sample_submission.csv", "target\n0\n", "no column 'ID'"),
     ],
 )

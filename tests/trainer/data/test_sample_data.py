@@ -43,9 +43,9 @@ def test_the_same_seed_draws_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--classes", "99"], "there are drawings of 2 to 10 kinds"),
-        (["--classes", "1"], "there are drawings of 2 to 10 kinds"),
-        (["--per-class", "1"], "at least 2 are needed"),
+        (["--classes", "99"], "must be from 2 to 10"),
+        (["--classes", "1"], "must be from 2 to 10"),
+        (["--per-class", "1"], "must be at least 2"),
         (["--classes", "many"], "not a whole number above 0"),
     ],
 )
