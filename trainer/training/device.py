@@ -1,4 +1,4 @@
-"""Which device a run uses, in which precision and memory layout, and what to do when its memory is full."""
+"""The device of a run: its precision, its memory layout, and messages for full memory."""
 
 from __future__ import annotations
 
@@ -22,25 +22,24 @@ FABRIC_PRECISION = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
 
 
 def choose(asked: str) -> str:
-    """`asked` (cuda, mps, cpu or auto) → cuda, mps or cpu. auto takes the first of the three that is there.
+    """`asked` (cuda, mps, cpu or auto) → cuda, mps or cpu. auto takes the first available one.
 
-    Raises ConfigError where the one asked for is not.
+    Raises ConfigError if the device is not available.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if asked == "auto":
         return next(name for name, present in there.items() if present)
     if not there[asked]:
         have = ", ".join(name for name, present in there.items() if present)
-        raise ConfigError(f"device={asked}: not there on this machine (there is: {have}); say device=auto")
+        raise ConfigError(f"device={asked}: not available on this machine (available: {have}); use device=auto")
     return asked
 
 
 def fabric(device: str, precision: str, devices: int = 1) -> Fabric:
-    """Fabric on `device` (cuda, mps or cpu) in `precision` (bf16, fp16 or fp32), which starts the processes of several
-    devices itself.
+    """Fabric on `device` (cuda, mps or cpu) in `precision` (bf16, fp16 or fp32). Fabric starts one process per device.
 
-    Left to choose, it takes a job of Slurm for one of which Slurm starts each process, and waits for those for ever;
-    outside a job it warns of that wherever Slurm is installed. Raises ConfigError where srun has started several.
+    By default Fabric expects that Slurm starts these processes, and waits for them without end. Outside a job it prints
+    a warning about it if Slurm is installed. Raises ConfigError if srun has started several processes.
     """
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
@@ -48,8 +47,8 @@ def fabric(device: str, precision: str, devices: int = 1) -> Fabric:
     started = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if started != "1" and "LOCAL_RANK" not in os.environ:
         raise ConfigError(
-            f"srun has started {started} processes of this one run, which starts those of its devices itself; say "
-            "srun --ntasks=1, and devices=N for several"
+            f"srun has started {started} processes, but the run starts one process per device itself; use srun "
+            "--ntasks=1, and devices=N for several devices"
         )
     return Fabric(
         accelerator={"cuda": "gpu"}.get(device, device),
@@ -61,11 +60,11 @@ def fabric(device: str, precision: str, devices: int = 1) -> Fabric:
 
 
 def count(config: Config, device: str) -> int:
-    """How many devices the run uses. Raises ConfigError where the batch does not divide among them."""
+    """The number of devices of the run. Raises ConfigError if it does not divide the batch size."""
     visible = torch.cuda.device_count() if device == "cuda" else 1
     devices = config.devices or visible
     if device == "cuda" and devices > visible:
-        raise ConfigError(f"devices={devices}: {visible} GPU{'s' * (visible != 1)} visible")
+        raise ConfigError(f"devices={devices}: only {visible} GPU{'s' * (visible != 1)} visible")
     if device == "mps" and devices > 1:
         raise ConfigError(f"devices={devices}: there is one MPS device")
     micro = config.training.micro_batch or config.training.batch_size
@@ -73,16 +72,16 @@ def count(config: Config, device: str) -> int:
         if size % devices:
             below, above = size - size % devices, size - size % devices + devices
             raise ConfigError(
-                f"training.{key}={size} does not divide among {devices} devices; "
-                f"say training.{key}={above if below < devices else below}, or fewer devices by devices=N"
+                f"training.{key}={size} is not a multiple of {devices} devices; "
+                f"use training.{key}={above if below < devices else below}, or fewer devices with devices=N"
             )
     return devices
 
 
 def precision(asked: str, device: str) -> str:
-    """bf16, fp16 or fp32; auto is what the device gains from. On MPS fp32: mixed precision is unproven there."""
+    """bf16, fp16 or fp32. auto: bf16 or fp16 if the device is fast with it. MPS has fp32: others are untested there."""
     if asked == "fp16" and device == "cpu":
-        raise ConfigError("training.precision=fp16: the CPU has no fast fp16; say bf16, fp32 or auto")
+        raise ConfigError("training.precision=fp16: slow on a CPU; use bf16, fp32 or auto")
     if asked != "auto":
         return asked
     if device == "cuda":
@@ -94,20 +93,19 @@ def precision(asked: str, device: str) -> str:
 
 
 def channels_last(asked: bool | None, device: str) -> bool:
-    """Whether images and convolutions keep their channels last. By default where it measurably helps: CUDA and CPU."""
+    """Whether to use channels-last memory layout. Default: on CUDA and CPU, which are faster with it."""
     return asked if asked is not None else device != "mps"
 
 
 MANY_STEPS = 2000
-"""Forward and backward passes from which measuring every convolution repays: for efficientnet_b4 at 768 px it takes an
-H100 about a minute, and its steps take a quarter less time then; resnet34 has nothing from it. A rough figure."""
+"""From this number of forward and backward passes on, a benchmark of every convolution pays off. For efficientnet_b4 at
+768 px it takes an H100 about a minute and makes steps 25 % faster; resnet34 gains nothing. A rough number."""
 
 
 def allow_fast_kernels(device: str, steps: int) -> None:
-    """On CUDA: TF32 where float32 is asked for; and in a run that has many `steps` to come, for each shape of a
-    convolution the algorithm that is measured to be the fastest. Training has one shape, or one more for an epoch's
-    last batch with training.drop_last=false, and validation two: each is measured once. Which wins may change from run
-    to run, and with it a result's last bits."""
+    """On CUDA: use TF32 for float32. In a run with many `steps` left, also let cuDNN measure the fastest algorithm for
+    each convolution shape. Training has one shape (two with training.drop_last=false), and validation has two. cuDNN
+    measures each shape once. The fastest algorithm can differ between runs, and so can the last bits of a result."""
     if device == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
@@ -115,9 +113,9 @@ def allow_fast_kernels(device: str, steps: int) -> None:
 
 
 def limit_memory(device: str) -> None:
-    """Keep this process's allocator below $DEVICE_MEMORY_LIMIT (bytes), since no container engine can.
+    """Limit this process's allocator to $DEVICE_MEMORY_LIMIT (bytes). No container engine can limit GPU memory.
 
-    Raises ConfigError when it is not a positive whole number.
+    Raises ConfigError if the limit is not a positive whole number.
     """
     text = os.environ.get("DEVICE_MEMORY_LIMIT", "").strip()
     if not text or device == "cpu":
@@ -133,7 +131,7 @@ def limit_memory(device: str) -> None:
 
 
 def memory_in_use(device: str) -> int:
-    """The peak of what this process allocated on its device, bytes (on MPS: what it holds now; on the CPU: 0)."""
+    """Peak memory of this process on its device, bytes (MPS: current memory; CPU: 0)."""
     if device == "cuda":
         return max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
     return int(torch.mps.driver_allocated_memory()) if device == "mps" else 0
@@ -143,15 +141,15 @@ _FALLBACK = r"The operator '([^']+)' is not currently supported on the MPS backe
 
 
 def name_fallbacks(device: str) -> None:
-    """From now on have every operator that MPS lacks named in one line, the first time that it runs on the CPU."""
+    """From now on print one line for each operator that MPS does not have, when it first runs on the CPU."""
     if device == "mps":
-        torch.set_warn_always(True)  # else torch warns of the first such operator alone
+        torch.set_warn_always(True)  # by default torch warns only about the first such operator
         listen_for_fallbacks()
 
 
-@functools.cache  # an ensemble's members ask for it one after another
+@functools.cache  # each member of an ensemble calls it
 def listen_for_fallbacks() -> None:
-    """Turn torch's warnings of operators that fall back to the CPU into notes, one for each operator."""
+    """Turn torch's warnings about operators on the CPU into notes, one per operator."""
     show, named = warnings.showwarning, set[str]()
 
     def shown(message: Warning | str, *rest: Any, **more: Any) -> None:
@@ -160,7 +158,7 @@ def listen_for_fallbacks() -> None:
             show(message, *rest, **more)
         elif found[1] not in named:
             named.add(found[1])
-            print(f"note: {found[1]} runs on the CPU: MPS lacks it, and each use costs a copy there and back")
+            print(f"note: {found[1]} runs on the CPU, because MPS does not have it; each call copies data both ways")
 
     warnings.filterwarnings("always", message=_FALLBACK)
     warnings.showwarning = shown
@@ -168,28 +166,39 @@ def listen_for_fallbacks() -> None:
 
 @contextmanager
 def memory_errors(config: Config) -> Iterator[None]:
-    """Turn the device's out-of-memory errors into DeviceMemoryError with the manual's remedies, in its order, and
-    the host's into a TrainerError, since a container engine has the last word on those."""
+    """Turn a device's out-of-memory error into DeviceMemoryError with the manual's remedies, in its order. Turn a
+    host's out-of-memory error into TrainerError: a retry would not help."""
     try:
         yield
     except RuntimeError as error:
         text = str(error)
         if "DataLoader worker" in text and "killed by signal" in text:
             raise TrainerError(
-                f"a process that loads images was killed ({' '.join(text.split())[:120]}): the host's memory or "
-                "/dev/shm is full; lower training.num_workers, or give containers more by --shm-size"
+                f"an image loading process was killed ({' '.join(text.split())[:120]}): the host's memory or "
+                "/dev/shm is full; use a smaller training.num_workers, or start the container with a larger --shm-size"
             ) from None
         if "DefaultCPUAllocator" in text:
             raise TrainerError(
-                f"out of host memory: {' '.join(text.split())[-160:]}; lower training.micro_batch or data.img_size"
+                f"out of host memory: {' '.join(text.split())[-160:]}; use a smaller training.micro_batch or "
+                "data.img_size"
             ) from None
         if not (isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in text):
             raise
         micro = config.training.micro_batch or config.training.batch_size
-        remedies = [f"training.micro_batch={micro // 2} (same effective batch)"] if micro > 1 else []
-        remedies += [f"data.img_size={smaller}" for smaller in (512, 384) if smaller < config.data.img_size][:1]
-        remedies.append("model=resnet34")
         raise DeviceMemoryError(
             f"out of device memory at micro-batch {micro}, {config.data.img_size} px: "
-            f"{' '.join(text.split())[:200]}\ntry, in this order: {'; '.join(remedies)}"
+            f"{' '.join(text.split())[:200]}\n{_advice(config, micro)}"
         ) from None
+
+
+def _advice(config: Config, micro: int) -> str:
+    """Smaller settings to try, in the manual's order, without those that the run has already."""
+    smaller = [f"training.micro_batch={micro // 2} (same effective batch)"] if micro > 1 else []
+    smaller += [f"data.img_size={size}" for size in (512, 384) if size < config.data.img_size][:1]
+    smaller += ["model=resnet34"] if config.model.name != "resnet34" else []
+    if smaller:
+        return f"try, in this order: {'; '.join(smaller)}"
+    if not torch.cuda.is_initialized():
+        return "nothing smaller to try here; use a device with more memory"
+    free, total = (size / 2**30 for size in torch.cuda.mem_get_info())
+    return f"nothing smaller to try here: this GPU has {free:.1f} GiB free of {total:.1f} GiB; use another GPU"

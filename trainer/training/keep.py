@@ -1,4 +1,4 @@
-"""What a run keeps: best.ckpt and its validation predictions, the next best in top/, last.ckpt to resume from."""
+"""The checkpoints of a run: best.ckpt with its validation predictions, the next best in top/, and last.ckpt."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ LAST_FORMAT = 2
 
 
 def keep(run: Run, values: dict[str, float], score: float, best: bool, outcome: Outcome) -> None:
-    """After a validation: best.ckpt if it is the best, and the few next best in top/. The best of equals is the
-    earliest."""
+    """After a validation: write best.ckpt if it is the best, and keep the next best in top/. Of equal scores the
+    earliest is the best."""
     progress, count = run.progress, run.config.training.keep_top
     monitored = figures.columns()[run.config.training.monitor]
     name = f"epoch{progress.epoch + 1:03d}-step{progress.step:06d}-{monitored.figure.name}_{score:.4f}.ckpt"
@@ -41,14 +41,14 @@ def keep(run: Run, values: dict[str, float], score: float, best: bool, outcome: 
 
 
 def _demote(run_dir: Path, names: list[str]) -> None:
-    """Give the best.ckpt that is about to be replaced its place in top/. Linked, so that best.ckpt is never missing."""
+    """Move the old best.ckpt to top/ with a hard link, so that best.ckpt always exists."""
     for name in names:
         place = run_dir / "top" / name
         if (run_dir / "best.ckpt").exists() and not place.exists():
             place.parent.mkdir(exist_ok=True)
             try:
                 os.link(run_dir / "best.ckpt", place)
-            except OSError:  # a file system without hard links
+            except OSError:  # no hard links on this file system
                 shutil.copyfile(run_dir / "best.ckpt", place)
 
 
@@ -85,7 +85,7 @@ def _checkpoint(run: Run, values: dict[str, float], outcome: Outcome) -> checkpo
 
 
 def save_last(run: Run) -> None:
-    """last.ckpt: everything between two optimizer steps."""
+    """Write last.ckpt: the whole state between two optimizer steps."""
     if not run.chief:
         return
     step = run.step
@@ -106,18 +106,18 @@ def save_last(run: Run) -> None:
 
 
 def sweep(run_dir: Path) -> None:
-    """Remove what a process that was killed while it wrote checkpoints has left of them."""
+    """Remove temporary checkpoint files of killed processes."""
     for folder in (run_dir, run_dir / "top"):
         for unfinished in folder.glob(".*.ckpt"):
             unfinished.unlink(missing_ok=True)
 
 
 def read_last(path: Path) -> dict[str, Any]:
-    """What `save_last` wrote. Raises ConfigError where it is damaged or something else."""
+    """Read a file of `save_last`. Raises ConfigError if it is damaged or another kind of file."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises whatever its bytes provoke
-        raise ConfigError(f"resume: {path} cannot be read: {' '.join(str(error).split())[:160]}") from None
+    except Exception as error:  # a damaged file can raise any error
+        raise ConfigError(f"resume: cannot read {path}: {' '.join(str(error).split())[:160]}") from None
     if not isinstance(state, dict) or state.get("last_format") != LAST_FORMAT:
         raise ConfigError(f"resume: {path} is not a last.ckpt of this version of the trainer")
     return state

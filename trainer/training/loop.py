@@ -1,7 +1,7 @@
 """The training loop: optimizer steps, validations, early stopping, and stopping on request.
 
-What stands between two optimizer steps is all there is to resume from. Nothing depends on a random stream: a sample's
-augmentation is drawn from (seed, epoch, row), dropout and mixing of a step from (seed, step).
+A run can resume after any optimizer step. There is no random stream: the augmentation of a sample depends on (seed,
+epoch, row), and dropout and mixing of a step on (seed, step).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from trainer.training.state import Run
 
 
 def fit(run: Run) -> dict[str, Any]:
-    """Train until the epochs, the steps or the patience are used up."""
+    """Train until the limit of epochs, steps or patience."""
     progress, training = run.progress, run.config.training
     run.stop.deferred = True
     marks = validation_marks(run.step.steps_per_epoch, training.validate_per_epoch)
     started = time.monotonic() - progress.seconds
     while progress.epoch < training.epochs and not _out_of_patience(run):
         if progress.step >= run.step.total_steps and not progress.step_in_epoch:
-            break  # else the last epoch has its steps, and was interrupted before its end: its validation may be due
+            break  # otherwise the run stopped after the last step: its validation may be due
         for images in _epoch(run, marks):
             progress.seconds = time.monotonic() - started
             run.reporter.step(progress.epoch, progress.step, images, device.memory_in_use(run.device))
@@ -51,12 +51,12 @@ def fit(run: Run) -> dict[str, Any]:
 
 
 def validation_marks(steps_per_epoch: int, times: int) -> set[int]:
-    """After which steps of an epoch (from 1) to validate: `times` evenly spaced ones, the last step among them."""
+    """The steps of an epoch (from 1) with a validation: `times` evenly spaced steps, including the last."""
     return {max(1, round(steps_per_epoch * k / times)) for k in range(1, times + 1)}
 
 
 def _epoch(run: Run, marks: set[int]) -> Iterator[int]:
-    """The rest of an epoch: yields the number of images after each optimizer step, validates where it is due."""
+    """Train the rest of an epoch and validate when it is due. Yields the number of images after each optimizer step."""
     progress = run.progress
 
     def validate_if_due() -> None:
@@ -65,7 +65,7 @@ def _epoch(run: Run, marks: set[int]) -> Iterator[int]:
             _validate(run)
 
     run.sampler.set_position(progress.epoch, progress.step_in_epoch * run.config.training.batch_size // run.world_size)
-    validate_if_due()  # due already where a run was stopped between a step and its validation
+    validate_if_due()  # the run may have stopped between a step and its validation
     if progress.step_in_epoch >= run.step.steps_per_epoch or progress.step >= run.step.total_steps:
         return
     run.step.net.train()
@@ -93,7 +93,7 @@ def _epoch(run: Run, marks: set[int]) -> Iterator[int]:
 
 
 def _validate(run: Run) -> None:
-    """Score the validation split, clean and corrupted; keep the checkpoint if it is the best so far."""
+    """Score clean and corrupted validation images. Keep the checkpoint if it is the best so far."""
     progress, monitor = run.progress, run.config.training.monitor
     outcome = _gather(run, _held_out_probabilities(run))
     if not all(bool(torch.isfinite(p).all()) for p in (outcome.clean, outcome.corrupted) if p is not None):
@@ -120,33 +120,33 @@ def _validate(run: Run) -> None:
     if run.chief:
         keep.keep(run, values, score, best, outcome)
         if best:
-            keep.save_last(run)  # so that a killed run, which may not repeat to the bit on a GPU, goes on from its best
+            keep.save_last(run)  # a GPU may not repeat results to the bit: a killed run must resume from its best
         _report(run, entry)
 
 
 def _held_out_probabilities(run: Run) -> torch.Tensor:
-    """(N, classes) of this process's share of the validation images and their copies, in the order of its items."""
+    """Probabilities (N, classes) for this process's share of the validation images and copies, in its item order."""
     step, progress = run.step, run.progress
     step.net.eval()
     if run.world_size > 1:
-        for buffer in step.scored.buffers():  # batch statistics: each process has its own, and the first's are kept
+        for buffer in step.scored.buffers():  # batch statistics differ between processes; use those of the first
             torch.distributed.broadcast(buffer, 0)
     parts: list[torch.Tensor] = []
     with torch.inference_mode():
         for images, _, _ in run.val_batches:
-            with step.fabric.autocast():  # not through the wrapper, which would have processes wait for each other
+            with step.fabric.autocast():  # without the wrapper: it would make processes wait for each other
                 logits = step.scored(images.to(step.fabric.device, non_blocking=True))
             parts.append(logits.softmax(1).cpu())
             run.reporter.beat(progress.epoch, progress.step, device.memory_in_use(run.device))
-            # Alone it may stop here, and the validation is due again. Several processes have different numbers of
-            # batches, so that they can agree only afterwards.
+            # A single process can stop here; the validation is then due again. Several processes have different numbers
+            # of batches, so they can only agree on a stop after the loop.
             if run.world_size == 1 and run.stop.requested:
                 _stop(run)
     return torch.cat(parts) if parts else torch.empty(0, len(run.table.class_names))
 
 
 def _report(run: Run, entry: dict[str, Any]) -> None:
-    """Tell the log, progress.json, W&B and history.csv of a validation."""
+    """Write a validation to the log, progress.json, W&B and history.csv."""
     progress, reporter = run.progress, run.reporter
     reporter.best_f1 = progress.best[figures.MAIN]
     eta = reporter.eta(progress.step)
@@ -157,7 +157,7 @@ def _report(run: Run, entry: dict[str, Any]) -> None:
 
 
 def _gather(run: Run, probabilities: torch.Tensor) -> Outcome:
-    """Every process's probabilities, in the order of the rows, the clean copies and the corrupted ones."""
+    """The probabilities of all processes in row order, for clean and corrupted copies."""
     items = run.val_batches.items
     if run.world_size > 1:
         everyone: list[Any] = [None] * run.world_size
@@ -186,7 +186,7 @@ def _history_csv(history: list[dict[str, Any]]) -> str:
 
 
 def _stop_asked(run: Run) -> bool:
-    """Whether any process was asked to stop; all of them get the same answer."""
+    """Whether any process got a stop signal. The answer is the same in all processes."""
     if run.world_size == 1:
         return run.stop.requested
     return bool(run.step.fabric.strategy.reduce_boolean_decision(run.stop.requested, all=False))
@@ -194,14 +194,14 @@ def _stop_asked(run: Run) -> bool:
 
 def _diverged(run: Run) -> TrainerError:
     return TrainerError(
-        f"the loss has become infinite or not a number by step {run.progress.step}; lower training.lr "
-        f"(now {run.config.training.lr:g}), or say training.precision=fp32"
+        f"the loss is infinite or NaN at step {run.progress.step}; use a training.lr smaller than "
+        f"{run.config.training.lr:g}, or training.precision=fp32"
     )
 
 
 def _stop(run: Run) -> None:
     if not all(bool(torch.isfinite(weights).all()) for weights in run.step.normalized.parameters()):
-        raise _diverged(run)  # the last.ckpt of the last validation stays
+        raise _diverged(run)  # keep the last.ckpt of the last validation
     keep.save_last(run)
     raise StoppedError(
         f"stopped in epoch {run.progress.epoch + 1} after step {run.progress.step}; "
@@ -214,8 +214,8 @@ def _out_of_patience(run: Run) -> bool:
     if not patience or run.progress.epoch - run.progress.best_epoch < patience or not run.progress.history:
         return False
     run.reporter.say(
-        f"stopped early: no better {run.config.training.monitor} in {patience} epochs "
-        f"(best in epoch {run.progress.best_epoch})"
+        f"early stopping: no better {run.config.training.monitor} in {patience} epochs "
+        f"(best: epoch {run.progress.best_epoch})"
     )
     return True
 

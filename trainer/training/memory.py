@@ -1,8 +1,8 @@
-"""The memory that training needs, before anything is trained: one optimiser step traced with fake tensors.
+"""Predict the memory of training: trace one optimizer step with fake tensors.
 
-Fake tensors have a shape, a type and a lifetime, and no data: a trace takes seconds, little memory and no GPU. What is
-counted is the sum of all storages that are alive at once, as an allocator without fragmentation would hand them out. A
-device's context and its libraries' workspaces are not in it.
+Fake tensors have a shape, a type and a lifetime, but no data. A trace takes seconds, little memory and no GPU. It
+counts the sum of all live storages, for an allocator without fragmentation. The device's context and the workspaces of
+its libraries are not included.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ TABLE_SIZES = (384, 512, 768)
 TABLE_STEP = 32
 TABLE_DEVICES = ("cuda", "mps")
 _BATCHES = (2, 8)
-# What CUDA's autocast computes in float32 and the CPU's does not (torch.amp's documentation, "CUDA Ops that can
-# autocast to float32"). Attention and normalisation keep more memory by it.
+# CUDA's autocast computes these in float32, the CPU's does not (torch.amp's documentation, "CUDA Ops that can autocast
+# to float32"). Attention and normalisation therefore keep more memory.
 _FLOAT32_OPS = frozenset(
     "__pow__ __rdiv__ __rpow__ __rtruediv__ acos asin cosh cosine_similarity cross_entropy cumprod cumsum dist erfinv "
     "exp expm1 group_norm layer_norm log log10 log_softmax log1p log2 nll_loss norm normalize pow prod reciprocal "
@@ -51,46 +51,46 @@ _FLOAT32_OPS = frozenset(
 
 @dataclass(frozen=True)
 class Peaks:
-    """The peaks of one optimiser step at one micro-batch, bytes on one device."""
+    """The peaks of one optimizer step at one micro-batch size, bytes per device."""
 
     one: int
-    """Forward and backward where the step has one micro-batch: gradients come into being as activations go."""
+    """Forward and backward pass of a step with one micro-batch. Gradients appear while activations disappear."""
     further: int
-    """The same where it has several: the gradients of those before are there all the time."""
+    """The same with several micro-batches: the gradients exist all the time."""
     update: int
-    """While the optimiser changes the weights."""
+    """During the optimizer's update."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A step's peak as a line, `fixed + per_image * micro_batch`, and what it is made of. Bytes on one device."""
+    """A step's peak as a line, `fixed + per_image * micro_batch`, and its parts. Bytes per device."""
 
     weights: int
     """Parameters and buffers."""
     ema: int
-    """Their moving average, where there is one."""
+    """Moving average of the weights, if there is one."""
     teachers: int
-    """The weights of those of a distillation. What they compute for an image at a time is not counted."""
+    """Weights of the teachers. Their activations are not included."""
     gradients: int
     optimizer: int
-    """Its state, from the second step on."""
+    """State of the optimizer, from the second step on."""
     activations_per_image: int
     fixed: int
-    """With gradients that are kept from one micro-batch to the next."""
+    """The line for several micro-batches, with kept gradients."""
     per_image: int
     spared: int
-    """How much lower the line is where the step has one micro-batch. A little more in large ones, which is left out."""
+    """How much lower the line is with one micro-batch. For large micro-batches slightly more, which is ignored."""
     update: int
-    """The least that any step needs: weights, their copies, gradients, state and temporaries of the optimiser."""
+    """The minimum for any step: weights, their copies, gradients, optimizer state and temporaries."""
 
     def at(self, micro_batch: int, accumulates: bool = True) -> int:
-        """The peak, bytes, with `micro_batch` images at a time; `accumulates` where a step has several of those."""
+        """The peak, bytes, with `micro_batch` images per pass. `accumulates`: a step has several micro-batches."""
         line = self.fixed + self.per_image * micro_batch - (0 if accumulates else self.spared)
         return max(line, self.update)
 
 
 class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's base class has none
-    """The bytes of all tensors that are alive, of those that it was shown or that were made under it."""
+    """The bytes of all live tensors that it has seen or that were created inside its context."""
 
     def __init__(self, *known: torch.Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -119,13 +119,13 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's base
         return result
 
     def take_peak(self) -> int:
-        """The highest sum since the last call."""
+        """The highest sum of bytes since the last call."""
         peak, self.peak = self.peak, self.now
         return peak
 
 
 class _GpuAutocast(TorchFunctionMode):
-    """Has `_FLOAT32_OPS` computed in float32, as a GPU's autocast has, though the trace is one of the CPU's."""
+    """Compute `_FLOAT32_OPS` in float32, like a GPU's autocast. The trace itself runs on the CPU."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in _FLOAT32_OPS and torch.is_autocast_enabled("cpu"):
@@ -134,19 +134,19 @@ class _GpuAutocast(TorchFunctionMode):
 
 
 def kind(config: Config) -> str:
-    """The device that a step is traced for: cuda, mps or cpu. auto counts as cuda: here need be none of them."""
+    """The device of the prediction: cuda, mps or cpu. auto means cuda. This machine needs no such device."""
     return "cuda" if config.device == "auto" else config.device
 
 
 def estimate(config: Config, classes: int = CLASSES, precisions: tuple[str, ...] = PRECISIONS) -> dict[str, Estimate]:
-    """The line of each precision (fp32; bf16, which fp16 equals) for the configuration's model, size and optimiser.
+    """The line of each precision (fp32, and bf16 for bf16 and fp16) for the configuration's model, size and optimizer.
 
-    The device decides what a step keeps: MPS has no fused attention where gradients are needed, so that attention
-    matrices are kept there. The optimiser is fused and has no temporaries, but where fp16 and training.gradient_clip
-    meet: on CUDA they are as large as the weights then. What training.compile saves is not counted. Two traces at
-    different micro-batches give each line.
+    The memory depends on the device: MPS has no fused attention with gradients, so a step keeps attention matrices. The
+    optimizer is fused and has no temporaries, with one exception: on CUDA with fp16 and training.gradient_clip they are
+    as large as the weights. Savings of training.compile are not included. Two traces at different micro-batches give
+    one line.
 
-    Raises ConfigError: a model or size that cannot be had. TrainerError: a model that fake tensors cannot go through.
+    Raises ConfigError for an unknown model or a wrong size, TrainerError for a model that fails with fake tensors.
     """
     net, optimizer, mode = _fake(config, classes)
     small, large = _BATCHES
@@ -175,12 +175,12 @@ def estimate(config: Config, classes: int = CLASSES, precisions: tuple[str, ...]
 
 
 def _fake(config: Config, classes: int) -> tuple[build.Normalized, torch.optim.Optimizer, FakeTensorMode]:
-    """The network with fake weights, and its optimiser with fake state, as after a first step."""
+    """The network with fake weights, and its optimizer with fake state, as after a first step."""
     net = network(
         config, classes, device.channels_last(config.training.channels_last, kind(config)), load_weights=False
     )
     mode = FakeTensorMode()
-    swapped: dict[int, torch.Tensor] = {}  # weights that two modules share stay shared
+    swapped: dict[int, torch.Tensor] = {}  # keep shared weights shared
     for module in net.modules():
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
@@ -194,7 +194,7 @@ def _fake(config: Config, classes: int) -> tuple[build.Normalized, torch.optim.O
         optimizer = optimizers.create(config.training, net, config.training.precision)
         for group in optimizer.param_groups:
             if not group["fused"]:
-                group["foreach"] = kind(config) == "cuda"  # torch's own default: there, and nowhere else
+                group["foreach"] = kind(config) == "cuda"  # torch's default: only on CUDA
             for parameter in group["params"]:
                 parameter.grad = torch.empty_like(parameter)
         optimizer.step()
@@ -217,7 +217,7 @@ def trace(
     batch: int,
     classes: int,
 ) -> Peaks:
-    """Two micro-batches of `batch` images and an update, as `trainer.training.step` takes them."""
+    """Run two micro-batches of `batch` images and an update, like `trainer.training.step`."""
     size = config.data.img_size
     with mode, contextlib.ExitStack() as stack:
         images = torch.empty(batch, 3, size, size, dtype=torch.uint8)
@@ -240,9 +240,9 @@ def trace(
                 del logits, terms, loss
             optimizer.step()
             optimizer.zero_grad()
-        except Exception as error:  # whatever a model does that needs data, or that fake tensors lack
+        except Exception as error:  # the model needs data, or something that fake tensors cannot do
             raise TrainerError(
-                f"model.name={config.model.name}: its memory cannot be predicted: fake tensors do not go through it "
+                f"model.name={config.model.name}: cannot predict its memory, because it fails with fake tensors "
                 f"({type(error).__name__}: {' '.join(str(error).split())[:160]})"
             ) from None
     one, further = peaks
@@ -250,7 +250,7 @@ def trace(
 
 
 def as_json(config: Config, found: dict[str, Estimate], classes: int) -> dict[str, Any]:
-    """The stable form of `estimate --json`; sizes in bytes."""
+    """The stable format of `estimate --json`. Sizes are in bytes."""
     return {
         "model": config.model.name,
         "img_size": config.data.img_size,
@@ -262,23 +262,23 @@ def as_json(config: Config, found: dict[str, Estimate], classes: int) -> dict[st
 
 
 def as_text(config: Config, found: dict[str, Estimate]) -> str:
-    """The same for people, in GiB, with the total at the configuration's micro-batch."""
+    """The same as text, in GiB, with the total at the configuration's micro-batch."""
     training = config.training
     micro = training.micro_batch or training.batch_size
     rows = [("GiB", *found)]
     for label, key in (
         ("weights", "weights"),
-        *((label, key) for label, key in (("their average", "ema"), ("teachers", "teachers")) if _any(found, key)),
+        *((label, key) for label, key in (("moving average", "ema"), ("teachers", "teachers")) if _any(found, key)),
         ("gradients", "gradients"),
         (f"{training.optimizer} state", "optimizer"),
-        ("activations of an image", "activations_per_image"),
+        ("activations per image", "activations_per_image"),
     ):
         rows.append((label, *(_gib(getattr(line, key)) for line in found.values())))
     totals = [line.at(micro, micro < training.batch_size) for line in found.values()]
     rows.append((f"peak at micro-batch {micro}", *map(_gib, totals)))
     lines = [f"{label:{max(len(r[0]) for r in rows)}}" + "".join(f"{v:>9}" for v in values) for label, *values in rows]
     head = f"{config.model.name}, {config.data.img_size} px, batch {training.batch_size}, one step on {kind(config)}"
-    return "\n".join([head, *lines, "on each device; its context and its libraries' workspaces come on top"])
+    return "\n".join([head, *lines, "GiB per device, without the device's context and library workspaces"])
 
 
 def _any(found: dict[str, Estimate], key: str) -> bool:
@@ -290,11 +290,11 @@ def _gib(size: int) -> str:
 
 
 def table(sizes: tuple[int, ...] = TABLE_SIZES, models: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
-    """Rows for every model that has a name of its own (or `models`), device, size and precision, with AdamW.
+    """Rows for every model of the model group (or `models`), device, size and precision, with AdamW.
 
-    A convolution's memory follows the square of the size, so that a few sizes tell the rest. Attention's does not:
-    windows are padded (swin, up to 15 % beside that line), attention matrices kept. Models of a fixed input size, which
-    have attention, get a row every `TABLE_STEP` pixels.
+    The memory of a convolution grows with the square of the size, so a few sizes are enough. Attention is different:
+    windows are padded (swin, up to 15 % beside that curve), and steps keep attention matrices. So models with a fixed
+    input size, which have attention, get a row every `TABLE_STEP` pixels.
     """
     for name in models or option_names("model"):
         for where in TABLE_DEVICES:
@@ -322,7 +322,7 @@ def _table_sizes(name: str, sizes: tuple[int, ...]) -> list[int]:
 
 
 def as_csv(rows: list[dict[str, Any]]) -> str:
-    """The table as the launcher reads it."""
+    """The table in the launcher's format."""
     out = io.StringIO()
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
     writer.writeheader()

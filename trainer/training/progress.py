@@ -1,4 +1,4 @@
-"""What a run tells while it trains: progress.json for the launcher, a bar on a terminal, plain lines in a log."""
+"""The progress of a run: progress.json for the launcher, a progress bar on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 
 class Reporter:
-    """Heartbeat and display of one run. `active` is False on every process but the first."""
+    """Heartbeat and display of one run. `active` is True only in the first process."""
 
     def __init__(self, run_dir: Path, epochs: int, steps: int, device: str, active: bool) -> None:
-        """`steps`: optimiser steps of the whole run."""
+        """`steps`: optimizer steps of the whole run."""
         self.path = run_dir / "progress.json"
         self.epochs = epochs
         self.steps = steps
         self.device = device
         self.active = active
         self.best_f1: float | None = None
-        """Of the best validation so far: its value of `figures.MAIN`."""
+        """The value of `figures.MAIN` at the best validation so far."""
         self._images = 0
         self._started = time.monotonic()
         self._first_step: int | None = None
@@ -44,7 +44,7 @@ class Reporter:
 
     @property
     def images_per_second(self) -> float | None:
-        """Training throughput since this process began to train, validation included; None before its first step."""
+        """Images per second since this process started training, including validation. None before its first step."""
         return self._images / max(self.seconds, 1e-9) if self._images else None
 
     @property
@@ -52,7 +52,7 @@ class Reporter:
         return time.monotonic() - self._started
 
     def step(self, epoch: int, step: int, images: int, memory: int) -> None:
-        """After optimiser step `step` (from 1) of the run, in epoch `epoch` (from 0), over `images` images."""
+        """Call after optimizer step `step` (from 1) in epoch `epoch` (from 0) with `images` images."""
         self._images += images
         if self._first_step is None:
             self._first_step, self._first_step_time = step - 1, time.time()
@@ -61,7 +61,7 @@ class Reporter:
         self.beat(epoch, step, memory)
 
     def eta(self, step: int) -> float | None:
-        """Seconds until the last step, at the pace of this process; None before its first step."""
+        """Seconds until the last step, at the speed of this process. None before its first step."""
         done = 0 if self._first_step is None else step - self._first_step
         return (self.steps - step) * self.seconds / done if done > 0 else None
 
@@ -89,7 +89,7 @@ class Reporter:
         )
 
     def say(self, line: str) -> None:
-        """A line of the log."""
+        """Print a line to the log."""
         if self.active:
             (self._bar.console.print if self._bar is not None else print)(line)
 
@@ -100,12 +100,12 @@ class Reporter:
 
 
 def rounded(figure: float | None, digits: int) -> float | None:
-    """A figure for a file; None where it is not known."""
+    """A rounded number for a file. None if unknown."""
     return None if figure is None else round(figure, digits)
 
 
 def validation_line(entry: dict[str, Any], epochs: int, images_per_second: float | None, eta: float | None) -> str:
-    """One validation in a line; a throughput that is not known yet is left out."""
+    """The log line of a validation. Without the throughput if it is unknown."""
     star = "*  " if entry["best"] else ""
     main = [figures.F1.column(copy) for copy in ("clean", "corrupted")]
     clean = {name: each for name, each in figures.columns().items() if each.copy == "clean" and name not in main}

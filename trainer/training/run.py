@@ -1,4 +1,4 @@
-"""Train one classifier: device, data, augmentation and model are checked before anything is trained."""
+"""Train one classifier. Check device, data, augmentation and model before training."""
 
 from __future__ import annotations
 
@@ -40,28 +40,28 @@ from trainer.training.val_batches import Item, Remembered, ValidationView, end_w
 from trainer.training.val_batches import items as validation_items
 
 PREFETCH = 4
-"""Batches that each process has ready: augmentation takes several times as long for one image as for another."""
+"""Batches that each process prefetches: some images take several times as long to augment as others."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Data, checked, and how they become batches."""
+    """The checked data, and how to make batches of them."""
 
     table: Table
     split: Split
     fingerprint: str
     images: tuple[Images, Images]
-    """For training and for validation."""
+    """Images for training and for validation."""
     train_view: Augmentation
     val_view: ValidationView
 
 
 def train(config: Config, run_dir: Path, stop: Stop, lap: Callable[[str], None] = lambda part: None) -> dict[str, Any]:
-    """Run the configuration to its end in `run_dir`, and return what metrics.json holds. `lap` is called with the name
-    of each part of a step at its end.
+    """Train the configuration in `run_dir`. Returns the content of metrics.json. The run calls `lap` with the name of
+    each part of a step at its end.
 
-    Raises ConfigError, DataError, DeviceMemoryError or StoppedError. Nothing is trained before data, model and
-    augmentation have been checked.
+    Checks data, model and augmentation before training. Raises ConfigError, DataError, DeviceMemoryError or
+    StoppedError.
     """
     chosen = device.choose(config.device)
     devices = device.count(config, chosen)
@@ -74,7 +74,7 @@ def train(config: Config, run_dir: Path, stop: Stop, lap: Callable[[str], None] 
 
     fabric = device.fabric(chosen, precision, devices)
     if devices > 1:
-        # A default that has the time in it is made once, not by each process.
+        # The default folder contains the time: only one process may choose it.
         os.environ["RUN_DIR"] = str(run_dir.resolve())
     fabric.launch()
     stop.listen()  # launching may have replaced the handlers
@@ -99,7 +99,7 @@ def train(config: Config, run_dir: Path, stop: Stop, lap: Callable[[str], None] 
 
 
 def _inputs(config: Config, run_dir: Path) -> Inputs:
-    """The data of the run with their augmentation, all of it checked. Raises ConfigError or DataError."""
+    """Check the data and the augmentation of the run. Raises ConfigError or DataError."""
     train_view = Augmentation(
         config.data.train_transforms, "data.train_transforms", config.data.img_size, config.seed, config.data.fast
     )
@@ -127,13 +127,13 @@ def _inputs(config: Config, run_dir: Path) -> Inputs:
 def _check_batch(config: Config, images: int) -> None:
     if config.training.drop_last and images < config.training.batch_size:
         raise DataError(
-            f"{images} training images make no batch of {config.training.batch_size}; "
-            f"say training.batch_size={max(1, images // 2)} or training.drop_last=false"
+            f"{images} training images are fewer than one batch of {config.training.batch_size}; "
+            f"use training.batch_size={max(1, images // 2)} or training.drop_last=false"
         )
 
 
 def _images(config: Config, table: Table, fingerprint: str) -> tuple[Images, Images]:
-    """What training and validation read: one and the same where both lists begin alike."""
+    """The image sources of training and validation: one object if both lists of transforms start alike."""
     if not config.data.fast:
         return (Images(table.paths, None),) * 2
     limits = [Limit.of(entries) for entries in (config.data.train_transforms, config.data.val_transforms)]
@@ -145,7 +145,8 @@ def _images(config: Config, table: Table, fingerprint: str) -> tuple[Images, Ima
 
 
 def _rehearse(table: Table, split: Split, images: tuple[Images, Images], *views: Augmentation) -> None:
-    """Augment one image of each class both ways, so that a wrong list ends the run now and not in a worker."""
+    """Run the training and the validation transforms on one image per class. Wrong transforms then fail here, not in a
+    worker."""
     rows = {table.targets[row]: row for row in split.train}.values()
     for its, view in zip(images, views, strict=True):
         for row in rows:
@@ -162,8 +163,8 @@ def _assemble(
     stop: Stop,
     state: dict[str, Any] | None,
 ) -> Run:
-    """The run as it begins, or goes on from the `state` of a last.ckpt. The first process makes its files and says what
-    it is."""
+    """A new run, or one resumed from the `state` of a last.ckpt. The first process makes the files and prints the first
+    log lines."""
     table, split, training, world = inputs.table, inputs.split, config.training, fabric.world_size
     channels_last = device.channels_last(training.channels_last, chosen)
     teaching = teachers.load(training.teachers, table.class_names, fabric.device, channels_last)
@@ -214,7 +215,7 @@ def _assemble(
 
 
 def _class_weights(config: Config, inputs: Inputs) -> list[float]:
-    """The weight of each class in the loss: inverse to its share of the training images, where that is asked for."""
+    """The weight of each class in the loss: inverse to its share of the training images. None without class weights."""
     classes, rows = range(len(inputs.table.class_names)), inputs.split.train
     if not config.training.class_weights:
         return [1.0 for _ in classes]
@@ -223,7 +224,7 @@ def _class_weights(config: Config, inputs: Inputs) -> list[float]:
 
 
 def _sampler(config: Config, inputs: Inputs, fabric: Fabric, usable: int) -> sampling.EpochSampler:
-    """The order of this process's training images; `usable` of all of them make an epoch."""
+    """The order of this process's training images. An epoch has `usable` images over all processes."""
     rows = inputs.split.train
     targets = [inputs.table.targets[row] for row in rows] if config.training.balanced_sampling else None
     return sampling.EpochSampler(rows, config.seed, usable, fabric.global_rank, fabric.world_size, targets)
@@ -247,7 +248,7 @@ def _loaders(
 
 
 def _introduce(run: Run, note: str, resumed: bool) -> None:
-    """The first lines of the log: what is trained on what, and what its reader should know; `note` is of compiling."""
+    """Print the first lines of the log: model, device, data, and notes. `note` is about torch.compile."""
     config, training, table, split = run.config, run.config.training, run.table, run.split
     run.reporter.say(
         f"{config.model.name} on {run.device}{f' ×{run.world_size}' if run.world_size > 1 else ''} in {run.precision}, "
@@ -259,16 +260,16 @@ def _introduce(run: Run, note: str, resumed: bool) -> None:
         run.reporter.say(f"note: {note}")
     if table.groups is not None:
         run.reporter.say(
-            "note: intervals take images as independent; those of one group err together, so the truth is wider"
+            "note: intervals are too narrow here: they assume independent images, but images of one group are similar"
         )
     doubtful = teachers.saw_validation(run.step.teachers, split.fingerprint)
     if doubtful:
         run.reporter.say(
-            f"note: training.teachers: {', '.join(doubtful)} may have trained on this run's validation images (their "
-            "split is another, or not known): its validation figures may be too good"
+            f"warning: training.teachers: {', '.join(doubtful)} may have trained on this run's validation images "
+            "(another or unknown split); the validation metrics may be too good"
         )
     if resumed:
-        run.reporter.say(f"resumed in epoch {run.progress.epoch + 1} after step {run.progress.step}")
+        run.reporter.say(f"resumed in epoch {run.progress.epoch + 1} after optimizer step {run.progress.step}")
 
 
 def _loader(
@@ -277,7 +278,7 @@ def _loader(
     return DataLoader(
         images,
         batch_size=batch,
-        sampler=sampler,  # yields (epoch, row) or (copy, row), as the dataset takes it
+        sampler=sampler,  # yields (epoch, row) or (copy, row) for the dataset
         num_workers=workers,
         pin_memory=config.training.pin_memory and torch.cuda.is_available(),
         persistent_workers=workers > 0,
@@ -290,5 +291,6 @@ def _loader(
 def _check_resumable(state: dict[str, Any], table: Table, split: Split) -> None:
     if state["class_names"] != table.class_names or state["split_fingerprint"] != split.fingerprint:
         raise ConfigError(
-            "resume: the checkpoint was made on other data or another split; resume with the data it began on"
+            "resume: the checkpoint has other data or another split; use the data and split of the first start, or "
+            "start again with another RUN_DIR"
         )

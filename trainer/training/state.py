@@ -1,4 +1,4 @@
-"""What a run works with, and where it stands between two optimizer steps."""
+"""The objects of a run, and its state between two optimizer steps."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from trainer.training.val_batches import Remembered
 
 @dataclass
 class Progress:
-    """Where a run stands between two optimizer steps. Plain values: it travels in last.ckpt."""
+    """The progress of a run between two optimizer steps, in plain values for last.ckpt."""
 
     epoch: int = 0
     step_in_epoch: int = 0
     step: int = 0
     validated_at: int = -1
     best: dict[str, Any] = field(default_factory=dict)
-    """Figures of the best validation, as metrics.json will have them."""
+    """Metrics of the best validation, for metrics.json."""
     best_score: float | None = None
-    """Its value of `training.monitor`."""
+    """The value of `training.monitor` at the best validation."""
     best_epoch: int = 0
     loss_sum: float = 0.0
     loss_images: int = 0
@@ -42,7 +42,7 @@ class Progress:
 
 @dataclass
 class Run:
-    """What surrounds the steps of a run: its data, its folder, and who is told of it."""
+    """A run around its steps: data, folder, and reporters."""
 
     config: Config
     folder: Path
@@ -61,19 +61,19 @@ class Run:
     reporter: Reporter
     tracking: Tracking
     provenance: dict[str, str]
-    """As in a checkpoint."""
+    """See `Checkpoint`."""
 
     @property
     def accumulate(self) -> int:
-        """Micro-batches of an optimizer step."""
+        """Micro-batches per optimizer step."""
         return self.config.training.batch_size // (self.config.training.micro_batch or self.config.training.batch_size)
 
     @property
     def world_size(self) -> int:
-        """How many processes train together, one a device."""
+        """Number of processes, one per device."""
         return self.step.fabric.world_size
 
     @property
     def chief(self) -> bool:
-        """Whether this process is the one that writes and prints."""
+        """Whether this process writes files and prints."""
         return self.step.fabric.global_rank == 0

@@ -1,4 +1,4 @@
-"""One optimizer step: what it needs, and how it is taken. Training, the benchmark and the memory estimate share it."""
+"""One optimizer step. Training, the benchmark and the memory prediction share it."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from trainer.training.teachers import Teacher
 
 @dataclass
 class Step:
-    """What an optimizer step needs, and nothing of the run around it."""
+    """The objects of an optimizer step, without the run around it."""
 
     config: Config
     fabric: Fabric
     net: Any
-    """The network, set up by Fabric; so is the optimizer."""
+    """The network. Fabric has set up network and optimizer."""
     optimizer: Any
     class_weights: torch.Tensor
     """(classes,)"""
     steps_per_epoch: int
     loss_sum: torch.Tensor
-    """Of the images since the last validation; stays on the device, so that no step waits for it."""
+    """Loss sum of the images since the last validation. It stays on the device, so that no step waits for it."""
     ema: ModelEmaV3 | None = None
     teachers: Sequence[Teacher] = ()
     lap: Callable[[str], None] = lambda part: None
-    """Called at the end of each part of a step: what measures where its time goes."""
+    """The step calls it at the end of each part, for time measurements."""
 
     @property
     def total_steps(self) -> int:
@@ -50,7 +50,7 @@ class Step:
 
     @property
     def scored(self) -> Any:
-        """What is validated and kept: the moving average of `normalized` where there is one, else that itself."""
+        """The model for validation and checkpoints: the moving average of `normalized`, or `normalized` itself."""
         return self.ema.module if self.ema is not None else self.normalized
 
     @property
@@ -60,7 +60,7 @@ class Step:
 
     @property
     def scaler(self) -> Any:
-        """The gradient scaler of fp16; None in other precisions."""
+        """The gradient scaler for fp16. None for other precisions."""
         return getattr(self.fabric.strategy.precision, "scaler", None)
 
 
@@ -71,8 +71,8 @@ def total_steps(config: Config, steps_per_epoch: int) -> int:
 
 
 def learning_rate(training: TrainingConfig, number: int, steps_per_epoch: int, total: int) -> float:
-    """The learning rate of optimizer step `number` (from 0) of `total`: linear warm-up, then cosine down to min_lr
-    (Loshchilov and Hutter 2017, eq. 5, one period) or constant."""
+    """The learning rate of optimizer step `number` (from 0) of `total`: linear warm-up, then constant, or cosine decay
+    to min_lr (Loshchilov and Hutter 2017, eq. 5, one period)."""
     warmup = min(training.warmup_epochs * steps_per_epoch, total)
     if number < warmup:
         return training.lr * (training.warmup_start + (1 - training.warmup_start) * number / warmup)
@@ -83,9 +83,9 @@ def learning_rate(training: TrainingConfig, number: int, steps_per_epoch: int, t
 
 
 def network(config: Config, classes: int, channels_last: bool, load_weights: bool = True) -> build.Normalized:
-    """The network of the configuration on the CPU, with random weights where pretrained ones are not loaded.
+    """The network of the configuration on the CPU. Its weights are random if no pretrained weights are loaded.
 
-    Raises ConfigError for a model or an image size that does not exist."""
+    Raises ConfigError for an unknown model or a wrong image size."""
     mean, std = build.mean_std(config.model.name)
     bare = build.create(config.model, classes, config.data.img_size, load_weights=load_weights)
     if config.training.grad_checkpointing:
@@ -103,8 +103,8 @@ def learner(
 ) -> tuple[build.Normalized, torch.optim.Optimizer]:
     """The network and its optimizer on the device `on`: new, or with the state of a last.ckpt.
 
-    The network goes there first: an optimizer takes its state to where the weights lie when it is read, and no later.
-    Raises ConfigError where the checkpoint is of another model.
+    The network moves to the device first, because an optimizer loads its state to the device of the weights.
+    Raises ConfigError if the checkpoint has another model.
     """
     torch.manual_seed(config.seed)
     net = network(config, classes, channels_last, load_weights=state is None).to(on)
@@ -118,12 +118,12 @@ def _restore(net: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, 
     try:
         net.load_state_dict(state["model"])
         for old, new in zip(state["optimizer"]["param_groups"], optimizer.param_groups, strict=False):
-            old["fused"] = new["fused"]  # another device or precision may have another optimizer
+            old["fused"] = new["fused"]  # another device or precision may need another implementation
         optimizer.load_state_dict(state["optimizer"])
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, KeyError) as error:
-        raise ConfigError(f"resume: the checkpoint is of another model: {' '.join(str(error).split())[:200]}") from None
+        raise ConfigError(f"resume: the checkpoint has another model: {' '.join(str(error).split())[:200]}") from None
 
 
 def set_up(
@@ -136,8 +136,8 @@ def set_up(
     teachers: Sequence[Teacher] = (),
     state: dict[str, Any] | None = None,
 ) -> Step:
-    """A step of `net` and `optimizer` on Fabric's devices; with the scaler and the average of a last.ckpt, whose
-    `state` this is."""
+    """A step with `net` and `optimizer` on Fabric's devices. `state` is that of a last.ckpt, with scaler and moving
+    average, or None."""
     wrapped, wrapped_optimizer = fabric.setup(net, optimizer)
     loss_sum = state["progress"]["loss_sum"] if state is not None else 0.0
     step = Step(
@@ -157,8 +157,8 @@ def set_up(
 
 
 def _average(training: TrainingConfig, net: nn.Module, state: dict[str, Any] | None) -> ModelEmaV3 | None:
-    """The moving average of the weights. Its decay grows with the steps as timm has it, 1 - (1 + step)^(-2/3), up to
-    `training.ema_decay`: the first weights, which are random, do not weigh on a short run."""
+    """The moving average of the weights. As in timm its decay is 1 - (1 + step)^(-2/3), up to `training.ema_decay`. So
+    the first, random weights do not affect a short run."""
     if training.ema_decay is None:
         return None
     average = ModelEmaV3(net, decay=training.ema_decay, use_warmup=True)
@@ -168,11 +168,10 @@ def _average(training: TrainingConfig, net: nn.Module, state: dict[str, Any] | N
 
 
 def take(step: Step, batches: Sequence[Any], number: int) -> int:
-    """Take optimizer step `number` (from 0) of the run over these micro-batches; returns this process's number of
-    images.
+    """Take optimizer step `number` (from 0) over these micro-batches. Returns the number of images in this process.
 
-    The loss is summed over all images of the step and divided by their number, so it does not depend on how they are
-    cut into micro-batches.
+    The loss is the sum over all images of the step, divided by their number. So it does not depend on the size of the
+    micro-batches.
     """
     config, training, fabric = step.config, step.config.training, step.fabric
     size = sum(len(batch[0]) for batch in batches)
@@ -188,7 +187,8 @@ def take(step: Step, batches: Sequence[Any], number: int) -> int:
                 fabric.backward(loss)
             step.lap("backward")
     if training.gradient_clip is not None:
-        # What is not finite is fp16's scaler to skip, else validation's to tell; asking here would wait for the device.
+        # fp16's scaler skips infinite gradients, and validation finds an infinite loss. A check here would wait for the
+        # device.
         fabric.clip_gradients(step.net, step.optimizer, max_norm=training.gradient_clip, error_if_nonfinite=False)
     lr = learning_rate(training, number, step.steps_per_epoch, step.total_steps)
     for parameters in step.optimizer.param_groups:
@@ -202,8 +202,8 @@ def take(step: Step, batches: Sequence[Any], number: int) -> int:
 
 
 def _inputs(step: Step, batch: Any, following: Any, mix: mixing.Mix | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (N, 3, H, W) uint8 and their wanted distributions (N, classes) of a micro-batch, on the device. The last
-    image's partner is the first of the `following` micro-batch."""
+    """Images (N, 3, H, W) uint8 and target distributions (N, classes) of a micro-batch, on the device. The mixing
+    partner of the last image is the first image of the `following` micro-batch."""
     on, classes, smoothing = step.fabric.device, len(step.class_weights), step.config.training.label_smoothing
     images = batch[0].to(on, non_blocking=True)
     wanted = losses.wanted(batch[1].to(on, non_blocking=True), classes, smoothing)
@@ -216,7 +216,7 @@ def _inputs(step: Step, batch: Any, following: Any, mix: mixing.Mix | None) -> t
 
 
 def _loss(step: Step, images: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """The sum of the images' losses. What the log shows is that of the labels, classes unweighted."""
+    """The sum of the losses of the images. The log shows the loss against the labels without class weights."""
     training = step.config.training
     logits = step.net(images)
     terms = losses.by_class(logits, wanted, training)

@@ -1,4 +1,4 @@
-"""Stopping on request: SIGTERM or Ctrl-C lets the step end and last.ckpt be written; a second Ctrl-C does not wait."""
+"""Stop on request: on SIGTERM or Ctrl-C the run ends its step and writes last.ckpt. A second Ctrl-C stops at once."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from trainer.base.errors import StoppedError
 
 
 class Stop:
-    """What the signals asked for. Outside training they end the process at once."""
+    """The stop request of signals. Outside training a signal ends the process at once."""
 
     def __init__(self) -> None:
         self.requested = False
         self.deferred = False
 
     def listen(self) -> None:
-        """Handle SIGTERM and SIGINT from now on. Only the main thread may call this."""
+        """Handle SIGTERM and SIGINT from now on. Call it in the main thread only."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
 
@@ -27,11 +27,11 @@ class Stop:
 
 
 def ignore_in_worker(_worker: int) -> None:
-    """For DataLoader workers: a signal to the process group is the parent's to act on, and it stops its workers."""
+    """In DataLoader workers: ignore a signal to the process group. The parent handles it and stops its workers."""
     import cv2
     import torch
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    cv2.setNumThreads(0)  # one process a worker: threads inside it would only contend
+    cv2.setNumThreads(0)  # a worker needs no extra threads
     torch.set_num_threads(1)

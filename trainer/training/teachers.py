@@ -1,6 +1,6 @@
-"""Teachers of a student: trained classifiers whose mean probabilities it learns beside the labels.
+"""Teachers for distillation: trained classifiers. The student learns their mean probabilities and the labels.
 
-They see the very images that the student sees, augmented and mixed (Beyer et al. 2022: a consistent teacher).
+Teachers and student see the same augmented and mixed images (Beyer et al. 2022: a consistent teacher).
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ class Teacher:
     img_size: int
     temperature: float
     order: list[int]
-    """Where the student's classes stand among its own."""
+    """Index of each of the student's classes in the teacher's classes."""
     share: float
-    """In the mean of all teachers; they add up to 1."""
+    """Weight in the mean of all teachers. The weights sum to 1."""
     name: str
-    """As `training.teachers` has it; the members of an ensemble have the same."""
+    """The path in `training.teachers`. The members of an ensemble have the same path."""
     split_fingerprint: str | None
-    """Of the split that it was validated on, where that is known."""
+    """Fingerprint of its validation split, if known."""
 
 
 def read(paths: Sequence[str]) -> list[tuple[str, checkpoint.Checkpoint, float]]:
-    """The checkpoints behind `training.teachers`, with the path that names each and their shares: every path counts
-    alike, the members of an ensemble.json within it by their weights. Raises ConfigError."""
+    """The checkpoints of `training.teachers`, each with its path and its share. All paths have equal shares. Members of
+    an ensemble.json divide its share by their weights. Raises ConfigError."""
     found: list[tuple[str, checkpoint.Checkpoint, float]] = []
     for name in paths:
         path = Path(name).expanduser()
@@ -53,14 +53,14 @@ def read(paths: Sequence[str]) -> list[tuple[str, checkpoint.Checkpoint, float]]
 
 
 def load(paths: Sequence[str], class_names: Sequence[str], on: torch.device, channels_last: bool) -> list[Teacher]:
-    """The teachers on the device `on`. Raises ConfigError where one is missing or knows other classes."""
+    """The teachers on the device `on`. Raises ConfigError if a file is missing or has other classes."""
     teachers = []
     for path, member, share in read(paths):
         if set(member.class_names) != set(class_names):
             odd = ", ".join(sorted(set(member.class_names) ^ set(class_names)))
             raise ConfigError(
-                f"training.teachers: a {member.settings.model.name} was trained on other classes than the data have: "
-                f"they differ in {odd}"
+                f"training.teachers: a {member.settings.model.name} has other classes than the data; "
+                f"the difference is: {odd}"
             )
         size = member.preprocessing["img_size"]
         bare = build.restore(member.settings.model, len(class_names), size, member.state_dict)
@@ -73,14 +73,15 @@ def load(paths: Sequence[str], class_names: Sequence[str], on: torch.device, cha
 
 
 def saw_validation(teachers: Sequence[Teacher], split_fingerprint: str) -> list[str]:
-    """The names of those that may have trained on the validation images of the student's split: their own split is
-    another, or is not known."""
+    """The names of teachers that may have trained on the student's validation images, because their split is different
+    or unknown."""
     return list(dict.fromkeys(t.name for t in teachers if t.split_fingerprint != split_fingerprint))
 
 
 @torch.no_grad()
 def probabilities(teachers: Sequence[Teacher], images: torch.Tensor) -> torch.Tensor:
-    """(N, 3, H, W) uint8 → (N, classes): the teachers' mean, each after its own size, normalisation and temperature."""
+    """(N, 3, H, W) uint8 → (N, classes): the teachers' mean probabilities. Each teacher has its own image size,
+    normalisation and temperature."""
     total: torch.Tensor | float = 0.0
     for teacher in teachers:
         logits = teacher.net(_sized(images, teacher.img_size))

@@ -1,4 +1,4 @@
-"""Weights & Biases: on where a key or WANDB_MODE says so; never a reason for a run to end otherwise than without it."""
+"""Weights & Biases: on if there is a key or WANDB_MODE. An error in W&B never ends a run."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 class Tracking:
-    """Sends figures to W&B, or nowhere. The first failure is printed and ends the sending, not the run."""
+    """Sends metrics to W&B if it is on. After its first error it prints the error and sends nothing more."""
 
     def __init__(self, config: dict[str, Any], run_dir: Path, active: bool = True) -> None:
-        """`active` is False on every process but the first: nothing is sent from there."""
+        """`active` is True only in the first process. Other processes send nothing."""
         self._wandb_run: Any = None
         mode = choose_mode()
         if mode == "disabled" or not active:
@@ -31,15 +31,15 @@ class Tracking:
                     mode="offline" if mode == "offline" else "online",
                     settings=wandb.Settings(init_timeout=20, silent=True, console="off"),
                 )
-        except Exception as error:  # whatever W&B or its network raises
+        except Exception as error:  # W&B and its network raise many kinds of errors
             self._give_up(error)
 
     def log(self, figures: dict[str, Any], step: int) -> None:
-        """Figures of one validation."""
+        """Send the metrics of one validation."""
         self._try(lambda: self._wandb_run.log(figures, step=step))
 
     def finish(self, figures: dict[str, Any], exit_code: int = 0) -> None:
-        """Final figures; afterwards nothing more is sent."""
+        """Send the final metrics and end the connection."""
         self._try(lambda: (self._wandb_run.summary.update(figures), self._wandb_run.finish(exit_code=exit_code)))
         self._wandb_run = None
 
@@ -54,11 +54,11 @@ class Tracking:
     def _give_up(self, error: Exception) -> None:
         self._wandb_run = None
         reason = " ".join(str(error).split())[:200]
-        print(f"note: W&B is off for this run: {reason} (WANDB_MODE=disabled or offline avoids this)")
+        print(f"note: W&B is off for this run: {reason} (to avoid this: WANDB_MODE=disabled or offline)")
 
 
 def choose_mode() -> str:
-    """online, offline or disabled: WANDB_MODE's word, else online where a key is there, else disabled."""
+    """online, offline or disabled: WANDB_MODE if set, else online if there is a key, else disabled."""
     mode = os.environ.get("WANDB_MODE", "").lower()
     if mode in ("offline", "dryrun"):
         return "offline"

@@ -1,4 +1,4 @@
-"""Validation images: a clean and a corrupted copy of each, prepared once and kept in memory while they fit."""
+"""Validation images: a clean and a corrupted copy of each. They are prepared once and kept in memory up to a limit."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from trainer.augment.corruption import Corruption
 from trainer.augment.pipeline import Augmentation
 
 KEPT_BYTES = 2**30
-"""Host memory that prepared validation images may take, for each device that the run trains on."""
+"""Largest host memory for prepared validation images, per device of the run."""
 
 Item = tuple[int, int]
 """(copy, row): copy 0 is clean, copy 1 corrupted."""
 
 
 class ValidationView:
-    """What a validation image goes through: copy 1 is corrupted before the validation transforms."""
+    """The steps for a validation image. Copy 1 is corrupted before the validation transforms."""
 
     def __init__(self, plain: Augmentation, corruption: Corruption | None, ids: Sequence[str]) -> None:
         self.plain = plain
@@ -33,7 +33,7 @@ class ValidationView:
 
     @staticmethod
     def sees_all(copy: int) -> bool:
-        """The world corrupts the page, and not the small picture of it that a model sees."""
+        """Whether a copy needs all pixels: corruption changes the full page, not the small input image."""
         return copy > 0
 
     def __call__(self, image: NDArray[np.uint8], copy: int, row: int) -> NDArray[np.uint8]:
@@ -45,13 +45,13 @@ class ValidationView:
 
 
 def items(rows: Sequence[int], copies: int, rank: int = 0, world: int = 1) -> list[Item]:
-    """Every copy of every row, the clean ones first; of `world` processes each takes every world-th."""
+    """All copies of all rows, clean copies first. Each of `world` processes takes every world-th."""
     return [(copy, row) for copy in range(copies) for row in rows][rank::world]
 
 
 class Remembered:
-    """The batches of items that never change. The first pass loads them and keeps as many as fit into `limit` bytes of
-    host memory; later passes load the rest alone, which is the same each time."""
+    """Batches that are the same in each pass. The first pass keeps as many as fit into `limit` bytes of host memory.
+    Later passes load only the rest."""
 
     def __init__(
         self, load: Callable[[Sequence[Item]], DataLoader[Any]], wanted: Sequence[Item], limit: int = KEPT_BYTES
@@ -62,7 +62,7 @@ class Remembered:
         self.loader: DataLoader[Any] | None = load(self.items)
         self.kept: list[Any] = []
         self.whole = False
-        """Whether a first pass came to its end, so that `kept` and `loader` make up all items."""
+        """Whether the first pass is complete, so that `kept` and `loader` together have all items."""
 
     def __iter__(self) -> Iterator[Any]:
         if self.whole:
@@ -75,8 +75,8 @@ class Remembered:
         for batch in self.loader:
             size += batch[0].nbytes
             if size <= self.limit:
-                # A copy: what a worker hands over lies in shared memory, of which a container has little, and holds a
-                # file descriptor.
+                # A copy: a worker's batch is in shared memory, which is small in a container, and uses a file
+                # descriptor.
                 kept.append([part.clone() for part in batch])
             yield batch
         self.close()
@@ -84,14 +84,14 @@ class Remembered:
         self.kept, self.loader, self.whole = kept, self.load(rest) if rest else None, True
 
     def close(self) -> None:
-        """End the processes that load images."""
+        """End the image loading processes."""
         if self.loader is not None:
             end_workers(self.loader)
 
 
 def end_workers(loader: DataLoader[Any]) -> None:
-    """End the processes that load images. Left to the garbage collector they may outlive it, and Python then waits for
-    them for good at its end, since they heed no signal."""
+    """End the image loading processes. With garbage collection alone they may stay, and Python would wait for them at
+    its end without limit, because they ignore signals."""
     iterator = loader._iterator
     if iterator is not None and hasattr(iterator, "_shutdown_workers"):
         iterator._shutdown_workers()

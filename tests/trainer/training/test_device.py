@@ -33,7 +33,7 @@ def test_auto_prefers_cuda_then_mps_then_cpu(
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, mps=True)
-    with pytest.raises(ConfigError, match=r"device=cuda: not there on this machine \(there is: mps, cpu\)"):
+    with pytest.raises(ConfigError, match=r"device=cuda: not available on this machine \(available: mps, cpu\)"):
         device.choose("cuda")
 
 
@@ -47,7 +47,7 @@ def test_every_visible_gpu_is_used_and_shares_the_batch(monkeypatch: pytest.Monk
     pretend(monkeypatch, gpus=4)
     assert device.count(compose(), "cuda") == 4
     assert device.count(compose(["devices=2"]), "cuda") == 2
-    with pytest.raises(ConfigError, match=r"training\.batch_size=10 does not divide among 4 devices"):
+    with pytest.raises(ConfigError, match=r"training\.batch_size=10 is not a multiple of 4 devices"):
         device.count(compose(["training.batch_size=10"]), "cuda")
     with pytest.raises(ConfigError, match="4 GPUs visible"):
         device.count(compose(["devices=8"]), "cuda")
@@ -77,6 +77,19 @@ def test_out_of_device_memory_names_the_remedies_in_the_manuals_order() -> None:
         assert places == sorted(places)
     with pytest.raises(RuntimeError, match="something else"), device.memory_errors(composed):
         raise RuntimeError("something else")
+
+
+def test_out_of_device_memory_names_no_remedy_that_the_run_has_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2 * 2**30, 8 * 2**30))
+    for words, said in (
+        (["model=resnet50", "training.batch_size=1"], "try, in this order: model=resnet34"),
+        (["model=resnet34", "training.batch_size=1"], "this GPU has 2.0 GiB free of 8.0 GiB"),
+    ):
+        with pytest.raises(DeviceMemoryError) as raised, device.memory_errors(compose(["data.img_size=384", *words])):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        advice = str(raised.value).splitlines()[-1]
+        assert said in advice and advice.startswith(("try, in this order: model", "nothing smaller to try here"))
 
 
 def test_a_wrong_memory_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

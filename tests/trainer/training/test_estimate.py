@@ -158,7 +158,7 @@ def test_a_model_that_fake_tensors_cannot_go_through_is_named(
 
     monkeypatch.setattr(build, "create", lambda *_, **__: NeedsData())
     assert main(["estimate", *TINY]) == 1
-    assert "model.name=test_resnet: its memory cannot be predicted" in capsys.readouterr().err
+    assert "model.name=test_resnet: cannot predict its memory" in capsys.readouterr().err
 
 
 def test_the_table_has_a_row_for_each_device_size_and_precision(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_a_run_that_diverged_leaves_its_last_checkpoint_when_it_is_stopped(
         stop.requested = steps == 2
 
     settings = compose(words)
-    with pytest.raises(TrainerError, match=r"infinite or not a number by step 2; lower training\.lr"):
+    with pytest.raises(TrainerError, match=r"infinite or NaN at step 2; use a training\.lr smaller"):
         train.train(settings, tmp_path / "run", stop, lap)
     assert not (tmp_path / "run" / "last.ckpt").exists()
 

@@ -168,7 +168,7 @@ def test_a_teacher_that_may_have_seen_the_validation_images_is_named(
     assert train(tmp_path / "fair", *words, f"training.teachers=[{same}]") == 0
     assert "may have trained on" not in capsys.readouterr().out
     assert train(tmp_path / "unfair", *words, f"training.teachers=[{same},{other}]") == 0
-    assert f"note: training.teachers: {other} may have trained on" in capsys.readouterr().out
+    assert f"warning: training.teachers: {other} may have trained on" in capsys.readouterr().out
     found = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("fair", "unfair")]
     assert [metrics["teachers_saw_validation"] for metrics in found] == [False, True]
 

@@ -155,7 +155,7 @@ def test_fewer_images_than_a_batch_is_a_data_error(
     tmp_path: Path, train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tmp_path / "run", "training.batch_size=64") == 65
-    assert "28 training images make no batch of 64; say training.batch_size=14" in capsys.readouterr().err
+    assert "28 training images are fewer than one batch of 64; use training.batch_size=14" in capsys.readouterr().err
 
 
 def test_precision_and_optimizer_reach_the_training(
@@ -383,7 +383,7 @@ def test_a_disk_that_is_full_is_one_clear_error_and_leaves_no_torn_file(tmp_path
 def test_a_diverged_run_says_so(tmp_path: Path, train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["training.lr=99", "training.optimizer=sgd", "training.warmup_epochs=0", "training.epochs=20"]
     code = train(tmp_path / "run", *words, "training.weight_decay=90", "training.precision=fp32", "training.patience=0")
-    assert code == 1 and "lower training.lr" in capsys.readouterr().err
+    assert code == 1 and "use a training.lr smaller" in capsys.readouterr().err
 
 
 def test_the_default_run_directory_is_below_outputs(
