@@ -1,1 +1,1 @@
-"""Several models as one: members, voting, weights, and the score of the whole."""
+"""Ensembles: members, voting, weights, and the score of the ensemble."""

@@ -1,4 +1,4 @@
-"""What the members of an ensemble say of the images that they held out."""
+"""Validation predictions of the members of an ensemble on common held-out images."""
 
 from __future__ import annotations
 
@@ -14,46 +14,46 @@ from trainer.scores.calibration import tempered
 
 @dataclass(frozen=True)
 class SharedValidation:
-    """What M members say of the same N images: targets (N,), and of each member (N, classes) probabilities at its
-    temperature, of the clean and, where there are, of the corrupted copies. Classes are in the first member's order."""
+    """Predictions of M members on the same N images: targets (N,), and per member calibrated probabilities (N, classes)
+    of the clean and perhaps the corrupted copies. Classes are in the first member's order."""
 
     ids: list[str]
     targets: torch.Tensor
     clean: list[torch.Tensor]
     corrupted: list[torch.Tensor] | None
     split_fingerprint: str
-    """Of the split; where folds were joined to all training images, of the whole cut into folds."""
+    """Fingerprint of the split. For joined folds: of the whole cut into folds."""
     folds_fingerprint: str | None
 
 
 def validation(members: Sequence[Member]) -> tuple[SharedValidation | None, str]:
-    """What the members say of the images that they held out, or None and the reason why it cannot be compared."""
+    """The members' predictions on their held-out images, or None and the reason if they cannot be compared."""
     parts = [part.checkpoint for member in members for part in member.parts]
     if any(not part.validation for part in parts):
-        return None, "a member carries no validation predictions"
+        return None, "a member has no validation predictions"
     gaps = [
-        f"fold {', '.join(map(str, member.missing()))} of {member.name} is missing (there is {member.parts[0].path})"
+        f"fold {', '.join(map(str, member.missing()))} of {member.name} is missing (found: {member.parts[0].path})"
         for member in members
         if member.missing()
     ]
     joined = [member for member in members if member.folds]
     if len({part.validation.get("folds_fingerprint") for part in parts}) > 1 and joined:
         plain = next((member.name for member in members if not member.folds), None)
-        other = f"{plain} is no fold of theirs" if plain else "they were made of other images or by another cut"
-        return None, f"the members' folds do not belong together: {other}"
+        other = f"{plain} is not one of their folds" if plain else "they have other images or another cut into folds"
+        return None, f"the members' folds do not match: {other}"
     if gaps:
         return None, "; ".join(gaps)
     if not joined and len({part.validation["split_fingerprint"] for part in parts}) > 1:
         return (
             None,
-            "the members were validated on different splits: an image held out by one was trained on by another",
+            "the members have different splits: one member trained on images that another held out",
         )
     first = parts[0]
     held = [_pooled(member, first.class_names) for member in members]
     ids, targets = held[0].ids, held[0].targets
     for member, own in zip(members, held, strict=True):
         if set(own.ids) != set(ids):
-            return None, f"{member.name} held out other images than {members[0].name}"
+            return None, f"{member.name} and {members[0].name} held out different images"
     clean = [own.of(own.clean, ids) for own in held]
     corrupted = [own.of(own.corrupted, ids) for own in held if own.corrupted is not None]
     name = first.validation["folds_fingerprint" if joined else "split_fingerprint"]
@@ -72,7 +72,7 @@ def validation(members: Sequence[Member]) -> tuple[SharedValidation | None, str]
 
 @dataclass(frozen=True)
 class _Held:
-    """The images that a member held out, and its probabilities (N, classes)."""
+    """The held-out images of a member, and its probabilities (N, classes)."""
 
     ids: list[str]
     targets: torch.Tensor
@@ -85,7 +85,7 @@ class _Held:
 
 
 def _pooled(member: Member, class_names: Sequence[str]) -> _Held:
-    """The parts' held-out images, one after another, with their classes in the order of `class_names`."""
+    """The held-out images of all parts in sequence, with classes in the order of `class_names`."""
     ids: list[str] = []
     targets, clean, corrupted = [], [], []
     for part in member.parts:
@@ -103,5 +103,5 @@ def _pooled(member: Member, class_names: Sequence[str]) -> _Held:
 
 
 def class_order(class_names: Sequence[str], member: Checkpoint) -> list[int]:
-    """Where each of `class_names` stands in the checkpoint."""
+    """The index of each of `class_names` in the checkpoint."""
     return [member.class_names.index(name) for name in class_names]

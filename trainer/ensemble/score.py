@@ -1,4 +1,4 @@
-"""Ensembles of checkpoints and of folds: how they vote, what they score, and what they say of the test images."""
+"""Ensembles of checkpoints and of folds: their vote, their scores, and their test predictions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from trainer.scores.validation import Outcome, certainty, save_validation
 
 @dataclass(frozen=True)
 class Scored:
-    """An ensemble with its validation: the outcome (N, classes) for clean and corrupted copies, and its figures."""
+    """An ensemble with its validation: probabilities (N, classes) of clean and corrupted copies, and metrics."""
 
     made: Ensemble
     validation: SharedValidation
@@ -39,8 +39,8 @@ class Scored:
 
 
 def predictions_of(made: Ensemble, table: Table, fingerprint: str, options: Options) -> Predictions:
-    """The ensemble's probabilities for the images of `table`, in the first member's order of classes. A member's are
-    the mean of its folds."""
+    """The ensemble's probabilities for the images of `table`, with classes in the first member's order. The
+    probabilities of a member are the mean of its folds."""
     first = made.parts[0].checkpoint
     found = iter(members_predictions(made.parts, table, fingerprint, options))
     own = [
@@ -54,8 +54,8 @@ def predictions_of(made: Ensemble, table: Table, fingerprint: str, options: Opti
 
 
 def predict(path: Path, root: Path, options: Options) -> tuple[Predictions, Origin]:
-    """The predictions of the ensemble.json at `path` for `root`'s test images: those beside it where they are of these
-    images, else of its members."""
+    """The predictions of the ensemble.json at `path` for `root`'s test images. Reads predictions.npz in its folder if
+    it is for these images. Otherwise the members predict."""
     made = ensemble_file.read(path)
     options = replace(options, tta=options.tta or made.tta)
     table = test_images(root)
@@ -63,13 +63,13 @@ def predict(path: Path, root: Path, options: Options) -> tuple[Predictions, Orig
     origin = origin_of(sha256(path), fingerprint, options)
     kept = predictions.stored(path, table.ids, origin)
     if kept is not None:
-        print(f"the ensemble has predicted these {len(table)} images already: {kept[1]}")
+        print(f"reused the ensemble's predictions of these {len(table)} images: {kept[1]}")
         return kept[0], origin
     return predictions_of(made, table, fingerprint, options), origin
 
 
 def _monitor(made: Ensemble) -> str:
-    """The figure that the members were chosen by; where they disagree, the mean of clean and corrupted."""
+    """The monitor of the members. If they have different monitors: the mean of clean and corrupted F1."""
     named = {str(part.checkpoint.config["training"].get("monitor", figures.MAIN)) for part in made.parts}
     return named.pop() if len(named) == 1 and named <= set(figures.columns()) else figures.DEFAULT_MONITOR
 
@@ -77,8 +77,8 @@ def _monitor(made: Ensemble) -> str:
 def _figures(
     made: Ensemble, validation: SharedValidation, clean: torch.Tensor, corrupted: torch.Tensor | None
 ) -> dict[str, Any]:
-    """The same figures as a run has: scores, the one that decides, intervals, calibration. Of folds there is no
-    temperature, and `ece` is that of the out-of-fold votes."""
+    """The same metrics as for a run: scores, the monitored score, intervals, calibration. For folds there is no
+    temperature, and `ece` is for the out-of-fold votes."""
     monitor = _monitor(made)
     outcome = Outcome(list(range(len(validation.ids))), validation.targets, clean, corrupted)
     values = figures.values(validation.targets.numpy(), outcome.copies)
@@ -87,10 +87,10 @@ def _figures(
 
 
 def score(made: Ensemble, validation: SharedValidation, how: str) -> Scored:
-    """Vote on the validation images, with weights found on them where `how` is greedy.
+    """Vote on the validation images. If `how` is greedy, search weights on them.
 
-    Figures of weights that were found are those of the cross-validation: no image is judged by weights that knew it.
-    Where these are worse than the equal vote's, the weights stay equal.
+    The metrics of searched weights come from cross-validation: the weights for an image were searched without it. If
+    these metrics are worse than with equal weights, the weights stay equal.
     """
     vote = voting.Vote(
         ballots(made.method, validation.clean),
@@ -118,10 +118,10 @@ def score(made: Ensemble, validation: SharedValidation, how: str) -> Scored:
 
 
 def ensemble(made: Ensemble, how: str, root: Path | None, output: Path, options: Options) -> dict[str, Any]:
-    """Write ensemble.json, validation figures where the members' held-out images can be compared, and `root`'s test
-    predictions. `how` says whose weights count: equal, given (those of `made`) or greedy.
+    """Write ensemble.json, validation metrics if the members have the same held-out images, and `root`'s test
+    predictions. `how` is the weighting: equal, given (in `made`) or greedy.
 
-    Returns what metrics.json holds. Raises ConfigError or DataError.
+    Returns the content of metrics.json. Raises ConfigError or DataError.
     """
     made = replace(made, tta=options.tta or "none")
     validation, why_not = members.validation(made.members)
@@ -130,7 +130,7 @@ def ensemble(made: Ensemble, how: str, root: Path | None, output: Path, options:
         scored = score(made, validation, how)
         made = scored.made
     elif how == "greedy":
-        raise ConfigError(f"--weights {how}: there is no validation to choose weights on: {why_not}; say equal")
+        raise ConfigError(f"--weights {how}: no validation images to search weights on: {why_not}; use equal")
     predicted: Predictions | None = None
     if root is not None:
         table = test_images(root)
@@ -153,7 +153,7 @@ def ensemble(made: Ensemble, how: str, root: Path | None, output: Path, options:
 
 
 def _clear(output: Path, validated: bool, predicted: bool) -> None:
-    """Remove an earlier ensemble's results that this one does not replace: they would pass for its own."""
+    """Remove results of an earlier ensemble that this one does not replace, so that nobody mixes them up."""
     stale = [] if validated else ["val_predictions.npz"]
     stale += [] if predicted else ["submission.csv", "predictions.npz"]
     for name in stale:
@@ -161,7 +161,7 @@ def _clear(output: Path, validated: bool, predicted: bool) -> None:
 
 
 def _save_validation(scored: Scored, path: Path) -> None:
-    """As a run's: before the ensemble's temperature."""
+    """Write val_predictions.npz as for a run: before the ensemble's temperature."""
     first, validation = scored.made.parts[0].checkpoint, scored.validation
     arrays: dict[str, Any] = {
         "ids": validation.ids,
@@ -212,7 +212,7 @@ def _summary(made: Ensemble, scored: Scored | None, why_not: str, how: str, outp
 
 
 def _out_of_fold(made: Ensemble, scored: Scored | None) -> list[dict[str, Any]]:
-    """Each member that is made of folds, with the figures of its pooled out-of-fold predictions."""
+    """Each member with folds, and the metrics of its pooled out-of-fold predictions."""
     found = []
     for number, (member, weight) in enumerate(zip(made.members, made.weights, strict=True)):
         if member.folds is None:
@@ -237,12 +237,12 @@ def _say(summary: dict[str, Any]) -> None:
         print(f"  equal weights: {_figure(summary['equal_vote'], images)}")
     elif "honest" in summary:
         print(
-            f"  {summary['weighting_asked']} weights: {_figure(summary['honest'], images)} on images that they were "
-            f"not chosen on, equal weights: {_figure(summary['equal_vote'], images)}: equal weights stay"
+            f"  {summary['weighting_asked']} weights: {_figure(summary['honest'], images)} in cross-validation, "
+            f"equal weights: {_figure(summary['equal_vote'], images)}; the equal weights are kept"
         )
     count, checkpoints = len({entry["member"] for entry in summary["members"]}), len(summary["members"])
     if count == 1 and summary["weighting_asked"] == "greedy":
-        print(f"note: --weights {summary['weighting_asked']}: one member has the whole vote, so there is none to find")
+        print(f"note: --weights {summary['weighting_asked']}: not searched, because there is only one member")
     of = f"{count} ({checkpoints} checkpoints)" if checkpoints > count else f"{count}"
     why = f" ({summary['why_no_val']})" if summary["why_no_val"] else ""
     print(f"{summary['method']} of {of}, {summary['weighting']} weights: {_figure(summary, images)}{why}")

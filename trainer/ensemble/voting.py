@@ -1,8 +1,8 @@
-"""How the probabilities of several members become one, and how much each member counts.
+"""Join the probabilities of several members, and search the weights of the members.
 
-Weights are chosen on validation images and guarded against chance. With few images and many members a search finds
-weights that fit nothing but these images. So its result is measured by cross-validation (weights found without an image
-vote on it), and equal weights stay unless that measure is at least as good as theirs.
+With few validation images and many members a search overfits: its weights fit only these images. So cross-validation
+scores the search (the weights for an image are searched without it). The search's weights are used only if this score
+is at least as good as with equal weights.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from trainer.base.errors import ConfigError
 from trainer.base.figures import F1, Column
 
 FOLDS = 10
-"""Of the cross-validation."""
+"""Folds of the cross-validation."""
 TIE = 1e-3
-"""Worth of a nat of log-loss in macro F1: less than one image, so that it decides between equals."""
+"""Weight of one nat of log-loss against macro F1. It is less than one image, so it only decides between equal F1."""
 ROUNDS = 30
-"""Members that the greedy search takes."""
+"""Rounds of the greedy search. Each round adds a member."""
 
 Ballots = NDArray[np.float64]
 """(members, images, classes)."""
@@ -32,11 +32,10 @@ Weights = NDArray[np.float64]
 
 
 def ballots(method: str, probabilities: Sequence[torch.Tensor]) -> torch.Tensor:
-    """What each of M members brings to the vote, (M, N, classes) float64: the ensemble is their weighted mean.
+    """The ballots of M members, (M, N, classes) float64. The ensemble is their weighted mean.
 
-    soft_voting: its probabilities. hard_voting: one vote an image, and so little of the probabilities that they decide
-    ties alone. rank_averaging: each class's ranks over the images, so that members that are sure of themselves by
-    different measures count alike.
+    soft_voting: the probabilities. hard_voting: one vote per image, plus a very small share of the probabilities to
+    decide ties. rank_averaging: ranks of the images per class, so that confident and cautious members count equally.
     """
     stack = torch.stack([p.double() for p in probabilities])
     if method == "hard_voting":
@@ -49,8 +48,8 @@ def ballots(method: str, probabilities: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def count(cast: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
-    """The weighted mean of ballots (M, N, classes) as a distribution (N, classes) float32. Only the weights' ratios
-    count."""
+    """The weighted mean of ballots (M, N, classes) as a distribution (N, classes) float32. Weights need not sum to
+    1."""
     share = torch.tensor(list(weights), dtype=torch.float64)
     joined = ((share / share.sum()).view(-1, 1, 1) * cast).sum(0)
     return (joined / joined.sum(1, keepdim=True)).float()
@@ -63,7 +62,7 @@ def combine(method: str, probabilities: Sequence[torch.Tensor], weights: Sequenc
 
 @dataclass(frozen=True)
 class Vote:
-    """Ballots on the same images, of the clean and, where there are, of the corrupted copies; targets (images,)."""
+    """Ballots on the same images, for clean and perhaps corrupted copies, and targets (images,)."""
 
     clean: torch.Tensor
     corrupted: torch.Tensor | None
@@ -77,16 +76,16 @@ class Vote:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Weights, one a member; and what ensembles whose weights were chosen without an image say of it: probabilities
-    (images, classes) of the clean and the corrupted copies."""
+    """Weights, one per member, and cross-validated probabilities (images, classes) of clean and corrupted copies: the
+    weights for an image were searched without it."""
 
     weights: list[float]
     held_out: tuple[torch.Tensor, torch.Tensor | None]
 
 
 def search(vote: Vote, monitored: Column, seed: int = 0) -> Chosen:
-    """The weights that the greedy search finds, of the sum 1, for the best macro F1 of the copies that the figure
-    `monitored` is of, and its honest votes: each image's with weights found on the other nine tenths."""
+    """Search weights (sum 1) for the best macro F1 on the copies of the metric `monitored`. Also returns
+    cross-validated votes: for each image with weights from the other nine tenths."""
     copies, targets = _copies(vote, monitored), vote.targets.numpy()
     clean = torch.zeros(vote.clean.shape[1:])
     corrupted = None if vote.corrupted is None else torch.zeros(vote.corrupted.shape[1:])
@@ -111,16 +110,16 @@ def _folds(targets: NDArray[np.int64], seed: int) -> list[tuple[NDArray[np.intp]
     count = min(FOLDS, max(Counter(targets.tolist()).values()))
     if count < 2:
         raise ConfigError(
-            f"--weights: {len(targets)} validation images of as many classes are too few to choose weights on; "
-            "say --weights equal"
+            f"--weights: {len(targets)} validation images of as many classes are too few to search weights on; "
+            "use --weights equal"
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a class of fewer images than folds is in fewer of them
+        warnings.simplefilter("ignore")  # about a class with fewer images than folds
         return list(StratifiedKFold(count, shuffle=True, random_state=seed).split(targets, targets))
 
 
 def objective(copies: Sequence[Ballots], targets: NDArray[np.int64], weights: Weights) -> float:
-    """Macro F1 of the vote, the mean over the copies; of equals the one with the lower log-loss is better."""
+    """Macro F1 of the vote, the mean over the copies. Of equal values the lower log-loss is better."""
     return _worth([np.tensordot(weights, copy, 1) for copy in copies], targets)
 
 
@@ -134,8 +133,8 @@ def _worth(counted: Sequence[NDArray[np.float64]], targets: NDArray[np.int64]) -
 
 
 def greedy(copies: Sequence[Ballots], targets: NDArray[np.int64]) -> Weights:
-    """Ensemble selection with replacement (Caruana et al. 2004, sec. 2): the member that helps most is added, time and
-    again; a member's weight is the share of times that it was taken, up to the round with the best `objective`."""
+    """Ensemble selection with replacement (Caruana et al. 2004, sec. 2). Each round adds the member that helps most. A
+    member's weight is its share of the rounds, up to the round with the best `objective`."""
     members = len(copies[0])
     taken = np.zeros(members)
     best, kept = -np.inf, taken

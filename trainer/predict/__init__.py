@@ -1,1 +1,1 @@
-"""From a checkpoint and images to probabilities: inference, the submission, predictions kept for reuse."""
+"""From a checkpoint and images to probabilities: inference, the submission, stored predictions."""

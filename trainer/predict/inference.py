@@ -1,4 +1,4 @@
-"""Run trained models over images: one decode and one preparation of an image serve every model and view."""
+"""Run trained models over images. Each image is decoded and prepared once for all models and views."""
 
 from __future__ import annotations
 
@@ -27,14 +27,13 @@ from trainer.training import device
 from trainer.training.stop import ignore_in_worker
 
 TOGETHER_BYTES = 4 * 2**30
-"""Weights that may lie on the device at once. Models beyond it take a further pass over the images."""
+"""Largest number of weights on the device. More models need another pass over the images."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to run models over images. `batch_size` None: as the checkpoint was trained; `num_workers` None: as the cores
-    here repay; `tta` None: as the ensemble was made, and none for a checkpoint. Raises ConfigError for views that there
-    are not."""
+    """How to run models over images. `batch_size` None: as in training. `num_workers` None: from the number of cores.
+    `tta` None: the views of the ensemble; none for a checkpoint. Raises ConfigError for unknown views."""
 
     device: str = "auto"
     precision: str = "auto"
@@ -47,13 +46,12 @@ class Options:
 
     @property
     def real_precision(self) -> str:
-        """bf16, fp16 or fp32, whatever was asked for. Raises ConfigError for what the device does not have."""
+        """bf16, fp16 or fp32. Raises ConfigError if the device does not support it."""
         return device.precision(self.precision, device.choose(self.device))
 
 
 def probabilities(members: Sequence[Checkpoint], table: Table, options: Options) -> list[torch.Tensor]:
-    """Each checkpoint's probabilities (N, its classes) for the images of `table`: the mean over the views, at its
-    temperature.
+    """Each checkpoint's calibrated probabilities (N, its classes) for the images of `table`: the mean over the views.
 
     Raises ConfigError, DataError or DeviceMemoryError.
     """
@@ -70,7 +68,7 @@ def probabilities(members: Sequence[Checkpoint], table: Table, options: Options)
 
 
 def _groups(members: Sequence[Checkpoint]) -> list[list[int]]:
-    """Positions of the members that can share a pass: of one preprocessing, and small enough together."""
+    """Positions of members that share a pass: with the same preprocessing, and together not too large."""
     groups: dict[str, list[list[int]]] = {}
     room: dict[str, int] = {}
     for position, member in enumerate(members):
@@ -93,11 +91,11 @@ def _pass(
     fabric: Fabric,
     chosen: str,
 ) -> list[torch.Tensor]:
-    """One pass over the images for members of one preprocessing."""
+    """One pass over the images for members with the same preprocessing."""
     configs = [member.settings for member in members]
     size = members[0].preprocessing["img_size"]
-    # Whatever a validation transform draws depends on the image alone, so that a member's prediction is the same in
-    # every company.
+    # Random numbers of a validation transform depend only on the image, so a member's prediction does not depend on the
+    # other members.
     prepare = Augmentation(members[0].preprocessing["transforms"], "data.val_transforms", size)
     sizes = [config.training.micro_batch or config.training.batch_size for config in configs]
     workers = cores.workers(options.num_workers, chosen)
@@ -105,7 +103,7 @@ def _pass(
     loader: DataLoader[Any] = DataLoader(
         ImageDataset(table, prepare, source),
         batch_size=options.batch_size or min(sizes),
-        sampler=sampling.EpochSampler(range(len(table)), None, len(table)),  # (epoch, row), as the dataset takes it
+        sampler=sampling.EpochSampler(range(len(table)), None, len(table)),  # (epoch, row) for the dataset
         num_workers=workers,
         worker_init_fn=ignore_in_worker if workers else None,
         collate_fn=collate,
@@ -130,7 +128,7 @@ def _pass(
 
 
 def _images(member: Checkpoint, table: Table) -> decode.Images:
-    """As the checkpoint saw its validation images."""
+    """The validation view of the checkpoint."""
     if not member.preprocessing.get("fast"):
         return decode.Images(table.paths, None)
     limit = decode.Limit.of(member.preprocessing["transforms"])
@@ -138,7 +136,7 @@ def _images(member: Checkpoint, table: Table) -> decode.Images:
 
 
 def _net(member: Checkpoint, chosen: str) -> build.Normalized:
-    """The checkpoint's model behind its normalisation. Raises ConfigError where the weights are another model's."""
+    """The checkpoint's model with its normalisation. Raises ConfigError if the weights are for another model."""
     config = member.settings
     bare = build.restore(config.model, len(member.class_names), member.preprocessing["img_size"], member.state_dict)
     mean, std = tuple(member.preprocessing["mean"]), tuple(member.preprocessing["std"])

@@ -19,11 +19,11 @@ from trainer.predict.inference import Options
 from trainer.predict.predictions import Origin, Predictions
 
 Model = Callable[[Path, Path, Options], tuple[Predictions, Origin]]
-"""From a file, a data folder and options to the predictions of its test images, and what they were made with."""
+"""A function from a model file, a data folder and options to predictions of the test images, and their origin."""
 
 
 def test_images(root: Path) -> Table:
-    """The images to predict, each of them checked. Raises DataError that names every fault."""
+    """The checked images to predict. Raises DataError with all errors."""
     table = read_test(root)
     faults = [f"test/{table.ids[row]}: {reason}" for row, reason in reading.unreadable(table.paths)]
     if faults:
@@ -32,19 +32,19 @@ def test_images(root: Path) -> Table:
 
 
 def origin_of(sha256: str, fingerprint: str, options: Options) -> Origin:
-    """What the predictions of the model of that file are made with."""
+    """The origin of the predictions of a model file."""
     return Origin(sha256, fingerprint, options.tta or "none", options.real_precision)
 
 
 def members_predictions(
     wanted: Sequence[Loaded], table: Table, fingerprint: str, options: Options
 ) -> list[Predictions]:
-    """Each checkpoint's predictions of the test images: kept ones where there are, else made and kept."""
+    """Each checkpoint's predictions of the test images. Reuses stored predictions, and stores new ones."""
     found: dict[str, Predictions] = {}
     for member in wanted:
         kept = predictions.stored(member.path, table.ids, origin_of(member.sha256, fingerprint, options))
         if kept is not None:
-            print(f"{member.path} has predicted these {len(table)} images already: {kept[1]}")
+            print(f"reused the predictions of {member.path} for these {len(table)} images: {kept[1]}")
             found[member.sha256] = kept[0]
     missing = {member.sha256: member.checkpoint for member in wanted if member.sha256 not in found}
     made: list[torch.Tensor] = inference.probabilities(list(missing.values()), table, options) if missing else []
@@ -64,11 +64,11 @@ def of_checkpoint(path: Path, root: Path, options: Options) -> tuple[Predictions
 
 
 def predict(path: Path, root: Path, output: Path, options: Options, model: Model = of_checkpoint) -> dict[str, Any]:
-    """Predict `root`'s test images with the file at `path` and write the results into `output`. `model` predicts with
-    that file: a checkpoint, unless another function is given.
+    """Predict `root`'s test images with the file at `path` and write the results into `output`. The function `model`
+    predicts with the file; the default is for a checkpoint.
 
-    A metrics.json of the model's own, where `output` is the folder of a run or of an ensemble, stays as it is. Returns
-    what metrics.json holds elsewhere. Raises ConfigError, also where `output` is another ensemble's, or DataError.
+    If `output` is the folder of a run or an ensemble, its metrics.json stays. Returns the content of metrics.json for
+    another folder. Raises DataError, or ConfigError, also if `output` is the folder of another ensemble.
     """
     _refuse_anothers(path, output)
     predicted, origin = model(path, root, options)
@@ -85,10 +85,10 @@ def predict(path: Path, root: Path, output: Path, options: Options, model: Model
 
 
 def _refuse_anothers(source: Path, output: Path) -> None:
-    """Raises ConfigError where the predictions of `source` would take the place of an ensemble's, and pass for them."""
+    """Raises ConfigError if the predictions of `source` would replace those of an ensemble."""
     there = output / "ensemble.json"
     if there.exists() and source.exists() and not there.samefile(source):
         raise ConfigError(
-            f"{there}: the submission.csv beside it is this ensemble's own: not for the predictions of {source}; name "
-            "another folder by --output DIR"
+            f"{there}: the submission.csv in this folder belongs to the ensemble; the predictions of {source} need "
+            "another folder: --output DIR"
         )

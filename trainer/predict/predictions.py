@@ -1,4 +1,4 @@
-"""Predictions on disk: as results, and kept so that no model has to predict the same images twice."""
+"""Predictions on disk: the results, and a cache so that no model predicts the same images twice."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainer.base import provenance
 from trainer.base.files import replacing, write_text
 
 KEPT = 200
-"""Files in $CACHE_DIR/predictions; the newest stay."""
+"""Largest number of files in $CACHE_DIR/predictions. The oldest are removed."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +33,19 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Origin:
-    """What predictions were made with: equal origins give equal predictions."""
+    """The origin of predictions. Equal origins give equal predictions."""
 
     sha256: str
-    """Of the checkpoint's file, or of ensemble.json."""
+    """SHA-256 of the checkpoint file or of ensemble.json."""
     test_fingerprint: str
     tta: str
     precision: str
     code: str = field(default_factory=provenance.code_fingerprint)
-    """Of the trainer that made them: another version may see an image in another way."""
+    """Fingerprint of the trainer's code. Another version may prepare images in another way."""
 
 
 def save(path: Path, predictions: Predictions, origin: Origin) -> None:
-    """predictions.npz: ids (N,), probabilities (N, C), class_names (C,), labels (C,), and whence they are:
+    """Write predictions.npz: ids (N,), probabilities (N, C), class_names (C,), labels (C,), and the origin:
     checkpoint_sha256, test_fingerprint, tta, precision, code."""
     with replacing(path) as temporary:
         np.savez_compressed(
@@ -63,7 +63,7 @@ def save(path: Path, predictions: Predictions, origin: Origin) -> None:
 
 
 def read(path: Path, ids: Sequence[str], origin: Origin) -> Predictions | None:
-    """What `save` left, where it is of that origin and of the very images asked for; else None."""
+    """Predictions from a file of `save`. None if their origin or their images are different."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             keys = ("checkpoint_sha256", "test_fingerprint", "tta", "precision", "code")
@@ -76,15 +76,15 @@ def read(path: Path, ids: Sequence[str], origin: Origin) -> Predictions | None:
                 stored["class_names"].tolist(),
                 stored["labels"].tolist(),
             )
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error):  # none, not ours, or damaged
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error):  # missing, foreign or damaged
         return None
     fits = made.probabilities.shape == (len(made.ids), len(made.class_names))
     return made if fits and bool(torch.isfinite(made.probabilities).all()) else None
 
 
 def stored(source: Path, ids: Sequence[str], origin: Origin) -> tuple[Predictions, Path] | None:
-    """Kept predictions of the checkpoint or ensemble.json `source`, and their file: in the cache, or predictions.npz
-    beside `source`."""
+    """Stored predictions of the checkpoint or ensemble.json `source`, and their file: in the cache, or predictions.npz
+    in the folder of `source`."""
     cached = _place(origin)
     for path in [*([cached] if cached else []), source.parent / "predictions.npz"]:
         made = read(path, ids, origin)
@@ -94,19 +94,19 @@ def stored(source: Path, ids: Sequence[str], origin: Origin) -> tuple[Prediction
 
 
 def keep(predictions: Predictions, origin: Origin) -> None:
-    """Put predictions into the cache, where there is one, and take the oldest beyond `KEPT` out of it. A cache that
-    cannot be written costs nothing but a note."""
+    """Store predictions in the cache, if there is one, and remove the oldest beyond `KEPT`. If the cache is not
+    writable, print a note."""
     place = _place(origin)
     if place is None:
         return
     try:
         save(place, predictions, origin)
-        # Another process may have taken a file away since the folder was listed.
+        # Another process may have removed a file since the listing.
         ages = {path: path.stat().st_mtime_ns for path in place.parent.glob("*.npz") if path.exists()}
         for old in sorted(ages, key=ages.__getitem__)[:-KEPT]:
             old.unlink(missing_ok=True)
     except OSError as error:
-        print(f"note: {place}: predictions could not be kept: {error.strerror}")
+        print(f"note: {place}: cannot store predictions: {error.strerror}")
 
 
 def _place(origin: Origin) -> Path | None:
@@ -116,18 +116,18 @@ def _place(origin: Origin) -> Path | None:
 
 
 def _made_by(folder: Path) -> str | None:
-    """SHA-256 of the checkpoint or ensemble.json whose predictions lie there; None where that is not known."""
+    """SHA-256 of the checkpoint or ensemble.json behind a predictions.npz. None if unknown."""
     try:
         with np.load(folder / "predictions.npz", allow_pickle=False) as stored:
             return str(stored["checkpoint_sha256"])
-    except Exception:  # whatever its bytes provoke
+    except Exception:  # a damaged file can raise any error
         return None
 
 
 def write(predictions: Predictions, output: Path, origin: Origin) -> None:
-    """submission.csv (ID,target) and predictions.npz. What another model has left of them is replaced with a note."""
+    """Write submission.csv (ID,target) and predictions.npz. Print a note if they replace those of another model."""
     if (output / "submission.csv").exists() and _made_by(output) != origin.sha256:
-        print(f"note: {output / 'submission.csv'} was another model's and is replaced (--output DIR keeps both)")
+        print(f"note: replaced {output / 'submission.csv'} of another model (to keep both, use --output DIR)")
     save(output / "predictions.npz", predictions, origin)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -135,4 +135,4 @@ def write(predictions: Predictions, output: Path, origin: Origin) -> None:
     choices = predictions.probabilities.argmax(1).tolist()
     writer.writerows([i, predictions.labels[c]] for i, c in zip(predictions.ids, choices, strict=True))
     write_text(output / "submission.csv", out.getvalue())
-    print(f"{len(predictions.ids)} images predicted: {output / 'submission.csv'}")
+    print(f"predicted {len(predictions.ids)} images: {output / 'submission.csv'}")

@@ -70,7 +70,7 @@ def test_the_folds_of_a_model_are_one_member_that_is_scored_on_all_training_imag
 ) -> None:
     assert main(["ensemble", "--checkpoints", *map(str, reversed(folds)), "--weights", "greedy"]) == 0
     said = capsys.readouterr().out
-    assert "note: --weights greedy: one member has the whole vote" in said
+    assert "note: --weights greedy: not searched, because there is only one member" in said
     assert "soft_voting of 1 (3 checkpoints), equal weights: val_f1" in said
     summary, held = metrics(), arrays(Path("val_predictions.npz"))
     assert sorted(held["ids"]) == sorted(path.name for path in (documents / "train").iterdir())
@@ -132,12 +132,12 @@ def test_predictions_of_another_model_are_not_lost_in_silence(
     assert [Path("vote", name).read_bytes() for name in names[::2]] == before[::2], "its figures stay"
     capsys.readouterr()
     assert main(["predict", f"checkpoint={first}", "output=vote"]) == 64
-    assert "this ensemble's own" in (said := capsys.readouterr().err) and "--output DIR" in said
+    assert "belongs to the ensemble" in (said := capsys.readouterr().err) and "--output DIR" in said
     assert [Path("vote", name).read_bytes() for name in names[::2]] == before[::2]
 
     for source, replaced in ((first, False), (second, True)):
         assert main(["predict", f"checkpoint={source}", "output=single"]) == 0
-        assert ("single/submission.csv was another model's and is replaced" in capsys.readouterr().out) == replaced
+        assert ("single/submission.csv of another model" in capsys.readouterr().out) == replaced
         assert metrics(Path("single"))["checkpoint"] == source
 
     shutil.copytree(trained[0], "run")
@@ -178,7 +178,10 @@ def test_folds_that_do_not_belong_together_are_told(
         )
         for fold, path in enumerate(folds)
     ]
-    for others, why in ((foreign, "of other images or by another cut"), ([trained[0] / "best.ckpt"], "is no fold of")):
+    for others, why in (
+        (foreign, "other images or another cut"),
+        ([trained[0] / "best.ckpt"], "is not one of their folds"),
+    ):
         assert main(["ensemble", "--checkpoints", *map(str, [*folds, *others]), "--weights", "greedy"]) == 64
         assert why in capsys.readouterr().err
     twice = changed(folds[0], tmp_path / "twice.ckpt", metrics={})
@@ -244,7 +247,7 @@ def test_weights_that_fit_chance_alone_give_way_to_equal_ones(
     summary = metrics()
     assert summary["honest"]["score"] < summary["equal_vote"]["score"] == summary["score"]
     assert summary["weighting"] == "equal" and {entry["weight"] for entry in summary["members"]} == {1.0}
-    assert "equal weights stay" in capsys.readouterr().out
+    assert "the equal weights are kept" in capsys.readouterr().out
 
 
 def test_the_ensembles_temperature_is_kept_and_used(trained: list[Path], tmp_path: Path) -> None:
