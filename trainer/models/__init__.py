@@ -1,1 +1,1 @@
-"""Networks, their weights, losses and optimizers, and the files that keep them. No training loop."""
+"""Networks, weights, losses, optimizers, and their files. No training loop."""

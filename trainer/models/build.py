@@ -1,4 +1,4 @@
-"""Models: any that timm knows, and what lies around one: normalisation of the pixels, gradient checkpointing."""
+"""Build any timm model, with normalisation of the pixels and gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from trainer.models import pretrained
 
 
 def check_name(name: str) -> None:
-    """Raises ConfigError with the nearest name when timm has no such model."""
+    """Raises ConfigError with the nearest name if timm does not have the model."""
     if not timm.is_model(name):
         raise ConfigError(
-            f"model.name={name}: timm {timm.__version__} has no such model; {nearest(name, timm.list_models())}"
+            f"model.name={name}: timm {timm.__version__} does not have this model; {nearest(name, timm.list_models())}"
         )
 
 
 def mean_std(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """The mean and standard deviation that the model was pretrained with, on the scale 0 to 1."""
+    """The mean and standard deviation of the pretraining, on the scale 0 to 1."""
     cfg = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
     return tuple(cfg.mean), tuple(cfg.std)  # type: ignore[return-value]
 
 
 def size_arguments(name: str, img_size: int) -> dict[str, Any]:
-    """What timm must be told to build the model for images of `img_size` pixels: nothing where it takes any size."""
+    """timm's arguments for images of `img_size` pixels. Empty if the model takes any size."""
     cfg = timm.get_pretrained_cfg(name)
     return {"img_size": img_size} if cfg is not None and cfg.fixed_input_size else {}
 
@@ -40,14 +40,14 @@ def size_arguments(name: str, img_size: int) -> dict[str, Any]:
 def create(config: ModelConfig, classes: int, img_size: int, load_weights: bool = True) -> nn.Module:
     """The model with a classifier of `classes` outputs for square images of `img_size` pixels, on the CPU.
 
-    Without `load_weights` its weights are random: the caller loads a checkpoint into it.
+    Without `load_weights` the weights are random; the caller then loads a checkpoint.
 
-    Raises ConfigError: unknown model, a size that it cannot take, weights that are missing or do not fit.
+    Raises ConfigError for an unknown model, a wrong size, and for missing or wrong weights.
     """
     check_name(config.name)
     sized = size_arguments(config.name, img_size)
     depth: dict[str, Any] = {} if config.drop_path is None else {"drop_path_rate": config.drop_path}
-    no_depth = f"model.drop_path={config.drop_path}: {config.name} has no blocks that could be left out; leave it out"
+    no_depth = f"model.drop_path={config.drop_path}: {config.name} has no stochastic depth; remove model.drop_path"
 
     def build(**more: Any) -> nn.Module:
         try:
@@ -80,7 +80,7 @@ def create(config: ModelConfig, classes: int, img_size: int, load_weights: bool 
 
 
 def restore(config: ModelConfig, classes: int, img_size: int, state_dict: dict[str, torch.Tensor]) -> nn.Module:
-    """The model with a checkpoint's weights, on the CPU. Raises ConfigError where they do not fit it."""
+    """The model with a checkpoint's weights, on the CPU. Raises ConfigError if the weights do not fit."""
     net = create(config, classes, img_size, load_weights=False)
     try:
         net.load_state_dict(state_dict)
@@ -92,7 +92,7 @@ def restore(config: ModelConfig, classes: int, img_size: int, state_dict: dict[s
 
 
 class Normalized(nn.Module):
-    """`model` behind the normalisation of uint8 images, so that images travel to the device as bytes."""
+    """`model` with normalisation of uint8 images on the device. Images are copied to the device as bytes."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -112,19 +112,19 @@ class Normalized(nn.Module):
 
 
 def checkpoint_gradients(model: nn.Module, name: str) -> None:
-    """Have timm's model keep few activations and compute the others anew, block by block (Chen et al. 2016).
+    """Turn on gradient checkpointing: keep few activations and recompute the others per block (Chen et al. 2016).
 
-    Raises ConfigError where it cannot.
+    Raises ConfigError if the model does not support it.
     """
     try:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     except (AttributeError, AssertionError):
-        raise ConfigError(f"training.grad_checkpointing=true: timm's {name} cannot do that; leave it out") from None
+        raise ConfigError(f"training.grad_checkpointing=true: timm's {name} does not support it; remove it") from None
 
 
 @contextmanager
 def frozen_statistics(model: nn.Module, enabled: bool) -> Iterator[None]:
-    """Keep batch normalisation from counting a batch again when checkpointed blocks are computed a second time."""
+    """Make batch normalisation count a batch only once, although checkpointed blocks run twice."""
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats] if enabled else []
     kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:

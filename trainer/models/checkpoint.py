@@ -1,4 +1,4 @@
-"""best.ckpt: weights and all that prediction needs, in a file that is safe to load (`weights_only=True`)."""
+"""best.ckpt: weights and everything for prediction, in a file that is safe to load (`weights_only=True`)."""
 
 from __future__ import annotations
 
@@ -27,68 +27,68 @@ class Checkpoint:
     state_dict: dict[str, torch.Tensor]
     class_names: list[str]
     labels: list[str]
-    """The label of each class as the data folder writes it."""
+    """The label of each class in the data folder."""
     config: dict[str, Any]
     preprocessing: dict[str, Any]
     """img_size (pixels), mean and std (three numbers each, on the scale 0 to 1), transforms (the validation list)."""
     metrics: dict[str, Any] = field(default_factory=dict)
     validation: dict[str, Any] = field(default_factory=dict)
-    """ids (N strings), targets (N,), probabilities (N, classes), split_fingerprint: for ensembles and analysis. Where
-    there are, corrupted (N, classes): the probabilities of the corrupted copies; and folds_fingerprint. As the model
-    gives them, before the temperature."""
+    """ids (N strings), targets (N,), probabilities (N, classes), split_fingerprint: for ensembles and analysis.
+    Optional: corrupted (N, classes), the probabilities of the corrupted copies, and folds_fingerprint. Probabilities
+    are before the temperature."""
     calibration: dict[str, float] = field(default_factory=dict)
-    """temperature that predictions are divided by, ece (expected calibration error) before it, ece_calibrated after."""
+    """temperature, ece (expected calibration error without the temperature) and ece_calibrated (with it)."""
     versions: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)
-    """git_sha: the commit of the code; data_fingerprint: a name for the training images and their labels."""
+    """git_sha: commit of the code. data_fingerprint: fingerprint of the training images and labels."""
 
     @property
     def temperature(self) -> float:
-        """What the logarithms of its probabilities are divided by; 1 where it was not calibrated."""
+        """The divisor of the log-probabilities. 1 without calibration."""
         return self.calibration.get("temperature", 1.0)
 
     @property
     def settings(self) -> Config:
-        """The configuration as it was trained with."""
+        """The configuration of its training."""
         return from_dict(self.config)
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Replace `path` by the checkpoint, whole or not at all."""
+    """Write the checkpoint to `path`, atomically."""
     content = {"format": FORMAT, **{name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__}}
     write(path, content)
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Replace `path` by what torch.save makes of `content`. Raises TrainerError when the disk is full; what stood at
-    `path` then still does."""
+    """Write `content` to `path` with torch.save, atomically. Raises TrainerError if the disk is full; the old file then
+    stays."""
     with replacing(path) as temporary:
         try:
             torch.save(content, temporary)
-        except RuntimeError as error:  # torch's writer does not say what the operating system said
+        except RuntimeError as error:  # torch's message does not have the system error
             if "inline_container" not in str(error):
                 raise
             raise TrainerError(
-                f"{path}: could not be written: the disk is full, or nearly so; make room, then go on with resume=auto "
-                "(training.keep_top=1 keeps fewer checkpoints)"
+                f"{path}: cannot write: the disk is full or almost full; free some space, then continue with "
+                "resume=auto (training.keep_top=1 keeps fewer checkpoints)"
             ) from None
 
 
 def load(path: Path, mapped: bool = False) -> Checkpoint:
-    """Read a checkpoint onto the CPU. Raises ConfigError that says what is wrong with the file.
+    """Read a checkpoint to the CPU. Raises ConfigError with the reason if the file is wrong.
 
-    `mapped` leaves its weights on disk until they are used: many large checkpoints take neither memory nor time.
+    With `mapped` the weights stay on disk until their use, which saves memory and time for many large checkpoints.
     """
     check_checkpoint(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # a damaged file raises whatever its bytes provoke
+    except Exception as error:  # a damaged file can raise any error
         if not zipfile.is_zipfile(path):
-            raise ConfigError(f"{path}: no checkpoint, or a damaged one; name a best.ckpt") from None
+            raise ConfigError(f"{path}: not a checkpoint, or damaged; give a best.ckpt") from None
         reason = " ".join(str(error).split(". ")[0].split())[:200]
         raise ConfigError(f"{path}: not a checkpoint that can be loaded safely: {reason}") from None
     if not isinstance(content, dict) or "format" not in content or "class_names" not in content:
-        hint = "; last.ckpt is for resuming: name best.ckpt" if path.name == "last.ckpt" else ""
+        hint = "; last.ckpt is only for resume; give best.ckpt" if path.name == "last.ckpt" else ""
         raise ConfigError(f"{path}: not a checkpoint of this trainer{hint}")
     if content["format"] != FORMAT:
         raise ConfigError(f"{path}: written by another version (format {content['format']}, not {FORMAT})")
@@ -96,7 +96,7 @@ def load(path: Path, mapped: bool = False) -> Checkpoint:
 
 
 def versions() -> dict[str, str]:
-    """Of the software that makes a checkpoint here."""
+    """Versions of the software that writes a checkpoint here."""
     return {
         "trainer": __version__,
         "torch": str(torch.__version__),

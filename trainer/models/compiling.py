@@ -1,8 +1,8 @@
-"""torch.compile for the training step: where it repays, and eager where it fails.
+"""torch.compile for the training step, if it saves time. If it fails, the model runs eagerly.
 
-Only the timm model is compiled, in place: neither the names in its state dict nor what wraps it (Fabric, several
-devices, moving average) change. One shape is compiled, that of a whole micro-batch in training; all else (an epoch's
-last, smaller batch, validation) runs eager.
+The code compiles only the timm model, in place: the names in its state dict and its wrappers (Fabric, several devices,
+moving average) stay the same. It compiles one shape, a whole training micro-batch. Everything else (the last, smaller
+batch of an epoch, validation) runs eagerly.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from torch import nn
 from trainer.models.build import Normalized
 
 COMPILE_SECONDS = 120.0
-"""What compiling one of the manual's models takes, roughly. Not measured on a GPU."""
+"""Rough time to compile one of the manual's models. Not measured on a GPU."""
 GAIN = 0.15
-"""The share of a step that compiling is taken to save on a GPU. Not measured either."""
+"""Assumed share of a step that compiling saves on a GPU. Not measured on a GPU."""
 _STEPS = 5
 
 
 def model_for(
     asked: bool | None, net: Normalized, fabric: Fabric, micro_batch: int, img_size: int, steps: int
 ) -> tuple[bool, str]:
-    """Compile the model of `net` (which lies on the device) where `asked` (true, false, or None: where it repays within
-    the `steps` micro-batches that are left); returns whether it was, and a note for the user or nothing.
+    """Compile the model of `net`, which is on the device. `asked`: true, false, or None (only if it saves time within
+    the `steps` remaining micro-batches). Returns whether the model is compiled, and a note for the user, perhaps empty.
 
-    Weights, statistics and gradients are afterwards what they were. Not asked, it is tried on one GPU alone, with a C
-    compiler at hand (triton needs one): where the eager steps still to come take so long that saving `GAIN` of them
-    outweighs `COMPILE_SECONDS`; and it is kept where it turns out to be faster.
+    Weights, statistics and gradients do not change. With None it needs exactly one GPU and a C compiler (for triton).
+    It compiles if `GAIN` of the remaining eager time is more than `COMPILE_SECONDS`, and keeps the result if it is
+    faster.
     """
     if asked is False or (asked is None and not _may_repay(fabric)):
         return False, ""
@@ -53,15 +53,15 @@ def model_for(
             raise
         _revert(net)
         torch.cuda.empty_cache()
-        return False, "the model trains eagerly: compiled, it needs more memory than there is"
-    except Exception as error:  # dynamo, inductor, triton and C++ compilers each raise their own
+        return False, "the model trains eagerly, because the compiled model needs too much memory"
+    except Exception as error:  # dynamo, inductor, triton and C++ compilers have their own errors
         _revert(net)
-        return False, f"the model is not compiled, and trains eagerly: {_reason(error)}"
+        return False, f"torch.compile failed, so the model trains eagerly: {_reason(error)}"
     finally:
         torch.compiler.set_stance("eager_on_recompile")
     if asked is None and compiled >= eager:
         _revert(net)
-        return False, f"the model trains eagerly: compiled, a step takes {compiled:.3f} s and not {eager:.3f} s"
+        return False, f"the model trains eagerly: {eager:.3f} s per step, but {compiled:.3f} s if compiled"
     return True, ""
 
 
@@ -71,7 +71,7 @@ def _may_repay(fabric: Fabric) -> bool:
 
 
 def seconds(net: Normalized, fabric: Fabric, images: torch.Tensor, steps: int = _STEPS) -> float:
-    """The mean time of a forward and backward pass, after one that does not count."""
+    """The mean time of a forward and backward pass, after one warm-up pass."""
     buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
     net.train()
     started = 0.0
@@ -93,7 +93,7 @@ def seconds(net: Normalized, fabric: Fabric, images: torch.Tensor, steps: int = 
 
 
 def wait(on: torch.device) -> None:
-    """Until the device has done what it was told to."""
+    """Wait until the device has finished its work."""
     if on.type == "cuda":
         torch.cuda.synchronize(on)
     elif on.type == "mps":
@@ -107,7 +107,7 @@ def _revert(net: nn.Module) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What the compilers log of a failure is said in one line, by the caller."""
+    """Silence the compilers' logs of a failure. The caller prints one line."""
     logging.disable(logging.ERROR)
     try:
         yield

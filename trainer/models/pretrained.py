@@ -1,4 +1,4 @@
-"""Weights to start from: of timm's hub, of its cache, or of a local file."""
+"""Pretrained weights from timm's hub, from its cache, or from a local file."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from trainer.config.schema import ModelConfig
 
 
 def from_hub(config: ModelConfig, build: Callable[..., nn.Module]) -> nn.Module:
-    """What timm's `build` makes with the weights of the hub: from its cache, else over the network. Raises ConfigError
-    where timm has none, or where they are in neither place."""
+    """The model of timm's `build` with weights from the hub cache, or from the network. Raises ConfigError if timm has
+    no weights for it, or if both places fail."""
     cfg = timm.get_pretrained_cfg(config.name)
     if cfg is None or not cfg.has_weights:
         raise ConfigError(
             f"model.pretrained=true: timm has no weights for {config.name}; "
-            "give a file by model.weights=FILE, or start from scratch by model.pretrained=false"
+            "give a file with model.weights=FILE, or train from scratch with model.pretrained=false"
         )
     _offline_if_unreachable()
     try:
         return build(pretrained=True, cache_dir=_cache(cfg.hf_hub_id))
     except ConfigError:
         raise
-    except Exception as error:  # hub clients raise their own, the operating system's and several HTTP libraries' errors
+    except Exception as error:  # hub clients raise their own errors, system errors and errors of HTTP libraries
         reason = " ".join(str(error).split()) or type(error).__name__
         place = cfg.hf_hub_id or cfg.url
         raise ConfigError(
-            f"model.pretrained=true: the weights of {config.name} ({place}) are neither in the cache nor to be "
-            f"had over the network ({reason[:160]}). Give a file by model.weights=FILE (.safetensors or a state dict), "
-            "or start from scratch by model.pretrained=false"
+            f"model.pretrained=true: the weights of {config.name} ({place}) are not in the cache, and the download "
+            f"failed ({reason[:160]}). Give a file with model.weights=FILE (.safetensors or a state dict), or train "
+            "from scratch with model.pretrained=false"
         ) from None
 
 
 def stored_file(name: str) -> Path | None:
-    """<name>.safetensors where weights are kept: baked into an image, or put into the cache that runs share."""
+    """The path of <name>.safetensors: in the image, or in the shared cache."""
     cache = os.environ.get("CACHE_DIR")
     folders = [os.environ.get("BAKED_WEIGHTS"), f"{cache}/weights" if cache else None]
     files = [Path(folder) / f"{name}.safetensors" for folder in folders if folder]
@@ -52,8 +52,8 @@ def stored_file(name: str) -> Path | None:
 
 
 def _cache(hub_id: str | None) -> Path | None:
-    """Where the hub's client keeps weights: baked into an image, in the cache that runs share, or (None) its own place,
-    which a user may have set by HF_HOME."""
+    """The folder of the hub client's weights: in the image, in the shared cache, or None for its default, which a user
+    can set with HF_HOME."""
     baked = os.environ.get("BAKED_WEIGHTS")
     if baked and hub_id and (Path(baked) / f"models--{hub_id.replace('/', '--')}").is_dir():
         return Path(baked)
@@ -62,7 +62,7 @@ def _cache(hub_id: str | None) -> Path | None:
 
 
 def _offline_if_unreachable() -> None:
-    """Where the hub's name does not resolve, look in the cache alone: its client would try again for a minute."""
+    """If the hub's host name does not resolve, use only the cache. Otherwise the client would retry for a minute."""
     import huggingface_hub.constants as hub
 
     host = urllib.parse.urlsplit(hub.ENDPOINT).hostname
@@ -75,13 +75,13 @@ def _offline_if_unreachable() -> None:
 
 
 def load_file(model: nn.Module, path: Path) -> None:
-    """Load a .safetensors file or a state dict into `model`, by way of timm's own filter for the architecture.
+    """Load a .safetensors file or a state dict into `model`, with timm's filter for the architecture.
 
-    A classifier of another size is left as initialised. Raises ConfigError that lists every other key that is missing,
-    unexpected or of another shape: nothing is skipped in silence.
+    A classifier of another size keeps its initial weights. Raises ConfigError with all other keys that are missing,
+    unexpected or of another shape. The function never skips a key silently.
     """
     if not path.is_file():
-        raise ConfigError(f"model.weights={path}: there is no such file")
+        raise ConfigError(f"model.weights={path}: file not found")
     try:
         state: dict[str, torch.Tensor] = timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises whatever its bytes provoke
@@ -100,11 +100,11 @@ def load_file(model: nn.Module, path: Path) -> None:
         try:
             state = adapt(state, model)
         except (KeyError, RuntimeError, ValueError, AssertionError, AttributeError) as error:
-            raise ConfigError(f"model.weights={path}: not weights of this model: {_short(error)}") from None
+            raise ConfigError(f"model.weights={path}: not the weights of this model: {_short(error)}") from None
     missing = sorted(k for k in wanted if k not in state and not k.startswith(heads))
     unexpected = sorted(k for k in state if k not in wanted)
     shapes = sorted(
-        f"{k} {tuple(v.shape)} where the model has {tuple(wanted[k].shape)}"
+        f"{k} {tuple(v.shape)}, but the model has {tuple(wanted[k].shape)}"
         for k, v in state.items()
         if k in wanted and wanted[k].shape != v.shape
     )

@@ -1,4 +1,4 @@
-"""The names of timm's models, read from its sources: importing timm takes seconds, and torch with it."""
+"""The names of timm's models, read from its sources. Importing timm (with torch) takes seconds."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from trainer.base.errors import ConfigError, nearest
 
 
 def check(name: str) -> None:
-    """Raises ConfigError where timm's sources do not even mention a model of this name; `build.check_name` is the one
-    that knows for certain."""
+    """Raises ConfigError if timm's sources do not contain the name. Only `build.check_name` is certain."""
     sources = _sources()
     model = name.split(".")[0].replace("-", "_")
     known = bool(model) and re.search(rf"\bdef {re.escape(model)}\(|['\"]{re.escape(model)}['\".]", sources)
@@ -24,12 +23,12 @@ def check(name: str) -> None:
         of = f"timm {version('timm')}"
     except PackageNotFoundError:
         of = "timm"
-    raise ConfigError(f"model.name={name}: {of} has no such model; {nearest(name, names)}")
+    raise ConfigError(f"model.name={name}: {of} does not have this model; {nearest(name, names)}")
 
 
 @functools.cache
 def _sources() -> str:
-    """All of timm's model files; empty where timm is not installed."""
+    """The text of timm's model files. Empty if timm is not installed."""
     spec = importlib.util.find_spec("timm")
     if spec is None or not spec.submodule_search_locations:
         return ""

@@ -46,8 +46,8 @@ def read(path: Path) -> Validation:
         return of(checkpoint.load(path), path)
     stored = path.parent / "val_predictions.npz" if path.suffix == ".json" else path
     if not stored.is_file():
-        what = "the ensemble has no validation predictions" if path.is_file() else "there is no such file"
-        raise ConfigError(f"{path}: {what}; name a best.ckpt or an ensemble whose members share a split")
+        what = "the ensemble has no validation predictions" if path.is_file() else "file not found"
+        raise ConfigError(f"{path}: {what}; give a best.ckpt, or an ensemble of members with one split")
     try:
         with np.load(stored, allow_pickle=False) as arrays:
             return _validation(dict(arrays), arrays["class_names"].tolist())

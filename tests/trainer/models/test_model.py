@@ -25,7 +25,7 @@ def test_pretrained_without_network_or_cache_says_how_to_provide_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ConfigError, match=r"(?s)neither in the cache.*model\.weights=FILE.*model\.pretrained=false"):
+    with pytest.raises(ConfigError, match=r"(?s)not in the cache.*model\.weights=FILE.*model\.pretrained=false"):
         build.create(ModelConfig("resnet18"), 3, 64)
 
 

@@ -101,7 +101,7 @@ def test_drop_path_reaches_the_model_and_one_that_has_none_is_refused() -> None:
     made = build.create(compose(["model.name=test_vit", "model.drop_path=0.3"]).model, 3, 160, False)
     rates = [float(part.drop_prob) for part in made.modules() if type(part).__name__ == "DropPath"]  # type: ignore[arg-type]
     assert max(rates) == pytest.approx(0.3)
-    with pytest.raises(ConfigError, match=r"model\.drop_path=0\.3: vgg11 has no blocks"):
+    with pytest.raises(ConfigError, match=r"model\.drop_path=0\.3: vgg11 has no stochastic depth"):
         build.create(compose(["model.name=vgg11", "model.drop_path=0.3"]).model, 3, 64, False)
 
 
@@ -183,7 +183,7 @@ def test_what_cannot_teach_is_refused_before_training(
     other = write_documents(tmp_path / "other")
     (other / "meta.csv").write_text("target,class_name\n0,stripes\n1,boxes\n2,rings\n")
     assert train(tmp_path / "other-run", f"training.teachers=[{trained[0] / 'best.ckpt'}]", data=other) == 64
-    assert "they differ in discs, rings" in capsys.readouterr().err
+    assert "the difference is: discs, rings" in capsys.readouterr().err
     assert not list(tmp_path.rglob("last.ckpt"))
 
 

@@ -375,7 +375,7 @@ def test_a_disk_that_is_full_is_one_clear_error_and_leaves_no_torn_file(tmp_path
     command = [sys.executable, "-m", "trainer", "train", *TINY, "training.max_steps=2"]
     environment = {**os.environ, "RUN_DIR": str(run), "DATA_DIR": str(documents), "WARM_PATCH": str(limit)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1 and "last.ckpt: could not be written: the disk is full" in done.stderr, done.stderr
+    assert done.returncode == 1 and "last.ckpt: cannot write: the disk is full" in done.stderr, done.stderr
     assert checkpoint.load(run / "best.ckpt").class_names
     assert not (run / "last.ckpt").exists() and not list(run.glob(".*"))
 

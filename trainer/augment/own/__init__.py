@@ -1,13 +1,13 @@
-"""Augmentations of our own: a file for each. Every public class in a file here can be named in a configuration's lists,
-with the arguments of its `__init__`, beside albumentations' own:
+"""Our own augmentations, one file each. A configuration can use every public class in these files, with the arguments
+of its `__init__`, like an albumentations class:
 
     class InkStain(A.ImageOnlyTransform):
-        any_resolution = True  # it looks at colours alone: the small page will do (see trainer.augment.merged)
+        any_resolution = True  # it changes only colours, so it can run on the small page (see trainer.augment.merged)
 
         def __init__(self, darkness: float = 0.5, p: float = 0.5) -> None: ...
 
-It draws from `self.py_random` and `self.random_generator` alone, which belong to the sample. The names are read from
-the source (`trainer.config.keys.own_augmentations`), so that a configuration is checked without importing any of it.
+It draws only from `self.py_random` and `self.random_generator`, which belong to the sample. The trainer reads the names
+from the source (`trainer.config.keys.own_augmentations`), so it can check a configuration without these imports.
 """
 
 from __future__ import annotations

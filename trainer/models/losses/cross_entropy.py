@@ -8,5 +8,5 @@ from trainer.config.schema import TrainingConfig
 
 
 def by_class(logits: torch.Tensor, distribution: torch.Tensor, training: TrainingConfig) -> torch.Tensor:
-    """-q · log p of logits and wanted distribution q, all (N, classes)."""
+    """-q · log p for logits and target distribution q, all (N, classes)."""
     return -distribution * logits.log_softmax(1)

@@ -1,4 +1,4 @@
-"""Focal loss (Lin et al. 2017): images that are already right count less."""
+"""Focal loss (Lin et al. 2017): easy images count less."""
 
 from __future__ import annotations
 

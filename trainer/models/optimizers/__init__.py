@@ -1,9 +1,9 @@
-"""Optimizers: a file for each, whose name is a value of `training.optimizer`. A file has
+"""Optimizers: one file per value of `training.optimizer`. A file has
 
     def create(groups, training, fused) -> torch.optim.Optimizer
 
-of the groups of parameters (each with its own weight decay and, with layer decay, `lr_scale`), the configuration's
-`training` section, and whether all weights are to be changed in one kernel.
+`groups` are parameter groups, each with a weight decay and, with layer decay, an `lr_scale`. `training` is that section
+of the configuration. `fused`: update all weights in one kernel.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Groups = list[dict[str, Any]]
 
 
 def create(training: TrainingConfig, net: nn.Module, precision: str = "fp32") -> torch.optim.Optimizer:
-    """The configuration's optimizer; biases and normalisation layers have no weight decay, as timm has it.
+    """The optimizer of the configuration. As in timm, biases and normalisation layers have no weight decay.
 
-    `precision` is bf16, fp16 or fp32. With `training.layer_decay` its groups have an `lr_scale`: their learning rate as
-    a share of the configuration's. Raises ConfigError where timm knows no layers of the model.
+    `precision` is bf16, fp16 or fp32. With `training.layer_decay` each group has an `lr_scale`: its share of the
+    configuration's learning rate. Raises ConfigError if timm does not know the layers of the model.
     """
     module = importlib.import_module(f"{__name__}.{training.optimizer}")
     made: torch.optim.Optimizer = module.create(_groups(training, net), training, fused(training, precision))
@@ -47,7 +47,7 @@ def _groups(training: TrainingConfig, net: nn.Module) -> Groups:
 
 
 def fused(training: TrainingConfig, precision: str) -> bool:
-    """Whether the optimizer changes all weights in one kernel, which torch has for CUDA, MPS and CPUs.
+    """Whether the optimizer updates all weights in one kernel. torch has such kernels for CUDA, MPS and CPUs.
 
     Not where fp16 and `training.gradient_clip` meet: it would divide by the loss scale after the clipping.
     """
