@@ -1,1 +1,1 @@
-"""A model as a file for other programs (ONNX, torch.export, timm), its check and its model card."""
+"""Export a model for other programs (ONNX, torch.export, timm), check the file, and write a model card."""

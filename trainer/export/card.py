@@ -1,4 +1,4 @@
-"""The README.md beside an exported model: what it is, how well it was measured to do, and on what it was not."""
+"""The model card (README.md) of an exported model: description, metrics and limits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.models import checkpoint
 from trainer.scores import intervals
 
 HIDDEN = ("root", "resume", "device", "devices", "choices")
-"""Settings that the card leaves out: those of the machine, and the names of groups, whose values it shows."""
+"""Settings that are not in the card: settings of the machine, and group names (the card shows their values)."""
 
 PREPARE = """\
 import json
@@ -50,25 +50,25 @@ probabilities = (logits / about["temperature"]).softmax(1).detach().numpy()
 """,
     ),
 }
-"""Packages to import, and the lines that make `probabilities` (1, classes) of `images`."""
+"""Imports, and code that computes `probabilities` (1, classes) from `images`."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """The comparison of an export with its checkpoint."""
+    """The result of the comparison between an export and its checkpoint."""
 
     images: int
     source: str
     difference: float
-    """The largest absolute difference of a probability."""
+    """The largest absolute difference between probabilities."""
     allowed: float
     varies: bool
-    """Whether preparing the same page again gives other pixels."""
+    """Whether the preprocessing of a page is random."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """An exported file (`size` in bytes) and what it was made from."""
+    """An exported file (`size` in bytes) and its origin."""
 
     to: str
     file: str
@@ -80,7 +80,7 @@ class Export:
 
 
 def render(kept: checkpoint.Checkpoint, made: Export) -> str:
-    """The card in Markdown. Every figure is the checkpoint's own; what it does not carry is said to be missing."""
+    """The card in Markdown. All metrics come from the checkpoint; the card says so if there are none."""
     settings = kept.settings
     size = kept.preprocessing["img_size"]
     imports, lines = RUN[made.to]
@@ -91,11 +91,11 @@ def render(kept: checkpoint.Checkpoint, made: Export) -> str:
         [
             "---\nlibrary_name: timm\npipeline_tag: image-classification\ntags: [document-classification]\n---",
             f"# {settings.model.name}, {len(kept.class_names)} kinds of documents\n",
-            f"`{made.file}` ({made.size / 1e6:.1f} MB, {made.parameters / 1e6:.1f}M parameters) tells which of the "
-            f"kinds below a page is. It takes RGB images of {size} × {size} pixels, in batches of any size, prepared "
-            "as `preprocessing.json` says.\n",
+            f"`{made.file}` ({made.size / 1e6:.1f} MB, {made.parameters / 1e6:.1f}M parameters) classifies a page as "
+            f"one of the kinds below. It takes batches of RGB images of {size} × {size} pixels. `preprocessing.json` "
+            "describes how to prepare them.\n",
             f"```python\n{usage}\n```\n",
-            "## Figures\n",
+            "## Metrics\n",
             _figures(kept),
             "## Classes\n",
             _classes(kept),
@@ -103,7 +103,7 @@ def render(kept: checkpoint.Checkpoint, made: Export) -> str:
             _calibration(kept),
             "## Limits\n",
             _limits(kept, made),
-            "## Where it comes from\n",
+            "## Origin\n",
             _origin(kept, made),
             "<details><summary>Training configuration</summary>\n",
             f"<pre>\n{html.escape(_configuration(kept))}</pre>\n</details>",
@@ -119,19 +119,19 @@ def _figures(kept: checkpoint.Checkpoint) -> str:
             name = known[key].words if key in known else f"`{key}`"
             rows.append(f"| {name} | {value:.4f} | {_interval(kept, key)} |")
     if not rows:
-        return "The checkpoint carries no figures.\n"
+        return "The checkpoint has no metrics.\n"
     ids = kept.validation.get("ids")
     count = f", {len(ids)} images" if ids else ""
     note = (
-        f"Of the validation split{count}, which also chose the epoch: they are optimistic, the more so the fewer "
-        "images it has. Intervals are bootstrapped over the images; where no mistake was made there is none, and up to "
-        "3/N of new images may still be wrong after N that were right (the rule of three).\n"
+        f"Measured on the validation split{count}, which also chose the best epoch. So the values are optimistic, most "
+        "of all with few images. Intervals come from a bootstrap over the images. Without mistakes there is no "
+        "interval: after N correct images up to 3/N of new images may be wrong (the rule of three).\n"
     )
-    return "\n".join(["| figure | value | 95 % interval |", "| --- | --- | --- |", *rows, "", note])
+    return "\n".join(["| metric | value | 95 % interval |", "| --- | --- | --- |", *rows, "", note])
 
 
 def _interval(kept: checkpoint.Checkpoint, key: str) -> str:
-    """Of a macro F1 whose probabilities the checkpoint carries."""
+    """The interval of a macro F1, if the checkpoint has its probabilities."""
     stored = {figures.F1.column(): "probabilities", figures.F1.column("corrupted"): "corrupted"}
     probabilities = kept.validation.get(stored.get(key, ""))
     if probabilities is None:
@@ -161,7 +161,9 @@ def _classes(kept: checkpoint.Checkpoint) -> str:
 def _calibration(kept: checkpoint.Checkpoint) -> str:
     if not kept.calibration:
         return "Not calibrated: the probabilities are the softmax of the logits.\n"
-    text = f"Probabilities are softmax(logits / {kept.temperature:.4g}): a temperature fitted on the validation images."
+    text = (
+        f"Probabilities are softmax(logits / {kept.temperature:.4g}). The temperature was fitted on validation images."
+    )
     if "ece" in kept.calibration and "ece_calibrated" in kept.calibration:
         before, after = kept.calibration["ece"], kept.calibration["ece_calibrated"]
         text += f" Expected calibration error on the same images: {before:.4f} before, {after:.4f} after."
@@ -170,25 +172,25 @@ def _calibration(kept: checkpoint.Checkpoint) -> str:
 
 def _limits(kept: checkpoint.Checkpoint, made: Export) -> str:
     lines = [
-        "It was validated on images held out of its own training set"
+        "The validation images are from the same data set as the training images"
         + (
-            ", as they are and in corrupted copies. Those are a model of turned, blurred and photographed pages, not a "
-            "sample of yours."
+            ". The metrics are for clean images and corrupted copies. The corruption simulates rotated, blurred and "
+            "photographed pages; it is not a sample of your pages."
             if figures.F1.column("corrupted") in kept.metrics
-            else " alone. Pages that are turned, blurred, cut, photographed or of another origin were not measured; "
-            "expect worse on them."
+            else ". Rotated, blurred, cropped and photographed pages, and pages from other sources, were not measured. "
+            "Expect lower metrics for them."
         ),
-        "It knows the classes above and no other: a page of another kind gets one of them, perhaps with a high "
+        "The model knows only the classes above. A page of another kind gets one of them, perhaps with a high "
         "probability.",
-        f"The export was compared with its checkpoint on {made.check.source}: probabilities differ by at most "
+        f"The export was compared with its checkpoint on {made.check.source}. The probabilities differ by at most "
         f"{made.check.difference:.1e} (allowed: {made.check.allowed:g}), in float32 on a CPU"
         + (", by onnxruntime's CPU provider" if made.to == "onnx" else "")
-        + ". GPUs, Apple's among them, other runtimes, lower precision and quantisation were not tried.",
+        + ". Not tested: GPUs (including Apple's), other runtimes, lower precision and quantisation.",
     ]
     if made.check.varies:
         lines.append(
-            "The preprocessing has a random part, as it had in validation: the same page comes out slightly different "
-            "each time. `albumentations.Compose(steps, seed=0)` repeats one sequence."
+            "The preprocessing has a random part, as in validation: its result for a page is slightly different each "
+            "time. `albumentations.Compose(steps, seed=0)` repeats one sequence."
         )
     return "\n".join(f"- {line}" for line in lines) + "\n"
 
@@ -227,7 +229,7 @@ def _configuration(kept: checkpoint.Checkpoint) -> str:
 
 
 def _public(value: Any) -> Any:
-    """Settings without the machine's own; of a file elsewhere only its name."""
+    """Settings without those of the machine. Of a file path only the name."""
     if isinstance(value, dict):
         return {key: _public(part) for key, part in value.items() if key not in HIDDEN}
     if isinstance(value, list):

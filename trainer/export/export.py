@@ -1,6 +1,6 @@
 """Export a checkpoint for use without the trainer: ONNX, a torch.export program, or safetensors for timm.
 
-What was written is read back, from its files alone, and compared with the checkpoint on real pages before it is kept.
+After writing, the export is read again from its files and compared with the checkpoint on real pages.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from trainer.images import reading
 from trainer.models import build, checkpoint
 
 TOLERANCE = 1e-4
-"""The most by which a probability may differ from the checkpoint's."""
+"""Largest allowed difference from the checkpoint's probabilities."""
 
 OPSET = 20
-"""Of ONNX: the exporter's own default, and the first with GELU as one operator."""
+"""ONNX opset: the exporter's default, and the first with GELU as one operator."""
 
 ABOUT, CARD, BUILDING = "preprocessing.json", "README.md", ".export-"
 FORMAT = 1
@@ -59,25 +59,25 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class Format:
-    """How one format is written into a folder and read from it: `read` looks at nothing but the folder."""
+    """One format: write it into a folder, and read it from the folder. `read` uses only the folder."""
 
     file: str
     write: Callable[[Classifier, checkpoint.Checkpoint, Path], None]
     read: Callable[[Path], Run]
     more_files: tuple[str, ...] = ()
-    """What else `write` may leave."""
+    """Other files that `write` may create."""
 
 
 @dataclass(frozen=True)
 class CheckedPages:
-    """What an export is checked on: uint8 (N, 3, H, W), and what the images are, in words."""
+    """Images for the check, uint8 (N, 3, H, W), and their description in words."""
 
     images: torch.Tensor
     source: str
     where: str
-    """Where they lie, or why they are drawn: for the screen, not for the card."""
+    """The data folder, or the reason for drawn pages. For the terminal, not for the card."""
     varies: bool
-    """Whether preparing the same page again gives other pixels."""
+    """Whether the preprocessing of a page is random."""
 
 
 def export(
@@ -91,14 +91,14 @@ def export(
 ) -> card.Check:
     """Write the checkpoint at `path` as `to` (a key of FORMATS), preprocessing.json and README.md into `output`.
 
-    Checked on up to `images` validation images of `root`, `batch_size` at a time and one alone;
-    without `root` on as many drawn pages. `force` replaces an earlier export. Raises ConfigError, DataError, and
-    TrainerError where a probability differs by more than TOLERANCE; then nothing is left behind.
+    Checks the export on up to `images` validation images of `root`, in batches of `batch_size` and of one. Without
+    `root` it uses drawn pages. `force` replaces an earlier export. Raises ConfigError, DataError, and TrainerError if a
+    probability differs by more than TOLERANCE; then it leaves no files.
     """
     if to not in FORMATS:
-        raise ConfigError(f"--to {to}: there is no such format; {nearest(to, FORMATS)}")
+        raise ConfigError(f"--to {to}: unknown format; {nearest(to, FORMATS)}")
     if path.suffix == ".json":
-        raise ConfigError(f"{path}: an ensemble is several models; export each by its own: --checkpoint best.ckpt")
+        raise ConfigError(f"{path}: an ensemble has several models; export each with --checkpoint best.ckpt")
     _check_output(output, force)
     kept = checkpoint.load(path)
     config, about = kept.settings, _about(kept, to)
@@ -114,11 +114,11 @@ def export(
             written.write(net, kept, folder)
             run = written.read(folder)
             difference = _difference(net, run, pages.images, batch_size)
-        if not difference <= TOLERANCE:  # also where it is not a number
+        if not difference <= TOLERANCE:  # also True for NaN
             others = " or ".join(name for name in FORMATS if name != to)
             raise TrainerError(
-                f"{path}: as {to} its probabilities differ from the checkpoint's by {difference:.2g} on "
-                f"{pages.source}{pages.where}: more than {TOLERANCE:g}, so nothing is kept; try --to {others}"
+                f"{path}: the probabilities of {to} differ from the checkpoint's by {difference:.2g} on "
+                f"{pages.source}{pages.where}, more than {TOLERANCE:g}; the export was removed; try --to {others}"
             )
         check = card.Check(len(pages.images), pages.source, difference, TOLERANCE, pages.varies)
         made = card.Export(
@@ -135,13 +135,13 @@ def export(
     most = f"at most {difference:.1e} (allowed: {TOLERANCE:g})"
     print(f"checked on {pages.source}{pages.where}: probabilities differ by {most}")
     beside = ", ".join(name for name in files if name != written.file)
-    print(f"{output / written.file} ({made.size / 1e6:.1f} MB); beside it {beside}")
+    print(f"{output / written.file} ({made.size / 1e6:.1f} MB), with {beside}")
     return check
 
 
 def check_pages(kept: checkpoint.Checkpoint, root: Path | None, count: int) -> CheckedPages:
     """Up to `count` of the checkpoint's validation images in `root`, spread over the split and prepared as in
-    validation; where `root` is None or has none of them, drawn pages. Raises DataError for an unreadable image."""
+    validation. Drawn pages if `root` is None or has none of them. Raises DataError for an unreadable image."""
     view = Augmentation(
         kept.preprocessing["transforms"], "data.val_transforms", kept.preprocessing["img_size"], kept.settings.seed
     )
@@ -158,14 +158,14 @@ def check_pages(kept: checkpoint.Checkpoint, root: Path | None, count: int) -> C
         chance, kinds = random.Random(0), list(drawn.KINDS)
         sources = [np.asarray(drawn.draw(kinds[n % len(kinds)], chance)) for n in range(count)]
         source = f"{count} drawn pages, not real ones"
-        where = " (no data folder is named)" if root is None else f" ({root} has none of the validation images)"
+        where = " (no data folder given)" if root is None else f" ({root} has none of the validation images)"
     prepared = [view(image, 0, row) for row, image in enumerate(sources)]
     varies = any((view(image, 1, row) != prepared[row]).any() for row, image in enumerate(sources[:4]))
     return CheckedPages(torch.from_numpy(np.stack(prepared)).permute(0, 3, 1, 2).contiguous(), source, where, varies)
 
 
 def _about(kept: checkpoint.Checkpoint, to: str) -> dict[str, Any]:
-    """What preprocessing.json holds."""
+    """The content of preprocessing.json."""
     size, classes = kept.preprocessing["img_size"], len(kept.class_names)
     entries = [e if isinstance(e, dict) else {e: {}} for e in kept.preprocessing["transforms"]]
     inside = to != "safetensors"
@@ -176,9 +176,7 @@ def _about(kept: checkpoint.Checkpoint, to: str) -> dict[str, Any]:
             "dtype": "uint8" if inside else "float32",
             "shape": ["batch", 3, size, size],
             "channels": "RGB",
-            "normalisation": "inside the model"
-            if inside
-            else "(image / 255 - mean) / std, to be done before the model",
+            "normalisation": "inside the model" if inside else "(image / 255 - mean) / std, before the model",
         },
         "output": {
             "name": "probabilities" if inside else "logits",
@@ -199,17 +197,17 @@ def _about(kept: checkpoint.Checkpoint, to: str) -> dict[str, Any]:
 
 
 def _program(net: Classifier, kept: checkpoint.Checkpoint) -> torch.export.ExportedProgram:
-    """Traced with two images, since a batch of one would be taken for a constant."""
+    """Trace with two images: torch.export would treat a batch size of one as a constant."""
     size = kept.preprocessing["img_size"]
     batch = (torch.zeros(2, 3, size, size, dtype=torch.uint8),)
     program = torch.export.export(net, batch, dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # it names this machine's files
+        node.meta.pop("stack_trace", None)  # it has file names of this machine
     return program
 
 
 def _write_onnx(net: Classifier, kept: checkpoint.Checkpoint, folder: Path) -> None:
-    import onnxruntime  # noqa: F401  # what is missing should end this before the work, not after
+    import onnxruntime  # noqa: F401  # fail before the work if a package is missing
     import onnxscript  # noqa: F401
 
     made = torch.onnx.export(
@@ -232,7 +230,7 @@ def _read_onnx(folder: Path) -> Run:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
-    options.intra_op_num_threads = torch.get_num_threads()  # it would pin a thread to each core it sees
+    options.intra_op_num_threads = torch.get_num_threads()  # the default pins one thread to each core of the machine
     session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(["probabilities"], {"images": images.numpy()})[0])
 
@@ -247,7 +245,7 @@ def _read_torch_export(folder: Path) -> Run:
 
 
 def _write_safetensors(net: Classifier, kept: checkpoint.Checkpoint, folder: Path) -> None:
-    """As timm's own `local-dir:` and hub formats have it: model.safetensors and config.json."""
+    """Write model.safetensors and config.json, as in timm's `local-dir:` and hub formats."""
     bare, preprocessing = net.normalized.model, kept.preprocessing
     size = preprocessing["img_size"]
     about = {"mean": preprocessing["mean"], "std": preprocessing["std"], "crop_pct": 1.0, "input_size": (3, size, size)}
@@ -263,16 +261,14 @@ def _read_safetensors(folder: Path) -> Run:
 
 
 FORMATS = {
-    "onnx": Format(
-        "model.onnx", _write_onnx, _read_onnx, ("model.onnx.data",)
-    ),  # the weights, where they are over 2 GB
+    "onnx": Format("model.onnx", _write_onnx, _read_onnx, ("model.onnx.data",)),  # the weights, if they are over 2 GB
     "safetensors": Format("model.safetensors", _write_safetensors, _read_safetensors, ("config.json",)),
     "torch_export": Format("model.pt2", _write_torch_export, _read_torch_export),
 }
 
 
 def _difference(net: Classifier, run: Run, images: torch.Tensor, batch_size: int) -> float:
-    """The largest absolute difference of a probability, over batches of one and of `batch_size` images."""
+    """The largest absolute difference between probabilities, for batches of one and of `batch_size` images."""
     batches = [images[:1], *(images[start : start + batch_size] for start in range(0, len(images), batch_size))]
     with torch.inference_mode():
         return float(torch.stack([(net(batch) - run(batch)).abs().max() for batch in batches]).max())
@@ -280,28 +276,30 @@ def _difference(net: Classifier, run: Run, images: torch.Tensor, batch_size: int
 
 def _check_output(output: Path, force: bool) -> None:
     if output.exists() and not output.is_dir():
-        raise ConfigError(f"{output}: is a file; name a folder by --output DIR")
+        raise ConfigError(f"{output}: is a file; give a folder with --output DIR")
     check_folder(output)
     killed = _unfinished(output)
     if output.is_dir() and any(path not in killed for path in output.iterdir()):
-        mine = (output / ABOUT).is_file() or killed  # the latter may have been killed while files took their places
+        mine = (output / ABOUT).is_file() or killed  # a process may die while it moves files
         if not mine:
-            raise ConfigError(f"{output}: the folder is not empty, and holds no export; name another by --output DIR")
+            raise ConfigError(f"{output}: the folder is not empty and has no export; give another with --output DIR")
         if not force:
-            raise ConfigError(f"{output}: an export is there already; --force replaces it, --output DIR names another")
+            raise ConfigError(
+                f"{output}: has an export already; replace it with --force, or give another folder with --output DIR"
+            )
 
 
 def _unfinished(output: Path) -> list[Path]:
-    """The folders in `output` of exports that were killed."""
+    """The folders of killed exports in `output`."""
     return [path for path in output.glob(f"{BUILDING}*") if path.is_dir()]
 
 
 @contextmanager
 def _building(output: Path) -> Iterator[Path]:
-    """A folder inside `output` whose files take their place there when the block ends well; else nothing is left.
+    """A temporary folder inside `output`. After the block its files move to `output`; after an error they are removed.
 
-    Inside it, since `output` may be a container's mount, beside which nothing can be written. What exports that were
-    killed left there is removed.
+    It is inside `output`, because `output` may be a container's mount and its parent not writable. The function also
+    removes the folders of killed exports.
     """
     missing = [folder for folder in (output, *output.parents) if not folder.exists()]
     output.mkdir(parents=True, exist_ok=True)
@@ -315,7 +313,7 @@ def _building(output: Path) -> Iterator[Path]:
             settle(file, output / file.name)
         known = {ABOUT, CARD, *(name for each in FORMATS.values() for name in (each.file, *each.more_files))}
         for name in known - {file.name for file in files}:
-            (output / name).unlink(missing_ok=True)  # of another format, which was replaced
+            (output / name).unlink(missing_ok=True)  # a file of the replaced format
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         for made in missing:
@@ -325,7 +323,7 @@ def _building(output: Path) -> Iterator[Path]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters' remarks on their own working are not this command's output."""
+    """Silence the messages of the exporters."""
     names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
     before = [logging.getLogger(name).level for name in names]
     for name in names:

@@ -1,1 +1,1 @@
-"""How good predictions are and how sure that is: metrics, intervals, calibration, label errors."""
+"""Scores of predictions: validation metrics, confidence intervals, calibration, label errors."""

@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say: reliability, expected calibration error, and the temperature that helps."""
+"""Calibration of probabilities: reliability, expected calibration error, and temperature."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Probabilities = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Reliability:
-    """Of the images in each of the equal bins of confidence (0 to 1): count, mean confidence, share that is right."""
+    """Equal bins of confidence (0 to 1). Per bin: image count, mean confidence, accuracy."""
 
     counts: NDArray[np.int64]
     confidence: NDArray[np.float64]
@@ -24,7 +24,7 @@ class Reliability:
 
 
 def reliability(probabilities: Probabilities, targets: NDArray[np.integer], bins: int = BINS) -> Reliability:
-    """Of (N, classes) probabilities against (N,) class indices. Empty bins have 0 for both shares."""
+    """The bins for probabilities (N, classes) and class indices (N,). Empty bins have zeros."""
     sure = probabilities.max(1).astype(np.float64)
     right = probabilities.argmax(1) == targets
     place = np.minimum((sure * bins).astype(int), bins - 1)
@@ -45,14 +45,14 @@ def expected_error(probabilities: Probabilities, targets: NDArray[np.integer], b
 
 
 def temper(probabilities: Probabilities, temperature: float) -> NDArray[np.float32]:
-    """softmax(log p / temperature): above 1 less sure, below 1 surer; the order of the classes stays."""
+    """softmax(log p / temperature). Above 1 probabilities are less confident, below 1 more. The class order stays."""
     logits = np.log(np.maximum(probabilities.astype(np.float64), _LOWEST)) / temperature
     scaled = np.exp(logits - logits.max(1, keepdims=True))
     return np.asarray(scaled / scaled.sum(1, keepdims=True), dtype=np.float32)
 
 
 def tempered(probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
-    """(N, classes) probabilities at the temperature that calibration found."""
+    """Probabilities (N, classes) at the temperature of the calibration."""
     if temperature == 1:
         return probabilities
     return torch.from_numpy(temper(probabilities.numpy(), temperature))
@@ -61,8 +61,8 @@ def tempered(probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
 def fit_temperature(probabilities: Probabilities, targets: NDArray[np.integer]) -> float:
     """The temperature (Guo et al. 2017) with the least cross-entropy on these images, from 1/4 to 4.
 
-    A weak pull towards 1 (a normal prior on its logarithm, worth one image) keeps a set without a mistake, which would
-    have it go to 0, from making a model sure beyond all evidence.
+    A normal prior on the logarithm of the temperature, with the weight of one image, pulls it towards 1. Without it the
+    temperature of a set without mistakes would go to 0, and the model would be overconfident.
     """
     from scipy.optimize import minimize_scalar
 

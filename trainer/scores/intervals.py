@@ -1,4 +1,4 @@
-"""How sure a figure is: bootstrap over the images. Imports neither torch nor pandas: the launcher uses it too."""
+"""Confidence intervals of metrics: bootstrap over the images. The launcher uses it too: no torch, no pandas."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ Labels = NDArray[np.integer[Any]]
 Interval = tuple[float, float]
 """Lower and upper bound."""
 Statistic = Callable[[Counts], NDArray[np.float64]]
-"""A figure as a function of the counts of b resamples (b, classes)."""
+"""A metric as a function of the counts of b resamples (b, classes)."""
 
 
 def interval(targets: Labels, predicted: Labels, classes: int, level: float = 0.95, seed: int = 0) -> Interval | None:
-    """Percentile bootstrap interval of the macro F1 (Efron and Tibshirani 1993, ch. 13): images are drawn with
-    replacement within each class, so that every resample has the classes of the set.
+    """Percentile bootstrap interval of the macro F1 (Efron and Tibshirani 1993, ch. 13). It draws images with
+    replacement within each class, so that every resample has all classes.
 
-    None where all resamples are alike, since each class is all right or all wrong: the bootstrap cannot draw what did
-    not occur, and an interval without width would pass for certainty. `in_words` says what is known all the same."""
+    None if all resamples are equal, because each class is all right or all wrong: an interval of width 0 would look
+    certain. `in_words` then says what is known."""
     return _width(_percentiles(_resampled(targets, predicted, classes, seed), level))
 
 
 def mean_interval(
     targets: Labels, predictions: Sequence[Labels], classes: int, level: float = 0.95, seed: int = 0
 ) -> Interval | None:
-    """The same for the mean of the macro F1 of several predictions on the same images, drawn together."""
+    """The same for the mean macro F1 of several predictions on the same images, with the same resamples."""
     drawn = np.mean([_resampled(targets, own, classes, seed) for own in predictions], axis=0)
     return _width(_percentiles(drawn, level))
 
@@ -46,19 +46,19 @@ def class_intervals(
 
 
 def rule_of_three(images: int) -> float:
-    """The share of new images that may be wrong at most (95 %) where none of `images` was: 3/N (J. Hanley and
-    A. Lippman-Hand: If Nothing Goes Wrong, Is Everything All Right?, JAMA 249, 1983)."""
+    """The largest share of wrong new images (95 %) if none of `images` is wrong: 3/N (J. Hanley and A. Lippman-Hand: If
+    Nothing Goes Wrong, Is Everything All Right?, JAMA 249, 1983)."""
     return min(1.0, 3 / images)
 
 
 def in_words(found: Sequence[float] | None, f1: float, images: int) -> str:
-    """How sure the macro F1 of so many images is, for a line of text: the interval, or why there is none."""
+    """The interval of a macro F1 for a line of text, or the reason why there is none."""
     if found is not None:
         return f"95 % of resamples: {found[0]:.3f} to {found[1]:.3f}"
     if f1 == 1:
-        share = f"up to {100 * rule_of_three(images):.1f} % of new ones may be wrong, by the rule of three"
-        return f"no interval, since none of {images} images is wrong; {share}"
-    return "no interval, since each class is all right or all wrong"
+        share = f"up to {100 * rule_of_three(images):.1f} % of new images may be wrong (rule of three)"
+        return f"no interval: none of {images} images is wrong; {share}"
+    return "no interval: resampling cannot vary this result"
 
 
 def in_table(found: Sequence[float] | None, f1: float, digits: int = 3) -> str:
@@ -77,11 +77,11 @@ def differences(
     seed: int = 0,
     of: Statistic = macro_f1,
 ) -> list[Interval]:
-    """Intervals of the figure of `best` minus that of each of `others` on the same images (paired bootstrap, Efron and
-    Tibshirani 1993, ch. 16). Where one has 0 in it the two are not distinguishable.
+    """Intervals of the metric of `best` minus that of each of `others` on the same images (paired bootstrap, Efron and
+    Tibshirani 1993, ch. 16). If an interval contains 0, the two are not distinguishable.
 
-    Each is given by the predictions of as many copies of the images (clean, corrupted), whose mean figure is compared.
-    An image is drawn with all its copies, the same for all.
+    Each has predictions for the same number of copies of the images (clean, corrupted). The comparison uses the mean
+    over the copies. A resample draws an image with all its copies, the same for all.
     """
     models = [best, *others]
     copies = [predicted for model in models for predicted in model]
@@ -91,7 +91,7 @@ def differences(
 
 
 def _draws(targets: Labels, seed: int) -> list[NDArray[np.intp]]:
-    """Row numbers of RESAMPLES resamples in chunks (b, N): equal for equal targets and seed, so that they pair."""
+    """Row numbers of RESAMPLES resamples in chunks (b, N). Equal targets and seeds give equal (paired) resamples."""
     generator = np.random.default_rng(seed)
     rows = [np.flatnonzero(targets == c) for c in np.unique(targets)]
     return [
@@ -109,8 +109,8 @@ def _resampled(
 def _all_resampled(
     targets: Labels, predictions: Sequence[Labels], classes: int, seed: int, of: Statistic
 ) -> list[NDArray[np.float64]]:
-    """The figure (RESAMPLES, …) of each of `predictions` on the same resamples. A product of matrices takes a fraction
-    of the time of confusion matrices, and sums of counts are exact in it."""
+    """The metric (RESAMPLES, …) of each of `predictions` on the same resamples. A matrix product is much faster than
+    confusion matrices, and its sums of counts are exact."""
     one_hot = np.eye(classes, dtype=np.float32)
     labels = one_hot[targets]
     labelled = labels.sum(0, dtype=np.float64)  # the same in each resample

@@ -1,7 +1,7 @@
-"""Likely label errors, from probabilities that a model gave to images it was not trained on.
+"""Likely label errors, from a model's probabilities for images outside its training set.
 
 Confident learning (C. Northcutt, L. Jiang, I. Chuang: Confident Learning: Estimating Uncertainty in Dataset Labels,
-JAIR 70, 2021), as cleanlab has it.
+JAIR 70, 2021), as in cleanlab.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from trainer.base.files import write_text
 
 PICTURED = 24
 WEAK = 0.4
-"""Cohen's kappa of predictions and labels below which a model judges no labels: fair agreement at best (J. Landis and
-G. Koch: The Measurement of Observer Agreement for Categorical Data, Biometrics 33, 1977). With one label of 20 planted
-wrong in drawn predictions, 4 to 9 % of what such models listed were wrong labels: hardly more than of any images."""
+"""Lowest Cohen's kappa of predictions and labels for a useful list. Below it is fair agreement at best (J. Landis and
+G. Koch: The Measurement of Observer Agreement for Categorical Data, Biometrics 33, 1977). In a simulation with 5 %
+wrong labels, 4 to 9 % of the images listed by such models had wrong labels: hardly more than in a random list."""
 
 
 @dataclass(frozen=True)
 class LabelError:
-    """An image (a row of what was given) whose label is likely to be wrong, and the class that it is likely of."""
+    """An image (a row of the input) with a probably wrong label, and its suggested class."""
 
     row: int
     suggested: int
     score: float
-    """How well the label fits: (p(label) − max of the others + 1) / 2, 0 not at all, 1 certainly."""
+    """Quality of the label, 0 (wrong) to 1 (certain): (p(label) − max of the others + 1) / 2."""
 
 
 def find_label_errors(targets: NDArray[np.int64], probabilities: NDArray[np.float32]) -> list[LabelError]:
-    """Rows whose label is likely to be wrong, the surest first.
+    """Rows with probably wrong labels, most certain first.
 
-    `targets` (N,) are the labels given, `probabilities` (N, C) those of a model that did not see the image in training.
-    A row is one where a class that is not its label is above that class's threshold, the mean probability of the class
-    over the images with its label: the off-diagonal of the confident joint.
+    `targets` (N,) are the labels, `probabilities` (N, C) those of a model that did not train on the image. The
+    threshold of a class is its mean probability over the images with its label. A row is listed if another class than
+    its label is above that class's threshold: the off-diagonal of the confident joint.
     """
     if len(set(targets.tolist())) < 2:
         return []
@@ -51,7 +51,7 @@ def find_label_errors(targets: NDArray[np.int64], probabilities: NDArray[np.floa
         probabilities,
         filter_by="confident_learning",
         return_indices_ranked_by="normalized_margin",
-        n_jobs=1,  # no processes for what takes milliseconds
+        n_jobs=1,  # it takes milliseconds: no extra processes
     )
     scores = get_normalized_margin_for_each_label(targets, probabilities)
     others = probabilities.copy()
@@ -60,26 +60,26 @@ def find_label_errors(targets: NDArray[np.int64], probabilities: NDArray[np.floa
 
 
 def doubt(targets: NDArray[np.int64], probabilities: NDArray[np.float32]) -> str | None:
-    """Why the list of a model that is near chance is worth nothing; None where the model is good enough to judge."""
+    """The reason if the model is too close to chance for a useful list. None if it is good enough."""
     predicted, classes = probabilities.argmax(1), range(probabilities.shape[1])
     agrees = float((predicted == targets).mean())
     guessed = float(sum((targets == c).mean() * (predicted == c).mean() for c in classes))
     if guessed == 1 or (agrees - guessed) / (1 - guessed) >= WEAK:
         return None
     return (
-        f"the model is right about {agrees:.0%} of the images, where guessing would be about {guessed:.0%}: what it "
-        "doubts are its own mistakes; believe a better model's list"
+        f"the model is right about {agrees:.0%} of the images, and guessing would be right about {guessed:.0%}; the "
+        "list has mostly mistakes of the model; use the list of a better model"
     )
 
 
 def write(predictions: Path, output: Path, root: Path | None) -> list[LabelError]:
     """Write label_errors.csv and label_errors.png into `output`.
 
-    `predictions` is a val_predictions.npz, or what `val_predictions.read` takes, `root` the data folder of the
-    pictures. Raises ConfigError where `predictions` has none.
+    `predictions` is a val_predictions.npz or another file for `val_predictions.read`. `root` is the data folder for the
+    pictures. Raises ConfigError if `predictions` has no validation predictions.
     """
-    from trainer.images import gallery, reading  # here, so that `find_label_errors` is had without them
-    from trainer.scores import val_predictions  # here, so that `find_label_errors` is had without them
+    from trainer.images import gallery, reading  # here, because `find_label_errors` does not need it
+    from trainer.scores import val_predictions  # here, because `find_label_errors` does not need it
 
     validation = val_predictions.read(predictions)
     errors = find_label_errors(validation.targets, validation.probabilities)
@@ -104,5 +104,5 @@ def write(predictions: Path, output: Path, root: Path | None) -> list[LabelError
     if (why := doubt(validation.targets, validation.probabilities)) is not None:
         print(f"note: {why}")
     if tiles and root is None:
-        print("note: no data folder is named: they are shown without pictures (data.root=DIR)")
+        print("note: no data folder, so label_errors.png has no pictures; add --data DIR")
     return errors

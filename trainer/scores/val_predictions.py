@@ -1,4 +1,4 @@
-"""Validation predictions as runs and ensembles keep them: what analysis reads."""
+"""Read the validation predictions of runs and ensembles, for analysis."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Validation:
     probabilities: NDArray[np.float32]
     class_names: list[str]
     corrupted: NDArray[np.float32] | None = None
-    """Probabilities (N, C) of the corrupted copies, where there are."""
+    """Probabilities (N, C) of the corrupted copies, or None."""
     split_fingerprint: str | None = None
     folds_fingerprint: str | None = None
 
@@ -34,14 +34,14 @@ class Validation:
 
     @property
     def copies(self) -> dict[Copy, NDArray[np.float32]]:
-        """Probabilities (N, C) of the clean copies and, where there are, of the corrupted ones, by name."""
+        """Probabilities (N, C) of the clean and perhaps the corrupted copies, by name."""
         made: dict[Copy, NDArray[np.float32]] = {"clean": self.probabilities}
         return made if self.corrupted is None else {**made, "corrupted": self.corrupted}
 
 
 def read(path: Path) -> Validation:
-    """The validation predictions of a checkpoint, of an ensemble by the file beside its ensemble.json, or of a
-    val_predictions.npz itself. Raises ConfigError where there are none."""
+    """The validation predictions of a checkpoint, of an ensemble.json (from the file in its folder), or of a
+    val_predictions.npz. Raises ConfigError if there are none."""
     if path.suffix not in (".json", ".npz"):
         return of(checkpoint.load(path), path)
     stored = path.parent / "val_predictions.npz" if path.suffix == ".json" else path
@@ -51,16 +51,16 @@ def read(path: Path) -> Validation:
     try:
         with np.load(stored, allow_pickle=False) as arrays:
             return _validation(dict(arrays), arrays["class_names"].tolist())
-    except OSError:  # of the system, which names the file
+    except OSError:  # a system error: it has the file name
         raise
-    except Exception as error:  # whatever its bytes provoke: zlib.error, tokenize.TokenError, struct.error, …
+    except Exception as error:  # a damaged file: zlib.error, tokenize.TokenError, struct.error, …
         raise ConfigError(f"{stored}: not a val_predictions.npz of a run: {error}") from None
 
 
 def of(loaded: checkpoint.Checkpoint, path: Path) -> Validation:
-    """Those of a checkpoint that was loaded from `path`. Raises ConfigError where it has none."""
+    """The validation predictions of a checkpoint from `path`. Raises ConfigError if it has none."""
     if not loaded.validation:
-        raise ConfigError(f"{path}: carries no validation predictions; name the best.ckpt of a run")
+        raise ConfigError(f"{path}: has no validation predictions; give the best.ckpt of a run")
     return _validation(loaded.validation, loaded.class_names)
 
 

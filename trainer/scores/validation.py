@@ -1,4 +1,4 @@
-"""The outcome of a validation: what is known of it besides its scores, and the file that keeps its probabilities."""
+"""The result of a validation: intervals, calibration, and the file with its probabilities."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from trainer.scores import calibration, intervals
 
 @dataclass(frozen=True)
 class Outcome:
-    """A validation: rows of the table (N), targets (N,), probabilities (N, classes) of the clean copies and of the
-    corrupted ones, where there are."""
+    """A validation: rows of the table (N), targets (N,), and probabilities (N, classes) of the clean and perhaps the
+    corrupted copies."""
 
     rows: list[int]
     targets: torch.Tensor
@@ -34,14 +34,14 @@ class Outcome:
 
     @property
     def pooled(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Probabilities and targets of all copies."""
+        """Probabilities and targets of all copies in sequence."""
         copies = list(self.copies.values())
         return np.concatenate(copies), np.tile(self.targets.numpy(), len(copies))
 
 
 def certainty(outcome: Outcome, calibrated: bool = True) -> dict[str, Any]:
-    """95 % intervals of the macro F1 (None where there is none), the temperature, and the calibration error before and
-    after it. Not `calibrated`: only the error of the probabilities as they are."""
+    """95 % intervals of the macro F1 (or None), the temperature, and the calibration error before and after it. If not
+    `calibrated`: only the error before it."""
     classes, targets = outcome.clean.shape[1], outcome.targets.numpy()
     bounds: dict[str, Any] = {
         f"{F1.column(copy)}_interval": intervals.interval(targets, probabilities.argmax(1), classes)
@@ -55,7 +55,7 @@ def _calibration_error(probabilities: NDArray[np.float32], targets: NDArray[np.i
 
 
 def calibration_figures(outcome: Outcome) -> dict[str, float]:
-    """The temperature, and the expected calibration error before and after it, all copies pooled."""
+    """The temperature, and the expected calibration error before and after it, over all copies."""
     probabilities, targets = outcome.pooled
     temperature = calibration.fit_temperature(probabilities, targets)
     return {
@@ -66,8 +66,8 @@ def calibration_figures(outcome: Outcome) -> dict[str, float]:
 
 
 def save_validation(path: Path, kept: checkpoint.Checkpoint) -> None:
-    """val_predictions.npz: ids (N,), targets (N,), class_names (C,), probabilities (N, C), split_fingerprint. Where
-    there are, also corrupted (N, C) and folds_fingerprint."""
+    """Write val_predictions.npz: ids (N,), targets (N,), class_names (C,), probabilities (N, C), split_fingerprint.
+    Optional: corrupted (N, C) and folds_fingerprint."""
     more: dict[str, Any] = {
         key: np.asarray(kept.validation[key]) for key in ("corrupted", "folds_fingerprint") if key in kept.validation
     }

@@ -54,7 +54,7 @@ def test_the_score_ranks_and_what_chance_could_have_made_is_marked(tmp_path: Pat
     assert rows[0]["val_f1_low"] < rows[0]["val_f1"] < rows[0]["val_f1_high"]
     text = shown(rows)
     assert "≈ the first 2 are not distinguishable on these 60 validation images" in text
-    assert "1.0000 [no mistake]" in text and "none of 60 images is wrong; up to 5.0 % of new ones" in text
+    assert "1.0000 [no mistake]" in text and "none of 60 images is wrong; up to 5.0 % of new images" in text
     assert text.count("≈") == 3 and "score: the mean of val F1 and corrupted F1" in text
     (best, *_) = csv.DictReader((tmp_path / "one" / "leaderboard.csv").read_text().splitlines())
     assert best["distinguishable"] == "no" and float(best["score"]) == rows[0]["score"]

@@ -107,7 +107,7 @@ def test_the_card_has_the_checkpoints_figures_and_no_path_of_the_machine(
         predicted = kept.validation[part].argmax(1).numpy()
         sure = intervals.interval(kept.validation["targets"].numpy(), predicted, 3)
         assert f"| {kept.metrics[key]:.4f} | {intervals.in_table(sure, kept.metrics[key], 4)} |" in card
-    assert "in corrupted copies" in card and "were not measured" not in card
+    assert "and corrupted copies" in card and "were not measured" not in card
     assert kept.validation["split_fingerprint"] in card and kept.provenance["data_fingerprint"] in card
     assert "8 validation images" in card
     assert all(name in card for name in kept.class_names)
@@ -119,9 +119,9 @@ def test_the_card_says_what_a_checkpoint_lacks(plain: Path, tmp_path: Path, caps
     bare = replace(checkpoint.load(plain), metrics={}, validation={}, calibration={})
     checkpoint.save(tmp_path / "bare.ckpt", bare)
     assert main(["export", "checkpoint=bare.ckpt", "to=safetensors", "images=5"]) == 0
-    assert "checked on 5 drawn pages, not real ones (no data folder is named)" in capsys.readouterr().out
+    assert "checked on 5 drawn pages, not real ones (no data folder given)" in capsys.readouterr().out
     card = (tmp_path / "export" / "safetensors" / "README.md").read_text()
-    assert "The checkpoint carries no figures." in card and "F1" not in card and "Not calibrated" in card
+    assert "The checkpoint has no metrics." in card and "F1" not in card and "Not calibrated" in card
     assert "were not measured" in card and "5 drawn pages, not real ones" in card and "random part" not in card
 
 
@@ -151,7 +151,7 @@ def test_an_export_is_replaced_only_by_force_and_nothing_else_is(
     words = ["export", f"checkpoint={plain}", "to=safetensors", "images=2", "output=made"]
     assert main(words) == 0
     assert main(words) == 64
-    assert "an export is there already; --force replaces it" in capsys.readouterr().err
+    assert "has an export already; replace it with --force" in capsys.readouterr().err
     for name in ("model.onnx", "mine.txt"):
         (tmp_path / "made" / name).write_text("earlier")
     (tmp_path / "made" / "model.safetensors").write_text("earlier")
@@ -162,7 +162,7 @@ def test_an_export_is_replaced_only_by_force_and_nothing_else_is(
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "README.md").write_text("mine")
     assert main(["export", f"checkpoint={plain}", "to=safetensors", "output=own", "--force"]) == 64
-    assert "the folder is not empty, and holds no export" in capsys.readouterr().err
+    assert "the folder is not empty and has no export" in capsys.readouterr().err
     assert (tmp_path / "own" / "README.md").read_text() == "mine"
 
 
@@ -196,7 +196,7 @@ def test_what_a_killed_export_left_is_in_nobodys_way(
         (["checkpoint={plain}", "to=onx"], 64, "did you mean 'onnx'?"),
         (["checkpoint={plain}"], 64, "--to"),
         (["checkpoint=none.ckpt", "to=onnx"], 64, "none.ckpt: checkpoint not found"),
-        (["checkpoint=ensemble.json", "to=onnx"], 64, "an ensemble is several models; export each by its own"),
+        (["checkpoint=ensemble.json", "to=onnx"], 64, "an ensemble has several models; export each with"),
         (["checkpoint={plain}", "to=onnx", "output={plain}"], 64, "is a file; give a folder with --output DIR"),
         (["checkpoint={plain}", "to=onnx", "data.root=nowhere"], 65, "nowhere"),
     ],

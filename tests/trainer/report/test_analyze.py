@@ -64,14 +64,14 @@ def test_seventeen_classes_without_mistakes_or_pictures(
     assert "macro F1 1.0000, 0 mistakes" in capsys.readouterr().out
     page = Path("analysis_results/report.html").read_text()
     assert "up to 9 % of new images may be wrong" in page and "no mistake in 2" in page and "No mistake on 34" in page
-    assert "No interval, since none of 34 images is wrong; up to 8.8 % of new ones may be wrong" in page
+    assert "No interval: none of 34 images is wrong; up to 8.8 % of new images may be wrong" in page
     wrong = [(target + 1) % 17 for target in perfect]
     path = with_validation(trained[0] / "best.ckpt", tmp_path / "wrong.ckpt", perfect, wrong, 17)
     assert main(["analyze", "--checkpoint", str(path)]) == 0
     out = capsys.readouterr().out
     assert "macro F1 0.0000, 34 mistakes" in out and "shown without picture: 0.jpg" in out
     page = Path("analysis_results/report.html").read_text()
-    assert "No interval, since each class is all right or all wrong" in page and "0.000 to 0.000" not in page
+    assert "No interval: resampling cannot vary this result" in page and "0.000 to 0.000" not in page
     assert "Not worth a look here: the model is right about 0% of the images" in page
 
 

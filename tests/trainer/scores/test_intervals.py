@@ -40,9 +40,9 @@ def test_more_images_make_a_narrower_interval_and_no_width_is_none() -> None:
 
 def test_where_there_is_no_interval_the_words_say_why_and_what_is_known() -> None:
     assert intervals.in_words((0.5, 0.75), 0.6, 60) == "95 % of resamples: 0.500 to 0.750"
-    assert "none of 60 images is wrong; up to 5.0 % of new ones" in intervals.in_words(None, 1, 60)
+    assert "none of 60 images is wrong; up to 5.0 % of new images" in intervals.in_words(None, 1, 60)
     assert "up to 100.0 %" in intervals.in_words(None, 1, 2)
-    assert intervals.in_words(None, 0.5, 60) == "no interval, since each class is all right or all wrong"
+    assert intervals.in_words(None, 0.5, 60) == "no interval: resampling cannot vary this result"
     assert [intervals.in_table(*of) for of in (((0, 1), 0.5), (None, 1), (None, 0.5))] == [
         "0.000 to 1.000",
         "no mistake",

@@ -56,8 +56,8 @@ def test_the_list_of_a_model_near_chance_is_doubted() -> None:
     weak = np.where((np.arange(len(truth)) % 4 == 0)[:, None], probabilities, chance)  # right on 3 of 8 or so
     one_class = np.tile(np.float32([0.7, 0.1, 0.1, 0.1]), (len(truth), 1))
     for poor in (chance, weak, one_class):
-        assert "its own mistakes" in (label_errors.doubt(targets, poor) or "")
-    assert "right about 25% of the images, where guessing would be about 25%" in str(
+        assert "mistakes of the model" in (label_errors.doubt(targets, poor) or "")
+    assert "right about 25% of the images, and guessing would be right about 25%" in str(
         label_errors.doubt(np.arange(240) % 4, one_class)
     )
     assert label_errors.doubt(np.zeros(240, int), one_class) is None, "of one class there is no list"

@@ -31,8 +31,8 @@ def by_class(logits: torch.Tensor, distribution: torch.Tensor, training: Trainin
 
 
 def distance(logits: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """(N,): T² · KL(teacher_T ‖ student_T) from the student's logits and the teacher's probabilities, both (N, classes),
-    at temperature T. T² keeps the size of the gradient (Hinton, Vinyals and Dean 2015, section 2)."""
+    """(N,): T² · KL(teacher_T ‖ student_T) from the student's logits and the teacher's probabilities, both
+    (N, classes), at temperature T. T² keeps the size of the gradient (Hinton, Vinyals and Dean 2015, section 2)."""
     soft = (teacher.clamp_min(1e-12).log() / temperature).softmax(1)
     apart = F.kl_div((logits / temperature).log_softmax(1), soft, reduction="none").sum(1)
     return temperature**2 * apart

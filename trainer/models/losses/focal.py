@@ -8,9 +8,8 @@ from trainer.config.schema import TrainingConfig
 
 
 def by_class(logits: torch.Tensor, distribution: torch.Tensor, training: TrainingConfig) -> torch.Tensor:
-    """-q · (1 - p)^gamma · log p of logits and wanted distribution q, all (N, classes): eq. 4, extended to soft targets
-    term by term; multiplied by weights of the classes it is eq. 5. gamma is `training.focal_gamma`; 0 is the
-    cross-entropy."""
+    """-q · (1 - p)^gamma · log p for logits and target distribution q, all (N, classes). It is eq. 4, extended to soft
+    targets term by term. With class weights it is eq. 5. gamma is `training.focal_gamma`; 0 gives the cross-entropy."""
     log_p = logits.log_softmax(1)
     terms = -distribution * log_p
     if training.focal_gamma:

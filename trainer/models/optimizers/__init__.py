@@ -42,13 +42,15 @@ def _groups(training: TrainingConfig, net: nn.Module) -> Groups:
         return groups
     groups = param_groups_layer_decay(bare, decay, no_weight_decay_list=no_decay, layer_decay=training.layer_decay)
     if len({group["lr_scale"] for group in groups}) == 1:
-        raise ConfigError("training.layer_decay: timm knows no layers of this model; leave it out")
+        raise ConfigError(
+            "training.layer_decay: timm does not know the layers of this model; remove training.layer_decay"
+        )
     return groups
 
 
 def fused(training: TrainingConfig, precision: str) -> bool:
     """Whether the optimizer updates all weights in one kernel. torch has such kernels for CUDA, MPS and CPUs.
 
-    Not where fp16 and `training.gradient_clip` meet: it would divide by the loss scale after the clipping.
+    False for fp16 with `training.gradient_clip`: the kernel would divide by the loss scale after the clipping.
     """
     return not (precision == "fp16" and training.gradient_clip is not None)
