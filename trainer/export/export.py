@@ -176,7 +176,9 @@ def _about(kept: checkpoint.Checkpoint, to: str) -> dict[str, Any]:
             "dtype": "uint8" if inside else "float32",
             "shape": ["batch", 3, size, size],
             "channels": "RGB",
-            "normalisation": "inside the model" if inside else "(image / 255 - mean) / std, before the model",
+            "normalisation": "inside the model"
+            if inside
+            else "(image / 255 - mean) / std, to be done before the model",
         },
         "output": {
             "name": "probabilities" if inside else "logits",

@@ -1,1 +1,1 @@
-"""The report of a trained model: one HTML page with tables, charts and pictures."""
+"""The report on a trained model: one HTML page with tables, charts and pictures."""

@@ -1,4 +1,4 @@
-"""What a classifier gets right and wrong on its validation images: a report in HTML, figures, a table."""
+"""Analyse a classifier's validation predictions: an HTML report, plots and a table."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from trainer.report import plots, report, subject
 from trainer.scores.val_predictions import Validation
 
 SHOWN = 24
-"""Worst mistakes in worst_mistakes.png."""
+"""Number of mistakes in worst_mistakes.png."""
 
 
 def analyze(path: Path, output: Path, root: Path | None) -> dict[str, Any]:
     """Write report.html, confusion_matrix.png, classification_report.csv and worst_mistakes.png into `output`.
 
-    `path` is a best.ckpt, an ensemble.json or a val_predictions.npz, `root` the data folder for the thumbnails (None:
-    without them). Returns macro F1, accuracy and the number of mistakes. Raises ConfigError where there are no
+    `path` is a best.ckpt, an ensemble.json or a val_predictions.npz. `root` is the data folder for the thumbnails
+    (None: no thumbnails). Returns macro F1, accuracy and the number of mistakes. Raises ConfigError if there are no
     validation predictions.
     """
     analysed = subject.read(path)
@@ -32,11 +32,9 @@ def analyze(path: Path, output: Path, root: Path | None) -> dict[str, Any]:
     figure, missing = plots.worst(validation, worst[:SHOWN], root)
     gallery.save(figure, output / "worst_mistakes.png")
     if missing and root is None:
-        print("note: no data folder is named: the worst mistakes are shown without pictures (data.root=DIR)")
+        print("note: no data folder, so the report has no pictures; add --data DIR")
     elif missing:
-        print(
-            f"note: not found in {root}, so shown without picture: {', '.join(missing[:5])}{' …' * (len(missing) > 5)}"
-        )
+        print(f"note: no picture, because not found in {root}: {', '.join(missing[:5])}{' …' * (len(missing) > 5)}")
     report.write(output / "report.html", analysed, root)
     macro = F1.value(validation.targets, validation.probabilities)
     print(
@@ -54,7 +52,7 @@ def _report(validation: Validation) -> Any:
     import pandas as pd
     from sklearn.metrics import classification_report
 
-    # Macro figures are over the classes that occur, as `figures.F1` is.
+    # Macro averages are over the classes that occur, like `figures.F1`.
     present = sorted(set(validation.targets.tolist()) | set(validation.predicted.tolist()))
     made = classification_report(
         validation.targets,

@@ -1,4 +1,4 @@
-"""Geometry of the report's line charts and reliability diagrams: what the template draws as SVG, in user units."""
+"""Geometry of the report's line charts and reliability diagrams, in SVG user units, for the template."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from trainer.scores.calibration import Reliability
 WIDTH, HEIGHT = 440, 236
 LEFT, RIGHT, TOP, BOTTOM = 42, 12, 12, 42
 SIDE = 240
-"""Of a reliability diagram, without its margins."""
+"""Side of a reliability diagram without margins."""
 
 
 @dataclass(frozen=True)
 class Line:
     name: str
     tone: str
-    """The class that colours it in the style sheet."""
+    """The class for its colour in the style sheet."""
     points: list[tuple[float, float]]
 
     @property
@@ -32,17 +32,17 @@ class Line:
 class Chart:
     title: str
     summary: str
-    """What a reader who cannot see it is told."""
+    """Text for screen readers."""
     lines: list[Line]
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     mark: float | None
-    """Where the chosen validation stands."""
+    """Position of the chosen validation."""
 
 
 @dataclass(frozen=True)
 class Bubble:
-    """A bin of confidence: its place, its radius, and the place of a calibrated bin of this confidence."""
+    """A bin of confidence: its position and radius, and the position of a calibrated bin with this confidence."""
 
     x: float
     y: float
@@ -58,8 +58,8 @@ def lines(
     chosen: int | None,
     top: float | None = None,
 ) -> Chart:
-    """`series` are (name, tone, values), each aligned with the epochs `x`; `chosen` is a position in it. The vertical
-    axis goes from 0 to `top`, by default to above the highest value."""
+    """`series` are (name, tone, values), with one value per epoch of `x`. `chosen` is an index of `x`. The vertical
+    axis goes from 0 to `top`; the default is above the highest value."""
     high = top or max(max(values) for _, _, values in series) * 1.02 or 1.0
     first, last = min(x), max(x)
     wide = last - first or 1.0
@@ -84,7 +84,7 @@ def lines(
 
 
 def bubbles(found: Reliability) -> list[Bubble]:
-    """The bins that hold images, as circles whose area is their share of all."""
+    """The bins with images, as circles. The area is the share of the images."""
     largest = max(1, int(found.counts.max()))
     return [
         Bubble(

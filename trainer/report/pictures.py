@@ -21,24 +21,24 @@ SIDE = 240
 
 @dataclass(frozen=True)
 class Picture:
-    """An image with what was said of it."""
+    """An image with its predictions."""
 
     id: str
     address: str | None
-    """None: there is no picture to show."""
+    """None: no picture."""
     label: str
     other: str
-    """The class that was predicted, or that is suggested."""
+    """The predicted or suggested class."""
     sure: float
-    """Its probability."""
+    """Probability of the other class."""
     fits: float
-    """That of the label."""
+    """Probability of the label."""
     kinds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where pictures come from. `root`, `corruption` and `kinds` (empty) are unknown where they are missing."""
+    """The source of pictures. `root` and `corruption` are None, and `kinds` is empty, if unknown."""
 
     validation: Validation
     root: Path | None
@@ -46,11 +46,11 @@ class Source:
     kinds: list[tuple[str, ...]]
 
     def mistake(self, row: int, copy: Copy) -> Picture:
-        """Image `row`, clean or corrupted, with the class that it was taken for."""
+        """Image `row`, clean or corrupted, with its predicted class."""
         return self._picture(row, copy, int(self.validation.copies[copy][row].argmax()))
 
     def label_error(self, row: int, suggested: int) -> Picture:
-        """Image `row` with the class that it is likely of."""
+        """Image `row` with its suggested class."""
         return self._picture(row, "clean", suggested)
 
     def _picture(self, row: int, copy: Copy, other: int) -> Picture:

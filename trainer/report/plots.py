@@ -1,4 +1,4 @@
-"""The figures of an analysis as pictures: confusion matrix, worst mistakes."""
+"""Plots of an analysis: confusion matrix, worst mistakes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.scores.val_predictions import Validation
 
 
 def confusion(validation: Validation) -> Figure:
-    """Counts in the cells, coloured by their share of the row, so that rare classes show too."""
+    """Cells have counts. The colour is the share of the row, so that rare classes are visible."""
     classes = len(validation.class_names)
     counts = np.zeros((classes, classes), int)
     np.add.at(counts, (validation.targets, validation.predicted), 1)
@@ -34,7 +34,7 @@ def confusion(validation: Validation) -> Figure:
 
 
 def worst(validation: Validation, rows: list[int], root: Path | None) -> tuple[Figure, list[str]]:
-    """The mistakes made with the most confidence, and the ids whose picture could not be shown."""
+    """The most confident mistakes, and the IDs without a picture."""
     if not rows:
         return gallery.gallery([], 1, f"No mistake on {len(validation.ids)} validation images"), []
     tiles = []
@@ -46,4 +46,4 @@ def worst(validation: Validation, rows: list[int], root: Path | None) -> tuple[F
         )
         tiles.append(gallery.Tile(reading.find_image(root, image_id) if root is not None else None, caption))
     missing = [validation.ids[row] for row, tile in zip(rows, tiles, strict=True) if tile.path is None]
-    return gallery.gallery(tiles, 6, "Wrong, and most sure of it: true → predicted (probability)"), missing
+    return gallery.gallery(tiles, 6, "Most confident mistakes: true → predicted (probability)"), missing

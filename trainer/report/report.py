@@ -1,4 +1,4 @@
-"""report.html: everything an analysis has to say in one file that needs no network and no script."""
+"""report.html: the whole analysis in one file, without network and scripts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from trainer.scores.intervals import Interval
 from trainer.scores.val_predictions import Validation
 
 SHOWN = 12
-"""Pictures in each gallery."""
+"""Number of pictures in a gallery."""
 
 Probabilities = NDArray[np.float32]
 Targets = NDArray[np.int64]
@@ -31,7 +31,7 @@ Targets = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Score:
-    """A macro F1 with its 95 % interval, where there is one; how many are wrong where it is of one copy."""
+    """A macro F1 with its 95 % interval (or None). For a single copy also the number of mistakes."""
 
     name: Copy
     f1: float
@@ -52,7 +52,7 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class KindRow:
-    """The images that took one kind of corruption: accuracy without and with it, and the Wilson interval of that."""
+    """Images with one kind of corruption: accuracy without and with it, and the Wilson interval of the latter."""
 
     name: str
     held_out: bool
@@ -71,7 +71,7 @@ class Diagram:
 
 
 def write(path: Path, subject: Subject, root: Path | None) -> None:
-    """Replace `path` by the report; `root` is the data folder of the pictures, where it is known."""
+    """Write the report to `path`. `root` is the data folder of the pictures, or None."""
     environment = Environment(
         loader=PackageLoader("trainer.report"),
         autoescape=True,
@@ -84,12 +84,12 @@ def write(path: Path, subject: Subject, root: Path | None) -> None:
 
 
 def breakable(name: str) -> Markup:
-    """A name that may go on in a new line after each of its underscores."""
+    """A name with a possible line break after each underscore."""
     return Markup("_<wbr>").join(name.split("_"))
 
 
 def content(subject: Subject, root: Path | None) -> dict[str, Any]:
-    """What the template shows, by name."""
+    """The values for the template, by name."""
     validation = subject.validation
     targets, names = validation.targets, validation.class_names
     headline = scores(validation)
@@ -131,7 +131,7 @@ def content(subject: Subject, root: Path | None) -> dict[str, Any]:
 
 
 def facts(subject: Subject) -> list[str]:
-    """What the figures are of, for a line below the title."""
+    """The line below the title: images, classes, model settings."""
     known, metrics, validation = subject.config, subject.metrics, subject.validation
     said = [f"{len(validation.targets)} validation images", f"{len(validation.class_names)} classes"]
     if subject.method:
@@ -145,7 +145,7 @@ def facts(subject: Subject) -> list[str]:
 
 
 def mistakes(targets: Targets, probabilities: Probabilities) -> list[int]:
-    """Rows that are wrong, the most sure ones first."""
+    """Rows of mistakes, most confident first."""
     wrong = np.flatnonzero(probabilities.argmax(1) != targets).tolist()
     return sorted(wrong, key=lambda row: -float(probabilities[row].max()))
 
@@ -170,44 +170,45 @@ def scores(validation: Validation) -> list[Score]:
 
 
 def meaning(subject: Subject, headline: list[Score]) -> str:
-    """What is honest to say of the figures."""
+    """What the metrics mean for new documents, and why they are too high."""
     clean, *more = headline
     images = len(subject.validation.targets)
-    judged = " that the model never trained on"
+    judged = " that the model did not train on"
     if subject.method:
         judged = " that no member trained on"
     if subject.folds:
-        judged = ", each judged by the one fold of each model that did not train on it"
-    said = f"Measured on {images} images{judged}, the macro F1 of documents like these is {_likely(clean, images)}"
+        judged = ". Each was predicted by the fold of each model that did not train on it"
+    said = f"Measured on {images} images{judged}. The macro F1 of similar documents is {_likely(clean, images)}"
     if more:
-        said += f", and of turned, worn or photographed ones {_likely(more[0], images)}"
+        said += f", and of rotated, worn or photographed documents {_likely(more[0], images)}"
     if subject.method:
-        leans = "both lean" if more else "it leans"
-        said += f"; {leans} a little high, because the members were chosen on the same images."
-        return said + (" The mean of the folds, which predicts, was itself not measured." if subject.folds else "")
-    return f"{said}; {_leaning(monitored(subject), bool(more))}."
+        leans = "Both values are" if more else "The value is"
+        said += f". {leans} a little too high, because the members were chosen on the same images."
+        return said + (" The mean of the folds, which predicts new images, was not measured." if subject.folds else "")
+    return f"{said}. {_leaning(monitored(subject), bool(more))}."
 
 
 def monitored(subject: Subject) -> figures.Column | None:
-    """What chose the checkpoint; None for an ensemble, or where it is not known."""
+    """The metric that chose the checkpoint. None for an ensemble, or if unknown."""
     if subject.method:
         return None
     return figures.columns().get(subject.config.get("training", {}).get("monitor", ""))
 
 
 def _leaning(chose: figures.Column | None, several: bool) -> str:
-    """Which of the F1, clean and corrupted where there are `several`, is too good, and why."""
+    """Which F1 is too high, and why. `several`: there are clean and corrupted values."""
+    value = "Both values are" if several else "The value is"
     if chose and chose.figure != F1:
-        return f"{'both lean' if several else 'it leans'} a little high, because {chose.short} chose the checkpoint"
+        return f"{value} a little too high, because {chose.short} chose the checkpoint"
     if several and chose and chose.copy != "clean":
         if chose.copy == "mean":
-            return "both lean a little high, because their mean chose the checkpoint"
-        return "the corrupted figure leans a little high, because it chose the checkpoint"
-    return f"{'the clean figure leans' if several else 'it leans'} a little high, because it chose the checkpoint"
+            return "Both values are a little too high, because their mean chose the checkpoint"
+        return "The corrupted value is a little too high, because it chose the checkpoint"
+    return f"The {'clean ' * several}value is a little too high, because it chose the checkpoint"
 
 
 def figure_rows(validation: Validation) -> list[tuple[str, float, float | None]]:
-    """Every figure: what it is called, its value for the clean and for the corrupted copies, where it has that."""
+    """Every metric: its name, and its values for clean and corrupted copies (or None)."""
     values = figures.values(validation.targets, validation.copies)
     return [(each.words, values[each.column()], values.get(each.column("corrupted"))) for each in figures.FIGURES]
 
@@ -217,12 +218,12 @@ def _likely(score: Score, images: int) -> str:
         return f"likely between {score.interval[0]:.2f} and {score.interval[1]:.2f}"
     if not score.wrong:
         share = 100 * intervals.rule_of_three(images)
-        return f"near 1, though up to {share:.0f} % of new images may be wrong (the rule of three)"
-    return f"about {score.f1:.2f}, but how near is not known: each class is all right or all wrong"
+        return f"near 1, but up to {share:.0f} % of new images may be wrong (rule of three)"
+    return f"about {score.f1:.2f}, without an interval: resampling cannot vary this result"
 
 
 def curves(subject: Subject) -> list[charts.Chart]:
-    """Loss, F1 and the figure that chose the checkpoint over the run, where its history is known."""
+    """Loss, F1 and the monitored metric by epoch. Empty if the history is unknown."""
     history = subject.history
     if not history or not {"epoch", "step"} <= history[0].keys():
         return []
@@ -254,7 +255,7 @@ def matrix(targets: Targets, probabilities: Probabilities) -> list[list[tuple[in
 
 
 def classes(validation: Validation) -> list[ClassRow]:
-    """The classes that occur, the weakest first."""
+    """The classes that occur, lowest F1 first."""
     targets, predicted = validation.targets, validation.predicted
     classes = len(validation.class_names)
     counts = figures.count(targets, predicted, classes)
@@ -275,7 +276,7 @@ def classes(validation: Validation) -> list[ClassRow]:
 
 
 def kinds_of(subject: Subject) -> list[tuple[str, ...]]:
-    """The kinds of corruption that each image's copy took; empty where it is not known."""
+    """The kinds of corruption of each image's copy. Empty if unknown."""
     seed, validation = subject.corruption_seed, subject.validation
     if seed is None or validation.corrupted is None:
         return []
@@ -306,8 +307,7 @@ def by_kind(validation: Validation, kinds: list[tuple[str, ...]]) -> list[KindRo
 
 
 def diagrams(subject: Subject) -> list[Diagram]:
-    """Reliability of all copies as the model gives its probabilities and, where a temperature is known, divided by
-    it."""
+    """Reliability of all copies, without the temperature and (if known) with it."""
     copies = list(subject.validation.copies.values())
     pooled, targets = np.concatenate(copies), np.tile(subject.validation.targets, len(copies))
     stages = {"As trained": pooled}
@@ -320,7 +320,7 @@ def diagrams(subject: Subject) -> list[Diagram]:
 
 
 def votes(subject: Subject, headline: list[Score]) -> list[MemberRow]:
-    """The ensemble, its members with equal weights, and each member; none where it is one model."""
+    """The ensemble, its members with equal weights, and each member. Empty for a single model."""
     if not subject.method:
         return []
     own: dict[str, Any] = {F1.column(score.name): score.f1 for score in headline}
@@ -329,14 +329,14 @@ def votes(subject: Subject, headline: list[Score]) -> list[MemberRow]:
 
 
 def provenance(subject: Subject) -> list[tuple[str, str]]:
-    """What the figures rest on: names and values."""
+    """The origin of the metrics: names and values."""
     known, data = subject.config, subject.config.get("data", {})
     metrics = subject.metrics
     pairs = [
         ("file", subject.path.name),
         ("sha256", subject.sha256),
         (
-            "chosen at",
+            "best at",
             f"epoch {metrics['epoch']}, step {metrics['step']}" if {"epoch", "step"} <= metrics.keys() else "",
         ),
         ("seed", known.get("seed")),

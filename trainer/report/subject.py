@@ -1,4 +1,4 @@
-"""What is analysed: validation predictions, and what is known of the model or the ensemble that made them."""
+"""The subject of an analysis: validation predictions, and facts about their model or ensemble."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from trainer.scores.val_predictions import Validation
 
 @dataclass(frozen=True)
 class MemberRow:
-    """A member of an ensemble, or another way to join its members."""
+    """A member of an ensemble, or another vote of the same members."""
 
     name: str
     share: float | None
-    """Of the vote, 0 to 1."""
+    """Share of the vote, 0 to 1."""
     figures: dict[str, Any]
-    """Those of `figures.F1` by column, where they are known, and its interval (None where it has none)."""
+    """The known values of `figures.F1` by column, and the interval (or None)."""
 
 
 @dataclass(frozen=True)
@@ -31,32 +31,32 @@ class Subject:
     path: Path
     validation: Validation
     config: dict[str, Any] = field(default_factory=dict)
-    """Of the run; of the first member of an ensemble. Empty where it is not known."""
+    """Configuration of the run, or of an ensemble's first member. Empty if unknown."""
     metrics: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     temperature: float | None = None
-    """What predictions are divided by, where it is known."""
+    """The temperature of predictions, if known."""
     history: list[dict[str, float]] = field(default_factory=list)
     method: str | None = None
-    """How an ensemble joins its members; None: it is one model."""
+    """Voting method of an ensemble. None: a single model."""
     weighting: str | None = None
-    """How its weights were found."""
+    """Weighting of the ensemble."""
     members: list[MemberRow] = field(default_factory=list)
-    """Those of an ensemble; before them the same members with equal votes, where that was scored."""
+    """Members of an ensemble. First, if scored, the same members with equal weights."""
     folds: bool = False
-    """An ensemble of folds: its validation is the out-of-fold votes, which have no temperature."""
+    """Whether the ensemble has folds. Its validation is the out-of-fold votes, without a temperature."""
     sha256: str = ""
 
     @property
     def corruption_seed(self) -> int | None:
-        """The seed of the corrupted copies, where it is known."""
+        """The seed of the corrupted copies, if known."""
         known = self.config.get("data", {})
         return known.get("split_seed") if known.get("val_corruption") == "document" else None
 
 
 def read(path: Path) -> Subject:
-    """What `path`, a best.ckpt, an ensemble.json or a val_predictions.npz, holds and what lies beside it. Raises
-    ConfigError where it has no validation predictions."""
+    """Read `path` (a best.ckpt, an ensemble.json or a val_predictions.npz) and the files in its folder. Raises
+    ConfigError if there are no validation predictions."""
     if path.suffix in (".json", ".npz"):
         validation = val_predictions.read(path)
         return _ensemble(path, validation) if path.suffix == ".json" else Subject(path, validation, sha256=sha256(path))
@@ -74,14 +74,14 @@ def read(path: Path) -> Subject:
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """The validations of a run, each with its figures by name; empty where there is no readable file."""
+    """The validations of a run, each with its metrics by name. Empty without a readable file."""
     try:
         with path.open(encoding="utf-8", newline="") as lines:
             return [{key: float(value) for key, value in line.items()} for line in csv.DictReader(lines)]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError):
-        print(f"note: {path} is not the history of a run: the report has no training curves")
+        print(f"note: {path} is not the history of a run, so the report has no training curves")
         return []
 
 
@@ -110,7 +110,7 @@ def _ensemble(path: Path, validation: Validation) -> Subject:
 
 
 def _members(content: dict[str, Any]) -> list[MemberRow]:
-    """Of the checkpoints that are folds of one model, the model stands there once, with its out-of-fold figures."""
+    """One row per model. A model with several folds has its out-of-fold metrics."""
     entries = {entry.get("member", place): entry for place, entry in enumerate(content["members"])}
     pooled = {entry["member"]: entry for entry in content.get("out_of_fold", [])}
     total = sum(float(entry["weight"]) for entry in entries.values())

@@ -69,10 +69,10 @@ def test_seventeen_classes_without_mistakes_or_pictures(
     path = with_validation(trained[0] / "best.ckpt", tmp_path / "wrong.ckpt", perfect, wrong, 17)
     assert main(["analyze", "--checkpoint", str(path)]) == 0
     out = capsys.readouterr().out
-    assert "macro F1 0.0000, 34 mistakes" in out and "shown without picture: 0.jpg" in out
+    assert "macro F1 0.0000, 34 mistakes" in out and "no picture, because not found in " in out and ": 0.jpg" in out
     page = Path("analysis_results/report.html").read_text()
     assert "No interval: resampling cannot vary this result" in page and "0.000 to 0.000" not in page
-    assert "Not worth a look here: the model is right about 0% of the images" in page
+    assert "Do not use this list: the model is right about 0% of the images" in page
 
 
 @pytest.mark.parametrize(

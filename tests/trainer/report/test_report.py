@@ -117,7 +117,13 @@ def test_a_browser_shows_it_whole_on_a_phone_and_on_a_desk(run: Path, tmp_path: 
         assert len(frame["images"]) == sum(wrong) + suspected and min(frame["images"]) > 0
         assert (frame["lines"], frame["classes"], frame["cells"], frame["diagrams"]) == (4, 3, 2 * 9, 2)
         assert frame["kinds"] > 3 and frame["font"] == "tabular-nums"
-        for words in (HOSTILE, HOSTILE_ID, "Macro F1, corrupted", "both lean a little high", "split fingerprint"):
+        for words in (
+            HOSTILE,
+            HOSTILE_ID,
+            "Macro F1, corrupted",
+            "Both values are a little too high",
+            "split fingerprint",
+        ):
             assert words in frame["text"]
 
 
@@ -185,8 +191,8 @@ def test_folds_of_one_model_are_one_member(trained: list[Path], tmp_path: Path) 
     assert [(m.name, m.share, m.figures["val_f1"]) for m in analysed.members[-1:]] == [("resnet, 2 folds", 1.0, 0.7)]
     report.write(tmp_path / "report.html", analysed, None)
     page = (tmp_path / "report.html").read_text()
-    assert "images, each judged by the one fold of each model that did not train on it, the macro F1 of" in page
-    assert "The mean of the folds, which predicts, was itself not measured." in page
+    assert "images. Each was predicted by the fold of each model that did not train on it. The macro F1 of" in page
+    assert "The mean of the folds, which predicts new images, was not measured." in page
     assert "no member trained on" not in page and "divided by a temperature" not in page
 
 
