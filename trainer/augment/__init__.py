@@ -1,1 +1,1 @@
-"""From pixels to changed pixels: augmentation, corrupted validation copies, mixup and cutmix, views."""
+"""Change pixels: augmentation, corrupted validation copies, mixup and cutmix, views for test-time augmentation."""

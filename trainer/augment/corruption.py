@@ -1,7 +1,7 @@
-"""A fixed, seeded, corrupted copy of the validation images: what scanners, fax machines, phones and hands do to a page.
+"""Fixed, seeded, corrupted copies of the validation images: effects of scanners, fax machines, phones and hands.
 
-It is a model of the world and not of one test set. The kinds in `HELD_OUT` are in no training augmentation that comes
-with the trainer, so that a score on the copy is not a score on what was practised.
+They simulate real conditions, not one test set. No training augmentation of the trainer has the kinds in `HELD_OUT`.
+So the score on the copies also measures unseen corruptions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trainer.images.reading import Pixels
 Generator = np.random.Generator
 
 HELD_OUT = ("jpeg", "page_curl")
-"""Kinds that no augmentation of `trainer/config/conf/data` practises."""
+"""Kinds that are in no augmentation of `trainer/config/conf/data`."""
 HELD_OUT_TRANSFORMS = (
     "ElasticTransform",
     "GridDistortion",
@@ -30,21 +30,22 @@ HELD_OUT_TRANSFORMS = (
     "PiecewiseAffine",
     "ThinPlateSpline",
 )
-"""The albumentations that would practise them."""
+"""The albumentations transforms with these kinds."""
 
 
 class Corruption:
-    """Every image is turned or flipped (one of the 8 symmetries of the square) and takes one to three of `KINDS`."""
+    """Every image is rotated or flipped (one of the 8 symmetries of the square) and gets one to three of `KINDS`."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def kinds(self, image_id: str) -> tuple[str, ...]:
-        """What the image takes, in the order in which it is done: the page first, then light, camera and file."""
+        """The kinds for the image, in the order of their application: page, light, camera, file."""
         return self._plan(image_id)[1]
 
     def __call__(self, image: Pixels, image_id: str) -> Pixels:
-        """`image`: (H, W, 3) uint8 RGB. Returns the corrupted copy, of about the size; equal for equal seed and id."""
+        """`image`: (H, W, 3) uint8 RGB. Returns the corrupted copy, of about the same size. Equal seeds and IDs give
+        equal copies."""
         generator, kinds, turns, flipped = self._plan(image_id)
         out = np.rot90(image, turns)
         out = np.ascontiguousarray(out[:, ::-1] if flipped else out)
@@ -53,7 +54,7 @@ class Corruption:
         return out
 
     def _plan(self, image_id: str) -> tuple[Generator, tuple[str, ...], int, bool]:
-        # By id, and not by row: another order of train.csv leaves every copy as it was.
+        # By ID, not by row, so that another order of train.csv does not change the copies.
         digest = hashlib.sha256(image_id.encode()).digest()
         generator = np.random.default_rng((self.seed, int.from_bytes(digest[:8])))
         count = int(generator.choice([1, 2, 3], p=[0.25, 0.5, 0.25]))
@@ -63,14 +64,14 @@ class Corruption:
 
 
 def _done(transform: Any, image: Pixels, generator: Generator) -> Pixels:
-    """An albumentation, drawing from `generator` alone."""
+    """An albumentations transform that draws only from `generator`."""
     transform.set_random_state(generator, random.Random(int(generator.integers(2**63))))
     out: Pixels = transform(image=image)["image"]
     return out
 
 
 def _beyond(generator: Generator) -> tuple[float, float, float]:
-    """What lies around the page: a scanner's white lid as often as a table, dark to light."""
+    """The background of the page: a scanner's white lid or, equally often, a dark to light table."""
     if generator.random() < 0.5:
         return (255.0, 255.0, 255.0)
     grey = generator.uniform(20, 200)
@@ -85,8 +86,8 @@ def _lit(image: Pixels, factor: Any, added: Any = 0) -> Pixels:
 
 
 def _page_curl(image: Pixels, generator: Generator) -> Pixels:
-    """The page bends in one to two waves along one axis: text lines bow by up to 4 % of the other side, and the
-    slopes are darker."""
+    """Bend the page in one to two waves along one axis. Text lines move by up to 4 % of the other side, and slopes are
+    darker."""
     if generator.random() < 0.5:
         return np.ascontiguousarray(_bend(image.transpose(1, 0, 2), generator).transpose(1, 0, 2))
     return _bend(image, generator)
@@ -110,20 +111,20 @@ def _bend(image: Pixels, generator: Generator) -> Pixels:
 
 
 def _perspective(image: Pixels, generator: Generator) -> Pixels:
-    """A page seen from the side: corners moved by 5 to 12 % of the sides."""
+    """Perspective: move the corners by 5 to 12 % of the sides."""
     transform = A.Perspective(scale=(0.05, 0.12), fit_output=True, fill=_beyond(generator), p=1)
     return _done(transform, image, generator)
 
 
 def _tilt(image: Pixels, generator: Generator) -> Pixels:
-    """Laid down askew by 4 to 25 degrees."""
+    """Rotate by 4 to 25 degrees."""
     angle = float(generator.uniform(4, 25) * generator.choice([-1, 1]))
     transform = A.Affine(rotate=(angle, angle), fit_output=True, fill=_beyond(generator), p=1)
     return _done(transform, image, generator)
 
 
 def _occlusion(image: Pixels, generator: Generator) -> Pixels:
-    """One to three things on the page, each as wide and high as 12 to 35 % of it: notes, stamps, fingers."""
+    """Put one to three objects (notes, stamps, fingers) on the page. Each side is 12 to 35 % of the page's."""
     out = image.copy()
     height, width = out.shape[:2]
     for _ in range(int(generator.integers(1, 4))):
@@ -140,7 +141,7 @@ def _occlusion(image: Pixels, generator: Generator) -> Pixels:
 
 
 def _shadow(image: Pixels, generator: Generator) -> Pixels:
-    """One side of a soft edge lies in the shade: 35 to 70 % of the light is left."""
+    """A shadow with a soft edge: 35 to 70 % of the light remains on one side."""
     height, width = image.shape[:2]
     angle, edge = generator.uniform(0, 2 * np.pi), generator.uniform(-0.35, 0.35)
     softness = generator.uniform(0.02, 0.25)
@@ -163,7 +164,7 @@ def _colour_loss(image: Pixels, generator: Generator) -> Pixels:
 
 
 def _blur(image: Pixels, generator: Generator) -> Pixels:
-    """Out of focus, or moved: by 0.15 to 0.45 % of the longer side."""
+    """Defocus or motion blur, by 0.15 to 0.45 % of the longer side."""
     radius = max(image.shape[:2]) * generator.uniform(0.0015, 0.0045)
     if generator.random() < 0.5:
         return np.asarray(cv2.GaussianBlur(image, (0, 0), max(0.6, radius)), dtype=np.uint8)
@@ -172,14 +173,14 @@ def _blur(image: Pixels, generator: Generator) -> Pixels:
 
 
 def _noise(image: Pixels, generator: Generator) -> Pixels:
-    """A sensor's noise, σ 10 to 35 of 255, in each channel or in brightness alone."""
+    """Sensor noise, σ 10 to 35 of 255, in each channel or only in brightness."""
     shape = image.shape if generator.random() < 0.5 else (*image.shape[:2], 1)
     noise = generator.standard_normal(shape, dtype=np.float32) * np.float32(generator.uniform(10, 35))
     return _lit(image, 1, noise)
 
 
 def _jpeg(image: Pixels, generator: Generator) -> Pixels:
-    """Sent on by a messenger: JPEG of quality 8 to 25."""
+    """JPEG with quality 8 to 25, as from a messenger app."""
     quality = int(generator.integers(8, 26))
     return _done(A.ImageCompression(quality_range=(quality, quality), p=1), image, generator)
 
@@ -195,4 +196,4 @@ KINDS: dict[str, Callable[[Pixels, Generator], Pixels]] = {
     "noise": _noise,
     "jpeg": _jpeg,
 }
-"""In the order in which they happen to a page. Orientation is no kind: every copy has one."""
+"""In the order of their application. Orientation is not a kind: every copy has one."""

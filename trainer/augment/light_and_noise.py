@@ -1,4 +1,4 @@
-"""Augmentations of light and noise with less work: the same draws, or the same distribution, as albumentations has."""
+"""Faster augmentations of light and noise, with the same draws or the same distribution as albumentations."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from trainer.augment.warps import WHITE, PendingPage, borders, finish, image_of,
 from trainer.images.reading import Pixels, Shape
 
 NOISE_POOL = 2**22
-"""Samples of a normal distribution from which fields of noise are cut."""
+"""Number of normal samples in the pool for noise fields."""
 
 
 def clahe(page: PendingPage, transform: Any) -> bool:
-    """As albumentations: on L of Lab. Two things save most of the way to Lab and back. The paper around a page is white
-    and stays so, since a tile's histogram adds up to 255. And where a page is nearly grey, its colours change as a grey
-    of its lightness does, to the rounding of a grey value, which a tile's contrast multiplies by its clip limit."""
+    """CLAHE on L of Lab, as in albumentations. Two shortcuts avoid most conversions to Lab and back. First, the white
+    paper around a page stays white, because the histogram of a tile sums to 255. Second, nearly grey pixels change like
+    grey pixels of the same lightness. The error is the rounding of a grey value, times the clip limit."""
     drawn = parameters(page, transform)
     if page.matrix is not None or page.fill not in (None, WHITE):
         lay_out(page)
@@ -46,13 +46,13 @@ def clahe(page: PendingPage, transform: Any) -> bool:
 
 
 NEARLY_GREY = 24
-"""Of 255: how far the largest of red, green and blue may be above the smallest."""
+"""Largest difference between red, green and blue of a nearly grey pixel, of 255."""
 BLOCK = 32
-"""Pixels along the side of the squares that are nearly grey, or not."""
+"""Side of the squares for the test of nearly grey, pixels."""
 
 
 def _colourful(pixels: Pixels) -> list[tuple[slice, slice]]:
-    """Places that hold every pixel which is not nearly grey: runs of blocks, or everything at once."""
+    """Slices that contain all coloured pixels: runs of blocks, or the whole page."""
     red, green, blue = cv2.split(pixels)
     chroma = cv2.subtract(cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue))
     height, width = chroma.shape
@@ -61,14 +61,14 @@ def _colourful(pixels: Pixels) -> list[tuple[slice, slice]]:
     if strong.mean() > 0.5:
         return [(slice(None), slice(None))]
     edges = np.diff(np.pad(strong, ((0, 0), (1, 1))).astype(np.int8), axis=1)
-    down, across = (BLOCK * found for found in np.nonzero(edges))  # in each row a run begins, ends, the next begins, …
+    down, across = (BLOCK * found for found in np.nonzero(edges))  # per row: start, end, start, end, …
     runs = zip(down[::2].tolist(), across[::2].tolist(), across[1::2].tolist(), strict=True)
     return [(slice(top, top + BLOCK), slice(left, right)) for top, left, right in runs]
 
 
 @cache
 def _greys() -> tuple[Pixels, Pixels]:
-    """The lightness of each grey value, and the grey value of each lightness: L of Lab (L, 128, 128)."""
+    """Tables from grey value to lightness and from lightness to grey value: L of Lab (L, 128, 128)."""
     grey = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
     lab = np.full((1, 256, 3), 128, dtype=np.uint8)
     lab[0, :, 0] = np.arange(256)
@@ -77,8 +77,8 @@ def _greys() -> tuple[Pixels, Pixels]:
 
 
 def gauss_noise(page: PendingPage, transform: Any) -> bool:
-    """Noise as albumentations draws it, cut from a pool of samples: neighbours are independent, and two images hardly
-    ever get the same."""
+    """Gaussian noise as in albumentations, cut from a pool of samples. Neighbouring pixels are independent, and two
+    images almost never get equal noise."""
     if not transform.per_channel or transform.noise_scale_factor != 1:
         return False
     finish(page)
@@ -94,7 +94,7 @@ def gauss_noise(page: PendingPage, transform: Any) -> bool:
     field = noise.reshape(page.pixels.shape[0], -1) * np.float32(sigma)
     if mean:
         field = field + np.float32(mean)
-    # Truncated towards zero before it is added, as albumentations has it: its σ is compensated in the configuration.
+    # Truncate before the addition, as in albumentations. The configuration compensates the smaller σ.
     rows = page.pixels.reshape(page.pixels.shape[0], -1)
     np.trunc(field, out=field)
     page.pixels = image_of(cv2.add(rows, field, dtype=cv2.CV_8U)).reshape(page.pixels.shape)
@@ -105,7 +105,7 @@ def illumination(page: PendingPage, transform: Any) -> bool:
     drawn = parameters(page, transform)
     lay_out(page)
     height, width = page.pixels.shape[:2]
-    # What it does to grey tells the light, which is smooth: an eighth of the resolution holds it.
+    # The light is smooth: compute its effect on grey at an eighth of the resolution.
     grey = np.full((-(-height // 8), -(-width // 8), 3), 0.5, dtype=np.float32)
     _light(page, transform.apply(grey, **drawn)[..., 0] * 2)
     return True
@@ -119,8 +119,8 @@ def plasma_shadow(page: PendingPage, transform: Any) -> bool:
 
 
 def plasma(shape: Shape, roughness: float, generator: np.random.Generator) -> NDArray[np.float32]:
-    """A field from 0 to 1 by diamonds and squares, step by step as albumentations makes it, but of the part of each
-    grid alone that the page will show, which may be a quarter of the points."""
+    """A field from 0 to 1 by the diamond-square algorithm, with the same steps as in albumentations. It computes only
+    the visible part of each grid, sometimes a quarter of the points."""
     steps = int(np.ceil(np.log2(max(shape) - 1))) - 1
     needed = [shape]
     for _ in range(steps):
@@ -146,7 +146,7 @@ _SQUARE = np.array([[0, 0.25, 0], [0.25, 0, 0.25], [0, 0.25, 0]], dtype=np.float
 
 
 def _light(page: PendingPage, field: NDArray[np.float32]) -> None:
-    """Multiply the page by a field of light, (h, w), which is scaled to it."""
+    """Multiply the page with a light field (h, w), scaled to the page."""
     height, width = page.pixels.shape[:2]
     light = cv2.resize(np.asarray(field, dtype=np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
     page.pixels = image_of(cv2.multiply(page.pixels, cv2.merge([light] * 3), dtype=cv2.CV_8U))

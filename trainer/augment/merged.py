@@ -1,15 +1,14 @@
-"""A list of augmentations done with less work and the same draws: at the page's own resolution before it is scaled up,
-with one warp for all that moves it.
+"""Run a list of augmentations faster with the same draws: before upscaling, and with one warp for all movements.
 
-Every transform is asked for its parameters as albumentations would ask it, in the same order and from the same random
-streams, so that a sample gets what the list as written would give it; only the order in which pixels are made changes:
+Every transform draws its parameters as in albumentations, in the same order and from the same random streams. So a
+sample gets the same augmentation. Only the order of the pixel operations changes:
 
-- a page smaller than `data.img_size` stays so until a step needs the final pixels (noise, sharpening, blur, …);
-- turns by 90° and flips move whole pixels; what follows is multiplied into one matrix and interpolated once, where the
-  list would interpolate after each step;
-- steps that look at each pixel's colour, and CLAHE, whose tiles scale with the page, run on the small page.
+- A page smaller than `data.img_size` stays small until a step needs the final pixels (noise, sharpening, blur, …).
+- Rotations by 90° and flips move whole pixels. The other warps are multiplied into one matrix and interpolated once.
+  The list as written would interpolate after each step.
+- Steps on the colour of single pixels run on the small page. CLAHE does too, because its tiles scale with the page.
 
-A transform that is not known here runs as albumentations has it, on the final pixels: any list comes out right.
+An unknown transform runs in albumentations, on the final pixels. So every list gives correct results.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ ANY_RESOLUTION = (
     A.RandomGamma,
     A.ToGray,
 )
-"""Look at colours, or at shares of the page: the same before and after it is scaled, turned by 90° or mirrored."""
+"""Transforms of colours, or of shares of the page. Scaling, rotation by 90° and flips do not change their effect."""
 
 
 def merge(pipeline: A.Compose, image: Pixels) -> Pixels:
-    """`image`, (H, W, 3) uint8 RGB, through `pipeline`, whose random state is set: what `pipeline(image=image)` makes
-    up to one interpolation more or less."""
-    if pipeline.py_random.random() >= pipeline.p:  # Compose draws before its transforms do
+    """Run `image`, (H, W, 3) uint8 RGB, through `pipeline`, whose random state is set. The result is that of
+    `pipeline(image=image)`, except for one interpolation more or less."""
+    if pipeline.py_random.random() >= pipeline.p:  # Compose draws before its transforms
         return image
     page = PendingPage(image, image.shape[:2])
     for transform in pipeline.transforms:
@@ -162,4 +161,4 @@ STEPS: dict[type, Callable[[PendingPage, Any], bool]] = {
     A.Illumination: light_and_noise.illumination,
     A.PlasmaShadow: light_and_noise.plasma_shadow,
 }
-"""What is done here: False, and nothing drawn, where it is left to albumentations."""
+"""The transforms handled here. A function returns False, without any draw, to leave the work to albumentations."""

@@ -1,7 +1,7 @@
-"""Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019), drawn once for an optimiser step from (seed, step) alone.
+"""Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019), drawn once per optimizer step from (seed, step).
 
-Every image is joined with the next one of the step, the last with the first: partners do not depend on micro-batches.
-Of several devices each joins the images of its own share.
+The partner of an image is the next image of the step; the partner of the last is the first. So partners do not depend
+on micro-batches. With several devices each device mixes its own images.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import torch
 from trainer.config.schema import TrainingConfig
 
 _STREAM = 0x317D
-"""Keeps these draws apart from the augmentation's, which are by (seed, epoch, row)."""
+"""Separates these draws from the augmentation's draws by (seed, epoch, row)."""
 
 
 @dataclass(frozen=True)
 class Mix:
-    """How the images of a step are joined with their partners."""
+    """The mixing of the images of a step with their partners."""
 
     share: float
-    """Of the image itself, and of its target."""
+    """Share of the image itself and of its target."""
     box: tuple[int, int, int, int] | None = None
-    """Top, bottom, left, right (pixels) of what comes from the partner. None: all of it is a blend."""
+    """Top, bottom, left, right (pixels) of the partner's rectangle. None: blend the whole image."""
 
 
 def draw(training: TrainingConfig, seed: int, step: int, side: int) -> Mix | None:
-    """What is done in optimiser step `step` to images of `side` pixels; None where they stay as they are."""
+    """The mixing in optimizer step `step` for images of `side` pixels. None: no mixing."""
     kinds = [kind for kind in ("mixup", "cutmix") if getattr(training, kind) > 0]
     generator = np.random.default_rng((seed, step, _STREAM))
     if not kinds or generator.random() >= training.mix_probability:
@@ -50,7 +50,7 @@ def draw(training: TrainingConfig, seed: int, step: int, side: int) -> Mix | Non
 
 
 def images(mix: Mix, own: torch.Tensor, partners: torch.Tensor) -> torch.Tensor:
-    """(N, 3, H, W) uint8 of both → the same, joined."""
+    """Mix images and partners, both (N, 3, H, W) uint8 → (N, 3, H, W) uint8."""
     if mix.box is None:
         return torch.lerp(partners.float(), own.float(), mix.share).round_().to(torch.uint8)
     top, bottom, left, right = mix.box

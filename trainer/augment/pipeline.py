@@ -1,7 +1,7 @@
-"""Augmentation: albumentations built from the configuration's lists, with randomness that belongs to the sample.
+"""Augmentation: albumentations pipelines from the configuration's lists, with one random state per sample.
 
-A sample's draw depends on (seed, epoch, index) alone, so neither the number of workers nor an interruption changes a
-batch. Albumentations' own seeding follows the worker process instead, which is why `Augmentation` hands it generators.
+The draws of a sample depend only on (seed, epoch, index). So neither the number of workers nor an interruption changes
+a batch. Albumentations seeds by worker process, so `Augmentation` gives it generators.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version on import
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise the import looks for a newer version in the network
 
 import albumentations as A
 import numpy as np
@@ -26,8 +26,8 @@ from trainer.base.errors import ConfigError
 
 
 def table() -> dict[str, list[str]]:
-    """Every albumentation that a configuration can name (by plain values), with its arguments, sorted: what
-    transforms.json holds."""
+    """Every albumentations transform for configurations (with plain values) and its arguments, sorted: the content of
+    transforms.json."""
     arguments: dict[str, list[str]] = {}
     for name, transform in vars(A).items():
         if inspect.isclass(transform) and issubclass(transform, A.ImageOnlyTransform | A.DualTransform):
@@ -38,7 +38,7 @@ def table() -> dict[str, list[str]]:
 
 
 def build(entries: Sequence[Any], where: str) -> A.Compose:
-    """The pipeline that the list `entries` of `where` (its key in the configuration) describes.
+    """The pipeline of the list `entries`. `where` is its key in the configuration.
 
     Raises ConfigError for a value that albumentations refuses or silently ignores.
     """
@@ -46,7 +46,7 @@ def build(entries: Sequence[Any], where: str) -> A.Compose:
     for position, entry in enumerate(entries):
         name, arguments = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
         with warnings.catch_warnings():
-            # Albumentations warns about an argument it drops; a dropped argument is a mistake, not a remark.
+            # Albumentations only warns about an unknown argument. For us it is an error.
             warnings.simplefilter("error", UserWarning)
             try:
                 steps.append(known[name](**_values(arguments or {})))
@@ -61,7 +61,7 @@ def _values(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 class Augmentation:
-    """A pipeline whose randomness is (seed, epoch, index). `merge`: less work, as `trainer.augment.merged` does."""
+    """A pipeline with random state from (seed, epoch, index). `merge`: run faster with `trainer.augment.merged`."""
 
     def __init__(self, entries: Sequence[Any], where: str, img_size: int, seed: int = 0, merge: bool = False) -> None:
         self.pipeline = build(entries, where)
@@ -73,7 +73,7 @@ class Augmentation:
     def __call__(self, image: NDArray[np.uint8], epoch: int, index: int) -> NDArray[np.uint8]:
         """`image`: (H, W, 3) uint8 RGB. Returns (img_size, img_size, 3) uint8.
 
-        Raises ConfigError when the pipeline leaves another size or type.
+        Raises ConfigError if the pipeline returns another size or type.
         """
         generator = np.random.default_rng((self.seed, epoch, index))
         self.pipeline.set_random_state(generator, random.Random(int(generator.integers(2**63))))
@@ -83,8 +83,8 @@ class Augmentation:
         )
         if out.shape != (self.img_size, self.img_size, 3) or out.dtype != np.uint8:
             raise ConfigError(
-                f"{self.where}: leaves {'×'.join(map(str, out.shape))} {out.dtype} where the model needs "
-                f"{self.img_size}×{self.img_size}×3 uint8: end the resizing with data.img_size and leave "
-                "normalisation to the trainer"
+                f"{self.where}: returns {'×'.join(map(str, out.shape))} {out.dtype}, but the model needs "
+                f"{self.img_size}×{self.img_size}×3 uint8; resize to data.img_size and remove normalisation (the "
+                "trainer normalises)"
             )
-        return writable(np.ascontiguousarray(out))  # torch warns of an image from a cache that it could write to
+        return writable(np.ascontiguousarray(out))  # torch warns about a read-only image from the cache

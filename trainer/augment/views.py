@@ -1,4 +1,4 @@
-"""Test-time augmentation: views of a prepared image, made on the device, over which probabilities are averaged."""
+"""Test-time augmentation: views of a prepared image, made on the device. Predictions are the mean over views."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAPER = 255
 
 
 def turned(times: int, mirrored: bool = False) -> View:
-    """One of the eight symmetries of the square: mirrored left to right, then turned by `times` × 90°."""
+    """One of the eight symmetries of the square: flip left to right, then rotate by `times` × 90°."""
 
     def view(images: torch.Tensor) -> torch.Tensor:
         return torch.rot90(images.flip(3) if mirrored else images, times, (2, 3))
@@ -25,7 +25,7 @@ def turned(times: int, mirrored: bool = False) -> View:
 
 
 def zoomed(factor: float) -> View:
-    """Seen from nearer (above 1: the margins are cut off) or from farther away (below 1: paper around it)."""
+    """Zoom in (above 1: margins are cut off) or out (below 1: white paper around the image)."""
 
     def view(images: torch.Tensor) -> torch.Tensor:
         side = images.shape[3]
@@ -39,7 +39,7 @@ def zoomed(factor: float) -> View:
 
 
 def contrasted(factor: float) -> View:
-    """Grey values spread by `factor` around white, so that paper stays paper and ink gets darker (above 1) or paler."""
+    """Change contrast by `factor` around white: paper stays white, and ink gets darker (above 1) or lighter."""
 
     def view(images: torch.Tensor) -> torch.Tensor:
         return (PAPER - (PAPER - images.float()) * factor).clamp(0, 255).round().to(torch.uint8)
@@ -61,12 +61,12 @@ VIEWS: dict[str, Sequence[View]] = {
     "standard": _SQUARE,
     "heavy": [*_SQUARE, zoomed(1.15), zoomed(0.87), contrasted(1.3)],
 }
-"""none: the image; light: its four turns and its mirror image; standard: the square's 8 symmetries (the dihedral group
-D4); heavy: those, nearer, farther away, and with more contrast. The first view is always the image itself."""
+"""none: the image. light: its four rotations and its mirror image. standard: the 8 symmetries of the square (D4).
+heavy: standard, zoom in, zoom out, and more contrast. The first view is always the image itself."""
 
 
 def views(name: str) -> Sequence[View]:
-    """The views called `name`. Raises ConfigError where there are none."""
+    """The views of `name`. Raises ConfigError if `name` is unknown."""
     if name not in VIEWS:
-        raise ConfigError(f"--tta {name}: there is no such set of views; {nearest(name, VIEWS)}")
+        raise ConfigError(f"--tta {name}: unknown views; {nearest(name, VIEWS)}")
     return VIEWS[name]

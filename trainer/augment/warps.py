@@ -1,4 +1,4 @@
-"""A page on its way through a list of augmentations: its pixels, and what is still to be done to them."""
+"""A page inside a list of augmentations: its pixels and its pending operations."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ WHITE = (255.0, 255.0, 255.0)
 
 @dataclass
 class PendingPage:
-    """A page on its way: `pixels`, and what is still to be done to them before they fill `shape`."""
+    """A page with pending operations: `pixels`, and the operations that lead to the final `shape`."""
 
     pixels: Pixels
     shape: Shape
-    """Of the final page: what the transforms believe to see."""
+    """Shape of the final page, as the transforms see it."""
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
-    """Final pixels of `fill` above, below, left and right of `pixels` scaled up."""
+    """Padding with `fill` above, below, left and right of the scaled `pixels`, in final pixels."""
     fill: tuple[float, ...] | None = None
-    """Colour of what is no page; None while there is no such place."""
+    """Colour outside the page. None if there is no such place yet."""
     interpolation: int = cv2.INTER_LINEAR
-    """How `pixels` are scaled, where nothing else moves them."""
+    """Interpolation for scaling `pixels`, if there is no other warp."""
     matrix: Matrix | None = None
-    """From the coordinates of `pixels` to those of `shape`, padding and scale included. None: only those two, after the
-    page is turned."""
+    """Matrix from the coordinates of `pixels` to those of `shape`, including padding and scale. None: only padding and
+    scale, after the rotation of the page."""
     turns: int = 0
-    """By how many × 90° counter-clockwise `pixels` are still to be turned; `pads` and `shape` are as after it."""
+    """Pending counter-clockwise rotation of `pixels`, × 90°. `pads` and `shape` are as after it."""
     mirrored: bool = False
-    """Whether `pixels` are still to be mirrored left to right, before they are turned."""
+    """Whether a flip of `pixels` (left to right) is pending. It comes before the rotation."""
 
 
 def writable(image: Pixels) -> Pixels:
-    """`image`, or a copy where it may not be written to, as one from a cache: some transforms work in place."""
+    """`image`, or a copy if it is read-only (from a cache): some transforms work in place."""
     return image if image.flags.writeable else image.copy()
 
 
 def parameters(page: PendingPage, transform: Any) -> dict[str, Any]:
-    """What the transform draws for a page of the final shape."""
+    """The drawn parameters of the transform for a page of the final shape."""
     seen = {"image": np.broadcast_to(np.uint8(0), (*page.shape, 3))}
     params: dict[str, Any] = transform.update_transform_params(transform.get_params(), seen)
     params.update(transform.get_params_dependent_on_data(params, seen))
@@ -53,20 +53,20 @@ def parameters(page: PendingPage, transform: Any) -> dict[str, Any]:
 
 
 def _scale(page: PendingPage) -> tuple[float, float]:
-    """Final pixels a pixel, down and across."""
+    """Final pixels per pixel, down and across."""
     top, bottom, left, right = page.pads
     height, width = _turned(page)
     return (page.shape[0] - top - bottom) / height, (page.shape[1] - left - right) / width
 
 
 def _turned(page: PendingPage) -> Shape:
-    """The shape of the pixels once they are turned."""
+    """The shape of the pixels after the pending rotation."""
     height, width = page.pixels.shape[:2]
     return (width, height) if page.turns % 2 else (height, width)
 
 
 def _matrix(page: PendingPage) -> Matrix:
-    """From pixels to the final page. Pixel centres are whole numbers, as OpenCV has them."""
+    """Matrix from pixels to the final page. Pixel centres are whole numbers, as in OpenCV."""
     if page.matrix is not None:
         return page.matrix
     (down, across), (top, _, left, _) = _scale(page), page.pads
@@ -75,7 +75,7 @@ def _matrix(page: PendingPage) -> Matrix:
 
 
 def _turning(shape: Shape, turns: int, mirrored: bool) -> Matrix:
-    """From the coordinates of a page of `shape` to those that it has mirrored and turned."""
+    """Matrix from the coordinates of a page of `shape` to those after flip and rotation."""
     height, width = shape
     matrix = np.array([[-1, 0, width - 1], [0, 1, 0], [0, 0, 1.0]]) if mirrored else np.eye(3)
     for _ in range(turns):
@@ -90,7 +90,7 @@ def colour(fill: Any) -> tuple[float, ...]:
 
 
 def turn(page: PendingPage, turns: int, mirrored: bool) -> bool:
-    """Mirror left to right, then turn by `turns` × 90° counter-clockwise."""
+    """Flip left to right, then rotate by `turns` × 90° counter-clockwise."""
     if page.matrix is not None:
         page.matrix = _turning(page.shape, turns, mirrored) @ page.matrix
     else:
@@ -107,7 +107,7 @@ def turn(page: PendingPage, turns: int, mirrored: bool) -> bool:
 
 
 def settle(page: PendingPage) -> None:
-    """Bring turns that are pending to pixels."""
+    """Apply a pending flip and rotation to the pixels."""
     turned: Any = page.pixels
     if page.mirrored and page.turns % 2 == 0:
         turned = cv2.flip(turned, 0 if page.turns else 1)
@@ -121,20 +121,20 @@ def settle(page: PendingPage) -> None:
 
 
 def move(page: PendingPage, drawn: Matrix, shape: Shape, fill: Any) -> bool:
-    """Multiply a warp of the final page in, where that shows what one warp after the other would show."""
+    """Multiply a warp of the final page into the pending matrix, if the result is the same as two warps in sequence."""
     step = np.vstack([drawn, [0, 0, 1]]) if len(drawn) == 2 else np.asarray(drawn, dtype=np.float64)
     beyond = colour(fill)
     if page.fill is not None and page.fill != beyond:
         lay_out(page)
     if page.matrix is not None and not _inside(np.linalg.inv(step), shape, page.shape):
-        lay_out(page)  # the step before cut off what this one would bring back into sight
+        lay_out(page)  # the earlier step cut off pixels that this one would show again
     page.matrix = step @ _matrix(page)
     page.pads, page.shape, page.fill, page.turns, page.mirrored = (0, 0, 0, 0), shape, beyond, 0, False
     return True
 
 
 def _inside(back: Matrix, shape: Shape, before: Shape) -> bool:
-    """Whether the corners of a page of `shape`, followed `back`, lie on the page `before`."""
+    """Whether the corners of a page of `shape`, mapped by `back`, are on the page `before`."""
     height, width = shape[0] - 1, shape[1] - 1
     corners = back @ np.array([[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1.0]])
     if not (corners[2] > 0).all():
@@ -146,13 +146,13 @@ def _inside(back: Matrix, shape: Shape, before: Shape) -> bool:
 
 
 def borders(page: PendingPage) -> tuple[int, int, int, int]:
-    """The pads in pixels of the page's own resolution."""
+    """The padding in pixels of the page's own resolution."""
     (down, across), (top, bottom, left, right) = _scale(page), page.pads
     return round(top / down), round(bottom / down), round(left / across), round(right / across)
 
 
 def lay_out(page: PendingPage) -> None:
-    """Bring everything that is pending to pixels, at the page's own resolution."""
+    """Apply all pending operations to the pixels, at the page's own resolution."""
     settle(page)
     if page.matrix is None and not any(page.pads):
         return
@@ -170,7 +170,7 @@ def lay_out(page: PendingPage) -> None:
 
 
 def finish(page: PendingPage) -> Pixels:
-    """Bring everything that is pending to the final pixels, and return them."""
+    """Apply all pending operations and return the final pixels."""
     settle(page)
     if page.matrix is not None:
         page.pixels = _warped(page.pixels, page.matrix, page.shape, page.fill)
@@ -188,7 +188,7 @@ def finish(page: PendingPage) -> Pixels:
 
 
 def _warped(pixels: Pixels, matrix: Matrix, shape: Shape, fill: tuple[float, ...] | None) -> Pixels:
-    """Through four channels, for which OpenCV has the faster kernel, in memory that is kept from page to page."""
+    """Warp with four channels (OpenCV has a faster kernel for them), in memory that is reused for each page."""
     border, size = (*(fill or (0.0, 0.0, 0.0)), 0.0), (shape[1], shape[0])
     whole = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA, dst=_scratch.get("whole", pixels.shape[:2]))
     warp: Any = cv2.warpPerspective
@@ -200,7 +200,7 @@ def _warped(pixels: Pixels, matrix: Matrix, shape: Shape, fill: tuple[float, ...
 
 
 class _Scratch(threading.local):
-    """Images of four channels that a thread uses again: fresh memory costs a tenth of a warp's time."""
+    """Reusable images of four channels, per thread. New memory would take a tenth of a warp's time."""
 
     def __init__(self) -> None:
         self.kept: dict[str, Pixels] = {}

@@ -1,4 +1,4 @@
-"""`python -m trainer bench`: how fast this machine loads and trains, as ratios to references of the same run."""
+"""`python -m trainer bench`: loading and training speed of this machine, as ratios to references in the same run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PARTS = ("loader", "train")
 
 
 def machine() -> dict[str, Any]:
-    """What the figures are of."""
+    """Description of this machine."""
     return {
         "processor": _processor(),
         "cores": cores.available(),
@@ -40,7 +40,7 @@ def _processor() -> str:
 
 
 def measure(quick: bool, parts: Sequence[str] = PARTS) -> dict[str, Any]:
-    """`machine`, `date`, `commit`, and a list of rows for each of the parts."""
+    """Run the benchmarks. Returns `machine`, `date`, `commit`, and a list of rows per part."""
     made: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": provenance.revision(),
@@ -62,18 +62,18 @@ def measure(quick: bool, parts: Sequence[str] = PARTS) -> dict[str, Any]:
 
 
 def as_text(made: dict[str, Any]) -> str:
-    """Tables for a terminal, and for the README."""
+    """Tables for a terminal and for the docs."""
     about = made["machine"]
     device = f", {about['gpu']}" if about["gpu"] else ", no GPU"
     lines = [f"{made['date']}, {about['processor']}, {about['cores']} cores{device}, torch {about['torch']}"]
     lines += [f"load before it began: {about['load']}"] if about["load"] > 0.5 else []
     titles = {
-        "loader": "images a second and core, to batches of the manual's augmentation",
-        "gains": "what each step saves, at 768 px, milliseconds for an image",
-        "scaling": "images a second, 498 × 538 JPEGs at 768 px, later epochs",
-        "train": "training, images a second",
-        "compile": "what torch.compile saves of forward and backward",
-        "step": "where a training step's time goes",
+        "loader": "loading: images per second and core, with the manual's augmentation",
+        "gains": "time saved by each loading step, at 768 px, milliseconds per image",
+        "scaling": "loading: images per second, 498 × 538 JPEGs at 768 px, later epochs",
+        "train": "training: images per second",
+        "compile": "time saved by torch.compile in forward and backward pass",
+        "step": "time of the parts of a training step",
     }
     for part, title in titles.items():
         if part in made:
@@ -82,7 +82,7 @@ def as_text(made: dict[str, Any]) -> str:
 
 
 def _table(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """Markdown of rows; where some lack a column it is empty."""
+    """Rows as Markdown. Missing columns are empty."""
     listed = list(rows)
     columns = list(dict.fromkeys(key for row in listed for key in row))
     cells = [columns, *([str(row.get(column, "")) for column in columns] for row in listed)]

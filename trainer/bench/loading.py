@@ -1,4 +1,4 @@
-"""How fast images become batches, against a plain loader and timm's own, measured in turns."""
+"""Loading speed, compared with a plain loader and timm's loader. The measurements alternate."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ from trainer.images import decode
 from trainer.training.stop import ignore_in_worker
 
 SOURCES = {"jpeg": (498, 538, 24), "scan": (2480, 3508, 12)}
-"""Width, height and number of the pages: the competition's, and A4 at 300 dpi."""
+"""Width, height and number of pages: as in the competition, and A4 at 300 dpi."""
 BATCH = 6
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Pages:
-    """Drawn pages in a folder a class, as both loaders take them."""
+    """Drawn pages with one folder per class, for both loaders."""
 
     root: Path
     table: Table
     megabytes: float
-    """Of one file, on average."""
+    """Mean file size, bytes."""
 
 
 def draw(folder: Path, source: str) -> Pages:
-    """Pages with the grain of paper, so that their JPEGs are as large as those of scans."""
+    """Pages with paper grain, so that their JPEG files are as large as scans."""
     width, height, count = SOURCES[source]
     chance, grain = random.Random(0), np.random.default_rng(0)
     kinds, paths = list(drawn.KINDS)[:2], []
@@ -64,7 +64,7 @@ def draw(folder: Path, source: str) -> Pages:
 
 
 class Plain(Dataset[tuple[torch.Tensor, int]]):
-    """What anybody would write: imread, the configuration's list, albumentations' Normalize. Same draws as ours."""
+    """A simple loader: imread, the configuration's list, albumentations' Normalize. It has the trainer's draws."""
 
     def __init__(self, pages: Pages, settings: DataConfig) -> None:
         self.pages, self.epoch = pages, 0
@@ -150,10 +150,10 @@ def _opened(pages: Pages, settings: DataConfig) -> decode.Images:
 
 
 def measure(quick: bool) -> list[dict[str, Any]]:
-    """Rows of `source`, `size`, `epoch` (first: with an empty cache, which it fills; later), `images_per_s`,
-    `reference`, `timm`, and `ratio` and `ratio_timm` to these, each on one core: medians of rounds in which all take
-    turns, a ratio that of the ratios within a round. The first epoch is compared with the reference of the same draws:
-    what augmentation costs depends on them."""
+    """Rows with `source`, `size`, `epoch` (first: it fills an empty cache; later), `images_per_s`, `reference`, `timm`,
+    `ratio` and `ratio_timm`, each on one core. Values are medians over rounds; all loaders alternate in a round. A
+    ratio is the median of the ratios within a round. The reference of the first epoch has the same draws, because the
+    cost of augmentation depends on them."""
     cv2.setNumThreads(0)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name, one_thread():
@@ -166,7 +166,7 @@ def measure(quick: bool) -> list[dict[str, Any]]:
 
 
 LATER = 4
-"""Epochs of a round after the first: what augmentation costs depends on its draws, and a few images draw few."""
+"""Epochs per round after the first. The cost of augmentation depends on its draws, and few images have few draws."""
 
 
 def _later(turn: int) -> range:
@@ -179,7 +179,7 @@ def _compare(pages: Pages, source: str, size: int, cache: Path, rounds: int) -> 
     reference: Iterable[Any] = DataLoader(plain, batch_size=BATCH)
     theirs = timm_loader(pages, size)
     seconds: dict[str, list[float]] = {key: [] for key in ("reference", "same draws", "timm", "first", "later")}
-    for turn in range(rounds + 1):  # the first warms up, and does not count
+    for turn in range(rounds + 1):  # the first is a warm-up
         with _cache(cache):
             plain.epoch = 2 * turn
             found = {"same draws": _spent(lambda: reference)}
@@ -220,8 +220,8 @@ def _compare(pages: Pages, source: str, size: int, cache: Path, rounds: int) -> 
 
 
 def gains(quick: bool) -> list[dict[str, Any]]:
-    """What each step of the way saves, at 768 px: milliseconds for an image on one core, all ways taking turns over the
-    same draws."""
+    """Time saved by each loading step at 768 px, milliseconds per image on one core. The variants alternate and have
+    the same draws."""
     cv2.setNumThreads(0)
     settings = compose(["data.img_size=768"]).data
     limit = decode.Limit.of(settings.train_transforms)
@@ -253,7 +253,7 @@ def gains(quick: bool) -> list[dict[str, Any]]:
                 "decoded once": lambda e, row, v=view, i=images: v(i(row), e, row),  # type: ignore[misc]
             }
             spent: dict[str, list[float]] = {way: [] for way in ways}
-            for turn in range((2 if quick else 5) + 1):  # the first fills the cache, and does not count
+            for turn in range((2 if quick else 5) + 1):  # the first fills the cache and is not counted
                 plain.epoch = turn
                 for way, make in ways.items():
                     started = time.perf_counter()
@@ -273,7 +273,7 @@ def gains(quick: bool) -> list[dict[str, Any]]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """What loads images has one thread, as a loader's process has."""
+    """Use one thread for image loading, as in a loader process."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -283,8 +283,8 @@ def one_thread() -> Iterator[None]:
 
 
 def scaling(quick: bool) -> list[dict[str, Any]]:
-    """Images per second with 1 and 2 processes that load (`workers`), and of 1 and 2 runs at once (`runs`) that share
-    one cache with one such process each: 498 × 538 JPEGs at 768 px, later epochs."""
+    """Images per second with 1 and 2 loading processes (`workers`), and with 1 and 2 parallel runs (`runs`). The runs
+    share one cache and have one loading process each. 498 × 538 JPEGs at 768 px, later epochs."""
     settings = compose(["data.img_size=768"]).data
     rows = []
     with tempfile.TemporaryDirectory() as name, _cache(Path(name) / "cache"):
@@ -310,7 +310,7 @@ def scaling(quick: bool) -> list[dict[str, Any]]:
 
 
 PASSES = 4
-"""Epochs that one measurement of `scaling` has, so that starting processes weighs little."""
+"""Epochs per measurement of `scaling`, so that the start of processes has little effect."""
 
 
 def _passes(pages: Pages, settings: DataConfig, workers: int, turn: int) -> float:

@@ -1,4 +1,4 @@
-"""Where the time of a run's steps goes, and what the halves of the bench share."""
+"""Time of the parts of a run's steps, and code for both halves of the benchmark."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from trainer.training.stop import Stop
 
 Row = dict[str, Any]
 SIZE = 224
-"""Pixels of a step on the CPU."""
+"""Image size of a step on the CPU, pixels."""
 GPU_SETUPS = (
     ("resnet34", 768, 32), ("efficientnet_b4", 768, 16), ("resnet50", 768, 32),
     ("convnext_base", 768, 16), ("swin_base_384", 384, 32), ("deit_base_384", 384, 32),
 )  # fmt: skip
-"""The manual's models (the trainer's names) with its pixels and images a step on a GPU; halved until they fit."""
+"""The manual's models (the trainer's names) with image and batch size on a GPU. The batch is halved until it fits."""
 QUICK = ("resnet34", "efficientnet_b4")
 PARTS = ("data", "transfer", "forward", "backward", "optimizer", "rest")
-"""Of a step, in order: waiting for the loader; bytes to the device and mixing; model and loss; gradients; the update
-with clipping; averages of the weights, progress and checkpoints."""
+"""Parts of a step, in order: wait for the loader; copy to the device and mix; model and loss; gradients; update with
+clipping; moving average, progress and checkpoints."""
 
 
 @contextlib.contextmanager
 def fast_kernels(on: str) -> Iterator[None]:
-    """As a run has them, and afterwards as it was."""
+    """Use a run's fast kernels inside the block, and the old settings after it."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
     device.allow_fast_kernels(on, device.MANY_STEPS)
     try:
@@ -52,7 +52,7 @@ def fast_kernels(on: str) -> Iterator[None]:
 
 
 def fitting(measured: Callable[[int], Row], batch: int) -> Row:
-    """Of `batch` images, or of half as many, and so on, where the device's memory has no room for them."""
+    """Try `batch` images, then half as many, and so on, until they fit into the device's memory."""
     while True:
         try:
             return measured(batch)
@@ -68,7 +68,7 @@ def fitting(measured: Callable[[int], Row], batch: int) -> Row:
 
 @contextlib.contextmanager
 def environment(name: str, value: str) -> Iterator[None]:
-    """The variable with this value, and afterwards as it was."""
+    """Set an environment variable inside the block, and restore it after the block."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:
@@ -82,8 +82,8 @@ def environment(name: str, value: str) -> Iterator[None]:
 
 @dataclass
 class _Clock:
-    """Keeps when each part of each step was over. On CUDA by events in its stream: what the device does, and not what
-    it has been told to do."""
+    """Records the end of each part of each step. On CUDA it uses events in the stream, to measure the device's work and
+    not only the launch of kernels."""
 
     on: str
 
@@ -101,7 +101,7 @@ class _Clock:
         self.marks.append((part, time.perf_counter()))
 
     def spans(self) -> list[tuple[str, float]]:
-        """Seconds of each part that was passed, in order."""
+        """Seconds of each recorded part, in order."""
         if self.on == "cuda":
             torch.cuda.synchronize()
         pairs = zip(self.marks, self.marks[1:], strict=False)
@@ -111,8 +111,8 @@ class _Clock:
 
 
 def whole_steps(spans: Iterable[tuple[str, float]]) -> list[dict[str, float]]:
-    """Seconds of each of PARTS in each step, but for those of the first epoch, which fills caches, and the first of
-    each epoch, which finds no batch ready: the epochs here are short. Validation is no part of a step."""
+    """Seconds of each of PARTS in each step. Without the first epoch, which fills caches, and without the first step of
+    each epoch, which waits for its batch (epochs are short here). Validation is not a part of a step."""
     steps: list[dict[str, float]] = []
     epoch, before, step = 0, "", dict[str, float]()
     fresh = True
@@ -144,17 +144,16 @@ def where_time_goes(
     steps: int = 4,
     epochs: int = 4,
 ) -> dict[str, Any]:
-    """A real run over drawn documents, which is stopped after `epochs` epochs of at least `steps` steps: {model, size,
-    batch, workers, device, seconds (of a step), shares, gpu_waits}. `shares` are those of PARTS, and add up to 1.
-    `workers`: None for as many as the trainer starts by itself.
+    """Measure a real run with drawn documents over `epochs` epochs of at least `steps` steps: {model, size, batch,
+    workers, device, seconds (per step), shares, gpu_waits}. `shares` has one share per entry of PARTS, with sum 1.
+    `workers` None: the trainer's default.
 
-    `gpu_waits`, None but on CUDA, is the share of time in which the device has nothing to do because no batch is there:
-    from the end of a step in its stream to the moment when the next batch comes. Gaps between kernels are not in it.
-    Not verified on a GPU.
+    `gpu_waits` is the share of time in which a CUDA device waits for a batch: from the end of a step in its stream to
+    the arrival of the next batch. It does not include gaps between kernels. None without CUDA. Not verified on a GPU.
     """
     chosen = device.choose(on)
     clock, stop = _Clock(chosen), Stop()
-    per_class = max(10, -(-batch * steps * 5 // 16) + 1)  # of 4 classes; a fifth of them validates
+    per_class = max(10, -(-batch * steps * 5 // 16) + 1)  # for 4 classes; a fifth is for validation
     passed, before = 0, ""
 
     def lap(part: str) -> None:
@@ -199,7 +198,7 @@ def where_time_goes(
 
 
 def steps(quick: bool = False) -> list[Row]:
-    """Rows of `where_time_goes`, its shares beside the rest: of the GPU where there is one, else of the CPU."""
+    """Rows of `where_time_goes` with the shares as columns, for the GPU if there is one, else for the CPU."""
     if torch.cuda.is_available():
         found = [
             fitting(lambda n, m=name, s=size: where_time_goes(m, s, n, None, "cuda", steps=12, epochs=6), batch)  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""How fast this trains: the trainer's own step against timm's own pieces, and where the time of a run's steps goes."""
+"""Training speed: the trainer's step compared with timm's."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ SETUPS = (
     ("resnet34", 16), ("efficientnet_b4", 8), ("resnet50", 8),
     ("convnext_base", 4), ("swin_base_384", 4), ("deit_base_384", 4),
 )  # fmt: skip
-"""The manual's models (the trainer's names) with the images of a step on the CPU: small, so that it takes minutes."""
+"""The manual's models (the trainer's names) with the batch size on the CPU. It is small, so that it takes minutes."""
 GPU_STEPS = 10
-"""Of a turn there."""
+"""Steps per turn on the CPU."""
 
 
 def measure(quick: bool = False) -> list[Row]:
-    """Training images/s on this machine's CPU and then on its GPU, where it has one, a row a model: {device, model,
-    size, batch, precision, images_per_s, timm, ratio, timm_defaults, ratio_defaults}.
+    """Training images/s on this machine's CPU and (if present) its GPU, one row per model: {device, model, size, batch,
+    precision, images_per_s, timm, ratio, timm_defaults, ratio_defaults}.
 
-    `images_per_s` is the step of `trainer.training.step` on bytes; `timm` are timm's pieces with its script's flags
-    that are best here (channels last, autocast where the device has bf16, AdamW, fused); `timm_defaults` the same with
-    that script's defaults (SGD, float32, contiguous). All eager. On a GPU each step brings its bytes there from pinned
-    memory and normalises them, as timm's PrefetchLoader does; on the CPU timm's images are normalised already. All
-    take turns; a figure is the median of its turns, a ratio that of the ratios within a turn. `quick`: two models,
-    fewer turns.
+    `images_per_s` is for the step of `trainer.training.step` with uint8 images. `timm` is for timm with the best flags
+    of its script (channels last, autocast if the device has bf16, AdamW, fused). `timm_defaults` is for the defaults of
+    that script (SGD, float32, contiguous). All run eagerly. On a GPU each step copies its images from pinned memory and
+    normalises them, like timm's PrefetchLoader; on the CPU timm's images are normalised before. The measurements
+    alternate. A value is the median over turns, and a ratio is the median of the ratios within a turn. `quick`: two
+    models, fewer turns.
     """
     rounds = 5 if quick else 7
     setups = [("cpu", name, SIZE, batch) for name, batch in SETUPS]
@@ -79,7 +79,7 @@ def _compare(name: str, size: int, batch: int, rounds: int, on: str = "cpu") -> 
 
 
 def repeated(step: Callable[[], None], times: int, on: str) -> Callable[[], None]:
-    """`times` steps, over when the device has done them."""
+    """Run `times` steps and wait until the device has finished."""
 
     def all_of_them() -> None:
         for _ in range(times):
@@ -90,8 +90,8 @@ def repeated(step: Callable[[], None], times: int, on: str) -> Callable[[], None
 
 
 def compile_gains(quick: bool = False) -> list[Row]:
-    """What torch.compile saves of a forward and backward pass on a GPU, a row a model: {model, size, batch, eager_ms,
-    compiled_ms, saves (the share), seconds (what compiling takes, nothing cached)}. Empty where there is no GPU."""
+    """Time saved by torch.compile in a forward and backward pass on a GPU, one row per model: {model, size, batch,
+    eager_ms, compiled_ms, saves (the share), seconds (of compiling, without a cache)}. Empty without a GPU."""
     if not torch.cuda.is_available():
         return []
     rows = []
@@ -132,8 +132,7 @@ def _ratio(reference: list[float], own: list[float]) -> float:
 
 
 def take_turns(steps: list[Callable[[], None]], rounds: int) -> list[list[float]]:
-    """Seconds of each of the steps in each round; in each it is another's turn to begin. One round before does not
-    count."""
+    """Seconds of each of the steps in each round. Each round starts with another step. There is one warm-up round."""
     seconds: list[list[float]] = [[] for _ in steps]
     for turn in range(-1, rounds):
         for place in range(len(steps)):
@@ -146,8 +145,8 @@ def take_turns(steps: list[Callable[[], None]], rounds: int) -> list[list[float]
 
 
 def trainer_step(name: str, size: int, batch: int, *words: str, on: str = "cpu") -> Callable[[], None]:
-    """A step of `trainer.training.step` on the device `on`, with drawn bytes in place of a loader; `words`
-    are overrides."""
+    """A step of `trainer.training.step` on the device `on`, with random images instead of a loader. `words` are
+    overrides."""
     own = ["model.pretrained=false", f"device={on}", "training.class_weights=false"]
     config = compose([f"model={name}", f"data.img_size={size}", f"training.batch_size={batch}", *own, *words])
     precision = device.precision(config.training.precision, on)
@@ -165,7 +164,7 @@ def trainer_step(name: str, size: int, batch: int, *words: str, on: str = "cpu")
 
 
 def drawn(size: int, batch: int, on: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (N, 3, H, W) uint8, channels last, and targets (N) as a loader for the device `on` gives them."""
+    """Images (N, 3, H, W) uint8, channels last, and targets (N), as from a loader for the device `on`."""
     chance = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, generator=chance).permute(0, 3, 1, 2)
     targets = torch.randint(0, CLASSES, (batch,), generator=chance)
@@ -175,8 +174,8 @@ def drawn(size: int, batch: int, on: str) -> tuple[torch.Tensor, torch.Tensor]:
 def timm_step(
     name: str, size: int, batch: int, channels_last: bool, precision: str, optimizer: str, on: str = "cpu", **more: Any
 ) -> Callable[[], None]:
-    """A step as timm's train script does it: its model, loss and optimiser (`more` are arguments of that), on images
-    that are normalised already on the CPU, and as its PrefetchLoader brings them to a GPU."""
+    """A step as in timm's train script: its model, loss and optimizer (`more` are optimizer arguments). On the CPU the
+    images are normalised before; on a GPU they come as from timm's PrefetchLoader."""
     own = compose([f"model={name}"]).model.name
     net = timm.create_model(own, num_classes=CLASSES, **build.size_arguments(own, size)).train().to(on)
     layout = torch.channels_last if channels_last else torch.contiguous_format

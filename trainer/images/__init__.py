@@ -1,1 +1,1 @@
-"""From an image file to pixels: reading, decoding, the cache of decoded pages, galleries of thumbnails."""
+"""From an image file to pixels: reading, decoding, the cache of decoded images, galleries of thumbnails."""

@@ -1,17 +1,17 @@
-"""Decoded images on disk, shared by every run that reads the same data at the same size: each is decoded once.
+"""A cache of decoded images on disk. Runs with the same data and size share it and decode each image once.
 
 A cache is a folder `$CACHE_DIR/decoded/<data fingerprint>-<size>`:
 
-- `meta.json`: what it holds, for people and `launcher cache ls`;
-- `index.npy`: (N, 3) int64, offset in `pixels`, height and width of each image, in the order of their ids; the offset
-  is -1 where the image does not fit;
-- `pixels`: raw (H, W, 3) uint8 RGB, one image after the other, read through one memory map: runs share its pages;
-- `state`: 8 bytes an image: whether its pixels are there, how often it was decoded, their CRC-32;
-- `claims`: a byte an image, locked by the process that decodes it; the kernel unlocks it should that process die;
-- `in_use`: locked, shared, by every run that reads the cache, so that nothing in use is ever evicted.
+- `meta.json`: a description, for people and `launcher cache ls`;
+- `index.npy`: (N, 3) int64, offset in `pixels`, height and width of each image, in the order of their IDs; the offset
+  is -1 if there is no room for the image;
+- `pixels`: raw (H, W, 3) uint8 RGB, one image after the other, read through one memory map, so runs share its pages;
+- `state`: 8 bytes per image: whether its pixels are present, how often it was decoded, their CRC-32;
+- `claims`: one byte per image; the process that decodes the image locks it, and the kernel unlocks it if it dies;
+- `in_use`: every run that reads the cache has a shared lock on it, so that nobody evicts a cache in use.
 
-The folder appears whole, by a rename. An image's state is written after its pixels, so that a process that is killed
-leaves an image absent and never half there; what a crash of the machine or a bad disk did to it, the checksum tells.
+A rename creates the complete folder. A process writes the state of an image after its pixels, so a killed process never
+leaves half an image. The checksum finds damage after a crash of the machine or from a bad disk.
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ from trainer.images.reading import Pixels, Shape
 
 VERSION = 1
 STATE = struct.Struct("<BxHI")
-"""1 where the pixels are there; how often they were decoded; their CRC-32."""
+"""1 if the pixels are present; how often they were decoded; their CRC-32."""
 PATIENCE = 20.0
-"""Seconds that one process waits for another to decode an image before it does so itself."""
+"""Seconds that a process waits for another process to decode an image. Then it decodes the image itself."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A cache as it should be."""
+    """The layout of a cache."""
 
     name: str
-    """Of its folder: equal for equal pixels."""
+    """Name of its folder. Equal pixels have equal names."""
     shapes: Sequence[Shape]
     """Height and width of each image, in the order of `order`."""
     order: Sequence[int]
-    """Slot by slot, which of the caller's rows it holds."""
+    """The caller's row in each slot."""
     about: dict[str, Any]
-    """For meta.json."""
+    """Description for meta.json."""
 
 
 class Decoded:
-    """An open cache. Picklable, and safe to use after a fork: processes that load images share it."""
+    """An open cache. Picklable and safe after a fork: image loading processes share it."""
 
     def __init__(self, folder: Path, slots: dict[int, int]) -> None:
         self.folder = folder
@@ -77,7 +77,7 @@ class Decoded:
         size = os.fstat(self._pixels).st_size
         self._map = mmap.mmap(self._pixels, size, access=mmap.ACCESS_READ) if size else mmap.mmap(-1, 1)
         self._view: Pixels = np.frombuffer(self._map, dtype=np.uint8)
-        # Anonymous and shared: what one of a run's processes has checked, the others need not check again.
+        # Anonymous and shared: the processes of a run check each image only once.
         self._checked = mmap.mmap(-1, max(1, len(self.index)))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -88,8 +88,8 @@ class Decoded:
         self._open()
 
     def get(self, row: int, decode: Callable[[], Pixels]) -> Pixels:
-        """The image of `row`: (H, W, 3) uint8, read-only where it comes from the cache. `decode` makes it where it is
-        not there yet, and where the cache does not hold it."""
+        """The image of `row`: (H, W, 3) uint8, read-only if from the cache. If it is not in the cache, `decode` makes
+        it."""
         slot = self.slots[row]
         if self.index[slot, 0] < 0:
             return decode()
@@ -98,7 +98,7 @@ class Decoded:
             return found
         with self._claim(slot) as claimed:
             if claimed:
-                found = self._read(slot)  # another may have decoded it meanwhile
+                found = self._read(slot)  # another process may have decoded it
                 if found is not None:
                     return found
             made = decode()
@@ -131,22 +131,22 @@ class Decoded:
     def _write(self, slot: int, made: Pixels) -> None:
         offset, height, width = self._place(slot)
         if not self.writable or made.shape != (height, width, 3):
-            return  # the file has changed since its header was read
+            return  # the file has changed after its header was read
         data = np.ascontiguousarray(made)
         _, decodes, _ = self._state_of(slot)
         try:
-            # Written, not stored through a memory map: a full disk is an error here, and a crash there.
+            # Use write, not the memory map: a full disk is then an error and not a crash.
             _write_all(self._pixels, data.reshape(-1).data, offset)
             state = STATE.pack(1, min(decodes + 1, 2**16 - 1), zlib.crc32(data.data))
             _write_all(self._state, memoryview(state), slot * STATE.size)
-            self._checked[slot] = 1  # what this run has written it need not read to know
+            self._checked[slot] = 1  # no need to check pixels that this run has written
         except OSError as error:
             self.writable = False
-            print(f"note: {self.folder}: decoded images are no longer kept: {error.strerror}")
+            print(f"note: {self.folder}: cannot store more decoded images: {error.strerror}")
 
     @contextlib.contextmanager
     def _claim(self, slot: int) -> Iterator[bool]:
-        """Whether this process alone decodes the image now. False after `PATIENCE`, or where files cannot be locked."""
+        """Whether this process has the claim on the image. False after `PATIENCE`, or without file locks."""
         until = time.monotonic() + PATIENCE
         while True:
             try:
@@ -166,7 +166,7 @@ class Decoded:
             fcntl.lockf(self._claims, fcntl.LOCK_UN, 1, slot)
 
     def close(self) -> None:
-        """Let go of the cache: it may be evicted from now on."""
+        """Close the cache. From now on it may be evicted."""
         for descriptor in (self._in_use, self._pixels, self._state, self._claims):
             with contextlib.suppress(OSError):
                 os.close(descriptor)
@@ -179,8 +179,8 @@ def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
 
 
 def open_cache(wanted: Wanted, limit: int) -> Decoded | None:
-    """The cache, made where there is none; `limit` bytes may all caches take together. None, with a note, where it
-    cannot be had: without $CACHE_DIR, or where that cannot be written."""
+    """Open or create the cache. All caches together may take `limit` bytes. None without $CACHE_DIR, and None with a
+    note if it is not writable."""
     root = cache_folder.root()
     if root is None or limit <= 0 or not wanted.shapes:
         return None
@@ -191,15 +191,15 @@ def open_cache(wanted: Wanted, limit: int) -> Decoded | None:
             if not folder.is_dir():
                 _make(folder, wanted, limit)
             opened = Decoded(folder, slots)
-            # Evicted between its being found and its being locked? Then the folder of that name is another, or none.
+            # It may be evicted before the lock. Then the name belongs to another folder, or to none.
             if _same(folder / "in_use", opened._in_use) and len(opened.index) == len(wanted.shapes):
                 with contextlib.suppress(OSError):
                     os.utime(folder / "meta.json")
                 return opened
             opened.close()
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "damaged: remove it by `launcher cache prune --all`"
-        print(f"note: {folder}: decoded images are not kept: {reason}")
+        reason = error.strerror if isinstance(error, OSError) else "damaged; remove it: launcher cache prune --all"
+        print(f"note: {folder}: cannot store decoded images: {reason}")
     return None
 
 
@@ -230,13 +230,13 @@ def _make(folder: Path, wanted: Wanted, limit: int) -> None:
                 file.truncate(size)
         about = {"version": VERSION, **wanted.about, "images": len(sizes), "kept": kept, "bytes": end}
         write_json(temporary / "meta.json", about)
-        temporary.chmod(0o777 & ~UMASK)  # mkdtemp's are private
-        with contextlib.suppress(OSError):  # another run was first: its cache serves
+        temporary.chmod(0o777 & ~UMASK)  # mkdtemp makes private folders
+        with contextlib.suppress(OSError):  # another run was first: use its cache
             temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _fixed_order(wanted: Wanted) -> list[int]:
-    """Slots in an order that is the same for every run and has nothing to do with their ids: what fits is kept."""
+    """Slots in a pseudo-random order that is the same for every run. The cache has room for the first of them."""
     return sorted(range(len(wanted.shapes)), key=lambda slot: zlib.crc32(f"{wanted.name}/{slot}".encode()))

@@ -1,6 +1,6 @@
-"""The decoded images under $CACHE_DIR, from outside: which caches there are, who uses them, and evicting them.
+"""List, measure and evict the caches of decoded images under $CACHE_DIR.
 
-Needs nothing but the standard library, for the launcher lists and prunes them where nothing else may be installed.
+Needs only the standard library, because the launcher uses it where nothing else is installed.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from typing import Any
 
 MAKING, GOING = ".new-", ".gone-"
 STALE = 3600
-"""Seconds after which a folder that a killed process left half made is swept away."""
+"""Seconds until an incomplete folder of a killed process is removed."""
 MOST = 64 * 10**9
-"""Bytes that all caches take together at most, where nothing is said, and never more than half of what is free."""
+"""Default limit of all caches together, bytes. The limit is never more than half of the free space."""
 
 
 @dataclass(frozen=True)
 class Cache:
-    """One cache: its folder, what meta.json says, and what it takes on disk."""
+    """One cache: its folder, its description in meta.json, and its size on disk."""
 
     folder: Path
     about: dict[str, Any]
     size: int
     """Bytes on disk so far."""
     decoded: int
-    """Images that are there."""
+    """Number of images present."""
     decodes: int
-    """How often images were decoded for it: as often as there are images, but for damage."""
+    """Number of decodes: equal to the number of images, except after damage."""
     used: float
-    """When a run last opened it, seconds since 1970."""
+    """Time of its last opening by a run, seconds since 1970."""
     in_use: bool
 
 
@@ -48,7 +48,7 @@ def root() -> Path | None:
 
 
 def caches(folder: Path) -> list[Cache]:
-    """What lies in `folder`, the latest used first. What cannot be read is listed with nothing known of it."""
+    """The caches in `folder`, last used first. An unreadable cache has an entry without facts."""
     found = [_look(path) for path in sorted(folder.glob("*")) if path.is_dir() and not path.name.startswith(".")]
     return sorted(found, key=lambda cache: -cache.used)
 
@@ -81,7 +81,7 @@ def _on_disk(path: Path) -> int:
 
 @contextlib.contextmanager
 def _unused(path: Path) -> Iterator[bool]:
-    """Whether no run reads the cache; while the block lasts none can begin to."""
+    """Whether no run reads the cache. Inside the block no run can start to read it."""
     try:
         descriptor = os.open(path / "in_use", os.O_RDONLY)
     except FileNotFoundError:
@@ -102,13 +102,13 @@ def _unused(path: Path) -> Iterator[bool]:
 
 
 def evict(path: Path) -> bool:
-    """Remove a cache that no run reads. False, and nothing done, where one does."""
+    """Remove a cache that no run reads. If a run reads it, return False and do nothing."""
     with _unused(path) as free:
         if not free:
             return False
         gone = path.with_name(f"{GOING}{os.getpid()}-{path.name}")
         try:
-            path.rename(gone)  # at once: whoever looks for it now makes another
+            path.rename(gone)  # at once: from now on other runs make a new one
         except FileNotFoundError:
             return True
         shutil.rmtree(gone, ignore_errors=True)
@@ -116,7 +116,7 @@ def evict(path: Path) -> bool:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left half made or half removed."""
+    """Remove incomplete folders of killed processes."""
     for path in folder.glob(".*"):
         with contextlib.suppress(OSError):
             if path.name.startswith(GOING) or (
@@ -126,7 +126,8 @@ def sweep(folder: Path) -> None:
 
 
 def default_limit(folder: Path) -> int:
-    """Bytes: half of what is free where `folder` is or will be, with what caches take there already; at most `MOST`."""
+    """Default limit, bytes: half of the free space on the disk of `folder`, counting its caches as free. At most
+    `MOST`."""
     place = folder
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -134,8 +135,7 @@ def default_limit(folder: Path) -> int:
 
 
 def make_room(folder: Path, wanted: int, limit: int) -> int:
-    """Evict what is not in use, the longest unused first, until `wanted` more bytes fit into `limit`; the bytes that
-    there is room for."""
+    """Evict unused caches, oldest first, until `wanted` more bytes fit into `limit`. Returns the bytes that fit."""
     there = caches(folder)
     taken = sum(_reserved(cache) for cache in there)
     for cache in reversed(there):
@@ -147,6 +147,6 @@ def make_room(folder: Path, wanted: int, limit: int) -> int:
 
 
 def _reserved(cache: Cache) -> int:
-    """What a cache will take once it is full."""
+    """The size of a full cache, bytes."""
     promised = cache.about.get("bytes")
     return max(cache.size, promised if isinstance(promised, int) else 0)

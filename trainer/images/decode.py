@@ -1,4 +1,4 @@
-"""The pixels of images as augmentation needs them: no larger than the model sees, and decoded once for all runs."""
+"""Pixels for augmentation: not larger than the model's input, and decoded once for all runs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from trainer.images.reading import Pixels, Shape
 
 @dataclass(frozen=True)
 class Limit:
-    """What a list of transforms begins with: LongestMaxSize to `longest` pixels by OpenCV's `interpolation`."""
+    """The first transform of a list: LongestMaxSize to `longest` pixels with OpenCV's `interpolation`."""
 
     longest: int
     interpolation: int
 
     @classmethod
     def of(cls, entries: Sequence[Any]) -> Limit | None:
-        """None where the list begins otherwise, so that it has to see every pixel."""
+        """The limit of a list of transforms. None if it starts with another transform and needs all pixels."""
         entry = entries[0] if entries else None
         if not (isinstance(entry, dict) and "LongestMaxSize" in entry):
             return None
@@ -40,16 +40,16 @@ class Limit:
         return cls(longest, int(arguments.get("interpolation", cv2.INTER_LINEAR)))
 
     def fitted(self, shape: Shape) -> Shape:
-        """The shape of an image that is no longer than `longest`, rounded as albumentations does."""
+        """The shape after the resize to `longest`, rounded as in albumentations."""
         scale = min(1.0, self.longest / max(shape))
         return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
 
 
 def decode(path: Path, limit: Limit | None) -> Pixels:
-    """(H, W, 3) uint8 RGB. A JPEG that is larger than `limit` is scaled inside its decoder, to an eighth, a quarter or
-    a half, which averages what a linear resize would skip, and resized from there.
+    """The image, (H, W, 3) uint8 RGB. The JPEG decoder first scales an image larger than `limit` to 1/8, 1/4 or 1/2;
+    this averages pixels that a linear resize would skip. Then the image is resized to `limit`.
 
-    Raises what `image_files.open_image` raises.
+    Raises the errors of `reading.open_image`.
     """
     if limit is None:
         return np.asarray(reading.open_image(path))
@@ -62,7 +62,7 @@ def decode(path: Path, limit: Limit | None) -> Pixels:
 
 
 class Images:
-    """The images at `paths`, row by row. Picklable: processes that load images get a copy each, and share the cache."""
+    """The images at `paths`, by row. Picklable: each image loading process has a copy, and all share the cache."""
 
     def __init__(self, paths: Sequence[Path], limit: Limit | None, cache: Decoded | None = None) -> None:
         self.paths = paths
@@ -70,19 +70,19 @@ class Images:
         self.cache = cache
 
     def __call__(self, row: int) -> Pixels:
-        """(H, W, 3) uint8 RGB, within the limit. Not to be written to: it may be the cache itself."""
+        """The image, (H, W, 3) uint8 RGB, within the limit. Do not write to it: it may be part of the cache."""
         if self.cache is None:
             return decode(self.paths[row], self.limit)
         return self.cache.get(row, lambda: decode(self.paths[row], self.limit))
 
     def whole(self, row: int) -> Pixels:
-        """The same with every pixel of the file; from the cache where the limit took none away."""
+        """The image with all pixels of the file. From the cache if the image is not larger than the limit."""
         if self.limit is None or max(reading.shape(self.paths[row])) <= self.limit.longest:
             return self(row)
         return decode(self.paths[row], None)
 
     def close(self) -> None:
-        """Let go of the cache."""
+        """Close the cache."""
         if self.cache is not None:
             self.cache.close()
 
@@ -90,8 +90,8 @@ class Images:
 def shared(
     paths: Sequence[Path], ids: Sequence[str], limit: Limit | None, gigabytes: float | None, fingerprint: str
 ) -> Images:
-    """Images that are decoded once for all runs of `fingerprint` and `limit`, as far as the cache has room: `gigabytes`
-    (10^9 bytes) for all caches together, or as `cache_folder.default_limit` says."""
+    """Images in the cache of `fingerprint` and `limit`, decoded once for all runs if there is room. `gigabytes` (10^9
+    bytes) is the limit of all caches together; the default is `cache_folder.default_limit`."""
     root = cache_folder.root()
     if root is None or gigabytes == 0:
         return Images(paths, limit)

@@ -1,4 +1,4 @@
-"""Pictures with captions, as one figure."""
+"""Pictures with captions in one plot."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from trainer.base.files import replacing
 from trainer.images.reading import open_image
 
-if not os.access(os.environ.get("HOME", "/"), os.W_OK):  # where matplotlib would warn that it cannot cache its fonts
+if not os.access(os.environ.get("HOME", "/"), os.W_OK):  # matplotlib would warn about its font cache
     os.environ.setdefault("MPLCONFIGDIR", tempfile.gettempdir())
 
 import matplotlib
@@ -26,13 +26,13 @@ matplotlib.rcParams["text.parse_math"] = False  # a class may be called $x$
 @dataclass(frozen=True)
 class Tile:
     path: Path | None
-    """None, or what is no readable image, is shown as an empty place."""
+    """Image file. None or an unreadable file gives an empty place."""
     caption: str
     colour: str = "black"
 
 
 def gallery(tiles: Sequence[Tile], columns: int, title: str) -> Figure:
-    """`tiles` in their order, `columns` a line; without any, the title alone."""
+    """`tiles` in order, `columns` per row. Without tiles only the title."""
     if not tiles:
         figure = Figure(figsize=(6, 2), layout="constrained")
         figure.text(0.5, 0.5, title, ha="center", va="center")
@@ -58,7 +58,7 @@ def gallery(tiles: Sequence[Tile], columns: int, title: str) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Replace `path` by the figure."""
+    """Write the figure to `path`, atomically."""
     FigureCanvasAgg(figure)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110)

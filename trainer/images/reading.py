@@ -1,4 +1,4 @@
-"""Image files: found by their id, opened as RGB, checked in full."""
+"""Image files: find them by ID, open them as RGB, check them completely."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from PIL import ExifTags, Image, ImageOps
 from trainer.base.files import write_text
 
 Pixels = NDArray[np.uint8]
-"""(H, W, 3) RGB, of an image that is in memory."""
+"""(H, W, 3) RGB of an image in memory."""
 Shape = tuple[int, int]
 """Height, width, in pixels."""
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
-Image.MAX_IMAGE_PIXELS = 400_000_000  # a 1,200-dpi A4 scan has 140 million pixels; beyond this a file is a bomb
+Image.MAX_IMAGE_PIXELS = 400_000_000  # a 1,200-dpi A4 scan has 140 million; more pixels can be a decompression bomb
 
 
 def open_image(path: Path) -> Image.Image:
-    """The image as RGB, turned as its EXIF orientation says, transparency over white, 16 bits scaled to 8.
+    """The image as RGB, with EXIF orientation applied, transparency on white, 16 bits scaled to 8.
 
-    Raises OSError, ValueError or Image.DecompressionBombError for what is no readable image.
+    Raises OSError, ValueError or Image.DecompressionBombError for an unreadable image.
     """
     return open_near(path, None)[0]
 
 
 def open_near(path: Path, longest: int | None) -> tuple[Image.Image, tuple[int, int]]:
-    """`open_image`, and the height and width of the whole; a JPEG may come smaller, scaled by its decoder, with its
-    longer side still `longest` pixels or more."""
+    """The same as `open_image`, and the height and width of the file. The decoder may scale a JPEG down, but its longer
+    side is still at least `longest` pixels."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # EXIF oddities; what matters raises
+        warnings.simplefilter("ignore")  # EXIF warnings; real errors raise
         with Image.open(path) as opened:
             whole = _upright(opened)
             if longest is not None and longest < max(opened.size):
@@ -45,7 +45,7 @@ def open_near(path: Path, longest: int | None) -> tuple[Image.Image, tuple[int, 
                 opened.draft(None, (math.ceil(opened.width * scale), math.ceil(opened.height * scale)))
             opened.load()
             turned = opened.getexif().get(ExifTags.Base.Orientation, 1) != 1
-            image = ImageOps.exif_transpose(opened) if turned else opened  # which would copy it
+            image = ImageOps.exif_transpose(opened) if turned else opened  # exif_transpose would copy it
     if image.width == 0 or image.height == 0:
         raise ValueError("the image has no pixels")
     if image.mode.startswith("I") or image.mode == "F":
@@ -63,7 +63,7 @@ def open_near(path: Path, longest: int | None) -> tuple[Image.Image, tuple[int, 
 
 
 def shape(path: Path) -> tuple[int, int]:
-    """Height and width of the image as `open_image` lays it, from its header alone. Raises what that raises."""
+    """Height and width of the image in the orientation of `open_image`, from the header. Raises the same errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(path) as opened:
@@ -76,8 +76,8 @@ def _upright(opened: Image.Image) -> tuple[int, int]:
 
 
 def find_image(root: Path, image_id: str, folder: str = "train") -> Path | None:
-    """The file of `image_id` below `root`/`folder` (or `root` itself, for a plain ImageFolder); an extension may be
-    missing from the id. None where there is none, or where the id points outside the folder."""
+    """The file of `image_id` in `root`/`folder` (or in `root`, for a plain ImageFolder). The ID may have no extension.
+    None if there is no file, or if the ID points outside the folder."""
     if Path(image_id).is_absolute() or ".." in Path(image_id).parts or not image_id:
         return None
     for base in (root / folder, root):
@@ -88,9 +88,9 @@ def find_image(root: Path, image_id: str, folder: str = "train") -> Path | None:
 
 
 def unreadable(paths: Sequence[Path]) -> Iterator[tuple[int, str]]:
-    """Row and reason of every image that cannot be opened in full.
+    """Row and reason for every image that cannot be decoded completely.
 
-    A set that passed is remembered in $CACHE_DIR by names, sizes and times, since every run of a matrix reads the same.
+    A file in $CACHE_DIR remembers a correct set by names, sizes and times, because all runs of a matrix read the same.
     """
     stats = [path.stat() for path in paths]
     key = hashlib.sha256(repr([(str(p), s.st_size, s.st_mtime_ns) for p, s in zip(paths, stats, strict=True)]).encode())
@@ -115,13 +115,13 @@ def _fault(path: Path) -> str | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
-                # Reading a JPEG at an eighth still decodes every bit of it, at a fraction of the time.
+                # A JPEG at 1/8 size still decodes all its bits, in much less time.
                 image.draft(None, (image.width // 8, image.height // 8))
                 image.load()
                 if image.width == 0 or image.height == 0:
                     return "the image has no pixels"
     except Image.DecompressionBombError:
-        return "the image claims more pixels than any scan has"
-    except Exception as error:  # Pillow's decoders raise whatever a broken file provokes
+        return f"the image has too many pixels (limit: {Image.MAX_IMAGE_PIXELS:,})"
+    except Exception as error:  # Pillow's decoders raise any error for a broken file
         return f"not a readable image: {' '.join(str(error).split()).replace(str(path), path.name)}"
     return None

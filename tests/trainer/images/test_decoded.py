@@ -129,7 +129,7 @@ def test_a_full_or_closed_cache_costs_nothing_but_time(
     monkeypatch.undo()
     monkeypatch.setenv("CACHE_DIR", str(paths[0]))
     assert images(paths).cache is None
-    assert "are not kept: Not a directory" in capsys.readouterr().out
+    assert "cannot store decoded images: Not a directory" in capsys.readouterr().out
     monkeypatch.delenv("CACHE_DIR")
     assert images(paths).cache is None and capsys.readouterr().out == ""
 

@@ -171,7 +171,7 @@ def test_an_ensemble_whose_member_changed_is_refused(
     assert main(["ensemble", "--checkpoints", str(member)]) == 0
     altered(member, member, metrics={})
     assert main(["predict", "checkpoint=ensemble.json"]) == 64
-    assert "has changed since ensemble.json was made" in capsys.readouterr().err
+    assert "changed after ensemble.json was written" in capsys.readouterr().err
 
 
 def test_without_test_images_an_ensemble_still_has_its_validation(trained: list[Path], tmp_path: Path) -> None:
