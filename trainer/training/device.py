@@ -198,7 +198,7 @@ def _advice(config: Config, micro: int) -> str:
     smaller += ["model=resnet34"] if config.model.name != "resnet34" else []
     if smaller:
         return f"try, in this order: {'; '.join(smaller)}"
-    if not torch.cuda.is_initialized():
+    if not torch.cuda.is_available():
         return "nothing smaller to try here; use a device with more memory"
     free, total = (size / 2**30 for size in torch.cuda.mem_get_info())
     return f"nothing smaller to try here: this GPU has {free:.1f} GiB free of {total:.1f} GiB; use another GPU"

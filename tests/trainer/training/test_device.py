@@ -80,7 +80,7 @@ def test_out_of_device_memory_names_the_remedies_in_the_manuals_order() -> None:
 
 
 def test_out_of_device_memory_names_no_remedy_that_the_run_has_already(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2 * 2**30, 8 * 2**30))
     for words, said in (
         (["model=resnet50", "training.batch_size=1"], "try, in this order: model=resnet34"),
