@@ -95,13 +95,13 @@ SIZES = ("max_size", "min_height", "min_width", "height", "width", "size")
         ("training.teachers=best.ckpt", "must be a list: write training.teachers=[best.ckpt]"),
         ("training.monitor=f1", "val_f1"),
         ("model=resnet34,resnet50", "launcher submit model=resnet34,resnet50"),
-        ("+extra=1", "plain key=value"),
-        ("lr", "write lr=…"),
+        ("+extra=1", "write key=value"),
+        ("lr", "write lr=VALUE"),
         ("data.train_transforms=[{Rotat: {limit: 5}}]", "did you mean 'Rotate'?"),
         ("data.train_transforms=[{PadIfNeeded: {value: 255}}]", "PadIfNeeded has no argument 'value'"),
         ("data.train_transforms.3.Rotate.p=2", "from 0 to 1"),
         ("model.name=null", "model.name"),
-        ("choices.model=x", "filled in"),
+        ("choices.model=x", "the trainer sets choices"),
     ],
 )
 def test_a_fault_names_the_override_and_the_way_out(override: str, said: str) -> None:

@@ -67,7 +67,7 @@ def test_precision_auto_takes_what_the_device_gains_from(monkeypatch: pytest.Mon
 
 
 def test_out_of_device_memory_names_the_remedies_in_the_manuals_order() -> None:
-    composed = compose(["training.batch_size=16"])
+    composed = compose(["model=resnet50", "training.batch_size=16"])
     for error in (torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("MPS backend out of memory (…)")):
         with pytest.raises(DeviceMemoryError) as raised, device.memory_errors(composed):
             raise error
