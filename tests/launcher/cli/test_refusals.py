@@ -48,7 +48,7 @@ def test_a_folder_that_holds_no_training_data_is_refused_before_anything_is_made
         (["submit", "job.yaml", "--data", "nowhere"], 65, "nowhere: the data folder (--data) does not exist"),
         (["submit", "job.yaml", "--set", "resources.gpus=3"], 64, "3 GPU requested"),
         (["submit", "job.yaml", "--set", "resources.cpus=4000"], 64, "4000 cores requested"),
-        (["submit", "job.yaml", "--set", "resources.memory=9t"], 64, "9216 GiB asked for"),
+        (["submit", "job.yaml", "--set", "resources.memory=9t"], 64, "9216 GiB requested"),
         (["submit", "job.yaml", "modle=resnet34"], 64, "the command line: modle=resnet34: unknown key"),
         (["submit", "job.yaml", "--gpus", "7"], 64, "has no GPU '7'"),
         (["submit", "job.yaml", "--runs", "/proc/runs"], 1, "/proc/runs: cannot be written to"),
@@ -92,7 +92,7 @@ from launcher.job import data_folder
 run = SimpleNamespace(request=SimpleNamespace(kind="train", config={{"root": None, "format": "auto"}}))
 try:
     data_folder.find_data("closed/data", [run])
-except data_folder.RunError as error:
+except data_folder.DataFolderError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
