@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,12 +36,24 @@ class Result:
 
 
 def read_metrics(run_dir: Path) -> Figures:
-    """The content of a run's metrics.json; empty if it does not exist yet."""
+    """The content of a run's metrics.json; empty if it does not exist yet. Any trainer may have written it: a figure
+    that is not a finite number is left out, and so is a monitor that is not a name."""
     try:
         content = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        return {}
+    names = columns()
+    return {
+        key: value
+        for key, value in content.items()
+        if (key not in names or _is_figure(value)) and (key != "monitor" or isinstance(value, str))
+    }
+
+
+def _is_figure(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def results(submission: Path, *kinds: str) -> list[Result]:

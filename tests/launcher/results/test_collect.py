@@ -112,3 +112,17 @@ def test_collects_at_the_same_time_leave_the_best(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert champion(tmp_path) == ("s8/001-a", pytest.approx(0.8))
+
+
+def test_figures_that_are_no_finite_numbers_count_for_nothing(tmp_path: Path) -> None:
+    """An image may hold any trainer."""
+    directory = submission(tmp_path, "first", {"a": 0.8, "b": 0.9})
+    for run, more in (
+        ("001-a", {"val_loss": float("inf"), "val_accuracy": "0.9", "monitor": {}}),
+        ("002-b", {"val_f1": float("nan"), "val_f1_mean": [1], "monitor": 5}),
+    ):
+        path = directory / run / "metrics.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    rows, line = collect.collect(directory)
+    assert [(row["run"], row["rank"], row["val_accuracy"]) for row in rows] == [("001-a", 1, ""), ("002-b", "", 0.9)]
+    assert line.startswith("champion: first/001-a (val_f1 0.8000)"), line
