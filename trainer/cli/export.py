@@ -36,12 +36,16 @@ def export(arguments: list[str]) -> int:
     given = options.parse(parser, arguments)
     if given.to not in FORMATS:
         raise ConfigError(f"--to {given.to}: unknown format; {nearest(given.to, FORMATS)}")
+    if given.checkpoint.suffix == ".json":
+        raise ConfigError(
+            f"{given.checkpoint}: an ensemble has several models; export each with --checkpoint best.ckpt"
+        )
+    check_checkpoint(given.checkpoint)
     root = options.optional_data(given.root)
     if given.output is None:
         output = options.output_folder(None) / "export" / given.to
     else:
         output = options.output_folder(given.output)
-    check_checkpoint(given.checkpoint)
 
     with heavy():
         from trainer.export.export import export as run

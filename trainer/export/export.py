@@ -97,8 +97,6 @@ def export(
     """
     if to not in FORMATS:
         raise ConfigError(f"--to {to}: unknown format; {nearest(to, FORMATS)}")
-    if path.suffix == ".json":
-        raise ConfigError(f"{path}: an ensemble has several models; export each with --checkpoint best.ckpt")
     _check_output(output, force)
     kept = checkpoint.load(path)
     config, about = kept.settings, _about(kept, to)

@@ -69,6 +69,7 @@ WRONG: dict[str, list[tuple[list[str], int, str]]] = {
     ],
     "export": [
         (["--checkpoint", "any.ckpt", "--to", "onxx"], 64, "did you mean 'onnx'?"),
+        (["--checkpoint", "any.json", "--to", "onnx"], 64, "an ensemble has several models"),
         (["--checkpoint", "nope.ckpt", "--to", "onnx"], 64, "nope.ckpt: checkpoint not found"),
     ],
     "estimate": [
