@@ -212,6 +212,7 @@ def _columns(path: Path, required: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _rows(text: str) -> list[list[str]]:
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a column may hold the whole text of a page
     try:
         rows = list(csv.reader(io.StringIO(text, newline=None), strict=True))
     except csv.Error as error:

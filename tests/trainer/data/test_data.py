@@ -85,12 +85,14 @@ def test_every_fault_is_reported_at_once_by_file_and_row(tmp_path: Path) -> None
 
 
 def test_csv_files_of_spreadsheets_are_read(tmp_path: Path) -> None:
-    """Another program's line ends and byte order mark, quotation marks, blank and short lines; no value is a number."""
+    """Another program's line ends and byte order mark, quotation marks, blank and short lines, a page's whole text in a
+    field; no value is a number."""
     root = write_documents(tmp_path / "data", per_class=2)
     ids = ["0-000.jpg", "0-001.jpg", "1-000.jpg", '1 "001", b.jpg']
     (root / "train" / "1-001.jpg").rename(root / "train" / ids[3])
     (root / "meta.csv").unlink()
-    rows = ["ID,target,group", f"{ids[0]},01,NA", f"{ids[1]},01", f'"{ids[2]}",1,"x, y"', '"1 ""001"", b.jpg",1,']
+    rows = ["ID,target,group,text", f"{ids[0]},01,NA,{'x' * 200_000}", f"{ids[1]},01", f'"{ids[2]}",1,"x, y"']
+    rows.append('"1 ""001"", b.jpg",1,')
     (root / "train.csv").write_bytes(b"\xef\xbb\xbf" + "\r".join(rows).encode())
     table = read_training(root, DataConfig())
     assert table.ids == ids and table.labels == ["01", "1"] and table.groups == ["NA", "", "x, y", ""]
