@@ -261,7 +261,7 @@ def test_many_equal_pages_are_counted_and_the_worst_pairs_listed(
 
 @pytest.mark.parametrize(
     ("allowed", "code", "said"),
-    [("[nope.jpg]", 65, "no training image 'nope.jpg'"), ("[1]", 64, "a list of IDs")],
+    [("[nope.jpg]", 65, "unknown training image 'nope.jpg'"), ("[1]", 64, "a list of IDs")],
 )
 def test_what_is_allowed_must_exist(
     allowed: str, code: int, said: str, documents: Path, capsys: pytest.CaptureFixture[str]
