@@ -129,6 +129,8 @@ def split_data(arguments: Sequence[str]) -> tuple[list[str], str | None]:
         name, separator, value = word.partition("=")
         if name not in (DATA, "--data.root"):
             overrides.append(word)
+            if name == "data.root":
+                folder = None  # of several words for the folder the last one counts, whatever its spelling
             continue
         folder = value if separator else next(words, "")
         if not folder:

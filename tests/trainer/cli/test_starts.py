@@ -15,7 +15,7 @@ from tests.trainer.conftest import TINY
 from trainer.augment import views
 from trainer.base import names
 from trainer.cli import imports
-from trainer.cli.main import COMMANDS
+from trainer.cli.main import COMMANDS, main
 from trainer.export import export
 from trainer.models import build, timm_names
 
@@ -150,6 +150,14 @@ def test_a_prediction_loads_what_it_needs(trained: list[Path], documents: Path, 
 def test_names_of_options_are_those_of_the_code() -> None:
     assert tuple(views.VIEWS) == names.VIEWS
     assert tuple(export.FORMATS) == names.FORMATS
+
+
+@pytest.mark.parametrize(
+    "words", [["--data", "a", "data.root=b"], ["data.root=a", "--data", "b"], ["--data=a", "--data=b"]]
+)
+def test_the_last_word_for_the_data_folder_counts(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", *words]) == 0
+    assert "  root: b\n" in capsys.readouterr().out
 
 
 def test_a_name_of_timm_is_known_from_its_sources() -> None:
