@@ -33,7 +33,7 @@ WRONG: dict[str, list[tuple[list[str], int, str]]] = {
         (["resume=nope.ckpt"], 64, "file not found"),
         (["--data", "nope"], 65, "nope: the data folder (data.root) does not exist"),
         (["data.root=nope"], 65, "nope: the data folder (data.root) does not exist"),
-        (["--data"], 64, "a folder is missing"),
+        (["--data"], 64, "the folder is missing"),
     ],
     "config": [(["training.lrr=1"], 64, "did you mean 'training.lr'?")],
     "predict": [
@@ -41,7 +41,7 @@ WRONG: dict[str, list[tuple[list[str], int, str]]] = {
         (["checkpoint=nope.json"], 64, "nope.json: file not found"),
         (["--checkpoint", "any.ckpt", "--data", "nope"], 65, "nope: the data folder"),
         (["--checkpoint", "any.ckpt", "--data.root", "nope"], 65, "nope: the data folder"),
-        (["checkpoint=any.ckpt", "data=baseline_aug"], 64, "the data folder is --data DIR"),
+        (["checkpoint=any.ckpt", "data=baseline_aug"], 64, "for the data folder use --data DIR"),
         (["--checkpoint", "any.ckpt", "--tta", "lihgt"], 64, "did you mean 'light'?"),
         (["--checkpoint", "any.ckpt", "--device", "gpu"], 64, "--device"),
         (["--checkpoint", "any.ckpt", "--output", "any.ckpt"], 64, "any.ckpt: is a file"),
