@@ -162,8 +162,12 @@ class Column:
 
 def columns() -> dict[str, Column]:
     """All columns by name, in the order of history.csv."""
-    found = [Column(figure, copy) for copy in SUFFIXES for figure in FIGURES if copy in figure.copies]
-    return {column.name: column for column in found}
+    by_name: dict[str, Column] = {}
+    for column in (Column(figure, copy) for copy in SUFFIXES for figure in FIGURES if copy in figure.copies):
+        if column.name in by_name:  # a figure called f1_mean would take the place of the mean of f1
+            raise ValueError(f"two figures have the column {column.name}; rename '{column.figure.name}'")
+        by_name[column.name] = column
+    return by_name
 
 
 def on_leaderboard(copy: Copy) -> tuple[str, ...]:

@@ -147,3 +147,11 @@ def test_a_lower_loss_is_better(tmp_path: Path, train: Train) -> None:
     write_json(worse / "metrics.json", {**metrics, "val_loss": losses[-1] + 1, "val_f1": 1.0})
     ranked, line = collect.collect(submission)
     assert [row["run"] for row in ranked] == ["001-net", "002-worse"] and "001-net" in line
+
+
+@pytest.mark.parametrize("name", ["f1", "f1_mean", "accuracy_corrupted"])
+def test_a_figure_cannot_take_the_column_of_another(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    odd = Figure(name, "odd", "odd", of_counts=balanced_accuracy)
+    monkeypatch.setattr(figures, "FIGURES", (*figures.FIGURES, odd))
+    with pytest.raises(ValueError, match=f"the column val_{name}"):
+        figures.columns()
