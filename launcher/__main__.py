@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message())
-        sys.exit(0)
+        sys.exit(EXIT_USAGE)  # a job that lost its command has not succeeded
     except click.UsageError as error:
         context = f"\n{error.ctx.get_usage()}" if error.ctx else ""
         _end(f"error: {error.format_message()}{context}", EXIT_USAGE)
@@ -30,9 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     except LauncherError as error:
         _end(f"error: {error}", error.exit_code)
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # nothing reads the output that is still to flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing reads the rest of the output
         sys.exit(EXIT_FAILED)
     except Exception as error:
         if os.environ.get("LAUNCHER_DEBUG"):

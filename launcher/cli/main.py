@@ -18,15 +18,12 @@ class InOrder(click.Group):
 
 @click.group(
     cls=InOrder,
-    invoke_without_command=True,
+    no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.version_option(__version__, message="%(version)s")
-@click.pass_context
-def cli(context: click.Context) -> None:
+def cli() -> None:
     """Train document classifiers as batch jobs: expand a job file into runs, execute them, collect the results."""
-    if context.invoked_subcommand is None:
-        click.echo(context.get_help())
 
 
 for command in (

@@ -176,7 +176,7 @@ def test_the_table_of_a_submission_is_made_of_what_was_found_once() -> None:
 
 def test_the_commands_are_listed_in_working_order_and_in_whole_lines() -> None:
     bare = launcher(COLUMNS="80")
-    assert bare.returncode == 0 and not bare.stderr and bare.stdout == launcher("--help", COLUMNS="80").stdout
+    assert bare.returncode == 64 and not bare.stderr and bare.stdout == launcher("--help", COLUMNS="80").stdout
     lines = bare.stdout.partition("Commands:\n")[2].splitlines()
     assert [line.split()[0] for line in lines][:6] == ["submit", "status", "logs", "stop", "resume", "collect"]
     assert all(len(line) <= 80 and not line.endswith(("...", "…")) and len(line.split()) > 1 for line in lines), lines
