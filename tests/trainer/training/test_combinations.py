@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,15 @@ MODELS = ("resnet34", "resnet50", "efficientnet_b4", "convnext_base", "swin_base
 DATA = ("baseline_aug", "transformer_384")
 TRAININGS = ("baseline_768", "default", "efficientnet", "transformer")
 SMALL = ["data.img_size=64", "model.pretrained=false", "training.batch_size=2", "training.num_workers=0", "device=cpu"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tests run side by side on as many cores: threads of small models would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("model", MODELS)
