@@ -201,11 +201,11 @@ def test_the_six_models_of_the_manual_train_and_predict_in_the_cpu_container(
     assert done.returncode == 0, done.stdout + done.stderr
     trained, predicted = {}, {}
     for path in list_runs(find_submission(tmp_path / "runs")):
-        metrics, submission = path / "metrics.json", path / "submission.csv"
-        if metrics.exists():
-            trained[path.name.split("-", 1)[1]] = json.loads(metrics.read_text())["steps"]
-        if submission.exists():
-            predicted[path.name.split("-", 2)[2]] = len(submission.read_text().splitlines()) - 1
+        model = path.name.split("-")[-1]
+        if (path / "submission.csv").exists():
+            predicted[model] = len((path / "submission.csv").read_text().splitlines()) - 1
+        else:
+            trained[model] = json.loads((path / "metrics.json").read_text())["steps"]
     assert trained == dict.fromkeys(MODELS, 1)
     assert predicted == dict.fromkeys(MODELS, len(list((documents / "test").iterdir())))
     shutil.rmtree(tmp_path / "runs")  # gigabytes, which pytest would keep
