@@ -205,7 +205,7 @@ def _stop(run: Run) -> None:
     keep.save_last(run)
     raise StoppedError(
         f"stopped in epoch {run.progress.epoch + 1} after step {run.progress.step}; "
-        f"continue with RUN_DIR={run.folder} and resume=auto"
+        f"continue with RUN_DIR={run.folder}, the same words and resume=auto"
     )
 
 
