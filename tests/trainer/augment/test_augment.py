@@ -63,8 +63,9 @@ def test_noise_has_the_manuals_variance() -> None:
 def test_no_warning_is_printed_when_the_manuals_lists_are_built() -> None:
     code = (
         "import warnings; warnings.simplefilter('error', UserWarning)\n"
-        "from trainer.config.compose import compose; from trainer.augment.pipeline import Augmentation\n"
-        "for name in config.option_names('data'):\n"
+        "from trainer.config import keys; from trainer.config.compose import compose\n"
+        "from trainer.augment.pipeline import Augmentation\n"
+        "for name in keys.option_names('data'):\n"
         "    d = compose([f'data={name}']).data\n"
         "    Augmentation(d.train_transforms, 'x', d.img_size); Augmentation(d.val_transforms, 'x', d.img_size)\n"
     )
@@ -91,7 +92,7 @@ def test_an_argument_that_albumentations_would_drop_is_an_error() -> None:
 
 
 def test_a_list_that_leaves_another_size_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="leaves 48×96×3"):
+    with pytest.raises(ConfigError, match="returns 48×96×3"):
         only()(np.zeros((48, 96, 3), np.uint8), 0, 0)
 
 

@@ -66,7 +66,7 @@ def test_an_image_is_stale_when_the_checkout_has_moved_on(tree: Path) -> None:
     assert images.stale_warning(images.describe(described, tree)) is None
     (tree / "trainer" / "__main__.py").write_text("# changed\n")
     warning = images.stale_warning(images.describe(described, tree))
-    assert warning and warning.endswith("renew it: launcher build cpu --tag mine:1")
+    assert warning and warning.endswith("rebuild it: launcher build cpu --tag mine:1")
     elsewhere = images.describe(described, tree / "nowhere")
     assert elsewhere.stale is None and images.stale_warning(elsewhere) is None, "no checkout, nothing to compare with"
 
@@ -418,7 +418,7 @@ def test_doctor_outlives_an_engine_that_is_half_broken(tmp_path: Path, monkeypat
         raise ValueError("disk I/O error")
 
     broken = SimpleNamespace(info=lambda: {"ServerVersion": "1"}, images=SimpleNamespace(get=fails))
-    monkeypatch.setattr(checks.containers, "connect", lambda timeout: broken)
+    monkeypatch.setattr(checks.docker_client, "connect", lambda timeout: broken)
     *_, last = checks.examine(tmp_path)
     assert last.level == "note" and "reports an error" in last.said and "disk I/O error" in last.said
 

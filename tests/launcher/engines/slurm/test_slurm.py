@@ -62,7 +62,9 @@ def test_runs_have_gpus_of_their_own_stop_and_go_on_from_any_host_and_steps_come
     path = cluster.environment.get("PATH")
     cluster.environment["PATH"] = "/nonexistent"  # a host that mounts the volume, and has no Slurm
     blind = cluster.launcher("resume")
-    assert blind.returncode == 1 and "is not installed here" in blind.stderr and "--runs 'runs of 50%a'" in blind.stderr
+    assert (
+        blind.returncode == 1 and "squeue is not installed" in blind.stderr and "--runs 'runs of 50%a'" in blind.stderr
+    )
     stopped = cluster.launcher("stop")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert set(cluster.states().values()) == {"cancelled"} and len(cluster.journal("stopped")) == 4
