@@ -34,10 +34,11 @@ def estimate(arguments: list[str]) -> int:
         timm_names.check(config.model.name)
 
     with heavy():
-        from trainer.training import memory
+        from trainer.memory import estimate as memory
+        from trainer.memory import table
 
     if given.table:
-        write_text(given.table, memory.as_csv(list(memory.table())))
+        write_text(given.table, table.as_csv(list(table.rows())))
         return EXIT_OK
     traced = memory.estimate(config, given.classes)
     if given.json:

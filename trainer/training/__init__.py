@@ -1,1 +1,1 @@
-"""One training run: steps, epochs, validation, checkpoints to resume from, progress, devices, memory."""
+"""One training run: steps, epochs, validation, checkpoints to resume from, progress, devices."""

@@ -1,4 +1,4 @@
-"""Memory foreseen by fake tensors: against torch's own tracker, and against what real steps on a CPU take."""
+"""Memory predicted with fake tensors: compared with torch's own tracker, and with what real steps on a CPU take."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from tests.trainer.conftest import TINY
 from trainer.cli.main import main
 from trainer.config.compose import compose
 from trainer.config.keys import option_names
+from trainer.memory import table
+from trainer.memory.estimate import Estimate, estimate
 from trainer.models import build, optimizers
-from trainer.training import memory
 
 MIB = 2**20
 
 
 @functools.cache
-def found(*words: str, precision: str = "fp32") -> memory.Estimate:
-    return memory.estimate(compose([*TINY, *words], "estimate"), 3, (precision,))[precision]
+def line_of(*words: str, precision: str = "fp32") -> Estimate:
+    return estimate(compose([*TINY, *words], "estimate"), 3, (precision,))[precision]
 
 
 @pytest.mark.parametrize(("precision", "accumulates"), [("fp32", True), ("bf16", False)])
@@ -50,18 +51,18 @@ def test_it_counts_what_torchs_own_tracker_counts(precision: str, accumulates: b
         optimizer.step()
         optimizer.zero_grad()
     measured = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
-    foreseen = found("device=cpu", precision=precision).at(6, accumulates)
-    assert measured == pytest.approx(foreseen, rel=0.02)
+    predicted = line_of("device=cpu", precision=precision).at(6, accumulates)
+    assert measured == pytest.approx(predicted, rel=0.02)
 
 
 def test_averaged_weights_are_one_more_copy() -> None:
-    plain, averaged = found("device=cuda"), found("device=cuda", "training.ema_decay=0.99")
+    plain, averaged = line_of("device=cuda"), line_of("device=cuda", "training.ema_decay=0.99")
     assert averaged.ema == plain.weights and plain.ema == plain.teachers == 0
     assert averaged.fixed - plain.fixed == averaged.update - plain.update == plain.weights
 
 
 def test_the_line_is_made_of_its_parts() -> None:
-    line = found("device=cuda")
+    line = line_of("device=cuda")
     floats = sum(p.numel() for p in build.create(compose(TINY).model, 3, 64, load_weights=False).parameters()) * 4
     assert line.gradients == floats <= line.weights < floats * 1.1
     assert 2 * floats <= line.optimizer < 2.1 * floats, "AdamW keeps two moments"
@@ -76,29 +77,29 @@ def test_the_update_is_the_least_that_a_step_needs() -> None:
     """Of a model with large weights and small images it is the peak. A fused optimiser has no temporaries; the plain one
     of fp16 with clipping has some as large as the weights, on CUDA."""
     words = ("model.name=test_vit", "data.img_size=64")
-    fused = found("device=cuda", *words)
-    plain = found("device=cuda", *words, "training.precision=fp16", "training.gradient_clip=1")
+    fused = line_of("device=cuda", *words)
+    plain = line_of("device=cuda", *words, "training.precision=fp16", "training.gradient_clip=1")
     least = fused.weights + fused.gradients + fused.optimizer
     assert least <= fused.update < least + fused.gradients * 0.9 < plain.update
     assert fused.at(1, accumulates=False) == fused.update > fused.fixed + fused.per_image - fused.spared
-    assert found(*words) == fused, "auto counts as cuda"
+    assert line_of(*words) == fused, "auto counts as cuda"
 
 
 def test_checkpointed_gradients_keep_a_fraction_of_the_activations() -> None:
     words = ("model.name=test_vit", "data.img_size=160")
-    plain, saved = found(*words), found(*words, "training.grad_checkpointing=true")
+    plain, saved = line_of(*words), line_of(*words, "training.grad_checkpointing=true")
     assert saved.activations_per_image < 0.5 * plain.activations_per_image
     assert saved.weights == plain.weights and saved.update == plain.update
 
 
 def test_sgd_keeps_half_as_much_as_adamw() -> None:
-    adamw, sgd = found(), found("training.optimizer=sgd")
+    adamw, sgd = line_of(), line_of("training.optimizer=sgd")
     assert sgd.optimizer == pytest.approx(adamw.optimizer / 2, rel=0.01)
     assert adamw.fixed - sgd.fixed == pytest.approx(sgd.optimizer, rel=0.05)
 
 
 def test_bf16_halves_activations_and_keeps_weights() -> None:
-    full, half = found(), found(precision="bf16")
+    full, half = line_of(), line_of(precision="bf16")
     assert half.weights == full.weights and half.optimizer == full.optimizer
     assert 0.4 < half.activations_per_image / full.activations_per_image < 0.7
 
@@ -107,42 +108,47 @@ def test_mps_keeps_attention_matrices() -> None:
     """As it has no fused attention where gradients are needed: at least one a block and head, of float32."""
     words = ("model.name=test_vit", "data.img_size=160")
     tokens, heads, blocks = (160 // 16) ** 2 + 1, 2, 6
-    fused, kept = found("device=cuda", *words), found("device=mps", *words)
+    fused, kept = line_of("device=cuda", *words), line_of("device=mps", *words)
     assert kept.per_image - fused.per_image > tokens**2 * heads * blocks * 4 * 0.95
 
 
 def test_gpus_autocast_keeps_more_than_the_cpus() -> None:
     """It normalises in float32."""
     words = ("model.name=test_convnext", "data.img_size=64")
-    gpu, cpu = (found(f"device={name}", *words, precision="bf16") for name in ("cuda", "cpu"))
+    gpu, cpu = (line_of(f"device={name}", *words, precision="bf16") for name in ("cuda", "cpu"))
     assert gpu.per_image > cpu.per_image
 
 
 def test_the_command_prints_a_table_and_stable_json(capsys: pytest.CaptureFixture[str]) -> None:
     words = [*TINY, "training.batch_size=8", "training.micro_batch=4"]
     assert main(["estimate", *words, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["model"], told["img_size"], told["optimizer"], told["classes"]) == ("test_resnet", 64, "adamw", 17)
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["model"], printed["img_size"], printed["optimizer"], printed["classes"]) == (
+        "test_resnet",
+        64,
+        "adamw",
+        17,
+    )
     keys = {"weights", "gradients", "optimizer", "activations_per_image", "fixed", "per_image"}
-    assert all(set(told["precisions"][p]) >= keys for p in ("fp32", "bf16"))
+    assert all(set(printed["precisions"][p]) >= keys for p in ("fp32", "bf16"))
     assert main(["estimate", *words]) == 0
     out = capsys.readouterr().out
-    line = told["precisions"]["fp32"]
+    line = printed["precisions"]["fp32"]
     total = max(line["fixed"] + 4 * line["per_image"], line["update"])
     assert "peak at micro-batch 4" in out and f"{total / 2**30:.2f}" in out
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "error"),
     [
         (["model=resnet43"], "did you mean 'resnet34'?"),
         (["--json", "--table=t.csv"], "--table t.csv"),
         (["--jsno"], "--jsno"),
     ],
 )
-def test_a_wrong_word_is_one_clear_error(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_word_is_one_clear_error(words: list[str], error: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["estimate", *words]) == 64
-    assert said in capsys.readouterr().err
+    assert error in capsys.readouterr().err
 
 
 def test_a_model_that_fake_tensors_cannot_go_through_is_named(
@@ -162,7 +168,7 @@ def test_a_model_that_fake_tensors_cannot_go_through_is_named(
 
 
 def test_the_table_has_a_row_for_each_device_size_and_precision(tmp_path: Path) -> None:
-    rows = list(csv.DictReader(memory.as_csv(list(memory.table((64,), ("resnet34",)))).splitlines()))
+    rows = list(csv.DictReader(table.as_csv(list(table.rows((64,), ("resnet34",)))).splitlines()))
     assert [(r["device"], r["img_size"], r["precision"]) for r in rows] == [
         (device, "64", precision) for device in ("cuda", "mps") for precision in ("fp32", "bf16")
     ]
@@ -171,8 +177,8 @@ def test_the_table_has_a_row_for_each_device_size_and_precision(tmp_path: Path) 
 
 def test_models_with_attention_get_more_rows() -> None:
     """Their memory does not follow the square of the size."""
-    assert memory._table_sizes("resnet34", (384, 512)) == [384, 512]
-    assert memory._table_sizes("swin_base_384", (384, 500)) == [384, 416, 448, 480, 500]
+    assert table._sizes("resnet34", (384, 512)) == [384, 512]
+    assert table._sizes("swin_base_384", (384, 500)) == [384, 416, 448, 480, 500]
 
 
 def measured_peak(action: Callable[[], int], trace: Path) -> int:
@@ -189,7 +195,7 @@ def measured_peak(action: Callable[[], int], trace: Path) -> int:
 
 
 @pytest.mark.slow
-def test_foreseen_is_within_five_percent_of_what_the_trainer_really_takes(
+def test_the_prediction_is_within_five_percent_of_what_training_takes(
     documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The real command, two steps on this CPU: with one micro-batch a step, and with two."""
@@ -201,14 +207,14 @@ def test_foreseen_is_within_five_percent_of_what_the_trainer_really_takes(
                 f"model={name}", "data.img_size=384", f"training.batch_size={batch}", f"training.micro_batch={micro}",
                 "training.optimizer=adamw", "training.precision=fp32", "device=cpu", "model.pretrained=false",
             ]  # fmt: skip
-            line = memory.estimate(compose(words), classes=3, precisions=("fp32",))["fp32"]
-            foreseen = line.at(micro, accumulates=micro < batch)
+            line = estimate(compose(words), classes=3, precisions=("fp32",))["fp32"]
+            predicted = line.at(micro, accumulates=micro < batch)
             run = [*words, "training.max_steps=2", "training.num_workers=0", "training.channels_last=true"]
             monkeypatch.setenv("RUN_DIR", str(tmp_path / f"{name}-{batch}"))
             measured = measured_peak(lambda run=run: main(["train", *run]), tmp_path / "trace.json")
-            errors.append(foreseen / measured - 1)
+            errors.append(predicted / measured - 1)
             lines.append(
-                f"{name:16} {batch:>2}/{micro} {foreseen / MIB:9.0f} MiB {measured / MIB:9.0f} MiB {errors[-1]:+7.1%}"
+                f"{name:16} {batch:>2}/{micro} {predicted / MIB:9.0f} MiB {measured / MIB:9.0f} MiB {errors[-1]:+7.1%}"
             )
-    print("\nmodel         batch/micro    foreseen      measured    error", *lines, sep="\n")
+    print("\nmodel         batch/micro    predicted      measured    error", *lines, sep="\n")
     assert max(map(abs, errors)) <= 0.05, "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Predict the device memory of training, and write the table that the launcher plans with."""
