@@ -16,15 +16,15 @@ from trainer.data.table import Table, content_fingerprint
 from trainer.ensemble import members, voting
 from trainer.ensemble.members import SharedValidation
 from trainer.ensemble.voting import ballots, combine
-from trainer.models import checkpoint, ensemble_file
+from trainer.models import ensemble_file
 from trainer.models.ensemble_file import Ensemble
 from trainer.predict import predictions
 from trainer.predict.inference import Options
 from trainer.predict.predict import members_predictions, origin_of, test_images
 from trainer.predict.predictions import Origin, Predictions
-from trainer.scores import intervals
+from trainer.scores import intervals, val_predictions
 from trainer.scores.calibration import tempered
-from trainer.scores.validation import Outcome, certainty, save_validation
+from trainer.scores.validation import Outcome, certainty
 
 
 @dataclass(frozen=True)
@@ -162,19 +162,11 @@ def _clear(output: Path, validated: bool, predicted: bool) -> None:
 
 def _save_validation(scored: Scored, path: Path) -> None:
     """Write val_predictions.npz as for a run: before the ensemble's temperature."""
-    first, validation = scored.made.parts[0].checkpoint, scored.validation
-    arrays: dict[str, Any] = {
-        "ids": validation.ids,
-        "targets": validation.targets,
-        "probabilities": scored.clean,
-        "split_fingerprint": validation.split_fingerprint,
-    }
-    if scored.corrupted is not None:
-        arrays["corrupted"] = scored.corrupted
-    if validation.folds_fingerprint is not None:
-        arrays["folds_fingerprint"] = validation.folds_fingerprint
-    whole = checkpoint.Checkpoint({}, first.class_names, first.labels, {}, {}, validation=arrays)
-    save_validation(path, whole)
+    shared = scored.validation
+    stored = val_predictions.arrays(
+        shared.ids, shared.targets, scored.clean, scored.corrupted, shared.split_fingerprint, shared.folds_fingerprint
+    )
+    val_predictions.write(path, stored, scored.made.parts[0].checkpoint.class_names)
 
 
 OWN_FIGURES = tuple(map(figures.F1.column, figures.F1.copies))

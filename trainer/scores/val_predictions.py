@@ -1,4 +1,4 @@
-"""Read the validation predictions of runs and ensembles, for analysis."""
+"""Validation predictions of runs and ensembles: the arrays in a checkpoint, and the file val_predictions.npz."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from trainer.base.errors import ConfigError
 from trainer.base.figures import Copy
+from trainer.base.files import replacing
 from trainer.models import checkpoint
 
 
@@ -35,8 +37,36 @@ class Validation:
     @property
     def copies(self) -> dict[Copy, NDArray[np.float32]]:
         """Probabilities (N, C) of the clean and perhaps the corrupted copies, by name."""
-        made: dict[Copy, NDArray[np.float32]] = {"clean": self.probabilities}
-        return made if self.corrupted is None else {**made, "corrupted": self.corrupted}
+        copies: dict[Copy, NDArray[np.float32]] = {"clean": self.probabilities}
+        return copies if self.corrupted is None else {**copies, "corrupted": self.corrupted}
+
+
+def arrays(
+    ids: list[str],
+    targets: torch.Tensor,
+    clean: torch.Tensor,
+    corrupted: torch.Tensor | None,
+    split_fingerprint: str,
+    folds_fingerprint: str | None,
+) -> dict[str, Any]:
+    """The `validation` of a checkpoint: ids (N), targets (N,), and probabilities (N, C) of both copies by key. Without
+    corrupted copies or folds, their keys are missing."""
+    values = {
+        "ids": ids,
+        "targets": targets,
+        "probabilities": clean,
+        "split_fingerprint": split_fingerprint,
+        "corrupted": corrupted,
+        "folds_fingerprint": folds_fingerprint,
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def write(path: Path, validation: dict[str, Any], class_names: list[str]) -> None:
+    """Write `arrays` and class_names (C,) as a val_predictions.npz."""
+    content: dict[str, Any] = {key: np.asarray(value) for key, value in validation.items()}
+    with replacing(path) as temporary:
+        np.savez_compressed(temporary, class_names=np.array(class_names), **content)
 
 
 def read(path: Path) -> Validation:

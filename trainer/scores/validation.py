@@ -1,9 +1,8 @@
-"""The result of a validation: intervals, calibration, and the file with its probabilities."""
+"""The result of a validation: probabilities, intervals, calibration."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,6 @@ import torch
 from numpy.typing import NDArray
 
 from trainer.base.figures import F1, Copy
-from trainer.base.files import replacing
-from trainer.models import checkpoint
 from trainer.scores import calibration, intervals
 
 
@@ -29,8 +26,8 @@ class Outcome:
     @property
     def copies(self) -> dict[Copy, NDArray[np.float32]]:
         """Probabilities (N, classes) by the name of the copy."""
-        made: dict[Copy, NDArray[np.float32]] = {"clean": self.clean.numpy()}
-        return made if self.corrupted is None else {**made, "corrupted": self.corrupted.numpy()}
+        copies: dict[Copy, NDArray[np.float32]] = {"clean": self.clean.numpy()}
+        return copies if self.corrupted is None else {**copies, "corrupted": self.corrupted.numpy()}
 
     @property
     def pooled(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -63,21 +60,3 @@ def calibration_figures(outcome: Outcome) -> dict[str, float]:
         "ece": _calibration_error(probabilities, targets),
         "ece_calibrated": _calibration_error(calibration.temper(probabilities, temperature), targets),
     }
-
-
-def save_validation(path: Path, kept: checkpoint.Checkpoint) -> None:
-    """Write val_predictions.npz: ids (N,), targets (N,), class_names (C,), probabilities (N, C), split_fingerprint.
-    Optional: corrupted (N, C) and folds_fingerprint."""
-    more: dict[str, Any] = {
-        key: np.asarray(kept.validation[key]) for key in ("corrupted", "folds_fingerprint") if key in kept.validation
-    }
-    with replacing(path) as temporary:
-        np.savez_compressed(
-            temporary,
-            ids=np.array(kept.validation["ids"]),
-            targets=kept.validation["targets"].numpy(),
-            class_names=np.array(kept.class_names),
-            probabilities=kept.validation["probabilities"].numpy(),
-            split_fingerprint=np.array(kept.validation["split_fingerprint"]),
-            **more,
-        )

@@ -13,7 +13,8 @@ from trainer.base import figures
 from trainer.base.errors import ConfigError
 from trainer.config.plain import to_dict
 from trainer.models import build, checkpoint
-from trainer.scores.validation import Outcome, calibration_figures, save_validation
+from trainer.scores import val_predictions
+from trainer.scores.validation import Outcome, calibration_figures
 from trainer.training.state import Run
 
 LAST_FORMAT = 2
@@ -29,13 +30,13 @@ def keep(run: Run, values: dict[str, float], score: float, best: bool, outcome: 
     progress.top = ranked[:count]
     if [score, name] not in progress.top:
         return
-    kept = _checkpoint(run, values, outcome)
+    new = _checkpoint(run, values, outcome)
     if best:
         _demote(run.folder, [other for _, other in progress.top[1:2]])
-        checkpoint.save(run.folder / "best.ckpt", kept)
-        save_validation(run.folder / "val_predictions.npz", kept)
+        checkpoint.save(run.folder / "best.ckpt", new)
+        val_predictions.write(run.folder / "val_predictions.npz", new.validation, new.class_names)
     else:
-        checkpoint.save(run.folder / "top" / name, kept)
+        checkpoint.save(run.folder / "top" / name, new)
     for _, dropped in ranked[count:]:
         (run.folder / "top" / dropped).unlink(missing_ok=True)
 
@@ -54,16 +55,6 @@ def _demote(run_dir: Path, names: list[str]) -> None:
 
 def _checkpoint(run: Run, values: dict[str, float], outcome: Outcome) -> checkpoint.Checkpoint:
     mean, std = build.mean_std(run.config.model.name)
-    stored = {
-        "ids": [run.table.ids[row] for row in outcome.rows],
-        "targets": outcome.targets,
-        "probabilities": outcome.clean,
-        "split_fingerprint": run.split.fingerprint,
-    }
-    if outcome.corrupted is not None:
-        stored["corrupted"] = outcome.corrupted
-    if run.split.folds_fingerprint is not None:
-        stored["folds_fingerprint"] = run.split.folds_fingerprint
     return checkpoint.Checkpoint(
         state_dict={k: v.detach().cpu() for k, v in run.step.scored.model.state_dict().items()},
         class_names=run.table.class_names,
@@ -77,7 +68,14 @@ def _checkpoint(run: Run, values: dict[str, float], outcome: Outcome) -> checkpo
             "fast": run.config.data.fast,
         },
         metrics={**values, "epoch": run.progress.epoch + 1, "step": run.progress.step},
-        validation=stored,
+        validation=val_predictions.arrays(
+            [run.table.ids[row] for row in outcome.rows],
+            outcome.targets,
+            outcome.clean,
+            outcome.corrupted,
+            run.split.fingerprint,
+            run.split.folds_fingerprint,
+        ),
         calibration=calibration_figures(outcome),
         versions=checkpoint.versions(),
         provenance=run.provenance,
