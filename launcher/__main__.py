@@ -10,13 +10,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and end the process with the contract's exit code; no error shows a traceback."""
     import click
 
-    from launcher.base.errors import EXIT_FAILED, EXIT_STOPPED, EXIT_USAGE, LauncherError
+    from launcher.base.errors import EXIT_INTERRUPTED, LauncherError
     from launcher.cli.main import cli
+    from trainer.base.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, os_error
 
     try:
         code = cli.main(arguments, prog_name="launcher", standalone_mode=False)
         sys.stdout.flush()
-        sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(code if isinstance(code, int) else EXIT_OK)
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message())
         sys.exit(EXIT_USAGE)  # a job that lost its command has not succeeded
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         _end(f"error: {error.format_message()}", EXIT_FAILED)
     except (click.Abort, KeyboardInterrupt):
-        _end("stopped", EXIT_STOPPED)
+        _end("stopped", EXIT_INTERRUPTED)
     except LauncherError as error:
         _end(f"error: {error}", error.exit_code)
     except BrokenPipeError:
@@ -35,8 +36,6 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if os.environ.get("LAUNCHER_DEBUG"):
             raise
-        from trainer.base.errors import os_error
-
         if isinstance(error, OSError) and error.filename is not None:
             _end(f"error: {os_error(error)}", EXIT_FAILED)
         words = " ".join(str(error).split())[:500] or "no message"

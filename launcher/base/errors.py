@@ -1,7 +1,7 @@
 """Every error of the launcher with its exit code, and the end of read-only commands on Ctrl-C.
 
 Each message is complete: it says what is wrong, where, and what to type next. `launcher.__main__` prints it and exits
-with the class's exit code. Imports nothing heavy.
+with the class's exit code. The codes that the trainer has, too, are in `trainer.base.errors`. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 import click
 
-EXIT_FAILED = 1
-EXIT_USAGE = 64
-EXIT_DATA = 65
-EXIT_STOPPED = 130
+from trainer.base.errors import EXIT_DATA, EXIT_FAILED, EXIT_USAGE
+
+EXIT_INTERRUPTED = 130
+"""Exit code after Ctrl-C, and of a launcher whose runs were stopped on request."""
 
 
 class LauncherError(Exception):
@@ -89,7 +89,7 @@ def stopped_watching(place: str = "") -> int:
     """Say that Ctrl-C ended only the watching, and no run. `place`: empty or ` on HOST`. Returns the exit code."""
     sys.stdout.flush()  # so that earlier output comes first
     click.echo(f"\nStopped watching; the runs{place} continue.", err=True)
-    return EXIT_STOPPED
+    return EXIT_INTERRUPTED
 
 
 @contextlib.contextmanager

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from launcher.base.errors import EXIT_USAGE, RefusedError
+from launcher.base.errors import RefusedError
 from launcher.cli.options import json_option, print_table
+from trainer.base.errors import EXIT_USAGE
 
 if TYPE_CHECKING:
     from rich.table import Table

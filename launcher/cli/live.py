@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.base.errors import RunError
+from launcher.base.errors import EXIT_INTERRUPTED, RunError
 from launcher.base.sizes import show_duration, show_size
 from launcher.cli import watch
 from launcher.engines import registry
@@ -18,7 +18,7 @@ from launcher.host.nvml import GpuUse
 from launcher.record.find import list_runs
 from launcher.record.journal import Status, read_events, read_status, status_of
 from launcher.record.states import ENDED, GOOD
-from launcher.supervise import supervisor
+from trainer.base.errors import EXIT_FAILED, EXIT_OK
 from trainer.base.figures import MAIN
 
 if TYPE_CHECKING:
@@ -187,8 +187,8 @@ def follow(submission: Path, on_event: Callable[[str, Status], None]) -> int | N
             if any(state not in ENDED for state in states):
                 return None
             if all(state in GOOD for state in states):
-                return supervisor.EXIT_OK
-            return supervisor.EXIT_STOPPED if _was_stopped(paths) else supervisor.EXIT_SOME_FAILED
+                return EXIT_OK
+            return EXIT_INTERRUPTED if _was_stopped(paths) else EXIT_FAILED
         time.sleep(FOLLOW)
 
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from launcher.base.errors import EXIT_USAGE, RefusedError
+from launcher.base.errors import RefusedError
 from launcher.cli import completion
 from launcher.engines import registry
+from trainer.base.errors import EXIT_USAGE
 
 if TYPE_CHECKING:
     from launcher.job.spec import Job

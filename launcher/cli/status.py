@@ -7,10 +7,11 @@ from pathlib import Path
 
 import click
 
-from launcher.base.errors import EXIT_FAILED, EXIT_STOPPED, RefusedError, watching
+from launcher.base.errors import EXIT_INTERRUPTED, RefusedError, watching
 from launcher.cli import completion
 from launcher.cli.options import json_option, print_table, runs_option, shown
 from launcher.remote.host_option import on_host
+from trainer.base.errors import EXIT_FAILED
 
 
 @click.command(short_help="Show the state and progress of each run")
@@ -88,7 +89,7 @@ def attach(name: str | None, runs_root: Path) -> int:
     click.echo()
     print_table(leaderboard.render(rows))
     bad = [path.name for path in list_runs(directory) if read_status(path).state not in GOOD]
-    if code == EXIT_STOPPED:
+    if code == EXIT_INTERRUPTED:
         click.echo(f"stopped; continue with: launcher resume {at}")
     elif bad:
         log = f"{directory.name}/{bad[0]} --runs {shown(directory.parent)}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launcher.base.errors import EXIT_FAILED, RefusedError
+from launcher.base.errors import EXIT_INTERRUPTED, RefusedError
 from launcher.cli import completion
 from launcher.cli.options import (
     ENGINES,
@@ -24,6 +24,7 @@ from launcher.cli.options import (
     shown,
 )
 from launcher.remote.host_option import on_host
+from trainer.base.errors import EXIT_FAILED
 
 if TYPE_CHECKING:
     from launcher.engines.base import Choice, QueueEngine
@@ -162,7 +163,7 @@ def _drive(directory: Path, chosen: Choice, prepare: Callable[[], None] | None =
     for what, path in collect.places(directory):
         click.echo(f"{what + ':':12} {path}")
     click.echo(champion)
-    if code == supervisor.EXIT_STOPPED:
+    if code == EXIT_INTERRUPTED:
         click.echo(f"stopped; continue with: launcher resume {at}")
     elif code:
         failed = [run["name"] for run in status["runs"] if run["state"] not in ("succeeded", "reused")]

@@ -12,6 +12,7 @@ from typing import Any
 from launcher.base.sizes import show_size
 from launcher.record.request import RunRequest
 from launcher.record.states import State
+from trainer.base.errors import EXIT_DATA, EXIT_DEVICE_MEMORY, EXIT_OK, EXIT_STOPPED, EXIT_USAGE
 
 GRACE = 30.0
 """Seconds between SIGTERM and SIGKILL: time to finish the current step and save last.ckpt."""
@@ -67,7 +68,7 @@ def verdict(
     kept = (
         "last.ckpt is kept" if (run_dir / "last.ckpt").exists() else "no checkpoint: a resume starts from the beginning"
     )
-    if code == 0:
+    if code == EXIT_OK:
         return "succeeded", ""
     if timed_out:
         return "timed_out", f"the time limit of {request.timeout:g} s was reached (timeout: in the job file)"
@@ -77,11 +78,11 @@ def verdict(
         return "out_of_host_memory", lack_of_memory
     if code == -signal.SIGKILL:
         return "lost", "killed by SIGKILL from outside"
-    if code == 75:
+    if code == EXIT_DEVICE_MEMORY:
         return "out_of_device_memory", ""
-    if code == 143:
+    if code == EXIT_STOPPED:
         return "lost", f"stopped from outside (docker stop, kill, or a shutdown of the host); {kept}"
-    words = {64: "bad configuration", 65: "bad data"}
+    words = {EXIT_USAGE: "bad configuration", EXIT_DATA: "bad data"}
     return "failed", words.get(code) or (f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}")
 
 

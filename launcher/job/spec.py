@@ -15,10 +15,9 @@ from launcher.job import folds
 from launcher.job.document import COMMAND_LINE, Document, assign, in_order, parse, read_file
 from launcher.job.schema import NAME, FromSpec, JobSpec, ResourcesSpec, RetrySpec, SectionSpec, StepSpec, with_sections
 from trainer.base.errors import nearest
+from trainer.base.names import METHODS, OPTIMISED, VIEWS, WEIGHTS
 
-METHODS = ("soft_voting", "hard_voting", "rank_averaging")
-WEIGHTS = ("equal", "greedy", "optimised")
-ARG_WORDS = {"method": METHODS, "tta": ("none", "light", "standard", "heavy"), "weights": WEIGHTS}
+ARG_WORDS = {"method": METHODS, "tta": VIEWS, "weights": WEIGHTS}
 """Options of the steps. They are checked here, so that an error shows before hours of training and not after."""
 MATRIX_FIELDS = {"matrix", "exclude", "include", "overrides"}
 PRIORITY = "priority"
@@ -279,7 +278,7 @@ def _rules(spec: JobSpec, sections: Sections) -> list[tuple[tuple[str | int, ...
             if key not in STEP_ARGS[step.step]:
                 hint = nearest(key, STEP_ARGS[step.step]) if STEP_ARGS[step.step] else "it has no options"
                 errors.append((where, f"after.{index}.args.{key}: unknown option of {step.step}; {hint}"))
-            elif key in ARG_WORDS and value not in ARG_WORDS[key] and not (key == "weights" and _are_weights(value)):
+            elif key in ARG_WORDS and value not in ARG_WORDS[key] and not (key == "weights" and _has_weights(value)):
                 hint = nearest(str(value), ARG_WORDS[key]) + (", or one number per member" if key == "weights" else "")
                 errors.append((where, f"after.{index}.args.{key}: {value!r} is not allowed; {hint}"))
     for key, values in (("matrix", spec.matrix), ("overrides", spec.overrides)):
@@ -306,8 +305,11 @@ def _rules(spec: JobSpec, sections: Sections) -> list[tuple[tuple[str | int, ...
     return errors
 
 
-def _are_weights(value: Any) -> bool:
-    """One number per member. An ensemble of one configuration's folds has one member."""
+def _has_weights(value: Any) -> bool:
+    """Whether it is one number per member, or the old name of a weighting. An ensemble of one configuration's folds has
+    one member."""
+    if value == OPTIMISED:
+        return True
     numbers = value if isinstance(value, list) else [value]
     plain = all(isinstance(number, int | float) and not isinstance(number, bool) and number >= 0 for number in numbers)
     return plain and sum(numbers) > 0

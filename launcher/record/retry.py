@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.record.request import RunRequest
+from trainer.base.errors import EXIT_DATA, EXIT_USAGE
 
 MICRO_BATCH = "training.micro_batch"
-NEVER = (64, 65)
-"""Exit codes of configuration and data errors: the same command and files would fail again."""
+HOPELESS = (EXIT_USAGE, EXIT_DATA)
+"""Exit codes of runs that would fail again with the same command and files."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def decide(request: RunRequest, events: Sequence[Mapping[str, Any]]) -> NextAtte
     state, retry = str(last["state"]), request.retry
     if state == "out_of_host_memory" and "failed" in retry.on:
         return "not repeated: the memory limit would be the same"
-    if state not in retry.on or last.get("exit_code") in NEVER:
+    if state not in retry.on or last.get("exit_code") in HOPELESS:
         return None
     done = retries(events)
     micro = None

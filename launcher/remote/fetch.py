@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from launcher.base.errors import RunError
+from launcher.base.errors import EXIT_INTERRUPTED, RunError
 from launcher.remote import ssh
 from launcher.remote.host import Host
 from trainer.base.files import write_text
@@ -126,7 +126,7 @@ def _copy(connection: ssh.Connection, rsync: str, directory: str, copy: Path, qu
     except KeyboardInterrupt:
         process.wait()  # rsync got the Ctrl-C, too, and saves the partly copied file
         click.echo(f"\nstopped; {hint}", err=True)
-        raise click.exceptions.Exit(130) from None
+        raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
     if code in (0, VANISHED):
         return
     if connection.lost():

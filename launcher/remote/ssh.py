@@ -19,7 +19,7 @@ from typing import IO, Any
 import click
 
 from launcher import __version__
-from launcher.base.errors import RunError, stopped_watching
+from launcher.base.errors import EXIT_INTERRUPTED, RunError, stopped_watching
 from launcher.job import document
 from launcher.remote.host import Host
 
@@ -212,7 +212,7 @@ def submit(host: Host, command: str, words: Sequence[str], job: bytes | None, ru
             except KeyboardInterrupt:
                 look = f"launcher status --host {quote(host.given)}{runs}"
                 click.echo(f"\nStopped waiting. Check whether the runs have started on {host.given}: {look}", err=True)
-                return 130
+                return EXIT_INTERRUPTED
         code = checked(connection, code)
     if code == 0:
         at = f"{name} --host {quote(host.given)}{runs}"

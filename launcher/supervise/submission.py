@@ -17,7 +17,7 @@ from launcher.engines import registry
 from launcher.engines.base import Choice
 from launcher.job.expansion import Planned
 from launcher.job.spec import Job
-from launcher.record import reuse
+from launcher.record import retry, reuse
 from launcher.record.find import BUILDING, cache_dir, find_submission, list_runs, read_submission
 from launcher.record.journal import append_event, create_run, read_status
 from launcher.record.request import RunRequest, read_request, write_request
@@ -148,7 +148,7 @@ def requeue(submission: Path) -> list[str]:
     for run_dir in list_runs(submission):
         registry.settle(run_dir, driving=True)
         status = read_status(run_dir)
-        hopeless = status.figures.get("exit_code") in (64, 65)
+        hopeless = status.figures.get("exit_code") in retry.HOPELESS
         if status.state in ENDED - GOOD and not hopeless:
             _renew(run_dir)
             append_event(run_dir, "queued", status.attempt + 1, f"resumed after {status.state}")

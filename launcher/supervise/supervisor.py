@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from launcher.base.errors import FencedError, RunError
+from launcher.base.errors import EXIT_INTERRUPTED, FencedError, RunError
 from launcher.base.sizes import show_size
 from launcher.engines import registry
 from launcher.engines.base import SupervisedEngine
@@ -29,8 +29,8 @@ from launcher.record.journal import Status, append_event, read_events, read_stat
 from launcher.record.request import RunRequest, device_need, read_request, write_request
 from launcher.record.states import ENDED, GOOD, State
 from launcher.supervise import durations, scheduler
+from trainer.base.errors import EXIT_FAILED, EXIT_OK
 
-EXIT_OK, EXIT_SOME_FAILED, EXIT_STOPPED = 0, 1, 130
 POLL = 0.25
 """Seconds between two checks of the runs."""
 FOLLOW = 2.0
@@ -114,7 +114,7 @@ class Supervision:
             states = {name: self.status(name) for name in self.requests}
             under_way = {name: s for name, s in states.items() if s.state in ("starting", "running")}
             if self.detached:
-                return EXIT_STOPPED
+                return EXIT_INTERRUPTED
             if not self.asked:
                 self._repeat(states)
                 self._stop_after_failure(states)
@@ -135,7 +135,7 @@ class Supervision:
             self._tell_trouble(self.engine.trouble)
             self.engine.wait(POLL)
         bad = {s.state for s in states.values()} - GOOD
-        return EXIT_OK if not bad else EXIT_STOPPED if self.asked or bad == {"cancelled"} else EXIT_SOME_FAILED
+        return EXIT_OK if not bad else EXIT_INTERRUPTED if self.asked or bad == {"cancelled"} else EXIT_FAILED
 
     def _append(self, name: str, state: State, attempt: int | None = None, **more: Any) -> Status:
         """Append the next event of a run under this supervisor's lease. If another process was faster, its event

@@ -18,6 +18,7 @@ from launcher.host.gpu_locks import GpuLock
 from launcher.record.request import RunRequest
 from launcher.record.states import State
 from trainer.base import cgroup
+from trainer.base.errors import EXIT_STOPPED
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -74,7 +75,7 @@ def ending(watched: ContainerAttempt, state: Mapping[str, Any], asked: bool) -> 
     `asked`: a stop was requested.
     """
     run_dir, code = watched.run_dir, int(state["ExitCode"])
-    if code > 128 and code != 143 and code - 128 in {int(number) for number in signal.Signals}:
+    if code > 128 and code != EXIT_STOPPED and code - 128 in {int(number) for number in signal.Signals}:
         code = 128 - code
     memory = lack_of_memory(watched.request) if state.get("OOMKilled") else ""
     if state.get("OOMKilled") and watched.request.resources.memory:

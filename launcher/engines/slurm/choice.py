@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from launcher.base.errors import EXIT_USAGE, EngineError, JobError, RefusedError, RunError
+from launcher.base.errors import EngineError, JobError, RefusedError, RunError
 from launcher.engines.base import Choice, Engine, Want
 from launcher.engines.docker import client, images
 from launcher.engines.docker.engine import OWN
@@ -17,6 +17,7 @@ from launcher.host import checks
 from launcher.host.machine import Gpu, Machine
 from launcher.job.spec import Job
 from launcher.record.request import RunRequest
+from trainer.base.errors import EXIT_USAGE
 
 
 def machine(spec: SlurmSpec) -> Machine:

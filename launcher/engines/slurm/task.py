@@ -28,6 +28,7 @@ from launcher.record.journal import append_event, read_events, read_status
 from launcher.record.locks import locked
 from launcher.record.request import RunRequest, read_request, write_request
 from launcher.record.states import ENDED, GOOD, State
+from trainer.base.errors import EXIT_STOPPED
 
 GRACE = 25.0
 """Seconds between SIGTERM and SIGKILL. Slurm's own SIGKILL comes after 30 s (KillWait). By then this process must have
@@ -125,7 +126,8 @@ def run(jobs: Jobs, run_dir: Path, announced: int, number: str) -> int:
 
     Returns 0 if the run succeeded or is finished. Raises RunError if the job has nothing to execute any more.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # until the run starts: the journal still says `queued`
+    # Until the run starts: the journal still says `queued`.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_STOPPED))
     run_dir = run_dir.resolve()
     key, request = here(), read_request(run_dir)
     written = read_submission(run_dir.parent)

@@ -127,6 +127,14 @@ def test_a_fault_has_its_line_and_the_way_out(text: str, expected: str) -> None:
     assert any(expected in line for line in faults(text)), faults(text)
 
 
+@pytest.mark.parametrize("weights", ["equal", "greedy", "optimised", "[2, 0.5]", "1"])
+def test_weights_of_an_ensemble_are_a_word_or_numbers(weights: str) -> None:
+    text = "after: [{name: a, step: ensemble, from: {top: 2}, args: {weights: WEIGHTS}}]\n"
+    assert expand(text.replace("WEIGHTS", weights))[-1].request.kind == "ensemble"
+    (fault,) = faults(text.replace("WEIGHTS", "best"))
+    assert "'best' is not allowed; valid: equal, greedy, or one number per member" in fault
+
+
 def test_every_fault_is_reported_at_once_and_each_once() -> None:
     found = faults("nmae: x\ntimeout: soon\nmax_parallel: 0\n")
     assert [line.split(":")[1] for line in found] == ["1", "2", "3"], "as they stand in the file"
