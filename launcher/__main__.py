@@ -11,9 +11,11 @@ def main(arguments: list[str] | None = None) -> None:
     import click
 
     from launcher.base.errors import EXIT_INTERRUPTED, LauncherError
+    from launcher.base.text import plain_streams
     from launcher.cli.main import cli
     from trainer.base.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, os_error
 
+    plain_streams()
     try:
         code = cli.main(arguments, prog_name="launcher", standalone_mode=False)
         sys.stdout.flush()

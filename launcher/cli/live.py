@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.base.errors import EXIT_INTERRUPTED, RunError
 from launcher.base.sizes import show_duration, show_size
 from launcher.cli import watch
+from launcher.cli.options import new_console
 from launcher.engines import registry
 from launcher.engines.host_memory import HostMemory
 from launcher.host import usage
@@ -35,10 +36,9 @@ TELL = 30.0
 
 def repeat(draw: Callable[[], tuple[RenderableType, bool]], seconds: float = EVERY) -> None:
     """Call `draw` every `seconds` and show its result at one place of the terminal, until `draw` reports the end."""
-    from rich.console import Console
     from rich.live import Live
 
-    console = Console(highlight=False, markup=False)
+    console = new_console()
     shown, over = draw()
     with Live(shown, console=console, auto_refresh=False, vertical_overflow="visible") as live:
         while not over:
@@ -91,9 +91,7 @@ def _over(status: dict[str, Any]) -> bool:
 
 
 def _print_changes(watching: Watching) -> None:
-    from rich.console import Console
-
-    console = Console(width=220, highlight=False, markup=False)
+    console = new_console(width=220)
     before: object = None
     printed_at = 0.0
     while True:

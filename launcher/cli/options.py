@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from launcher.base.errors import RefusedError
+from launcher.base.text import PlainWriter, printable
 from launcher.cli import completion
 from launcher.engines import registry
 from trainer.base.errors import EXIT_USAGE
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from launcher.job.spec import Job
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -92,9 +95,29 @@ def load_job(words: tuple[str, ...], settings: tuple[str, ...]) -> Job:
 
 def print_table(renderable: Any) -> None:
     """Print a table: fitted to a terminal, or with unbroken lines in a file or pipe."""
-    from rich.console import Console
+    new_console(width=None if sys.stdout.isatty() else 220).print(renderable)
 
-    Console(width=None if sys.stdout.isatty() else 220, highlight=False, markup=False).print(renderable)
+
+def new_console(width: int | None = None) -> Console:
+    """A console on standard output that prints the text of others without control characters."""
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+
+    class PlainConsole(Console):
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+    out: Any = _Styled(sys.stdout) if isinstance(sys.stdout, PlainWriter) else None
+    return PlainConsole(file=out, width=width, highlight=False, markup=False)
+
+
+class _Styled:
+    """A `PlainWriter` as rich's file: the escape sequences are rich's own."""
+
+    def __init__(self, stream: PlainWriter) -> None:
+        self.write, self.flush = stream.write_styled, stream.flush
+        self.isatty, self.fileno, self.encoding = stream.isatty, stream.fileno, stream.encoding
 
 
 def shown(path: Path) -> str:

@@ -45,9 +45,13 @@ def status(name: str | None, as_json: bool, watched: bool, runs_root: Path) -> N
 @on_host()
 @click.argument("run", shell_complete=completion.runs)
 @click.option("-f", "--follow", is_flag=True, help="Print new lines until the run ends.")
+@click.option("--tail", "lines", type=click.IntRange(min=0), metavar="N", help="Print only the last N lines.")
 @runs_option
-def logs(run: str, follow: bool, runs_root: Path) -> None:
-    """Print a run's log. RUN is its directory, SUBMISSION/NAME, or a name or number in the latest submission."""
+def logs(run: str, follow: bool, lines: int | None, runs_root: Path) -> None:
+    """Print a run's log. RUN is its directory, SUBMISSION/NAME, or a name or number in the latest submission.
+
+    Escape sequences and control characters are left out.
+    """
     from launcher.cli import watch
     from launcher.record.find import find_run
 
@@ -55,7 +59,7 @@ def logs(run: str, follow: bool, runs_root: Path) -> None:
         run_dir = find_run(runs_root, run)
         if "/" not in run and not Path(run, "run.json").is_file():
             click.echo(f"{run_dir.parent.name}/{run_dir.name}:", err=True)  # not on stdout: the log is often piped
-        watch.follow_log(run_dir, follow)
+        watch.follow_log(run_dir, follow, lines)
 
 
 @click.command(short_help="Follow a submission until it ends")

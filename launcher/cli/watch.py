@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import select
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.base.sizes import show_duration, show_size
+from launcher.base.text import Pieces, last_lines, open_log
 from launcher.engines import registry
 from launcher.record.find import list_runs
 from launcher.record.journal import Status, read_status
@@ -23,6 +25,8 @@ from trainer.base.figures import MAIN
 if TYPE_CHECKING:
     from rich.table import Table
 
+PIECE = 2**20
+"""Bytes of a log that are read at once."""
 MARKS = {
     "queued": "·",
     "starting": "→",
@@ -115,22 +119,26 @@ def _progress(run_dir: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) and "epoch" in content else {}
 
 
-def follow_log(run_dir: Path, follow: bool) -> None:
-    """Print the run's log; with `follow` also new lines, over all attempts, until the run has ended."""
+def follow_log(run_dir: Path, follow: bool, lines: int | None = None) -> None:
+    """Print the run's log without control characters, from its last `lines` lines on (None: the whole); with `follow`
+    also new lines, over all attempts, until the run has ended. Raises OSError."""
     path = run_dir / "log.txt"
-    position = 0
+    position: int | None = None
+    pieces = Pieces()
     while True:
         registry.settle(run_dir)
-        ended = read_status(run_dir).state in ENDED
-        if path.exists():
-            with path.open("rb") as log:
-                log.seek(position)
-                text = log.read()
-                position += len(text)
-            sys.stdout.write(text.decode(errors="replace"))
+        over = not follow or read_status(run_dir).state in ENDED
+        with contextlib.suppress(FileNotFoundError), open_log(path) as log:
+            if position is None:
+                position = 0 if lines is None else last_lines(log, lines)
+            log.seek(position)
+            while piece := log.read(PIECE):
+                position += len(piece)
+                sys.stdout.write(pieces.text(piece))
+            sys.stdout.write(pieces.text(b"", final=over))
             sys.stdout.flush()
-        if not follow or ended:
-            if not path.exists():
+        if over:
+            if position is None:
                 status = read_status(run_dir)
                 origin = status.figures.get("source")
                 see = f"; see: launcher logs {origin}" if origin else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from types import FrameType
 from typing import Any
 
 from launcher.base.sizes import show_size
+from launcher.base.text import printable, tail
 from launcher.record.request import RunRequest
 from launcher.record.states import State
 from trainer.base.errors import EXIT_DATA, EXIT_DEVICE_MEMORY, EXIT_OK, EXIT_STOPPED, EXIT_USAGE
@@ -88,14 +88,7 @@ def verdict(
 
 def last_error(log: Path, begin: int = 0) -> str:
     """The trainer's last message after byte `begin` of the log, from `error:` on, at most 500 characters."""
-    try:
-        descriptor = os.open(log, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return ""
-    with os.fdopen(descriptor, "rb") as file:
-        file.seek(begin)
-        text = file.read()[-20_000:].decode(errors="replace")
-    return last_message(text)
+    return last_message(printable(tail(log, begin)))
 
 
 def last_message(text: str) -> str:

@@ -8,6 +8,8 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
+from trainer.base.files import to_bytes
+
 
 def hand_over(run_dir: Path, user: tuple[int, int]) -> None:
     """Make the run's user the owner of the run directory, if this process is root and that user is not."""
@@ -23,7 +25,7 @@ def write_log(run_dir: Path, text: str, user: tuple[int, int] | None = None) -> 
     with os.fdopen(_own(run_dir / "log.txt", os.O_APPEND), "ab") as log:
         if user is not None and os.getuid() == 0:
             os.fchown(log.fileno(), *user)
-        log.write(text.encode(errors="replace"))
+        log.write(to_bytes(text))
 
 
 def touch(path: Path) -> None:

@@ -65,7 +65,7 @@ def acquire_for(gpu: str, run_dir: Path, share: bool) -> GpuLock | None:
     submission = run_dir.parent.resolve()
     if not share:
         return acquire(gpu, f"{submission.name}/{run_dir.name}")
-    return acquire(gpu, f"{submission.name} (runs that share it)", hashlib.sha256(str(submission).encode()).hexdigest())
+    return acquire(gpu, f"{submission.name} (runs that share it)", hashlib.sha256(os.fsencode(submission)).hexdigest())
 
 
 def _lock(descriptor: int, how: int) -> bool:
@@ -81,7 +81,7 @@ def _write(descriptor: int, owner: str, group: str) -> bool:
     holds."""
     try:
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, " ".join(owner.split()).encode()[:400] + b"\n" + group.encode(), 0)
+        os.pwrite(descriptor, os.fsencode(" ".join(owner.split()))[:400] + b"\n" + group.encode(), 0)
     except OSError:
         return False
     return True

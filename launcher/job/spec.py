@@ -15,6 +15,7 @@ from launcher.job import folds
 from launcher.job.document import COMMAND_LINE, Document, assign, in_order, parse, read_file
 from launcher.job.schema import NAME, FromSpec, JobSpec, ResourcesSpec, RetrySpec, SectionSpec, StepSpec, with_sections
 from trainer.base.errors import nearest
+from trainer.base.files import to_bytes
 from trainer.base.names import METHODS, OPTIMISED, VIEWS, WEIGHTS
 
 ARG_WORDS = {"method": METHODS, "tta": VIEWS, "weights": WEIGHTS}
@@ -108,7 +109,7 @@ def from_overrides(words: Sequence[str], settings: Sequence[str] = (), sections:
         document = assign(document, setting)
     single = dict(word.split("=", 1) for word in words if word.partition("=")[0] not in axes)
     text = yaml.safe_dump({**document.content, "matrix": axes, "overrides": single}, sort_keys=False)
-    source = f"# launcher submit {' '.join(typed)}\n{text}".encode()
+    source = to_bytes(f"# launcher submit {' '.join(typed)}\n{text}")
     return _job(document, words, source, sections)
 
 

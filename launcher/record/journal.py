@@ -16,7 +16,7 @@ from launcher.base.errors import FencedError, RunError
 from launcher.record.locks import is_locked, lock_journal, locked
 from launcher.record.request import RunRequest, request_as_json
 from launcher.record.states import TRANSITIONS, State
-from trainer.base.files import write_json
+from trainer.base.files import json_text, write_json
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ def create_run(run_dir: Path, request: RunRequest) -> None:
     event = {"time": time.time(), "state": "queued", "attempt": 1, "reason": ""}
     for name, text in (
         ("run.json", request_as_json(request)),
-        ("status.json", json.dumps(event, indent=2) + "\n"),
-        ("events.jsonl", json.dumps(event) + "\n"),
+        ("status.json", json_text(event, indent=2) + "\n"),
+        ("events.jsonl", json_text(event) + "\n"),
     ):
         (run_dir / name).write_text(text, encoding="utf-8")
 
@@ -52,7 +52,7 @@ def read_events(run_dir: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     events = []
-    for line in text.splitlines():
+    for line in text.split("\n"):  # not splitlines: JSON may have other line separators in a text
         try:
             event = json.loads(line)
         except ValueError:
@@ -87,7 +87,7 @@ def append_event(run_dir: Path, state: State, attempt: int | None = None, reason
             journal.seek(-1, os.SEEK_END)
             if journal.read(1) != b"\n":
                 journal.write(b"\n")  # end the line that a crash cut short
-        journal.write(json.dumps(event, ensure_ascii=False).encode() + b"\n")
+        journal.write(json_text(event).encode() + b"\n")
         journal.flush()
         os.fsync(journal.fileno())
         with suppress(OSError):  # a full disk: the next read repairs status.json from the journal

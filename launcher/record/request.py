@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from launcher.base.errors import RunError
 from launcher.record.states import State
-from trainer.base.files import write_text
+from trainer.base.files import json_text, write_text
 
 Kind = Literal["train", "ensemble", "predict", "analyze"]
 
@@ -95,13 +95,10 @@ def write_request(run_dir: Path, request: RunRequest) -> None:
     write_text(run_dir / "run.json", request_as_json(request))
 
 
-_ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
-
-
 def request_as_json(request: RunRequest) -> str:
     """One line per field. `dataclasses.asdict` and json's indentation are too slow for thousands of runs."""
     fields = {**vars(request), "resources": vars(request.resources), "retry": vars(request.retry)}
-    return "{\n" + ",\n".join(f'  "{name}": {_ENCODE(value)}' for name, value in fields.items()) + "\n}\n"
+    return "{\n" + ",\n".join(f'  "{name}": {json_text(value)}' for name, value in fields.items()) + "\n}\n"
 
 
 def read_request(run_dir: Path) -> RunRequest:

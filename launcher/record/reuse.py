@@ -23,7 +23,7 @@ from launcher.record.journal import append_event, read_status
 from launcher.record.request import RunRequest, read_request
 from launcher.record.states import GOOD
 from trainer.base import provenance
-from trainer.base.files import write_json
+from trainer.base.files import to_bytes, write_json
 
 KEPT = ("best.ckpt", "metrics.json", "history.csv", "val_predictions.npz", "config.yaml")
 """Files that a reused run gets from its source."""
@@ -110,14 +110,14 @@ def _cached_digest(listed: Sequence[tuple[str, Path]], cache: Path) -> str:
     listing = hashlib.sha256()
     for name, path in listed:
         stat = path.stat()
-        listing.update(f"\0{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ino}".encode())
+        listing.update(to_bytes(f"\0{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ino}"))
     place = cache / f"{listing.hexdigest()}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
         return str(json.loads(place.read_text(encoding="utf-8"))["sha256"])
     digest = hashlib.sha256()
     for name, path in listed:
         with path.open("rb") as file:
-            digest.update(f"\0{name}\0".encode() + hashlib.file_digest(file, "sha256").digest())
+            digest.update(to_bytes(f"\0{name}\0") + hashlib.file_digest(file, "sha256").digest())
     with suppress(OSError):  # without the cache it is only slower
         write_json(place, {"sha256": digest.hexdigest()})
     return digest.hexdigest()

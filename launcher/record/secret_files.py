@@ -31,7 +31,7 @@ def hand_over(names: Sequence[str], run_dir: Path, attempt: int, owner: tuple[in
     for name in present:
         path = folder / name
         path.touch(mode=0o600)
-        path.write_text(os.environ[name], encoding="utf-8")
+        path.write_bytes(os.fsencode(os.environ[name]))
         if owner is not None:
             os.chown(path, *owner)
     if owner is not None:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from launcher.base.errors import RunError
+from launcher.base.text import LAST
 from launcher.record import lease
 
 LOG = "supervisor.log"
@@ -50,4 +51,6 @@ def _driver(submission: Path) -> int | None:
 
 
 def _said(log: Path, begin: int) -> str:
-    return log.read_bytes()[begin:].decode(errors="replace").strip()
+    with log.open("rb") as file:
+        file.seek(begin)
+        return file.read(LAST).decode(errors="surrogateescape").strip()

@@ -137,11 +137,33 @@ def sha256(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the content of `path` with `text` in UTF-8."""
+    """Replace the content of `path` with `text` in UTF-8; see `to_bytes`."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(to_bytes(text))
 
 
 def write_json(path: Path, value: Any) -> None:
     """Replace the content of `path` with `value` as indented JSON."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(value, indent=2) + "\n")
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON that UTF-8 can encode, and that is read back as the same value. Raises ValueError for NaN.
+
+    A name of a file may be any bytes. Those that are not UTF-8 are surrogates in Python, which JSON must escape.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent, allow_nan=False)
+    return text
+
+
+def to_bytes(text: str) -> bytes:
+    """UTF-8. A name's bytes that are not UTF-8 (`os.fsdecode` makes surrogates of them) are themselves again; any other
+    surrogate is `?`."""
+    try:
+        return text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode(errors="replace")

@@ -39,8 +39,9 @@ def call(*command: str, stdin: str | None = None) -> str:
     """The output of a Slurm command. Raises SlurmError with the command's message."""
     try:
         done = subprocess.run(
-            command, input=stdin, capture_output=True, text=True, errors="replace", env=environment(), timeout=PATIENCE
-        )
+            command, input=stdin, capture_output=True, encoding="utf-8", errors="surrogateescape", env=environment(),
+            timeout=PATIENCE,
+        )  # fmt: skip
     except FileNotFoundError:
         raise SlurmError(
             f"{command[0]} is not installed; install Slurm's commands (apt-get install slurm-client), "

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.base.errors import RunError
+from launcher.base.text import printable, tail
 from launcher.engines.base import QueueEngine
 from launcher.engines.outcome import STOP, lack_of_memory
 from launcher.engines.run_files import touch
@@ -192,7 +193,7 @@ def _settle_queued(run_dir: Path, job: SlurmJob | None) -> None:
 def last_words(submission: Path) -> str:
     """The last line of output of the submission's jobs outside the runs' logs."""
     outputs = sorted((submission / slurm_board.FOLDER).glob("*.out"), key=lambda path: path.stat().st_mtime)
-    lines = [line for path in outputs[-1:] for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line for path in outputs[-1:] for line in printable(tail(path)).splitlines() if line.strip()]
     return lines[-1][:300] if lines else ""
 
 

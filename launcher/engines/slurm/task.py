@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.base.errors import RunError
+from launcher.base.text import tail
 from launcher.engines.outcome import STOP, Overseer, lack_of_memory
 from launcher.engines.process import run_trainer
 from launcher.engines.slurm import advance, board, calls, container, task_lease
@@ -90,11 +91,7 @@ class SlurmOverseer(Overseer):
 
     def _told(self) -> tuple[State, bool, str] | None:
         """State, whether Slurm starts the job again, and reason; None if Slurm has done nothing."""
-        try:
-            text = self.output.read_bytes()[self.begin :].decode(errors="replace")
-        except OSError:
-            text = ""
-        notices = re.findall(NOTICE.format(os.environ.get("SLURM_JOB_ID", "")), text)
+        notices = re.findall(NOTICE.format(os.environ.get("SLURM_JOB_ID", "")), tail(self.output, self.begin))
         if notices:
             word = notices[-1].strip()
             if word in ("PREEMPTION", "JOB REQUEUE"):

@@ -15,7 +15,7 @@ from launcher.record import journal
 from launcher.record.find import find_run, find_submission
 from launcher.record.journal import Status, append_event, create_run, mark_lost, read_events, read_status
 from launcher.record.locks import locked
-from launcher.record.request import Resources, RunRequest, read_request
+from launcher.record.request import Resources, RunRequest, read_request, write_request
 from launcher.record.states import ENDED, GOOD, TRANSITIONS, State
 from trainer.base.files import write_json
 
@@ -179,3 +179,21 @@ def test_a_submissions_state_is_that_of_its_runs(tmp_path: Path, states: list[St
     assert watch.submission_state(tmp_path, [Status(state) for state in states]) == expected
     with locked(tmp_path / "supervisor.lock"):
         assert watch.submission_state(tmp_path, [Status("running")]) == "running"
+
+
+ODD_TEXTS = ["한글", "caf\udce9", "\ud800", "a\u2028b\u2029c\x85d", "\x1b[31m\0", "x\ny\r\nz", '"\\']
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS)
+def test_any_text_is_read_back_from_the_records(run_dir: Path, text: str) -> None:
+    append_event(run_dir, "failed", reason=text, host=text)
+    append_event(run_dir, "queued", 2, reason=text)
+    assert [event["reason"] for event in read_events(run_dir)] == ["", text, text]
+    assert read_status(run_dir).reason == text
+    request = RunRequest("a", 3, "train", ["train", text], data_dir=text, cwd=text, config={"root": text})
+    create_run(run_dir.parent / "002-b", request)
+    assert read_request(run_dir.parent / "002-b") == request
+    write_request(run_dir, request)
+    assert read_request(run_dir) == request
+    for path in run_dir.parent.rglob("*.json*"):
+        path.read_text(encoding="utf-8")  # other programs read them
