@@ -61,7 +61,7 @@ def _colourful(pixels: Pixels) -> list[tuple[slice, slice]]:
     if strong.mean() > 0.5:
         return [(slice(None), slice(None))]
     edges = np.diff(np.pad(strong, ((0, 0), (1, 1))).astype(np.int8), axis=1)
-    down, across = (BLOCK * found for found in np.nonzero(edges))  # per row: start, end, start, end, …
+    down, across = (BLOCK * place for place in np.nonzero(edges))  # per row: start, end, start, end, …
     runs = zip(down[::2].tolist(), across[::2].tolist(), across[1::2].tolist(), strict=True)
     return [(slice(top, top + BLOCK), slice(left, right)) for top, left, right in runs]
 

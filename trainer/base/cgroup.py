@@ -9,9 +9,9 @@ ROOT = Path("/sys/fs/cgroup")
 
 def memory_limit() -> int | None:
     """The smallest memory limit of this process's groups, bytes. None if there is no limit."""
-    limits = [number(folder / name) for folder, name in _files("memory.max", "memory.limit_in_bytes")]
-    found = [limit for limit in limits if limit is not None and limit < 2**60]
-    return min(found) if found else None
+    numbers = [number(folder / name) for folder, name in _files("memory.max", "memory.limit_in_bytes")]
+    limits = [limit for limit in numbers if limit is not None and limit < 2**60]
+    return min(limits) if limits else None
 
 
 def cpu_limit() -> float | None:
@@ -42,13 +42,13 @@ def oom_kills() -> int:
 
 def peak_files(pid: int) -> list[Path]:
     """The kernel's file with the peak memory of a process's group, bytes, including file caches."""
-    found = _files("memory.peak", "memory.max_usage_in_bytes", str(pid))
-    return [folder / name for folder, name in found if folder not in (ROOT, ROOT / "memory")][:1]
+    files = _files("memory.peak", "memory.max_usage_in_bytes", str(pid))
+    return [folder / name for folder, name in files if folder not in (ROOT, ROOT / "memory")][:1]
 
 
 def _files(v2: str, v1: str, pid: str = "self") -> list[tuple[Path, str]]:
     """The existing files: in the process's own group and in the root, as a container sees it."""
-    found: list[tuple[Path, str]] = []
+    candidates: list[tuple[Path, str]] = []
     try:
         lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
     except OSError:
@@ -57,11 +57,11 @@ def _files(v2: str, v1: str, pid: str = "self") -> list[tuple[Path, str]]:
         _, controllers, group = line.split(":", 2)
         relative = group.lstrip("/")
         if not controllers:
-            found += [(ROOT / relative, v2), (ROOT, v2)]
+            candidates += [(ROOT / relative, v2), (ROOT, v2)]
         elif v1.split(".")[0] in controllers.split(","):
-            found += [(ROOT / controllers / relative, v1), (ROOT / v1.split(".")[0] / relative, v1)]
-            found += [(ROOT / v1.split(".")[0], v1)]
-    return [(folder, name) for folder, name in found if (folder / name).is_file()]
+            candidates += [(ROOT / controllers / relative, v1), (ROOT / v1.split(".")[0] / relative, v1)]
+            candidates += [(ROOT / v1.split(".")[0], v1)]
+    return [(folder, name) for folder, name in candidates if (folder / name).is_file()]
 
 
 def number(path: Path) -> int | None:

@@ -192,16 +192,16 @@ def values_of_labels(targets: Labels, copies: Mapping[Copy, Labels], classes: in
     )
 
 
-def _by_column(found: Mapping[Copy, Mapping[Figure, float]]) -> dict[str, float]:
+def _by_column(by_copy: Mapping[Copy, Mapping[Figure, float]]) -> dict[str, float]:
     by_name: dict[str, float] = {}
     for name, column in columns().items():
-        parts = [found.get(part, {}).get(column.figure) for part in column.parts]
+        parts = [by_copy.get(part, {}).get(column.figure) for part in column.parts]
         known = [round(value, 6) for value in parts if value is not None]
         if len(known) == len(parts):
             by_name[name] = round(sum(known) / len(known), 6)
     return by_name
 
 
-def score(found: Mapping[str, float], monitor: str) -> float:
+def score(by_column: Mapping[str, float], monitor: str) -> float:
     """The value of `training.monitor`. Without corrupted copies the clean value stands for a mean."""
-    return found[monitor] if monitor in found else found[columns()[monitor].figure.column()]
+    return by_column[monitor] if monitor in by_column else by_column[columns()[monitor].figure.column()]

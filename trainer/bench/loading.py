@@ -78,8 +78,8 @@ class Plain(Dataset[tuple[torch.Tensor, int]]):
         generator = np.random.default_rng((0, self.epoch, row))
         self.pipeline.set_random_state(generator, random.Random(int(generator.integers(2**63))))
         image = _imread(self.pages.table.paths[row])
-        made = self.pipeline(image=image)["image"]
-        return torch.from_numpy(np.ascontiguousarray(made.transpose(2, 0, 1))), self.pages.table.targets[row]
+        pixels = self.pipeline(image=image)["image"]
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), self.pages.table.targets[row]
 
 
 def _imread(path: Path) -> Any:
@@ -182,21 +182,24 @@ def _compare(pages: Pages, source: str, size: int, cache: Path, rounds: int) -> 
     for turn in range(rounds + 1):  # the first is a warm-up
         with _cache(cache):
             plain.epoch = 2 * turn
-            found = {"same draws": _spent(lambda: reference)}
-            kept: list[decode.Images] = []
+            spent = {"same draws": _spent(lambda: reference)}
+            opened: list[decode.Images] = []
 
-            def first(turn: int = turn, kept: list[decode.Images] = kept) -> Iterable[Any]:
-                kept.append(_opened(pages, settings))
-                return ours(kept[0], pages, settings, [2 * turn])
+            def first(turn: int = turn, opened: list[decode.Images] = opened) -> Iterable[Any]:
+                opened.append(_opened(pages, settings))
+                return ours(opened[0], pages, settings, [2 * turn])
 
-            found["first"] = _spent(first)
+            def later(turn: int = turn, opened: list[decode.Images] = opened) -> Iterable[Any]:
+                return ours(opened[0], pages, settings, _later(turn))
+
+            spent["first"] = _spent(first)
             plain.epoch = 2 * turn + 1
-            found["reference"] = (found["same draws"] + _spent(lambda: reference)) / 2
-            found["later"] = _spent(lambda turn=turn, kept=kept: ours(kept[0], pages, settings, _later(turn))) / LATER  # type: ignore[misc]
-            found["timm"] = _spent(lambda: theirs)
-            kept[0].close()
+            spent["reference"] = (spent["same draws"] + _spent(lambda: reference)) / 2
+            spent["later"] = _spent(later) / LATER
+            spent["timm"] = _spent(lambda: theirs)
+            opened[0].close()
         if turn:
-            for key, value in found.items():
+            for key, value in spent.items():
                 seconds[key].append(value)
     speed = {key: len(pages.table) / statistics.median(values) for key, values in seconds.items()}
 

@@ -184,7 +184,7 @@ def where_time_goes(
             if passed < epochs:
                 raise
     counted = whole_steps(clock.spans())
-    found = shares(counted)
+    share = shares(counted)
     return {
         "model": name,
         "size": size,
@@ -192,19 +192,19 @@ def where_time_goes(
         "workers": cores.workers(workers, chosen),
         "device": chosen,
         "seconds": round(statistics.mean(sum(step.values()) for step in counted), 4),
-        "shares": found,
-        "gpu_waits": found["data"] if chosen == "cuda" else None,
+        "shares": share,
+        "gpu_waits": share["data"] if chosen == "cuda" else None,
     }
 
 
 def steps(quick: bool = False) -> list[Row]:
     """Rows of `where_time_goes` with the shares as columns, for the GPU if there is one, else for the CPU."""
     if torch.cuda.is_available():
-        found = [
+        rows = [
             fitting(lambda n, m=name, s=size: where_time_goes(m, s, n, None, "cuda", steps=12, epochs=6), batch)  # type: ignore[misc]
             for name, size, batch in GPU_SETUPS
             if not quick or name in QUICK
         ]
     else:
-        found = [where_time_goes()]
-    return [{**{key: value for key, value in row.items() if key != "shares"}, **row["shares"]} for row in found]
+        rows = [where_time_goes()]
+    return [{**{key: value for key, value in row.items() if key != "shares"}, **row["shares"]} for row in rows]

@@ -97,8 +97,8 @@ def _message(error: Exception) -> str:
     """The error message. For an error in a DataLoader worker: without the traceback around it."""
     text = str(error)
     if "in DataLoader worker process" in text:
-        found = re.search(r"\n[\w.]+(?:Error|Exception): (?!.*\n[\w.]+(?:Error|Exception): )(.*)", text, re.S)
-        return found[1].strip() if found else text.splitlines()[0]
+        match = re.search(r"\n[\w.]+(?:Error|Exception): (?!.*\n[\w.]+(?:Error|Exception): )(.*)", text, re.S)
+        return match[1].strip() if match else text.splitlines()[0]
     return text
 
 

@@ -87,20 +87,20 @@ def _referred(chosen: tuple[str, ...]) -> frozenset[str] | None:
     """The keys that values in the groups refer to. None if a reference is more than one plain key."""
     from omegaconf import OmegaConf
 
-    found = set()
+    references = set()
     waiting = [OmegaConf.to_container(_compose_groups(*chosen), resolve=False)]
     while waiting:
-        each = waiting.pop()
-        if isinstance(each, dict):
-            waiting += each.values()
-        elif isinstance(each, list):
-            waiting += each
-        elif isinstance(each, str) and "${" in each:
-            match = re.fullmatch(r"\$\{([\w.]+)\}", each)
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, str) and "${" in value:
+            match = re.fullmatch(r"\$\{([\w.]+)\}", value)
             if match is None or match[1] not in keys() or match[1].startswith(_LISTS):
                 return None
-            found.add(match[1])
-    return frozenset(found)
+            references.add(match[1])
+    return frozenset(references)
 
 
 @functools.cache

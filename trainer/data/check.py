@@ -70,10 +70,10 @@ def check(config: DataConfig) -> Checked:
     paths = [*train.paths, *test.paths]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         looks = list(pool.map(duplicates.look, paths))
-    found = duplicates.find_duplicates(paths, looks)
-    across = leaks.found(split, _within(found.pairs, len(train))) if split else []
+    compared = duplicates.find_duplicates(paths, looks)
+    across = leaks.across_split(split, _within(compared.pairs, len(train))) if split else []
     refused = {(pair.a, pair.b) for pair in leaks.refused(train, across, config.allowed_leaks)}
-    return Checked(train, test, split, looks, found.pairs, found.candidates, found.compared, faults, refused)
+    return Checked(train, test, split, looks, compared.pairs, compared.candidates, compared.compared, faults, refused)
 
 
 def write(checked: Checked, output: Path) -> dict[str, Any]:
@@ -153,11 +153,11 @@ def as_text(checked: Checked, report: dict[str, Any]) -> str:
         f"\nduplicates: {len(checked.pairs) or 'none'} ({report['compared']['candidates']} pairs look similar, "
         f"{report['compared']['at_full_size']} of them were compared at full size)"
     )
-    shown = checked.worst_first
-    lines += [f"  {_line(checked, pair)}" for pair in shown[:LISTED]]
-    if len(shown) > LISTED:
+    pairs = checked.worst_first
+    lines += [f"  {_line(checked, pair)}" for pair in pairs[:LISTED]]
+    if len(pairs) > LISTED:
         also = f", which has the worst {KEPT:,}" if report["duplicates_not_listed"] else ""
-        lines.append(f"  … and {len(shown) - LISTED} more; see check_data.json{also}")
+        lines.append(f"  … and {len(pairs) - LISTED} more; see check_data.json{also}")
     if report["contradictory_labels"]:
         lines.append(f"CONTRADICTORY LABELS: {report['contradictory_labels']} pairs of equal images with two labels")
     if images["test"]:
@@ -243,26 +243,26 @@ def _pair(checked: Checked, pair: Pair) -> dict[str, Any]:
 
 
 def _line(checked: Checked, pair: Pair) -> str:
-    found = _pair(checked, pair)
-    a, b = found["a"], found["b"]
+    entry = _pair(checked, pair)
+    a, b = entry["a"], entry["b"]
     names = [f"{i['place']} ({i['side']}{', ' + i['class'] if i['class'] else ''})" for i in (a, b)]
-    return f"{names[1]} is {leaks.kind(pair)} as {names[0]}{_marks(found)}"
+    return f"{names[1]} is {leaks.kind(pair)} as {names[0]}{_marks(entry)}"
 
 
-def _marks(found: dict[str, Any]) -> str:
-    marks = ["allowed leak" if found["allowed"] else "LEAK"] * found["leak"] + ["TWO LABELS"] * found["contradictory"]
+def _marks(entry: dict[str, Any]) -> str:
+    marks = ["allowed leak" if entry["allowed"] else "LEAK"] * entry["leak"] + ["TWO LABELS"] * entry["contradictory"]
     return f": {', '.join(marks)}" if marks else ""
 
 
 def _tiles(checked: Checked, pair: Pair) -> list[gallery.Tile]:
-    found = _pair(checked, pair)
+    entry = _pair(checked, pair)
     paths = [*checked.train.paths, *checked.test.paths]
-    colour = "firebrick" if found["contradictory"] or (found["leak"] and not found["allowed"]) else "black"
+    colour = "firebrick" if entry["contradictory"] or (entry["leak"] and not entry["allowed"]) else "black"
     what = leaks.kind(pair).removeprefix("the same picture, ").rstrip(",")
     return [
         gallery.Tile(paths[row], f"{image['id']}\n{image['side']} {image['class'] or ''}\n{text}", colour)
         for row, image, text in (
-            (pair.a, found["a"], _marks(found).removeprefix(": ") or " "),
-            (pair.b, found["b"], what),
+            (pair.a, entry["a"], _marks(entry).removeprefix(": ") or " "),
+            (pair.b, entry["b"], what),
         )
     ]

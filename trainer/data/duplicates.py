@@ -70,7 +70,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Found:
+class Duplicates:
     pairs: list[Pair]
     candidates: int
     """Number of pairs that passed the first filter."""
@@ -96,10 +96,10 @@ def look(path: Path) -> Look:
     return Look(hashlib.sha256(path.read_bytes()).hexdigest(), pixels, *image.size, thumbnail)
 
 
-def find_duplicates(paths: Sequence[Path], looks: Sequence[Look]) -> Found:
+def find_duplicates(paths: Sequence[Path], looks: Sequence[Look]) -> Duplicates:
     """All pairs of duplicates in `paths`. `looks` has one entry per path, in the same order."""
     if not looks:
-        return Found([], 0, 0)
+        return Duplicates([], 0, 0)
     exact = [Pair(a, b, "file") for a, b in _equal({row: seen.file for row, seen in enumerate(looks)})]
     known = {(pair.a, pair.b) for pair in exact}
     same = [p for p in _equal({row: seen.pixels for row, seen in enumerate(looks)}) if p not in known]
@@ -116,21 +116,21 @@ def find_duplicates(paths: Sequence[Path], looks: Sequence[Look]) -> Found:
         a, b = pair
         near = [turn for turn in turns[pair] if _alike(looks[a], looks[b], turn)]
         best = min(((difference(grey(a), turned(grey(b), t)), t) for t in near), default=(1.0, TURNS[0]))
-        made = Pair(a, b, "look", best[1], round(best[0], 4)) if best[0] < DIFFERENCE else None
-        return bool(near), made
+        duplicate = Pair(a, b, "look", best[1], round(best[0], 4)) if best[0] < DIFFERENCE else None
+        return bool(near), duplicate
 
     candidates = sorted(turns)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         batches = (candidates[start : start + BATCH] for start in range(0, len(candidates), BATCH))
         results = [result for batch in batches for result in pool.map(compare, batch)]
-    pairs = sorted([*exact, *(made for _, made in results if made)], key=lambda p: (p.a, p.b))
-    return Found(pairs, len(turns), sum(near for near, _ in results))
+    pairs = sorted([*exact, *(duplicate for _, duplicate in results if duplicate)], key=lambda p: (p.a, p.b))
+    return Duplicates(pairs, len(turns), sum(near for near, _ in results))
 
 
 def turned(image: Grey, turn: tuple[int, bool]) -> Grey:
     """`image` (H, W) in the orientation `turn`."""
-    made = np.rot90(image, turn[0])
-    return np.ascontiguousarray(made[:, ::-1] if turn[1] else made)
+    rotated = np.rot90(image, turn[0])
+    return np.ascontiguousarray(rotated[:, ::-1] if turn[1] else rotated)
 
 
 def difference(a: Grey, b: Grey) -> float:
@@ -195,20 +195,20 @@ def _similar(looks: Sequence[Look], chunk: int = 512) -> Iterator[tuple[int, int
     for turn in TURNS:
         laid = _descriptors([turned(image, turn) for image in small])
         for start in range(0, len(looks), chunk):
-            found = still[start : start + chunk] @ laid[start:].T > SIMILAR
-            for a, b in zip(*np.nonzero(np.triu(found, 1)), strict=True):
+            similar = still[start : start + chunk] @ laid[start:].T > SIMILAR
+            for a, b in zip(*np.nonzero(np.triu(similar, 1)), strict=True):
                 yield start + int(a), start + int(b), turn
 
 
 def _descriptors(images: Sequence[Grey]) -> NDArray[np.float32]:
     """Descriptors (N, D) of unit length, so that products are correlations. Zero for an image without details."""
-    made = []
+    descriptors = []
     for image in images:
         plain = image.astype(np.float32)
         plain -= cv2.GaussianBlur(plain, (0, 0), 3)
         plain -= plain.mean()
-        made.append((plain / max(float(np.linalg.norm(plain)), 1e-3)).ravel())
-    return np.array(made, np.float32).reshape(len(images), -1)
+        descriptors.append((plain / max(float(np.linalg.norm(plain)), 1e-3)).ravel())
+    return np.array(descriptors, np.float32).reshape(len(images), -1)
 
 
 def _resize(image: Grey, width: int, height: int, way: int = cv2.INTER_AREA) -> Grey:

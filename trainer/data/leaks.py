@@ -13,7 +13,7 @@ from trainer.data.table import Table
 SHOWN = 20
 
 
-def found(split: Split, pairs: Iterable[Pair]) -> list[Pair]:
+def across_split(split: Split, pairs: Iterable[Pair]) -> list[Pair]:
     """The `pairs` with one row in training and one in validation."""
     val = set(split.val)
     return [pair for pair in pairs if (pair.a in val) != (pair.b in val)]
@@ -30,7 +30,7 @@ def refused(table: Table, leaks: Iterable[Pair], allowed: Sequence[str]) -> list
 
 def refuse(table: Table, split: Split, pairs: Iterable[Pair], allowed: Sequence[str]) -> None:
     """Raises DataError if one of `pairs` is on both sides of the split and not allowed."""
-    bad = refused(table, found(split, pairs), allowed)
+    bad = refused(table, across_split(split, pairs), allowed)
     if not bad:
         return
     val = set(split.val)

@@ -88,10 +88,10 @@ def _check_groups(table: Table, config: DataConfig) -> None:
     for target, group in zip(table.targets, table.groups or [], strict=True):
         groups.setdefault(target, set()).add(group)
     alone = [
-        f"train.csv: every image of class '{table.class_names[target]}' is in group '{next(iter(found))}' of column "
+        f"train.csv: every image of class '{table.class_names[target]}' is in group '{next(iter(names))}' of column "
         f"'{config.group_column}': it cannot be on both sides of the split"
-        for target, found in sorted(groups.items())
-        if len(found) == 1
+        for target, names in sorted(groups.items())
+        if len(names) == 1
     ]
     if alone:
         raise DataError(

@@ -180,13 +180,13 @@ def read_test(root: Path) -> Table:
         ]
         if repeated or missing:
             raise DataError("\n".join([*repeated, *missing]))
-        found = [path for path in paths if path is not None]
+        images = [path for path in paths if path is not None]
     else:
-        found = _image_files(root / "test")
-        ids = [str(path.relative_to(root / "test")) for path in found]
-    if not found:
+        images = _image_files(root / "test")
+        ids = [str(path.relative_to(root / "test")) for path in images]
+    if not images:
         raise DataError(f"{root}: no test images: add sample_submission.csv, or images in test/")
-    return Table(ids, found, [], [], [])
+    return Table(ids, images, [], [], [])
 
 
 def _image_files(folder: Path) -> list[Path]:

@@ -96,8 +96,8 @@ def _pooled(member: Member, class_names: Sequence[str]) -> _Held:
         if "corrupted" in held:
             corrupted.append(tempered(held["corrupted"], part.checkpoint.temperature)[:, order])
 
-    def whole(found: list[torch.Tensor]) -> torch.Tensor | None:
-        return torch.cat(found) if len(found) == len(member.parts) else None
+    def whole(parts: list[torch.Tensor]) -> torch.Tensor | None:
+        return torch.cat(parts) if len(parts) == len(member.parts) else None
 
     return _Held(ids, torch.cat(targets), torch.cat(clean), whole(corrupted))
 

@@ -42,10 +42,13 @@ def predictions_of(made: Ensemble, table: Table, fingerprint: str, options: Opti
     """The ensemble's probabilities for the images of `table`, with classes in the first member's order. The
     probabilities of a member are the mean of its folds."""
     first = made.parts[0].checkpoint
-    found = iter(members_predictions(made.parts, table, fingerprint, options))
+    predicted = iter(members_predictions(made.parts, table, fingerprint, options))
     own = [
         torch.stack(
-            [next(found).probabilities[:, members.class_order(first.class_names, p.checkpoint)] for p in member.parts]
+            [
+                next(predicted).probabilities[:, members.class_order(first.class_names, p.checkpoint)]
+                for p in member.parts
+            ]
         ).mean(0)
         for member in made.members
     ]
@@ -205,7 +208,7 @@ def _summary(made: Ensemble, scored: Scored | None, why_not: str, how: str, outp
 
 def _out_of_fold(made: Ensemble, scored: Scored | None) -> list[dict[str, Any]]:
     """Each member with folds, and the metrics of its pooled out-of-fold predictions."""
-    found = []
+    entries = []
     for number, (member, weight) in enumerate(zip(made.members, made.weights, strict=True)):
         if member.folds is None:
             continue
@@ -213,8 +216,8 @@ def _out_of_fold(made: Ensemble, scored: Scored | None) -> list[dict[str, Any]]:
         if scored is not None:
             worse = scored.validation.corrupted[number] if scored.validation.corrupted is not None else None
             values = _figures(made, scored.validation, scored.validation.clean[number], worse)
-        found.append({"member": number, "name": member.name, "folds": member.folds, "weight": weight, **values})
-    return found
+        entries.append({"member": number, "name": member.name, "folds": member.folds, "weight": weight, **values})
+    return entries
 
 
 def _say(summary: dict[str, Any]) -> None:

@@ -197,7 +197,7 @@ def _limits(kept: checkpoint.Checkpoint, made: Export) -> str:
 
 def _origin(kept: checkpoint.Checkpoint, made: Export) -> str:
     config = kept.settings
-    found = {
+    facts = {
         "configuration": ", ".join(f"{key}={value}" for key, value in config.choices.items() if key != "model"),
         "seed": f"{config.seed}; of the split: {config.data.split_seed}",
         "epoch, step": ", ".join(str(kept.metrics[key]) for key in ("epoch", "step") if key in kept.metrics),
@@ -209,7 +209,7 @@ def _origin(kept: checkpoint.Checkpoint, made: Export) -> str:
         "SHA-256 of the checkpoint": f"`{made.checkpoint_sha256}`",
         f"SHA-256 of `{made.file}`": f"`{made.sha256}`",
     }
-    rows = [f"| {name} | {value} |" for name, value in found.items() if value]
+    rows = [f"| {name} | {value} |" for name, value in facts.items() if value]
     return "\n".join(["| what | value |", "| --- | --- |", *rows, ""])
 
 

@@ -144,14 +144,14 @@ def check_pages(kept: checkpoint.Checkpoint, root: Path | None, count: int) -> C
         kept.preprocessing["transforms"], "data.val_transforms", kept.preprocessing["img_size"], kept.settings.seed
     )
     ids = list(kept.validation.get("ids", ()))
-    found = [(i, file) for i in ids if root is not None and (file := reading.find_image(root, i)) is not None]
-    found = [found[round(row)] for row in np.linspace(0, len(found) - 1, min(count, len(found)))]
-    if found:
-        faults = [f"{found[row][1]}: {reason}" for row, reason in reading.unreadable([file for _, file in found])]
+    files = [file for i in ids if root is not None and (file := reading.find_image(root, i)) is not None]
+    files = [files[round(row)] for row in np.linspace(0, len(files) - 1, min(count, len(files)))]
+    if files:
+        faults = [f"{files[row]}: {reason}" for row, reason in reading.unreadable(files)]
         if faults:
             raise DataError("\n".join(faults))
-        sources = [np.asarray(reading.open_image(file)) for _, file in found]
-        source, where = f"{len(found)} validation images", f" of {root}"
+        sources = [np.asarray(reading.open_image(file)) for file in files]
+        source, where = f"{len(files)} validation images", f" of {root}"
     else:
         chance, kinds = random.Random(0), list(drawn.KINDS)
         sources = [np.asarray(drawn.draw(kinds[n % len(kinds)], chance)) for n in range(count)]
@@ -210,7 +210,7 @@ def _write_onnx(net: Classifier, kept: checkpoint.Checkpoint, folder: Path) -> N
     import onnxruntime  # noqa: F401  # fail before the work if a package is missing
     import onnxscript  # noqa: F401
 
-    made = torch.onnx.export(
+    program = torch.onnx.export(
         _program(net, kept),
         dynamo=True,
         input_names=["images"],
@@ -219,10 +219,10 @@ def _write_onnx(net: Classifier, kept: checkpoint.Checkpoint, folder: Path) -> N
         opset_version=OPSET,
         verbose=False,
     )
-    assert made is not None
-    for node in made.model.graph.all_nodes():
+    assert program is not None
+    for node in program.model.graph.all_nodes():
         node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
-    made.save(str(folder / "model.onnx"))
+    program.save(str(folder / "model.onnx"))
 
 
 def _read_onnx(folder: Path) -> Run:
@@ -316,9 +316,9 @@ def _building(output: Path) -> Iterator[Path]:
             (output / name).unlink(missing_ok=True)  # a file of the replaced format
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        for made in missing:
-            if not any(made.iterdir()):
-                made.rmdir()
+        for parent in missing:
+            if not any(parent.iterdir()):
+                parent.rmdir()
 
 
 @contextmanager

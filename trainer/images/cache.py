@@ -93,18 +93,18 @@ class Decoded:
         slot = self.slots[row]
         if self.index[slot, 0] < 0:
             return decode()
-        found = self._read(slot)
-        if found is not None:
-            return found
+        cached = self._read(slot)
+        if cached is not None:
+            return cached
         with self._claim(slot) as claimed:
             if claimed:
-                found = self._read(slot)  # another process may have decoded it
-                if found is not None:
-                    return found
-            made = decode()
+                cached = self._read(slot)  # another process may have decoded it
+                if cached is not None:
+                    return cached
+            decoded = decode()
             if claimed:
-                self._write(slot, made)
-            return made
+                self._write(slot, decoded)
+            return decoded
 
     def _place(self, slot: int) -> tuple[int, int, int]:
         offset, height, width = (int(v) for v in self.index[slot])
@@ -128,11 +128,11 @@ class Decoded:
         )
         return there, decodes, crc
 
-    def _write(self, slot: int, made: Pixels) -> None:
+    def _write(self, slot: int, pixels: Pixels) -> None:
         offset, height, width = self._place(slot)
-        if not self.writable or made.shape != (height, width, 3):
+        if not self.writable or pixels.shape != (height, width, 3):
             return  # the file has changed after its header was read
-        data = np.ascontiguousarray(made)
+        data = np.ascontiguousarray(pixels)
         _, decodes, _ = self._state_of(slot)
         try:
             # Use write, not the memory map: a full disk is then an error and not a crash.
@@ -216,19 +216,19 @@ def _make(folder: Path, wanted: Wanted, limit: int) -> None:
     cache_folder.sweep(folder.parent)
     room = cache_folder.make_room(folder.parent, sum(sizes), limit)
     index = np.full((len(sizes), 3), -1, dtype=np.int64)
-    end = kept = 0
+    end = count = 0
     for slot in _fixed_order(wanted):
         index[slot, 1:] = wanted.shapes[slot]
         if end + sizes[slot] <= room:
             index[slot, 0] = end
-            end, kept = end + sizes[slot], kept + 1
+            end, count = end + sizes[slot], count + 1
     temporary = Path(tempfile.mkdtemp(prefix=cache_folder.MAKING, dir=folder.parent))
     try:
         np.save(temporary / "index.npy", index, allow_pickle=False)
         for name, size in (("pixels", end), ("state", STATE.size * len(sizes)), ("claims", 0), ("in_use", 0)):
             with (temporary / name).open("wb") as file:
                 file.truncate(size)
-        about = {"version": VERSION, **wanted.about, "images": len(sizes), "kept": kept, "bytes": end}
+        about = {"version": VERSION, **wanted.about, "images": len(sizes), "kept": count, "bytes": end}
         write_json(temporary / "meta.json", about)
         temporary.chmod(0o777 & ~UMASK)  # mkdtemp makes private folders
         with contextlib.suppress(OSError):  # another run was first: use its cache

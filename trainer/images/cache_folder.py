@@ -49,8 +49,8 @@ def root() -> Path | None:
 
 def caches(folder: Path) -> list[Cache]:
     """The caches in `folder`, last used first. An unreadable cache has an entry without facts."""
-    found = [_look(path) for path in sorted(folder.glob("*")) if path.is_dir() and not path.name.startswith(".")]
-    return sorted(found, key=lambda cache: -cache.used)
+    folders = [path for path in sorted(folder.glob("*")) if path.is_dir() and not path.name.startswith(".")]
+    return sorted(map(_look, folders), key=lambda cache: -cache.used)
 
 
 def _look(path: Path) -> Cache:

@@ -60,11 +60,11 @@ def probabilities(members: Sequence[Checkpoint], table: Table, options: Options)
     fabric = device.fabric(chosen, options.real_precision)
     device.limit_memory(chosen)
     device.name_fallbacks(chosen)
-    found: dict[int, torch.Tensor] = {}
+    by_position: dict[int, torch.Tensor] = {}
     for group in _groups(members):
         sharing = [members[position] for position in group]
-        found |= zip(group, _pass(sharing, table, options, views, fabric, chosen), strict=True)
-    return [tempered(found[position], member.temperature) for position, member in enumerate(members)]
+        by_position |= zip(group, _pass(sharing, table, options, views, fabric, chosen), strict=True)
+    return [tempered(by_position[position], member.temperature) for position, member in enumerate(members)]
 
 
 def _groups(members: Sequence[Checkpoint]) -> list[list[int]]:
@@ -80,7 +80,7 @@ def _groups(members: Sequence[Checkpoint]) -> list[list[int]]:
             room[key] = TOGETHER_BYTES
         groups[key][-1].append(position)
         room[key] -= size
-    return [group for found in groups.values() for group in found]
+    return [group for same in groups.values() for group in same]
 
 
 def _pass(
@@ -120,9 +120,9 @@ def _pass(
                 for place, net in enumerate(nets):
                     own = net(seen).softmax(1)
                     sums[place] = own if sums[place] is None else sums[place] + own
-            for kept, total in zip(parts, sums, strict=True):
+            for part, total in zip(parts, sums, strict=True):
                 assert total is not None
-                kept.append((total / len(views)).cpu())
+                part.append((total / len(views)).cpu())
     source.close()
     return [torch.cat(part) for part in parts]
 

@@ -40,18 +40,18 @@ def members_predictions(
     wanted: Sequence[Loaded], table: Table, fingerprint: str, options: Options
 ) -> list[Predictions]:
     """Each checkpoint's predictions of the test images. Reuses stored predictions, and stores new ones."""
-    found: dict[str, Predictions] = {}
+    by_digest: dict[str, Predictions] = {}
     for member in wanted:
-        kept = predictions.stored(member.path, table.ids, origin_of(member.sha256, fingerprint, options))
-        if kept is not None:
-            print(f"reused the predictions of {member.path} for these {len(table)} images: {kept[1]}")
-            found[member.sha256] = kept[0]
-    missing = {member.sha256: member.checkpoint for member in wanted if member.sha256 not in found}
-    made: list[torch.Tensor] = inference.probabilities(list(missing.values()), table, options) if missing else []
-    for (digest, model), probabilities in zip(missing.items(), made, strict=True):
-        found[digest] = Predictions(table.ids, probabilities, model.class_names, model.labels)
-        predictions.keep(found[digest], origin_of(digest, fingerprint, options))
-    return [found[member.sha256] for member in wanted]
+        reused = predictions.stored(member.path, table.ids, origin_of(member.sha256, fingerprint, options))
+        if reused is not None:
+            print(f"reused the predictions of {member.path} for these {len(table)} images: {reused[1]}")
+            by_digest[member.sha256] = reused[0]
+    missing = {member.sha256: member.checkpoint for member in wanted if member.sha256 not in by_digest}
+    computed: list[torch.Tensor] = inference.probabilities(list(missing.values()), table, options) if missing else []
+    for (digest, model), probabilities in zip(missing.items(), computed, strict=True):
+        by_digest[digest] = Predictions(table.ids, probabilities, model.class_names, model.labels)
+        predictions.keep(by_digest[digest], origin_of(digest, fingerprint, options))
+    return [by_digest[member.sha256] for member in wanted]
 
 
 def of_checkpoint(path: Path, root: Path, options: Options) -> tuple[Predictions, Origin]:

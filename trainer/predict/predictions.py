@@ -67,10 +67,10 @@ def read(path: Path, ids: Sequence[str], origin: Origin) -> Predictions | None:
     try:
         with np.load(path, allow_pickle=False) as stored:
             keys = ("checkpoint_sha256", "test_fingerprint", "tta", "precision", "code")
-            found = Origin(*(str(stored[key]) for key in keys))
-            if found != origin or stored["ids"].tolist() != list(ids):
+            stored_origin = Origin(*(str(stored[key]) for key in keys))
+            if stored_origin != origin or stored["ids"].tolist() != list(ids):
                 return None
-            made = Predictions(
+            predictions = Predictions(
                 list(ids),
                 torch.from_numpy(stored["probabilities"]),
                 stored["class_names"].tolist(),
@@ -78,8 +78,8 @@ def read(path: Path, ids: Sequence[str], origin: Origin) -> Predictions | None:
             )
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error):  # missing, foreign or damaged
         return None
-    fits = made.probabilities.shape == (len(made.ids), len(made.class_names))
-    return made if fits and bool(torch.isfinite(made.probabilities).all()) else None
+    fits = predictions.probabilities.shape == (len(predictions.ids), len(predictions.class_names))
+    return predictions if fits and bool(torch.isfinite(predictions.probabilities).all()) else None
 
 
 def stored(source: Path, ids: Sequence[str], origin: Origin) -> tuple[Predictions, Path] | None:
@@ -87,9 +87,9 @@ def stored(source: Path, ids: Sequence[str], origin: Origin) -> tuple[Prediction
     in the folder of `source`."""
     cached = _place(origin)
     for path in [*([cached] if cached else []), source.parent / "predictions.npz"]:
-        made = read(path, ids, origin)
-        if made is not None:
-            return made, path
+        predictions = read(path, ids, origin)
+        if predictions is not None:
+            return predictions, path
     return None
 
 

@@ -72,10 +72,10 @@ def lines(
 
     x_ticks = [t for t in MaxNLocator(6, integer=True).tick_values(first, last) if first <= t <= last]
     y_ticks = [t for t in MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(0, high) if 0 <= t <= high]
-    told = "; ".join(f"{name} from {values[0]:.3f} to {values[-1]:.3f}" for name, _, values in series)
+    ranges = "; ".join(f"{name} from {values[0]:.3f} to {values[-1]:.3f}" for name, _, values in series)
     return Chart(
         title,
-        f"{title} by epoch: {told}",
+        f"{title} by epoch: {ranges}",
         [Line(n, tone, [(across(a), up(b)) for a, b in zip(x, v, strict=True)]) for n, tone, v in series],
         [(across(tick), f"{tick:g}") for tick in x_ticks],
         [(up(tick), f"{tick:g}") for tick in y_ticks],
@@ -83,9 +83,9 @@ def lines(
     )
 
 
-def bubbles(found: Reliability) -> list[Bubble]:
+def bubbles(reliability: Reliability) -> list[Bubble]:
     """The bins with images, as circles. The area is the share of the images."""
-    largest = max(1, int(found.counts.max()))
+    largest = max(1, int(reliability.counts.max()))
     return [
         Bubble(
             SIDE * sure,
@@ -95,7 +95,7 @@ def bubbles(found: Reliability) -> list[Bubble]:
             f"{count} images: confidence {sure:.0%}, right {right:.0%}",
         )
         for count, sure, right in zip(
-            found.counts.tolist(), found.confidence.tolist(), found.accuracy.tolist(), strict=True
+            reliability.counts.tolist(), reliability.confidence.tolist(), reliability.accuracy.tolist(), strict=True
         )
         if count
     ]

@@ -40,8 +40,8 @@ def reliability(probabilities: Probabilities, targets: NDArray[np.integer], bins
 def expected_error(probabilities: Probabilities, targets: NDArray[np.integer], bins: int = BINS) -> float:
     """Expected calibration error, 0 to 1: the gap between confidence and accuracy, averaged over the images (Naeini,
     Cooper and Hauskrecht 2015)."""
-    found = reliability(probabilities, targets, bins)
-    return float((found.counts * np.abs(found.confidence - found.accuracy)).sum() / max(1, found.counts.sum()))
+    curve = reliability(probabilities, targets, bins)
+    return float((curve.counts * np.abs(curve.confidence - curve.accuracy)).sum() / max(1, curve.counts.sum()))
 
 
 def temper(probabilities: Probabilities, temperature: float) -> NDArray[np.float32]:
@@ -76,5 +76,5 @@ def fit_temperature(probabilities: Probabilities, targets: NDArray[np.integer]) 
         loss = np.log(np.exp(scaled).sum(1)) - scaled[np.arange(len(targets)), targets]
         return float(loss.sum() + log_temperature**2 / 2)
 
-    found = minimize_scalar(cost, bounds=(-np.log(4), np.log(4)), method="bounded")
-    return round(float(np.exp(found.x)), 4)
+    minimum = minimize_scalar(cost, bounds=(-np.log(4), np.log(4)), method="bounded")
+    return round(float(np.exp(minimum.x)), 4)

@@ -51,20 +51,20 @@ def rule_of_three(images: int) -> float:
     return min(1.0, 3 / images)
 
 
-def in_words(found: Sequence[float] | None, f1: float, images: int) -> str:
+def in_words(bounds: Sequence[float] | None, f1: float, images: int) -> str:
     """The interval of a macro F1 for a line of text, or the reason why there is none."""
-    if found is not None:
-        return f"95 % of resamples: {found[0]:.3f} to {found[1]:.3f}"
+    if bounds is not None:
+        return f"95 % of resamples: {bounds[0]:.3f} to {bounds[1]:.3f}"
     if f1 == 1:
         share = f"up to {100 * rule_of_three(images):.1f} % of new images may be wrong (rule of three)"
         return f"no interval: none of {images} images is wrong; {share}"
     return "no interval: resampling cannot vary this result"
 
 
-def in_table(found: Sequence[float] | None, f1: float, digits: int = 3) -> str:
+def in_table(bounds: Sequence[float] | None, f1: float, digits: int = 3) -> str:
     """The same for a cell of a table."""
-    if found is not None:
-        return f"{found[0]:.{digits}f} to {found[1]:.{digits}f}"
+    if bounds is not None:
+        return f"{bounds[0]:.{digits}f} to {bounds[1]:.{digits}f}"
     return "no mistake" if f1 == 1 else "none"
 
 
@@ -135,5 +135,5 @@ def _percentiles(values: NDArray[np.float64], level: float) -> Interval:
     return round(float(low), 6), round(float(high), 6)
 
 
-def _width(found: Interval) -> Interval | None:
-    return found if found[0] < found[1] else None
+def _width(bounds: Interval) -> Interval | None:
+    return bounds if bounds[0] < bounds[1] else None

@@ -152,16 +152,16 @@ def listen_for_fallbacks() -> None:
     """Turn torch's warnings about operators on the CPU into notes, one per operator."""
     show, named = warnings.showwarning, set[str]()
 
-    def shown(message: Warning | str, *rest: Any, **more: Any) -> None:
-        found = re.match(_FALLBACK, str(message))
-        if found is None:
+    def note_once(message: Warning | str, *rest: Any, **more: Any) -> None:
+        match = re.match(_FALLBACK, str(message))
+        if match is None:
             show(message, *rest, **more)
-        elif found[1] not in named:
-            named.add(found[1])
-            print(f"note: {found[1]} runs on the CPU, because MPS does not have it; each call copies data both ways")
+        elif match[1] not in named:
+            named.add(match[1])
+            print(f"note: {match[1]} runs on the CPU, because MPS does not have it; each call copies data both ways")
 
     warnings.filterwarnings("always", message=_FALLBACK)
-    warnings.showwarning = shown
+    warnings.showwarning = note_once
 
 
 @contextmanager

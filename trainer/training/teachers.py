@@ -37,19 +37,19 @@ class Teacher:
 def read(paths: Sequence[str]) -> list[tuple[str, checkpoint.Checkpoint, float]]:
     """The checkpoints of `training.teachers`, each with its path and its share. All paths have equal shares. Members of
     an ensemble.json divide its share by their weights. Raises ConfigError."""
-    found: list[tuple[str, checkpoint.Checkpoint, float]] = []
+    members: list[tuple[str, checkpoint.Checkpoint, float]] = []
     for name in paths:
         path = Path(name).expanduser()
         try:
             if path.suffix == ".json":
-                made = ensemble_file.read(path)
-                shares = zip(made.parts, made.shares, strict=True)
-                found += [(name, part.checkpoint, share / len(paths)) for part, share in shares]
+                ensemble = ensemble_file.read(path)
+                shares = zip(ensemble.parts, ensemble.shares, strict=True)
+                members += [(name, part.checkpoint, share / len(paths)) for part, share in shares]
             else:
-                found.append((name, checkpoint.load(path), 1 / len(paths)))
+                members.append((name, checkpoint.load(path), 1 / len(paths)))
         except ConfigError as error:
             raise ConfigError(f"training.teachers: {error}") from None
-    return found
+    return members
 
 
 def load(paths: Sequence[str], class_names: Sequence[str], on: torch.device, channels_last: bool) -> list[Teacher]:

@@ -69,7 +69,7 @@ def plant(sources: list[Path], place: Path, per_change: int, seed: int = 0) -> d
     return made
 
 
-def check_recall(originals: list[Path], made: dict[Path, Path]) -> duplicates.Found:
+def check_recall(originals: list[Path], made: dict[Path, Path]) -> duplicates.Duplicates:
     """Every exact copy and 95 % of the others are found, with how they lie; nothing is found that is not one image."""
     paths = [*originals, *made]
     found = duplicates.find_duplicates(paths, [duplicates.look(path) for path in paths])
