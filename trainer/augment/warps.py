@@ -203,12 +203,12 @@ class _Scratch(threading.local):
     """Reusable images of four channels, per thread. New memory would take a tenth of a warp's time."""
 
     def __init__(self) -> None:
-        self.kept: dict[str, Pixels] = {}
+        self.buffers: dict[str, Pixels] = {}
 
     def get(self, name: str, shape: Shape) -> Pixels:
-        if name not in self.kept or self.kept[name].shape[:2] != shape:
-            self.kept[name] = np.empty((*shape, 4), dtype=np.uint8)
-        return self.kept[name]
+        if name not in self.buffers or self.buffers[name].shape[:2] != shape:
+            self.buffers[name] = np.empty((*shape, 4), dtype=np.uint8)
+        return self.buffers[name]
 
 
 _scratch = _Scratch()

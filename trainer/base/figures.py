@@ -178,15 +178,15 @@ def on_leaderboard(copy: Copy) -> tuple[str, ...]:
 def values(targets: Labels, copies: Mapping[Copy, Probabilities]) -> dict[str, float]:
     """All metrics by column, with six digits, from probabilities (N, classes) of the clean and perhaps the corrupted
     copies. Without corrupted copies the columns `_corrupted` and `_mean` are missing."""
-    return _by_column({copy: {each: each.value(targets, p) for each in FIGURES} for copy, p in copies.items()})
+    return _by_column({copy: {figure: figure.value(targets, p) for figure in FIGURES} for copy, p in copies.items()})
 
 
 def values_of_labels(targets: Labels, copies: Mapping[Copy, Labels], classes: int) -> dict[str, float]:
     """The same from predicted classes (N,). Metrics of probabilities are missing."""
-    counted = [each for each in FIGURES if each.of_counts is not None]
+    counted = [figure for figure in FIGURES if figure.of_counts is not None]
     return _by_column(
         {
-            copy: {each: each.of_labels(targets, predicted, classes) for each in counted}
+            copy: {figure: figure.of_labels(targets, predicted, classes) for figure in counted}
             for copy, predicted in copies.items()
         }
     )

@@ -41,31 +41,31 @@ def _processor() -> str:
 
 def measure(quick: bool, parts: Sequence[str] = PARTS) -> dict[str, Any]:
     """Run the benchmarks. Returns `machine`, `date`, `commit`, and a list of rows per part."""
-    made: dict[str, Any] = {
+    results: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": provenance.revision(),
         "quick": quick,
         "machine": machine(),
     }
     if "loader" in parts:
-        made["loader"] = loading.measure(quick)
-        made["gains"] = loading.gains(quick)
-        made["scaling"] = loading.scaling(quick)
+        results["loader"] = loading.measure(quick)
+        results["gains"] = loading.gains(quick)
+        results["scaling"] = loading.scaling(quick)
     if "train" in parts:
         from trainer.bench import steps, training
 
-        made["train"] = training.measure(quick)
+        results["train"] = training.measure(quick)
         if torch.cuda.is_available():
-            made["compile"] = training.compile_gains(quick)
-        made["step"] = steps.steps(quick)
-    return made
+            results["compile"] = training.compile_gains(quick)
+        results["step"] = steps.steps(quick)
+    return results
 
 
-def as_text(made: dict[str, Any]) -> str:
+def as_text(results: dict[str, Any]) -> str:
     """Tables for a terminal and for the docs."""
-    about = made["machine"]
+    about = results["machine"]
     device = f", {about['gpu']}" if about["gpu"] else ", no GPU"
-    lines = [f"{made['date']}, {about['processor']}, {about['cores']} cores{device}, torch {about['torch']}"]
+    lines = [f"{results['date']}, {about['processor']}, {about['cores']} cores{device}, torch {about['torch']}"]
     lines += [f"load before it began: {about['load']}"] if about["load"] > 0.5 else []
     titles = {
         "loader": "loading: images per second and core, with the manual's augmentation",
@@ -76,8 +76,8 @@ def as_text(made: dict[str, Any]) -> str:
         "step": "time of the parts of a training step",
     }
     for part, title in titles.items():
-        if part in made:
-            lines += ["", f"{title}:", *_table(made[part])]
+        if part in results:
+            lines += ["", f"{title}:", *_table(results[part])]
     return "\n".join(lines)
 
 

@@ -63,7 +63,7 @@ def _compare(name: str, size: int, batch: int, rounds: int, on: str = "cpu") -> 
     steps = [trainer_step(name, size, batch, on=on), best, timm_step(name, size, batch, False, "fp32", "sgd", on)]
     times = GPU_STEPS if on == "cuda" else 1
     seconds = take_turns([repeated(step, times, on) for step in steps], rounds)
-    own, with_flags, plain = (times * batch / statistics.median(each) for each in seconds)
+    own, with_flags, plain = (times * batch / statistics.median(rounds) for rounds in seconds)
     return {
         "device": on,
         "model": name,

@@ -93,7 +93,7 @@ def count(text: str) -> int:
 def parse(by: Parser, arguments: Sequence[str]) -> argparse.Namespace:
     """Parse both spellings: `--key value` and `key=value` (also `training.key=value`, as in train)."""
     known = {option for action in by._actions for option in action.option_strings}
-    shown = {option for action in by._actions if action.help != argparse.SUPPRESS for option in action.option_strings}
+    visible = {option for action in by._actions if action.help != argparse.SUPPRESS for option in action.option_strings}
     words: list[str] = []
     for argument in arguments:
         key, separator, value = argument.partition("=")
@@ -102,10 +102,10 @@ def parse(by: Parser, arguments: Sequence[str]) -> argparse.Namespace:
             if key == "data" and DATA in known:
                 raise ConfigError(f"{argument}: only `train` takes data=GROUP; for the data folder use {DATA} DIR")
             if name not in known:
-                raise ConfigError(f"{argument}: unknown option '{key}'; {nearest(name, shown)}")
+                raise ConfigError(f"{argument}: unknown option '{key}'; {nearest(name, visible)}")
             words += [name, value]
         elif argument.startswith("--") and argument not in known:
-            raise ConfigError(f"{argument}: unknown option; {nearest(argument, shown)}")
+            raise ConfigError(f"{argument}: unknown option; {nearest(argument, visible)}")
         else:
             words.append(argument)
     return by.parse_args(words)

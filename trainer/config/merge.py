@@ -37,9 +37,9 @@ def slow(chosen: tuple[str, ...], values: Sequence[Value]) -> Config:
         try:
             OmegaConf.update(tree, key, value, merge=False)
         except OmegaConfBaseException as error:
-            said = first_line(error)
+            reason = first_line(error)
             faults.append(
-                f"{text}: must be a list: write {key}=[{value}]" if "ListConfig" in said else f"{text}: {said}"
+                f"{text}: must be a list: write {key}=[{value}]" if "ListConfig" in reason else f"{text}: {reason}"
             )
         except (IndexError, TypeError, ValueError, AttributeError, KeyError) as error:
             faults.append(f"{text}: cannot be set: {first_line(error)}")
@@ -67,7 +67,7 @@ def fast(chosen: tuple[str, ...], values: Sequence[Value]) -> Config | None:
         typed[key] = _typed(text, key, value)
         if typed[key] is _WRONG:
             return None
-    config: Config = copied(_resolved(chosen, tuple(each for each in values if each[1] in referred)))
+    config: Config = copied(_resolved(chosen, tuple(value for value in values if value[1] in referred)))
     for key, value in typed.items():
         section, _, leaf = key.rpartition(".")
         setattr(getattr(config, section) if section else config, leaf, value)

@@ -16,10 +16,10 @@ def balanced(rows: Sequence[int], targets: Sequence[int], count: int, generator:
     by_class: dict[int, list[int]] = {}
     for row, target in zip(rows, targets, strict=True):
         by_class.setdefault(target, []).append(row)
-    each, more = divmod(count, len(by_class))
+    quota, more = divmod(count, len(by_class))
     chosen: list[int] = []
     for place, target in enumerate(generator.permutation(sorted(by_class))):
-        own, wanted = by_class[target], each + (place < more)
+        own, wanted = by_class[target], quota + (place < more)
         passes = -(-wanted // len(own))
         chosen += [row for _ in range(passes) for row in generator.permutation(own)][:wanted]
     return [int(row) for row in generator.permutation(chosen)]

@@ -36,10 +36,10 @@ class Table:
 
     def without(self, rows: Container[int]) -> Table:
         """The table without `rows`."""
-        kept = [row for row in range(len(self)) if row not in rows]
+        remaining = [row for row in range(len(self)) if row not in rows]
 
         def of(values: list[Any]) -> list[Any]:
-            return [values[row] for row in kept] if values else []
+            return [values[row] for row in remaining] if values else []
 
         groups = None if self.groups is None else of(self.groups)
         columns = {name: of(getattr(self, name)) for name in ("ids", "paths", "targets", "places")}
@@ -58,14 +58,14 @@ def read_training(root: Path, config: DataConfig, faults_file: Path | None = Non
     """
     table, faults = examine(root, config)
     if faults:
-        shown, more = faults[:50], len(faults) - 50
+        lines, more = faults[:50], len(faults) - 50
         if more > 0:
-            shown.append(f"… and {more} more" + (f"; see {faults_file}" if faults_file else ""))
+            lines.append(f"… and {more} more" + (f"; see {faults_file}" if faults_file else ""))
             if faults_file is not None:
                 write_text(faults_file, "\n".join(faults) + "\n")
         plural = "s" * (len(faults) > 1)
-        shown.append(f"{len(faults)} error{plural} in {root}; fix the files or remove them, then run again")
-        raise DataError("\n".join(shown))
+        lines.append(f"{len(faults)} error{plural} in {root}; fix the files or remove them, then run again")
+        raise DataError("\n".join(lines))
     present = set(table.targets)
     for target, name in enumerate(table.class_names):
         if target not in present:

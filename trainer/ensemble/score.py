@@ -31,18 +31,18 @@ from trainer.scores.validation import Outcome, certainty
 class Scored:
     """An ensemble with its validation: probabilities (N, classes) of clean and corrupted copies, and metrics."""
 
-    made: Ensemble
+    ensemble: Ensemble
     validation: SharedValidation
     clean: torch.Tensor
     corrupted: torch.Tensor | None
     figures: dict[str, Any]
 
 
-def predictions_of(made: Ensemble, table: Table, fingerprint: str, options: Options) -> Predictions:
+def predictions_of(ensemble: Ensemble, table: Table, fingerprint: str, options: Options) -> Predictions:
     """The ensemble's probabilities for the images of `table`, with classes in the first member's order. The
     probabilities of a member are the mean of its folds."""
-    first = made.parts[0].checkpoint
-    predicted = iter(members_predictions(made.parts, table, fingerprint, options))
+    first = ensemble.parts[0].checkpoint
+    predicted = iter(members_predictions(ensemble.parts, table, fingerprint, options))
     own = [
         torch.stack(
             [
@@ -50,102 +50,102 @@ def predictions_of(made: Ensemble, table: Table, fingerprint: str, options: Opti
                 for p in member.parts
             ]
         ).mean(0)
-        for member in made.members
+        for member in ensemble.members
     ]
-    joined = tempered(combine(made.method, own, made.weights), made.temperature)
+    joined = tempered(combine(ensemble.method, own, ensemble.weights), ensemble.temperature)
     return Predictions(table.ids, joined, first.class_names, first.labels)
 
 
 def predict(path: Path, root: Path, options: Options) -> tuple[Predictions, Origin]:
     """The predictions of the ensemble.json at `path` for `root`'s test images. Reads predictions.npz in its folder if
     it is for these images. Otherwise the members predict."""
-    made = ensemble_file.read(path)
-    options = replace(options, tta=options.tta or made.tta)
+    ensemble = ensemble_file.read(path)
+    options = replace(options, tta=options.tta or ensemble.tta)
     table = test_images(root)
     fingerprint = content_fingerprint(table.paths)
     origin = origin_of(sha256(path), fingerprint, options)
-    kept = predictions.stored(path, table.ids, origin)
-    if kept is not None:
-        print(f"reused the ensemble's predictions of these {len(table)} images: {kept[1]}")
-        return kept[0], origin
-    return predictions_of(made, table, fingerprint, options), origin
+    reused = predictions.stored(path, table.ids, origin)
+    if reused is not None:
+        print(f"reused the ensemble's predictions of these {len(table)} images: {reused[1]}")
+        return reused[0], origin
+    return predictions_of(ensemble, table, fingerprint, options), origin
 
 
-def _monitor(made: Ensemble) -> str:
+def _monitor(ensemble: Ensemble) -> str:
     """The monitor of the members. If they have different monitors: the mean of clean and corrupted F1."""
-    named = {str(part.checkpoint.config["training"].get("monitor", figures.MAIN)) for part in made.parts}
+    named = {str(part.checkpoint.config["training"].get("monitor", figures.MAIN)) for part in ensemble.parts}
     return named.pop() if len(named) == 1 and named <= set(figures.columns()) else figures.DEFAULT_MONITOR
 
 
 def _figures(
-    made: Ensemble, validation: SharedValidation, clean: torch.Tensor, corrupted: torch.Tensor | None
+    ensemble: Ensemble, validation: SharedValidation, clean: torch.Tensor, corrupted: torch.Tensor | None
 ) -> dict[str, Any]:
     """The same metrics as for a run: scores, the monitored score, intervals, calibration. For folds there is no
     temperature, and `ece` is for the out-of-fold votes."""
-    monitor = _monitor(made)
+    monitor = _monitor(ensemble)
     outcome = Outcome(list(range(len(validation.ids))), validation.targets, clean, corrupted)
     values = figures.values(validation.targets.numpy(), outcome.copies)
-    sureness = certainty(outcome, calibrated=not made.averages_folds)
+    sureness = certainty(outcome, calibrated=not ensemble.averages_folds)
     return {**values, "monitor": monitor, "score": figures.score(values, monitor), **sureness}
 
 
-def score(made: Ensemble, validation: SharedValidation, how: str) -> Scored:
+def score(ensemble: Ensemble, validation: SharedValidation, how: str) -> Scored:
     """Vote on the validation images. If `how` is greedy, search weights on them.
 
     The metrics of searched weights come from cross-validation: the weights for an image were searched without it. If
     these metrics are worse than with equal weights, the weights stay equal.
     """
     vote = voting.Vote(
-        ballots(made.method, validation.clean),
-        ballots(made.method, validation.corrupted) if validation.corrupted is not None else None,
+        ballots(ensemble.method, validation.clean),
+        ballots(ensemble.method, validation.corrupted) if validation.corrupted is not None else None,
         validation.targets,
     )
-    equal = vote.counted([1.0] * len(made.members))
-    equal_vote = _figures(made, validation, *equal)
+    equal = vote.counted([1.0] * len(ensemble.members))
+    equal_vote = _figures(ensemble, validation, *equal)
     more: dict[str, Any] = {"equal_vote": equal_vote}
     used, copies, values = "equal", equal, equal_vote
     if how == "given":
-        used, copies = how, vote.counted(made.weights)
-        values = _figures(made, validation, *copies)
-    elif how == "greedy" and len(made.members) > 1:
-        monitored = figures.columns()[_monitor(made)]
+        used, copies = how, vote.counted(ensemble.weights)
+        values = _figures(ensemble, validation, *copies)
+    elif how == "greedy" and len(ensemble.members) > 1:
+        monitored = figures.columns()[_monitor(ensemble)]
         chosen = voting.search(vote, monitored)
-        honest = _figures(made, validation, *chosen.held_out)
+        honest = _figures(ensemble, validation, *chosen.held_out)
         more |= {"honest": honest, "found_weights": chosen.weights}
         if monitored.worth(honest["score"]) >= monitored.worth(equal_vote["score"]):
             used, copies, values = how, chosen.held_out, honest
-            made = replace(made, weights=chosen.weights)
-            more["in_sample"] = _figures(made, validation, *vote.counted(chosen.weights))
-    made = replace(made, temperature=values.get("temperature", 1.0))
-    return Scored(made, validation, *copies, {**values, "weighting": used, "weighting_asked": how, **more})
+            ensemble = replace(ensemble, weights=chosen.weights)
+            more["in_sample"] = _figures(ensemble, validation, *vote.counted(chosen.weights))
+    ensemble = replace(ensemble, temperature=values.get("temperature", 1.0))
+    return Scored(ensemble, validation, *copies, {**values, "weighting": used, "weighting_asked": how, **more})
 
 
-def ensemble(made: Ensemble, how: str, root: Path | None, output: Path, options: Options) -> dict[str, Any]:
+def ensemble(ensemble: Ensemble, how: str, root: Path | None, output: Path, options: Options) -> dict[str, Any]:
     """Write ensemble.json, validation metrics if the members have the same held-out images, and `root`'s test
-    predictions. `how` is the weighting: equal, given (in `made`) or greedy.
+    predictions. `how` is the weighting: equal, given (in `ensemble`) or greedy.
 
     Returns the content of metrics.json. Raises ConfigError or DataError.
     """
-    made = replace(made, tta=options.tta or "none")
-    validation, why_not = members.validation(made.members)
+    ensemble = replace(ensemble, tta=options.tta or "none")
+    validation, why_not = members.validation(ensemble.members)
     scored: Scored | None = None
     if validation is not None:
-        scored = score(made, validation, how)
-        made = scored.made
+        scored = score(ensemble, validation, how)
+        ensemble = scored.ensemble
     elif how == "greedy":
         raise ConfigError(f"--weights {how}: no validation images to search weights on: {why_not}; use equal")
     predicted: Predictions | None = None
     if root is not None:
         table = test_images(root)
         fingerprint = content_fingerprint(table.paths)
-        predicted = predictions_of(made, table, fingerprint, options)
+        predicted = predictions_of(ensemble, table, fingerprint, options)
 
     output.mkdir(parents=True, exist_ok=True)
     if (output / "ensemble.json").exists():
         _clear(output, validated=scored is not None, predicted=predicted is not None)
     if scored is not None:
         _save_validation(scored, output / "val_predictions.npz")
-    summary = _summary(made, scored, why_not, how, output)
+    summary = _summary(ensemble, scored, why_not, how, output)
     write_json(output / "ensemble.json", {"format": ensemble_file.FORMAT, **summary})
     if predicted is not None:
         origin = origin_of(sha256(output / "ensemble.json"), fingerprint, options)
@@ -169,19 +169,19 @@ def _save_validation(scored: Scored, path: Path) -> None:
     stored = val_predictions.arrays(
         shared.ids, shared.targets, scored.clean, scored.corrupted, shared.split_fingerprint, shared.folds_fingerprint
     )
-    val_predictions.write(path, stored, scored.made.parts[0].checkpoint.class_names)
+    val_predictions.write(path, stored, scored.ensemble.parts[0].checkpoint.class_names)
 
 
 OWN_FIGURES = tuple(map(figures.F1.column, figures.F1.copies))
 
 
-def _summary(made: Ensemble, scored: Scored | None, why_not: str, how: str, output: Path) -> dict[str, Any]:
-    values: dict[str, Any] = dict.fromkeys([each.column() for each in figures.FIGURES] + ["score"])
+def _summary(ensemble: Ensemble, scored: Scored | None, why_not: str, how: str, output: Path) -> dict[str, Any]:
+    values: dict[str, Any] = dict.fromkeys([figure.column() for figure in figures.FIGURES] + ["score"])
     values |= {"weighting": how, "weighting_asked": how}
     if scored is not None:
         values = scored.figures
     entries: list[dict[str, Any]] = []
-    for number, (member, weight) in enumerate(zip(made.members, made.weights, strict=True)):
+    for number, (member, weight) in enumerate(zip(ensemble.members, ensemble.weights, strict=True)):
         for part in member.parts:
             own = {key: part.checkpoint.metrics.get(key) for key in OWN_FIGURES}
             where = (
@@ -197,25 +197,25 @@ def _summary(made: Ensemble, scored: Scored | None, why_not: str, how: str, outp
         "split_fingerprint": scored.validation.split_fingerprint if scored else None,
         "folds_fingerprint": scored.validation.folds_fingerprint if scored else None,
         "val_images": len(scored.validation.ids) if scored else None,
-        "method": made.method,
-        "tta": made.tta,
-        "temperature": made.temperature,
+        "method": ensemble.method,
+        "tta": ensemble.tta,
+        "temperature": ensemble.temperature,
         "members": entries,
-        "out_of_fold": _out_of_fold(made, scored),
-        "class_names": made.parts[0].checkpoint.class_names,
+        "out_of_fold": _out_of_fold(ensemble, scored),
+        "class_names": ensemble.parts[0].checkpoint.class_names,
     }
 
 
-def _out_of_fold(made: Ensemble, scored: Scored | None) -> list[dict[str, Any]]:
+def _out_of_fold(ensemble: Ensemble, scored: Scored | None) -> list[dict[str, Any]]:
     """Each member with folds, and the metrics of its pooled out-of-fold predictions."""
     entries = []
-    for number, (member, weight) in enumerate(zip(made.members, made.weights, strict=True)):
+    for number, (member, weight) in enumerate(zip(ensemble.members, ensemble.weights, strict=True)):
         if member.folds is None:
             continue
         values: dict[str, Any] = dict.fromkeys(OWN_FIGURES)
         if scored is not None:
             worse = scored.validation.corrupted[number] if scored.validation.corrupted is not None else None
-            values = _figures(made, scored.validation, scored.validation.clean[number], worse)
+            values = _figures(ensemble, scored.validation, scored.validation.clean[number], worse)
         entries.append({"member": number, "name": member.name, "folds": member.folds, "weight": weight, **values})
     return entries
 

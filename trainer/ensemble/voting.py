@@ -137,10 +137,10 @@ def greedy(copies: Sequence[Ballots], targets: NDArray[np.int64]) -> Weights:
     member's weight is its share of the rounds, up to the round with the best `objective`."""
     members = len(copies[0])
     taken = np.zeros(members)
-    best, kept = -np.inf, taken
+    best, best_taken = -np.inf, taken
     for _ in range(ROUNDS):
         trials = [objective(copies, targets, taken + np.eye(members)[member]) for member in range(members)]
         taken = taken + np.eye(members)[int(np.argmax(trials))]
         if max(trials) > best + 1e-9:
-            best, kept = max(trials), taken
-    return np.asarray(kept / kept.sum())
+            best, best_taken = max(trials), taken
+    return np.asarray(best_taken / best_taken.sum())

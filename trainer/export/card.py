@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from trainer.base import figures
-from trainer.models import checkpoint
+from trainer.models.checkpoint import Checkpoint, versions
 from trainer.scores import intervals
 
 HIDDEN = ("root", "resume", "device", "devices", "choices")
@@ -79,48 +79,48 @@ class Export:
     check: Check
 
 
-def render(kept: checkpoint.Checkpoint, made: Export) -> str:
+def render(checkpoint: Checkpoint, export: Export) -> str:
     """The card in Markdown. All metrics come from the checkpoint; the card says so if there are none."""
-    settings = kept.settings
-    size = kept.preprocessing["img_size"]
-    imports, lines = RUN[made.to]
+    settings = checkpoint.settings
+    size = checkpoint.preprocessing["img_size"]
+    imports, lines = RUN[export.to]
     usage = (
         PREPARE.format(imports=imports, size=size) + lines + 'print(about["class_names"][probabilities[0].argmax()])'
     )
     return "\n".join(
         [
             "---\nlibrary_name: timm\npipeline_tag: image-classification\ntags: [document-classification]\n---",
-            f"# {settings.model.name}, {len(kept.class_names)} kinds of documents\n",
-            f"`{made.file}` ({made.size / 1e6:.1f} MB, {made.parameters / 1e6:.1f}M parameters) classifies a page as "
-            f"one of the kinds below. It takes batches of RGB images of {size} × {size} pixels. `preprocessing.json` "
-            "describes how to prepare them.\n",
+            f"# {settings.model.name}, {len(checkpoint.class_names)} kinds of documents\n",
+            f"`{export.file}` ({export.size / 1e6:.1f} MB, {export.parameters / 1e6:.1f}M parameters) classifies a "
+            f"page as one of the kinds below. It takes batches of RGB images of {size} × {size} pixels. "
+            "`preprocessing.json` describes how to prepare them.\n",
             f"```python\n{usage}\n```\n",
             "## Metrics\n",
-            _figures(kept),
+            _figures(checkpoint),
             "## Classes\n",
-            _classes(kept),
+            _classes(checkpoint),
             "## Calibration\n",
-            _calibration(kept),
+            _calibration(checkpoint),
             "## Limits\n",
-            _limits(kept, made),
+            _limits(checkpoint, export),
             "## Origin\n",
-            _origin(kept, made),
+            _origin(checkpoint, export),
             "<details><summary>Training configuration</summary>\n",
-            f"<pre>\n{html.escape(_configuration(kept))}</pre>\n</details>",
+            f"<pre>\n{html.escape(_configuration(checkpoint))}</pre>\n</details>",
             "",
         ]
     )
 
 
-def _figures(kept: checkpoint.Checkpoint) -> str:
+def _figures(checkpoint: Checkpoint) -> str:
     rows, known = [], figures.columns()
-    for key, value in kept.metrics.items():
+    for key, value in checkpoint.metrics.items():
         if isinstance(value, int | float) and key not in ("epoch", "step"):
             name = known[key].words if key in known else f"`{key}`"
-            rows.append(f"| {name} | {value:.4f} | {_interval(kept, key)} |")
+            rows.append(f"| {name} | {value:.4f} | {_interval(checkpoint, key)} |")
     if not rows:
         return "The checkpoint has no metrics.\n"
-    ids = kept.validation.get("ids")
+    ids = checkpoint.validation.get("ids")
     count = f", {len(ids)} images" if ids else ""
     note = (
         f"Measured on the validation split{count}, which also chose the best epoch. So the values are optimistic, most "
@@ -130,26 +130,29 @@ def _figures(kept: checkpoint.Checkpoint) -> str:
     return "\n".join(["| metric | value | 95 % interval |", "| --- | --- | --- |", *rows, "", note])
 
 
-def _interval(kept: checkpoint.Checkpoint, key: str) -> str:
+def _interval(checkpoint: Checkpoint, key: str) -> str:
     """The interval of a macro F1, if the checkpoint has its probabilities."""
     stored = {figures.F1.column(): "probabilities", figures.F1.column("corrupted"): "corrupted"}
-    probabilities = kept.validation.get(stored.get(key, ""))
+    probabilities = checkpoint.validation.get(stored.get(key, ""))
     if probabilities is None:
         return "–"
-    predicted, targets = probabilities.argmax(1).numpy(), kept.validation["targets"].numpy()
-    return intervals.in_table(intervals.interval(targets, predicted, len(kept.class_names)), kept.metrics[key], 4)
+    predicted, targets = probabilities.argmax(1).numpy(), checkpoint.validation["targets"].numpy()
+    return intervals.in_table(
+        intervals.interval(targets, predicted, len(checkpoint.class_names)), checkpoint.metrics[key], 4
+    )
 
 
-def _classes(kept: checkpoint.Checkpoint) -> str:
-    named = enumerate(zip(kept.class_names, kept.labels, strict=True))
+def _classes(checkpoint: Checkpoint) -> str:
+    named = enumerate(zip(checkpoint.class_names, checkpoint.labels, strict=True))
     rows = [
         f"| {row} | {name.replace('|', '&#124;')} | {label.replace('|', '&#124;')} |" for row, (name, label) in named
     ]
     head = ["| output | class | label in the data |", "| --- | --- | --- |"]
-    if kept.validation:
-        targets, predicted = kept.validation["targets"].numpy(), kept.validation["probabilities"].argmax(1).numpy()
-        counts = figures.count(targets, predicted, len(kept.class_names))
-        bounds = intervals.class_intervals(targets, predicted, len(kept.class_names))
+    if checkpoint.validation:
+        targets = checkpoint.validation["targets"].numpy()
+        predicted = checkpoint.validation["probabilities"].argmax(1).numpy()
+        counts = figures.count(targets, predicted, len(checkpoint.class_names))
+        bounds = intervals.class_intervals(targets, predicted, len(checkpoint.class_names))
         head = [head[0] + " validation images | F1 | 95 % interval |", head[1] + " --- | --- | --- |"]
         rows = [
             f"{row} {count:.0f} | {f'{value:.3f} | {intervals.in_table(sure, value)}' if count else '– | –'} |"
@@ -158,36 +161,37 @@ def _classes(kept: checkpoint.Checkpoint) -> str:
     return "\n".join([*head, *rows, ""])
 
 
-def _calibration(kept: checkpoint.Checkpoint) -> str:
-    if not kept.calibration:
+def _calibration(checkpoint: Checkpoint) -> str:
+    if not checkpoint.calibration:
         return "Not calibrated: the probabilities are the softmax of the logits.\n"
     text = (
-        f"Probabilities are softmax(logits / {kept.temperature:.4g}). The temperature was fitted on validation images."
+        f"Probabilities are softmax(logits / {checkpoint.temperature:.4g}). "
+        "The temperature was fitted on validation images."
     )
-    if "ece" in kept.calibration and "ece_calibrated" in kept.calibration:
-        before, after = kept.calibration["ece"], kept.calibration["ece_calibrated"]
+    if "ece" in checkpoint.calibration and "ece_calibrated" in checkpoint.calibration:
+        before, after = checkpoint.calibration["ece"], checkpoint.calibration["ece_calibrated"]
         text += f" Expected calibration error on the same images: {before:.4f} before, {after:.4f} after."
     return text + "\n"
 
 
-def _limits(kept: checkpoint.Checkpoint, made: Export) -> str:
+def _limits(checkpoint: Checkpoint, export: Export) -> str:
     lines = [
         "The validation images are from the same data set as the training images"
         + (
             ". The metrics are for clean images and corrupted copies. The corruption simulates rotated, blurred and "
             "photographed pages; it is not a sample of your pages."
-            if figures.F1.column("corrupted") in kept.metrics
+            if figures.F1.column("corrupted") in checkpoint.metrics
             else ". Rotated, blurred, cropped and photographed pages, and pages from other sources, were not measured. "
             "Expect lower metrics for them."
         ),
         "The model knows only the classes above. A page of another kind gets one of them, perhaps with a high "
         "probability.",
-        f"The export was compared with its checkpoint on {made.check.source}. The probabilities differ by at most "
-        f"{made.check.difference:.1e} (allowed: {made.check.allowed:g}), in float32 on a CPU"
-        + (", by onnxruntime's CPU provider" if made.to == "onnx" else "")
+        f"The export was compared with its checkpoint on {export.check.source}. The probabilities differ by at most "
+        f"{export.check.difference:.1e} (allowed: {export.check.allowed:g}), in float32 on a CPU"
+        + (", by onnxruntime's CPU provider" if export.to == "onnx" else "")
         + ". Not tested: GPUs (including Apple's), other runtimes, lower precision and quantisation.",
     ]
-    if made.check.varies:
+    if export.check.varies:
         lines.append(
             "The preprocessing has a random part, as in validation: its result for a page is slightly different each "
             "time. `albumentations.Compose(steps, seed=0)` repeats one sequence."
@@ -195,26 +199,28 @@ def _limits(kept: checkpoint.Checkpoint, made: Export) -> str:
     return "\n".join(f"- {line}" for line in lines) + "\n"
 
 
-def _origin(kept: checkpoint.Checkpoint, made: Export) -> str:
-    config = kept.settings
+def _origin(checkpoint: Checkpoint, export: Export) -> str:
+    config = checkpoint.settings
     facts = {
         "configuration": ", ".join(f"{key}={value}" for key, value in config.choices.items() if key != "model"),
         "seed": f"{config.seed}; of the split: {config.data.split_seed}",
-        "epoch, step": ", ".join(str(kept.metrics[key]) for key in ("epoch", "step") if key in kept.metrics),
-        "fingerprint of the data": kept.provenance.get("data_fingerprint"),
-        "fingerprint of the split": kept.validation.get("split_fingerprint"),
-        "git commit": kept.provenance.get("git_sha"),
-        "trained with": _versions(kept.versions),
-        "exported with": _versions(checkpoint.versions() | _exporters(made.to)),
-        "SHA-256 of the checkpoint": f"`{made.checkpoint_sha256}`",
-        f"SHA-256 of `{made.file}`": f"`{made.sha256}`",
+        "epoch, step": ", ".join(
+            str(checkpoint.metrics[key]) for key in ("epoch", "step") if key in checkpoint.metrics
+        ),
+        "fingerprint of the data": checkpoint.provenance.get("data_fingerprint"),
+        "fingerprint of the split": checkpoint.validation.get("split_fingerprint"),
+        "git commit": checkpoint.provenance.get("git_sha"),
+        "trained with": _versions(checkpoint.versions),
+        "exported with": _versions(versions() | _exporters(export.to)),
+        "SHA-256 of the checkpoint": f"`{export.checkpoint_sha256}`",
+        f"SHA-256 of `{export.file}`": f"`{export.sha256}`",
     }
     rows = [f"| {name} | {value} |" for name, value in facts.items() if value]
     return "\n".join(["| what | value |", "| --- | --- |", *rows, ""])
 
 
-def _versions(versions: dict[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
+def _versions(named: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in named.items())
 
 
 def _exporters(to: str) -> dict[str, str]:
@@ -224,8 +230,8 @@ def _exporters(to: str) -> dict[str, str]:
     return {name: version(name) for name in names}
 
 
-def _configuration(kept: checkpoint.Checkpoint) -> str:
-    return yaml.safe_dump(_public(kept.config), sort_keys=False, allow_unicode=True, width=110)
+def _configuration(checkpoint: Checkpoint) -> str:
+    return yaml.safe_dump(_public(checkpoint.config), sort_keys=False, allow_unicode=True, width=110)
 
 
 def _public(value: Any) -> Any:

@@ -28,7 +28,9 @@ from trainer.base.files import check_folder, settle, sha256, write_json, write_t
 from trainer.data import drawn
 from trainer.export import card
 from trainer.images import reading
-from trainer.models import build, checkpoint
+from trainer.models import build
+from trainer.models.checkpoint import Checkpoint
+from trainer.models.checkpoint import load as load_checkpoint
 
 TOLERANCE = 1e-4
 """Largest allowed difference from the checkpoint's probabilities."""
@@ -62,7 +64,7 @@ class Format:
     """One format: write it into a folder, and read it from the folder. `read` uses only the folder."""
 
     file: str
-    write: Callable[[Classifier, checkpoint.Checkpoint, Path], None]
+    write: Callable[[Classifier, Checkpoint, Path], None]
     read: Callable[[Path], Run]
     more_files: tuple[str, ...] = ()
     """Other files that `write` may create."""
@@ -98,18 +100,20 @@ def export(
     if to not in FORMATS:
         raise ConfigError(f"--to {to}: unknown format; {nearest(to, FORMATS)}")
     _check_output(output, force)
-    kept = checkpoint.load(path)
-    config, about = kept.settings, _about(kept, to)
-    size, classes = kept.preprocessing["img_size"], len(kept.class_names)
-    bare = build.restore(config.model, classes, size, kept.state_dict)
-    net = Classifier(bare, kept.preprocessing["mean"], kept.preprocessing["std"], kept.temperature).eval()
-    pages = check_pages(kept, root, images)
+    checkpoint = load_checkpoint(path)
+    config, about = checkpoint.settings, _about(checkpoint, to)
+    size, classes = checkpoint.preprocessing["img_size"], len(checkpoint.class_names)
+    bare = build.restore(config.model, classes, size, checkpoint.state_dict)
+    net = Classifier(
+        bare, checkpoint.preprocessing["mean"], checkpoint.preprocessing["std"], checkpoint.temperature
+    ).eval()
+    pages = check_pages(checkpoint, root, images)
     print(f"{config.model.name}, {size} px, {classes} classes → {to}")
     written = FORMATS[to]
     with _building(output) as folder:
         write_json(folder / ABOUT, about)
         with _quiet():
-            written.write(net, kept, folder)
+            written.write(net, checkpoint, folder)
             run = written.read(folder)
             difference = _difference(net, run, pages.images, batch_size)
         if not difference <= TOLERANCE:  # also True for NaN
@@ -119,7 +123,7 @@ def export(
                 f"{pages.source}{pages.where}, more than {TOLERANCE:g}; the export was removed; try --to {others}"
             )
         check = card.Check(len(pages.images), pages.source, difference, TOLERANCE, pages.varies)
-        made = card.Export(
+        exported = card.Export(
             to=to,
             file=written.file,
             parameters=sum(p.numel() for p in bare.parameters()),
@@ -128,22 +132,25 @@ def export(
             checkpoint_sha256=sha256(path),
             check=check,
         )
-        write_text(folder / CARD, card.render(kept, made))
+        write_text(folder / CARD, card.render(checkpoint, exported))
         files = sorted(file.name for file in folder.iterdir())
     most = f"at most {difference:.1e} (allowed: {TOLERANCE:g})"
     print(f"checked on {pages.source}{pages.where}: probabilities differ by {most}")
     beside = ", ".join(name for name in files if name != written.file)
-    print(f"{output / written.file} ({made.size / 1e6:.1f} MB), with {beside}")
+    print(f"{output / written.file} ({exported.size / 1e6:.1f} MB), with {beside}")
     return check
 
 
-def check_pages(kept: checkpoint.Checkpoint, root: Path | None, count: int) -> CheckedPages:
+def check_pages(checkpoint: Checkpoint, root: Path | None, count: int) -> CheckedPages:
     """Up to `count` of the checkpoint's validation images in `root`, spread over the split and prepared as in
     validation. Drawn pages if `root` is None or has none of them. Raises DataError for an unreadable image."""
     view = Augmentation(
-        kept.preprocessing["transforms"], "data.val_transforms", kept.preprocessing["img_size"], kept.settings.seed
+        checkpoint.preprocessing["transforms"],
+        "data.val_transforms",
+        checkpoint.preprocessing["img_size"],
+        checkpoint.settings.seed,
     )
-    ids = list(kept.validation.get("ids", ()))
+    ids = list(checkpoint.validation.get("ids", ()))
     files = [file for i in ids if root is not None and (file := reading.find_image(root, i)) is not None]
     files = [files[round(row)] for row in np.linspace(0, len(files) - 1, min(count, len(files)))]
     if files:
@@ -162,10 +169,10 @@ def check_pages(kept: checkpoint.Checkpoint, root: Path | None, count: int) -> C
     return CheckedPages(torch.from_numpy(np.stack(prepared)).permute(0, 3, 1, 2).contiguous(), source, where, varies)
 
 
-def _about(kept: checkpoint.Checkpoint, to: str) -> dict[str, Any]:
+def _about(checkpoint: Checkpoint, to: str) -> dict[str, Any]:
     """The content of preprocessing.json."""
-    size, classes = kept.preprocessing["img_size"], len(kept.class_names)
-    entries = [e if isinstance(e, dict) else {e: {}} for e in kept.preprocessing["transforms"]]
+    size, classes = checkpoint.preprocessing["img_size"], len(checkpoint.class_names)
+    entries = [e if isinstance(e, dict) else {e: {}} for e in checkpoint.preprocessing["transforms"]]
     inside = to != "safetensors"
     return {
         "format": FORMAT,
@@ -188,17 +195,17 @@ def _about(kept: checkpoint.Checkpoint, to: str) -> dict[str, Any]:
         "transforms": [
             {"name": n, "arguments": arguments or {}} for entry in entries for n, arguments in entry.items()
         ],
-        "mean": kept.preprocessing["mean"],
-        "std": kept.preprocessing["std"],
-        "temperature": kept.temperature,
-        "class_names": kept.class_names,
-        "labels": kept.labels,
+        "mean": checkpoint.preprocessing["mean"],
+        "std": checkpoint.preprocessing["std"],
+        "temperature": checkpoint.temperature,
+        "class_names": checkpoint.class_names,
+        "labels": checkpoint.labels,
     }
 
 
-def _program(net: Classifier, kept: checkpoint.Checkpoint) -> torch.export.ExportedProgram:
+def _program(net: Classifier, checkpoint: Checkpoint) -> torch.export.ExportedProgram:
     """Trace with two images: torch.export would treat a batch size of one as a constant."""
-    size = kept.preprocessing["img_size"]
+    size = checkpoint.preprocessing["img_size"]
     batch = (torch.zeros(2, 3, size, size, dtype=torch.uint8),)
     program = torch.export.export(net, batch, dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
     for node in program.graph.nodes:
@@ -206,12 +213,12 @@ def _program(net: Classifier, kept: checkpoint.Checkpoint) -> torch.export.Expor
     return program
 
 
-def _write_onnx(net: Classifier, kept: checkpoint.Checkpoint, folder: Path) -> None:
+def _write_onnx(net: Classifier, checkpoint: Checkpoint, folder: Path) -> None:
     import onnxruntime  # noqa: F401  # fail before the work if a package is missing
     import onnxscript  # noqa: F401
 
     program = torch.onnx.export(
-        _program(net, kept),
+        _program(net, checkpoint),
         dynamo=True,
         input_names=["images"],
         output_names=["probabilities"],
@@ -235,8 +242,8 @@ def _read_onnx(folder: Path) -> Run:
     return lambda images: torch.from_numpy(session.run(["probabilities"], {"images": images.numpy()})[0])
 
 
-def _write_torch_export(net: Classifier, kept: checkpoint.Checkpoint, folder: Path) -> None:
-    torch.export.save(_program(net, kept), folder / "model.pt2")
+def _write_torch_export(net: Classifier, checkpoint: Checkpoint, folder: Path) -> None:
+    torch.export.save(_program(net, checkpoint), folder / "model.pt2")
 
 
 def _read_torch_export(folder: Path) -> Run:
@@ -244,13 +251,13 @@ def _read_torch_export(folder: Path) -> Run:
     return run
 
 
-def _write_safetensors(net: Classifier, kept: checkpoint.Checkpoint, folder: Path) -> None:
+def _write_safetensors(net: Classifier, checkpoint: Checkpoint, folder: Path) -> None:
     """Write model.safetensors and config.json, as in timm's `local-dir:` and hub formats."""
-    bare, preprocessing = net.normalized.model, kept.preprocessing
+    bare, preprocessing = net.normalized.model, checkpoint.preprocessing
     size = preprocessing["img_size"]
     about = {"mean": preprocessing["mean"], "std": preprocessing["std"], "crop_pct": 1.0, "input_size": (3, size, size)}
-    more = {"label_names": kept.class_names, "pretrained_cfg": about}
-    arguments = build.size_arguments(kept.settings.model.name, size)
+    more = {"label_names": checkpoint.class_names, "pretrained_cfg": about}
+    arguments = build.size_arguments(checkpoint.settings.model.name, size)
     timm.models.save_for_hf(bare, str(folder), more, arguments, safe_serialization=True)
 
 
@@ -311,7 +318,7 @@ def _building(output: Path) -> Iterator[Path]:
         files = sorted(folder.iterdir())
         for file in files:
             settle(file, output / file.name)
-        known = {ABOUT, CARD, *(name for each in FORMATS.values() for name in (each.file, *each.more_files))}
+        known = {ABOUT, CARD, *(name for written in FORMATS.values() for name in (written.file, *written.more_files))}
         for name in known - {file.name for file in files}:
             (output / name).unlink(missing_ok=True)  # a file of the replaced format
     finally:

@@ -126,11 +126,11 @@ def checkpoint_gradients(model: nn.Module, name: str) -> None:
 def frozen_statistics(model: nn.Module, enabled: bool) -> Iterator[None]:
     """Make batch normalisation count a batch only once, although checkpointed blocks run twice."""
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats] if enabled else []
-    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    settings = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm, momentum, batches in kept:
+        for norm, momentum, batches in settings:
             norm.momentum, norm.num_batches_tracked = momentum, batches

@@ -81,7 +81,7 @@ class Ensemble:
         return [weight / total / len(member.parts) for member, weight in pairs for _ in member.parts]
 
 
-def make(paths: Sequence[Path], method: str, given: Sequence[float] | None = None) -> Ensemble:
+def make(paths: Sequence[Path], method: str, weights: Sequence[float] | None = None) -> Ensemble:
     """Load and check the checkpoints, and join the folds of one model to a member.
 
     Raises ConfigError for an unknown method, a wrong number of weights, members with different classes, and a repeated
@@ -98,12 +98,12 @@ def make(paths: Sequence[Path], method: str, given: Sequence[float] | None = Non
             odd = sorted(set(part.checkpoint.class_names) ^ classes)
             raise ConfigError(f"{part.path}: its classes differ from {paths[0]} in {', '.join(odd)}")
     grouped = group(loaded)
-    if given is not None and len(given) != len(grouped):
+    if weights is not None and len(weights) != len(grouped):
         folds = " (all folds of a model are one member)" if len(grouped) < len(paths) else ""
         raise ConfigError(
-            f"--weights: {len(given)} weights for {len(grouped)} members{folds}; give one weight per member, or none"
+            f"--weights: {len(weights)} weights for {len(grouped)} members{folds}; give one weight per member, or none"
         )
-    return Ensemble(grouped, method, [float(w) for w in given or [1.0] * len(grouped)])
+    return Ensemble(grouped, method, [float(w) for w in weights or [1.0] * len(grouped)])
 
 
 def load(path: Path) -> Loaded:

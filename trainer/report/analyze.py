@@ -54,7 +54,7 @@ def _report(validation: Validation) -> Any:
 
     # Macro averages are over the classes that occur, like `figures.F1`.
     present = sorted(set(validation.targets.tolist()) | set(validation.predicted.tolist()))
-    made = classification_report(
+    rows = classification_report(
         validation.targets,
         validation.predicted,
         labels=present,
@@ -63,8 +63,8 @@ def _report(validation: Validation) -> Any:
         zero_division=0.0,
     )
     accuracy = ACCURACY.value(validation.targets, validation.probabilities)
-    made.pop("micro avg", None)
-    made["accuracy"] = dict.fromkeys(("precision", "recall", "f1-score"), accuracy) | {"support": len(validation.ids)}
-    frame = pd.DataFrame(made).T
+    rows.pop("micro avg", None)
+    rows["accuracy"] = dict.fromkeys(("precision", "recall", "f1-score"), accuracy) | {"support": len(validation.ids)}
+    frame = pd.DataFrame(rows).T
     frame["support"] = frame["support"].astype(int)
     return frame

@@ -95,7 +95,7 @@ def content(subject: Subject, root: Path | None) -> dict[str, Any]:
     headline = scores(validation)
     kinds = kinds_of(subject)
     corruption = None if subject.corruption_seed is None else Corruption(subject.corruption_seed)
-    shown = pictures.Source(validation, root, corruption, kinds)
+    source = pictures.Source(validation, root, corruption, kinds)
     wrong = {name: mistakes(targets, p) for name, p in validation.copies.items()}
     errors = label_errors.find_label_errors(targets, validation.probabilities)
     return {
@@ -115,9 +115,9 @@ def content(subject: Subject, root: Path | None) -> dict[str, Any]:
         "kinds": by_kind(validation, kinds),
         "lost": None if validation.corrupted is None else len(set(wrong["corrupted"]) - set(wrong["clean"])),
         "diagrams": diagrams(subject),
-        "mistakes": {name: [shown.mistake(row, name) for row in rows[:SHOWN]] for name, rows in wrong.items()},
+        "mistakes": {name: [source.mistake(row, name) for row in rows[:SHOWN]] for name, rows in wrong.items()},
         "wrong": {name: len(rows) for name, rows in wrong.items()},
-        "label_errors": [shown.label_error(error.row, error.suggested) for error in errors[:SHOWN]],
+        "label_errors": [source.label_error(error.row, error.suggested) for error in errors[:SHOWN]],
         "suspected": len(errors),
         "doubt": label_errors.doubt(targets, validation.probabilities),
         "pictured": root is not None,
@@ -133,15 +133,15 @@ def content(subject: Subject, root: Path | None) -> dict[str, Any]:
 def facts(subject: Subject) -> list[str]:
     """The line below the title: images, classes, model settings."""
     known, metrics, validation = subject.config, subject.metrics, subject.validation
-    said = [f"{len(validation.targets)} validation images", f"{len(validation.class_names)} classes"]
+    parts = [f"{len(validation.targets)} validation images", f"{len(validation.class_names)} classes"]
     if subject.method:
         by = f", {subject.weighting} weights" if subject.weighting else ""
-        return [f"{subject.method.replace('_', ' ')}{by}", *said]
+        return [f"{subject.method.replace('_', ' ')}{by}", *parts]
     if known:
-        said.append(f"{known['data']['img_size']} px")
+        parts.append(f"{known['data']['img_size']} px")
     if known and "epoch" in metrics:
-        said.append(f"epoch {metrics['epoch']} of {known['training']['epochs']}")
-    return said
+        parts.append(f"epoch {metrics['epoch']} of {known['training']['epochs']}")
+    return parts
 
 
 def mistakes(targets: Targets, probabilities: Probabilities) -> list[int]:
@@ -154,7 +154,7 @@ def scores(validation: Validation) -> list[Score]:
     """Macro F1 of the clean and the corrupted copies, and their mean."""
     targets, count = validation.targets, len(validation.class_names)
     predicted = {name: p.argmax(1) for name, p in validation.copies.items()}
-    made = [
+    rows = [
         Score(
             name,
             F1.of_labels(targets, guess, count),
@@ -163,10 +163,10 @@ def scores(validation: Validation) -> list[Score]:
         )
         for name, guess in predicted.items()
     ]
-    if len(made) > 1:
+    if len(rows) > 1:
         both = intervals.mean_interval(targets, list(predicted.values()), count)
-        made.append(Score("mean", sum(score.f1 for score in made) / len(made), both))
-    return made
+        rows.append(Score("mean", sum(score.f1 for score in rows) / len(rows), both))
+    return rows
 
 
 def meaning(subject: Subject, headline: list[Score]) -> str:
@@ -178,14 +178,14 @@ def meaning(subject: Subject, headline: list[Score]) -> str:
         judged = " that no member trained on"
     if subject.folds:
         judged = ". Each was predicted by the fold of each model that did not train on it"
-    said = f"Measured on {images} images{judged}. The macro F1 of similar documents is {_likely(clean, images)}"
+    text = f"Measured on {images} images{judged}. The macro F1 of similar documents is {_likely(clean, images)}"
     if more:
-        said += f", and of rotated, worn or photographed documents {_likely(more[0], images)}"
+        text += f", and of rotated, worn or photographed documents {_likely(more[0], images)}"
     if subject.method:
         leans = "Both values are" if more else "The value is"
-        said += f". {leans} a little too high, because the members were chosen on the same images."
-        return said + (" The mean of the folds, which predicts new images, was not measured." if subject.folds else "")
-    return f"{said}. {_leaning(monitored(subject), bool(more))}."
+        text += f". {leans} a little too high, because the members were chosen on the same images."
+        return text + (" The mean of the folds, which predicts new images, was not measured." if subject.folds else "")
+    return f"{text}. {_leaning(monitored(subject), bool(more))}."
 
 
 def monitored(subject: Subject) -> figures.Column | None:
@@ -210,7 +210,9 @@ def _leaning(chose: figures.Column | None, several: bool) -> str:
 def figure_rows(validation: Validation) -> list[tuple[str, float, float | None]]:
     """Every metric: its name, and its values for clean and corrupted copies (or None)."""
     values = figures.values(validation.targets, validation.copies)
-    return [(each.words, values[each.column()], values.get(each.column("corrupted"))) for each in figures.FIGURES]
+    return [
+        (figure.words, values[figure.column()], values.get(figure.column("corrupted"))) for figure in figures.FIGURES
+    ]
 
 
 def _likely(score: Score, images: int) -> str:
@@ -236,13 +238,13 @@ def curves(subject: Subject) -> list[charts.Chart]:
         return [(name, tone, [e[key] for e in history]) for name, tone, key in wanted if key in history[0]]
 
     loss = series(("training", "quiet", "train_loss"), ("validation", "clean", LOSS.column()))
-    made = [charts.lines("Loss", x, loss, chosen)] if loss else []
+    drawn = [charts.lines("Loss", x, loss, chosen)] if loss else []
     chose = monitored(subject)
-    for each in dict.fromkeys([F1, chose.figure if chose else F1]):
-        own = series(("clean", "clean", each.column()), ("corrupted", "corrupted", each.column("corrupted")))
-        if own and each != LOSS:
-            made.append(charts.lines(each.words[0].upper() + each.words[1:], x, own, chosen, top=each.highest))
-    return made
+    for figure in dict.fromkeys([F1, chose.figure if chose else F1]):
+        own = series(("clean", "clean", figure.column()), ("corrupted", "corrupted", figure.column("corrupted")))
+        if own and figure != LOSS:
+            drawn.append(charts.lines(figure.words[0].upper() + figure.words[1:], x, own, chosen, top=figure.highest))
+    return drawn
 
 
 def matrix(targets: Targets, probabilities: Probabilities) -> list[list[tuple[int, float]]]:
@@ -292,7 +294,7 @@ def by_kind(validation: Validation, kinds: list[tuple[str, ...]]) -> list[KindRo
         return []
     before = validation.predicted == validation.targets
     after = validation.corrupted.argmax(1) == validation.targets
-    made = []
+    rows = []
     for kind in KINDS:
         took = np.array([kind in own for own in kinds])
         images = int(took.sum())
@@ -302,8 +304,8 @@ def by_kind(validation: Validation, kinds: list[tuple[str, ...]]) -> list[KindRo
         sure = binomtest(right, images).proportion_ci(method="wilson")
         name = kind.replace("_", " ")
         clean = float(before[took].mean())
-        made.append(KindRow(name, kind in HELD_OUT, images, clean, right / images, float(sure.low), float(sure.high)))
-    return sorted(made, key=lambda row: row.corrupted)
+        rows.append(KindRow(name, kind in HELD_OUT, images, clean, right / images, float(sure.low), float(sure.high)))
+    return sorted(rows, key=lambda row: row.corrupted)
 
 
 def diagrams(subject: Subject) -> list[Diagram]:

@@ -108,9 +108,11 @@ def validation_line(entry: dict[str, Any], epochs: int, images_per_second: float
     """The log line of a validation. Without the throughput if it is unknown."""
     star = "*  " if entry["best"] else ""
     main = [figures.F1.column(copy) for copy in ("clean", "corrupted")]
-    clean = {name: each for name, each in figures.columns().items() if each.copy == "clean" and name not in main}
-    losses = "".join(f"{name} {entry[name]:.4f}  " for name, each in clean.items() if each.figure.better == "lower")
-    others = "".join(f"{name} {entry[name]:.4f}  " for name, each in clean.items() if each.figure.better == "higher")
+    clean = {name: column for name, column in figures.columns().items() if column.copy == "clean" and name not in main}
+    losses = "".join(f"{name} {entry[name]:.4f}  " for name, column in clean.items() if column.figure.better == "lower")
+    others = "".join(
+        f"{name} {entry[name]:.4f}  " for name, column in clean.items() if column.figure.better == "higher"
+    )
     worse = f"corrupted {entry[main[1]]:.4f}  " if main[1] in entry else ""
     speed = "" if images_per_second is None else f"{images_per_second:.1f} images/s  "
     return (

@@ -137,11 +137,11 @@ def _images(config: Config, table: Table, fingerprint: str) -> tuple[Images, Ima
     if not config.data.fast:
         return (Images(table.paths, None),) * 2
     limits = [Limit.of(entries) for entries in (config.data.train_transforms, config.data.val_transforms)]
-    made = {
+    by_limit = {
         limit: decode.shared(table.paths, table.ids, limit, config.data.cache_gb, fingerprint)
         for limit in dict.fromkeys(limits)
     }
-    return made[limits[0]], made[limits[1]]
+    return by_limit[limits[0]], by_limit[limits[1]]
 
 
 def _rehearse(table: Table, split: Split, images: tuple[Images, Images], *views: Augmentation) -> None:

@@ -60,28 +60,28 @@ class Remembered:
         self.items = list(wanted)
         self.limit = limit
         self.loader: DataLoader[Any] | None = load(self.items)
-        self.kept: list[Any] = []
+        self.in_memory: list[Any] = []
         self.whole = False
-        """Whether the first pass is complete, so that `kept` and `loader` together have all items."""
+        """Whether the first pass is complete, so that `in_memory` and `loader` together have all items."""
 
     def __iter__(self) -> Iterator[Any]:
         if self.whole:
-            yield from self.kept
+            yield from self.in_memory
             if self.loader is not None:
                 yield from self.loader
             return
-        kept, size = [], 0
+        in_memory, size = [], 0
         assert self.loader is not None
         for batch in self.loader:
             size += batch[0].nbytes
             if size <= self.limit:
                 # A copy: a worker's batch is in shared memory, which is small in a container, and uses a file
                 # descriptor.
-                kept.append([part.clone() for part in batch])
+                in_memory.append([part.clone() for part in batch])
             yield batch
         self.close()
-        rest = self.items[sum(len(batch[0]) for batch in kept) :]
-        self.kept, self.loader, self.whole = kept, self.load(rest) if rest else None, True
+        rest = self.items[sum(len(batch[0]) for batch in in_memory) :]
+        self.in_memory, self.loader, self.whole = in_memory, self.load(rest) if rest else None, True
 
     def close(self) -> None:
         """End the image loading processes."""

@@ -21,4 +21,4 @@ from trainer.config.keys import own_augmentations
 def classes() -> dict[str, type[Any]]:
     """The augmentations of this folder by name."""
     own = own_augmentations()
-    return {name: getattr(importlib.import_module(f"{__name__}.{each.file}"), name) for name, each in own.items()}
+    return {name: getattr(importlib.import_module(f"{__name__}.{entry.file}"), name) for name, entry in own.items()}

@@ -29,8 +29,8 @@ def create(training: TrainingConfig, net: nn.Module, precision: str = "fp32") ->
     configuration's learning rate. Raises ConfigError if timm does not know the layers of the model.
     """
     module = importlib.import_module(f"{__name__}.{training.optimizer}")
-    made: torch.optim.Optimizer = module.create(_groups(training, net), training, fused(training, precision))
-    return made
+    optimizer: torch.optim.Optimizer = module.create(_groups(training, net), training, fused(training, precision))
+    return optimizer
 
 
 def _groups(training: TrainingConfig, net: nn.Module) -> Groups:
