@@ -392,7 +392,7 @@ def failure(variant: str, base: str | None, lines: Sequence[str]) -> str:
     """The error message from a builder's last lines: what failed, a fix if known, and the step's last output."""
     lines = [re.sub(r"\x1b\[[\d;]*m", "", line).strip() for line in lines]
     step = next((line for line in reversed(lines) if re.match(r"> \[|Step \d+/\d+ : ", line)), "")
-    number = next((found[1] for line in lines if (found := re.match(r"#(\d+) ERROR", line))), None)
+    number = next((match[1] for line in lines if (match := re.match(r"#(\d+) ERROR", line))), None)
     # BuildKit runs several steps at once: only lines with the number of the failed step count.
     own = [line.removeprefix(f"#{number} ") for line in lines if line.startswith(f"#{number} ")] if number else lines
     output = [line for line in (re.sub(r"^\d+\.\d+ ", "", line) for line in own) if not _NOISE.match(line)]

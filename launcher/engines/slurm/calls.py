@@ -108,7 +108,7 @@ def nodes(partition: str | None = None) -> list[Node]:
     """The nodes of a partition, or of all. Raises SlurmError."""
     where = [f"--partition={partition}"] if partition else []
     lines = call("sinfo", "-h", "-N", *where, "-o", "%N|%G|%c|%m|%P").splitlines()
-    return [found for line in lines if (found := node(line))]
+    return [listed for line in lines if (listed := node(line))]
 
 
 def node(line: str) -> Node | None:
@@ -121,7 +121,7 @@ def node(line: str) -> Node | None:
     if len(parts) != 5:
         return None
     gpus = sum(int(count) for count in re.findall(r"(?:^|,)gpu(?::[^:,()]+)?:(\d+)", parts[1]))
-    cpus, memory = (int(found[0]) if (found := re.match(r"\d+", text)) else 0 for text in parts[2:4])
+    cpus, memory = (int(number[0]) if (number := re.match(r"\d+", text)) else 0 for text in parts[2:4])
     return Node(parts[4].rstrip("*"), parts[4].endswith("*"), gpus, float(cpus), memory * 2**20)
 
 

@@ -96,8 +96,8 @@ class Snapshot:
 
     def pending(self, job: int) -> bool:
         """Whether a job that is not an array waits."""
-        found = self._single.get((job, None))
-        return found is not None and found.waits
+        record = self._single.get((job, None))
+        return record is not None and record.waits
 
 
 def snapshot(jobs: Iterable[SlurmJob]) -> Snapshot:
@@ -165,10 +165,10 @@ def ranges(text: str) -> tuple[range, ...]:
     >>> [list(part) for part in ranges("1,4-6%2")]
     [[1], [4, 5, 6]]
     """
-    found = []
+    tasks: list[range] = []
     listed, dots, _ = text.partition("...")
     for first, last, step in re.findall(r"(\d+)(?:-(\d+))?(?::(\d+))?", re.sub(r"%\d+", "", listed)):
-        found.append(range(int(first), int(last or first) + 1, int(step or 1)))
-    if dots and found:
-        found.append(range(found[-1].stop, 2**32))
-    return tuple(found)
+        tasks.append(range(int(first), int(last or first) + 1, int(step or 1)))
+    if dots and tasks:
+        tasks.append(range(tasks[-1].stop, 2**32))
+    return tuple(tasks)
