@@ -114,7 +114,7 @@ def render(status: dict[str, Any]) -> Table:
 
     table = Table(box=None, pad_edge=False, header_style="bold", title=f"{status['submission']}: {status['state']}")
     table.title_justify = "left"
-    uses = {str(use.index): use for use in status["gpus"]}
+    uses = {use.label: use for use in status["gpus"]}
     for title in (
         "run",
         "state",

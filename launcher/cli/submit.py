@@ -28,6 +28,7 @@ from trainer.base.errors import EXIT_FAILED
 
 if TYPE_CHECKING:
     from launcher.engines.base import Choice, QueueEngine
+    from launcher.host.machine import Machine
 
 
 @click.command(short_help="Start a job's runs")
@@ -110,14 +111,18 @@ def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool
 
     directory = find_submission(runs_root, name).resolve()
     read_submission(directory)  # raises if it cannot be read
+    selected: Machine | None = None
 
     def requeue() -> None:
         click.echo(f"{directory.name}: {remarks.on_resume(directory, submission.requeue(directory))}")
+        if selected is not None and selected.ignored:
+            click.echo(f"note: {selected.ignored}")
         sys.stdout.flush()
 
     if queue := registry.queue_of(directory):
         return _hand_over(directory, queue, requeue)
-    chosen = registry.of_submission(directory).again(select(machine, gpus))
+    selected = select(machine, gpus)
+    chosen = registry.of_submission(directory).again(selected)
     if is_locked(directory / "supervisor.lock"):
         raise RefusedError(
             f"{directory.name}: another launcher is running this submission; see: launcher status {directory.name}",
@@ -125,6 +130,8 @@ def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool
         )
     if detach:
         click.echo(detached.detach(directory, gpus, machine))
+        if selected.ignored:
+            click.echo(f"note: {selected.ignored}")
         return 0
     return _drive(directory, chosen, requeue)
 

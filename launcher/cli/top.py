@@ -66,7 +66,7 @@ def _gpus(machine: Machine) -> list[dict[str, Any]]:
         # Cores and GPU share one memory, and only root can read the GPU's own figures.
         name = f"{platform.processor() or 'Apple'} GPU (MPS)"
         return [_plain(GpuUse(0, name, "", None, None, None, None, usage.lock_holder("mps")), "mps")]
-    return [_plain(use, str(use.index)) for use in usage.gpu_uses()]
+    return [_plain(use, use.label) for use in usage.gpu_uses()]
 
 
 def _plain(use: GpuUse, device: str) -> dict[str, Any]:

@@ -24,16 +24,22 @@ from trainer.base.cgroup import oom_kills
 FDS = "LAUNCHER_GPU_FDS"
 """Environment variable: descriptors of the GPU locks that the process inherits and passes on."""
 DEVICES = "LAUNCHER_DEVICES"
-"""Environment variable: the devices that a supervisor has chosen."""
+"""Environment variable: the devices that a supervisor has chosen, each with its name for CUDA: `0=GPU-…,1=GPU-…`."""
 ENTRY = (sys.executable, "-m", "trainer")
 
 
 def run_trainer(
-    run_dir: Path, request: RunRequest, devices: Sequence[str], descriptors: Sequence[int], overseer: Overseer
+    run_dir: Path,
+    request: RunRequest,
+    devices: Sequence[str],
+    visible: Sequence[str],
+    descriptors: Sequence[int],
+    overseer: Overseer,
 ) -> int:
     """Execute the attempt that the journal announces as `starting`, and record how it ended.
 
-    Returns 0 if it succeeded, else its exit code (or 1). `descriptors` are locks that the trainer inherits.
+    Returns 0 if it succeeded, else its exit code (or 1). `visible` are the names of the devices for CUDA.
+    `descriptors` are locks that the trainer inherits.
     """
     signals = StopSignals()
     inherited = [int(word) for word in os.environ.get(FDS, "").split(",") if word]
@@ -58,7 +64,7 @@ def run_trainer(
                     stdout=log,
                     stderr=log,
                     cwd=request.cwd or None,
-                    env=environment(run_dir, request, devices, secrets),
+                    env=environment(run_dir, request, visible, secrets),
                     process_group=0,
                     pass_fds=(*inherited, *descriptors),
                     preexec_fn=_die_with_parent,
@@ -137,13 +143,15 @@ def resolve(command: Sequence[str], runs_root: Path) -> list[str]:
     return [word.replace("@runs/", f"{runs_root}/") for word in command]
 
 
-def environment(run_dir: Path, request: RunRequest, devices: Sequence[str], secrets: Path | None) -> dict[str, str]:
-    """This process's variables plus the contract's, without the values of the secrets."""
+def environment(run_dir: Path, request: RunRequest, visible: Sequence[str], secrets: Path | None) -> dict[str, str]:
+    """This process's variables plus the contract's, without the values of the secrets. `visible`: the names of the
+    devices for CUDA."""
     drop = {FDS, DEVICES, *request.secrets}
     settings = {key: value for key, value in os.environ.items() if key not in drop}
     settings["RUN_DIR"] = str(run_dir)
     settings.setdefault("CACHE_DIR", str(run_dir.parent.parent / ".cache"))
-    settings["CUDA_VISIBLE_DEVICES"] = ",".join(device for device in devices if device != "mps")
+    settings["CUDA_VISIBLE_DEVICES"] = ",".join(device for device in visible if device != "mps")
+    settings["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # indices, where a GPU has no UUID, are NVML's
     settings["PYTHONUNBUFFERED"] = "1"
     settings["NO_ALBUMENTATIONS_UPDATE"] = "1"
     if request.data_dir:

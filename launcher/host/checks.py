@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from launcher.base.sizes import GIB
-from launcher.host.machine import here
+from launcher.host import nvml
+from launcher.host.machine import VARIABLE, Machine, here, select
 
 Level = Literal["ok", "note", "missing"]
 MARKS: dict[Level, str] = {"ok": "✓", "note": "!", "missing": "✗"}
@@ -89,16 +90,38 @@ def _trainer(packages_needed: bool) -> Check:
 
 
 def _accelerator() -> list[Check]:
-    machine = here()
-    if machine.gpus:
-        return [
-            Check(f"gpu {gpu.index}", "ok", f"{gpu.name}, {(gpu.memory or 0) / GIB:.0f} GiB") for gpu in machine.gpus
-        ]
-    if machine.mps:
-        return [Check("gpu", "ok", "MPS")]
-    if Path("/dev/nvidiactl").exists():
-        return [Check("gpu", "note", "found an NVIDIA device, but its driver does not answer", "nvidia-smi")]
-    return [Check("gpu", "note", f"none; runs train on the CPU ({machine.cpus:g} cores), many times slower")]
+    host = here()
+    checks = [Check(f"gpu {gpu.label}", "ok", f"{gpu.name}, {(gpu.memory or 0) / GIB:.0f} GiB") for gpu in host.gpus]
+    checks += [
+        Check(
+            f"gpu {index}",
+            "note",
+            "in MIG mode without instances: CUDA cannot use it",
+            f"nvidia-smi mig -i {index} -cgi … -C",
+        )
+        for index in nvml.divided_without_instances()
+    ]
+    if host.mps:
+        checks.append(Check("gpu", "ok", "MPS"))
+    elif not checks and Path("/dev/nvidiactl").exists():
+        checks.append(Check("gpu", "note", "found an NVIDIA device, but its driver does not answer", "nvidia-smi"))
+    elif not checks:
+        checks.append(Check("gpu", "note", f"none; runs train on the CPU ({host.cpus:g} cores), many times slower"))
+    return checks + _variable(host)
+
+
+def _variable(host: Machine) -> list[Check]:
+    """What CUDA_VISIBLE_DEVICES leaves of the GPUs."""
+    allowed = select(None)
+    value = os.environ.get(VARIABLE)
+    if value is None or (not host.gpus and not allowed.ignored):
+        return []
+    fix = f"unset {VARIABLE}, or name other GPUs in it"
+    if allowed.ignored:
+        return [Check("gpu choice", "note" if allowed.gpus or not host.gpus else "missing", allowed.ignored, fix)]
+    if not allowed.gpus:
+        return [Check("gpu choice", "note", f"{VARIABLE}={value} hides every GPU: runs train on the CPU", fix)]
+    return [Check("gpu choice", "ok", f"{VARIABLE}={value}: {', '.join(allowed.devices)}")]
 
 
 def _memory() -> Check:

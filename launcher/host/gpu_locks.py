@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import os
 import stat
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,13 @@ class GpuLock:
     def close(self) -> None:
         with suppress(OSError):
             os.close(self.descriptor)
+
+
+def visible(devices: Sequence[str], locks: Sequence[str]) -> list[str]:
+    """The names by which CUDA or a container engine finds `devices`, whose locks are named `locks`: their UUIDs if
+    known. An index is ambiguous: CUDA's order is not NVML's, and a MIG instance has none."""
+    known = dict(zip(devices, locks, strict=False))
+    return [known[device] if known.get(device, "").startswith(("GPU-", nvml.MIG)) else device for device in devices]
 
 
 def acquire(gpu: str, owner: str, group: str = "") -> GpuLock | None:
@@ -131,9 +139,10 @@ def _open(gpu: str) -> int:
 
 
 def why_taken(gpu: str, index: int | None) -> str | None:
-    """Why the GPU is not available now (a run's lock, or memory used by other processes), or None."""
+    """Why the GPU (its lock's name) is not available now (a run's lock, or memory used by other processes), or None.
+    `index` is that of its GPU by NVML, None for another machine's."""
     held_by = holder(gpu)
     if held_by is not None:
         return f"held by {held_by}"
-    used = nvml.memory_of_processes(index) if index is not None else 0
+    used = nvml.memory_of_processes(index, gpu) if index is not None else 0
     return f"{used / 2**30:.1f} GiB in use by other processes" if used > FOREIGN_USE else None

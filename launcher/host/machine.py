@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from launcher.base.errors import MachineError, SizeError
 from launcher.base.sizes import GIB, parse_size
-from launcher.host import nvml
+from launcher.host import gpu_locks, nvml
 from trainer.base.cgroup import cpu_limit, memory_limit
 from trainer.base.errors import nearest
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One CUDA device. `memory` in bytes, None if unknown."""
+    """One CUDA device: a GPU or a MIG instance. `memory` in bytes, None if unknown. `index` by NVML (PCI order)."""
 
     index: int
     name: str = "GPU"
     memory: int | None = None
     uuid: str = ""
+    instance: int | None = None
+    """Of a MIG instance: its number on the GPU. None for a whole GPU."""
+    parent: str = ""
+    """Of a MIG instance: the UUID of its GPU."""
+
+    @property
+    def label(self) -> str:
+        """Its name for people and in journals: `1`, or `1:0` for a MIG instance."""
+        return nvml.label(self.index, self.instance)
 
     @property
     def lock_name(self) -> str:
@@ -40,15 +50,25 @@ class Machine:
     mps: bool = False
     declared: bool = False
     """Read from a file or a built-in description, not detected on this host."""
+    ignored: str = ""
+    """Which words of CUDA_VISIBLE_DEVICES name no GPU of this host, as a text for people; else empty."""
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """Devices for runs: CUDA indices, or `mps`."""
-        return tuple(str(gpu.index) for gpu in self.gpus) or (("mps",) if self.mps else ())
+        """Devices for runs: the labels of the GPUs, or `mps`."""
+        return tuple(gpu.label for gpu in self.gpus) or (("mps",) if self.mps else ())
 
     def lock_name(self, device: str) -> str:
         """The name of the host-wide lock of a device."""
-        return next((gpu.lock_name for gpu in self.gpus if str(gpu.index) == device), device)
+        return next((gpu.lock_name for gpu in self.gpus if gpu.label == device), device)
+
+    def visible(self, devices: Sequence[str]) -> list[str]:
+        """See `gpu_locks.visible`."""
+        return gpu_locks.visible(devices, [self.lock_name(device) for device in devices])
+
+    def index(self, device: str) -> int | None:
+        """The index by NVML of a device's GPU; None if it is no GPU of this host."""
+        return None if self.declared else next((gpu.index for gpu in self.gpus if gpu.label == device), None)
 
     def describe(self) -> str:
         """One line."""
@@ -69,31 +89,59 @@ BUILT_IN = {
 }
 
 
+VARIABLE = "CUDA_VISIBLE_DEVICES"
+NOTHING = ("", "-1", "none", "NoDevFiles", "void")
+"""Words for no GPU in CUDA_VISIBLE_DEVICES: of CUDA, Slurm and container engines."""
+
+
 def select(machine: str | None, gpus: str | None = None) -> Machine:
     """The machine called `machine` (a built-in name or a YAML file), else this host. `gpus` limits it to some of its
-    GPUs (`0,1`, or UUIDs). Raises MachineError."""
+    GPUs (`0,1`, or UUIDs), else CUDA_VISIBLE_DEVICES does so for this host. Raises MachineError for a word of `gpus`
+    that names no GPU. Such a word of CUDA_VISIBLE_DEVICES, which may be out of date, is in `Machine.ignored`."""
     described = _described(machine) if machine else here()
-    if gpus is None and not described.declared:
-        gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
-        where = "CUDA_VISIBLE_DEVICES"
-    else:
-        where = "--gpus"
     if gpus is None:
-        return described
-    words = [word.strip() for word in gpus.split(",") if word.strip() not in ("", "-1", "none", "NoDevFiles")]
-    chosen = []
+        named = None if described.declared else os.environ.get(VARIABLE)
+        return described if named is None else _limited(described, named)
+    words = _words(gpus)
+    chosen = [gpu for word in words for gpu in _named(word, described.gpus)]
     for word in words:
-        matching = [g for g in described.gpus if word == str(g.index) or (g.uuid and g.uuid.startswith(word))]
-        if not matching:
-            if where != "--gpus":  # a stale environment variable is not a request
-                continue
-            have = ", ".join(str(g.index) for g in described.gpus) or "none"
-            raise MachineError(f"--gpus {gpus}: {described.name} has no GPU '{word}'; it has: {have}")
-        if matching[0] not in chosen:
-            chosen.append(matching[0])
-    return Machine(
-        described.name, described.cpus, described.memory, tuple(chosen), described.mps and not words, described.declared
-    )
+        if not _named(word, described.gpus):
+            raise MachineError(f"--gpus {gpus}: {_no_such(described, [word])}")
+    return replace(described, gpus=tuple(dict.fromkeys(chosen)), mps=False)
+
+
+def _limited(host: Machine, variable: str) -> Machine:
+    """The host with the GPUs that CUDA_VISIBLE_DEVICES names. MPS is not concerned."""
+    words = _words(variable)
+    chosen = [gpu for word in words for gpu in _named(word, host.gpus)]
+    unknown = [word for word in words if not _named(word, host.gpus)]
+    ignored = f"{VARIABLE}={variable}: {_no_such(host, unknown)}" if unknown and not host.mps else ""
+    return replace(host, gpus=tuple(dict.fromkeys(chosen)), ignored=ignored)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip() not in NOTHING]
+
+
+def _named(word: str, gpus: Sequence[Gpu]) -> list[Gpu]:
+    """The GPUs that a word of CUDA_VISIBLE_DEVICES or `--gpus` names: an index in PCI order, a label, or a UUID or the
+    beginning of exactly one. A GPU in MIG mode stands for its instances."""
+    exact = [gpu for gpu in gpus if word in (gpu.label, str(gpu.index), gpu.uuid, gpu.parent)]
+    if exact or not word.startswith(("GPU-", nvml.MIG)):
+        return exact
+    uuids = {uuid for gpu in gpus for uuid in (gpu.uuid, gpu.parent) if uuid.startswith(word)}
+    return [gpu for gpu in gpus if uuids & {gpu.uuid, gpu.parent}] if len(uuids) == 1 else []
+
+
+def _no_such(machine: Machine, words: Sequence[str]) -> str:
+    """That these words name no GPU, and which there are."""
+    named = [f"{gpu.label} ({gpu.uuid})" if gpu.uuid else gpu.label for gpu in machine.gpus]
+    uuids = [word for word in words if word.startswith(("GPU-", nvml.MIG))]
+    several = [word for word in uuids if sum(gpu.uuid.startswith(word) for gpu in machine.gpus) > 1]
+    if several:
+        return f"'{several[0]}' is the beginning of several UUIDs; {machine.name} has: {', '.join(named)}"
+    have = f"it has: {', '.join(named)}" if named else "it has none"
+    return f"{machine.name} has no GPU {' or '.join(repr(word) for word in words)}; {have}"
 
 
 def here() -> Machine:
@@ -107,7 +155,7 @@ def here() -> Machine:
         platform.node() or "this host",
         min(cores, cpu_limit() or cores),
         min(memory, memory_limit() or memory),
-        tuple(Gpu(index, name, memory, uuid) for index, name, memory, uuid in nvml.inventory()),
+        tuple(Gpu(d.index, d.name, d.memory, d.uuid, d.instance, d.parent) for d in nvml.inventory()),
         mps,
     )
 

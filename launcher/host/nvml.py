@@ -1,4 +1,9 @@
-"""GPUs of this host, read from NVIDIA's driver (NVML). Without a driver or NVML there are no GPUs."""
+"""GPUs of this host, read from NVIDIA's driver (NVML). Without a driver or NVML there are no GPUs.
+
+A GPU in MIG mode is divided into instances. CUDA can use only these, so each of them is a device of its own here, and
+the GPU itself is none. All orders are NVML's, which is the order of the PCI bus. CUDA's own order is another one: the
+fastest GPU first.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +12,31 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+MIG = "MIG-"
+"""Prefix of the UUID of a MIG instance."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU or a MIG instance. `memory` in bytes. `instance` counts a GPU's MIG instances from 0 and is None for a
+    whole GPU. `parent` is the UUID of the instance's GPU, else empty."""
+
+    index: int
+    name: str
+    memory: int
+    uuid: str
+    instance: int | None = None
+    parent: str = ""
+
+
+def label(index: int, instance: int | None) -> str:
+    """The name of a device for people: `1`, or `1:0` for a MIG instance."""
+    return str(index) if instance is None else f"{index}:{instance}"
+
 
 @dataclass(frozen=True)
 class GpuUse:
-    """One GPU's use by NVML: percent of the time, bytes, degrees Celsius; None if the driver does not report it."""
+    """A device's use by NVML: percent of the time, bytes, degrees Celsius; None if the driver does not report it."""
 
     index: int
     name: str
@@ -21,6 +47,13 @@ class GpuUse:
     temperature: int | None
     run: str | None = None
     """The holder of its lock, as `<submission>/<run>`."""
+    instance: int | None = None
+    """Of a MIG instance, see `Device`."""
+
+    @property
+    def label(self) -> str:
+        """See `label`."""
+        return label(self.index, self.instance)
 
 
 @contextmanager
@@ -35,38 +68,73 @@ def _library() -> Iterator[Any]:
         pynvml.nvmlShutdown()
 
 
-def inventory() -> list[tuple[int, str, int, str]]:
-    """Index, name, memory in bytes and UUID of every GPU; empty if no driver answers. Raises NVML's errors if the
-    driver answers first and fails later."""
+@contextmanager
+def session() -> Iterator[None]:
+    """Within it, NVML is initialised once and not for each question. Without a driver it does nothing."""
+    with ExitStack() as stack:
+        with suppress(Exception):
+            stack.enter_context(_library())
+        yield
+
+
+def inventory() -> list[Device]:
+    """Every device; empty if no driver answers. Raises NVML's errors if the driver answers first and fails later."""
     with ExitStack() as stack:
         try:
             nvml = stack.enter_context(_library())
         except Exception:
             return []
-        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
         return [
-            (
+            Device(
                 index,
                 _text(nvml.nvmlDeviceGetName(handle)),
                 int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
                 _text(nvml.nvmlDeviceGetUUID(handle)),
+                instance,
+                _text(nvml.nvmlDeviceGetUUID(_handle(nvml, index))) if instance is not None else "",
             )
-            for index, handle in enumerate(handles)
+            for index in range(nvml.nvmlDeviceGetCount())
+            for instance, handle in _devices(nvml, index)
         ]
 
 
+def divided_without_instances() -> list[int]:
+    """Indices of the GPUs in MIG mode that have no MIG instance, so that CUDA cannot use them."""
+    with suppress(Exception), _library() as nvml:
+        return [index for index in range(nvml.nvmlDeviceGetCount()) if not _devices(nvml, index)]
+    return []
+
+
+def _handle(nvml: Any, index: int) -> Any:
+    return nvml.nvmlDeviceGetHandleByIndex(index)
+
+
+def _devices(nvml: Any, index: int) -> list[tuple[int | None, Any]]:
+    """The devices of the GPU `index` with their handles: its MIG instances, or the GPU itself (None)."""
+    handle = _handle(nvml, index)
+    enabled = False
+    with suppress(Exception):  # most cards have no MIG mode
+        enabled = nvml.nvmlDeviceGetMigMode(handle)[0] == nvml.NVML_DEVICE_MIG_ENABLE
+    if not enabled:
+        return [(None, handle)]
+    instances: list[tuple[int | None, Any]] = []
+    for position in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+        with suppress(Exception):  # no instance at this position
+            instances.append((len(instances), nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, position)))
+    return instances
+
+
 def gpu_uses() -> list[GpuUse]:
-    """Use of every GPU of this host, without its run. The list ends before a GPU that is lost (fallen off the bus)."""
+    """Use of every device of this host, without its run. The list ends before a GPU that is lost (fallen off the
+    bus)."""
     uses: list[GpuUse] = []
     with suppress(Exception), _library() as nvml:
         for index in range(nvml.nvmlDeviceGetCount()):
-            uses.append(_gpu_use(nvml, index))
+            uses += [_gpu_use(nvml, index, instance, handle) for instance, handle in _devices(nvml, index)]
     return uses
 
 
-def _gpu_use(nvml: Any, index: int) -> GpuUse:
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)
-
+def _gpu_use(nvml: Any, index: int, instance: int | None, handle: Any) -> GpuUse:
     def answer(question: Any, *more: Any) -> Any:
         with suppress(Exception):  # not every card reports every figure
             return question(handle, *more)
@@ -81,14 +149,15 @@ def _gpu_use(nvml: Any, index: int) -> GpuUse:
         memory_used=None if memory is None else int(memory.used),
         memory_total=None if memory is None else int(memory.total),
         temperature=answer(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
+        instance=instance,
     )
 
 
-def memory_of_processes(index: int) -> int:
-    """Bytes that compute processes use on the device `index`. 0 if the driver does not report it, since that is no
-    reason to refuse a GPU."""
+def memory_of_processes(index: int, uuid: str = "") -> int:
+    """Bytes that compute processes use on the GPU `index`, or on the MIG instance `uuid` of it. 0 if the driver does
+    not report it, since that is no reason to refuse a GPU."""
     with suppress(Exception), _library() as nvml:
-        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        handle = nvml.nvmlDeviceGetHandleByUUID(uuid) if uuid.startswith(MIG) else _handle(nvml, index)
         processes: Iterable[object] = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
         return sum(int(getattr(process, "usedGpuMemory", 0) or 0) for process in processes)
     return 0

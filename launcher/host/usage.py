@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def gpu_uses() -> list[GpuUse]:
-    """Use of every GPU of this host, with the run that holds it; empty if no driver answers."""
+    """Use of every GPU or MIG instance of this host, with the run that holds it; empty if no driver answers."""
     return [dataclasses.replace(use, run=lock_holder(use.uuid or f"gpu{use.index}")) for use in nvml.gpu_uses()]
 
 

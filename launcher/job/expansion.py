@@ -211,7 +211,10 @@ def _resources(job: Job, machine: Machine, cpu_only: bool) -> tuple[Resources, s
     large = [gpu for gpu in machine.gpus if gpu.memory is None or gpu.memory >= (cap or 0)]
     why, field = None, ""
     if gpus > len(devices):
-        field, why = "gpus", f"{gpus} GPU requested, {len(devices)} available (--cpu trains without a GPU)"
+        hidden = f"; {machine.ignored}" if machine.ignored else ""
+        field, why = "gpus", f"{gpus} GPU requested, {len(devices)} available (--cpu trains without a GPU){hidden}"
+    elif gpus > 1 and machine.gpus and gpus > sum(gpu.instance is None for gpu in machine.gpus):
+        field, why = "gpus", f"{gpus} GPU requested, but CUDA can use one MIG instance only"
     elif cap is not None and gpus and machine.gpus and gpus > len(large):
         field, why = "gpu_memory", f"{gpus} GPU with {show_size(cap)} requested, {len(large)} available"
     elif cpus > machine.cpus:

@@ -80,6 +80,8 @@ def before_start(job: Job, planned: Sequence[Planned], machine: Machine, contain
     """Notes to the user before these runs start."""
     parallel = at_once(planned, machine, job.spec.max_parallel)
     lines = [f"at most {parallel} at once" if parallel > 1 else "one after another"]
+    if machine.ignored:
+        lines.append(f"note: {machine.ignored}")
     if not machine.devices and any(p.request.kind == "train" for p in planned):
         cores = f"{machine.cpus:g} CPU core{'s' * (machine.cpus != 1)}"
         lines.append(f"note: training on {cores} takes many times longer than on a GPU")

@@ -16,6 +16,11 @@ from launcher.base.sizes import parse_duration, parse_size
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.I)
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+OWN_VARIABLES = frozenset(
+    "CACHE_DIR CUDA_DEVICE_ORDER CUDA_VISIBLE_DEVICES DATA_DIR DEVICE_MEMORY_LIMIT NVIDIA_VISIBLE_DEVICES "
+    "OMP_NUM_THREADS RUN_DIR SECRETS_DIR".split()
+)
+"""Variables that the launcher sets for its runs. The host's values would contradict the run's devices and folders."""
 MEMORY_MIN = 6 * 2**20
 """Bytes. Docker refuses a lower limit."""
 
@@ -47,6 +52,9 @@ def _name(value: Any) -> Any:
 def _variable(value: Any) -> Any:
     if not isinstance(value, str) or not VARIABLE.fullmatch(value):
         raise ValueError(f"{value!r} is not a name of an environment variable (write names here, never values)")
+    if value in OWN_VARIABLES or value.startswith("LAUNCHER_"):
+        choose = "; --gpus chooses GPUs" if value.endswith("_VISIBLE_DEVICES") else ""
+        raise ValueError(f"{value}: the launcher itself sets this variable for each run; remove it here{choose}")
     return value
 
 

@@ -36,7 +36,7 @@ class Fit:
 def budgets(machine: Machine, cap: int | None = None) -> dict[str, int]:
     """Bytes that a run may use on each device of known memory, `CONTEXT` included. `cap`: the limit of the run's own
     allocator in bytes (`resources.gpu_memory`)."""
-    known = {str(gpu.index): gpu.memory for gpu in machine.gpus}
+    known = {gpu.label: gpu.memory for gpu in machine.gpus}
     if not known and machine.mps:
         known = {"mps": int(machine.memory * METAL_SHARE)}
     capped = None if cap is None else cap + DRIVER  # the context is outside the allocator

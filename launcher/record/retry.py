@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from launcher.record.request import RunRequest
@@ -94,12 +95,20 @@ def smaller_micro_batch(now: int | None, batch: int, devices: int = 1) -> int | 
 
 def command(request: RunRequest, events: Sequence[Mapping[str, Any]]) -> list[str]:
     """The trainer's words of the current attempt: those of the request, with the journal's micro-batch and the kind of
-    the assigned device. So a run whose GPU is missing fails and does not train on the CPU."""
+    the assigned device instead of `auto`. So a run whose GPU is missing fails and does not compute on the CPU."""
     words = list(request.command)
     if named := latest(events, "micro_batch"):
         words = [word for word in words if not word.startswith(f"{MICRO_BATCH}=")] + [f"{MICRO_BATCH}={named}"]
     starts = [event for event in events if event["state"] == "starting"]
     devices = starts[-1].get("devices") if starts else None
-    if request.kind == "train" and devices and not any(word.startswith("device=") for word in words):
-        words.append("device=mps" if devices == ["mps"] else "device=cuda")
-    return words
+    return _on_device(request.kind, words, "mps" if devices == ["mps"] else "cuda") if devices else words
+
+
+def _on_device(kind: str, words: list[str], device: str) -> list[str]:
+    """The words with this device, unless they name another one than `auto`."""
+    if kind == "train":
+        if any(word.startswith("device=") and word != "device=auto" for word in words):
+            return words
+        return [*(word for word in words if word != "device=auto"), f"device={device}"]
+    named = dict(pairwise(words)).get("--device", "auto")
+    return [*words, "--device", device] if kind in ("ensemble", "predict") and named == "auto" else words

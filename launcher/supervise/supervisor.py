@@ -21,7 +21,7 @@ from launcher.base.errors import EXIT_INTERRUPTED, FencedError, RunError
 from launcher.base.sizes import show_size
 from launcher.engines import registry
 from launcher.engines.base import SupervisedEngine
-from launcher.host import gpu_locks
+from launcher.host import gpu_locks, nvml
 from launcher.host.machine import Machine
 from launcher.record import lease, retry
 from launcher.record.find import list_runs
@@ -63,7 +63,7 @@ class Supervision:
         self.machine = machine
         self.engine = engine
         self.on_event = on_event or (lambda name, status: None)
-        sizes = {str(gpu.index): gpu.memory for gpu in machine.gpus if gpu.memory}
+        sizes = {gpu.label: gpu.memory for gpu in machine.gpus if gpu.memory}
         self.capacity = scheduler.Capacity(machine.devices, machine.cpus, machine.memory, rules.max_parallel, sizes)
         self.requests = {path.name: read_request(path) for path in list_runs(submission)}
         self.shown: dict[str, tuple[str, int]] = {}
@@ -226,11 +226,12 @@ class Supervision:
             mine = {device for s in under_way.values() for device in s.figures.get("devices", [])}
             holders = self.engine.taken() if self.machine.gpus else {}
             taken = {device: f"held by {run}" for device, run in holders.items() if device not in mine}
-            for device in self.machine.devices:
-                index = int(device) if device.isdigit() and not self.machine.declared else None
-                why = None if device in mine else gpu_locks.why_taken(self.machine.lock_name(device), index)
-                if why:
-                    taken[device] = why
+            with nvml.session():
+                for device in self.machine.devices:
+                    index = self.machine.index(device)
+                    why = None if device in mine else gpu_locks.why_taken(self.machine.lock_name(device), index)
+                    if why:
+                        taken[device] = why
         paces = durations.learned(self.requests, states)
         now = time.monotonic()
         due = [name for name, s in states.items() if s.state == "queued" and self.not_before.get(name, 0) <= now]

@@ -75,7 +75,8 @@ class Lab:
             **self.environment,
         }
         for name in ("CUDA_VISIBLE_DEVICES", "DATA_DIR"):
-            environment.pop(name, None)
+            if name not in self.environment:
+                environment.pop(name, None)
         return {"cwd": self.root, "env": environment, "text": True}
 
     def launcher(self, *words: str) -> subprocess.CompletedProcess[str]:

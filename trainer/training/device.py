@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import re
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,18 +22,41 @@ if TYPE_CHECKING:
 FABRIC_PRECISION = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
 
 
+NO_GPU = ("", "-1", "none", "NoDevFiles", "void")
+"""Words for no GPU in CUDA_VISIBLE_DEVICES."""
+
+
 def choose(asked: str) -> str:
     """`asked` (cuda, mps, cpu or auto) → cuda, mps or cpu. auto takes the first available one.
 
-    Raises ConfigError if the device is not available.
+    Raises ConfigError if the device is not available, and TrainerError if CUDA sees fewer GPUs than
+    CUDA_VISIBLE_DEVICES assigns.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    assigned = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip() not in NO_GPU]
     if asked == "auto":
-        return next(name for name, present in there.items() if present)
+        chosen = next(name for name, present in there.items() if present)
+        if chosen == "cpu" and assigned:
+            print(f"note: {_unseen(assigned)}; this runs on the CPU", file=sys.stderr)
+        return chosen
+    if asked == "cuda" and assigned and torch.cuda.device_count() < len(assigned):
+        raise TrainerError(f"device=cuda: {_unseen(assigned)}")
     if not there[asked]:
         have = ", ".join(name for name, present in there.items() if present)
         raise ConfigError(f"device={asked}: not available on this machine (available: {have}); use device=auto")
     return asked
+
+
+def _unseen(assigned: Sequence[str]) -> str:
+    """That CUDA sees fewer GPUs than assigned, and the likely cause."""
+    if torch.version.cuda is None:
+        cause = "this PyTorch is built without CUDA"
+    elif len(assigned) > 1 and any(word.startswith("MIG-") for word in assigned):
+        cause = "a process can use one MIG instance only"
+    else:
+        cause = f"check nvidia-smi, and that the driver supports CUDA {torch.version.cuda}"
+    seen = torch.cuda.device_count()
+    return f"CUDA_VISIBLE_DEVICES={','.join(assigned)}, but CUDA sees {seen or 'no'} GPU{'s' * (seen > 1)}: {cause}"
 
 
 def fabric(device: str, precision: str, devices: int = 1) -> Fabric:

@@ -65,7 +65,8 @@ def examine(runs_root: Path) -> list[Check]:
         info = client.info()
         memory, cores = int(info.get("MemTotal") or 0) / GIB, info.get("NCPU")
         checks.append(Check("docker", "ok", f"engine {info.get('ServerVersion')}, {cores} cores, {memory:.1f} GiB"))
-        gpus = [str(gpu.index) for gpu in here().gpus]
+        host = here()
+        gpus = host.visible([gpu.label for gpu in host.gpus])
         variants = {variant: images.find(client, images.default_tag(variant)) for variant in ("cpu", "cuda")}
         checks += _images(variants, bool(gpus))
         image = (variants["cuda"] if gpus else None) or variants["cpu"] or variants["cuda"]

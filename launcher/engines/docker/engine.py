@@ -51,7 +51,7 @@ class DockerEngine(Containers):
             self.mark()
             image = _image(self.client, want, gpus and bool(machine.gpus))
             if want.auto and gpus and not machine.declared:
-                probe_gpus(self.client, image, list(machine.devices[:1]))
+                probe_gpus(self.client, image, machine.visible(machine.devices[:1]))
         except EngineError as error:
             if want.auto:
                 raise UnofferedError(str(error)) from None

@@ -15,6 +15,7 @@ from typing import Any
 from launcher.base.sizes import GIB
 from launcher.engines.docker import client
 from launcher.engines.outcome import GRACE
+from launcher.host import gpu_locks
 from launcher.job.matrix import override_value
 from launcher.memory.fitting import ensemble_checkpoints
 from launcher.memory.predict import device_limit
@@ -211,7 +212,7 @@ def options(
         host["nano_cpus"] = int(resources.cpus * 1e9)
     if devices:
         host["device_requests"] = [
-            DeviceRequest(device_ids=list(devices), capabilities=[["gpu", "compute", "utility"]])
+            DeviceRequest(device_ids=gpu_locks.visible(devices, locks), capabilities=[["gpu", "compute", "utility"]])
         ]
     return {
         "image": place.image,

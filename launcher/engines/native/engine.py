@@ -16,7 +16,7 @@ from launcher.engines import process, registry
 from launcher.engines.base import Choice, SupervisedEngine, Want
 from launcher.engines.native import execute
 from launcher.engines.process import DEVICES, FDS
-from launcher.host import checks
+from launcher.host import checks, gpu_locks
 from launcher.host.gpu_locks import GpuLock
 from launcher.host.machine import Machine
 from launcher.record import secret_files
@@ -55,13 +55,15 @@ class NativeEngine(SupervisedEngine):
         if sys.platform == "darwin" and shutil.which("caffeinate"):
             command = ["caffeinate", "-i", *command]  # a sleeping Mac does not train
         descriptors = [one.descriptor for one in held]
+        names = gpu_locks.visible(devices, [one.gpu for one in held])
+        chosen = [f"{device}={name}" for device, name in zip(devices, names, strict=True)]
         with (run_dir / "log.txt").open("ab") as log:
             self._children[run_dir] = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, FDS: ",".join(map(str, descriptors)), DEVICES: ",".join(devices)},
+                env={**os.environ, FDS: ",".join(map(str, descriptors)), DEVICES: ",".join(chosen)},
                 pass_fds=descriptors,
                 start_new_session=True,
             )

@@ -14,7 +14,7 @@ from launcher.engines import registry
 from launcher.engines.outcome import GRACE, Overseer
 from launcher.engines.process import DEVICES, run_trainer
 from launcher.host import gpu_locks
-from launcher.host.machine import here
+from launcher.host.machine import select
 from launcher.record.journal import append_event, read_status
 from launcher.record.locks import locked
 from launcher.record.request import RunRequest, read_request
@@ -37,22 +37,24 @@ def execute(run_dir: Path, attempt: int | None = None, grace: float = GRACE) -> 
         status = read_status(run_dir)
         held: list[gpu_locks.GpuLock] = []
         if attempt is None:
-            devices, held = _by_hand(run_dir, request)
+            chosen, held = _by_hand(run_dir, request)
         elif (status.state, status.attempt) != ("starting", attempt):
             raise RunError(f"{run_dir.name}: attempt {attempt} was withdrawn: the run is {status.state}")
         else:
-            devices = [word for word in os.environ.get(DEVICES, "").split(",") if word]
+            chosen = dict(word.split("=", 1) for word in os.environ.get(DEVICES, "").split(",") if "=" in word)
         try:
             # The trainer holds the lock, too: if this process is killed, the run is in progress until the trainer ends.
             overseer = Overseer({"engine": NAME}, grace)
-            return run_trainer(run_dir, request, devices, [mine, *(one.descriptor for one in held)], overseer)
+            locks = [mine, *(one.descriptor for one in held)]
+            return run_trainer(run_dir, request, list(chosen), list(chosen.values()), locks, overseer)
         finally:
             for one in held:
                 one.close()
 
 
-def _by_hand(run_dir: Path, request: RunRequest) -> tuple[list[str], list[gpu_locks.GpuLock]]:
-    """Announce a new attempt and lock its devices, since no supervisor has done so."""
+def _by_hand(run_dir: Path, request: RunRequest) -> tuple[dict[str, str], list[gpu_locks.GpuLock]]:
+    """Announce a new attempt and lock its devices, since no supervisor has done so. Returns the devices, with their
+    names for CUDA."""
     status = read_status(run_dir)
     if status.state in ("starting", "running"):
         engine = str(status.figures.get("engine", NAME))
@@ -62,7 +64,7 @@ def _by_hand(run_dir: Path, request: RunRequest) -> tuple[list[str], list[gpu_lo
         append_event(run_dir, "lost", reason="its process ended without a message")
     if read_status(run_dir).state in ENDED:
         append_event(run_dir, "queued", status.attempt + 1, "executed by hand")
-    machine = here()
+    machine = select(None)
     got: list[tuple[str, gpu_locks.GpuLock]] = []
     for device in machine.devices if request.resources.gpus else ():
         one = gpu_locks.acquire(machine.lock_name(device), str(run_dir)) if len(got) < request.resources.gpus else None
@@ -70,8 +72,11 @@ def _by_hand(run_dir: Path, request: RunRequest) -> tuple[list[str], list[gpu_lo
     if len(got) < request.resources.gpus:
         for _, one in got:
             one.close()
+        why = f"; {machine.ignored}" if machine.ignored else ""
         raise RunError(
-            f"{run_dir.name}: needs {request.resources.gpus} GPU; this host has {len(machine.devices)}, {len(got)} free"
+            f"{run_dir.name}: needs {request.resources.gpus} GPU; "
+            f"this host has {len(machine.devices)}, {len(got)} free{why}"
         )
-    append_event(run_dir, "starting", reason="by hand", engine=NAME)
-    return [device for device, _ in got], [one for _, one in got]
+    devices = [device for device, _ in got]
+    append_event(run_dir, "starting", reason="by hand", engine=NAME, devices=devices)
+    return dict(zip(devices, machine.visible(devices), strict=True)), [one for _, one in got]

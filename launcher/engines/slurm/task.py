@@ -166,7 +166,7 @@ def run(jobs: Jobs, run_dir: Path, announced: int, number: str) -> int:
             for each in locks:
                 kept.callback(each.close)
             lease.lost(look=True)
-            code = run_trainer(run_dir, request, devices, [mine, *(one.descriptor for one in locks)], overseer)
+            code = run_trainer(run_dir, request, devices, devices, [mine, *(one.descriptor for one in locks)], overseer)
     after = read_status(run_dir)
     if after.attempt != attempt:
         print(
@@ -223,5 +223,5 @@ def _locks(run_dir: Path) -> list[gpu_locks.GpuLock]:
     from launcher.host.machine import here as this_host
 
     given = given_devices(docker=True)
-    names = [gpu.lock_name for gpu in this_host().gpus if str(gpu.index) in given]
+    names = [gpu.lock_name for gpu in this_host().gpus if {str(gpu.index), gpu.uuid} & set(given)]
     return [one for name in names if (one := gpu_locks.acquire_for(name, run_dir, share=False))]

@@ -19,6 +19,7 @@ plan = {**plans.get("*", {}), **plans.get(run_dir.name.partition("-")[2], {})}
 def note(what: str) -> None:
     names = (
         "CUDA_VISIBLE_DEVICES",
+        "CUDA_DEVICE_ORDER",
         "NVIDIA_VISIBLE_DEVICES",
         "HOME",
         "UNASKED",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -100,12 +101,24 @@ def test_several_gpus_share_the_smaller_micro_batch() -> None:
         (["0", "3"], (), "device=cuda"),
         (["mps"], (), "device=mps"),
         (["0"], ("device=cpu",), "device=cpu"),
+        (["0"], ("device=auto",), "device=cuda"),
     ],
 )
 def test_a_run_is_told_the_device_it_was_given(devices: list[str], words: tuple[str, ...], told: str | None) -> None:
     events = [{"state": "queued"}, {"state": "starting", "devices": devices}]
     given = retry.command(request(16, *words), events)
     assert [word for word in given if word.startswith("device=")] == ([told] if told else [])
+
+
+def test_a_step_is_told_the_device_it_was_given() -> None:
+    events = [{"state": "starting", "devices": ["0"]}]
+    asked = RunRequest("004-out", 4, "predict", ["predict", "--checkpoint", "a.ckpt"])
+    assert retry.command(asked, events)[3:] == ["--device", "cuda"]
+    named = dataclasses.replace(asked, command=[*asked.command, "--device", "cpu"])
+    assert retry.command(named, events) == named.command
+    assert retry.command(asked, [{"state": "starting", "devices": []}]) == asked.command
+    other = dataclasses.replace(asked, kind="analyze")
+    assert retry.command(other, events) == other.command, "it has no such option"
 
 
 def test_a_run_without_device_memory_goes_on_at_once_with_half_the_micro_batch(lab: Lab) -> None:

@@ -10,7 +10,7 @@ import warnings
 import pytest
 import torch
 
-from trainer.base.errors import ConfigError, DeviceMemoryError
+from trainer.base.errors import ConfigError, DeviceMemoryError, TrainerError
 from trainer.cli import main
 from trainer.config.compose import compose
 from trainer.config.keys import option_names
@@ -158,3 +158,35 @@ def test_below_a_cap_segments_grow_unless_somebody_says_otherwise(
     monkeypatch.setenv("DEVICE_MEMORY_LIMIT", str(2**30))
     main._let_segments_grow()
     assert {name: os.environ[name] for name in names if name in os.environ} == given | set_to
+
+
+def test_gpus_that_were_assigned_and_are_not_there_are_no_cpu_training(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8932f937-1111,GPU-8932f937-2222")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    for seen, words in ((0, "no GPU: check nvidia-smi"), (1, "1 GPU: check nvidia-smi")):
+        pretend(monkeypatch, seen)
+        with pytest.raises(
+            TrainerError, match=f"CUDA_VISIBLE_DEVICES=GPU-8932f937-1111,.*, but CUDA sees {words}"
+        ) as no:
+            device.choose("cuda")
+        assert no.type is TrainerError, "the machine is at fault: another attempt may succeed"
+    pretend(monkeypatch, 2)
+    assert device.choose("cuda") == "cuda"
+    pretend(monkeypatch, 0)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(TrainerError, match="this PyTorch is built without CUDA"):
+        device.choose("cuda")
+    assert device.choose("auto") == "cpu" and "but CUDA sees no GPU" in capsys.readouterr().err
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1,MIG-2")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    pretend(monkeypatch, 1)
+    with pytest.raises(TrainerError, match="one MIG instance only"):
+        device.choose("cuda")
+    for nothing in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", nothing)
+        pretend(monkeypatch, 0)
+        assert device.choose("auto") == "cpu" and not capsys.readouterr().err
+        with pytest.raises(ConfigError, match="not available on this machine"):
+            device.choose("cuda")
