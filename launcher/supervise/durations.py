@@ -1,14 +1,14 @@
-"""Expected durations of runs, estimated without torch. The scheduler uses them for its order and for backfill."""
+"""Durations of runs, estimated without torch: `cost` for the scheduler's order, and a forecast for people. The
+supervisor reads no heartbeats for it."""
 
 from __future__ import annotations
 
-import json
-import time
+import statistics
 from collections.abc import Mapping
-from pathlib import Path
 
 from launcher.record.journal import Status
 from launcher.record.request import RunRequest
+from launcher.record.states import ENDED
 
 KMACS = {
     "resnet34": 73,
@@ -38,37 +38,60 @@ def kind(request: RunRequest) -> Kind:
     return (request.kind, *shape, request.resources.gpus, request.share_gpu)
 
 
-def learned(requests: Mapping[str, RunRequest], states: Mapping[str, Status]) -> dict[Kind, float]:
-    """Seconds per epoch for each kind of run that has succeeded in this submission; the slowest run counts. A kind
-    without epochs counts as one epoch."""
-    paces: dict[Kind, float] = {}
+def seconds_left(
+    requests: Mapping[str, RunRequest], states: Mapping[str, Status], etas: Mapping[str, float], now: float
+) -> float | None:
+    """Expected seconds until the last run ends, if as many run at the same time as now. None if no run is in progress,
+    or if the duration of one is unknown.
+
+    `etas` are the seconds until runs in progress end, by their heartbeats. `now` is in seconds since 1970.
+    """
+    under_way = [name for name, status in states.items() if status.state in ("starting", "running")]
+    paces: dict[Kind, list[float]] = {}
+    rates: list[float] = []
+    for name, total in _totals(states, etas, now).items():
+        paces.setdefault(kind(requests[name]), []).append(total / _epochs(requests[name]))
+        if work := cost(requests[name]):
+            rates.append(total / work)
+    by_kind = {key: statistics.median(values) for key, values in paces.items()}
+    rate = statistics.median(rates) if rates else None
+    left = []
     for name, status in states.items():
-        if status.state == "succeeded" and status.attempt == 1 and status.figures.get("seconds"):
-            request = requests[name]
-            pace = float(status.figures["seconds"]) / _epochs(request)
-            paces[kind(request)] = max(pace, paces.get(kind(request), 0.0))
-    return paces
+        if status.state in ENDED:
+            continue
+        known: float | None = etas.get(name)
+        if known is None:
+            known = _expected(requests[name], by_kind, rate)
+            known = known if known is None or status.state == "queued" else known - (now - status.time)
+        if known is None:
+            return None
+        left.append(max(0.0, known))
+    return max(sum(left) / len(under_way), *left) if under_way else None
 
 
-def expected(request: RunRequest, paces: Mapping[Kind, float]) -> float | None:
-    """Expected seconds of the run by the `learned` paces, at most its time limit; None if both are unknown."""
-    pace = paces.get(kind(request))
-    known = [value for value in (pace and pace * _epochs(request), request.timeout) if value]
-    return min(known, default=None)
+def _totals(states: Mapping[str, Status], etas: Mapping[str, float], now: float) -> dict[str, float]:
+    """Seconds from begin to end of runs that succeeded at their first attempt, and of runs in progress."""
+    totals = {name: now - states[name].time + eta for name, eta in etas.items() if states[name].state == "running"}
+    for name, status in states.items():
+        seconds = status.figures.get("seconds")
+        if status.state == "succeeded" and status.attempt == 1 and isinstance(seconds, int | float):
+            totals[name] = float(seconds)
+    return totals
 
 
-def remaining(run_dir: Path, request: RunRequest, status: Status, paces: Mapping[Kind, float]) -> float | None:
-    """Seconds until a run in progress ends: by its own heartbeat, else by the `learned` paces. None if both are
-    unknown: a time limit does not tell when a run ends."""
-    now = time.time()
-    try:
-        beat = json.loads((run_dir / "progress.json").read_text(encoding="utf-8"))
-        if beat["time"] >= status.time:  # else the heartbeat of an earlier attempt
-            return float(beat["eta_seconds"]) - max(0.0, now - float(beat["time"]))
-    except (OSError, ValueError, TypeError, KeyError):
-        pass
-    pace = paces.get(kind(request))
-    return None if pace is None else pace * _epochs(request) - max(0.0, now - status.time)
+def _expected(request: RunRequest, by_kind: Mapping[Kind, float], rate: float | None) -> float | None:
+    """Seconds of the run by the pace of its kind, else by its cost and the `rate` of all kinds, at most its time
+    limit. A step without a known pace counts as 0, since it is short beside training."""
+    pace, work = by_kind.get(kind(request)), cost(request)
+    if pace is not None:
+        seconds = pace * _epochs(request)
+    elif rate is not None and work is not None:
+        seconds = rate * work
+    elif request.kind != "train":
+        seconds = 0.0
+    else:
+        return None
+    return min(seconds, request.timeout or seconds)
 
 
 def _epochs(request: RunRequest) -> int:

@@ -10,7 +10,8 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,8 @@ class Supervision:
         """Attempts for which the retry decision has been made."""
         self.not_before: dict[str, float] = {}
         """When a repeated run may start, by the monotonic clock."""
+        self.passed: Counter[str] = Counter()
+        """How many starts have passed a waiting run."""
         self.followed = submission.parent / rules.follows if rules.follows else None
         self.next_look = 0.0
         self.asked = 0
@@ -232,26 +235,24 @@ class Supervision:
                     why = None if device in mine else gpu_locks.why_taken(self.machine.lock_name(device), index)
                     if why:
                         taken[device] = why
-        paces = durations.learned(self.requests, states)
         now = time.monotonic()
         due = [name for name, s in states.items() if s.state == "queued" and self.not_before.get(name, 0) <= now]
-        queue = [_demand(self.requests[name], paces) for name in due]
+        queue = [_demand(self.requests[name]) for name in due]
         for demand in queue:
             if why := scheduler.why_never(demand, self.capacity):
                 self._append(demand.name, "failed", reason=why)
         running = {
-            name: scheduler.Running(
-                _demand(self.requests[name], paces),
-                tuple(status.figures.get("devices", [])),
-                durations.remaining(self.dir(name), self.requests[name], status, paces),
-            )
+            name: scheduler.Running(_demand(self.requests[name]), tuple(status.figures.get("devices", [])))
             for name, status in under_way.items()
         }
         over = {name for name, status in states.items() if status.state in ENDED}
         if not self.engine.ready():  # the connection was lost during the calls above
             return
-        for start in scheduler.choose(queue, running, over, self.capacity, taken):
-            self._start_one(start, states[start.name].attempt)
+        others = scheduler.Others(frozenset(taken))
+        for start in scheduler.choose(queue, running, over, self.capacity, others, self.passed):
+            if self._start_one(start, states[start.name].attempt):
+                self.passed.pop(start.name, None)
+                self.passed.update([start.passes] if start.passes else [])
         if taken and not under_way and queue:
             self._tell_waiting(queue[0].name, taken)
 
@@ -278,7 +279,8 @@ class Supervision:
             self.waiting_for[name] = reason
             self.on_event(name, Status("queued", reason=reason))
 
-    def _start_one(self, start: scheduler.Start, attempt: int) -> None:
+    def _start_one(self, start: scheduler.Start, attempt: int) -> bool:
+        """Start the run. Returns False if another submission has just taken its devices."""
         run_dir = self.dir(start.name)
         held: list[gpu_locks.GpuLock] = []
         try:
@@ -287,7 +289,7 @@ class Supervision:
                     self.machine.lock_name(device), run_dir, self.requests[start.name].share_gpu
                 )
                 if one is None:
-                    return  # another submission was faster; the next pass will see that
+                    return False  # the next pass will see that
                 held.append(one)
             try:
                 self._resolve(run_dir)
@@ -301,6 +303,7 @@ class Supervision:
             except (OSError, RunError) as error:
                 if read_status(run_dir).state in ("queued", "starting"):
                     self._append(start.name, "failed", reason=str(error))
+            return True
         finally:
             for one in held:
                 one.close()  # the run has copies of the descriptor
@@ -316,7 +319,7 @@ class Supervision:
             self.requests[run_dir.name] = request
 
 
-def _demand(request: RunRequest, paces: Mapping[durations.Kind, float]) -> scheduler.Demand:
+def _demand(request: RunRequest) -> scheduler.Demand:
     resources = request.resources
     return scheduler.Demand(
         request.name,
@@ -328,7 +331,6 @@ def _demand(request: RunRequest, paces: Mapping[durations.Kind, float]) -> sched
         share=request.share_gpu,
         priority=request.priority,
         cost=durations.cost(request),
-        seconds=durations.expected(request, paces),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,32 +28,46 @@ def test_longer_runs_cost_more() -> None:
     assert durations.cost(request("maxvit_tiny_tf_384")) is None and durations.cost(request(kind="predict")) is None
 
 
-def test_what_succeeded_tells_how_long_its_kind_takes() -> None:
-    requests = {"a": request(epochs=2), "b": request(epochs=4), "c": request("resnet50"), "d": request(epochs=1)}
+def test_the_forecast_goes_by_runs_of_the_kind_then_by_cost() -> None:
+    requests = {
+        "a": request(epochs=2),
+        "b": request(epochs=4),
+        "c": request(),
+        "d": request("resnet50"),
+        "e": request(),
+    }
     states = {
         "a": Status("succeeded", figures={"seconds": 20.0}),
         "b": Status("succeeded", figures={"seconds": 60.0}),
-        "c": Status("failed", figures={"seconds": 1.0}),
-        "d": Status("succeeded", attempt=2, figures={"seconds": 1.0}),
+        "c": Status("running", time=940.0),
+        "d": Status("queued"),
+        "e": Status("failed", figures={"seconds": 1.0}),
     }
-    paces = durations.learned(requests, states)
-    assert durations.expected(request(epochs=10), paces) == 150, "as the slowest: 15 s an epoch"
-    assert durations.expected(request(epochs=10, timeout=100), paces) == 100, "a time limit ends it"
-    assert durations.expected(request("resnet50"), paces) is None
-    assert durations.expected(request("resnet50", timeout=100), paces) == 100
+    work = {name: durations.cost(each) or 0 for name, each in requests.items()}
+    rate = (20 / work["a"] + 60 / work["b"]) / 2
+    expected = (12.5 * 10 - 60) + rate * work["d"]
+    assert durations.seconds_left(requests, states, {}, 1000.0) == pytest.approx(expected)
+    states["d"] = Status("reused")
+    assert durations.seconds_left(requests, states, {}, 1000.0) == pytest.approx(12.5 * 10 - 60)
+    assert durations.seconds_left(requests, states, {"c": 7.0}, 1000.0) == 7.0, "its own heartbeat knows better"
+    requests["c"] = request(timeout=100)
+    assert durations.seconds_left(requests, states, {}, 1000.0) == 40.0, "a time limit ends it"
 
 
-def test_what_remains_is_what_the_run_itself_says(tmp_path: Path) -> None:
-    now = time.time()
-    status = Status("running", time=now - 30)
-    run = request(timeout=100)
-    assert durations.remaining(tmp_path, run, status, {}) is None, "a time limit says nothing of when a run ends"
-    assert durations.remaining(tmp_path, run, status, {durations.kind(run): 5.0}) == pytest.approx(20, abs=5)
-    (tmp_path / "progress.json").write_text(json.dumps({"time": now - 5, "eta_seconds": 60}))
-    assert durations.remaining(tmp_path, run, status, {}) == pytest.approx(55, abs=5)
-    for text in (json.dumps({"time": now - 99, "eta_seconds": 60}), '{"time": 1', "[]", '{"time": "x"}', "null"):
-        (tmp_path / "progress.json").write_text(text)  # of a former attempt, cut short, or no heartbeat
-        assert durations.remaining(tmp_path, run, status, {}) is None
+def test_the_forecast_knows_how_many_run_at_once() -> None:
+    requests = {name: request() for name in "abcd"} | {"out": request(kind="predict")}
+    states = {name: Status("running", time=0.0) for name in "ab"} | {
+        name: Status("queued") for name in ("c", "d", "out")
+    }
+    assert durations.seconds_left(requests, states, {"a": 10.0, "b": 30.0}, 90.0) == (10 + 30 + 110 + 110) / 2
+
+
+def test_nothing_is_forecast_from_nothing() -> None:
+    requests = {"a": request(), "b": request("nobody_knows_it")}
+    assert durations.seconds_left(requests, {"a": Status("queued"), "b": Status("queued")}, {}, 9.0) is None
+    assert durations.seconds_left(requests, {"a": Status("running", time=1.0)}, {}, 9.0) is None
+    states = {"a": Status("running", time=1.0), "b": Status("queued")}
+    assert durations.seconds_left(requests, states, {"a": 5.0}, 9.0) is None, "the cost of b is unknown"
 
 
 def test_a_run_that_shares_is_held_to_what_it_was_packed_by() -> None:
