@@ -112,7 +112,7 @@ def render(status: dict[str, Any]) -> Table:
     """The table that `status --watch` shows."""
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold", title=f"{status['submission']}: {status['state']}")
+    table = Table(box=None, pad_edge=False, header_style="bold", title=watch.heading(status))
     table.title_justify = "left"
     uses = {use.label: use for use in status["gpus"]}
     for title in (

@@ -8,7 +8,7 @@ import json
 import select
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from launcher.record.journal import Status, read_status
 from launcher.record.request import RunRequest, read_request
 from launcher.record.standings import read_metrics
 from launcher.record.states import ENDED, GOOD
+from launcher.supervise import durations
 from trainer.base.figures import MAIN
 
 if TYPE_CHECKING:
@@ -83,15 +84,31 @@ def status_json(submission: Path) -> dict[str, Any]:
         "submission": submission.name,
         "state": submission_state(submission, [status for _, _, status in observed]),
         "directory": str(submission),
+        "seconds_left": _seconds_left(observed, runs),
         "runs": runs,
     }
+
+
+def _seconds_left(observed: Sequence[tuple[Path, RunRequest, Status]], runs: Sequence[dict[str, Any]]) -> float | None:
+    etas = {run["name"]: run["progress"]["eta_seconds"] for run in runs if run["progress"].get("eta_seconds")}
+    requests = {run_dir.name: request for run_dir, request, _ in observed}
+    states = {run_dir.name: status for run_dir, _, status in observed}
+    seconds = durations.seconds_left(requests, states, etas, time.time())
+    return None if seconds is None else round(seconds)
+
+
+def heading(status: Mapping[str, Any]) -> str:
+    """The name and state of a submission, and when it is expected to end, by the result of `status_json`."""
+    left = status["seconds_left"]
+    expected = f", about {show_duration(left)} left" if left is not None and status["state"] == "running" else ""
+    return f"{status['submission']}: {status['state']}{expected}"
 
 
 def status_table(status: Mapping[str, Any]) -> Table:
     """The result of `status_json` as a table for a terminal."""
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold", title=f"{status['submission']}: {status['state']}")
+    table = Table(box=None, pad_edge=False, header_style="bold", title=heading(status))
     table.title_justify = "left"
     for title in ("run", "state", "epoch", "images/s", "ETA", "best F1", "memory", "reason"):
         table.add_column(title, overflow="fold")
