@@ -122,7 +122,7 @@ def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool
     if queue := registry.queue_of(directory):
         return _hand_over(directory, queue, requeue)
     selected = select(machine, gpus)
-    chosen = registry.of_submission(directory).again(selected)
+    chosen = registry.supervised(registry.of_submission(directory).name).again(selected)
     if is_locked(directory / "supervisor.lock"):
         raise RefusedError(
             f"{directory.name}: another launcher is running this submission; see: launcher status {directory.name}",

@@ -6,6 +6,7 @@ A new engine is a folder with a class derived from one of these, and a line in `
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,8 +78,8 @@ class Waste:
     free: Callable[[], object]
 
 
-class Engine:
-    """An engine; derive from `SupervisedEngine` or `QueueEngine`. Methods that do nothing here are optional.
+class Engine(ABC):
+    """An engine; derive from `SupervisedEngine` or `QueueEngine`. Methods that are not abstract are optional.
 
     There is one object per process, which caches what it has asked for.
     """
@@ -89,24 +90,24 @@ class Engine:
     """The place of its runs for messages, like `in a container`."""
     Section: ClassVar[type[SectionSpec] | None] = None
     """Its section of the job file, under its name."""
-    trouble: str | None = None
-    """Why the engine cannot work at the moment; None if it can."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the engine cannot work at the moment; None if it can."""
+        return None
 
     # -- before a submission is created
 
+    @abstractmethod
     def offer(self, want: Want) -> Choice:
         """The engine for this job, with the machine that its runs may use.
 
         Raises UnofferedError if it does not accept the job, and RunError or JobError if no other engine should either.
         """
-        raise NotImplementedError
-
-    def again(self, machine: Machine) -> Choice:
-        """The engine, to continue a submission that was started with it. Raises RunError."""
-        raise NotImplementedError
 
     def check_data(self, data_dir: str, runs_root: Path) -> None:
         """Raise RunError if runs could not read the data folder."""
+        return  # by default runs have the launcher's user, who can read it
 
     def completed(self, requests: Sequence[RunRequest], job: Job, choice: Choice) -> list[RunRequest]:
         """The requests, completed with this engine's details before they are compared with earlier runs."""
@@ -114,6 +115,7 @@ class Engine:
 
     def check_requests(self, requests: Sequence[RunRequest], job: Job) -> None:
         """Raise JobError or RunError if the engine would refuse these runs. Called last, just before their creation."""
+        return  # by default every checked job is accepted
 
     def remarks(self, requests: Sequence[RunRequest], runs_root: Path, choice: Choice) -> list[str]:
         """Notes to the user before these runs start."""
@@ -121,21 +123,21 @@ class Engine:
 
     # -- runs that have been started
 
+    @abstractmethod
     def settle(self, run_dir: Path) -> bool:
         """Check a run that is in progress by its journal, for a read-only command. Returns True while it is in
         progress.
 
         On False its end is in the journal, even if it vanished without a message. Never takes a run over, never waits.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def stop(self, run_dir: Path) -> None:
         """Ask the run to save its checkpoint and end."""
-        raise NotImplementedError
 
+    @abstractmethod
     def kill(self, run_dir: Path) -> None:
         """End the run immediately."""
-        raise NotImplementedError
 
     def host_memory(self, run_dir: Path, status: Status) -> int | None:
         """Bytes of host memory of a run in progress, now or at its peak; None if unknown."""
@@ -170,17 +172,21 @@ class Engine:
 class SupervisedEngine(Engine):
     """Executes runs for a supervisor of this launcher. Its runs outlive that supervisor."""
 
+    @abstractmethod
+    def again(self, machine: Machine) -> Choice:
+        """The engine, to continue a submission that was started with it. Raises RunError."""
+
     def mark(self) -> dict[str, Any]:
         """Fields for the events of its runs, which tell others whom to ask about them: `engine`, and its address."""
         return {"engine": self.name}
 
+    @abstractmethod
     def start(self, run_dir: Path, attempt: int, devices: Sequence[str], held: Sequence[GpuLock]) -> None:
         """Start the run that the journal announces as `starting`. Returns immediately.
 
         `held` are the locks of `devices`, which must be held as long as the run lasts. Raises OSError if the run
         cannot be started.
         """
-        raise NotImplementedError
 
     def poll(self, run_dir: Path) -> bool:
         """Like `settle`, but for the supervisor: may take over a run that another launcher started."""
@@ -214,23 +220,24 @@ class QueueEngine(Engine):
     title: ClassVar[str]
     """Its name for people."""
 
+    @abstractmethod
     def advance(self, directory: Path, say: Say, prepare: Callable[[], None] | None = None) -> bool:
         """Submit all runs that can be submitted now. Returns whether every run has ended. Calls `prepare` first, when
         it holds the submission's lease. Raises RunError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def come_back(self, directory: Path, say: Say, collect: Collect) -> None:
         """The work of a `launcher advance` that the engine has started: `advance`, then `collect` once all runs have
         ended. Raises RunError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def drives(self, submission: Path) -> bool:
         """Whether a job of the submission waits or runs in the queue. True if unknown."""
-        raise NotImplementedError
 
     def why_waits(self, run_dir: Path) -> str | None:
         """Why a queued run has not started; None if unknown."""
         return None
 
+    @abstractmethod
     def release(self, submission: Path) -> None:
         """Remove jobs from the queue that wait for runs that have ended."""

@@ -51,10 +51,10 @@ class Connection:
     @cached_property
     def info(self) -> dict[str, Any]:
         """The engine's description of itself."""
-        told: dict[str, Any] = self._asked(self.client.info)
+        told: dict[str, Any] = self.ask(self.client.info)
         return told
 
-    def _asked(self, question: Callable[[], Any]) -> Any:
+    def ask(self, question: Callable[[], Any]) -> Any:
         """The engine's answer. Raises EngineError instead of the SDK's errors."""
         try:
             return question()
@@ -63,12 +63,13 @@ class Connection:
         except Exception as error:
             raise EngineError(f"the Docker engine reports an error: {explain(error)}") from None
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
+        """Whether the engine answers quickly."""
         with suppress(Exception):
-            return bool(self._impatient().api.ping())
+            return bool(self.impatient().api.ping())
         return False
 
-    def _impatient(self) -> DockerClient:
+    def impatient(self) -> DockerClient:
         """A client for quick questions, with a short timeout, so that a silent engine does not block the launcher.
 
         Raises EngineError.

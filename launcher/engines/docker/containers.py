@@ -11,11 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.base.errors import EngineError, RunError
-from launcher.engines.base import SupervisedEngine
 from launcher.engines.docker import client, create, recipe
 from launcher.engines.docker.client import explain
 from launcher.engines.docker.connection import Connection
@@ -33,6 +33,8 @@ from launcher.record.states import ENDED, State
 if TYPE_CHECKING:
     from docker.models.containers import Container
 
+NAME = "docker"
+"""The engine's name in records."""
 SLICE = 10
 """Seconds of one wait for a container's end. After each wait the engine is asked whether it still answers."""
 PATIENCE = 1.0
@@ -43,14 +45,35 @@ CLEARING = 30.0
 """Seconds that a run waits until its earlier attempt is removed."""
 
 
-class Containers(Connection, SupervisedEngine):
-    """Starts containers, watches them, and adopts those of other launchers."""
+def stopped_or_ended(watched: ContainerAttempt, state: Mapping[str, Any]) -> tuple[State, str, dict[str, Any]]:
+    """See `watched.ending`. A stop was requested if the run directory says so."""
+    return ending(watched, state, (watched.run_dir / STOP).exists())
 
-    name = "docker"
-    where = "in a container"
 
-    def __init__(self) -> None:
-        super().__init__()
+@dataclass(frozen=True)
+class Hooks:
+    """What another engine changes in the life of its containers."""
+
+    mark: Mapping[str, Any] = field(default_factory=dict)
+    """Fields for the events of the runs, beside or instead of this engine's."""
+    options: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    """Changes the options of `recipe.options`."""
+    created: Callable[[str], None] = lambda container: None
+    """Called with the container's id between its creation and its start."""
+    ending: Callable[[ContainerAttempt, Mapping[str, Any]], tuple[State, str, dict[str, Any]]] = stopped_or_ended
+    """State, reason and figures of the run's last event, from `watched.state_at_end`."""
+
+
+NO_HOOKS = Hooks()
+
+
+class Containers:
+    """Starts runs as containers, watches them, and adopts those of other launchers. See `SupervisedEngine` for the
+    methods that have the name of one of its methods."""
+
+    def __init__(self, connection: Connection, hooks: Hooks = NO_HOOKS) -> None:
+        self.connection = connection
+        self.hooks = hooks
         self.trouble: str | None = None
         self._watched: dict[Path, ContainerAttempt] = {}
         self._changed = threading.Event()
@@ -58,7 +81,7 @@ class Containers(Connection, SupervisedEngine):
 
     def mark(self) -> dict[str, Any]:
         """See `SupervisedEngine.mark`."""
-        return {"engine": self.name, "engine_id": str(self.info.get("ID", ""))}
+        return {"engine": NAME, "engine_id": str(self.connection.info.get("ID", "")), **self.hooks.mark}
 
     # -- the stages of a run
 
@@ -88,9 +111,11 @@ class Containers(Connection, SupervisedEngine):
         watched.thread.start()
 
     def _begin(self, watched: ContainerAttempt, devices: Sequence[str]) -> None:
-        run_dir = watched.run_dir
+        run_dir, engine = watched.run_dir, self.connection
         try:
-            place = create.place(self.client, self.info, self.is_local, watched.request, run_dir, watched.attempt)
+            place = create.place(
+                engine.client, engine.info, engine.is_local, watched.request, run_dir, watched.attempt
+            )  # fmt: skip
             locks = [one.gpu for one in watched.held]
             given = recipe.options(watched.request, place, run_dir, watched.attempt, devices, locks)
             hand_over(run_dir, place.user)
@@ -98,15 +123,15 @@ class Containers(Connection, SupervisedEngine):
             write_log(run_dir, f"--- attempt {watched.attempt}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n", place.user)
             if sum(event["state"] == "starting" for event in read_events(run_dir)) > 1:
                 # A failing engine may have started it anyway: two containers must not share a run directory.
-                for left in client.of_run(self.client, run_dir):
+                for left in client.of_run(engine.client, run_dir):
                     left.remove(force=True, v=True)
-            watched.id, warned = create.create(self.client, self.info, self._adapted(given))
-            self._made(watched)
-            self.client.api.start(watched.id)
+            watched.id, warned = create.create(engine.client, engine.info, self.hooks.options(given))
+            self.hooks.created(watched.id)
+            engine.client.api.start(watched.id)
             watched.began = time.time()
         except Exception as error:  # errors of the SDK and its HTTP library, and of the host's files
             self._clear(watched)
-            if not isinstance(error, RunError) and not self._answers():
+            if not isinstance(error, RunError) and not engine.answers():
                 # The run is not to blame: it stays in the queue, and no run starts until the engine is back.
                 self._down = True
                 if (run_dir / STOP).exists():
@@ -131,24 +156,13 @@ class Containers(Connection, SupervisedEngine):
             self._end(watched, at_once=False)
         self._attend(watched)
 
-    def _adapted(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The container's options, adapted by a subclass."""
-        return options
-
-    def _made(self, watched: ContainerAttempt) -> None:
-        """Called between the container's creation and its start."""
-
-    def _ending(self, watched: ContainerAttempt, state: Mapping[str, Any]) -> tuple[State, str, dict[str, Any]]:
-        """See `watched.ending`."""
-        return ending(watched, state, (watched.run_dir / STOP).exists())
-
     def _attend(self, watched: ContainerAttempt) -> None:
         """Wait for the container's end, even if the engine is silent for a long time, and record it."""
         from docker.errors import NotFound
 
         while True:
             try:
-                self.client.api.wait(watched.id, timeout=SLICE)
+                self.connection.client.api.wait(watched.id, timeout=SLICE)
                 self._finish(watched)
                 self.trouble = None
                 return
@@ -162,7 +176,7 @@ class Containers(Connection, SupervisedEngine):
                 raise
             except OSError as error:  # includes errors of requests: a silent engine, or the end of one wait
                 if isinstance(error, TimeoutError) or "Read timed out" in str(error):
-                    if self._answers():
+                    if self.connection.answers():
                         self.trouble = None
                         if watched.timed_out or (watched.run_dir / STOP).exists():
                             self._end(watched, at_once=False)  # the engine may not have received the first request
@@ -179,12 +193,12 @@ class Containers(Connection, SupervisedEngine):
     def _finish(self, watched: ContainerAttempt) -> None:
         """Record how the container ended, save its output, and remove it."""
         run_dir = watched.run_dir
-        state = state_at_end(self.client, watched)
+        state = state_at_end(self.connection.client, watched)
         secret_files.take_back(run_dir, watched.attempt)  # before the journal records the end
-        outside = self.client.api.logs(watched.id).decode(errors="replace")
+        outside = self.connection.client.api.logs(watched.id).decode(errors="replace")
         if outside.strip():  # output from before the log was open: of the shell, or the engine's init
             write_log(run_dir, outside)
-        word, reason, figures = self._ending(watched, state)
+        word, reason, figures = self.hooks.ending(watched, state)
         if read_status(run_dir).state not in ENDED:
             append_event(run_dir, word, watched.attempt, reason, **figures, **self.mark())
         self._changed.set()  # the next run may start while this one is removed
@@ -200,7 +214,7 @@ class Containers(Connection, SupervisedEngine):
             del self._watched[run_dir]
             return read_status(run_dir).state not in ENDED
         if watched.began and time.time() - watched.began > POLL:
-            sample_memory(watched, self._impatient if self.is_local else None)
+            sample_memory(watched, self.connection.impatient if self.connection.is_local else None)
         limit = watched.request.timeout
         if limit and watched.began and not watched.timed_out and time.time() - watched.began > limit:
             watched.timed_out = True
@@ -246,12 +260,12 @@ class Containers(Connection, SupervisedEngine):
         status = read_status(run_dir)
         if named := status.figures.get("container"):
             try:
-                return self.client.containers.get(str(named))
+                return self.connection.client.containers.get(str(named))
             except NotFound:
                 return None
             except Exception as error:
                 raise EngineError(f"the Docker engine does not answer as it should: {explain(error)}") from None
-        containers: list[Container] = self._asked(lambda: client.of_run(self.client, run_dir))
+        containers: list[Container] = self.connection.ask(lambda: client.of_run(self.connection.client, run_dir))
         return next((one for one in containers if one.labels.get(client.ATTEMPT) == str(status.attempt)), None)
 
     def settle(self, run_dir: Path) -> bool:
@@ -288,7 +302,7 @@ class Containers(Connection, SupervisedEngine):
                     run_dir, "running", devices=devices, container=str(container.id)[:12], **self.mark()
                 )  # fmt: skip
             watched = ContainerAttempt(run_dir, status.attempt, read_request(run_dir), id=str(container.id))
-            self._asked(lambda: self._finish(watched))
+            self.connection.ask(lambda: self._finish(watched))
         return False
 
     def stop(self, run_dir: Path) -> None:
@@ -311,6 +325,21 @@ class Containers(Connection, SupervisedEngine):
             )
         self._end(watched, at_once)
 
+    def end(self, run_dir: Path, at_once: bool) -> bool:
+        """Send SIGTERM, or SIGKILL, to the container of a run that this process has started. Returns False if there is
+        none yet."""
+        watched = self._watched.get(run_dir)
+        if watched is None or not watched.id:
+            return False
+        self._end(watched, at_once)
+        return True
+
+    def forget(self, run_dir: Path) -> None:
+        """Remove the container of an attempt whose run a newer attempt has taken over."""
+        watched = self._watched.get(run_dir)
+        if watched is not None:
+            create.remove(self.connection.client, watched.id)
+
     def _end(self, watched: ContainerAttempt, at_once: bool) -> None:
         """Let the engine send SIGTERM, and SIGKILL after the grace period, which works even if this process ends
         first."""
@@ -321,9 +350,9 @@ class Containers(Connection, SupervisedEngine):
         def body() -> None:
             with suppress(Exception):  # it has ended by itself, or the engine is silent: `_attend` notices both
                 if at_once:
-                    self.client.api.kill(container)
+                    self.connection.client.api.kill(container)
                 else:
-                    self.client.api.stop(container, timeout=int(GRACE))
+                    self.connection.client.api.stop(container, timeout=int(GRACE))
 
         thread = threading.Thread(target=body, daemon=not at_once)
         thread.start()
@@ -336,7 +365,7 @@ class Containers(Connection, SupervisedEngine):
     def taken(self) -> dict[str, str]:
         """See `SupervisedEngine.taken`."""
         try:
-            return client.devices_in_use(self._impatient())
+            return client.devices_in_use(self.connection.impatient())
         except Exception as error:
             self._down = True  # the holders of GPUs are unknown: nothing may start
             self.trouble = f"the Docker engine reports an error: {explain(error)}"
@@ -345,7 +374,7 @@ class Containers(Connection, SupervisedEngine):
     def ready(self) -> bool:
         """See `SupervisedEngine.ready`."""
         if self._down:
-            self._down = not self._answers()
+            self._down = not self.connection.answers()
             self.trouble = "the Docker engine does not answer; it is waited for" if self._down else None
         return not self._down
 
@@ -360,4 +389,4 @@ class Containers(Connection, SupervisedEngine):
     def _clear(self, watched: ContainerAttempt) -> None:
         """Remove everything of an attempt outside its run directory."""
         secret_files.take_back(watched.run_dir, watched.attempt)
-        create.remove(self.client, watched.id)
+        create.remove(self.connection.client, watched.id)

@@ -7,15 +7,17 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from launcher.base.errors import DataFolderError, EngineError, JobError
-from launcher.engines.base import Choice, UnofferedError, Want, Waste
+from launcher.engines.base import Choice, SupervisedEngine, UnofferedError, Want, Waste
 from launcher.engines.docker import checks, client, images, leftovers
 from launcher.engines.docker.client import explain
-from launcher.engines.docker.containers import Containers
+from launcher.engines.docker.connection import Connection
+from launcher.engines.docker.containers import NAME, Containers
 from launcher.engines.docker.recipe import network_reason, run_user
 from launcher.host.checks import Check, missing_packages
+from launcher.host.gpu_locks import GpuLock
 from launcher.host.machine import Machine
 from launcher.record.find import cache_dir
 from launcher.record.journal import Status
@@ -29,14 +31,25 @@ OWN = ("cpu", "cuda")
 """Names for the project's own images in a job."""
 
 
-class DockerEngine(Containers):
-    """See `Engine`."""
+class DockerEngine(SupervisedEngine):
+    """See `SupervisedEngine`."""
+
+    name = NAME
+    where = "in a container"
 
     def __init__(self) -> None:
-        super().__init__()
+        self.connection = Connection()
+        self.containers = Containers(self.connection)
         self._patient: DockerClient | None = None
         self._silent = False
         self._memory_files: dict[str, list[Path]] = {}
+
+    @property
+    def trouble(self) -> str | None:
+        """See `Engine.trouble`."""
+        return self.containers.trouble
+
+    # -- before a submission is created
 
     def offer(self, want: Want) -> Choice:
         """See `Engine.offer`. `--engine auto` uses it if its image matches this checkout, or no trainer is here.
@@ -47,11 +60,10 @@ class DockerEngine(Containers):
         if want.auto and machine.mps and gpus:
             raise UnofferedError("containers cannot use MPS")
         try:
-            self.client  # noqa: B018  # raises if no engine answers
-            self.mark()
-            image = _image(self.client, want, gpus and bool(machine.gpus))
+            self.mark()  # raises if no engine answers
+            image = _image(self.connection.client, want, gpus and bool(machine.gpus))
             if want.auto and gpus and not machine.declared:
-                probe_gpus(self.client, image, machine.visible(machine.devices[:1]))
+                probe_gpus(self.connection.client, image, machine.visible(machine.devices[:1]))
         except EngineError as error:
             if want.auto:
                 raise UnofferedError(str(error)) from None
@@ -62,7 +74,7 @@ class DockerEngine(Containers):
                 command = image.build_command
                 raise UnofferedError(f"image {image.name} is older than this checkout; build it again: {command}")
             why = "native runs need packages that are not installed here"
-        warning, version = images.stale_warning(image), self.info.get("ServerVersion", "")
+        warning, version = images.stale_warning(image), self.connection.info.get("ServerVersion", "")
         return Choice(
             self, self._offered(machine), f"containers of {image.name}, Docker {version}", image,
             [warning] if warning else [], contained=True, why=why,
@@ -70,15 +82,15 @@ class DockerEngine(Containers):
 
     def again(self, machine: Machine) -> Choice:
         """See `Engine.again`."""
-        self.client  # noqa: B018  # raises if no engine answers
-        self.mark()
+        self.mark()  # raises if no engine answers
         return Choice(self, self._offered(machine), "containers", contained=True)
 
     def _offered(self, machine: Machine) -> Machine:
         """The machine as containers see it: on a Mac a virtual machine, and with a remote engine another host."""
         if machine.declared:
             return machine
-        cpus, memory = self.info.get("NCPU") or machine.cpus, self.info.get("MemTotal") or machine.memory
+        info = self.connection.info
+        cpus, memory = info.get("NCPU") or machine.cpus, info.get("MemTotal") or machine.memory
         return dataclasses.replace(
             machine, cpus=min(machine.cpus, float(cpus)), memory=min(machine.memory, int(memory)), mps=False
         )
@@ -104,6 +116,48 @@ class DockerEngine(Containers):
         why = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
         return [f"{sum(map(bool, reasons))} of {len(reasons)} runs have a network: {why}"] if why else []
 
+    # -- runs
+
+    def mark(self) -> dict[str, Any]:
+        """See `SupervisedEngine.mark`. Raises EngineError if no engine answers."""
+        return self.containers.mark()
+
+    def start(self, run_dir: Path, attempt: int, devices: Sequence[str], held: Sequence[GpuLock]) -> None:
+        """See `SupervisedEngine.start`."""
+        self.containers.start(run_dir, attempt, devices, held)
+
+    def poll(self, run_dir: Path) -> bool:
+        """See `SupervisedEngine.poll`."""
+        return self.containers.poll(run_dir)
+
+    def settle(self, run_dir: Path) -> bool:
+        """See `Engine.settle`."""
+        return self.containers.settle(run_dir)
+
+    def stop(self, run_dir: Path) -> None:
+        """See `Engine.stop`."""
+        self.containers.stop(run_dir)
+
+    def kill(self, run_dir: Path) -> None:
+        """See `Engine.kill`."""
+        self.containers.kill(run_dir)
+
+    def wait(self, seconds: float) -> None:
+        """See `SupervisedEngine.wait`."""
+        self.containers.wait(seconds)
+
+    def taken(self) -> dict[str, str]:
+        """See `SupervisedEngine.taken`."""
+        return self.containers.taken()
+
+    def ready(self) -> bool:
+        """See `SupervisedEngine.ready`."""
+        return self.containers.ready()
+
+    def close(self) -> None:
+        """See `SupervisedEngine.close`."""
+        self.containers.close()
+
     def host_memory(self, run_dir: Path, status: Status) -> int | None:
         """See `Engine.host_memory`: the peak of the container's control group, including file caches."""
         container = str(status.figures.get("container") or "")
@@ -126,6 +180,8 @@ class DockerEngine(Containers):
             if self._patient is not None:
                 return client.devices_in_use(self._patient)
         return {}
+
+    # -- commands
 
     def checks(self, runs_root: Path) -> list[Check]:
         """See `Engine.checks`."""

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.engines.docker import create
-from launcher.engines.docker.containers import Containers
+from launcher.engines.docker.connection import Connection
+from launcher.engines.docker.containers import Containers, Hooks
 from launcher.engines.docker.watched import ContainerAttempt, ending
 from launcher.engines.outcome import EXIT_TAKEN, Overseer, StopSignals
 from launcher.record.journal import read_status
@@ -34,61 +34,37 @@ POLL = 0.2
 """Seconds between two checks of the container."""
 
 
-class SlurmContainers(Containers):
-    """The Docker engine of a node, for one run of a job there."""
-
-    def __init__(self, overseer: Overseer) -> None:
-        super().__init__()
-        self.overseer = overseer
-        self.signals = 0
-        self._leash: Any = None
-
-    def mark(self) -> dict[str, Any]:
-        """See `SupervisedEngine.mark`."""
-        return {**super().mark(), **self.overseer.mark}
-
-    def _adapted(self, options: dict[str, Any]) -> dict[str, Any]:
-        return {**options, "entrypoint": ["/bin/sh", "-c", LEASHED, "sh"], "stdin_open": True}
-
-    def _made(self, watched: ContainerAttempt) -> None:
-        self._leash = self.client.api.attach_socket(watched.id, {"stdin": 1, "stream": 1})
-
-    def _ending(self, watched: ContainerAttempt, state: Mapping[str, Any]) -> tuple[State, str, dict[str, Any]]:
-        word, reason, figures = ending(watched, state, self.overseer.asked(self.signals) > 0)
-        return (*self.overseer.judge(word, reason), figures)
-
-    def end(self, run_dir: Path, at_once: bool) -> bool:
-        """Send SIGTERM, or SIGKILL, to the run's container. Returns False if there is none yet."""
-        watched = self._watched.get(run_dir)
-        if watched is None or not watched.id:
-            return False
-        self._end(watched, at_once)
-        return True
-
-    def forget(self, run_dir: Path) -> None:
-        """Remove the container of an attempt whose run a newer attempt has taken over."""
-        watched = self._watched.get(run_dir)
-        if watched is not None:
-            create.remove(self.client, watched.id)
-
-
 def run(run_dir: Path, attempt: int, devices: Sequence[str], overseer: Overseer) -> int:
     """Execute the attempt that the journal announces as `starting` in a container, and record how it ended. Returns its
     exit code, or 1."""
     signals = StopSignals()
-    engine = SlurmContainers(overseer)
-    engine.start(run_dir, attempt, devices, [])
+    connection = Connection()
+    leash: list[Any] = []
+
+    def hold_leash(container: str) -> None:
+        leash.append(connection.client.api.attach_socket(container, {"stdin": 1, "stream": 1}))
+
+    def judge(watched: ContainerAttempt, state: Mapping[str, Any]) -> tuple[State, str, dict[str, Any]]:
+        word, reason, figures = ending(watched, state, overseer.asked(signals.times) > 0)
+        return (*overseer.judge(word, reason), figures)
+
+    containers = Containers(connection, Hooks(overseer.mark, _leashed, hold_leash, judge))
+    containers.start(run_dir, attempt, devices, [])
     told_to_end = False
-    while engine.poll(run_dir):
-        engine.signals = signals.times
+    while containers.poll(run_dir):
         if overseer.lost():
-            engine.end(run_dir, at_once=True)
-            engine.forget(run_dir)
+            containers.end(run_dir, at_once=True)
+            containers.forget(run_dir)
             return EXIT_TAKEN
         if overseer.asked(signals.times) and not told_to_end:
-            told_to_end = engine.end(run_dir, at_once=False)
+            told_to_end = containers.end(run_dir, at_once=False)
         time.sleep(POLL)
-    engine.close()
+    containers.close()
     status = read_status(run_dir)
     code = int(status.figures.get("exit_code") or 0)
     return 0 if status.state in GOOD else code if 0 < code < 256 else 1
+
+
+def _leashed(options: dict[str, Any]) -> dict[str, Any]:
+    """The container's options with `LEASHED` around its command."""
+    return {**options, "entrypoint": ["/bin/sh", "-c", LEASHED, "sh"], "stdin_open": True}

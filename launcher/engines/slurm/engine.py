@@ -10,7 +10,7 @@ from pathlib import Path
 from launcher.base.errors import RunError
 from launcher.engines import process, registry
 from launcher.engines.base import Choice, Collect, Say, UnofferedError, Want
-from launcher.engines.docker.containers import Containers
+from launcher.engines.docker import containers
 from launcher.engines.slurm import advance, calls, checks, task
 from launcher.engines.slurm import choice as slurm_choice
 from launcher.engines.slurm.calls import SlurmError
@@ -73,7 +73,7 @@ class SlurmEngine(Jobs):
     def host_memory(self, run_dir: Path, status: Status) -> int | None:
         """See `Engine.host_memory`."""
         if status.figures.get("container"):
-            return registry.engine(Containers.name).host_memory(run_dir, status)
+            return registry.engine(containers.NAME).host_memory(run_dir, status)
         return process.host_memory(run_dir, status)
 
 

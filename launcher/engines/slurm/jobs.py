@@ -40,9 +40,9 @@ class Jobs(QueueEngine):
     name = NAME
     where = "as a job of Slurm"
     title = "Slurm"
+    trouble: str | None = None
 
     def __init__(self) -> None:
-        self.trouble: str | None = None
         self._boards: dict[Path, tuple[float, Board]] = {}
         self._silent = (0.0, "")
         """After no answer: until when a read-only command does not ask Slurm again, and the error. The pause is as

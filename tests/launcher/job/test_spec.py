@@ -16,7 +16,7 @@ from launcher.engines import choice, registry
 from launcher.engines.base import Choice, Want
 from launcher.engines.docker import engine as docker_engine
 from launcher.engines.docker import images
-from launcher.engines.docker.engine import DockerEngine
+from launcher.engines.docker.connection import Connection
 from launcher.engines.native import engine as native_engine
 from launcher.host import machine
 from launcher.job import document, expansion, remarks, schema, spec
@@ -300,8 +300,8 @@ def chosen(engine: str, image: str) -> Choice:
 @pytest.fixture
 def docker(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A Docker engine that has no image, and this host as HERE."""
-    monkeypatch.setattr(DockerEngine, "client", SimpleNamespace())
-    monkeypatch.setattr(DockerEngine, "info", {})
+    monkeypatch.setattr(Connection, "client", SimpleNamespace())
+    monkeypatch.setattr(Connection, "info", {})
     monkeypatch.setattr(Want, "host", lambda want: HERE)
     monkeypatch.setattr(images, "find", lambda client, name: None)
     return monkeypatch
@@ -347,10 +347,10 @@ def test_auto_takes_what_is_there_and_refuses_a_named_image_that_is_not(docker: 
     docker.setattr(images, "resolve", lambda client, wanted, gpus: image(stale=False))
     assert chosen("auto", "auto").said.endswith("(auto: an engine and its image exist)")
 
-    def silent(engine: DockerEngine) -> None:
+    def silent(connection: Connection) -> None:
         raise EngineError("no Docker engine answers")
 
-    docker.setattr(DockerEngine, "client", property(silent))
+    docker.setattr(Connection, "client", property(silent))
     with pytest.raises(
         RunError, match=r"that are not installed: torch\ninstall them: .*; or use containers \(auto: no Docker engine"
     ):
