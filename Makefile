@@ -52,8 +52,8 @@ demo-docker: $(VENV)/.launcher ## the same in containers; builds the CPU image; 
 test: install ## run all tests except slow tests and GPU tests, as CI does
 	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
-test-full: install ## run all tests, including slow tests; prints their figures
-	$(BIN)/python -m pytest -s
+test-full: test ## run all tests: `make test`, then slow tests and GPU tests, with their figures
+	$(BIN)/python -m pytest -s -m "slow or gpu" --durations 0 --durations-min 1
 
 test-gpu: install ## run the tests that need an NVIDIA GPU; takes a few minutes
 	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} $(BIN)/python -m pytest -s -m gpu
