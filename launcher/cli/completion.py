@@ -39,10 +39,12 @@ def _submissions(context: click.Context) -> list[str]:
 
 def _runs(context: click.Context, incomplete: str) -> list[str]:
     """Names of the latest submission's runs, or, after `SUBMISSION/`, of that submission's runs."""
+    from launcher.record.find import list_runs
+
     submission, slash, _ = incomplete.rpartition("/")
     names = [submission] if slash else _submissions(context)[:1]
     prefix = f"{submission}/" if slash else ""
-    return [prefix + path.parent.name for name in names for path in sorted((_root(context) / name).glob("*/run.json"))]
+    return [prefix + path.name for name in names for path in list_runs(_root(context) / name)]
 
 
 @_quiet

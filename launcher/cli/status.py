@@ -54,10 +54,11 @@ def logs(run: str, follow: bool, lines: int | None, runs_root: Path) -> None:
     """
     from launcher.cli import watch
     from launcher.record.find import find_run
+    from launcher.record.folders import is_run
 
     with watching():
         run_dir = find_run(runs_root, run)
-        if "/" not in run and not Path(run, "run.json").is_file():
+        if "/" not in run and not is_run(Path(run)):
             click.echo(f"{run_dir.parent.name}/{run_dir.name}:", err=True)  # not on stdout: the log is often piped
         watch.follow_log(run_dir, follow, lines)
 

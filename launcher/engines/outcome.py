@@ -18,8 +18,6 @@ GRACE = 30.0
 """Seconds between SIGTERM and SIGKILL: time to finish the current step and save last.ckpt."""
 EXIT_TAKEN = 1
 """Exit code of an attempt when a newer attempt took over the run."""
-STOP = "stop.requested"
-"""File in a run directory: a request to end the run."""
 
 
 class StopSignals:

@@ -16,8 +16,7 @@ def hand_over(run_dir: Path, user: tuple[int, int]) -> None:
     if os.getuid() != 0 or user[0] == 0:
         return
     for path in (run_dir, *run_dir.rglob("*")):
-        if path.name not in ("events.jsonl", "exec.lock", "run.json", "status.json"):
-            os.chown(path, *user, follow_symlinks=False)
+        os.chown(path, *user, follow_symlinks=False)
 
 
 def write_log(run_dir: Path, text: str, user: tuple[int, int] | None = None) -> None:

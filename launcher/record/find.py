@@ -6,10 +6,12 @@ import fnmatch
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from launcher.base.errors import RunError
+from launcher.record.folders import STATE, is_old, is_run
 from trainer.base.errors import nearest
 
 BUILDING = ".new-"
@@ -18,7 +20,16 @@ BUILDING = ".new-"
 
 def list_runs(submission_dir: Path) -> list[Path]:
     """The run directories of a submission, in the order of their index."""
-    return sorted(path.parent for path in submission_dir.glob("*/run.json"))
+    try:
+        with os.scandir(submission_dir) as entries:
+            names = {entry.name for entry in entries if entry.is_dir(follow_symlinks=False)}
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    known = set()
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(submission_dir / STATE) as entries:
+        known = {entry.name for entry in entries if not entry.name.startswith(".")}
+    old = {name for name in names - known if not name.startswith(".") and is_old(submission_dir / name)}
+    return sorted(submission_dir / name for name in names & (known | old))
 
 
 def read_submission(submission: Path) -> dict[str, Any]:
@@ -76,7 +87,7 @@ def fits(name: str, pattern: str) -> bool:
 def find_run(runs_root: Path, name: str) -> Path:
     """The run `name`: a directory, `submission/run`, or the name, number or pattern of a run, in the latest submission
     that has such a run. Raises RunError."""
-    if (Path(name) / "run.json").is_file():
+    if is_run(Path(name)):
         return Path(name)
     submission, _, run = name.rpartition("/")
     candidates = [find_submission(runs_root, submission)] if submission else list_submissions(runs_root)[::-1]

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launcher.base.errors import FencedError, RunError
-from launcher.record.locks import is_locked, lock_journal, locked
+from launcher.record import folders
+from launcher.record.folders import JOURNAL, REQUEST, STATUS, Folder
+from launcher.record.locks import is_run_locked, lock_journal, run_locked
 from launcher.record.request import RunRequest, request_as_json
-from launcher.record.states import TRANSITIONS, State
-from trainer.base.files import json_text, write_json
+from launcher.record.states import ENDED, TRANSITIONS, State
+from trainer.base.files import json_text
 
 
 @dataclass(frozen=True)
@@ -35,27 +37,35 @@ def create_run(run_dir: Path, request: RunRequest) -> None:
 
     The files are not flushed to disk here: the caller flushes all runs at once before it publishes them.
     """
-    run_dir.mkdir(parents=True)
+    folders.create_state(run_dir)
     event = {"time": time.time(), "state": "queued", "attempt": 1, "reason": ""}
     for name, text in (
-        ("run.json", request_as_json(request)),
-        ("status.json", json_text(event, indent=2) + "\n"),
-        ("events.jsonl", json_text(event) + "\n"),
+        (REQUEST, request_as_json(request)),
+        (STATUS, json_text(event, indent=2) + "\n"),
+        (JOURNAL, json_text(event) + "\n"),
     ):
-        (run_dir / name).write_text(text, encoding="utf-8")
+        (folders.state_folder(run_dir) / name).write_text(text, encoding="utf-8")
+
+
+def _as_json(event: Mapping[str, Any]) -> str:
+    return json_text(event, indent=2) + "\n"
 
 
 def read_events(run_dir: Path) -> list[dict[str, Any]]:
     """The journal, oldest first. Skips a line that a crash or a full disk cut short."""
     try:
-        text = (run_dir / "events.jsonl").read_text(encoding="utf-8", errors="replace")
+        with folders.state(run_dir) as folder:
+            return _parsed(folders.read(folder, JOURNAL))
     except FileNotFoundError:
         return []
+
+
+def _parsed(content: bytes) -> list[dict[str, Any]]:
     events = []
-    for line in text.split("\n"):  # not splitlines: JSON may have other line separators in a text
+    for line in content.decode(errors="replace").split("\n"):  # not splitlines: a text may have other line separators
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(event, dict) and event.get("state") in TRANSITIONS:
             events.append(event)
@@ -69,9 +79,12 @@ def append_event(run_dir: Path, state: State, attempt: int | None = None, reason
     FencedError if another process was faster: a later attempt has started, or a launcher with a higher `fence` than
     the given one has written.
     """
-    with open(run_dir / "events.jsonl", "a+b", opener=_no_link) as journal:  # Path.open has no opener
+    with (
+        folders.own_state(run_dir) as folder,
+        os.fdopen(folders.open_own(folder, JOURNAL, os.O_RDWR | os.O_APPEND | os.O_CREAT), "a+b") as journal,
+    ):
         lock_journal(journal.fileno())
-        events = read_events(run_dir)
+        events = _parsed(folders.read(folder, JOURNAL))
         if events and state not in TRANSITIONS[events[-1]["state"]]:
             raise RunError(f"{run_dir.name}: is {events[-1]['state']} already and cannot become {state}")
         if events and attempt is not None and attempt < events[-1]["attempt"]:
@@ -91,8 +104,18 @@ def append_event(run_dir: Path, state: State, attempt: int | None = None, reason
         journal.flush()
         os.fsync(journal.fileno())
         with suppress(OSError):  # a full disk: the next read repairs status.json from the journal
-            write_json(run_dir / "status.json", event)
+            folders.replace(folder, STATUS, _as_json(event).encode())
+        if state in ENDED:
+            _copy(folder, run_dir)
     return status_of(event)
+
+
+def _copy(folder: Folder, run_dir: Path) -> None:
+    """Copy the request and the status into the run directory, for people and rsync. The launcher never reads the
+    copies."""
+    with suppress(OSError), folders.opened(run_dir, 2) as place:
+        for name in (REQUEST, STATUS):
+            folders.replace(place, name, folders.read(folder, name), durable=False)
 
 
 def replay(events: Sequence[Mapping[str, Any]]) -> Status:
@@ -108,12 +131,6 @@ def replay(events: Sequence[Mapping[str, Any]]) -> Status:
     return status
 
 
-def _no_link(path: str, flags: int) -> int:
-    """Opens no symbolic link: the run's user owns the folder and could redirect the writes of a launcher run by
-    root."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-
-
 def status_of(event: dict[str, Any]) -> Status:
     """The status after a journal's event."""
     known = {key: event[key] for key in ("state", "attempt", "reason", "time") if key in event}
@@ -122,17 +139,24 @@ def status_of(event: dict[str, Any]) -> Status:
 
 def read_status(run_dir: Path) -> Status:
     """The status after the journal's last event. Repairs status.json if it differs."""
-    events = read_events(run_dir)
-    if not events:
-        return Status()
     try:
-        recorded = json.loads((run_dir / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        recorded = None
-    if recorded != events[-1] and os.access(run_dir, os.W_OK):
-        with suppress(OSError):
-            write_json(run_dir / "status.json", events[-1])
-    return status_of(events[-1])
+        with folders.state(run_dir) as folder:
+            events = _parsed(folders.read(folder, JOURNAL))
+            if events:
+                _repair(folder, events[-1])
+    except FileNotFoundError:
+        return Status()
+    return status_of(events[-1]) if events else Status()
+
+
+def _repair(folder: Folder, last: Mapping[str, Any]) -> None:
+    """Write status.json again if it differs from the journal's last event."""
+    recorded = None
+    with suppress(OSError, ValueError, RecursionError):
+        recorded = json.loads(folders.read(folder, STATUS))
+    if recorded != last and folder.path.parent.name == folders.STATE:
+        with suppress(OSError):  # another user's submission, or a full disk
+            folders.replace(folder, STATUS, _as_json(last).encode())
 
 
 def mark_lost(run_dir: Path, state: Literal["lost", "cancelled"] = "lost") -> bool:
@@ -143,9 +167,9 @@ def mark_lost(run_dir: Path, state: Literal["lost", "cancelled"] = "lost") -> bo
         return False
     if status.figures.get("host", os.uname().nodename) != os.uname().nodename:
         return False  # this host cannot see the locks of another host
-    if is_locked(run_dir / "exec.lock"):
+    if is_run_locked(run_dir):
         return False
-    with locked(run_dir / "exec.lock") as free:
+    with run_locked(run_dir) as free:
         # Read again under the lock: the run may have ended just now.
         if not free or read_status(run_dir).state not in ("starting", "running"):
             return False

@@ -10,15 +10,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from launcher.record import folders
+from launcher.record.folders import Folder
+
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """Error numbers of a file system without locks: every lock counts as free there."""
 
 
 @contextmanager
 def locked(path: Path, patience: float = 0.1) -> Iterator[int | None]:
-    """Hold the lock file at `path`. Yields its descriptor, or None if another process holds it for `patience` seconds
-    (`is_locked` holds it for a moment). The lock is free when this process and all that inherited it have ended."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    """Hold a lock file in the folder of a submission. Yields its descriptor, or None if another process holds it for
+    `patience` seconds (`is_locked` holds it for a moment). The lock is free when this process and all that inherited it
+    have ended."""
+    with folders.opened(path.parent) as folder, _held(folder, path.name, patience) as descriptor:
+        yield descriptor
+
+
+@contextmanager
+def run_locked(run_dir: Path, patience: float = 0.1) -> Iterator[int | None]:
+    """The same with the lock of a run: the process that executes or watches the run holds it."""
+    with folders.own_state(run_dir) as folder, _held(folder, folders.LOCK, patience) as descriptor:
+        yield descriptor
+
+
+@contextmanager
+def _held(folder: Folder, name: str, patience: float) -> Iterator[int | None]:
+    descriptor = folders.open_own(folder, name, os.O_RDWR | os.O_CREAT)
     deadline = time.monotonic() + patience
     try:
         while not (mine := _lock(descriptor)) and time.monotonic() < deadline:
@@ -40,9 +57,23 @@ def _lock(descriptor: int) -> bool:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock file."""
+    """Whether a process holds the lock file in the folder of a submission."""
+    with folders.opened(path.parent) as folder:
+        return _is_held(folder, path.name)
+
+
+def is_run_locked(run_dir: Path) -> bool:
+    """Whether a process executes or watches the run."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with folders.state(run_dir) as folder:
+            return _is_held(folder, folders.LOCK)
+    except FileNotFoundError:
+        return False
+
+
+def _is_held(folder: Folder, name: str) -> bool:
+    try:
+        descriptor = folders.open_own(folder, name, os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:

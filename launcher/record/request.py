@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launcher.base.errors import RunError
+from launcher.record import folders
+from launcher.record.folders import REQUEST
 from launcher.record.states import State
-from trainer.base.files import json_text, write_text
+from trainer.base.files import json_text
 
 Kind = Literal["train", "ensemble", "predict", "analyze"]
 
@@ -92,7 +94,8 @@ def device_need(request: RunRequest) -> int | None:
 
 def write_request(run_dir: Path, request: RunRequest) -> None:
     """Replace run.json."""
-    write_text(run_dir / "run.json", request_as_json(request))
+    with folders.own_state(run_dir) as folder:
+        folders.replace(folder, REQUEST, request_as_json(request).encode())
 
 
 def request_as_json(request: RunRequest) -> str:
@@ -104,12 +107,13 @@ def request_as_json(request: RunRequest) -> str:
 def read_request(run_dir: Path) -> RunRequest:
     """The request in run.json. Raises RunError if `run_dir` is not a run directory."""
     try:
-        content = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+        with folders.state(run_dir) as folder:
+            content = json.loads(folders.read(folder, REQUEST))
         content.pop("attempts", None)  # written by an earlier version
         retry = {**content.get("retry", {})}
         retry["on"] = tuple(retry.get("on", Retry.on))
         return RunRequest(**{**content, "resources": Resources(**content["resources"]), "retry": Retry(**retry)})
     except FileNotFoundError:
         raise RunError(f"{run_dir}: not a run directory: it has no run.json") from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise RunError(f"{run_dir / 'run.json'}: not a request of this launcher: {error}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise RunError(f"{folders.state_folder(run_dir) / REQUEST}: not a request of this launcher: {error}") from None

@@ -109,6 +109,7 @@ def _copy(connection: ssh.Connection, rsync: str, directory: str, copy: Path, qu
         rsync,
         "-rlpt",  # like -a, but the collecting user owns the files
         f"--partial-dir={PARTIAL}",
+        "--include=/.state/",  # the launcher's own files of the runs
         "--exclude=.*",  # temporary files, caches
         "--exclude=*.lock",  # no process here holds them
         "--exclude=/submission.json",

@@ -20,13 +20,14 @@ from launcher.engines.docker import client, create, recipe
 from launcher.engines.docker.client import explain
 from launcher.engines.docker.connection import Connection
 from launcher.engines.docker.watched import ContainerAttempt, ending, sample_memory, state_at_end
-from launcher.engines.outcome import GRACE, STOP
-from launcher.engines.run_files import hand_over, touch, write_log
+from launcher.engines.outcome import GRACE
+from launcher.engines.run_files import hand_over, write_log
 from launcher.host import gpu_locks
 from launcher.host.gpu_locks import GpuLock
 from launcher.record import retry, secret_files
+from launcher.record.folders import clear_stop, request_stop, stop_requested
 from launcher.record.journal import append_event, read_events, read_status
-from launcher.record.locks import locked
+from launcher.record.locks import run_locked
 from launcher.record.request import read_request
 from launcher.record.states import ENDED, State
 
@@ -47,7 +48,7 @@ CLEARING = 30.0
 
 def stopped_or_ended(watched: ContainerAttempt, state: Mapping[str, Any]) -> tuple[State, str, dict[str, Any]]:
     """See `watched.ending`. A stop was requested if the run directory says so."""
-    return ending(watched, state, (watched.run_dir / STOP).exists())
+    return ending(watched, state, stop_requested(watched.run_dir))
 
 
 @dataclass(frozen=True)
@@ -89,14 +90,14 @@ class Containers:
         """See `SupervisedEngine.start`."""
         locks = [GpuLock(one.gpu, os.dup(one.descriptor)) for one in held]
         watched = ContainerAttempt(run_dir, attempt, read_request(run_dir), locks)
-        (run_dir / STOP).unlink(missing_ok=True)
+        clear_stop(run_dir)
         self._in_thread(watched, lambda: self._begin(watched, devices))
 
     def _in_thread(self, watched: ContainerAttempt, work: Callable[[], None]) -> None:
         def body() -> None:
             try:
                 # The thread of the earlier attempt may still be removing it, for a moment.
-                with locked(watched.run_dir / "exec.lock", patience=CLEARING) as mine:
+                with run_locked(watched.run_dir, CLEARING) as mine:
                     if mine:
                         work()
             except RunError:
@@ -134,7 +135,7 @@ class Containers:
             if not isinstance(error, RunError) and not engine.answers():
                 # The run is not to blame: it stays in the queue, and no run starts until the engine is back.
                 self._down = True
-                if (run_dir / STOP).exists():
+                if stop_requested(run_dir):
                     append_event(run_dir, "cancelled", reason="stopped before it started")
                     return
                 done = retry.retries(read_events(run_dir))
@@ -152,7 +153,7 @@ class Containers:
         except RunError:  # withdrawn meanwhile
             self._clear(watched)
             raise
-        if (run_dir / STOP).exists():
+        if stop_requested(run_dir):
             self._end(watched, at_once=False)
         self._attend(watched)
 
@@ -178,7 +179,7 @@ class Containers:
                 if isinstance(error, TimeoutError) or "Read timed out" in str(error):
                     if self.connection.answers():
                         self.trouble = None
-                        if watched.timed_out or (watched.run_dir / STOP).exists():
+                        if watched.timed_out or stop_requested(watched.run_dir):
                             self._end(watched, at_once=False)  # the engine may not have received the first request
                         continue
                     self.trouble = "the Docker engine does not answer; its containers are waited for"
@@ -202,7 +203,7 @@ class Containers:
         if read_status(run_dir).state not in ENDED:
             append_event(run_dir, word, watched.attempt, reason, **figures, **self.mark())
         self._changed.set()  # the next run may start while this one is removed
-        (run_dir / STOP).unlink(missing_ok=True)
+        clear_stop(run_dir)
         self._clear(watched)
 
     def poll(self, run_dir: Path) -> bool:
@@ -276,7 +277,7 @@ class Containers:
         if status.figures.get("engine_id") != self.mark()["engine_id"]:
             self.trouble = f"{run_dir.name} is a container of another Docker engine: set DOCKER_HOST as at its start"
             return True
-        with locked(run_dir / "exec.lock") as free:
+        with run_locked(run_dir) as free:
             if not free:
                 return True  # a launcher watches it
             status = read_status(run_dir)
@@ -285,7 +286,7 @@ class Containers:
             container = self._find(run_dir)
             if container is None:
                 secret_files.take_back(run_dir, status.attempt)
-                asked = (run_dir / STOP).exists()
+                asked = stop_requested(run_dir)
                 reason = "stopped while it started" if asked else "its container is gone, and its end was not recorded"
                 append_event(run_dir, "cancelled" if asked else "lost", reason=reason, **self.mark())
                 return False
@@ -314,7 +315,7 @@ class Containers:
         self._request_end(run_dir, at_once=True)
 
     def _request_end(self, run_dir: Path, at_once: bool) -> None:
-        touch(run_dir / STOP)
+        request_stop(run_dir)
         watched = self._watched.get(run_dir)
         if watched is None:
             container = self._find(run_dir)

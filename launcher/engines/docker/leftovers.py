@@ -15,8 +15,9 @@ from launcher.engines.docker import client as docker_client
 from launcher.engines.docker import images
 from launcher.engines.docker.client import explain
 from launcher.record.find import list_runs, list_submissions, read_submission
+from launcher.record.folders import REQUEST, state_folder
 from launcher.record.journal import read_status
-from launcher.record.locks import is_locked
+from launcher.record.locks import is_run_locked
 from launcher.record.states import ENDED, GOOD
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def leftovers(client: DockerClient, remarks: list[str]) -> list[Waste]:
 def _why_left(container: Container, run_dir: Path, remarks: list[str]) -> str | None:
     """Why nobody needs the container; None if somebody may need it. Raises OSError and RunError."""
     try:
-        (run_dir / "run.json").stat()  # not is_file(), which is also False for a file that this user may not see
+        # Not is_run(), which is also False for a folder that this user may not see.
+        run_dir.stat(), (state_folder(run_dir) / REQUEST).stat()
     except (FileNotFoundError, NotADirectoryError):
         # A run of another runs folder, perhaps of another host: only an ended container is a leftover.
         if container.status in ("running", "paused", "restarting"):
@@ -72,7 +74,7 @@ def _why_left(container: Container, run_dir: Path, remarks: list[str]) -> str | 
         registry.settle(run_dir)
     status = read_status(run_dir)
     current = str(status.attempt) == container.labels.get(docker_client.ATTEMPT)
-    if is_locked(run_dir / "exec.lock") or (current and status.state not in ENDED):
+    if is_run_locked(run_dir) or (current and status.state not in ENDED):
         return None
     return f"the run is {status.state}"
 

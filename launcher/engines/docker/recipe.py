@@ -34,8 +34,6 @@ FILES = ("model.weights", "data.root", "resume", "training.teachers")
 path."""
 LISTS = ("training.teachers",)
 """The keys of `FILES` whose value is a list."""
-RECORDS = ("run.json", "events.jsonl", "exec.lock")
-"""Files of the run directory that the launcher relies on to judge the run and start its next attempt."""
 DATA, RUNS, CACHE, SECRETS, COMPILED = "/data", "/runs", "/cache", "/run/secrets", "/compiled"
 
 
@@ -175,12 +173,6 @@ def options(
     resources = request.resources
     inside = f"{RUNS}/{run_dir.parent.name}/{run_dir.name}"
     mounts = [Mount(inside, str(run_dir), type="bind")]
-    # The run must not write the files that the launcher relies on.
-    mounts += [
-        Mount(f"{inside}/{name}", str(run_dir / name), type="bind", read_only=True)
-        for name in RECORDS
-        if (run_dir / name).is_file()
-    ]
     if any(word.startswith(RUNS + "/") or f"={RUNS}/" in word for word in trainer_words):
         mounts.append(Mount(RUNS, str(run_dir.parent.parent), type="bind", read_only=True))
     mounts.append(Mount(CACHE, str(place.cache), type="bind"))

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.engines.docker import client as docker_client
 from launcher.engines.docker import recipe
-from launcher.engines.outcome import STOP, lack_of_memory, last_error, verdict
+from launcher.engines.outcome import lack_of_memory, last_error, verdict
 from launcher.host.gpu_locks import GpuLock
+from launcher.record.folders import stop_requested
 from launcher.record.request import RunRequest
 from launcher.record.states import State
 from trainer.base import cgroup
@@ -63,7 +64,7 @@ def state_at_end(client: DockerClient, watched: ContainerAttempt) -> dict[str, A
         state: dict[str, Any] = client.api.inspect_container(watched.id)["State"]
         if state["ExitCode"] != 137 or state.get("OOMKilled"):
             break
-        if watched.timed_out or (watched.run_dir / STOP).exists() or not watched.request.resources.memory:
+        if watched.timed_out or stop_requested(watched.run_dir) or not watched.request.resources.memory:
             break
         time.sleep(0.05)
     return state

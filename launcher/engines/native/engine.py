@@ -21,7 +21,7 @@ from launcher.host.gpu_locks import GpuLock
 from launcher.host.machine import Machine
 from launcher.record import secret_files
 from launcher.record.journal import Status, mark_lost, read_status
-from launcher.record.locks import is_locked
+from launcher.record.locks import is_run_locked
 from launcher.record.states import ENDED
 
 
@@ -116,7 +116,7 @@ class NativeEngine(SupervisedEngine):
         pid = status.figures.get("exec_pid")
         if pid is None and run_dir in self._children and self._children[run_dir].poll() is None:
             pid = self._children[run_dir].pid
-        elif not is_locked(run_dir / "exec.lock"):
+        elif not is_run_locked(run_dir):
             return
         with suppress(ProcessLookupError, PermissionError):
             if pid is not None:

@@ -1,6 +1,6 @@
 """`launcher exec RUN_DIR`: execute one run natively, and record how it ended.
 
-The process holds `exec.lock` in the run directory for its whole life, so anyone can see whether it lives. It has its
+The process holds the run's lock for its whole life, so anyone can see whether it lives. It has its
 own process session, and outlives the supervisor that started it.
 """
 
@@ -16,7 +16,7 @@ from launcher.engines.process import DEVICES, run_trainer
 from launcher.host import gpu_locks
 from launcher.host.machine import select
 from launcher.record.journal import append_event, read_status
-from launcher.record.locks import locked
+from launcher.record.locks import run_locked
 from launcher.record.request import RunRequest, read_request
 from launcher.record.states import ENDED
 
@@ -31,7 +31,7 @@ def execute(run_dir: Path, attempt: int | None = None, grace: float = GRACE) -> 
     """
     run_dir = run_dir.resolve()
     request = read_request(run_dir)
-    with locked(run_dir / "exec.lock") as mine:
+    with run_locked(run_dir) as mine:
         if not mine:
             raise RunError(f"{run_dir.name}: is being executed already; see: launcher logs {run_dir} -f")
         status = read_status(run_dir)

@@ -13,8 +13,7 @@ from typing import Any
 from launcher.base.errors import RunError
 from launcher.base.text import printable, tail
 from launcher.engines.base import QueueEngine
-from launcher.engines.outcome import STOP, lack_of_memory
-from launcher.engines.run_files import touch
+from launcher.engines.outcome import lack_of_memory
 from launcher.engines.slurm import board as slurm_board
 from launcher.engines.slurm import calls, task_lease
 from launcher.engines.slurm.board import Board
@@ -22,6 +21,7 @@ from launcher.engines.slurm.calls import SlurmError
 from launcher.engines.slurm.squeue import Key, SlurmJob
 from launcher.record import retry, secret_files
 from launcher.record.find import list_runs
+from launcher.record.folders import clear_stop, request_stop, stop_requested
 from launcher.record.journal import Status, append_event, read_events, read_status
 from launcher.record.request import RunRequest, read_request
 from launcher.record.states import ENDED, State
@@ -116,18 +116,18 @@ class Jobs(QueueEngine):
     def _settle_running(self, run_dir: Path, status: Status, key: Key, job: SlurmJob | None) -> None:
         if job is None and task_lease.is_fresh(run_dir):
             return  # Slurm may show users only their own jobs
-        asked = (run_dir / STOP).exists()
+        asked = stop_requested(run_dir)
         job = job or calls.accounted(key)
         state, reason = ending(read_request(run_dir), key, job, asked)
         if status.state == "starting" and state not in ("failed", "cancelled", "lost"):
             append_event(run_dir, "running", **_mark(status))
         append_event(run_dir, state, reason=reason, **_mark(status))
         secret_files.take_back(run_dir, status.attempt)
-        (run_dir / STOP).unlink(missing_ok=True)
+        clear_stop(run_dir)
 
     def stop(self, run_dir: Path) -> None:
         """See `Engine.stop`. `launcher exec` on the node sees the file, with or without Slurm's commands here."""
-        touch(run_dir / STOP)
+        request_stop(run_dir)
 
     def kill(self, run_dir: Path) -> None:
         """See `Engine.kill`."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from launcher.base.errors import RunError
 from launcher.base.text import tail
-from launcher.engines.outcome import STOP, Overseer, lack_of_memory
+from launcher.engines.outcome import Overseer, lack_of_memory
 from launcher.engines.process import run_trainer
 from launcher.engines.slurm import advance, board, calls, container, task_lease
 from launcher.engines.slurm.jobs import EXIT_EARLY, NAME, Jobs, queue_again
@@ -25,8 +25,9 @@ from launcher.host import gpu_locks
 from launcher.job import steps
 from launcher.record import retry
 from launcher.record.find import read_submission
+from launcher.record.folders import clear_stop, stop_requested
 from launcher.record.journal import append_event, read_events, read_status
-from launcher.record.locks import locked
+from launcher.record.locks import run_locked
 from launcher.record.request import RunRequest, read_request, write_request
 from launcher.record.states import ENDED, GOOD, State
 from trainer.base.errors import EXIT_STOPPED
@@ -69,12 +70,12 @@ class SlurmOverseer(Overseer):
         """See `Overseer.asked`. Slurm may warn before it ends a job, so two signals mean the same as one."""
         self.signals = signals
         with suppress(OSError):  # the volume does not answer now
-            return 1 if signals or (self.run_dir / STOP).exists() else 0
+            return 1 if signals or stop_requested(self.run_dir) else 0
         return 0
 
     def judge(self, state: State, reason: str) -> tuple[State, str]:
         """See `Overseer.judge`."""
-        if state not in ("cancelled", "lost", "out_of_host_memory") or (self.run_dir / STOP).exists():
+        if state not in ("cancelled", "lost", "out_of_host_memory") or stop_requested(self.run_dir):
             return state, reason
         if state == "out_of_host_memory":
             return state, lack_of_memory(read_request(self.run_dir))
@@ -149,7 +150,7 @@ def run(jobs: Jobs, run_dir: Path, announced: int, number: str) -> int:
         return 1
     named = retry.latest(read_events(run_dir), "micro_batch")
     more = {"micro_batch": named} if named else {}
-    (run_dir / STOP).unlink(missing_ok=True)
+    clear_stop(run_dir)
     append_event(run_dir, "starting", attempt, devices=devices, host=host, **mark, **more)
     lease = TaskLease(run_dir, attempt)
     overseer = SlurmOverseer(run_dir, lease, mark, run_dir.parent / board.FOLDER / f"{number}.out")
@@ -159,7 +160,7 @@ def run(jobs: Jobs, run_dir: Path, announced: int, number: str) -> int:
         if docker:
             code = container.run(run_dir, attempt, devices, overseer)
         else:
-            mine = kept.enter_context(locked(run_dir / "exec.lock", patience=PATIENCE))
+            mine = kept.enter_context(run_locked(run_dir, PATIENCE))
             if mine is None:
                 raise RunError(f"{run_dir.name}: another process on this host holds it")
             locks = _locks(run_dir) if devices else []
@@ -173,7 +174,7 @@ def run(jobs: Jobs, run_dir: Path, announced: int, number: str) -> int:
             f"{run_dir.name}: attempt {attempt} was ended: attempt {after.attempt} has taken over the run", flush=True
         )
         return code
-    (run_dir / STOP).unlink(missing_ok=True)
+    clear_stop(run_dir)
     if overseer.requeued:
         queue_again(run_dir, after, key, "")
     elif after.state not in GOOD:

@@ -18,13 +18,12 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from launcher.record import lease
+from launcher.record import folders, lease
+from launcher.record.folders import TASK
 from launcher.record.journal import read_events, status_of
 from launcher.record.lease import Holder
-from launcher.record.locks import is_locked
-from trainer.base.files import write_json
+from launcher.record.locks import is_run_locked
 
-FILE = "exec.json"
 LOOK = 2.0
 """Seconds between two checks of the journal."""
 BEAT = 5.0
@@ -71,8 +70,8 @@ class TaskLease:
 
     def _write(self, beat: int | None = None, released: bool = False) -> None:
         self.holder = replace(self.holder, beat=self.holder.beat if beat is None else beat, released=released)
-        with suppress(OSError):  # a full disk must not end the run
-            write_json(self.run_dir / FILE, asdict(self.holder))
+        with suppress(OSError), folders.own_state(self.run_dir) as folder:  # a full disk must not end the run
+            folders.replace(folder, TASK, (json.dumps(asdict(self.holder), indent=2) + "\n").encode())
 
 
 def await_former(run_dir: Path, say: Callable[[str], None] = print) -> None:
@@ -82,9 +81,9 @@ def await_former(run_dir: Path, say: Callable[[str], None] = print) -> None:
     if former is None or former.released:
         return
     if (former.host, former.boot) == (os.uname().nodename, lease.boot_id()):
-        if is_locked(run_dir / "exec.lock"):
+        if is_run_locked(run_dir):
             say(f"waiting until process {former.pid} on this host ends the run")
-        while is_locked(run_dir / "exec.lock"):
+        while is_run_locked(run_dir):
             time.sleep(0.1)
         return
     say(f"checking for {EXPIRY:g} s whether {former.host} has ended the run")
@@ -100,19 +99,20 @@ def await_former(run_dir: Path, say: Callable[[str], None] = print) -> None:
 
 def is_fresh(run_dir: Path) -> bool:
     """Whether a process seems to execute the run."""
-    if is_locked(run_dir / "exec.lock"):
+    if is_run_locked(run_dir):
         return True
     holder = read_holder(run_dir)
     if holder is None or holder.released or (holder.host, holder.boot) == (os.uname().nodename, lease.boot_id()):
         return False
     with suppress(OSError):
-        return abs(time.time() - (run_dir / FILE).stat().st_mtime) < EXPIRY
+        return abs(time.time() - (folders.state_folder(run_dir) / TASK).stat().st_mtime) < EXPIRY
     return False
 
 
 def read_holder(run_dir: Path) -> Holder | None:
     """The content of exec.json; None if it is missing or not readable."""
     try:
-        return Holder(**json.loads((run_dir / FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        with folders.state(run_dir) as folder:
+            return Holder(**json.loads(folders.read(folder, TASK)))
+    except (OSError, ValueError, TypeError, RecursionError):
         return None

@@ -22,8 +22,9 @@ from launcher.cli import tables, top, watch
 from launcher.engines.host_memory import HostMemory
 from launcher.host import gpu_locks, machine
 from launcher.record.find import list_runs
+from launcher.record.folders import create_state, state_folder
 from launcher.record.journal import Status, append_event, create_run
-from launcher.record.locks import locked
+from launcher.record.locks import run_locked
 from launcher.record.request import RunRequest
 from tests.launcher.conftest import Lab, wait_for
 
@@ -197,8 +198,10 @@ def test_pages_that_a_runs_processes_share_count_once(tmp_path: Path) -> None:
     try:
         assert process.stdout is not None and [process.stdout.readline() for _ in range(2)]
         figures = {"exec_pid": process.pid, "host": os.uname().nodename}
-        with locked(tmp_path / "exec.lock"):
-            size = HostMemory().peak(tmp_path, Status("running", figures=figures))
+        run_dir = tmp_path / "s" / "001-x"
+        create_state(run_dir)
+        with run_locked(run_dir):
+            size = HostMemory().peak(run_dir, Status("running", figures=figures))
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
@@ -212,9 +215,11 @@ def test_host_memory_of_a_run_that_is_over_is_the_journals(tmp_path: Path) -> No
     assert seen.peak(tmp_path, ended) == 7 and seen.peak(tmp_path, Status("queued")) is None
     # A process id without the run's lock may be anybody's.
     mine = {"exec_pid": os.getpid(), "host": os.uname().nodename}
-    assert seen.peak(tmp_path, Status("running", figures=mine)) is None
-    with locked(tmp_path / "exec.lock"):
-        size = seen.peak(tmp_path, Status("running", figures=mine))
+    run_dir = tmp_path / "s" / "001-x"
+    create_state(run_dir)
+    assert seen.peak(run_dir, Status("running", figures=mine)) is None
+    with run_locked(run_dir):
+        size = seen.peak(run_dir, Status("running", figures=mine))
     assert size is not None and size >= psutil.Process().memory_info().rss / 2
 
 
@@ -291,7 +296,7 @@ def test_replay_checks_journals(lab: Lab) -> None:
     assert lab.launcher("submit", lab.job(JOB), "--engine", "native").returncode == 0
     done = lab.launcher("replay")
     assert done.returncode == 0 and "✓ 001-seed1: queued → starting → running → succeeded" in done.stdout
-    with (lab.submission() / "001-seed1" / "events.jsonl").open("a") as journal:
+    with (state_folder(lab.submission() / "001-seed1") / "events.jsonl").open("a") as journal:
         journal.write('{"time": 1, "state": "running", "attempt": 1, "reason": ""}\n')
     done = lab.launcher("replay", "1")
     assert done.returncode == 1 and "✗ 001-seed1: line 5: running cannot follow succeeded" in done.stdout

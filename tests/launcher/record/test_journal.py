@@ -13,8 +13,9 @@ from launcher.cli import watch
 from launcher.engines import outcome
 from launcher.record import journal
 from launcher.record.find import find_run, find_submission
+from launcher.record.folders import state_folder
 from launcher.record.journal import Status, append_event, create_run, mark_lost, read_events, read_status
-from launcher.record.locks import locked
+from launcher.record.locks import locked, run_locked
 from launcher.record.request import Resources, RunRequest, read_request, write_request
 from launcher.record.states import ENDED, GOOD, TRANSITIONS, State
 from trainer.base.files import write_json
@@ -70,7 +71,7 @@ def test_every_state_can_be_left_or_is_final() -> None:
     "damage", [b'{"time": 1, "state": "runn', b"\x00\xff\x00", b"not json\n", b'{"state": "odd"}\n']
 )
 def test_a_torn_line_is_passed_over_and_closed(run_dir: Path, damage: bytes) -> None:
-    with (run_dir / "events.jsonl").open("ab") as journal:
+    with (state_folder(run_dir) / "events.jsonl").open("ab") as journal:
         journal.write(damage)
     assert read_status(run_dir).state == "queued"
     append_event(run_dir, "starting")
@@ -81,9 +82,9 @@ def test_a_torn_line_is_passed_over_and_closed(run_dir: Path, damage: bytes) -> 
     "content", [b"", b'{"state": "succe', b'{"state": "succeeded", "attempt": 1, "time": 0, "reason": ""}']
 )
 def test_a_wrong_status_json_is_put_right_from_the_journal(run_dir: Path, content: bytes) -> None:
-    (run_dir / "status.json").write_bytes(content)
+    (state_folder(run_dir) / "status.json").write_bytes(content)
     assert read_status(run_dir).state == "queued"
-    assert json.loads((run_dir / "status.json").read_text())["state"] == "queued"
+    assert json.loads((state_folder(run_dir) / "status.json").read_text())["state"] == "queued"
 
 
 def test_a_clock_that_goes_back_changes_no_order(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +117,7 @@ def test_of_two_writers_one_wins(run_dir: Path) -> None:
 def test_a_run_without_a_process_is_marked_lost_but_not_one_with(run_dir: Path) -> None:
     assert not mark_lost(run_dir), "a queued run has no process"
     append_event(run_dir, "starting")
-    with locked(run_dir / "exec.lock") as mine:
+    with run_locked(run_dir) as mine:
         assert mine and not mark_lost(run_dir)
     assert mark_lost(run_dir) and read_status(run_dir).state == "lost"
 

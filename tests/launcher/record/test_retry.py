@@ -12,6 +12,7 @@ import pytest
 
 from launcher.record import retry
 from launcher.record.find import find_run
+from launcher.record.folders import state_folder
 from launcher.record.journal import read_events
 from launcher.record.request import Retry, RunRequest, read_request
 from launcher.record.states import ENDED
@@ -198,7 +199,7 @@ def test_a_job_that_follows_another_waits_for_its_end(lab: Lab) -> None:
 
 def test_run_files_of_an_earlier_version_are_read(lab: Lab) -> None:
     assert lab.launcher("submit", lab.job(seeds(1)), lab.machine()).returncode == 0
-    path = find_run(lab.runs, "1") / "run.json"
+    path = state_folder(find_run(lab.runs, "1")) / "run.json"
     content = json.loads(path.read_text())
     del content["retry"]
     path.write_text(json.dumps({**content, "attempts": 1}))

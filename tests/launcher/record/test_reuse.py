@@ -10,6 +10,7 @@ import pytest
 
 from launcher.record import reuse
 from launcher.record.find import find_run, find_submission, list_submissions
+from launcher.record.folders import state_folder
 from tests.launcher.conftest import Lab, seeds
 from trainer.config.compose import compose
 from trainer.config.plain import to_dict
@@ -75,14 +76,14 @@ def test_what_changes_no_result_is_no_difference(full: Lab) -> None:
 
 def test_runs_of_another_trainer_are_stale_and_taken_only_when_asked_for(full: Lab) -> None:
     full.launcher("submit", full.job(seeds(1)), full.machine())
-    path = full.submission() / "001-resnet34" / "run.json"
+    path = state_folder(full.submission() / "001-resnet34") / "run.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "code": "of last week"}))
     done = full.launcher("submit", full.job(seeds(1)), full.machine(), "--reuse-stale")
     assert done.returncode == 0 and len(begun(full)) == 1 and full.states() == {"resnet34": "reused"}
     done = full.launcher("submit", full.job(seeds(1)), full.machine(), "--fresh")
     path.write_text(json.dumps({**json.loads(path.read_text()), "identity": "gone"}))
     assert len(begun(full)) == 2, done.stdout
-    path = full.submission() / "001-resnet34" / "run.json"
+    path = state_folder(full.submission() / "001-resnet34") / "run.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "code": "of last week"}))
     done = full.launcher("submit", full.job(seeds(1)), full.machine())
     assert "--reuse-stale reuses them" in done.stdout and len(begun(full)) == 3

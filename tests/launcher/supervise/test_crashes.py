@@ -18,6 +18,7 @@ import pytest
 from launcher.base.errors import LeaseLostError, RunError
 from launcher.record import lease
 from launcher.record.find import find_run, list_runs, list_submissions
+from launcher.record.folders import state_folder
 from launcher.record.journal import append_event, create_run, read_events, read_status, replay
 from launcher.record.request import RunRequest, read_request
 from tests.docker_engine import Dockerd
@@ -125,13 +126,13 @@ def test_what_a_crash_left_half_written_is_put_right(lab: Lab) -> None:
     lab.plan = {"*": {"f1": 0.8}}
     assert lab.launcher("submit", lab.job(seeds(2)), lab.machine()).returncode == 0
     first, second = list_runs(lab.submission())
-    (first / "status.json").write_text('{"state": "runn')
-    with (second / "events.jsonl").open("ab") as file:
+    (state_folder(first) / "status.json").write_text('{"state": "runn')
+    with (state_folder(second) / "events.jsonl").open("ab") as file:
         file.write(b'{"time": 1, "state": "fai')
     (lab.submission() / "supervisor.json").write_text("{")
     shown = json.loads(lab.launcher("status", "--json").stdout)
     assert [run["state"] for run in shown["runs"]] == ["succeeded", "succeeded"]
-    assert json.loads((first / "status.json").read_text())["state"] == "succeeded"
+    assert json.loads((state_folder(first) / "status.json").read_text())["state"] == "succeeded"
     assert lab.launcher("resume", lab.machine()).returncode == 0
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from launcher.memory.predict import CONTEXT, DRIVER, device_limit
+from launcher.record.folders import state_folder
 from launcher.record.journal import Status, create_run
 from launcher.record.request import Resources, RunRequest, device_need, read_request
 from launcher.supervise import durations
@@ -86,8 +87,8 @@ def test_a_run_that_shares_is_held_to_what_it_was_packed_by() -> None:
 
 def test_a_request_written_before_there_were_priorities_is_read(tmp_path: Path) -> None:
     create_run(tmp_path / "001-x", request())
-    content = json.loads((tmp_path / "001-x" / "run.json").read_text())
+    content = json.loads((state_folder(tmp_path / "001-x") / "run.json").read_text())
     for name in ("share_gpu", "priority", "predicted_memory"):
         del content[name]
-    (tmp_path / "001-x" / "run.json").write_text(json.dumps(content))
+    (state_folder(tmp_path / "001-x") / "run.json").write_text(json.dumps(content))
     assert read_request(tmp_path / "001-x") == request()

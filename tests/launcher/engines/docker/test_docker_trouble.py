@@ -13,6 +13,7 @@ import pytest
 
 from launcher.host import gpu_locks
 from launcher.record.find import find_run
+from launcher.record.folders import state_folder
 from tests.docker_engine import Dockerd
 from tests.launcher.boxes import containers, job, journal, one_container
 from tests.launcher.conftest import Lab, wait_for
@@ -186,9 +187,9 @@ def test_a_container_whose_launcher_died_while_it_started_it(
     process.kill()
     process.wait()
     run_dir = find_run(box.runs, "1")
-    lines = (run_dir / "events.jsonl").read_text().splitlines()
+    lines = (state_folder(run_dir) / "events.jsonl").read_text().splitlines()
     assert '"running"' in lines[-1]
-    (run_dir / "events.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    (state_folder(run_dir) / "events.jsonl").write_text("\n".join(lines[:-1]) + "\n")
     if moment == "created":
         labels, name = found.labels, found.name
         found.remove(force=True)

@@ -21,6 +21,7 @@ from launcher.engines.slurm.squeue import Key
 from launcher.job.spec import from_overrides
 from launcher.record import lease
 from launcher.record.find import list_runs
+from launcher.record.folders import state_folder
 from launcher.record.journal import append_event, create_run, read_events
 from launcher.record.lease import Holder
 from launcher.record.request import Resources, RunRequest
@@ -194,13 +195,16 @@ def test_an_attempt_on_another_host_is_waited_for_until_it_is_silent(
 
     def beat(seconds: float) -> None:
         beats = min(next(looks), 3)  # it lives for three more looks
-        write_json(run_dir / "exec.json", dataclasses.asdict(dataclasses.replace(former, beat=beats)))
+        write_json(state_folder(run_dir) / "exec.json", dataclasses.asdict(dataclasses.replace(former, beat=beats)))
 
     monkeypatch.setattr(task_lease.time, "sleep", beat)
-    write_json(run_dir / "exec.json", dataclasses.asdict(former))
+    write_json(state_folder(run_dir) / "exec.json", dataclasses.asdict(former))
     task_lease.await_former(run_dir, said.append)
     assert next(looks) > 4 and said == ["checking for 0.4 s whether elsewhere has ended the run"]
-    write_json(run_dir / "exec.json", {**json.loads((run_dir / "exec.json").read_text()), "released": True})
+    write_json(
+        state_folder(run_dir) / "exec.json",
+        {**json.loads((state_folder(run_dir) / "exec.json").read_text()), "released": True},
+    )
     before = next(looks)
     task_lease.await_former(run_dir, said.append)
     assert next(looks) == before + 1 and len(said) == 1 and lease.boot_id() != "boot"
@@ -212,7 +216,7 @@ def test_the_former_attempt_sees_that_it_has_lost_the_run_and_can_write_no_more(
     append_event(run_dir, "starting", engine="slurm", slurm="12_0")
     former = task_lease.TaskLease(run_dir, 1)
     assert not former.lost() and task_lease.read_holder(run_dir) == former.holder
-    journal, aside = run_dir / "events.jsonl", run_dir / "aside"
+    journal, aside = state_folder(run_dir) / "events.jsonl", run_dir / "aside"
     journal.rename(aside)
     journal.mkdir()
     assert not former.lost(look=True), "a volume that does not answer tells nothing"
@@ -259,17 +263,17 @@ def test_what_ends_or_is_queued_again_while_slurm_answers_is_judged_by_its_journ
         create_run(run_dir, request())
     for state in ("starting", "running", "lost"):
         append_event(again, state, engine="slurm", slurm="7_1")
-    before = {run_dir: (run_dir / "events.jsonl").read_text() for run_dir in late}
+    before = {run_dir: (state_folder(run_dir) / "events.jsonl").read_text() for run_dir in late}
     append_event(ended, "cancelled")
     append_event(again, "queued", 2, engine="slurm", slurm="7_1")
     for run_dir, text in before.items():
-        late[run_dir].write_text((run_dir / "events.jsonl").read_text().removeprefix(text))
-        (run_dir / "events.jsonl").write_text(text)
+        late[run_dir].write_text((state_folder(run_dir) / "events.jsonl").read_text().removeprefix(text))
+        (state_folder(run_dir) / "events.jsonl").write_text(text)
     (directory / "slurm").mkdir()
     board.write_batch(directory, board.Batch("001", "runs", ["--array=0-1"], [("001-a", 1), ("002-b", 1)], job=7))
     pending = {"job_id": 7, "array_job_id": 7, "array_task_string": "0-1", "job_state": "PENDING"}
     (tmp_path / "jobs").write_text(json.dumps({"jobs": [pending]}))
-    answer = [f"cat {file} >> {run_dir}/events.jsonl" for run_dir, file in late.items()]
+    answer = [f"cat {file} >> {state_folder(run_dir)}/events.jsonl" for run_dir, file in late.items()]
     for name, lines in (
         ("squeue", [*answer, f"cat {tmp_path}/jobs"]),
         ("scancel", [f'echo "$@" >> {tmp_path}/cancelled']),
