@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from launcher.base.errors import SizeError
@@ -51,3 +52,13 @@ def show_size(size: int | None) -> str:
 def show_duration(seconds: float | None) -> str:
     """Seconds → `1 h 5 min`, `3 min 20 s`, `8 s`, `–`."""
     return "–" if seconds is None else duration(seconds)
+
+
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """Names in a row: at most `most`, then how many more there are.
+
+    >>> listed(["a", "b", "c"], most=2)
+    'a, b … and 1 more'
+    """
+    more = f" … and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from launcher.base.errors import EXIT_INTERRUPTED, RefusedError, watching
+from launcher.base.sizes import listed
 from launcher.cli import completion
 from launcher.cli.options import json_option, print_table, runs_option, shown
 from launcher.remote.host_option import on_host
@@ -98,7 +99,7 @@ def attach(name: str | None, runs_root: Path) -> int:
         click.echo(f"stopped; continue with: launcher resume {at}")
     elif bad:
         log = f"{directory.name}/{bad[0]} --runs {shown(directory.parent)}"
-        click.echo(f"not succeeded: {', '.join(bad)}; for the reason: launcher logs {log}")
+        click.echo(f"not succeeded: {listed(bad)}; for the reason: launcher logs {log}")
     return code
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from launcher.base.errors import EXIT_INTERRUPTED, RefusedError
+from launcher.base.sizes import listed
 from launcher.cli import completion
 from launcher.cli.options import (
     ENGINES,
@@ -29,6 +30,7 @@ from trainer.base.errors import EXIT_FAILED
 if TYPE_CHECKING:
     from launcher.engines.base import Choice, QueueEngine
     from launcher.host.machine import Machine
+    from launcher.record.lease import Lease
 
 
 @click.command(short_help="Start a job's runs")
@@ -98,58 +100,72 @@ def submit(
 @click.argument("name", metavar="[SUBMISSION]", required=False, shell_complete=completion.submissions)
 @click.option("--gpus", metavar="0,1", help="GPUs to use.")
 @click.option("--machine", metavar="NAME|FILE", help="As for submit.")
+@click.option(
+    "--take-over", is_flag=True, help="Continue even if another launcher seems to be running the submission; it stops."
+)
+@click.option("--in-background", is_flag=True, hidden=True, help="What --detach starts.")
 @detach_option
 @runs_option
-def resume(name: str | None, gpus: str | None, machine: str | None, detach: bool, runs_root: Path) -> int:
+def resume(
+    name: str | None, gpus: str | None, machine: str | None, take_over: bool, in_background: bool, detach: bool,
+    runs_root: Path,
+) -> int:  # fmt: skip
     """Continue a submission: start its queued, lost and stopped runs, each from its last checkpoint."""
     from launcher.engines import registry
     from launcher.host.machine import select
     from launcher.job import remarks
+    from launcher.record import lease, stop_request
     from launcher.record.find import find_submission, read_submission
-    from launcher.record.locks import is_locked
     from launcher.supervise import detached, submission
 
     directory = find_submission(runs_root, name).resolve()
     read_submission(directory)  # raises if it cannot be read
     selected: Machine | None = None
 
-    def requeue() -> None:
-        click.echo(f"{directory.name}: {remarks.on_resume(directory, submission.requeue(directory))}")
+    def requeue(mine: lease.Lease) -> None:
+        click.echo(f"{directory.name}: {remarks.on_resume(directory, submission.requeue(directory, mine))}")
         if selected is not None and selected.ignored:
             click.echo(f"note: {selected.ignored}")
         sys.stdout.flush()
+        if in_background:
+            detached.started(directory)
 
-    if queue := registry.queue_of(directory):
-        return _hand_over(directory, queue, requeue)
-    selected = select(machine, gpus)
-    chosen = registry.supervised(registry.of_submission(directory).name).again(selected)
-    if is_locked(directory / "supervisor.lock"):
-        raise RefusedError(
-            f"{directory.name}: another launcher is running this submission; see: launcher status {directory.name}",
-            EXIT_FAILED,
-        )
+    queue = registry.queue_of(directory)
+    chosen = None
+    if not queue:
+        selected = select(machine, gpus)
+        chosen = registry.supervised(registry.of_submission(directory).name).again(selected)
+    if not take_over:
+        lease.refuse_if_locked(directory)
+    if not in_background:
+        stop_request.forget(directory)
+    if queue:
+        return _hand_over(directory, queue, requeue, take_over)
+    assert chosen is not None
     if detach:
-        click.echo(detached.detach(directory, gpus, machine))
-        if selected.ignored:
-            click.echo(f"note: {selected.ignored}")
+        click.echo(detached.detach(directory, gpus, machine, take_over))
         return 0
-    return _drive(directory, chosen, requeue)
+    return _drive(directory, chosen, requeue, take_over)
 
 
-def _hand_over(directory: Path, queue: QueueEngine, prepare: Callable[[], None] | None = None) -> int:
+def _hand_over(
+    directory: Path, queue: QueueEngine, prepare: Callable[[Lease], None] | None = None, take_over: bool = False
+) -> int:
     """Pass the waiting runs to an engine that has a queue, and print how to see them. Raises RunError."""
     from launcher.results import collect
 
     at = f"{directory.name} --runs {shown(directory.parent)}"
-    if queue.advance(directory, click.echo, prepare):
+    if queue.advance(directory, click.echo, prepare, take_over):
         click.echo(collect.collect(directory)[1])
     else:
         click.echo(f"{queue.title} runs it now; see: launcher status {at}")
     return 0
 
 
-def _drive(directory: Path, chosen: Choice, prepare: Callable[[], None] | None = None) -> int:
-    """Supervise to the end; print the events, then the results. `prepare`: see `supervisor.run`."""
+def _drive(
+    directory: Path, chosen: Choice, prepare: Callable[[Lease], None] | None = None, take_over: bool = False
+) -> int:
+    """Supervise to the end; print the events, then the results. `prepare`, `take_over`: see `supervisor.run`."""
     from launcher.cli import tables, watch
     from launcher.engines import registry
     from launcher.results import collect, leaderboard
@@ -157,7 +173,8 @@ def _drive(directory: Path, chosen: Choice, prepare: Callable[[], None] | None =
 
     announcer = tables.Announcer(directory)
     engine = registry.supervised(chosen.engine.name)
-    code = supervisor.run(directory, chosen.machine, engine, submission.rules(directory), announcer.event, prepare)
+    rules = submission.rules(directory)
+    code = supervisor.run(directory, chosen.machine, engine, rules, announcer.event, prepare, take_over)
     rows, champion = collect.collect(directory)
     at = f"{directory.name} --runs {shown(directory.parent)}"
     status = watch.status_json(directory)
@@ -175,7 +192,7 @@ def _drive(directory: Path, chosen: Choice, prepare: Callable[[], None] | None =
     elif code:
         failed = [run["name"] for run in status["runs"] if run["state"] not in ("succeeded", "reused")]
         log = f"{directory.name}/{failed[0]} --runs {shown(directory.parent)}"
-        click.echo(f"not succeeded: {', '.join(failed)}; for the reason: launcher logs {log}")
+        click.echo(f"not succeeded: {listed(failed)}; for the reason: launcher logs {log}")
     return code
 
 
@@ -203,17 +220,11 @@ def stop(name: str | None, runs_root: Path) -> None:
         except RunError as no_run:
             raise RunError(f"{no_submission}\n{no_run}") from None
         directory = targets[0].parent
-    touched = supervisor.stop(targets, GRACE + 5)
+    touched = supervisor.stop(directory, targets, GRACE + 5)
     still = [path.name for path in targets if read_status(path).state not in ENDED]
-    click.echo(f"{directory.name}: " + (f"stopped: {_listed(touched)}" if touched else "nothing was running or queued"))
+    click.echo(f"{directory.name}: " + (f"stopped: {listed(touched)}" if touched else "nothing was running or queued"))
     if touched:
         at = directory.resolve()
         click.echo(f"continue with: launcher resume {at.name} --runs {shown(at.parent)}")
     if still:
-        raise RefusedError(f"still running: {_listed(still)}; try again: launcher stop", EXIT_FAILED)
-
-
-def _listed(names: Sequence[str], most: int = 12) -> str:
-    """Names of runs: at most `most`, then how many more there are."""
-    more = f" … and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+        raise RefusedError(f"still running: {listed(still)}; try again: launcher stop", EXIT_FAILED)

@@ -18,6 +18,7 @@ from launcher.host.gpu_locks import GpuLock
 from launcher.host.machine import Machine
 from launcher.host.machine import select as select_machine
 from launcher.record.journal import Status
+from launcher.record.lease import Lease
 from launcher.record.request import RunRequest
 
 if TYPE_CHECKING:
@@ -221,9 +222,11 @@ class QueueEngine(Engine):
     """Its name for people."""
 
     @abstractmethod
-    def advance(self, directory: Path, say: Say, prepare: Callable[[], None] | None = None) -> bool:
+    def advance(
+        self, directory: Path, say: Say, prepare: Callable[[Lease], None] | None = None, take_over: bool = False
+    ) -> bool:
         """Submit all runs that can be submitted now. Returns whether every run has ended. Calls `prepare` first, when
-        it holds the submission's lease. Raises RunError."""
+        it holds the submission's lease. `take_over`: see `lease.hold`. Raises RunError."""
 
     @abstractmethod
     def come_back(self, directory: Path, say: Say, collect: Collect) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.base.sizes import show_size
+from launcher.base.sizes import listed, show_size
 from launcher.host.machine import Machine
 from launcher.job import folds
 from launcher.job.expansion import Planned
@@ -152,7 +152,7 @@ def reused_runs(equal: Mapping[str, EqualRun], serving: Mapping[str, Path]) -> l
 def on_resume(directory: Path, again: Sequence[str]) -> str:
     """Message of `resume`, which has queued the runs `again`."""
     if again:
-        return f"continuing; {len(again)} runs queued again: {', '.join(again)}"
+        return f"continuing; {len(again)} runs queued again: {listed(again)}"
     states = [read_status(run_dir).state for run_dir in list_runs(directory)]
     if set(states) <= GOOD:
         return f"all {len(states)} runs are finished; nothing to do"

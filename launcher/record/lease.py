@@ -2,8 +2,11 @@
 
 Within a host the holder locks `supervisor.lock` (flock), which is free the moment the holder dies. Not every shared
 file system has such locks between hosts, so the holder also writes `supervisor.json`: a lease with a heartbeat and a
-fencing number that grows with every holder. A holder on another host is alive if its heartbeat changes; clocks are
-never compared. A holder that was taken over finds a higher number in the lease and the journals, and stops writing.
+fencing number that grows with every holder. A thread of its own writes the heartbeat, so that slow work of the holder
+does not delay it. A holder on another host is alive if its heartbeat changes; clocks are never compared. A holder that
+was taken over finds a higher number in the lease and the journals, and stops writing.
+
+Only a missing file means that nobody holds the lease. A file that cannot be read means that the holder is unknown.
 
 No file system compares and writes in one step. A host that is frozen between its last check and the renaming of its
 file may overwrite a newer holder's file. Its number is lower, so the newer holder writes the file again, and the old
@@ -12,16 +15,23 @@ holder sees that and stops.
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
+import sys
+import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from launcher.base.errors import LeaseLostError, RunError
+from launcher.record.find import list_runs
+from launcher.record.journal import read_events
 from launcher.record.locks import is_locked, locked
 from trainer.base.files import replacing
 
@@ -31,6 +41,8 @@ EXPIRY = 30.0
 """Seconds without a heartbeat after which a holder on another host counts as gone."""
 SETTLE = 1.5
 """If two hosts take a lease at the same time, the host named in the file after this many seconds has it."""
+LOCK, FILE = "supervisor.lock", "supervisor.json"
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,8 @@ class Holder:
     token: str
     beat: int = 0
     released: bool = False
+    machine: str = ""
+    """Id of the machine, which stays the same when it boots again; empty if it has none."""
 
 
 class Lease:
@@ -53,94 +67,199 @@ class Lease:
     def __init__(self, path: Path, holder: Holder) -> None:
         self.path = path
         self.holder = holder
-        self._beaten = time.monotonic()
+        self._guard = threading.RLock()
+        self._lost: str | None = None
+        self._ended = threading.Event()
+        self._beaten = self._proved = _now()
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
 
     @property
     def fence(self) -> int:
+        """The number for a write. Raises LeaseLostError if the lease is lost."""
+        if self._lost is not None or _now() - self._proved >= 2 * BEAT:  # this process may have been suspended
+            self.check()
         return self.holder.fence
 
     def check(self) -> None:
-        """Renew the lease when due, or when an older holder has overwritten it. Raises LeaseLostError."""
-        written = self._look()
-        overwritten = written is not None and written.token != self.holder.token
-        if overwritten or time.monotonic() - self._beaten >= BEAT:
-            self._write(beat=self.holder.beat + 1)
+        """Renew the lease when due, or when the file is missing or an older holder has overwritten it. Raises
+        LeaseLostError."""
+        with self._guard:
+            try:
+                written = self._look()
+            except OSError:  # the volume does not answer, so nothing can be written either
+                return
+            if written is None or written.token != self.holder.token or _now() - self._beaten >= BEAT:
+                self._write(beat=self.holder.beat + 1)
+
+    def start_beating(self) -> None:
+        """Write the heartbeat from now on, in a thread."""
+        self._thread.start()
 
     def release(self) -> None:
         """Mark the lease as released, unless another holder has it."""
-        with suppress(LeaseLostError):
+        self._ended.set()
+        with self._guard, suppress(LeaseLostError):
             self._write(released=True)
+
+    def _beat(self) -> None:
+        with suppress(LeaseLostError):  # remembered: the next `fence` or `check` of another thread raises it
+            while not self._ended.wait(BEAT):
+                with self._guard:
+                    if not self._ended.is_set():
+                        self._write(beat=self.holder.beat + 1)
 
     def _look(self) -> Holder | None:
         """The holder that the file names. Raises LeaseLostError if that is a later holder, or one that took the lease
-        at the same time."""
+        at the same time. Raises OSError if the file cannot be read."""
+        if self._lost is not None:
+            raise LeaseLostError(self._lost)
         written = read_holder(self.path.parent)
         if written is not None and written.token != self.holder.token and written.fence >= self.holder.fence:
-            raise LeaseLostError(
-                f"{self.path.parent.name}: the launcher on {written.host} (process {written.pid}) has taken over"
+            self._lost = (
+                f"{self.path.parent.name}: another launcher has taken over this submission{_who(written)}; "
+                "this launcher stops"
             )
+            raise LeaseLostError(self._lost)
+        self._proved = _now()
         return written
 
-    def _write(self, beat: int | None = None, released: bool = False) -> None:
-        """Write the file. If a last check just before the replacement finds another holder, raises LeaseLostError and
-        writes nothing."""
+    def _write(self, beat: int | None = None, released: bool = False, blindly: bool = False) -> None:
+        """Write the file. If a last check just before the replacement (not `blindly`) finds another holder, raises
+        LeaseLostError and writes nothing."""
         beat = self.holder.beat if beat is None else beat
         self.holder = replace(self.holder, beat=beat, released=released)
         with suppress(OSError), replacing(self.path) as temporary:  # a full disk must not end the supervision
             temporary.write_text(json.dumps(asdict(self.holder), indent=2) + "\n", encoding="utf-8")
-            self._look()
-        self._beaten = time.monotonic()
+            if not blindly:
+                self._look()
+        self._beaten = _now()
 
 
 @contextmanager
-def hold(submission: Path, say: Callable[[str], None] = lambda line: None) -> Iterator[Lease]:
-    """Hold the lease of the submission. Calls `say` before a wait.
+def hold(submission: Path, say: Say = lambda line: None, take_over: bool = False) -> Iterator[Lease]:
+    """Hold the lease of the submission. Calls `say` before a wait. `take_over`: the user says that no other launcher
+    is running the submission, so nothing is waited for and its lock is replaced.
 
-    Raises RunError if another launcher is running the submission.
+    Raises RunError if another launcher is running the submission, or if that cannot be known.
     """
-    with locked(submission / "supervisor.lock") as locked_here:
-        if not locked_here:
-            raise RunError(
-                f"{submission.name}: another launcher is running this submission{_who(read_holder(submission))}; "
-                f"see: launcher status {submission.name}"
-            )
-        before = read_holder(submission)
-        foreign = before is not None and not _of_this_host(before)
-        if before is not None and foreign and not before.released:
-            say(f"{before.host} ran this submission last; checking for {EXPIRY:g} s whether it still does")
-            if _lives(submission, before):
-                raise RunError(
-                    f"{submission.name}: another launcher is running this submission{_who(before)}; "
-                    f"on that host see: launcher status {submission.name}"
-                )
+    with ExitStack() as stack:
+        if stack.enter_context(locked(submission / LOCK)) is None:
+            if not take_over:
+                raise RunError(_refusal(submission, _known(submission)))
+            stack.enter_context(_replaced_lock(submission))
+        before = _known(submission) if take_over else _await_former(submission, say)
+        fence = 1 + max(before.fence if before else 0, highest_fence(submission))
         holder = Holder(
-            os.uname().nodename, boot_id(), os.getpid(), (before.fence if before else 0) + 1, uuid.uuid4().hex
-        )
-        lease = Lease(submission / "supervisor.json", holder)
-        lease._write()
-        if foreign:
+            os.uname().nodename, boot_id(), os.getpid(), fence, uuid.uuid4().hex, machine=machine_id()
+        )  # fmt: skip
+        lease = Lease(submission / FILE, holder)
+        lease._write(blindly=take_over)
+        if take_over or (before is not None and not is_over_here(before)) or (before is None and fence > 1):
             time.sleep(SETTLE)
         lease.check()
+        lease.start_beating()
         try:
             yield lease
         finally:
             lease.release()
 
 
-def _of_this_host(holder: Holder) -> bool:
-    """Whether the holder is on this host and of its current boot, so that the lock decides. Names of hosts may be
-    equal, boot ids are not."""
-    return holder.host == os.uname().nodename and holder.boot in ("", boot_id())
+def refuse_if_locked(submission: Path) -> None:
+    """Raises RunError if another launcher on this host is running the submission."""
+    if is_locked(submission / LOCK):
+        raise RunError(_refusal(submission, _known(submission)))
 
 
-def _lives(submission: Path, before: Holder) -> bool:
+def _await_former(submission: Path, say: Say) -> Holder | None:
+    """The last holder, once it is known that it does not run the submission any more. Raises RunError if it does, or
+    if that stays unknown."""
+    before = _await_readable(submission, say)
+    if before is None:
+        if not highest_fence(submission):
+            return None
+        # The file was deleted. A holder on another host writes it again with its next heartbeat.
+        say(f"{FILE} is missing; checking for {BEAT + SETTLE:g} s whether a launcher on another host writes it again")
+        deadline = time.monotonic() + BEAT + SETTLE
+        while before is None and time.monotonic() < deadline:
+            time.sleep(min(0.5, EXPIRY / 10))
+            before = _await_readable(submission, say)
+        if before is not None and not before.released and not is_over_here(before):
+            raise RunError(_refusal(submission, before))
+        return before
+    if before.released or is_over_here(before):
+        return before
+    say(
+        f"{before.host} ran this submission last; checking for {EXPIRY:g} s whether it still does (if you know that it "
+        f"does not: launcher resume {submission.name} --take-over)"
+    )
     deadline = time.monotonic() + EXPIRY
     while time.monotonic() < deadline:
         time.sleep(min(0.5, EXPIRY / 10))
-        now = read_holder(submission)
+        now = _await_readable(submission, say)
         if now is not None and (now.token, now.beat) != (before.token, before.beat):
-            return not now.released
-    return False
+            if not now.released:
+                raise RunError(_refusal(submission, now))
+            return now
+    return before
+
+
+def _await_readable(submission: Path, say: Say) -> Holder | None:
+    """`read_holder`. Waits up to `EXPIRY` seconds for a file system that does not answer, then raises RunError."""
+    deadline = time.monotonic() + EXPIRY
+    said = False
+    while True:
+        try:
+            return read_holder(submission)
+        except OSError as error:
+            why = f"{submission / FILE} cannot be read: {error.strerror}"
+            if isinstance(error, PermissionError) or time.monotonic() > deadline:
+                raise RunError(
+                    f"{why}\nit names the launcher that runs this submission, so nothing was started. If no launcher "
+                    f"does: launcher resume {submission.name} --take-over"
+                ) from None
+        if not said:
+            say(f"{why}; trying again for {EXPIRY:g} s")
+            said = True
+        time.sleep(min(0.5, EXPIRY / 10))
+
+
+def _known(submission: Path) -> Holder | None:
+    """The last holder, or None if it is unknown."""
+    with suppress(OSError):
+        return read_holder(submission)
+    return None
+
+
+def _refusal(submission: Path, holder: Holder | None) -> str:
+    return (
+        f"{submission.name}: another launcher is running this submission{_who(holder)}; "
+        f"see: launcher status {submission.name}\n"
+        f"if that launcher hangs or its host is down: launcher resume {submission.name} --take-over"
+    )
+
+
+@contextmanager
+def _replaced_lock(submission: Path) -> Iterator[None]:
+    """Hold a new lock file in place of one that another process holds. That process keeps the lock of a file without a
+    name, and the fencing number stops it."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{LOCK}.", dir=submission)
+    try:
+        with suppress(OSError):  # the file system has no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.fchmod(descriptor, 0o644)
+        Path(name).replace(submission / LOCK)
+        yield
+    finally:
+        Path(name).unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def is_over_here(holder: Holder) -> bool:
+    """Whether the holder has ended if nobody has the lock: it is of this host's current boot, or of an earlier boot of
+    this machine. Names of hosts may be equal, ids of machines and boots are not."""
+    if holder.host != os.uname().nodename:
+        return False
+    return holder.boot in ("", boot_id()) or (holder.machine != "" and holder.machine == machine_id())
 
 
 def _who(holder: Holder | None) -> str:
@@ -148,24 +267,52 @@ def _who(holder: Holder | None) -> str:
 
 
 def read_holder(submission: Path) -> Holder | None:
-    """The holder that the lease names; None if the lease is missing or not readable."""
+    """The holder that the lease names; None if there is no lease. A file that is damaged gives an unknown holder, whose
+    token changes with the file's content. Raises OSError if the file cannot be read."""
     try:
-        return Holder(**json.loads((submission / "supervisor.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        content = (submission / FILE).read_bytes()
+    except FileNotFoundError:
         return None
+    return parse_holder(content)
+
+
+def parse_holder(content: bytes) -> Holder:
+    """The holder that a lease file of this content names: see `read_holder`."""
+    with suppress(ValueError, TypeError, AttributeError, RecursionError):
+        named = {field.name: field for field in fields(Holder)}
+        values = {key: value for key, value in json.loads(content).items() if key in named}
+        kinds = {"pid": int, "fence": int, "beat": int, "released": bool}
+        if all(type(value) is kinds.get(key, str) for key, value in values.items()):
+            return Holder(**values)
+    return Holder("an unknown host", "unknown", 0, 0, hashlib.sha256(content).hexdigest())
+
+
+def highest_fence(submission: Path) -> int:
+    """The highest fencing number in the journals of the submission's runs; 0 if they have none. Raises RunError."""
+    highest = 0
+    for run_dir in list_runs(submission):
+        try:
+            fences = [event.get("fence", 0) for event in read_events(run_dir)]
+        except OSError as error:
+            raise RunError(f"{run_dir}: the journal cannot be read: {error.strerror}; try again") from None
+        highest = max([highest, *(fence for fence in fences if type(fence) is int)])
+    return highest
 
 
 def is_driven(submission: Path) -> bool:
-    """Whether a launcher seems to be running the submission: by the lock, or by a fresh heartbeat of another host."""
-    if is_locked(submission / "supervisor.lock"):
-        return True
-    holder = read_holder(submission)
-    if holder is None or holder.released or _of_this_host(holder):
-        return False
+    """Whether a launcher seems to be running the submission: by the lock, or by a fresh heartbeat of another host. Also
+    True if that cannot be read."""
     try:
-        age = time.time() - (submission / "supervisor.json").stat().st_mtime
-    except OSError:
+        if is_locked(submission / LOCK):
+            return True
+        holder = read_holder(submission)
+        if holder is None or holder.released or is_over_here(holder):
+            return False
+        age = time.time() - (submission / FILE).stat().st_mtime
+    except FileNotFoundError:
         return False
+    except OSError:
+        return True
     return 0 <= age < EXPIRY  # a time in the future means nothing: a clock was set back
 
 
@@ -174,3 +321,16 @@ def boot_id() -> str:
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""
+
+
+def machine_id() -> str:
+    """An id of this machine's installation; empty if the system has none."""
+    with suppress(OSError, ValueError):
+        found = Path("/etc/machine-id").read_text().strip()
+        return found if found != "uninitialized" else ""
+    return ""
+
+
+def _now() -> float:
+    """Seconds of a clock that also counts while the machine is suspended, where there is one."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if sys.platform == "linux" else time.monotonic()

@@ -11,9 +11,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -84,43 +85,99 @@ def code_of(image: TrainerImage | None) -> str:
     return provenance.code_fingerprint()
 
 
-def data_of(folder: Path, weights: Path | None, cache: Path, teachers: Sequence[Path] = ()) -> str:
-    """SHA-256 of a run's training data: train.csv, meta.csv, the files below train/, its weights and its teachers.
-    Empty if there is nothing to train on. (An ensemble.json contains the checksums of its members.)
+class DataDigests:
+    """SHA-256 of runs' training data: train.csv, meta.csv, the files below train/, weights and teachers. (An
+    ensemble.json contains the checksums of its members.)
 
-    Files are read again only if a name, size or modification time has changed. The folder `cache` keeps the digests.
+    Lists each data folder once, however many runs train on it. Files are read again only if a name, size or
+    modification time has changed. The folder `cache` keeps the digests.
     """
-    files = [path for name in ("train.csv", "meta.csv") if (path := folder / name).is_file()]
-    images = folder / "train" if (folder / "train").is_dir() else folder  # else one folder per class, right here
-    files += sorted(
-        Path(place, name)
-        for place, _, names in os.walk(images, followlinks=True)
-        for name in names
-        if place != str(folder) and Path(place, name).is_file()
-    )
-    named = [("weights", weights)] if weights is not None else []
-    named += [(f"teacher {number}", path) for number, path in enumerate(teachers)]
-    if not files or not all(path.is_file() for _, path in named):
-        return ""
-    listed = [(path.relative_to(folder).as_posix(), path) for path in files] + named
-    return _cached_digest(listed, cache / "fingerprints")
+
+    def __init__(self, cache: Path) -> None:
+        self._cache = cache / "fingerprints"
+        self._folders: dict[str, _Listing] = {}
+        self._known: dict[tuple[str, ...], str] = {}
+
+    def digest(self, folder: Path, weights: Path | None = None, teachers: Sequence[Path] = ()) -> str:
+        """The digest; empty if there is nothing to train on. Raises OSError."""
+        named = [("weights", weights)] if weights is not None else []
+        named += [(f"teacher {number}", path) for number, path in enumerate(teachers)]
+        key = (str(folder), *(f"{name} {path}" for name, path in named))
+        if key not in self._known:
+            if str(folder) not in self._folders:
+                self._folders[str(folder)] = _Listing(folder)
+            listing = self._folders[str(folder)]
+            whole = bool(listing.files) and all(path.is_file() for _, path in named)
+            self._known[key] = self._digest(listing, named) if whole else ""
+        return self._known[key]
+
+    def _digest(self, listing: _Listing, named: Sequence[tuple[str, Path]]) -> str:
+        stats = listing.stats.copy()
+        for name, path in named:
+            stats.update(_line(name, path.stat()))
+        place = self._cache / f"{stats.hexdigest()}.json"
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return str(json.loads(place.read_text(encoding="utf-8"))["sha256"])
+        content = listing.content.copy()
+        for name, path in named:
+            _add(content, name, path)
+        with suppress(OSError):  # without the cache it is only slower
+            write_json(place, {"sha256": content.hexdigest()})
+        return content.hexdigest()
 
 
-def _cached_digest(listed: Sequence[tuple[str, Path]], cache: Path) -> str:
-    listing = hashlib.sha256()
-    for name, path in listed:
-        stat = path.stat()
-        listing.update(to_bytes(f"\0{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ino}"))
-    place = cache / f"{listing.hexdigest()}.json"
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads(place.read_text(encoding="utf-8"))["sha256"])
-    digest = hashlib.sha256()
-    for name, path in listed:
-        with path.open("rb") as file:
-            digest.update(to_bytes(f"\0{name}\0") + hashlib.file_digest(file, "sha256").digest())
-    with suppress(OSError):  # without the cache it is only slower
-        write_json(place, {"sha256": digest.hexdigest()})
-    return digest.hexdigest()
+class _Listing:
+    """The files of a data folder, the hash of their sizes and times, and that of their content."""
+
+    def __init__(self, folder: Path) -> None:
+        self.files: list[tuple[str, Path]] = []
+        self.stats = hashlib.sha256()
+        for name in ("train.csv", "meta.csv"):
+            if (folder / name).is_file():
+                self._append(name, folder / name, (folder / name).stat())
+        images = folder / "train" if (folder / "train").is_dir() else folder  # else one folder per class, right here
+        prefix = "train/" if images != folder else ""
+        for name, path, stat in sorted(_walk(str(images), prefix, ()), key=lambda found: found[0].split("/")):
+            if prefix or "/" in name:
+                self._append(name, Path(path), stat)
+
+    def _append(self, name: str, path: Path, stat: os.stat_result) -> None:
+        self.files.append((name, path))
+        self.stats.update(_line(name, stat))
+
+    @cached_property
+    def content(self) -> hashlib._Hash:
+        digest = hashlib.sha256()
+        for name, path in self.files:
+            _add(digest, name, path)
+        return digest
+
+
+def _line(name: str, stat: os.stat_result) -> bytes:
+    return to_bytes(f"\0{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ino}")
+
+
+def _add(digest: hashlib._Hash, name: str, path: Path) -> None:
+    with path.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").digest()
+    digest.update(to_bytes(f"\0{name}\0") + content)
+
+
+def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, str, os.stat_result]]:
+    """Name, path and stat of every file below the folder, also through links. A folder that cannot be listed counts as
+    empty, and a link to a folder that contains it is not followed."""
+    try:
+        own = Path(folder).stat()
+        entries = list(os.scandir(folder))
+    except OSError:
+        return
+    if (own.st_dev, own.st_ino) in above:
+        return
+    for entry in entries:
+        if entry.is_dir():
+            yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, (own.st_dev, own.st_ino)))
+        elif entry.is_file():
+            yield f"{prefix}{entry.name}", entry.path, entry.stat()
 
 
 def equal_runs(wanted: Iterable[RunRequest], runs_root: Path) -> dict[str, EqualRun]:

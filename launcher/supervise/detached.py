@@ -5,52 +5,64 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 from launcher.base.errors import RunError
-from launcher.base.text import LAST
-from launcher.record import lease
 
 LOG = "supervisor.log"
+STARTED = b"\0"
+"""The supervisor's answer ends with this once it holds the lease and has queued its runs. Before, it may fail."""
 
 
-def detach(submission: Path, gpus: str | None = None, machine: str | None = None) -> str:
-    """Start `launcher resume` for the submission in its own process session, and wait until it holds the lease. Returns
-    the first line of its output.
+def detach(
+    submission: Path, gpus: str | None = None, machine: str | None = None, take_over: bool = False
+) -> str:  # fmt: skip
+    """Start `launcher resume` for the submission in its own process session, and wait until it runs the submission.
+    Returns its output until then.
 
-    Raises RunError with its last output if it ends earlier.
+    Raises RunError with its output if it ends earlier.
     """
     command = [sys.executable, "-m", "launcher", "resume", str(submission), "--runs", str(submission.parent)]
     command += [*(["--gpus", gpus] if gpus is not None else []), *(["--machine", machine] if machine else [])]
-    log = submission / LOG
-    with log.open("ab") as out:
-        begin = out.tell()
+    command += ["--in-background", *(["--take-over"] if take_over else [])]
+    # A file, not a pipe: the supervisor goes on if this process ends.
+    with tempfile.TemporaryFile() as answer:
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            command, stdin=subprocess.DEVNULL, stdout=answer, stderr=subprocess.STDOUT, start_new_session=True
         )
-    while True:
-        # First ask whether the child lives, then read its output, which is complete if the child has ended. Do not try
-        # the lock itself: a try holds it for a moment, and the child could find it taken.
-        ended = child.poll() is not None
-        if _driver(submission) == child.pid and (answer := _said(log, begin)):
-            return answer.partition("\n")[0]
-        if ended:
-            answer = _said(log, begin).removeprefix("error: ") or f"exit code {child.returncode}"
-            raise RunError(
-                f"{submission.name}: nothing was started: {answer}\nthe submission exists; continue with: "
-                f"launcher resume {submission.name} --runs {os.path.relpath(submission.parent)}"
-            )
-        time.sleep(0.05)
+        while True:
+            # First ask whether the child lives, then read its output, which is complete if the child has ended.
+            ended = child.poll() is not None
+            said, started, _ = _content(answer.fileno()).partition(STARTED)
+            lines = said.decode(errors="surrogateescape").strip()
+            if started:
+                return lines
+            if ended:
+                with (submission / LOG).open("ab") as log:
+                    log.write(said)
+                why = lines.removeprefix("error: ") or f"exit code {child.returncode}"
+                raise RunError(
+                    f"{submission.name}: nothing was started: {why}\nthe submission exists; continue with: "
+                    f"launcher resume {submission.name} --runs {os.path.relpath(submission.parent)}"
+                )
+            time.sleep(0.05)
 
 
-def _driver(submission: Path) -> int | None:
-    """The process that runs the submission, or ran it last, by its lease."""
-    holder = lease.read_holder(submission)
-    return holder.pid if holder is not None else None
+def started(submission: Path) -> None:
+    """Called by the supervisor that `detach` has started, once it runs the submission: its further output goes to the
+    log. Raises OSError."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    log = os.open(submission / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    os.write(log, _content(1))
+    os.write(1, STARTED)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
 
 
-def _said(log: Path, begin: int) -> str:
-    with log.open("rb") as file:
-        file.seek(begin)
-        return file.read(LAST).decode(errors="surrogateescape").strip()
+def _content(descriptor: int) -> bytes:
+    """The whole file, without moving the place at which the supervisor writes."""
+    return os.pread(descriptor, os.fstat(descriptor).st_size, 0)

@@ -17,9 +17,10 @@ from launcher.engines import registry
 from launcher.engines.base import Choice
 from launcher.job.expansion import Planned
 from launcher.job.spec import Job
-from launcher.record import retry, reuse
+from launcher.record import retry, reuse, stop_request
 from launcher.record.find import BUILDING, cache_dir, find_submission, list_runs, read_submission
 from launcher.record.journal import append_event, create_run, read_status
+from launcher.record.lease import Lease
 from launcher.record.request import RunRequest, read_request, write_request
 from launcher.record.states import ENDED, GOOD
 from launcher.supervise.supervisor import Rules
@@ -30,8 +31,7 @@ from trainer.base.files import write_json
 def complete(planned: Sequence[Planned], runs_root: Path, data_dir: str | None, choice: Choice) -> list[RunRequest]:
     """The requests, completed by image, data and code, which are known only at submission. Raises RunError."""
     code = reuse.code_of(choice.image)
-    cache = cache_dir(runs_root)
-    known: dict[str, str] = {}
+    digests = reuse.DataDigests(cache_dir(runs_root))
     requests = []
     for run in planned:
         request = dataclasses.replace(
@@ -42,25 +42,20 @@ def complete(planned: Sequence[Planned], runs_root: Path, data_dir: str | None, 
             cwd=str(Path.cwd()),
         )
         if request.kind == "train":
-            folder = request.config.get("root") or data_dir
-            key = repr([folder, *(request.config.get(name) for name in ("weights", "teachers"))])
-            if key not in known:
-                try:
-                    known[key] = _data_of(request, str(folder), cache)
-                except OSError as error:
-                    raise DataFolderError(
-                        f"{error.filename}: the data folder cannot be read: {error.strerror}"
-                    ) from None
-            request = dataclasses.replace(request, code=code, data=known[key])
+            try:
+                data = _data_of(request, str(request.config.get("root") or data_dir), digests)
+            except OSError as error:
+                raise DataFolderError(f"{error.filename}: the data folder cannot be read: {error.strerror}") from None
+            request = dataclasses.replace(request, code=code, data=data)
         requests.append(request)
     return requests
 
 
-def _data_of(request: RunRequest, folder: str, cache: Path) -> str:
+def _data_of(request: RunRequest, folder: str, digests: reuse.DataDigests) -> str:
     """Digest of the run's data and of the files that it names. Raises OSError."""
     weights = request.config.get("weights")
     teachers = [Path(name).expanduser() for name in request.config.get("teachers") or ()]
-    return reuse.data_of(Path(folder).expanduser(), Path(weights).expanduser() if weights else None, cache, teachers)
+    return digests.digest(Path(folder).expanduser(), Path(weights).expanduser() if weights else None, teachers)
 
 
 def create(
@@ -141,22 +136,30 @@ def rules(submission: Path) -> Rules:
     return Rules(written.get("max_parallel"), written.get("on_failure", "continue"), written.get("follows"))
 
 
-def requeue(submission: Path) -> list[str]:
+def requeue(submission: Path, mine: Lease) -> list[str]:
     """Queue again the runs that were lost, cancelled, ran out of time or memory, or failed for another reason than
-    their configuration or data. Only for the launcher that holds the lease. Returns the names."""
+    their configuration or data. Only for the launcher that holds the lease `mine`. Returns the names.
+
+    A `launcher stop` in the meantime stops these runs, too. Raises LeaseLostError.
+    """
     names = []
+    digests = reuse.DataDigests(cache_dir(submission.parent))
     for run_dir in list_runs(submission):
         registry.settle(run_dir, driving=True)
         status = read_status(run_dir)
         hopeless = status.figures.get("exit_code") in retry.HOPELESS
         if status.state in ENDED - GOOD and not hopeless:
-            _renew(run_dir)
-            append_event(run_dir, "queued", status.attempt + 1, f"resumed after {status.state}")
+            _renew(run_dir, mine, digests)
+            append_event(run_dir, "queued", status.attempt + 1, f"resumed after {status.state}", fence=mine.fence)
             names.append(run_dir.name)
+    for name in stop_request.among(submission, names):
+        if read_status(submission / name).state == "queued":  # else `launcher stop` has seen it
+            append_event(submission / name, "cancelled", reason="stopped before it started", fence=mine.fence)
+        names.remove(name)
     return names
 
 
-def _renew(run_dir: Path) -> None:
+def _renew(run_dir: Path, mine: Lease, digests: reuse.DataDigests) -> None:
     """Record the data and code of the run's next attempt if they have changed since submission, so that its result is
     not reused as the result of the old ones. A run that continues from a checkpoint depends on both."""
     request = read_request(run_dir)
@@ -165,7 +168,7 @@ def _renew(run_dir: Path) -> None:
         return
     code = request.code if request.image_id else reuse.code_of(None)
     try:
-        data = _data_of(request, folder, cache_dir(run_dir.parent.parent))
+        data = _data_of(request, folder, digests)
     except OSError:  # the attempt itself will report the error
         data = ""
     if (code, data) == (request.code, request.data):
@@ -173,4 +176,5 @@ def _renew(run_dir: Path) -> None:
     if (run_dir / "last.ckpt").exists():
         code = code if code == request.code else f"{request.code}+{code}"
         data = data if data == request.data else f"{request.data}+{data}"
+    mine.check()
     write_request(run_dir, dataclasses.replace(request, code=code, data=data))

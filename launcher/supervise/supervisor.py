@@ -24,9 +24,10 @@ from launcher.engines import registry
 from launcher.engines.base import SupervisedEngine
 from launcher.host import gpu_locks, nvml
 from launcher.host.machine import Machine
-from launcher.record import lease, retry
+from launcher.record import lease, retry, stop_request
 from launcher.record.find import list_runs
 from launcher.record.journal import Status, append_event, read_events, read_status
+from launcher.record.locks import is_locked
 from launcher.record.request import RunRequest, device_need, read_request, write_request
 from launcher.record.states import ENDED, GOOD, State
 from launcher.supervise import durations, scheduler
@@ -36,6 +37,8 @@ POLL = 0.25
 """Seconds between two checks of the runs."""
 FOLLOW = 2.0
 """Seconds between two checks of the submission that this one follows."""
+PARTING = 5.0
+"""Seconds that `launcher stop` waits for the end of the supervisor of ended runs."""
 ROOM = 16 * 2**20
 """No run starts with fewer free bytes on the runs' disk, because it could not even write why it failed."""
 Event = Callable[[str, Status], None]
@@ -118,6 +121,8 @@ class Supervision:
             under_way = {name: s for name, s in states.items() if s.state in ("starting", "running")}
             if self.detached:
                 return EXIT_INTERRUPTED
+            if not self.asked and stop_request.everything(self.submission):
+                self.asked = 1
             if not self.asked:
                 self._repeat(states)
                 self._stop_after_failure(states)
@@ -340,11 +345,12 @@ def run(
     engine: SupervisedEngine,
     rules: Rules | None = None,
     on_event: Event | None = None,
-    prepare: Callable[[], None] | None = None,
+    prepare: Callable[[lease.Lease], None] | None = None,
+    take_over: bool = False,
 ) -> int:
     """Run the submission until every run has ended. Returns 0 if all succeeded, 1 if some did not, 130 if stopped.
 
-    Calls `prepare` first, when it holds the lease.
+    Calls `prepare` first, when it holds the lease. `take_over`: see `lease.hold`.
 
     Raises RunError if another supervisor is running the submission, or has taken it over.
     """
@@ -353,9 +359,9 @@ def run(
         if on_event is not None:
             on_event(submission.name, Status("queued", reason=line))
 
-    with lease.hold(submission, say) as mine:
+    with lease.hold(submission, say, take_over) as mine:
         if prepare is not None:
-            prepare()
+            prepare(mine)
         supervision = Supervision(mine, submission, machine, engine, rules or Rules(), on_event)
         supervision.listen()
         try:
@@ -364,11 +370,14 @@ def run(
             engine.close()
 
 
-def stop(run_dirs: list[Path], grace: float) -> list[str]:
-    """Ask these runs to end, and wait up to `grace` seconds. Returns the names of those that had not ended before.
+def stop(submission: Path, run_dirs: list[Path], grace: float) -> list[str]:
+    """Ask these runs of a submission to end, and wait up to `grace` seconds. Returns the names of those that had not
+    ended before.
 
     A run that is still queued is cancelled, so that no supervisor starts it.
     """
+    whole = len(run_dirs) > 1 or run_dirs == list_runs(submission)
+    stop_request.ask(submission, None if whole else [run_dir.name for run_dir in run_dirs])
     touched = []
     for run_dir in run_dirs:
         registry.settle(run_dir)
@@ -395,4 +404,8 @@ def stop(run_dirs: list[Path], grace: float) -> list[str]:
         time.sleep(0.1)
         for run_dir in waiting:
             registry.settle(run_dir)
+    if whole and touched:  # the supervisor sees that all is over: then `launcher resume` is not refused
+        deadline = time.monotonic() + PARTING
+        while is_locked(submission / lease.LOCK) and time.monotonic() < deadline:
+            time.sleep(0.05)
     return [run_dir.name for run_dir in touched]

@@ -217,15 +217,20 @@ def _after(how: str, jobs: Iterable[int]) -> str:
 
 
 def advance(
-    jobs: Jobs, directory: Path, say: Say = lambda line: None, prepare: Callable[[], None] | None = None
+    jobs: Jobs,
+    directory: Path,
+    say: Say = lambda line: None,
+    prepare: Callable[[lease.Lease], None] | None = None,
+    take_over: bool = False,
 ) -> bool:
     """Continue the submission as far as possible now. Returns whether every run has ended. Calls `prepare` first.
+    `take_over`: see `lease.hold`.
 
     Raises RunError if another process holds the lease, and SlurmError.
     """
-    with lease.hold(directory, say) as mine:
+    with lease.hold(directory, say, take_over) as mine:
         if prepare is not None:
-            prepare()
+            prepare(mine)
         look = _Advance(jobs, directory, mine, say)
         look.repeat()
         look.cancel_hopeless()

@@ -19,6 +19,7 @@ from launcher.engines.slurm.section import SlurmSpec
 from launcher.host.checks import Check
 from launcher.job.spec import Job
 from launcher.record.journal import Status
+from launcher.record.lease import Lease
 from launcher.record.request import RunRequest
 
 
@@ -50,10 +51,12 @@ class SlurmEngine(Jobs):
 
     # -- the progress of a submission
 
-    def advance(self, directory: Path, say: Say, prepare: Callable[[], None] | None = None) -> bool:
+    def advance(
+        self, directory: Path, say: Say, prepare: Callable[[Lease], None] | None = None, take_over: bool = False
+    ) -> bool:
         """See `QueueEngine.advance`."""
         try:
-            return advance.advance(self, directory, say, prepare)
+            return advance.advance(self, directory, say, prepare, take_over)
         except SlurmError as error:
             resume = f"launcher resume {directory.name} --runs {shlex.quote(os.path.relpath(directory.parent))}"
             raise SlurmError(

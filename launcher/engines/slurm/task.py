@@ -157,6 +157,7 @@ def run(jobs: Jobs, run_dir: Path, announced: int, number: str) -> int:
     task_lease.await_former(run_dir, lambda line: print(f"{run_dir.name}: {line}", flush=True))
     with ExitStack() as kept:
         kept.callback(lease.release)
+        lease.start_beating()  # before the wait for the lock or the engine, so that a later attempt sees this one
         if docker:
             code = container.run(run_dir, attempt, devices, overseer)
         else:
@@ -166,7 +167,6 @@ def run(jobs: Jobs, run_dir: Path, announced: int, number: str) -> int:
             locks = _locks(run_dir) if devices else []
             for each in locks:
                 kept.callback(each.close)
-            lease.lost(look=True)
             code = run_trainer(run_dir, request, devices, devices, [mine, *(one.descriptor for one in locks)], overseer)
     after = read_status(run_dir)
     if after.attempt != attempt:

@@ -2,15 +2,16 @@
 again on another node.
 
 The journal decides: the process of the latest attempt has the run. The process of the earlier attempt sees that, ends
-its trainer immediately, and records this in `exec.json`, which also has its heartbeat. The later process starts after
-that record, or after a long enough time without a heartbeat. Clocks of two hosts are never compared, and locks of other
-hosts are not trusted.
+its trainer immediately, and records this in `exec.json`, which also has its heartbeat, written by a thread of its own.
+The later process starts after that record, or after a long enough time without a heartbeat. Clocks of two hosts are
+never compared, and locks of other hosts are not trusted. Only a missing file means that there was no former process.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from launcher.base.errors import RunError
 from launcher.record import folders, lease
 from launcher.record.folders import TASK
 from launcher.record.journal import read_events, status_of
@@ -38,16 +40,30 @@ class TaskLease:
     def __init__(self, run_dir: Path, attempt: int) -> None:
         self.run_dir = run_dir
         self.attempt = attempt
-        self.holder = Holder(os.uname().nodename, lease.boot_id(), os.getpid(), attempt, uuid.uuid4().hex)
-        self._looked = self._beaten = -BEAT
+        self.holder = Holder(
+            os.uname().nodename, lease.boot_id(), os.getpid(), attempt, uuid.uuid4().hex, machine=lease.machine_id()
+        )
+        self._looked = -LOOK
+        self._guard = threading.RLock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="task lease", daemon=True)
+
+    def start_beating(self) -> None:
+        """Write the first heartbeat now, and the others in a thread."""
+        if not self._is_taken():
+            self._write(beat=1)
+        self._thread.start()
 
     def lost(self, look: bool = False) -> bool:
-        """Whether another attempt has the run, or the run was recorded as ended. Also renews the heartbeat when due.
-        `look`: check even if the last check was a moment ago."""
+        """Whether another attempt has the run, or the run was recorded as ended. `look`: check even if the last check
+        was a moment ago."""
         now = time.monotonic()
         if not look and now - self._looked < LOOK:
             return False
         self._looked = now
+        return self._is_taken()
+
+    def _is_taken(self) -> bool:
         try:
             events = read_events(self.run_dir)
         except OSError:
@@ -55,32 +71,35 @@ class TaskLease:
         if not events:  # the volume does not answer or is not mounted: nothing is known
             return False
         status = status_of(events[-1])
-        if (status.attempt, status.state) not in ((self.attempt, "starting"), (self.attempt, "running")):
-            return True
-        if now - self._beaten >= BEAT:
-            self._beaten = now
-            self._write(beat=self.holder.beat + 1)
-        return False
+        return (status.attempt, status.state) not in ((self.attempt, "starting"), (self.attempt, "running"))
 
     def release(self) -> None:
         """Record that no process of this attempt lives any more."""
-        holder = read_holder(self.run_dir)
-        if holder is None or holder.fence <= self.attempt:
-            self._write(released=True)
+        self._ended.set()
+        with self._guard, suppress(OSError):
+            holder = read_holder(self.run_dir)
+            if holder is None or holder.fence <= self.attempt:
+                self._write(released=True)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT):
+            with self._guard:
+                if not self._ended.is_set() and not self._is_taken():
+                    self._write(beat=self.holder.beat + 1)
 
     def _write(self, beat: int | None = None, released: bool = False) -> None:
         self.holder = replace(self.holder, beat=self.holder.beat if beat is None else beat, released=released)
-        with suppress(OSError), folders.own_state(self.run_dir) as folder:  # a full disk must not end the run
+        with suppress(OSError, RunError), folders.own_state(self.run_dir) as folder:  # a full disk must not end the run
             folders.replace(folder, TASK, (json.dumps(asdict(self.holder), indent=2) + "\n").encode())
 
 
 def await_former(run_dir: Path, say: Callable[[str], None] = print) -> None:
     """Wait until no earlier attempt is executed any more; the journal has told it to end. On this host its lock
-    decides, on another host its heartbeat."""
-    former = read_holder(run_dir)
+    decides, on another host its heartbeat. Raises RunError if the file system does not answer for `EXPIRY` seconds."""
+    former = _await_readable(run_dir, say)
     if former is None or former.released:
         return
-    if (former.host, former.boot) == (os.uname().nodename, lease.boot_id()):
+    if lease.is_over_here(former):
         if is_run_locked(run_dir):
             say(f"waiting until process {former.pid} on this host ends the run")
         while is_run_locked(run_dir):
@@ -90,29 +109,52 @@ def await_former(run_dir: Path, say: Callable[[str], None] = print) -> None:
     deadline = time.monotonic() + EXPIRY
     while time.monotonic() < deadline:
         time.sleep(min(0.5, EXPIRY / 10))
-        now = read_holder(run_dir)
-        if now is None or now.released:
+        now = _await_readable(run_dir, say)
+        if now is None:
+            continue
+        if now.released:
             return
         if (now.token, now.beat) != (former.token, former.beat):
             former, deadline = now, time.monotonic() + EXPIRY
 
 
+def _await_readable(run_dir: Path, say: Callable[[str], None]) -> Holder | None:
+    """`read_holder`. Waits up to `EXPIRY` seconds for a file system that does not answer, then raises RunError."""
+    deadline = time.monotonic() + EXPIRY
+    said = False
+    while True:
+        try:
+            return read_holder(run_dir)
+        except OSError as error:
+            why = f"{folders.state_folder(run_dir) / TASK} cannot be read: {error.strerror}"
+            if time.monotonic() > deadline:
+                raise RunError(f"{why}; an earlier attempt may still execute the run") from None
+        if not said:
+            say(f"{why}; trying again for {EXPIRY:g} s")
+            said = True
+        time.sleep(min(0.5, EXPIRY / 10))
+
+
 def is_fresh(run_dir: Path) -> bool:
-    """Whether a process seems to execute the run."""
-    if is_run_locked(run_dir):
-        return True
-    holder = read_holder(run_dir)
-    if holder is None or holder.released or (holder.host, holder.boot) == (os.uname().nodename, lease.boot_id()):
-        return False
-    with suppress(OSError):
+    """Whether a process seems to execute the run. Also True if that cannot be read."""
+    try:
+        if is_run_locked(run_dir):
+            return True
+        holder = read_holder(run_dir)
+        if holder is None or holder.released or lease.is_over_here(holder):
+            return False
         return abs(time.time() - (folders.state_folder(run_dir) / TASK).stat().st_mtime) < EXPIRY
-    return False
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
 
 
 def read_holder(run_dir: Path) -> Holder | None:
-    """The content of exec.json; None if it is missing or not readable."""
+    """The content of exec.json; None if there is none. Raises OSError if it cannot be read."""
     try:
         with folders.state(run_dir) as folder:
-            return Holder(**json.loads(folders.read(folder, TASK)))
-    except (OSError, ValueError, TypeError, RecursionError):
+            content = folders.read(folder, TASK)
+    except FileNotFoundError:
         return None
+    return lease.parse_holder(content)

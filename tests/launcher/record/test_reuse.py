@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,10 @@ from launcher.record.folders import state_folder
 from tests.launcher.conftest import Lab, seeds
 from trainer.config.compose import compose
 from trainer.config.plain import to_dict
+
+
+def data_of(folder: Path, weights: Path | None, cache: Path, teachers: Sequence[Path] = ()) -> str:
+    return reuse.DataDigests(cache).digest(folder, weights, teachers)
 
 
 @pytest.fixture
@@ -125,33 +130,33 @@ def test_the_fingerprint_is_of_what_files_hold(tmp_path: Path) -> None:
         (tmp_path / name / "test").mkdir()
         (tmp_path / name / "test" / f"{name}.png").write_bytes(name.encode())
     cache = tmp_path / "cache"
-    known = reuse.data_of(tmp_path / "one", None, cache)
-    assert known == reuse.data_of(tmp_path / "two", None, cache) == reuse.data_of(tmp_path / "one", None, tmp_path)
+    known = data_of(tmp_path / "one", None, cache)
+    assert known == data_of(tmp_path / "two", None, cache) == data_of(tmp_path / "one", None, tmp_path)
     (tmp_path / "w").write_bytes(b"weights")
-    assert reuse.data_of(tmp_path / "one", tmp_path / "w", cache) != known
-    taught = reuse.data_of(tmp_path / "one", None, cache, [tmp_path / "w"])
-    assert taught not in (known, reuse.data_of(tmp_path / "one", tmp_path / "w", cache))
+    assert data_of(tmp_path / "one", tmp_path / "w", cache) != known
+    taught = data_of(tmp_path / "one", None, cache, [tmp_path / "w"])
+    assert taught not in (known, data_of(tmp_path / "one", tmp_path / "w", cache))
     (tmp_path / "v").write_bytes(b"weights")
-    assert reuse.data_of(tmp_path / "one", None, cache, [tmp_path / "v"]) == taught
-    assert reuse.data_of(tmp_path / "one", None, cache, [tmp_path / "no such teacher"]) == ""
+    assert data_of(tmp_path / "one", None, cache, [tmp_path / "v"]) == taught
+    assert data_of(tmp_path / "one", None, cache, [tmp_path / "no such teacher"]) == ""
     (tmp_path / "two" / "train" / "a" / "1.png").rename(tmp_path / "two" / "train" / "a" / "2.png")
-    assert reuse.data_of(tmp_path / "two", None, cache) != known
+    assert data_of(tmp_path / "two", None, cache) != known
     (tmp_path / "empty").mkdir()
-    assert reuse.data_of(tmp_path / "empty", None, cache) == ""
-    assert reuse.data_of(tmp_path / "one", tmp_path / "no such weights", cache) == ""
+    assert data_of(tmp_path / "empty", None, cache) == ""
+    assert data_of(tmp_path / "one", tmp_path / "no such weights", cache) == ""
     linked = tmp_path / "linked"  # a class folder elsewhere, and one class folder a class without train/
     linked.mkdir()
     (linked / "train.csv").write_text("ID,target\n")
     (linked / "train").mkdir()
     (linked / "train" / "a").symlink_to(tmp_path / "one" / "train" / "a")
-    before = reuse.data_of(linked, None, cache), reuse.data_of(tmp_path / "one" / "train", None, cache)
+    before = data_of(linked, None, cache), data_of(tmp_path / "one" / "train", None, cache)
     (tmp_path / "one" / "train" / "a" / "1.png").write_bytes(b"changed")
-    after = reuse.data_of(linked, None, cache), reuse.data_of(tmp_path / "one" / "train", None, cache)
+    after = data_of(linked, None, cache), data_of(tmp_path / "one" / "train", None, cache)
     assert before[0] != after[0] and before[1] != after[1]
-    known = reuse.data_of(tmp_path / "one", None, cache)
+    known = data_of(tmp_path / "one", None, cache)
     (place,) = [p for p in (cache / "fingerprints").iterdir() if known in p.read_text() and p.stat().st_size][:1]
     place.write_text("{")
-    assert reuse.data_of(tmp_path / "one", None, cache) == known, "a damaged memory is made anew"
+    assert data_of(tmp_path / "one", None, cache) == known, "a damaged memory is made anew"
 
 
 def test_an_image_of_another_trainer_is_another_version() -> None:

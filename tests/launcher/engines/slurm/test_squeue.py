@@ -215,6 +215,7 @@ def test_the_former_attempt_sees_that_it_has_lost_the_run_and_can_write_no_more(
     create_run(run_dir, request())
     append_event(run_dir, "starting", engine="slurm", slurm="12_0")
     former = task_lease.TaskLease(run_dir, 1)
+    former.start_beating()
     assert not former.lost() and task_lease.read_holder(run_dir) == former.holder
     journal, aside = state_folder(run_dir) / "events.jsonl", run_dir / "aside"
     journal.rename(aside)
@@ -230,11 +231,13 @@ def test_the_former_attempt_sees_that_it_has_lost_the_run_and_can_write_no_more(
     append_event(run_dir, "starting", 2, engine="slurm", slurm="12_0")
     with pytest.raises(FencedError, match="attempt 1 has ended: attempt 2 has started"):
         append_event(run_dir, "running", 1)
-    task_lease.TaskLease(run_dir, 2).lost()
+    later = task_lease.TaskLease(run_dir, 2)
+    later.start_beating()
     former.release()
     word = task_lease.read_holder(run_dir)
     assert word is not None and (word.fence, word.released) == (2, False), "it speaks for itself alone"
     assert task_lease.is_fresh(run_dir) is False, "on this host the lock tells"
+    later.release()
 
 
 def test_a_controller_that_is_silent_is_waited_for_once_for_all_runs(
