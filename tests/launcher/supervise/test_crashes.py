@@ -229,6 +229,8 @@ def test_a_heartbeat_that_comes_late_is_not_written(
 
     really = lease.read_holder
     with lease.hold(tmp_path) as mine:
+        mine._ended.set()  # this thread alone writes
+        mine._thread.join()
         time.sleep(0.15)
         monkeypatch.setattr(lease, "read_holder", read)
         with pytest.raises(LeaseLostError, match="another-host"):
