@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
+MOST_ERRORS = 100
+"""Lines of errors that are printed; a job can have thousands."""
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and end the process with the contract's exit code; no error shows a traceback."""
@@ -31,7 +34,9 @@ def main(arguments: list[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         _end("stopped", EXIT_INTERRUPTED)
     except LauncherError as error:
-        _end(f"error: {error}", error.exit_code)
+        first, rest = (lines := str(error).split("\n"))[:MOST_ERRORS], lines[MOST_ERRORS:]
+        more = f"\n… and {len(rest)} more lines like these" if rest else ""
+        _end("error: " + "\n".join(first) + more, error.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing reads the rest of the output
         sys.exit(EXIT_FAILED)

@@ -166,12 +166,15 @@ def _described(name: str) -> Machine:
     path = Path(name)
     if not path.is_file():
         raise MachineError(f"--machine {name}: not a file and not a known machine; {nearest(name, BUILT_IN)}")
-    import yaml
+    from launcher.base import yaml_text
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise MachineError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        with path.open("rb") as file:
+            content = yaml_text.read(file.read(yaml_text.MOST_BYTES + 1).decode("utf-8-sig"))[0]
+    except yaml_text.YamlError as error:
+        raise MachineError("\n".join(f"{path}:{line}: {fault}" for line, fault in error.faults)) from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise MachineError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise MachineError(f"{path}: write cpus:, memory: and gpus: or mps:")
     known = ("name", "cpus", "memory", "gpus", "mps")

@@ -10,15 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from launcher.base import yaml_text
 from launcher.base.errors import JobError
+from launcher.base.yaml_text import KeyPath, YamlError
 from trainer.base.errors import nearest
 
-KeyPath = tuple[str | int, ...]
 COMMAND_LINE = "the command line"
-_UNREADABLE = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError)
-"""Errors that PyYAML raises for bad text: its constructors of numbers, dates and sets check little."""
 
 
 @dataclass(frozen=True)
@@ -62,21 +59,30 @@ def _dotted(path: KeyPath) -> str:
     return ".".join(map(str, path))
 
 
-def read_file(path: Path) -> Document:
-    """Read a YAML mapping. Raises JobError."""
+def read_bytes(path: Path) -> bytes:
+    """The content of a job file, which may be a pipe and is read once. Raises JobError."""
     if path.is_dir():
         raise JobError(f"{path}: is a folder; give a job file in it")
     try:
-        content = path.read_bytes()
-        text = content.decode("utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(yaml_text.MOST_BYTES + 1)
     except FileNotFoundError:
         raise JobError(f"{path}: no such file; {_nearest_file(path)}") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise JobError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(content) > yaml_text.MOST_BYTES:
+        line = content.count(b"\n") + 1
+        raise JobError(f"{path}:{line}: a job file has at most {yaml_text.MOST_BYTES // 2**20} MiB; is it a job file?")
+    return content
+
+
+def parse_bytes(content: bytes, name: str) -> Document:
+    """Parse a YAML mapping; messages call it `name`. Raises JobError."""
+    try:
+        return parse(content.decode("utf-8-sig"), name)
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise JobError(f"{path}:{line}: not text in UTF-8") from None
-    except OSError as error:
-        raise JobError(f"{path}: cannot be read: {error.strerror}") from None
-    return parse(text, str(path))
+        raise JobError(f"{name}:{line}: not text in UTF-8") from None
 
 
 def _nearest_file(path: Path) -> str:
@@ -93,72 +99,14 @@ def _nearest_file(path: Path) -> str:
 def parse(text: str, name: str) -> Document:
     """Parse YAML text; messages call it `name`. Raises JobError."""
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        if node is None:
-            raise JobError(f"{name}:1: the file is empty; a job needs at least name: and matrix: or overrides:")
-        lines: dict[KeyPath, int] = {}
-        errors: list[str] = []
-        _walk(node, (), lines, errors, name, set())
-        if errors:
-            raise JobError(in_order(errors))
-        content = _construct(node)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
-        raise JobError(f"{name}:{line}: not YAML: {' '.join(str(error.problem or error.context).split())}") from None
-    except _UNREADABLE as error:
-        line = text[: getattr(error, "position", 0)].count("\n") + 1  # for a character that YAML does not allow
-        raise JobError(f"{name}:{line}: not YAML: {' '.join(str(error).split())[:200]}") from None
+        content, lines = yaml_text.read(text)
+    except YamlError as error:
+        raise JobError(in_order(f"{name}:{line}: {fault}" for line, fault in error.faults)) from None
+    if not lines:
+        raise JobError(f"{name}:1: the file is empty; a job needs at least name: and matrix: or overrides:")
     if not isinstance(content, dict):
         raise JobError(f"{name}:1: a job is a mapping of name:, matrix:, overrides: …, not {type(content).__name__}")
     return Document(name, content, lines)
-
-
-def _construct(node: yaml.Node | None) -> Any:
-    """Plain values. Keys are always text: YAML 1.1 would read `on:` as a truth value."""
-    if node is None:
-        return None
-    waiting, seen = [node], set()
-    while waiting:
-        current = waiting.pop()
-        if id(current) in seen:
-            continue
-        seen.add(id(current))
-        if isinstance(current, yaml.MappingNode):
-            for key, value in current.value:
-                if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                    key.tag = "tag:yaml.org,2002:str"
-                waiting.append(value)
-        elif isinstance(current, yaml.SequenceNode):
-            waiting += current.value
-    return yaml.SafeLoader("").construct_document(node)
-
-
-def _walk(
-    node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], errors: list[str], name: str, seen: set[int]
-) -> None:
-    lines.setdefault(path, node.start_mark.line + 1)
-    if isinstance(node, yaml.ScalarNode):
-        return
-    if id(node) in seen:
-        errors.append(f"{name}:{node.start_mark.line + 1}: an anchor that contains itself")
-        return
-    seen = seen | {id(node)}
-    if isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            _walk(item, (*path, index), lines, errors, name, seen)
-    elif isinstance(node, yaml.MappingNode):
-        keys: dict[str, int] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode):
-                errors.append(f"{name}:{line}: a key must be a plain word")
-                continue
-            if key.value in keys and key.tag != "tag:yaml.org,2002:merge":
-                errors.append(f"{name}:{line}: '{key.value}' is already in line {keys[key.value]}")
-            keys[key.value] = line
-            lines[(*path, key.value)] = line
-            _walk(value, (*path, key.value), lines, errors, name, seen)
 
 
 def assign(document: Document, setting: str) -> Document:
@@ -167,10 +115,12 @@ def assign(document: Document, setting: str) -> Document:
     parts = key.split(".")
     if not separator or not all(parts):
         raise JobError(f"--set {setting}: write path=value, for instance --set resources.cpus=2")
+    if len(parts) > yaml_text.DEEPEST:
+        raise JobError(f"--set {setting[:60]}…: nested too deeply: more than {yaml_text.DEEPEST} levels")
     try:
-        value = _construct(yaml.compose(text, Loader=yaml.SafeLoader))
-    except _UNREADABLE as error:
-        raise JobError(f"--set {setting}: the value is not YAML: {' '.join(str(error).split())}") from None
+        value = yaml_text.read(text)[0]
+    except YamlError as error:
+        raise JobError(f"--set {setting[:200]}: {error}") from None
     content = _assigned(document.content, parts, value, setting)
     lines = {path: line for path, line in document.lines.items() if not f"{_dotted(path)}.".startswith(f"{key}.")}
     return Document(document.path, content, lines, document.given | {key})

@@ -11,7 +11,7 @@ from launcher.base.errors import JobError, RunError
 from launcher.base.sizes import show_size
 from launcher.host.machine import Machine
 from launcher.job import folds, matrix, steps
-from launcher.job.document import in_order
+from launcher.job.document import COMMAND_LINE, in_order
 from launcher.job.spec import PRIORITY, Job
 from launcher.memory import fitting
 from launcher.record import reuse
@@ -44,7 +44,16 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False) -> list[Planned]:
     Raises JobError with every error of every run, without duplicates, each at the line of its value.
     """
     spec = job.spec
+    if too_many := matrix.too_many(job.matrix, spec.exclude, spec.include):
+        field, why = too_many
+        place = COMMAND_LINE if field == "matrix" and job.axes else job.document.place((field,))
+        raise JobError(f"{place}: {field}: {why}")
     entries = [] if _trains_nothing(job) else matrix.expand(job.matrix, spec.exclude, spec.include)
+    if len(entries) > matrix.MOST_RUNS:
+        raise JobError(
+            f"{job.document.place(('include',))}: include: {len(entries):,} runs with those of matrix; a job has at "
+            f"most {matrix.MOST_RUNS:,}: split it into several jobs"
+        )
     errors = [
         f"{job.document.place(('exclude', position))}: exclude.{position}: matches no combination; check its values"
         for position in matrix.unmatched(spec.matrix, spec.exclude)  # axes of the file only

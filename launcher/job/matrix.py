@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 Combination = dict[str, Any]
+MOST_RUNS = 10_000
+MOST_COMPARED = 2_000_000
+"""Pairs of a combination and an entry of exclude or include. One takes about half a microsecond."""
 SHORT = ("model", "data", "training", "model.name")
 
 
@@ -31,13 +36,22 @@ def expand(
     """
     axes = list(matrix)
     products = [dict(zip(axes, values, strict=True)) for values in itertools.product(*matrix.values())] if axes else []
-    kept = [combo for combo in products if not any(_has(combo, entry) for entry in exclude)]
-    results: list[tuple[Combination, Combination, list[int]]] = [(combo, dict(combo), []) for combo in kept]
+    # Compared as text, which is made once for each value: most of the time of a large matrix went there.
+    known = {key: {id(value): _comparable(value) for value in values} for key, values in matrix.items()}
+    excluded = [_comparables(entry) for entry in exclude]
+    results: list[tuple[Combination, Combination, list[int]]] = []
+    comparables: list[dict[str, Any]] = []
+    for combo in products:
+        texts = {key: known[key][id(value)] for key, value in combo.items()}
+        if not any(entry and entry.items() <= texts.items() for entry in excluded):
+            results.append((combo, dict(combo), []))
+            comparables.append(texts)
     added: list[tuple[Combination, int]] = []
     for position, entry in enumerate(include):
         fitted = False
-        for original, values, positions in results:
-            if entry and all(key not in original or _same(original[key], value) for key, value in entry.items()):
+        on_axes = {key: value for key, value in _comparables(entry).items() if key in matrix}
+        for texts, (_, values, positions) in zip(comparables, results, strict=True):
+            if entry and on_axes.items() <= texts.items():
                 values.update(entry)
                 positions.append(position)
                 fitted = True
@@ -50,19 +64,44 @@ def expand(
 
 def unmatched(matrix: Mapping[str, Sequence[Any]], exclude: Sequence[Combination]) -> list[int]:
     """The positions of exclude entries that match nothing, which are almost always mistakes."""
+    known = {key: {_comparable(value) for value in values} for key, values in matrix.items()}
     return [
         position
         for position, entry in enumerate(exclude)
-        if not entry or not all(any(_same(v, value) for v in matrix.get(key, ())) for key, value in entry.items())
+        if not entry or not all(value in known.get(key, ()) for key, value in _comparables(entry).items())
     ]
 
 
-def _has(combo: Combination, entry: Combination) -> bool:
-    return bool(entry) and all(key in combo and _same(combo[key], value) for key, value in entry.items())
+def too_many(
+    matrix: Mapping[str, Sequence[Any]], exclude: Sequence[Combination], include: Sequence[Combination]
+) -> tuple[str, str] | None:
+    """Why the job would have too many runs, or would take too long to expand: the field to blame, and a text. None if
+    it is fine. Builds nothing, so that a short text cannot take all memory."""
+    count = math.prod(len(values) for values in matrix.values())
+    if count > MOST_RUNS:
+        product = " × ".join(f"{len(values):,} {key}" for key, values in matrix.items() if len(values) > 1)
+        return "matrix", f"{product} = {count:,} runs; a job has at most {MOST_RUNS:,}: split it into several jobs"
+    if len(include) > MOST_RUNS:
+        return "include", f"{len(include):,} entries; a job has at most {MOST_RUNS:,} runs: split it into several jobs"
+    for field, entries in (("exclude", exclude), ("include", include)):
+        if count * len(entries) > MOST_COMPARED and count > 1:
+            return field, (
+                f"{len(entries):,} entries for {count:,} combinations are too many to compare (at most "
+                f"{MOST_COMPARED:,} pairs): split the job into several"
+            )
+    return None
 
 
-def _same(a: Any, b: Any) -> bool:
-    return override_value(a) == override_value(b)
+def _comparables(entry: Combination) -> dict[str, Any]:
+    return {key: _comparable(value) for key, value in entry.items()}
+
+
+def _comparable(value: Any) -> Any:
+    """Equal for equal values: 1e-4 of the command line, which is text, and 0.0001 of a file."""
+    text = override_value(value)
+    if isinstance(value, bool) or not re.fullmatch(r"[-+]?[0-9]{1,300}(\.[0-9]*)?([eE][-+]?[0-9]{1,3})?", text):
+        return text
+    return Decimal(text)
 
 
 def override_value(value: Any) -> str:

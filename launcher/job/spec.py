@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from launcher.base.errors import JobError
 from launcher.job import folds
-from launcher.job.document import COMMAND_LINE, Document, assign, in_order, parse, read_file
+from launcher.job.document import COMMAND_LINE, Document, assign, in_order, parse_bytes, read_bytes
 from launcher.job.schema import NAME, FromSpec, JobSpec, ResourcesSpec, RetrySpec, SectionSpec, StepSpec, with_sections
 from trainer.base.errors import nearest
 from trainer.base.files import to_bytes
@@ -78,8 +78,8 @@ def load(
     `source` is the file's content if the file is on another machine and `path` is only its name. `sections` are the
     engines' sections.
     """
-    document = read_file(path) if source is None else parse(source.decode("utf-8-sig", "replace"), str(path))
-    source = path.read_bytes() if source is None else source
+    source = read_bytes(path) if source is None else source
+    document = parse_bytes(source, str(path))
     for setting in settings:
         document = assign(document, setting)
     if "name" not in document.content and NAME.fullmatch(path.stem):

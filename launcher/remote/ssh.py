@@ -177,8 +177,9 @@ def read_job(word: str) -> bytes | None:
     """The content of the job file that a command's first word names; None for `key=value`. Raises JobError."""
     if not document.names_file(word):
         return None
-    document.read_file(Path(word))
-    return Path(word).read_bytes()
+    content = document.read_bytes(Path(word))
+    document.parse_bytes(content, word)
+    return content
 
 
 def run_command(host: Host, command: str, words: Sequence[str], job: bytes | None = None) -> int:

@@ -6,8 +6,9 @@ A caller that catches `TrainerError` can print `str(error)`. It says what is wro
 from __future__ import annotations
 
 import difflib
+import functools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -61,7 +62,12 @@ def nearest(word: str, valid: Iterable[str]) -> str:
     >>> nearest("resnet43", ["resnet34", "deit_base_384"])
     "did you mean 'resnet34'?"
     """
-    names = sorted(set(valid))
+    return _nearest(word, tuple(sorted(set(valid))))
+
+
+@functools.lru_cache(1024)
+def _nearest(word: str, names: Sequence[str]) -> str:
+    """Cached: a thousand runs with one wrong name ask a thousand times."""
     lower = {name.lower(): name for name in names}
     match = difflib.get_close_matches(word.lower(), list(lower), n=1, cutoff=0.6)
     if match:

@@ -53,6 +53,10 @@ def compose(overrides: Sequence[str] = (), command: str = "train") -> Config:
     return config
 
 
+DEEPEST = 32
+"""Most brackets in each other in an override."""
+
+
 @functools.cache
 def parse(text: str, command: str = "train") -> tuple[str, Any]:
     """Key and value of an override in Hydra's grammar. Raises ConfigError; the message names `command`."""
@@ -65,15 +69,38 @@ def parse(text: str, command: str = "train") -> tuple[str, Any]:
         raise ConfigError(f"{text}: unknown option; `python -m trainer {command}` takes key=value")
     if "=" not in text:
         raise ConfigError(f"{text}: the value is missing; write {text}=VALUE")
+    if _depth(text) > DEEPEST:
+        raise ConfigError(f"{text[:60]}…: nested too deeply: more than {DEEPEST} brackets in each other")
     try:
         override = _hydra_parser().parse_override(text)
     except HydraException as error:
         raise ConfigError(f"{text}: cannot be parsed: {first_line(error)}") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise ConfigError(f"{text[:60]}…: cannot be parsed: {str(error).partition(';')[0]}") from None
     if override.type is not OverrideType.CHANGE or override.package:
         raise ConfigError(f"{text}: keys cannot be added, removed or moved; write key=value")
+    if override.is_sweep_override() and re.search(r"\w\(", text):
+        raise ConfigError(f"{text}: write the values themselves, separated by commas; each is a run of its own")
     if override.is_sweep_override():
         raise ConfigError(f"{text}: several values need several runs; start them with `launcher submit {text}`")
     return override.key_or_group, override.value()
+
+
+def _depth(text: str) -> int:
+    """How many brackets stand in each other outside quotes. Hydra's parser needs seconds for thousands of them."""
+    depth = deepest = 0
+    quote = ""
+    for character in re.findall(r"\\.|['\"\[\](){}]", text):
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        elif character in "[({":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "])}":
+            depth -= 1
+    return deepest
 
 
 _WHOLE = re.compile(r"([a-z_]+(?:\.[a-z_]+)*)=(0|[1-9][0-9]{0,17})", re.ASCII)

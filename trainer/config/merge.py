@@ -41,7 +41,7 @@ def slow(chosen: tuple[str, ...], values: Sequence[Value]) -> Config:
             faults.append(
                 f"{text}: must be a list: write {key}=[{value}]" if "ListConfig" in reason else f"{text}: {reason}"
             )
-        except (IndexError, TypeError, ValueError, AttributeError, KeyError) as error:
+        except (IndexError, TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
             faults.append(f"{text}: cannot be set: {first_line(error)}")
     if faults:
         raise ConfigError("\n".join(faults))
@@ -120,7 +120,7 @@ def _typed(text: str, key: str, value: Any) -> Any:
     try:
         OmegaConf.update(tree, key, value, merge=False)
         return OmegaConf.select(tree, key)
-    except (OmegaConfBaseException, IndexError, TypeError, ValueError, AttributeError, KeyError):
+    except (OmegaConfBaseException, IndexError, TypeError, ValueError, AttributeError, KeyError, OverflowError):
         return _WRONG
 
 
