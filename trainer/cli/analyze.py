@@ -16,15 +16,15 @@ def analyze(arguments: list[str]) -> int:
     options.add_output(parser)
     options.add_checkpoint(parser)
     options.add_data(parser)
-    given = options.parse(parser, arguments)
-    output = options.output_folder(given.output)
-    check_checkpoint(given.checkpoint)
-    root = options.optional_data(given.root)
+    args = options.parse(parser, arguments)
+    output = options.output_folder(args.output)
+    check_checkpoint(args.checkpoint)
+    root = options.optional_data(args.root)
 
     with heavy():
         from trainer.report.analyze import analyze as run
 
-    run(given.checkpoint, output / "analysis_results", root)
+    run(args.checkpoint, output / "analysis_results", root)
     return EXIT_OK
 
 
@@ -37,13 +37,13 @@ def label_errors(arguments: list[str]) -> int:
     either.add_argument("--predictions", type=Path, metavar="FILE", help="a val_predictions.npz or a best.ckpt")
     either.add_argument("--checkpoint", dest="predictions", type=Path, help=argparse.SUPPRESS)
     options.add_data(parser)
-    given = options.parse(parser, arguments)
-    output = options.output_folder(given.output)
-    check_checkpoint(given.predictions)
-    root = options.optional_data(given.root)
+    args = options.parse(parser, arguments)
+    output = options.output_folder(args.output)
+    check_checkpoint(args.predictions)
+    root = options.optional_data(args.root)
 
     with heavy():
         from trainer.scores.label_errors import write
 
-    write(given.predictions, output, root)
+    write(args.predictions, output, root)
     return EXIT_OK

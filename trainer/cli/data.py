@@ -23,19 +23,19 @@ def check_data(arguments: list[str]) -> int:
     options.add_data(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for `train`: data.format=…")
     parser.add_argument("--json", action="store_true", help="print the content of check_data.json")
-    given = parser.parse_intermixed_args(arguments)
-    folder = None if given.root is None else str(given.root)
-    config = options.composed(given.overrides, "check-data", folder).data
-    output = options.output_folder(given.output)
+    args = parser.parse_intermixed_args(arguments)
+    folder = None if args.root is None else str(args.root)
+    config = options.composed(args.overrides, "check-data", folder).data
+    output = options.output_folder(args.output)
     data_folder(config.root)
 
     with heavy():
         from trainer.data import check
 
-    with contextlib.redirect_stdout(sys.stderr if given.json else sys.stdout):  # keep notes out of the JSON
+    with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):  # keep notes out of the JSON
         checked = check.check(config)
         report = check.write(checked, output)
-    print(json.dumps(report, indent=2, ensure_ascii=False) if given.json else check.as_text(checked, report))
+    print(json.dumps(report, indent=2, ensure_ascii=False) if args.json else check.as_text(checked, report))
     check.refuse(checked, config)
     return EXIT_OK
 
@@ -48,10 +48,10 @@ def sample_data(arguments: list[str]) -> int:
     parser.add_argument("--test-per-class", type=options.count, default=10)
     parser.add_argument("--seed", type=options.count, default=0)
     parser.add_argument("--force", action="store_true", help="replace an earlier sample data folder")
-    given = parser.parse_args(arguments)
-    check_folder(given.out)
+    args = parser.parse_args(arguments)
+    check_folder(args.out)
 
     from trainer.data.drawn import write_sample_data
 
-    write_sample_data(given.out, given.classes, given.per_class, given.test_per_class, given.seed, given.force)
+    write_sample_data(args.out, args.classes, args.per_class, args.test_per_class, args.seed, args.force)
     return EXIT_OK

@@ -31,27 +31,27 @@ def ensemble(arguments: list[str]) -> int:
         "validation images and use them if they are better (default: equal)",
     )
     options.add_inference(parser)
-    given = options.parse(parser, arguments)
-    output = options.output_folder(given.output)
-    options.check_views(given.tta)
-    if given.method not in METHODS:
-        raise ConfigError(f"--method {given.method}: unknown method; {nearest(given.method, METHODS)}")
-    asked = weighting(given.weights)
-    for path in given.checkpoints:
+    args = options.parse(parser, arguments)
+    output = options.output_folder(args.output)
+    options.check_views(args.tta)
+    if args.method not in METHODS:
+        raise ConfigError(f"--method {args.method}: unknown method; {nearest(args.method, METHODS)}")
+    weights = weighting(args.weights)
+    for path in args.checkpoints:
         check_checkpoint(path)
-    root = options.optional_data(given.root)
+    root = options.optional_data(args.root)
 
     with heavy():
         from trainer.ensemble.score import ensemble as run
         from trainer.models.ensemble_file import make
 
-    made = make(given.checkpoints, given.method, None if isinstance(asked, str) else asked)
+    joined = make(args.checkpoints, args.method, None if isinstance(weights, str) else weights)
     if root is None:
         print("note: no data folder, so no submission.csv; add --data DIR to get one")
     elif not (root / "sample_submission.csv").is_file() and not (root / "test").is_dir():
         print(f"note: {root} has no test images, so no submission.csv")
         root = None
-    run(made, asked if isinstance(asked, str) else "given", root, output, options.inference(given))
+    run(joined, weights if isinstance(weights, str) else "given", root, output, options.inference(args))
     return EXIT_OK
 
 

@@ -33,22 +33,20 @@ def export(arguments: list[str]) -> int:
     )
     parser.add_argument("--batch_size", type=options.positive, default=8, help="images per batch (default: 8)")
     parser.add_argument("--force", action="store_true", help="replace an earlier export")
-    given = options.parse(parser, arguments)
-    if given.to not in FORMATS:
-        raise ConfigError(f"--to {given.to}: unknown format; {nearest(given.to, FORMATS)}")
-    if given.checkpoint.suffix == ".json":
-        raise ConfigError(
-            f"{given.checkpoint}: an ensemble has several models; export each with --checkpoint best.ckpt"
-        )
-    check_checkpoint(given.checkpoint)
-    root = options.optional_data(given.root)
-    if given.output is None:
-        output = options.output_folder(None) / "export" / given.to
+    args = options.parse(parser, arguments)
+    if args.to not in FORMATS:
+        raise ConfigError(f"--to {args.to}: unknown format; {nearest(args.to, FORMATS)}")
+    if args.checkpoint.suffix == ".json":
+        raise ConfigError(f"{args.checkpoint}: an ensemble has several models; export each with --checkpoint best.ckpt")
+    check_checkpoint(args.checkpoint)
+    root = options.optional_data(args.root)
+    if args.output is None:
+        output = options.output_folder(None) / "export" / args.to
     else:
-        output = options.output_folder(given.output)
+        output = options.output_folder(args.output)
 
     with heavy():
         from trainer.export.export import export as run
 
-    run(given.checkpoint, given.to, output, root, given.images, given.batch_size, given.force)
+    run(args.checkpoint, args.to, output, root, args.images, args.batch_size, args.force)
     return EXIT_OK

@@ -22,12 +22,12 @@ def estimate(arguments: list[str]) -> int:
     parser.add_argument("--classes", type=options.positive, default=17, help="number of classes (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON, sizes in bytes")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the launcher's memory table of all models")
-    given = parser.parse_intermixed_args(arguments)
-    if given.table and (given.overrides or given.json):
-        raise ConfigError(f"--table {given.table}: the table has all models and sizes; remove the other arguments")
-    config = options.composed(given.overrides, "estimate", None)
-    if given.table:
-        check_folder(given.table.absolute().parent)
+    args = parser.parse_intermixed_args(arguments)
+    if args.table and (args.overrides or args.json):
+        raise ConfigError(f"--table {args.table}: the table has all models and sizes; remove the other arguments")
+    config = options.composed(args.overrides, "estimate", None)
+    if args.table:
+        check_folder(args.table.absolute().parent)
     else:
         from trainer.models import timm_names
 
@@ -37,12 +37,12 @@ def estimate(arguments: list[str]) -> int:
         from trainer.memory import estimate as memory
         from trainer.memory import table
 
-    if given.table:
-        write_text(given.table, table.as_csv(list(table.rows())))
+    if args.table:
+        write_text(args.table, table.as_csv(list(table.rows())))
         return EXIT_OK
-    traced = memory.estimate(config, given.classes)
-    if given.json:
-        print(json.dumps(memory.as_json(config, traced, given.classes), indent=2))
+    traced = memory.estimate(config, args.classes)
+    if args.json:
+        print(json.dumps(memory.as_json(config, traced, args.classes), indent=2))
     else:
         print(memory.as_text(config, traced))
     return EXIT_OK
@@ -59,15 +59,15 @@ def bench(arguments: list[str]) -> int:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="also write the results, the machine and the date to FILE"
     )
-    given = parser.parse_args(arguments)
-    if given.json is not None:
-        check_folder(given.json.absolute().parent)
+    args = parser.parse_args(arguments)
+    if args.json is not None:
+        check_folder(args.json.absolute().parent)
 
     with heavy():
         from trainer.bench import bench as benches
 
-    measured = benches.measure(given.quick, [given.only] if given.only else benches.PARTS)
+    measured = benches.measure(args.quick, [args.only] if args.only else benches.PARTS)
     print(benches.as_text(measured))
-    if given.json is not None:
-        write_json(given.json, measured)
+    if args.json is not None:
+        write_json(args.json, measured)
     return EXIT_OK

@@ -13,19 +13,19 @@ def predict(arguments: list[str]) -> int:
     options.add_output(parser)
     options.add_checkpoint(parser)
     options.add_inference(parser)
-    given = options.parse(parser, arguments)
-    output = options.output_folder(given.output)
-    options.check_views(given.tta)
-    check_checkpoint(given.checkpoint)
-    root = options.required_data(given.root)
+    args = options.parse(parser, arguments)
+    output = options.output_folder(args.output)
+    options.check_views(args.tta)
+    check_checkpoint(args.checkpoint)
+    root = options.required_data(args.root)
 
     with heavy():
         from trainer.predict import predict as predicting
 
         model: predicting.Model = predicting.of_checkpoint
-        if given.checkpoint.suffix == ".json":
+        if args.checkpoint.suffix == ".json":
             from trainer.ensemble import score
 
             model = score.predict
-    predicting.predict(given.checkpoint, root, output, options.inference(given), model)
+    predicting.predict(args.checkpoint, root, output, options.inference(args), model)
     return EXIT_OK
