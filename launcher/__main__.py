@@ -13,12 +13,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and end the process with the contract's exit code; no error shows a traceback."""
     import click
 
+    from launcher.base import env_file
     from launcher.base.errors import EXIT_INTERRUPTED, LauncherError
     from launcher.base.text import plain_streams
     from launcher.cli.main import cli
     from trainer.base.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, os_error
 
     plain_streams()
+    env_file.load()
     try:
         code = cli.main(arguments, prog_name="launcher", standalone_mode=False)
         sys.stdout.flush()

@@ -12,7 +12,9 @@ from trainer.base.durations import duration
 
 GIB = 2**30
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+_DURATION = re.compile("".join(rf"(?:(?P<{unit}>[0-9]+(?:\.[0-9]+)?)\s*{unit}\s*)?" for unit in _SECONDS))
+"""Each unit at most once, the largest first."""
 
 
 def parse_size(value: Any) -> int:
@@ -21,7 +23,9 @@ def parse_size(value: Any) -> int:
     if isinstance(value, bool) or match is None:
         raise SizeError(f"{value!r} is not a size; write it like 24g, 512m or a number of bytes")
     size = float(match[1]) * _UNITS[match[2]]
-    if not 1 <= size < 2**60:
+    if size < 1:
+        raise SizeError(f"{value!r} is less than one byte; write it like 24g, 512m or a number of bytes")
+    if not size < 2**60:
         raise SizeError(f"{value!r} is too large for any machine; write it like 24g")
     return int(size)
 
@@ -32,10 +36,12 @@ def parse_duration(value: Any) -> float:
     if not isinstance(value, bool) and re.fullmatch(r"[0-9]+(\.[0-9]+)?", text):
         seconds = float(text)
     else:
-        parts = re.findall(r"([0-9]+(?:\.[0-9]+)?)\s*([smhd])", text)
-        if not parts or re.sub(r"[0-9.]+\s*[smhd]\s*", "", text):
+        match = _DURATION.fullmatch(text)
+        if match is None or not text:
             raise SizeError(f"{value!r} is not a duration; write it like 8h, 30m or 1h30m")
-        seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+        seconds = sum(float(match[unit]) * size for unit, size in _SECONDS.items() if match[unit])
+    if seconds == 0:
+        raise SizeError(f"{value!r} is no time at all; write it like 8h, 30m or 1h30m")
     if not 0 < seconds < 1e9 or not math.isfinite(seconds):
         raise SizeError(f"{value!r} is too long; write it like 8h, 30m or 1h30m")
     return seconds

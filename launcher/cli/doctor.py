@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from launcher.base import env_file
 from launcher.cli.options import json_option, runs_option
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def doctor_command(data: str | None, as_json: bool, runs_root: Path) -> int:
         for check in checks:
             fix = f"\n               → {check.fix}" if check.fix else ""
             click.echo(f"{MARKS[check.level]} {check.what:12} {check.said}{fix}")
+        for line in env_file.notes():
+            click.echo(line)
     return 1 if any(check.level == "missing" for check in checks) else 0
 
 

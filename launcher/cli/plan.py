@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from launcher.base import env_file
 from launcher.cli.options import ENGINES, job_options, json_option, load_job, print_table, runs_option
 from launcher.remote.host_option import on_host
 
@@ -40,7 +41,7 @@ def plan(
         click.echo(json.dumps(remarks.plan_as_json(want.job, planned, offered), indent=2, ensure_ascii=False))
         return
     print_table(tables.table(planned, offered))
-    for line in (f"as {chosen.said}", *chosen.warnings) if chosen else ():
+    for line in (*((f"as {chosen.said}", *chosen.warnings) if chosen else ()), *env_file.notes()):
         click.echo(line)
     for line in remarks.before_start(want.job, planned, offered, contained=chosen is not None and chosen.contained):
         click.echo(line)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from launcher.base import env_file
 from launcher.base.errors import EXIT_INTERRUPTED, RefusedError
 from launcher.base.sizes import listed
 from launcher.cli import completion
@@ -82,7 +83,8 @@ def submit(
     directory = submission.create(job, completed, serving, root, data_dir, chosen)
     queue = chosen.engine if isinstance(chosen.engine, QueueEngine) else None
     notes = [] if queue else remarks.before_start(job, planned, chosen.machine, chosen.contained)
-    notes += remarks.unset_variables(job, os.environ, chosen.contained)
+    notes += env_file.notes()
+    notes += remarks.unset_variables(job, os.environ)
     notes += chosen.engine.remarks(new, root, chosen)
     notes += remarks.reused_runs(equal, serving)
     if detach and not queue:

@@ -16,6 +16,7 @@ from launcher.engines.outcome import EXIT_TAKEN, Overseer, StopSignals, last_err
 from launcher.host import usage
 from launcher.memory.predict import device_limit
 from launcher.record import retry, secret_files
+from launcher.record.find import cache_dir
 from launcher.record.journal import Status, append_event, read_events, read_status
 from launcher.record.locks import is_run_locked
 from launcher.record.request import RunRequest
@@ -149,7 +150,7 @@ def environment(run_dir: Path, request: RunRequest, visible: Sequence[str], secr
     drop = {FDS, DEVICES, *request.secrets}
     settings = {key: value for key, value in os.environ.items() if key not in drop}
     settings["RUN_DIR"] = str(run_dir)
-    settings.setdefault("CACHE_DIR", str(run_dir.parent.parent / ".cache"))
+    settings["CACHE_DIR"] = str(cache_dir(run_dir.parent.parent))
     settings["CUDA_VISIBLE_DEVICES"] = ",".join(device for device in visible if device != "mps")
     settings["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # indices, where a GPU has no UUID, are NVML's
     settings["PYTHONUNBUFFERED"] = "1"

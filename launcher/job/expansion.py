@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,11 +176,22 @@ def _overrides(
 
 def _attributed(line: str, origins: dict[str, tuple[str | int, ...] | None], job: Job) -> str:
     """An error of the trainer with the place of the value."""
-    key = line.partition("=")[0].partition(":")[0].strip()
-    known = next((k for k in origins if k == key or key.startswith(k + ".") or k.startswith(key + ".")), None)
-    if known is None:
+    first = line.partition("=")[0].partition(":")[0].strip()
+    # A conflict names a second key; a key of the command line is to blame for it, not a line of the file.
+    named = [_origin(key, origins) for key in (first, *re.findall(r"([a-z_]+(?:\.\w+)*)=", line))]
+    known = [key for key in named if key is not None]
+    if not known:
         return f"{job.document.place(())}: {line}"
-    return f"{_place(origins[known], job)}: {line}"
+    to_blame = next((key for key in known if origins[key] is None), known[0])
+    return f"{_place(origins[to_blame], job)}: {line}"
+
+
+def _origin(key: str, origins: Mapping[str, object]) -> str | None:
+    """The key of the job that sets `key`: itself, else the longest one above it (a group), else one below it."""
+    if key in origins:
+        return key
+    above = [other for other in origins if key.startswith(f"{other}.")]
+    return max(above, key=len, default=next((other for other in origins if other.startswith(f"{key}.")), None))
 
 
 def _place(path: tuple[str | int, ...] | None, job: Job) -> str:

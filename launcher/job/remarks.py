@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,29 +109,22 @@ def before_start(job: Job, planned: Sequence[Planned], machine: Machine, contain
     return lines
 
 
-def unset_variables(job: Job, environment: Mapping[str, str], contained: bool = False) -> list[str]:
+def unset_variables(job: Job, environment: Mapping[str, str]) -> list[str]:
     """Notes on variables of the job's `env` and `secrets` that are not set, so that its runs do not get them."""
     lines = []
+    off = "WANDB_API_KEY" in job.spec.secrets and not environment.get("WANDB_API_KEY")
     for field, names in (("env", job.spec.env), ("secrets", job.spec.secrets)):
         for position, name in enumerate(names):
-            set_here = name in environment if field == "env" else bool(environment.get(name))
-            if set_here or (not contained and _in_dotenv(name)):
+            if name in environment if field == "env" else environment.get(name):
                 continue
+            if off and name.startswith("WANDB_") and name != "WANDB_API_KEY":
+                continue  # without a key nothing reads it
             place = job.document.place((field, position))
             if name == "WANDB_API_KEY":
                 lines.append(f"note: {place}: {field}: {name} is not set: runs do not log to W&B")
             else:
                 lines.append(f"note: {place}: {field}: {name} is not set; export it if the runs need it")
     return lines
-
-
-def _in_dotenv(name: str) -> bool:
-    """Whether .env sets the variable: native runs read .env themselves."""
-    try:
-        text = Path(".env").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return False
-    return re.search(rf"^\s*(export\s+)?{re.escape(name)}\s*=\s*\S", text, re.M) is not None
 
 
 def reused_runs(equal: Mapping[str, EqualRun], serving: Mapping[str, Path]) -> list[str]:

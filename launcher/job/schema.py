@@ -17,10 +17,17 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.I)
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 OWN_VARIABLES = frozenset(
-    "CACHE_DIR CUDA_DEVICE_ORDER CUDA_VISIBLE_DEVICES DATA_DIR DEVICE_MEMORY_LIMIT NVIDIA_VISIBLE_DEVICES "
-    "OMP_NUM_THREADS RUN_DIR SECRETS_DIR".split()
+    "CACHE_DIR CUDA_DEVICE_ORDER CUDA_VISIBLE_DEVICES DATA_DIR DEVICE_MEMORY_LIMIT NO_ALBUMENTATIONS_UPDATE "
+    "NVIDIA_VISIBLE_DEVICES OMP_NUM_THREADS PYTHONUNBUFFERED RUN_DIR SECRETS_DIR TORCHINDUCTOR_CACHE_DIR "
+    "TRITON_CACHE_DIR".split()
 )
 """Variables that the launcher sets for its runs. The host's values would contradict the run's devices and folders."""
+_PART = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
+IMAGE = re.compile(
+    rf"(?:(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(?::[0-9]+)?/)?{_PART}(?:/{_PART})*"
+    r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@[a-z0-9+._-]+:[0-9a-fA-F]{32,128})?|sha256:[0-9a-f]{6,64}"
+)
+"""Docker's grammar of a reference, or the id of an image."""
 MEMORY_MIN = 6 * 2**20
 """Bytes. Docker refuses a lower limit."""
 
@@ -55,6 +62,15 @@ def _variable(value: Any) -> Any:
     if value in OWN_VARIABLES or value.startswith("LAUNCHER_"):
         choose = "; --gpus chooses GPUs" if value.endswith("_VISIBLE_DEVICES") else ""
         raise ValueError(f"{value}: the launcher itself sets this variable for each run; remove it here{choose}")
+    return value
+
+
+def _image(value: Any) -> Any:
+    if isinstance(value, str) and not (len(value) <= 500 and IMAGE.fullmatch(value)):
+        raise ValueError(
+            f"{value!r} is not the name of an image: write auto, cpu, cuda, or a reference in lower case like "
+            "server:5000/team/name:tag"
+        )
     return value
 
 
@@ -170,7 +186,7 @@ class JobSpec(_Strict):
     """A job file."""
 
     name: Name = Field("job", description="the submission's name starts with it")
-    image: str = Field(
+    image: Annotated[str, BeforeValidator(_image)] = Field(
         "auto",
         description="for container engines: cpu or cuda (the project's own), or a reference. auto: cuda if the engine "
         "has GPUs, else cpu",

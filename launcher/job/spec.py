@@ -17,9 +17,17 @@ from launcher.job.schema import NAME, FromSpec, JobSpec, ResourcesSpec, RetrySpe
 from trainer.base.errors import nearest
 from trainer.base.files import to_bytes
 from trainer.base.names import METHODS, OPTIMISED, VIEWS, WEIGHTS
+from trainer.config import check
 
-ARG_WORDS = {"method": METHODS, "tta": VIEWS, "weights": WEIGHTS}
+ARG_WORDS = {
+    "method": METHODS,
+    "tta": VIEWS,
+    "weights": WEIGHTS,
+    "device": check.choices()["device"],
+    "precision": check.choices()["training.precision"],
+}
 """Options of the steps. They are checked here, so that an error shows before hours of training and not after."""
+ARG_NUMBERS = {"batch_size": (1, 65_536), "num_workers": (0, 256)}
 MATRIX_FIELDS = {"matrix", "exclude", "include", "overrides"}
 PRIORITY = "priority"
 """Key in entries of include: for the scheduler, not a setting of the run."""
@@ -282,6 +290,10 @@ def _rules(spec: JobSpec, sections: Sections) -> list[tuple[tuple[str | int, ...
             elif key in ARG_WORDS and value not in ARG_WORDS[key] and not (key == "weights" and _has_weights(value)):
                 hint = nearest(str(value), ARG_WORDS[key]) + (", or one number per member" if key == "weights" else "")
                 errors.append((where, f"after.{index}.args.{key}: {value!r} is not allowed; {hint}"))
+            elif key in ARG_NUMBERS and not _is_whole(value, *ARG_NUMBERS[key]):
+                low, high = ARG_NUMBERS[key]
+                text = f"must be a whole number from {low} to {high}, not {_short(value)}"
+                errors.append((where, f"after.{index}.args.{key}: {text}"))
     for key, values in (("matrix", spec.matrix), ("overrides", spec.overrides)):
         if PRIORITY in values:
             errors.append(((key, PRIORITY), f"{key}.{PRIORITY}: {PRIORITY_HINT}"))
@@ -304,6 +316,10 @@ def _rules(spec: JobSpec, sections: Sections) -> list[tuple[tuple[str | int, ...
                     (("exclude", index, key), f"exclude.{index}: '{key}' is not an axis; {nearest(key, spec.matrix)}")
                 )
     return errors
+
+
+def _is_whole(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def _has_weights(value: Any) -> bool:

@@ -127,7 +127,7 @@ def _environment() -> None:
     secrets = os.environ.get("SECRETS_DIR")
     for path in sorted(Path(secrets).iterdir()) if secrets and Path(secrets).is_dir() else ():
         if path.is_file():
-            os.environ.setdefault(path.name, path.read_text(encoding="utf-8").strip())
+            os.environ.setdefault(path.name, os.fsdecode(path.read_bytes()).strip())
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

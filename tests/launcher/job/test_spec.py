@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launcher.base.errors import EngineError, JobError, RunError
+from launcher.base.errors import EngineError, JobError, RunError, SizeError
+from launcher.base.sizes import parse_duration, parse_size
 from launcher.engines import choice, registry
 from launcher.engines.base import Choice, Want
 from launcher.engines.docker import engine as docker_engine
@@ -20,6 +22,7 @@ from launcher.engines.docker.connection import Connection
 from launcher.engines.native import engine as native_engine
 from launcher.host import machine
 from launcher.job import document, expansion, remarks, schema, spec
+from launcher.record.request import Resources, RunRequest
 
 HERE = machine.Machine("here", 8, 32 * 2**30)
 REPOSITORY = Path(__file__).parents[3]
@@ -377,8 +380,7 @@ def test_what_a_machine_without_a_gpu_means_is_said_once() -> None:
     assert not any("longer" in line for line in remarks.before_start(job, expansion.expand(job, mac), mac))
 
 
-def test_variables_that_are_not_set_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_variables_that_are_not_set_are_named() -> None:
     text = "env: [CITY, EMPTY]\nsecrets:\n  - MY_TOKEN\n  - WANDB_API_KEY\n"
     parsed = document.parse(text, "job.yaml")
     job = spec.Job(spec._validate(parsed), parsed)
@@ -388,9 +390,9 @@ def test_variables_that_are_not_set_are_named(monkeypatch: pytest.MonkeyPatch, t
         "note: job.yaml:4: secrets: WANDB_API_KEY is not set: runs do not log to W&B",
     ]
     assert remarks.unset_variables(job, {"CITY": "x", "EMPTY": "", "MY_TOKEN": "x", "WANDB_API_KEY": "x"}) == []
-    (tmp_path / ".env").write_text("# MY_TOKEN=x\nexport WANDB_API_KEY = x\nCITY=\n")
-    assert len(remarks.unset_variables(job, {"EMPTY": ""})) == 2, "native runs read .env"
-    assert len(remarks.unset_variables(job, {"EMPTY": ""}, contained=True)) == 3
+    shipped = spec.load(REPOSITORY / "jobs" / "benchmark.yaml")
+    (line,) = remarks.unset_variables(shipped, {})
+    assert line.endswith("secrets: WANDB_API_KEY is not set: runs do not log to W&B"), "once, not for each variable"
 
 
 GOOD = """
@@ -455,3 +457,95 @@ def test_runs_that_share_a_gpu_leave_cores_for_each_other() -> None:
         assert planned[0].request.resources.cpus == cpus
         assert remarks.at_once(planned, gpu, None) == parallel
         assert any("share_gpu" in line for line in remarks.before_start(job, planned, gpu)) == ("nobody" in text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "expected"),
+    [
+        ("overrides:\n  training: baseline_768\n", ("training.batch_size=0",), "the command line: training.batch_size=0"),
+        ("overrides:\n  model: resnet34\n  model.pretrained: false\n", ("model=resnet35",), "the command line: model=resnet35"),
+        ("matrix:\n  model: [resnet34]\n", ("model=resnet35",), "the command line: model=resnet35"),
+        ("overrides:\n  training.micro_batch: 8\n", ("training.batch_size=12",), "the command line: training.micro_batch=8"),
+        ("overrides:\n  training.batch_size: 12\n", ("training.micro_batch=8",), "the command line: training.micro_batch=8"),
+        ("overrides:\n  seed: 1\n  training.batch_size: 12\n  training.micro_batch: 8\n", (), "job.yaml:4: training.micro_batch=8"),
+        ("overrides:\n  training.lr: 1e-6\n", ("training.min_lr=1e-5",), "the command line: training.min_lr"),
+        ("overrides:\n  data: baseline_aug\n  training.lr: 1e-9\n", (), "job.yaml:3: training.min_lr"),
+        ("overrides:\n  data.folds: 5\nmatrix:\n  data.fold: [1]\n", ("data.folds=2", "data.fold=2"), "the command line: data.fold=2"),
+        ("overrides:\n  data: baseline_aug\n", ("data.img_size=1",), "the command line: data.img_size=1"),
+        ("matrix:\n  seed: [1]\ninclude:\n  - {training: finetune}\n", ("training.lr=1000",), "the command line: training.lr=1000"),
+        ("overrides: {data.img_size: 64}\n", ("resources.cpus=2",), "the command line: resources.cpus=2"),
+    ],
+)  # fmt: skip
+def test_who_gave_the_wrong_value_is_to_blame(text: str, words: tuple[str, ...], expected: str) -> None:
+    found = faults(text, *words)
+    assert len(found) == 1 and found[0].startswith(expected), found
+
+
+@pytest.mark.parametrize("engine", ["native", "docker"])
+def test_variables_that_the_launcher_sets_cannot_be_passed_on(engine: str, tmp_path: Path) -> None:
+    from launcher.engines import process
+    from launcher.engines.docker import recipe
+
+    request = RunRequest("001-a", 1, "train", ["train"], resources=Resources(1, 2**30, cpus=2), data_dir="/data")
+    run_dir = tmp_path / "sub" / "001-a"
+    if engine == "native":
+        before = dict.fromkeys(os.environ)
+        made = process.environment(run_dir, request, [], Path("/secrets"))
+        made = {name: value for name, value in made.items() if before.get(name, "") != value and name not in before}
+    else:
+        made = recipe.environment(request, recipe.Place("x", (), (1, 1), secrets=Path("/s")), run_dir, gpus=False)
+    for name in {*made, "LAUNCHER_DEVICES", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"}:
+        for field in ("env", "secrets"):
+            found = faults(f"name: x\n{field}: [A]\n".replace("A", name))
+            assert any(line.startswith("job.yaml:2: ") and "sets this variable" in line for line in found), (
+                name,
+                found,
+            )
+
+
+@pytest.mark.parametrize(
+    "image",
+    ["Bad Name", "UPPER:1", "a b", "'x:'", "x:tag with space", "-x", "x//y", "a@sha256:1", "x" * 501, '"\\e[2J"'],
+)
+def test_the_name_of_an_image_is_checked(image: str) -> None:
+    assert faults(f"name: x\nimage: {image}\n")[0].startswith("job.yaml:2: image: ")
+
+
+@pytest.mark.parametrize(
+    "image",
+    ["auto", "cuda", "mine:1", "true:test", "localhost/a/b:x_1", "server.lan:5000/team/name:V1.0-rc", "a__b/c-d.e@sha256:" + "0" * 64, "sha256:" + "a" * 64, "ghcr.io/Org/x".lower()],
+)  # fmt: skip
+def test_names_of_images_that_docker_knows_are_accepted(image: str) -> None:
+    assert schema.JobSpec.model_validate({"image": image}).image == image
+
+
+@pytest.mark.parametrize(
+    "text", ["1.5.2h", "1h1h", "30m1h", "h", "", "1h30", "1 h m", "0s", "0", "-1h", "1e3h", "1,5h", "nan", "inf"]
+)
+def test_a_duration_is_exact(text: str) -> None:
+    with pytest.raises(SizeError):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize("text", ["1.5.2g", "g", "0", "0.1", "1g1m", "-1g", "1,5g", "nan", ".5g", "1 0g", "1gg"])
+def test_a_size_is_exact(text: str) -> None:
+    with pytest.raises(SizeError):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        "batch_size: huge",
+        "batch_size: 0",
+        "num_workers: -1",
+        "batch_size: 1.5",
+        "batch_size: true",
+        "device: gpu",
+        "precision: half",
+        "batch_size: .nan",
+    ],
+)
+def test_the_numbers_of_a_step_are_checked_before_hours_of_training(args: str) -> None:
+    (line,) = faults(f"after:\n  - {{name: a, step: predict, from: {{top: 1}}, args: {{{args}}}}}\n")
+    assert line.startswith(f"job.yaml:2: after.0.args.{args.partition(':')[0]}: ")
