@@ -16,6 +16,7 @@ from launcher.engines import registry
 from launcher.engines.host_memory import HostMemory
 from launcher.host import usage
 from launcher.host.nvml import GpuUse
+from launcher.record import waiting
 from launcher.record.find import list_runs
 from launcher.record.journal import Status, read_events, read_status, status_of
 from launcher.record.states import ENDED, GOOD
@@ -150,6 +151,8 @@ def render(status: dict[str, Any]) -> Table:
     for run in status["runs"]:
         counts[run["state"]] = counts.get(run["state"], 0) + 1
     table.caption = ", ".join(f"{number} {state}" for state, number in counts.items())
+    if status["waits"] and "queued" not in counts:
+        table.caption += f"; {status['waits']}"
     table.caption_justify = "left"
     return table
 
@@ -169,6 +172,7 @@ def follow(submission: Path, on_event: Callable[[str, Status], None]) -> int | N
     if not paths:
         raise RunError(f"{submission.name}: it has no runs")
     seen: dict[Path, int] = {}
+    reported: str | None = None
     while True:
         driven = registry.is_driven(submission)  # before the runs are read, so that the journals have its last changes
         states = []
@@ -187,6 +191,10 @@ def follow(submission: Path, on_event: Callable[[str, Status], None]) -> int | N
             if all(state in GOOD for state in states):
                 return EXIT_OK
             return EXIT_INTERRUPTED if _was_stopped(paths) else EXIT_FAILED
+        waits = registry.why_waits(submission)
+        if waits and not waiting.same(reported, waits):
+            on_event(submission.name, Status("queued", reason=waits))
+        reported = waits
         time.sleep(FOLLOW)
 
 

@@ -35,6 +35,8 @@ def status(name: str | None, as_json: bool, watched: bool, runs_root: Path) -> N
         click.echo(json.dumps(seen, indent=2, ensure_ascii=False))
         return
     None if watched else print_table(watch.status_table(seen))
+    if seen["waits"] and not any(run["state"] == "queued" for run in seen["runs"]):
+        click.echo(seen["waits"])
     if seen["state"] == "unattended":
         at = f"{directory.name} --runs {shown(runs_root)}"
         click.echo(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.base.sizes import show_duration, show_size
 from launcher.base.text import Pieces, last_lines, open_log
 from launcher.engines import registry
+from launcher.record import waiting
 from launcher.record.find import list_runs
 from launcher.record.journal import Status, read_status
 from launcher.record.request import RunRequest, read_request
@@ -50,6 +51,22 @@ def observe(submission: Path) -> list[tuple[Path, RunRequest, Status]]:
     return observed
 
 
+def _explained(
+    observed: list[tuple[Path, RunRequest, Status]], waits: str | None
+) -> list[tuple[Path, RunRequest, Status]]:
+    """The runs with `waits` in the reasons of those that could start otherwise."""
+    if waits is None:
+        return observed
+    over = {run_dir.name for run_dir, _, status in observed if status.state in ENDED}
+    explained = []
+    for run_dir, request, status in observed:
+        if status.state == "queued" and over.issuperset(request.needs):
+            reason = "; ".join(part for part in (status.reason, waits) if part)
+            status = dataclasses.replace(status, reason=reason)
+        explained.append((run_dir, request, status))
+    return explained
+
+
 def submission_state(submission: Path, statuses: list[Status]) -> str:
     """running, unattended (runs are left and no launcher is running them), succeeded, failed or stopped."""
     states = {status.state for status in statuses}
@@ -62,7 +79,8 @@ def submission_state(submission: Path, statuses: list[Status]) -> str:
 
 def status_json(submission: Path) -> dict[str, Any]:
     """The stable form of `status --json`."""
-    observed = observe(submission)
+    waits = registry.why_waits(submission)
+    observed = _explained(observe(submission), waits)
     runs = []
     for run_dir, request, status in observed:
         beaten = _progress(run_dir)
@@ -85,6 +103,7 @@ def status_json(submission: Path) -> dict[str, Any]:
         "state": submission_state(submission, [status for _, _, status in observed]),
         "directory": str(submission),
         "seconds_left": _seconds_left(observed, runs),
+        "waits": waits,
         "runs": runs,
     }
 
@@ -142,9 +161,15 @@ def follow_log(run_dir: Path, follow: bool, lines: int | None = None) -> None:
     path = run_dir / "log.txt"
     position: int | None = None
     pieces = Pieces()
+    reported: str | None = None
     while True:
         registry.settle(run_dir)
-        over = not follow or read_status(run_dir).state in ENDED
+        state = read_status(run_dir).state
+        over = not follow or state in ENDED
+        waits = registry.why_waits(run_dir.parent) if state == "queued" else None
+        if waits and not waiting.same(reported, waits):
+            print(f"{run_dir.name} is queued; {waits}", file=sys.stderr, flush=True)
+            reported = waits
         with contextlib.suppress(FileNotFoundError), open_log(path) as log:
             if position is None:
                 position = 0 if lines is None else last_lines(log, lines)

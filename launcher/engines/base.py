@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -150,6 +150,11 @@ class Engine(ABC):
         Other engines ask for this. An engine that does not answer holds nothing."""
         return {}
 
+    def still_runs(self, directories: Collection[str]) -> set[str] | None:
+        """Those of these run directories whose run this engine executes now; None if it does not answer. Asked for
+        runs whose launcher is gone."""
+        return set()
+
     # -- commands
 
     def execute(self, run_dir: Path, attempt: int | None, ticket: str) -> int:
@@ -172,6 +177,10 @@ class Engine(ABC):
 
 class SupervisedEngine(Engine):
     """Executes runs for a supervisor of this launcher. Its runs outlive that supervisor."""
+
+    inherits_locks: ClassVar[bool] = True
+    """Whether the processes of a run hold the locks that `start` is given. If not, the launcher holds them, and
+    `still_runs` is asked once it is gone."""
 
     @abstractmethod
     def again(self, machine: Machine) -> Choice:

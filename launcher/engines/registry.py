@@ -120,6 +120,19 @@ def release(submissions: Iterable[Path]) -> None:
             queue.release(submission)
 
 
+def why_waits(submission: Path) -> str | None:
+    """Why the submission's queued runs wait for something else than each other, by the launcher that is running it.
+    None if they do not, and for an engine with its own queue, whose `why_waits` knows it for each run."""
+    from launcher.record import lease, waiting
+
+    try:
+        if queue_of(submission) is not None:
+            return None
+    except RunError:
+        return None
+    return waiting.read(submission) if lease.is_driven(submission) else None
+
+
 def settle(run_dir: Path, driving: bool = False) -> str | None:
     """Record the end of the run if it has ended and nobody has recorded it. Returns why that is unknown, or why the run
     waits in the engine's queue, or None.

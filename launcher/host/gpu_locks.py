@@ -9,15 +9,19 @@ releases it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
+import pwd
 import stat
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.base.text import printable
 from launcher.host import nvml
 
 LOCKS = Path("/tmp/launcher-gpu-locks")
@@ -31,6 +35,7 @@ class GpuLock:
     """A locked GPU. The lock lasts as long as any copy of the descriptor."""
 
     gpu: str
+    """Empty for a share of the host, see `account`."""
     descriptor: int
 
     def close(self) -> None:
@@ -50,7 +55,7 @@ def acquire(gpu: str, owner: str, group: str = "") -> GpuLock | None:
 
     With a `group`, others of the same group may share the lock.
     """
-    descriptor = _open(gpu)
+    descriptor = open_lock(gpu)
     if _claim(descriptor, owner, group):
         return GpuLock(gpu, descriptor)
     os.close(descriptor)
@@ -58,14 +63,14 @@ def acquire(gpu: str, owner: str, group: str = "") -> GpuLock | None:
 
 
 def _claim(descriptor: int, owner: str, group: str) -> bool:
-    if _lock(descriptor, fcntl.LOCK_EX):
+    if lock(descriptor, fcntl.LOCK_EX):
         written = _write(descriptor, owner, group)
         if (
             not group or not written
         ):  # without the name in the file others do not know who may join, so the lock is exclusive
             return True
     # The change from exclusive to shared releases the lock for a moment. Another process may have taken it.
-    return bool(group) and _lock(descriptor, fcntl.LOCK_SH) and _read(descriptor)[1] == group
+    return bool(group) and lock(descriptor, fcntl.LOCK_SH) and _read(descriptor)[1] == group
 
 
 def acquire_for(gpu: str, run_dir: Path, share: bool) -> GpuLock | None:
@@ -76,7 +81,8 @@ def acquire_for(gpu: str, run_dir: Path, share: bool) -> GpuLock | None:
     return acquire(gpu, f"{submission.name} (runs that share it)", hashlib.sha256(os.fsencode(submission)).hexdigest())
 
 
-def _lock(descriptor: int, how: int) -> bool:
+def lock(descriptor: int, how: int) -> bool:
+    """Lock an open file (flock). Returns False if another process holds it."""
     try:
         fcntl.flock(descriptor, how | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -103,39 +109,87 @@ def _read(descriptor: int) -> tuple[str, str]:
 
 def holder(gpu: str) -> str | None:
     """The text of the lock's owner, or None if the GPU is not locked."""
-    descriptor = _open(gpu)
+    descriptor = open_lock(gpu)
     try:
-        return None if _lock(descriptor, fcntl.LOCK_EX) else _read(descriptor)[0] or "another run"
+        return None if lock(descriptor, fcntl.LOCK_EX) else printable(_read(descriptor)[0]) or "another run"
     finally:
         os.close(descriptor)
 
 
-def _open(gpu: str) -> int:
-    if not LOCKS.is_dir():
-        with suppress(FileExistsError):
-            LOCKS.mkdir()
-            LOCKS.chmod(0o1777)
-    name = gpu if gpu.isalnum() else hashlib.sha256(gpu.encode()).hexdigest()[:24]
-    path = LOCKS / f"{name}.lock"
-    flags = os.O_NOFOLLOW | os.O_CLOEXEC
-    for _ in range(3):
-        # No O_CREAT on a file that exists: kernels refuse it for another user's file in a sticky folder.
-        for mode in (os.O_RDWR, os.O_RDONLY):
+def open_lock(gpu: str) -> int:
+    """Open the lock file of a GPU. Raises OSError."""
+    return open_file(gpu if gpu.isalnum() else hashlib.sha256(gpu.encode()).hexdigest()[:24])
+
+
+def open_file(name: str, mode: int = 0o666) -> int:
+    """Open the file `<name>.lock` in the folder of the locks; create it with this mode if it is missing. Any user may
+    have made the folder and its files, so no link is followed. Raises OSError."""
+    path, flags = LOCKS / f"{name}.lock", os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    folder = open_folder()
+    try:
+        for _ in range(3):
+            # No O_CREAT on a file that exists: kernels refuse it for another user's file in a sticky folder.
+            for access in (os.O_RDWR, os.O_RDONLY):
+                try:
+                    descriptor = os.open(path.name, access | flags, dir_fd=folder)
+                except FileNotFoundError:
+                    break
+                except PermissionError:
+                    continue
+                status = os.fstat(descriptor)
+                if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+                    return descriptor
+                os.close(descriptor)
+                raise OSError(f"{path}: not a regular file; remove it")
             try:
-                descriptor = os.open(path, mode | flags)
-            except FileNotFoundError:
-                break
-            except PermissionError:
+                descriptor = os.open(path.name, os.O_RDWR | os.O_CREAT | os.O_EXCL | flags, mode, dir_fd=folder)
+            except FileExistsError:
                 continue
-            if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return descriptor
-            os.close(descriptor)
-            raise OSError(f"{path}: not a regular file; remove it")
-        with suppress(FileExistsError):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | flags, 0o666)
-            os.fchmod(descriptor, 0o666)
+            except PermissionError:
+                raise OSError(f"{LOCKS}: {_unusable()}") from None
+            os.fchmod(descriptor, mode)
             return descriptor
+    finally:
+        os.close(folder)
     raise OSError(f"{path}: cannot be opened; remove it")
+
+
+def open_folder() -> int:
+    """Open the folder of the locks; create it for every user if it is missing. It never has another mode, not even for
+    a moment. Raises OSError."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    with suppress(FileNotFoundError):
+        return _opened_folder(flags)
+    folder = tempfile.mkdtemp(prefix=f".{LOCKS.name}-", dir=LOCKS.parent)
+    try:
+        os.chmod(folder, 0o1777)  # noqa: PTH101
+        os.rename(folder, LOCKS)  # noqa: PTH104
+    except OSError:  # another process was faster
+        with suppress(OSError):
+            os.rmdir(folder)  # noqa: PTH106
+    return _opened_folder(flags)
+
+
+def _opened_folder(flags: int) -> int:
+    try:
+        return os.open(LOCKS, flags)
+    except (NotADirectoryError, PermissionError) as error:
+        raise OSError(f"{LOCKS}: {error.strerror}; it must be a folder with mode 1777, so remove it") from None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(f"{LOCKS}: is a link; remove it") from None
+        raise
+
+
+def _unusable() -> str:
+    """Why this user cannot create files in `LOCKS`, and what to type."""
+    status = LOCKS.stat()
+    try:
+        owner = pwd.getpwuid(status.st_uid).pw_name
+    except KeyError:
+        owner = f"user {status.st_uid}"
+    mode = stat.S_IMODE(status.st_mode)
+    return f"belongs to {owner} and has mode {mode:o}; {owner} or root can change that: chmod 1777 {LOCKS}"
 
 
 def why_taken(gpu: str, index: int | None) -> str | None:

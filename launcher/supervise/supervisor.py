@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,18 +17,17 @@ from types import FrameType
 from typing import Any
 
 from launcher.base.errors import EXIT_INTERRUPTED, FencedError, RunError
-from launcher.base.sizes import show_size
 from launcher.engines import registry
 from launcher.engines.base import SupervisedEngine
-from launcher.host import gpu_locks, nvml
 from launcher.host.machine import Machine
-from launcher.record import lease, retry, stop_request
+from launcher.record import lease, retry, stop_request, waiting
 from launcher.record.find import list_runs
 from launcher.record.journal import Status, append_event, read_events, read_status
 from launcher.record.locks import is_locked
 from launcher.record.request import RunRequest, device_need, read_request, write_request
 from launcher.record.states import ENDED, GOOD, State
 from launcher.supervise import durations, scheduler
+from launcher.supervise.placing import Placed, Placing
 from trainer.base.errors import EXIT_FAILED, EXIT_OK
 
 POLL = 0.25
@@ -39,8 +36,8 @@ FOLLOW = 2.0
 """Seconds between two checks of the submission that this one follows."""
 PARTING = 5.0
 """Seconds that `launcher stop` waits for the end of the supervisor of ended runs."""
-ROOM = 16 * 2**20
-"""No run starts with fewer free bytes on the runs' disk, because it could not even write why it failed."""
+RENEW = 5.0
+"""Seconds between two writes of a reason in which only figures have changed."""
 Event = Callable[[str, Status], None]
 
 
@@ -67,19 +64,20 @@ class Supervision:
         self.machine = machine
         self.engine = engine
         self.on_event = on_event or (lambda name, status: None)
-        sizes = {gpu.label: gpu.memory for gpu in machine.gpus if gpu.memory}
-        self.capacity = scheduler.Capacity(machine.devices, machine.cpus, machine.memory, rules.max_parallel, sizes)
+        self.placing = Placing(submission, machine, engine, rules.max_parallel)
         self.requests = {path.name: read_request(path) for path in list_runs(submission)}
         self.shown: dict[str, tuple[str, int]] = {}
-        self.waiting_for: dict[str, str] = {}
-        self.trouble: str | None = None
+        self.note: str | None = None
+        self.waits: str | None = None
+        """Why queued runs wait, as it was reported."""
+        self.written: tuple[str | None, float] = ("", 0.0)
+        """The reason in the file for other commands, and when it was written by the monotonic clock."""
         self.judged: set[tuple[str, int]] = set()
         """Attempts for which the retry decision has been made."""
         self.not_before: dict[str, float] = {}
         """When a repeated run may start, by the monotonic clock."""
-        self.passed: Counter[str] = Counter()
-        """How many starts have passed a waiting run."""
         self.followed = submission.parent / rules.follows if rules.follows else None
+        self.follows: str | None = None
         self.next_look = 0.0
         self.asked = 0
         self.detached = False
@@ -132,16 +130,9 @@ class Supervision:
                 continue
             if not under_way and (self.asked or not any(s.state == "queued" for s in states.values())):
                 break
-            if not self.asked and not self._follows():
-                self._cancel_hopeless(states)
-                if full := self._full_disk():
-                    self._tell_trouble(full)
-                    self.engine.wait(POLL)
-                    continue
-                if self.engine.ready():
-                    self._start(states, under_way)
-            self._tell_trouble(self.engine.trouble)
+            self._report(*(self._advance(states, under_way) if not self.asked else (self.engine.trouble, None)))
             self.engine.wait(POLL)
+        waiting.write(self.submission, None)
         bad = {s.state for s in states.values()} - GOOD
         return EXIT_OK if not bad else EXIT_INTERRUPTED if self.asked or bad == {"cancelled"} else EXIT_FAILED
 
@@ -185,23 +176,48 @@ class Supervision:
                 reason = f"{failed} is {states[failed].state} (on_failure: stop)"
                 states[name] = self._append(name, "cancelled", reason=reason)
 
-    def _follows(self) -> bool:
-        """Whether the submission that must end first has not ended."""
+    def _advance(self, states: dict[str, Status], under_way: dict[str, Status]) -> tuple[str | None, str | None]:
+        """Start what can start. Returns a note on the whole submission, and why queued runs wait for others; None:
+        there is nothing to say."""
+        if why := self._follows():
+            return None, f"waiting: {why}"
+        self._cancel_hopeless(states)
+        if full := waiting.full_disk(self.submission):
+            return full, None
+        if self.engine.ready():
+            self._start(states, under_way)
+        blocked = self.placing.blocked
+        return self.engine.trouble, f"waiting: {blocked[1]}" if blocked is not None else None
+
+    def _follows(self) -> str | None:
+        """Why the submission that must end first has not ended; None if it has."""
         if self.followed is None or time.monotonic() < self.next_look:
-            return self.followed is not None
+            return self.follows
         self.next_look = time.monotonic() + FOLLOW
         if registry.is_driven(self.followed):
-            why = "is in progress"
+            self.follows = f"{self.followed.name} is in progress"
+            return self.follows
+        for run_dir in list_runs(self.followed):
+            registry.settle(run_dir)
+        if all(read_status(run_dir).state in ENDED for run_dir in list_runs(self.followed)):
+            self.followed = self.follows = None
         else:
-            for run_dir in list_runs(self.followed):
-                registry.settle(run_dir)
-            if all(read_status(run_dir).state in ENDED for run_dir in list_runs(self.followed)):
-                self.followed = None
-                return False
-            why = f"is unattended; continue it with: launcher resume {self.followed.name}"
-        first = next(iter(self.requests), self.submission.name)
-        self._tell(first, f"waiting: {self.followed.name} {why}")
-        return True
+            name = self.followed.name
+            self.follows = f"{name} is unattended; continue it with: launcher resume {name}"
+        return self.follows
+
+    def _report(self, note: str | None, waits: str | None) -> None:
+        """Print the reasons if they are news, and write them for the commands that look at the submission."""
+        if not waiting.same(self.note, note):
+            self.on_event(self.submission.name, Status("queued", reason=note or "continuing"))
+        if waits is not None and not waiting.same(self.waits, waits):
+            first = self.placing.blocked[0] if self.placing.blocked else next(iter(self.requests), self.submission.name)
+            self.on_event(first, Status("queued", reason=waits))
+        self.note, self.waits = note, waits
+        text, (before, moment) = note or waits, self.written
+        if text != before and (not waiting.same(before, text) or time.monotonic() - moment > RENEW):
+            waiting.write(self.submission, text)
+            self.written = text, time.monotonic()
 
     def _stop(self, states: dict[str, Status], at_once: bool) -> None:
         for name, status in states.items():
@@ -229,89 +245,39 @@ class Supervision:
         return self.requests[need].kind != "train" and states[need].state in ENDED - GOOD
 
     def _start(self, states: dict[str, Status], under_way: dict[str, Status]) -> None:
-        taken = {}
-        if any(self.requests[name].resources.gpus for name, s in states.items() if s.state == "queued"):
-            mine = {device for s in under_way.values() for device in s.figures.get("devices", [])}
-            holders = self.engine.taken() if self.machine.gpus else {}
-            taken = {device: f"held by {run}" for device, run in holders.items() if device not in mine}
-            with nvml.session():
-                for device in self.machine.devices:
-                    index = self.machine.index(device)
-                    why = None if device in mine else gpu_locks.why_taken(self.machine.lock_name(device), index)
-                    if why:
-                        taken[device] = why
         now = time.monotonic()
         due = [name for name, s in states.items() if s.state == "queued" and self.not_before.get(name, 0) <= now]
         queue = [_demand(self.requests[name]) for name in due]
         for demand in queue:
-            if why := scheduler.why_never(demand, self.capacity):
+            if why := scheduler.why_never(demand, self.placing.capacity):
                 self._append(demand.name, "failed", reason=why)
         running = {
             name: scheduler.Running(_demand(self.requests[name]), tuple(status.figures.get("devices", [])))
             for name, status in under_way.items()
         }
         over = {name for name, status in states.items() if status.state in ENDED}
-        if not self.engine.ready():  # the connection was lost during the calls above
-            return
-        others = scheduler.Others(frozenset(taken))
-        for start in scheduler.choose(queue, running, over, self.capacity, others, self.passed):
-            if self._start_one(start, states[start.name].attempt):
-                self.passed.pop(start.name, None)
-                self.passed.update([start.passes] if start.passes else [])
-        if taken and not under_way and queue:
-            self._tell_waiting(queue[0].name, taken)
-
-    def _full_disk(self) -> str | None:
-        free = shutil.disk_usage(self.submission).free
-        folder = self.submission.parent
-        return (
-            f"{folder}: no space left ({show_size(free)}); queued runs wait until {show_size(ROOM)} are free"
-            if free < ROOM
-            else None
-        )
-
-    def _tell_trouble(self, trouble: str | None) -> None:
-        if trouble != self.trouble:
-            self.trouble = trouble
-            self.on_event(self.submission.name, Status("queued", reason=trouble or "continuing"))
-
-    def _tell_waiting(self, name: str, taken: dict[str, str]) -> None:
-        self._tell(name, "waiting: " + "; ".join(f"GPU {device} is {why}" for device, why in sorted(taken.items())))
-
-    def _tell(self, name: str, reason: str) -> None:
-        """Report once why a queued run waits."""
-        if self.waiting_for.get(name) != reason:
-            self.waiting_for[name] = reason
-            self.on_event(name, Status("queued", reason=reason))
-
-    def _start_one(self, start: scheduler.Start, attempt: int) -> bool:
-        """Start the run. Returns False if another submission has just taken its devices."""
-        run_dir = self.dir(start.name)
-        held: list[gpu_locks.GpuLock] = []
+        placed = self.placing.choose(queue, running, over)
         try:
-            for device in start.devices:
-                one = gpu_locks.acquire_for(
-                    self.machine.lock_name(device), run_dir, self.requests[start.name].share_gpu
-                )
-                if one is None:
-                    return False  # the next pass will see that
-                held.append(one)
-            try:
-                self._resolve(run_dir)
-                named = retry.latest(read_events(run_dir), "micro_batch")
-                more = {"micro_batch": named} if named else {}
-                append_event(
-                    run_dir, "starting", fence=self.lease.fence, devices=list(start.devices),
-                    host=os.uname().nodename, **self.engine.mark(), **more,
-                )  # fmt: skip
-                self.engine.start(run_dir, attempt, start.devices, held)
-            except (OSError, RunError) as error:
-                if read_status(run_dir).state in ("queued", "starting"):
-                    self._append(start.name, "failed", reason=str(error))
-            return True
+            for each in placed:
+                self._start_one(each, states[each.name].attempt)
         finally:
-            for one in held:
-                one.close()  # the run has copies of the descriptor
+            for each in placed:
+                each.close()
+
+    def _start_one(self, placed: Placed, attempt: int) -> None:
+        run_dir = self.dir(placed.name)
+        try:
+            self._resolve(run_dir)
+            named = retry.latest(read_events(run_dir), "micro_batch")
+            more = {"micro_batch": named} if named else {}
+            append_event(
+                run_dir, "starting", fence=self.lease.fence, devices=list(placed.devices),
+                host=os.uname().nodename, **self.engine.mark(), **more,
+            )  # fmt: skip
+            self.engine.start(run_dir, attempt, placed.devices, placed.held)
+        except (OSError, RunError) as error:
+            if read_status(run_dir).state in ("queued", "starting"):
+                self._append(placed.name, "failed", reason=str(error))
 
     def _resolve(self, run_dir: Path) -> None:
         """Fill in the members of a step, whose runs have ended."""

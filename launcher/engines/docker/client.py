@@ -74,6 +74,12 @@ def devices_in_use(client: DockerClient) -> dict[str, str]:
     return used
 
 
+def running(client: DockerClient) -> set[str]:
+    """The run directories of all running containers."""
+    containers = client.containers.list(filters={"label": DIRECTORY}, ignore_removed=True)
+    return {str(container.labels[DIRECTORY]) for container in containers}
+
+
 def is_network(error: OSError) -> bool:
     """Whether the error is about the connection to the engine, not about a file."""
     import requests

@@ -22,7 +22,7 @@ from launcher.engines.docker.connection import Connection
 from launcher.engines.docker.watched import ContainerAttempt, ending, sample_memory, state_at_end
 from launcher.engines.outcome import GRACE
 from launcher.engines.run_files import hand_over, write_log
-from launcher.host import gpu_locks
+from launcher.host import account, gpu_locks
 from launcher.host.gpu_locks import GpuLock
 from launcher.record import retry, secret_files
 from launcher.record.folders import clear_stop, request_stop, stop_requested
@@ -103,13 +103,22 @@ class Containers:
             except RunError:
                 pass  # the journal already has another event
             finally:
-                for one in watched.held:
-                    one.close()
+                self._release(watched)
                 self._changed.set()
 
         watched.thread = threading.Thread(target=body, name=watched.run_dir.name, daemon=True)
         self._watched[watched.run_dir] = watched
         watched.thread.start()
+
+    def _release(self, watched: ContainerAttempt) -> None:
+        """Release the attempt's locks, and its share of the host unless its container outlives this launcher."""
+        over = False
+        with suppress(OSError, RunError):
+            over = read_status(watched.run_dir).state not in ("starting", "running")
+        for one in watched.held:
+            if over:
+                account.forget(one)
+            one.close()
 
     def _begin(self, watched: ContainerAttempt, devices: Sequence[str]) -> None:
         run_dir, engine = watched.run_dir, self.connection
@@ -117,7 +126,7 @@ class Containers:
             place = create.place(
                 engine.client, engine.info, engine.is_local, watched.request, run_dir, watched.attempt
             )  # fmt: skip
-            locks = [one.gpu for one in watched.held]
+            locks = [one.gpu for one in watched.held if one.gpu]
             given = recipe.options(watched.request, place, run_dir, watched.attempt, devices, locks)
             hand_over(run_dir, place.user)
             watched.log_begin = (run_dir / "log.txt").stat().st_size if (run_dir / "log.txt").exists() else 0
@@ -234,6 +243,8 @@ class Containers:
         locks = [word for word in container.labels.get(client.LOCKS, "").split(",") if word]
         request, attempt = read_request(run_dir), read_status(run_dir).attempt
         held = [gpu_locks.acquire_for(lock, run_dir, request.share_gpu) for lock in locks]
+        with suppress(OSError):
+            held.append(account.reclaim(run_dir, NAME, request.resources.cpus or 0, request.resources.memory or 0))
         watched = ContainerAttempt(run_dir, attempt, request, [one for one in held if one], str(container.id))
         watched.began = client.seconds(container.attrs["State"]["StartedAt"])
         self._in_thread(watched, lambda: self._take_over(watched, container))

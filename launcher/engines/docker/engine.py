@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ class DockerEngine(SupervisedEngine):
 
     name = NAME
     where = "in a container"
+    inherits_locks = False
 
     def __init__(self) -> None:
         self.connection = Connection()
@@ -170,16 +171,28 @@ class DockerEngine(SupervisedEngine):
         return max(sizes, default=None)
 
     def holds(self) -> dict[str, str]:
-        """See `Engine.holds`. If no engine answers there are no containers, and it is not asked again."""
+        """See `Engine.holds`."""
+        with suppress(Exception):  # the memory in use on the GPU is checked anyway
+            if (connected := self._for_others()) is not None:
+                return client.devices_in_use(connected)
+        return {}
+
+    def still_runs(self, directories: Collection[str]) -> set[str] | None:
+        """See `Engine.still_runs`."""
+        with suppress(Exception):
+            if (connected := self._for_others()) is not None:
+                return client.running(connected) & set(directories)
+        return None
+
+    def _for_others(self) -> DockerClient | None:
+        """A client for questions of other engines. If no engine answers there are no containers, and it is not asked
+        again."""
         if self._patient is None and not self._silent:
             try:
                 self._patient = client.connect(timeout=3)
             except EngineError:
                 self._silent = True
-        with suppress(Exception):  # the memory in use on the GPU is checked anyway
-            if self._patient is not None:
-                return client.devices_in_use(self._patient)
-        return {}
+        return self._patient
 
     # -- commands
 

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from launcher.base.errors import RunError
-from launcher.engines import registry
+from launcher.engines import registry, shares
 from launcher.engines.outcome import GRACE, Overseer
 from launcher.engines.process import DEVICES, run_trainer
 from launcher.host import gpu_locks
@@ -77,6 +77,12 @@ def _by_hand(run_dir: Path, request: RunRequest) -> tuple[dict[str, str], list[g
             f"{run_dir.name}: needs {request.resources.gpus} GPU; "
             f"this host has {len(machine.devices)}, {len(got)} free{why}"
         )
-    devices = [device for device, _ in got]
+    try:
+        got.append(("", shares.claim(run_dir, request.resources, machine)))
+    except RunError:
+        for _, one in got:
+            one.close()
+        raise
+    devices = [device for device, _ in got if device]
     append_event(run_dir, "starting", reason="by hand", engine=NAME, devices=devices)
     return dict(zip(devices, machine.visible(devices), strict=True)), [one for _, one in got]

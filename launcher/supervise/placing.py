@@ -1,0 +1,145 @@
+"""Places the runs of a submission on this host, beside the runs of other submissions and users."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.engines import shares
+from launcher.engines.base import SupervisedEngine
+from launcher.host import account, gpu_locks, nvml
+from launcher.host.account import Share
+from launcher.host.gpu_locks import GpuLock
+from launcher.host.machine import Machine
+from launcher.supervise import scheduler
+from launcher.supervise.scheduler import Capacity, Demand, Others, Running, Start
+
+LOOK = 0.5
+"""Seconds between two looks at what other submissions hold, while they hold up a run."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A run to start now on these devices. `held`: the locks of the devices, and of its share of the host."""
+
+    name: str
+    devices: tuple[str, ...]
+    held: tuple[GpuLock, ...]
+
+    def close(self) -> None:
+        """Close this process's copies of the locks. The run has copies of its own."""
+        for lock in self.held:
+            lock.close()
+
+
+class Placing:
+    """Decides which runs of a submission start. All locks of a run are taken together or not at all, so no two
+    submissions wait for each other."""
+
+    def __init__(self, submission: Path, machine: Machine, engine: SupervisedEngine, max_parallel: int | None) -> None:
+        self.submission = submission
+        self.machine = machine
+        self.engine = engine
+        sizes = {gpu.label: gpu.memory for gpu in machine.gpus if gpu.memory}
+        self.capacity = Capacity(machine.devices, machine.cpus, machine.memory, max_parallel, sizes)
+        self.passed: Counter[str] = Counter()
+        """How many starts have passed a waiting run."""
+        self.blocked: tuple[str, str] | None = None
+        """The first run that others hold up, and how."""
+        self._next_look = 0.0
+
+    def choose(self, queue: Sequence[Demand], running: Mapping[str, Running], over: Collection[str]) -> list[Placed]:
+        """The runs of the queue that start now. The caller closes them.
+
+        Asks what others hold only if something could start otherwise.
+        """
+        wishes = scheduler.choose(queue, running, over, self.capacity, passed=self.passed)
+        if not wishes:
+            self.blocked = None
+            return []
+        if time.monotonic() < self._next_look:
+            return []
+        try:
+            placed = self._beside_others(wishes, queue, running, over)
+        except OSError as error:  # of the folder of the locks
+            self.blocked, placed = (wishes[0].name, str(error)), []
+        if self.blocked is not None:
+            self._next_look = time.monotonic() + LOOK
+        return placed
+
+    def _beside_others(
+        self, wishes: Sequence[Start], queue: Sequence[Demand], running: Mapping[str, Running], over: Collection[str]
+    ) -> list[Placed]:
+        taken = self._taken({device for run in running.values() for device in run.devices}, wishes)
+        if not self.engine.ready():  # the connection was lost during the calls above
+            return []
+        placed: list[Placed] = []
+        with account.exclusive() as mine:
+            if not mine:  # other launchers are starting runs
+                return []
+            of_others = [share for share in shares.in_progress() if share.submission != str(self.submission)]
+            others = Others(frozenset(taken), *account.used(of_others, self.machine))
+            by_name = {demand.name: demand for demand in queue}
+            for start in scheduler.choose(queue, running, over, self.capacity, others, self.passed):
+                held = self._locks(start, by_name[start.name])
+                if held is not None:
+                    placed.append(Placed(start.name, start.devices, held))
+                    self.passed.pop(start.name, None)
+                    self.passed.update([start.passes] if start.passes else [])
+        names = {each.name for each in placed}
+        first = next((by_name[wish.name] for wish in wishes if wish.name not in names), None)
+        active = [*running.values(), *(Running(by_name[each.name], each.devices) for each in placed)]
+        reason = self._why(first, active, taken, of_others) if first is not None else ""
+        self.blocked = (first.name, reason) if first is not None and reason else None
+        return placed
+
+    def _taken(self, mine: Collection[str], wishes: Sequence[Start]) -> dict[str, str]:
+        """The devices that others use, and who."""
+        if not any(wish.devices for wish in wishes):
+            return {}
+        holders = self.engine.taken() if self.machine.gpus else {}
+        taken = {device: f"held by {run}" for device, run in holders.items() if device not in mine}
+        with nvml.session():
+            for device in self.machine.devices:
+                index = self.machine.index(device)
+                why = None if device in mine else gpu_locks.why_taken(self.machine.lock_name(device), index)
+                if why:
+                    taken[device] = why
+        return taken
+
+    def _locks(self, start: Start, demand: Demand) -> tuple[GpuLock, ...] | None:
+        """The locks of the run's devices and of its share of the host; None if a device has just been taken. Raises
+        OSError."""
+        run_dir = self.submission / start.name
+        held: list[GpuLock] = []
+        complete = False
+        try:
+            for device in start.devices:
+                lock = gpu_locks.acquire_for(self.machine.lock_name(device), run_dir, demand.share)
+                if lock is None:
+                    return None
+                held.append(lock)
+            engine = "" if self.engine.inherits_locks else self.engine.name
+            held.append(account.claim(account.share_of(run_dir, demand.cpus, demand.memory, self.machine, engine)))
+            complete = True
+            return tuple(held)
+        finally:
+            if not complete:
+                for lock in held:
+                    lock.close()
+
+    def _why(
+        self, demand: Demand, active: Sequence[Running], taken: Mapping[str, str], of_others: Sequence[Share]
+    ) -> str:
+        """Why the run waits for others; empty if it does not."""
+        reasons = []
+        devices = Others(frozenset(taken))
+        if taken and scheduler.place(demand, active, self.capacity, devices) is None:
+            reasons += [f"GPU {device} is {why}" for device, why in sorted(taken.items())]
+        own = sum(run.demand.cpus for run in active), sum(run.demand.memory for run in active)
+        if why := account.why_not(demand.cpus, demand.memory, of_others, self.machine, own):
+            reasons.append(why)
+        return "; ".join(reasons)
