@@ -67,6 +67,14 @@ class DataFolderError(RunError):
     exit_code = EXIT_DATA
 
 
+class RunFileError(RunError):
+    """A file in a run directory cannot be used: it is missing, a link, no regular file, too large, or not readable."""
+
+    def __init__(self, message: str, missing: bool = False) -> None:
+        super().__init__(message)
+        self.missing = missing
+
+
 class FencedError(RunError):
     """A launcher with a higher fencing number has taken over the submission."""
 

@@ -53,10 +53,15 @@ def tail(path: Path, begin: int = 0, most: int = LAST) -> str:
     """
     try:
         with open_log(path) as file:
-            file.seek(max(begin, file.seek(0, os.SEEK_END) - most))
-            return file.read(most).decode(errors="surrogateescape")
+            return end(file, begin, most)
     except OSError:
         return ""
+
+
+def end(file: BinaryIO, begin: int = 0, most: int = LAST) -> str:
+    """See `tail`. Raises OSError."""
+    file.seek(max(begin, file.seek(0, os.SEEK_END) - most))
+    return file.read(most).decode(errors="surrogateescape")
 
 
 def last_lines(file: BinaryIO, count: int) -> int:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import select
 import sys
 import time
@@ -12,15 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.base.errors import RunFileError
 from launcher.base.sizes import show_duration, show_size
-from launcher.base.text import Pieces, last_lines, open_log
+from launcher.base.text import Pieces, last_lines
 from launcher.engines import registry
 from launcher.record import waiting
 from launcher.record.find import list_runs
 from launcher.record.journal import Status, read_status
 from launcher.record.request import RunRequest, read_request
-from launcher.record.standings import read_metrics
 from launcher.record.states import ENDED, GOOD
+from launcher.record.trainer_files import open_log, read_metrics, read_progress
 from launcher.supervise import durations
 from trainer.base.figures import MAIN
 
@@ -83,8 +82,8 @@ def status_json(submission: Path) -> dict[str, Any]:
     observed = _explained(observe(submission), waits)
     runs = []
     for run_dir, request, status in observed:
-        beaten = _progress(run_dir)
-        progress = beaten if status.state in ("starting", "running") else {}
+        beaten = read_progress(run_dir)
+        progress = dataclasses.asdict(beaten) if beaten and status.state in ("starting", "running") else {}
         runs.append(
             {
                 "name": run_dir.name,
@@ -92,7 +91,7 @@ def status_json(submission: Path) -> dict[str, Any]:
                 "state": status.state,
                 "attempt": status.attempt,
                 "reason": status.reason,
-                MAIN: read_metrics(run_dir).get(MAIN) if status.state in GOOD else beaten.get("best_f1"),
+                MAIN: read_metrics(run_dir).get(MAIN) if status.state in GOOD else beaten and beaten.best_f1,
                 "devices": status.figures.get("devices", []),
                 "progress": progress,
                 "directory": str(run_dir),
@@ -147,18 +146,9 @@ def status_table(status: Mapping[str, Any]) -> Table:
     return table
 
 
-def _progress(run_dir: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((run_dir / "progress.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) and "epoch" in content else {}
-
-
 def follow_log(run_dir: Path, follow: bool, lines: int | None = None) -> None:
     """Print the run's log without control characters, from its last `lines` lines on (None: the whole); with `follow`
-    also new lines, over all attempts, until the run has ended. Raises OSError."""
-    path = run_dir / "log.txt"
+    also new lines, over all attempts, until the run has ended. Raises RunFileError."""
     position: int | None = None
     pieces = Pieces()
     reported: str | None = None
@@ -170,15 +160,19 @@ def follow_log(run_dir: Path, follow: bool, lines: int | None = None) -> None:
         if waits and not waiting.same(reported, waits):
             print(f"{run_dir.name} is queued; {waits}", file=sys.stderr, flush=True)
             reported = waits
-        with contextlib.suppress(FileNotFoundError), open_log(path) as log:
-            if position is None:
-                position = 0 if lines is None else last_lines(log, lines)
-            log.seek(position)
-            while piece := log.read(PIECE):
-                position += len(piece)
-                sys.stdout.write(pieces.text(piece))
-            sys.stdout.write(pieces.text(b"", final=over))
-            sys.stdout.flush()
+        try:
+            with open_log(run_dir) as log:
+                if position is None:
+                    position = 0 if lines is None else last_lines(log, lines)
+                log.seek(position)
+                while piece := log.read(PIECE):
+                    position += len(piece)
+                    sys.stdout.write(pieces.text(piece))
+                sys.stdout.write(pieces.text(b"", final=over))
+                sys.stdout.flush()
+        except RunFileError as error:
+            if not error.missing:
+                raise
         if over:
             if position is None:
                 status = read_status(run_dir)

@@ -9,9 +9,11 @@ from types import FrameType
 from typing import Any
 
 from launcher.base.sizes import show_size
-from launcher.base.text import printable, tail
+from launcher.base.text import printable
+from launcher.record import trainer_files
 from launcher.record.request import RunRequest
 from launcher.record.states import State
+from launcher.record.trainer_files import RESUME
 from trainer.base.errors import EXIT_DATA, EXIT_DEVICE_MEMORY, EXIT_OK, EXIT_STOPPED, EXIT_USAGE
 
 GRACE = 30.0
@@ -64,7 +66,9 @@ def verdict(
     `lack_of_memory` is the reason if the kernel or the engine ended it for lack of host memory, else empty.
     """
     kept = (
-        "last.ckpt is kept" if (run_dir / "last.ckpt").exists() else "no checkpoint: a resume starts from the beginning"
+        "last.ckpt is kept"
+        if trainer_files.has(run_dir, RESUME)
+        else "no checkpoint: a resume starts from the beginning"
     )
     if code == EXIT_OK:
         return "succeeded", ""
@@ -84,9 +88,9 @@ def verdict(
     return "failed", words.get(code) or (f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}")
 
 
-def last_error(log: Path, begin: int = 0) -> str:
-    """The trainer's last message after byte `begin` of the log, from `error:` on, at most 500 characters."""
-    return last_message(printable(tail(log, begin)))
+def last_error(run_dir: Path, begin: int = 0) -> str:
+    """The trainer's last message after byte `begin` of the run's log, from `error:` on, at most 500 characters."""
+    return last_message(printable(trainer_files.log_end(run_dir, begin)))
 
 
 def last_message(text: str) -> str:

@@ -15,11 +15,12 @@ from pathlib import Path
 from launcher.engines.outcome import EXIT_TAKEN, Overseer, StopSignals, last_error, verdict
 from launcher.host import usage
 from launcher.memory.predict import device_limit
-from launcher.record import retry, secret_files
+from launcher.record import retry, secret_files, trainer_files
 from launcher.record.find import cache_dir
 from launcher.record.journal import Status, append_event, read_events, read_status
 from launcher.record.locks import is_run_locked
 from launcher.record.request import RunRequest
+from launcher.record.trainer_files import RESUME
 from trainer.base.cgroup import oom_kills
 
 FDS = "LAUNCHER_GPU_FDS"
@@ -50,14 +51,14 @@ def run_trainer(
     words = retry.command(request, read_events(run_dir))
     command = [*ENTRY, *resolve(words, run_dir.parent.parent)]
     resumes = any(word.startswith("resume=") for word in words)
-    if request.kind == "train" and ((run_dir / "last.ckpt").exists() or not resumes):
+    if request.kind == "train" and (trainer_files.has(run_dir, RESUME) or not resumes):
         command.append(
             "resume=auto"
         )  # a retry continues from last.ckpt; the job's own resume= is for the first attempt
     try:
-        with (run_dir / "log.txt").open("ab", buffering=0) as log:
+        with trainer_files.append_log(run_dir) as log:
             log.write(f"--- attempt {status.attempt}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
-            begin = log.tell()
+            begin = log.seek(0, os.SEEK_END)
             try:
                 process = subprocess.Popen(
                     command,
@@ -92,7 +93,7 @@ def run_trainer(
         state, reason = overseer.judge(
             *verdict(process.returncode, stopped, timed_out, request, want if killed_for_memory else "", run_dir)
         )
-        detail = last_error(run_dir / "log.txt", begin) if state in ("failed", "out_of_device_memory") else ""
+        detail = last_error(run_dir, begin) if state in ("failed", "out_of_device_memory") else ""
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         append_event(
             run_dir,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +12,7 @@ from launcher.host.machine import Machine
 from launcher.memory import predict
 from launcher.memory.predict import CONTEXT, DRIVER, METAL_SHARE, Need
 from launcher.record.request import Resources
+from launcher.record.trainer_files import ensemble_members
 from trainer.config.schema import Config
 
 
@@ -124,21 +123,7 @@ def _remedy(key: _Key, need: Need, room: int) -> str:
     return "a smaller data.img_size or model=resnet34 might fit"
 
 
-def ensemble_checkpoints(path: Path) -> list[Path]:
-    """The checkpoints that an ensemble.json names, by paths relative to its folder; empty for any other file.
-
-    Also empty if the file cannot be read: the trainer reports the problem.
-    """
-    if path.suffix != ".json":
-        return []
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["members"]
-        return [Path(os.path.abspath(path.parent / entry["checkpoint"])) for entry in entries]  # noqa: PTH100  # keeps links
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-
-
 def teachers_bytes(names: Sequence[str]) -> int:
     """Sum of the checkpoints' sizes in bytes, about the size of their weights. A missing file counts as 0."""
     paths = [Path(name).expanduser() for name in names]
-    return sum(file.stat().st_size for path in paths for file in ensemble_checkpoints(path) or [path] if file.is_file())
+    return sum(file.stat().st_size for path in paths for file in ensemble_members(path) or [path] if file.is_file())

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.base.sizes import GIB
+from launcher.record.find import own_cache
 from launcher.record.request import RunRequest
 from trainer import __version__
 from trainer.base.files import write_json
@@ -154,9 +155,8 @@ def _is_whole(estimate: dict[str, Any]) -> bool:
 
 
 def cache_folder() -> Path:
-    """The folder for traces, in the cache that runs share."""
-    root = Path(os.environ.get("LAUNCHER_RUNS") or "runs")
-    return Path(os.environ.get("CACHE_DIR") or root / ".cache").expanduser() / "memory"
+    """The folder for traces: the launcher's own, which no run can write to."""
+    return own_cache(Path(os.environ.get("LAUNCHER_RUNS") or "runs")) / "memory"
 
 
 def device_limit(request: RunRequest) -> int | None:

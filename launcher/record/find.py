@@ -109,6 +109,11 @@ def find_run(runs_root: Path, name: str) -> Path:
     raise RunError(f"no run '{name}'; {nearest(run, names)}")
 
 
+def own_cache(runs_root: Path) -> Path:
+    """The folder for what the launcher itself keeps for all submissions. No run can write to it."""
+    return runs_root / STATE
+
+
 def cache_dir(runs_root: Path) -> Path:
     """The folder that all runs share: $CACHE_DIR, else .cache beside the submissions."""
     return Path(os.environ.get("CACHE_DIR") or runs_root / ".cache").expanduser().absolute()

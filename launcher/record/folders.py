@@ -216,7 +216,7 @@ def open_own(folder: Folder, name: str, flags: int) -> int:
                 raise
             with suppress(FileExistsError):
                 descriptor = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=folder.descriptor)
-                _give(descriptor, folder)
+                give(descriptor, folder)
                 break
         except OSError as error:
             error.filename = str(folder.path / name)
@@ -233,7 +233,7 @@ def open_own(folder: Folder, name: str, flags: int) -> int:
     return descriptor
 
 
-def _give(descriptor: int, folder: Folder) -> None:
+def give(descriptor: int, folder: Folder) -> None:
     """Give a new file to the folder's owner, if this process is root and the owner is not."""
     if os.geteuid() == 0 and folder.owner != 0:
         with suppress(PermissionError):  # of a file system without owners
@@ -259,7 +259,7 @@ def replace(folder: Folder, name: str, content: bytes, durable: bool = True) -> 
         with os.fdopen(os.open(temporary, flags, 0o600, dir_fd=folder.descriptor), "wb") as file:
             file.write(content)
             file.flush()
-            _give(file.fileno(), folder)
+            give(file.fileno(), folder)
             os.fchmod(file.fileno(), 0o666 & ~UMASK)
             if durable:
                 os.fsync(file.fileno())
@@ -269,6 +269,12 @@ def replace(folder: Folder, name: str, content: bytes, durable: bool = True) -> 
         with suppress(OSError):
             os.unlink(temporary, dir_fd=folder.descriptor)
         raise
+
+
+def write(path: Path, content: bytes, depth: int = 1) -> None:
+    """Replace a file of the launcher's own; see `replace`, and `opened` for `depth`. Raises OSError."""
+    with opened(path.parent, depth) as folder:
+        replace(folder, path.name, content)
 
 
 def exists(folder: Folder, name: str) -> bool:

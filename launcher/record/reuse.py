@@ -10,21 +10,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Protocol
 
 from launcher.base.errors import RunError
+from launcher.record import folders, trainer_files
 from launcher.record.find import list_runs, list_submissions
 from launcher.record.journal import append_event, read_status
 from launcher.record.request import RunRequest, read_request
 from launcher.record.states import GOOD
 from trainer.base import provenance
-from trainer.base.files import to_bytes, write_json
+from trainer.base.files import json_text, to_bytes
 
 KEPT = ("best.ckpt", "metrics.json", "history.csv", "val_predictions.npz", "config.yaml")
 """Files that a reused run gets from its source."""
@@ -99,7 +100,7 @@ class DataDigests:
         self._known: dict[tuple[str, ...], str] = {}
 
     def digest(self, folder: Path, weights: Path | None = None, teachers: Sequence[Path] = ()) -> str:
-        """The digest; empty if there is nothing to train on. Raises OSError."""
+        """The digest; empty if there is nothing to train on. Raises OSError and RunFileError."""
         named = [("weights", weights)] if weights is not None else []
         named += [(f"teacher {number}", path) for number, path in enumerate(teachers)]
         key = (str(folder), *(f"{name} {path}" for name, path in named))
@@ -116,13 +117,15 @@ class DataDigests:
         for name, path in named:
             stats.update(_line(name, path.stat()))
         place = self._cache / f"{stats.hexdigest()}.json"
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            return str(json.loads(place.read_text(encoding="utf-8"))["sha256"])
+        with suppress(OSError, ValueError, KeyError, TypeError), folders.opened(self._cache, 2) as folder:
+            return str(json.loads(folders.read(folder, place.name))["sha256"])
         content = listing.content.copy()
         for name, path in named:
-            _add(content, name, path)
+            with trainer_files.open_named(path) as file:
+                _add(content, name, file)
         with suppress(OSError):  # without the cache it is only slower
-            write_json(place, {"sha256": content.hexdigest()})
+            self._cache.mkdir(parents=True, exist_ok=True)
+            folders.write(place, json_text({"sha256": content.hexdigest()}).encode(), 2)
         return content.hexdigest()
 
 
@@ -149,7 +152,8 @@ class _Listing:
     def content(self) -> hashlib._Hash:
         digest = hashlib.sha256()
         for name, path in self.files:
-            _add(digest, name, path)
+            with path.open("rb") as file:
+                _add(digest, name, file)
         return digest
 
 
@@ -157,10 +161,8 @@ def _line(name: str, stat: os.stat_result) -> bytes:
     return to_bytes(f"\0{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ino}")
 
 
-def _add(digest: hashlib._Hash, name: str, path: Path) -> None:
-    with path.open("rb") as file:
-        content = hashlib.file_digest(file, "sha256").digest()
-    digest.update(to_bytes(f"\0{name}\0") + content)
+def _add(digest: hashlib._Hash, name: str, file: BufferedReader) -> None:
+    digest.update(to_bytes(f"\0{name}\0") + hashlib.file_digest(file, "sha256").digest())
 
 
 def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, str, os.stat_result]]:
@@ -213,18 +215,15 @@ def split(
 
 def _is_whole(run_dir: Path) -> bool:
     good = read_status(run_dir).state in GOOD
-    return good and all((run_dir / name).is_file() for name in NEEDED)
+    return good and all(trainer_files.has(run_dir, name) for name in NEEDED)
 
 
 def link(source: Path, run_dir: Path) -> None:
     """Put the files of `source` into `run_dir`: as hard links if the file system and the files' owner allow them, else
     as copies. The trainer replaces files and never writes into them, so neither run changes the other. Raises
-    OSError."""
+    RunFileError and OSError."""
     for name in KEPT:
-        if (source / name).is_file():
-            try:
-                os.link(source / name, run_dir / name, follow_symlinks=False)
-            except OSError:
-                shutil.copyfile(source / name, run_dir / name)
+        if trainer_files.has(source, name):
+            trainer_files.link(source, name, run_dir)
     origin = read_status(source).figures.get("source") or f"{source.parent.name}/{source.name}"
     append_event(run_dir, "reused", reason=f"equals {origin}", source=origin)

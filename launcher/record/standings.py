@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from launcher.record.find import list_runs
 from launcher.record.journal import Status, read_status
 from launcher.record.request import RunRequest, read_request
 from launcher.record.states import GOOD
+from launcher.record.trainer_files import Figures, read_metrics
 from trainer.base.figures import DEFAULT_MONITOR, MAIN, columns
 
 if TYPE_CHECKING:
     from launcher.record.predictions import Predictions
-
-Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -33,27 +30,6 @@ class Result:
     @property
     def good(self) -> bool:
         return self.status.state in GOOD
-
-
-def read_metrics(run_dir: Path) -> Figures:
-    """The content of a run's metrics.json; empty if it does not exist yet. Any trainer may have written it: a figure
-    that is not a finite number is left out, and so is a monitor that is not a name."""
-    try:
-        content = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(content, dict):
-        return {}
-    names = columns()
-    return {
-        key: value
-        for key, value in content.items()
-        if (key not in names or _is_figure(value)) and (key != "monitor" or isinstance(value, str))
-    }
-
-
-def _is_figure(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def results(submission: Path, *kinds: str) -> list[Result]:

@@ -18,9 +18,9 @@ from typing import Any
 import click
 
 from launcher.base.errors import EXIT_INTERRUPTED, RunError
+from launcher.record import folders
 from launcher.remote import ssh
 from launcher.remote.host import Host
-from trainer.base.files import write_text
 
 PARTIAL = ".partial"
 """Folder for files that are only partly copied, so that nobody reads them as complete."""
@@ -89,16 +89,22 @@ def _prepare(host: Host, copy: Path, description: bytes) -> None:
     """Create the copy's directory. Raises RunError if another submission has that name here."""
     for name in ("submission.json", HIDDEN):
         with contextlib.suppress(FileNotFoundError):
-            if (copy / name).read_bytes() != description:
+            if _read(copy, name) != description:
                 raise RunError(
                     f"{copy}: another submission has the same name as the one on {host.given}; "
                     "copy to another folder: --into DIR"
                 )
     try:
         if not (copy / "submission.json").exists():
-            write_text(copy / HIDDEN, description.decode(errors="replace"))
+            copy.mkdir(parents=True, exist_ok=True)
+            folders.write(copy / HIDDEN, description)
     except OSError as error:
         raise RunError(f"{copy}: cannot be written to ({error.strerror}); give another folder: --into DIR") from None
+
+
+def _read(copy: Path, name: str) -> bytes:
+    with folders.opened(copy) as folder:
+        return folders.read(folder, name)
 
 
 def _copy(connection: ssh.Connection, rsync: str, directory: str, copy: Path, quiet: bool) -> None:
@@ -107,7 +113,8 @@ def _copy(connection: ssh.Connection, rsync: str, directory: str, copy: Path, qu
     there = f"cd {quote(host.folder)} >/dev/null && cd {quote(directory)} >/dev/null && rsync"
     command = [
         rsync,
-        "-rlpt",  # like -a, but the collecting user owns the files
+        "-rlt",  # like -a, but the collecting user owns the files; no devices, pipes and special permissions
+        "--safe-links",  # no link that leads out of the submission
         f"--partial-dir={PARTIAL}",
         "--include=/.state/",  # the launcher's own files of the runs
         "--exclude=.*",  # temporary files, caches

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import os
+import secrets
 import shutil
+import stat
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from launcher.base.errors import RunFileError
+from launcher.record import folders, trainer_files
+from launcher.record.folders import Folder
 from launcher.record.locks import locked
-from launcher.record.standings import Figures, read_metrics
+from launcher.record.trainer_files import Figures, read_metrics
 from trainer.base.figures import MAIN, columns
-from trainer.base.files import replacing, write_json
+from trainer.base.files import json_text
 
+CHECKPOINT, INFO = "best_model.ckpt", "champion_info.json"
+CURRENT, PREFIX = "current", "model-"
+"""The two files are in a folder `model-…`. `current` is a link to the present one, and is replaced at once: nobody sees
+the files of two models together. The files' own names are links to `current/…`."""
 Row = dict[str, Any]
 KEPT = (
     "split_fingerprint",
@@ -42,7 +52,10 @@ def crown(submission: Path, best: Row | None, champion: Path, replace: bool, why
     while True:
         with locked(champion / ".lock") as mine:
             if mine:
-                return _replace(submission, best, champion, replace)
+                try:
+                    return _replace(submission, best, champion, replace)
+                except RunFileError as error:
+                    return f"{submission.name}/{best['run']} cannot become the champion: {error}"
         if time.monotonic() > deadline:
             return f"{champion}: locked by another collect; not updated; later: launcher collect {submission.name}"
         time.sleep(0.1)
@@ -51,10 +64,32 @@ def crown(submission: Path, best: Row | None, champion: Path, replace: bool, why
 def _present(champion: Path) -> Figures | None:
     """Figures of the model in the folder; None if there is none."""
     try:
-        content = json.loads((champion / "champion_info.json").read_text(encoding="utf-8"))
+        with folders.opened(champion) as folder:
+            descriptor = _current(folder)
+            if descriptor is None:  # of the version before: the files themselves
+                content = folders.read(folder, INFO) if folders.exists(folder, CHECKPOINT) else b""
+            else:
+                try:
+                    content = folders.read(Folder(descriptor, champion / CURRENT, folder.owner), INFO)
+                finally:
+                    os.close(descriptor)
+        present = trainer_files.parsed(content)
     except (OSError, ValueError):
         return None
-    return content if (champion / "best_model.ckpt").exists() else None
+    figures = trainer_files.checked(present) if isinstance(present, dict) else {}
+    run = trainer_files.line(present.get("run")) if MAIN in figures else None
+    return figures | {"run": run} if run else None
+
+
+def _current(folder: Folder) -> int | None:
+    """The folder of the present model, open; None if the files are in `folder` itself, or if there are none. Raises
+    OSError."""
+    try:
+        found = os.stat(INFO, dir_fd=folder.descriptor, follow_symlinks=False)
+        name = os.readlink(CURRENT, dir_fd=folder.descriptor)
+    except FileNotFoundError:
+        return None
+    return folders.inside(folder, name) if stat.S_ISLNK(found.st_mode) else None
 
 
 def _stays(present: Figures, figure: str = MAIN) -> str:
@@ -64,7 +99,7 @@ def _stays(present: Figures, figure: str = MAIN) -> str:
 def _replace(submission: Path, best: Row, champion: Path, replace: bool) -> str:
     source = submission / best["checkpoint"]
     metrics = read_metrics(source.parent)
-    place = champion / "best_model.ckpt"
+    place = champion / CHECKPOINT
     present = _present(champion)
     name = f"{submission.name}/{best['run']}"
     figure = best["monitor"]
@@ -80,16 +115,78 @@ def _replace(submission: Path, best: Row, champion: Path, replace: bool) -> str:
         worth = columns()[figure].worth
         if same_split and worth(present[figure]) >= worth(metrics[figure]):
             return _stays(present, figure)
-    with replacing(place) as temporary:
-        shutil.copyfile(source, temporary)
-    write_json(
-        champion / "champion_info.json",
-        {
-            "run": name,
-            "collected": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            **{key: metrics[key] for key in (*columns(), *KEPT) if key in metrics},
-            "score": best["score"],
-            "monitor": best["monitor"],
-        },
-    )
+    info = {
+        "run": name,
+        "collected": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **{key: metrics[key] for key in (*columns(), *KEPT) if key in metrics},
+        "score": best["score"],
+        "monitor": best["monitor"],
+    }
+    with folders.opened(champion) as folder:
+        _publish(folder, source, json_text(info, indent=2) + "\n")
     return f"champion: {name} ({figure} {metrics[figure]:.4f}) → {place}"
+
+
+def _publish(folder: Folder, checkpoint: Path, info: str) -> None:
+    """Put a checkpoint of a run and its description into the champion's folder, both at once. Raises RunFileError and
+    OSError."""
+    new, new_name = _new(folder)
+    try:
+        trainer_files.copy(checkpoint.parent, checkpoint.name, new, CHECKPOINT)
+        folders.replace(new, INFO, info.encode())
+        os.fsync(new.descriptor)
+        _keep_old_layout(folder)
+        _link(folder, CURRENT, new_name)
+        for name in (CHECKPOINT, INFO):
+            _link(folder, name, f"{CURRENT}/{name}")
+        os.fsync(folder.descriptor)
+    except BaseException:
+        _remove(folder, new_name)
+        raise
+    finally:
+        os.close(new.descriptor)
+    with os.scandir(folder.descriptor) as entries:
+        before = [entry.name for entry in entries if entry.name.startswith(PREFIX) and entry.name != new_name]
+    for name in before:
+        _remove(folder, name)
+
+
+def _new(folder: Folder) -> tuple[Folder, str]:
+    name = f"{PREFIX}{secrets.token_hex(4)}"
+    os.mkdir(name, 0o755, dir_fd=folder.descriptor)
+    return Folder(folders.inside(folder, name), folder.path / name, folder.owner), name
+
+
+def _keep_old_layout(folder: Folder) -> None:
+    """Put the files of the version before into a folder `model-…`, too, so that they can be replaced at once."""
+    names = [name for name in (CHECKPOINT, INFO) if folders.exists(folder, name)]
+    if len(names) < 2 or _is_link(folder, INFO):
+        return
+    old, old_name = _new(folder)
+    try:
+        for name in names:
+            os.link(name, name, src_dir_fd=folder.descriptor, dst_dir_fd=old.descriptor, follow_symlinks=False)
+    finally:
+        os.close(old.descriptor)
+    _link(folder, CURRENT, old_name)
+    for name in names:
+        _link(folder, name, f"{CURRENT}/{name}")
+
+
+def _is_link(folder: Folder, name: str) -> bool:
+    return stat.S_ISLNK(os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False).st_mode)
+
+
+def _link(folder: Folder, name: str, target: str) -> None:
+    """Replace `name` by a link."""
+    with suppress(OSError):
+        if os.readlink(name, dir_fd=folder.descriptor) == target:
+            return
+    temporary = f".{name}.{secrets.token_hex(4)}"
+    os.symlink(target, temporary, dir_fd=folder.descriptor)
+    os.rename(temporary, name, src_dir_fd=folder.descriptor, dst_dir_fd=folder.descriptor)
+
+
+def _remove(folder: Folder, name: str) -> None:
+    with suppress(OSError):
+        shutil.rmtree(name, dir_fd=folder.descriptor)

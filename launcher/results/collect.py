@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.record import standings
+from launcher.record import folders, standings, trainer_files
 from launcher.record.find import list_runs
 from launcher.record.journal import read_status
 from launcher.record.request import read_request
-from launcher.record.standings import Figures, Result
+from launcher.record.standings import Result
 from launcher.record.states import GOOD
+from launcher.record.trainer_files import Figures
 from launcher.results import champion
 from launcher.results.champion import Row
 from trainer.base import figures
-from trainer.base.files import write_text
+from trainer.base.files import to_bytes
 
 if TYPE_CHECKING:
     from launcher.record.predictions import Predictions
@@ -182,9 +183,10 @@ def collect(submission: Path, place: Path | None = None, replace: bool = False) 
     writer = csv.DictWriter(out, columns(), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(submission / "leaderboard.csv", out.getvalue())
+    folders.write(submission / "leaderboard.csv", to_bytes(out.getvalue()))
     ranked = [row for row in rows if row["rank"] != ""]
-    best = next((row for row in ranked if row["kind"] == "train" and row["fold"] == ""), None)
+    trained = (row for row in ranked if row["kind"] == "train" and row["fold"] == "")
+    best = next((row for row in trained if trainer_files.has(submission / row["run"], trainer_files.BEST)), None)
     folds = any(row["kind"] == "folds" or row["fold"] != "" for row in ranked)
     line = champion.crown(
         submission, best, place or submission.parent / "champion", replace, FOLDS_ALONE if folds else NO_FIGURE
@@ -199,7 +201,7 @@ def places(submission: Path) -> list[tuple[str, str]]:
         request = read_request(run_dir)
         if read_status(run_dir).state in GOOD and request.kind != "train":
             names = ("ensemble.json", "submission.csv", "analysis_results/report.html")
-            products = [run_dir / name for name in names if (run_dir / name).exists()]
+            products = [run_dir / name for name in names if trainer_files.has(run_dir, name)]
             labelled += [(request.kind, path) for path in products]
     best = submission.parent / "champion" / "best_model.ckpt"
     labelled += [("champion", best)] if best.exists() else []

@@ -11,10 +11,11 @@ from pathlib import Path
 from launcher.base.errors import RunError
 from launcher.engines import registry
 from launcher.engines.base import Waste
-from launcher.record import lease
+from launcher.record import lease, trainer_files
 from launcher.record.find import BUILDING, list_runs, list_submissions
 from launcher.record.journal import read_status
 from launcher.record.states import GOOD
+from launcher.record.trainer_files import RESUME
 from trainer.base.errors import os_error
 
 ABANDONED = 3600
@@ -38,10 +39,11 @@ def _checkpoints(runs_root: Path, remarks: list[str]) -> list[Waste]:
             if lease.is_driven(directory):
                 continue
             for run_dir in list_runs(directory):
-                path = run_dir / "last.ckpt"
-                if path.is_file() and read_status(run_dir).state in GOOD:
-                    name = f"{directory.name}/{run_dir.name}/last.ckpt"
-                    waste.append(Waste(name, path.stat().st_size, "the run succeeded", path.unlink))
+                size = trainer_files.size(run_dir, RESUME)
+                if size is not None and read_status(run_dir).state in GOOD:
+                    name = f"{directory.name}/{run_dir.name}/{RESUME}"
+                    free = partial(trainer_files.remove, run_dir, RESUME)
+                    waste.append(Waste(name, size, "the run succeeded", free))
         except (OSError, RunError) as error:  # another user's submission, or a damaged one
             remarks.append(f"{directory.name} was not checked completely: {error}")
     return waste

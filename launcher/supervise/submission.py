@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launcher import CHECKOUT, __version__
-from launcher.base.errors import DataFolderError, RunError
+from launcher.base.errors import DataFolderError, RunError, RunFileError
 from launcher.engines import registry
 from launcher.engines.base import Choice
 from launcher.job.expansion import Planned
 from launcher.job.spec import Job
-from launcher.record import retry, reuse, stop_request
-from launcher.record.find import BUILDING, cache_dir, find_submission, list_runs, read_submission
+from launcher.record import folders, retry, reuse, stop_request, trainer_files
+from launcher.record.find import BUILDING, find_submission, list_runs, own_cache, read_submission
 from launcher.record.journal import append_event, create_run, read_status
 from launcher.record.lease import Lease
 from launcher.record.request import RunRequest, read_request, write_request
@@ -31,7 +31,7 @@ from trainer.base.files import write_json
 def complete(planned: Sequence[Planned], runs_root: Path, data_dir: str | None, choice: Choice) -> list[RunRequest]:
     """The requests, completed by image, data and code, which are known only at submission. Raises RunError."""
     code = reuse.code_of(choice.image)
-    digests = reuse.DataDigests(cache_dir(runs_root))
+    digests = reuse.DataDigests(own_cache(runs_root))
     requests = []
     for run in planned:
         request = dataclasses.replace(
@@ -107,7 +107,8 @@ def create(
             create_run(building / request.name, request)
             if source is not None:
                 reuse.link(source, building / request.name)
-        building.chmod(0o755)
+        with folders.opened(building) as folder:
+            os.fchmod(folder.descriptor, 0o755)
         os.sync()  # all files are on disk before they are visible; an fsync per file would take minutes for thousands
         building.rename(runs_root / name)
     except OSError as error:
@@ -143,7 +144,7 @@ def requeue(submission: Path, mine: Lease) -> list[str]:
     A `launcher stop` in the meantime stops these runs, too. Raises LeaseLostError.
     """
     names = []
-    digests = reuse.DataDigests(cache_dir(submission.parent))
+    digests = reuse.DataDigests(own_cache(submission.parent))
     for run_dir in list_runs(submission):
         registry.settle(run_dir, driving=True)
         status = read_status(run_dir)
@@ -169,11 +170,11 @@ def _renew(run_dir: Path, mine: Lease, digests: reuse.DataDigests) -> None:
     code = request.code if request.image_id else reuse.code_of(None)
     try:
         data = _data_of(request, folder, digests)
-    except OSError:  # the attempt itself will report the error
+    except (OSError, RunFileError):  # the attempt itself will report the error
         data = ""
     if (code, data) == (request.code, request.data):
         return
-    if (run_dir / "last.ckpt").exists():
+    if trainer_files.has(run_dir, trainer_files.RESUME):
         code = code if code == request.code else f"{request.code}+{code}"
         data = data if data == request.data else f"{request.data}+{data}"
     mine.check()

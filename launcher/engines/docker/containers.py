@@ -21,15 +21,15 @@ from launcher.engines.docker.client import explain
 from launcher.engines.docker.connection import Connection
 from launcher.engines.docker.watched import ContainerAttempt, ending, sample_memory, state_at_end
 from launcher.engines.outcome import GRACE
-from launcher.engines.run_files import hand_over, write_log
 from launcher.host import account, gpu_locks
 from launcher.host.gpu_locks import GpuLock
-from launcher.record import retry, secret_files
+from launcher.record import retry, secret_files, trainer_files
 from launcher.record.folders import clear_stop, request_stop, stop_requested
 from launcher.record.journal import append_event, read_events, read_status
 from launcher.record.locks import run_locked
 from launcher.record.request import read_request
 from launcher.record.states import ENDED, State
+from launcher.record.trainer_files import LOG, write_log
 
 if TYPE_CHECKING:
     from docker.models.containers import Container
@@ -128,9 +128,9 @@ class Containers:
             )  # fmt: skip
             locks = [one.gpu for one in watched.held if one.gpu]
             given = recipe.options(watched.request, place, run_dir, watched.attempt, devices, locks)
-            hand_over(run_dir, place.user)
-            watched.log_begin = (run_dir / "log.txt").stat().st_size if (run_dir / "log.txt").exists() else 0
-            write_log(run_dir, f"--- attempt {watched.attempt}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n", place.user)
+            trainer_files.hand_over(run_dir, place.user)
+            watched.log_begin = trainer_files.size(run_dir, LOG) or 0
+            write_log(run_dir, f"--- attempt {watched.attempt}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
             if sum(event["state"] == "starting" for event in read_events(run_dir)) > 1:
                 # A failing engine may have started it anyway: two containers must not share a run directory.
                 for left in client.of_run(engine.client, run_dir):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.base.errors import EngineError
 from launcher.engines.docker import client as docker_client
 from launcher.engines.docker import images, recipe
-from launcher.engines.run_files import give_cache
+from launcher.engines.docker.shared_cache import give_cache
 from launcher.record import secret_files
 from launcher.record.find import cache_dir
 from launcher.record.request import RunRequest

@@ -17,12 +17,12 @@ from launcher.engines.docker import client
 from launcher.engines.outcome import GRACE
 from launcher.host import gpu_locks
 from launcher.job.matrix import override_value
-from launcher.memory.fitting import ensemble_checkpoints
 from launcher.memory.predict import device_limit
-from launcher.record import retry
+from launcher.record import retry, trainer_files
 from launcher.record.find import cache_dir
 from launcher.record.journal import read_events
 from launcher.record.request import RunRequest
+from launcher.record.trainer_files import RESUME
 from trainer.config.compose import parse
 
 PIDS = 4096
@@ -110,15 +110,15 @@ def words(request: RunRequest, run_dir: Path) -> tuple[list[str], list[Path]]:
         for position, value in enumerate(values):
             if not value.startswith(RUNS + "/"):
                 path = Path(os.path.abspath(Path(request.cwd or ".") / Path(value).expanduser()))  # noqa: PTH100  # keeps links
-                if not (path.is_file() or path.is_dir()):
+                if not trainer_files.is_usable(path):
                     raise FileNotFoundError(f"{key}={value}: no such file")
-                files += [path, *ensemble_checkpoints(path)]
+                files += [path, *trainer_files.ensemble_members(path)]
                 values[position] = str(path)
         if values:
             word = f"{key}={override_value(values if key in LISTS else values[0])}"
         trainer_words.append(word)
     resumes = any(word.startswith("resume=") for word in trainer_words)
-    if request.kind == "train" and ((run_dir / "last.ckpt").exists() or not resumes):
+    if request.kind == "train" and (trainer_files.has(run_dir, RESUME) or not resumes):
         trainer_words.append("resume=auto")
     return trainer_words, files
 

@@ -84,7 +84,7 @@ def ending(watched: ContainerAttempt, state: Mapping[str, Any], asked: bool) -> 
     word, reason = verdict(code, asked, watched.timed_out, watched.request, memory, run_dir)
     detail = str(state.get("Error") or "")
     if word in ("failed", "out_of_device_memory"):
-        error_line = last_error(run_dir / "log.txt", watched.log_begin)
+        error_line = last_error(run_dir, watched.log_begin)
         detail = detail or recipe.on_host(error_line, watched.request, run_dir)
     figures = {
         "exit_code": code,

@@ -19,7 +19,7 @@ from launcher.engines.process import DEVICES, FDS
 from launcher.host import checks, gpu_locks
 from launcher.host.gpu_locks import GpuLock
 from launcher.host.machine import Machine
-from launcher.record import secret_files
+from launcher.record import secret_files, trainer_files
 from launcher.record.journal import Status, mark_lost, read_status
 from launcher.record.locks import is_run_locked
 from launcher.record.states import ENDED
@@ -57,7 +57,7 @@ class NativeEngine(SupervisedEngine):
         descriptors = [one.descriptor for one in held]
         names = gpu_locks.visible(devices, [one.gpu for one in held])
         chosen = [f"{device}={name}" for device, name in zip(devices, names, strict=True)]
-        with (run_dir / "log.txt").open("ab") as log:
+        with trainer_files.append_log(run_dir) as log:
             self._children[run_dir] = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,

@@ -15,8 +15,9 @@ from typing import Literal
 
 from launcher.engines.slurm import calls, squeue
 from launcher.engines.slurm.squeue import Key, Snapshot
+from launcher.record import folders
 from launcher.record.journal import Status
-from trainer.base.files import write_json, write_text
+from trainer.base.files import json_text, to_bytes
 
 FOLDER = "slurm"
 Kind = Literal["runs", "after_runs", "after_steps"]
@@ -46,7 +47,8 @@ def read_batches(submission: Path) -> list[Batch]:
     batches = []
     for path in sorted((submission / FOLDER).glob("*.json")):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            with folders.opened(path.parent, 2) as folder:
+                content = json.loads(folders.read(folder, path.name))
             content["runs"] = [(str(name), int(attempt)) for name, attempt in content["runs"]]
             batches.append(Batch(**content))
         except (OSError, ValueError, TypeError, KeyError):
@@ -56,16 +58,20 @@ def read_batches(submission: Path) -> list[Batch]:
 
 def write_batch(submission: Path, batch: Batch) -> None:
     """Replace its .json."""
-    write_json(submission / FOLDER / f"{batch.number}.json", dataclasses.asdict(batch))
+    _write(submission / FOLDER / f"{batch.number}.json", json_text(dataclasses.asdict(batch), indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    folders.write(path, to_bytes(text), 2)
 
 
 def send(submission: Path, batch: Batch, script: str) -> Batch:
     """Record the batch, submit it with sbatch, and record its job. Raises SlurmError."""
     folder = submission / FOLDER
     folder.mkdir(exist_ok=True)
-    write_text(folder / f"{batch.number}.sh", script)
+    _write(folder / f"{batch.number}.sh", script)
     if batch.runs:
-        write_text(folder / f"{batch.number}.tasks", "".join(f"{name} {attempt}\n" for name, attempt in batch.runs))
+        _write(folder / f"{batch.number}.tasks", "".join(f"{name} {attempt}\n" for name, attempt in batch.runs))
     write_batch(submission, batch)
     names = (f"--job-name={job_name(submission, batch.number)}", f"--output={_literally(folder / batch.number)}.out")
     job = calls.submit([*names, "--open-mode=append", *batch.words], folder / f"{batch.number}.sh", submission)

@@ -19,12 +19,13 @@ from launcher.engines.slurm import calls, task_lease
 from launcher.engines.slurm.board import Board
 from launcher.engines.slurm.calls import SlurmError
 from launcher.engines.slurm.squeue import Key, SlurmJob
-from launcher.record import retry, secret_files
+from launcher.record import retry, secret_files, trainer_files
 from launcher.record.find import list_runs
 from launcher.record.folders import clear_stop, request_stop, stop_requested
 from launcher.record.journal import Status, append_event, read_events, read_status
 from launcher.record.request import RunRequest, read_request
 from launcher.record.states import ENDED, State
+from launcher.record.trainer_files import RESUME
 
 FRESH = 2.0
 """A read-only command reuses Slurm's answer for this many seconds."""
@@ -166,7 +167,7 @@ def queue_again(run_dir: Path, status: Status, key: Key, why: str) -> None:
     """Record that Slurm starts the run's job again under the same number. That is another attempt, but `retry.attempts`
     does not count it."""
     done = retry.retries(read_events(run_dir))
-    kept = "from last.ckpt" if (run_dir / "last.ckpt").exists() else "from the beginning"
+    kept = "from last.ckpt" if trainer_files.has(run_dir, RESUME) else "from the beginning"
     with suppress(RunError):  # another host was faster
         if status.state != "lost":
             append_event(run_dir, "lost", reason=why, **_mark(status))

@@ -23,13 +23,14 @@ from launcher.engines.slurm.squeue import Key
 from launcher.engines.slurm.task_lease import TaskLease
 from launcher.host import gpu_locks
 from launcher.job import steps
-from launcher.record import retry
+from launcher.record import retry, trainer_files
 from launcher.record.find import read_submission
 from launcher.record.folders import clear_stop, stop_requested
 from launcher.record.journal import append_event, read_events, read_status
 from launcher.record.locks import run_locked
 from launcher.record.request import RunRequest, read_request, write_request
 from launcher.record.states import ENDED, GOOD, State
+from launcher.record.trainer_files import RESUME
 from trainer.base.errors import EXIT_STOPPED
 
 GRACE = 25.0
@@ -82,7 +83,7 @@ class SlurmOverseer(Overseer):
         if not self.signals:  # Slurm signals all processes of a job, and the trainer may get the signal first
             time.sleep(0.5)
         told = self._told()
-        kept = "last.ckpt is kept" if (self.run_dir / "last.ckpt").exists() else "it had no checkpoint yet"
+        kept = "last.ckpt is kept" if trainer_files.has(self.run_dir, RESUME) else "it had no checkpoint yet"
         if told is None:
             if state == "lost":
                 return state, reason
