@@ -15,7 +15,7 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,9 +250,11 @@ def read(folder: Folder, name: str) -> bytes:
     return content
 
 
-def replace(folder: Folder, name: str, content: bytes, durable: bool = True) -> None:
-    """Replace a file of the launcher's own: writes another one, flushes it to disk (if `durable`) and renames it.
-    Raises OSError."""
+def replace(
+    folder: Folder, name: str, content: bytes, durable: bool = True, check: Callable[[], object] = lambda: None
+) -> None:
+    """Replace a file of the launcher's own: writes another one, flushes it to disk (if `durable`), calls `check` and
+    renames it. If `check` raises an error, nothing is replaced. Raises OSError."""
     temporary = f".{name}.{secrets.token_hex(8)}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE
     try:
@@ -263,9 +265,11 @@ def replace(folder: Folder, name: str, content: bytes, durable: bool = True) -> 
             os.fchmod(file.fileno(), 0o666 & ~UMASK)
             if durable:
                 os.fsync(file.fileno())
+        check()
         os.rename(temporary, name, src_dir_fd=folder.descriptor, dst_dir_fd=folder.descriptor)
-    except OSError as error:
-        error.filename, error.filename2 = str(folder.path / name), None
+    except BaseException as error:
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(folder.path / name), None
         with suppress(OSError):
             os.unlink(temporary, dir_fd=folder.descriptor)
         raise

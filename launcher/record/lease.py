@@ -30,10 +30,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from launcher.base.errors import LeaseLostError, RunError
+from launcher.record import folders
 from launcher.record.find import list_runs
 from launcher.record.journal import read_events
 from launcher.record.locks import is_locked, locked
-from trainer.base.files import replacing
 
 BEAT = 5.0
 """Seconds between two heartbeats."""
@@ -128,10 +128,9 @@ class Lease:
         LeaseLostError and writes nothing."""
         beat = self.holder.beat if beat is None else beat
         self.holder = replace(self.holder, beat=beat, released=released)
-        with suppress(OSError), replacing(self.path) as temporary:  # a full disk must not end the supervision
-            temporary.write_text(json.dumps(asdict(self.holder), indent=2) + "\n", encoding="utf-8")
-            if not blindly:
-                self._look()
+        content = (json.dumps(asdict(self.holder), indent=2) + "\n").encode()
+        with suppress(OSError), folders.opened(self.path.parent) as folder:  # a full disk must not end the supervision
+            folders.replace(folder, self.path.name, content, check=(lambda: None) if blindly else self._look)
         self._beaten = _now()
 
 
@@ -270,10 +269,10 @@ def read_holder(submission: Path) -> Holder | None:
     """The holder that the lease names; None if there is no lease. A file that is damaged gives an unknown holder, whose
     token changes with the file's content. Raises OSError if the file cannot be read."""
     try:
-        content = (submission / FILE).read_bytes()
+        with folders.opened(submission) as folder:
+            return parse_holder(folders.read(folder, FILE))
     except FileNotFoundError:
         return None
-    return parse_holder(content)
 
 
 def parse_holder(content: bytes) -> Holder:

@@ -6,9 +6,13 @@ stop those, too.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
+
+from launcher.record import folders
+from trainer.base.files import to_bytes
 
 FILE = "supervisor.stop"
 EVERYTHING = "*"
@@ -16,8 +20,11 @@ EVERYTHING = "*"
 
 def ask(submission: Path, names: Collection[str] | None = None) -> None:
     """Request the end of these runs, or of all. Does nothing if the folder is read-only."""
-    with suppress(OSError), (submission / FILE).open("a", encoding="utf-8") as file:
-        file.write("".join(f"{name}\n" for name in (names if names is not None else [EVERYTHING])))
+    lines = "".join(f"{name}\n" for name in (names if names is not None else [EVERYTHING]))
+    with suppress(OSError), folders.opened(submission) as folder:
+        descriptor = folders.open_own(folder, FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        with os.fdopen(descriptor, "ab") as file:
+            file.write(to_bytes(lines))
 
 
 def forget(submission: Path) -> None:
@@ -39,6 +46,7 @@ def among(submission: Path, names: Collection[str]) -> list[str]:
 
 def _read(submission: Path) -> set[str]:
     try:
-        return set((submission / FILE).read_text(encoding="utf-8").splitlines())
+        with folders.opened(submission) as folder:
+            return set(folders.read(folder, FILE).decode(errors="surrogateescape").splitlines())
     except OSError:
         return set()

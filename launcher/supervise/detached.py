@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from launcher.base.errors import RunError
+from launcher.record import folders
 
 LOG = "supervisor.log"
 STARTED = b"\0"
@@ -40,7 +41,7 @@ def detach(
             if started:
                 return lines
             if ended:
-                with (submission / LOG).open("ab") as log:
+                with os.fdopen(_log(submission), "ab") as log:
                     log.write(said)
                 why = lines.removeprefix("error: ") or f"exit code {child.returncode}"
                 raise RunError(
@@ -55,12 +56,17 @@ def started(submission: Path) -> None:
     log. Raises OSError."""
     sys.stdout.flush()
     sys.stderr.flush()
-    log = os.open(submission / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    log = _log(submission)
     os.write(log, _content(1))
     os.write(1, STARTED)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
+
+
+def _log(submission: Path) -> int:
+    with folders.opened(submission) as folder:
+        return folders.open_own(folder, LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 
 def _content(descriptor: int) -> bytes:
