@@ -1,0 +1,247 @@
+"""What the launcher's commands take for submissions of thousands of runs, with a trainer that only waits.
+
+`python -m tests.bench_scale [--runs 1000 10000] [--old CHECKOUT]` prints a Markdown table. CPU seconds, because other
+programs on the machine change the seconds of a clock. `--old` measures another version in the same minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+MODELS = ["resnet34", "resnet50", "efficientnet_b4", "convnext_base", "swin_base_384"]
+LIMITS: dict[str, tuple[float, float]] = {
+    "plan": (4, 4),
+    "submit --detach": (2, 10),
+    "supervisor": (0.01, 0.03),
+    "status": (0.3, 2),
+    "status --json": (0.3, 2),
+    "stop": (5, 5),
+    "resume --detach": (3, 10),
+    "collect": (1, 5),
+}
+"""Limits at 1,000 and at 10,000 runs: seconds of CPU; for the supervisor with two runs in progress, cores."""
+MEMORY = 300 * 2**20
+"""Bytes: limit of the memory of each process."""
+WATCH = 20.0
+"""Seconds for which the supervisor is observed."""
+MARK_SUCCEEDED = """\
+import os, sys
+from pathlib import Path
+from launcher.record.find import list_runs
+from launcher.record.journal import append_event
+os.fsync = lambda descriptor: None
+for number, run_dir in enumerate(list_runs(Path(sys.argv[1]))):
+    append_event(run_dir, "queued", 9)
+    append_event(run_dir, "starting", devices=[])
+    append_event(run_dir, "running", devices=[])
+    append_event(run_dir, "succeeded", exit_code=0, seconds=1.0)
+    (run_dir / "metrics.json").write_text(
+        '{"val_f1": %s, "val_accuracy": 0.5, "seconds": 1.0, "split_fingerprint": "s", "epochs": 1}'
+        % (number % 9000 / 10000)
+    )
+    (run_dir / "best.ckpt").touch()
+"""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """CPU and elapsed seconds of a command, and the largest memory of a process in bytes. Of the supervisor: its share
+    of a core, without elapsed seconds."""
+
+    cpu: float
+    elapsed: float | None
+    memory: int
+
+
+class Bench:
+    """A folder with data, a job, and a submission of `count` runs by the version in `checkout`."""
+
+    def __init__(self, root: Path, checkout: Path, count: int, data: Path) -> None:
+        self.root, self.checkout, self.data = root, checkout, data
+        self.figures: dict[str, Figure] = {}
+        (root / "machine.yaml").write_text("{gpus: 0, cpus: 2, memory: 64g}")
+        (root / "job.yaml").write_text(
+            f"name: bench\nmatrix:\n  model: {MODELS}\n  data: [baseline_aug, transformer_384]\n"
+            f"  training.lr: [0.001, 0.0003]\n  seed: {list(range(count // 100))}\n  data.fold: all\n"
+            "overrides: {data.folds: 5, model.pretrained: false}\nresources: {cpus: 1}\n"
+        )
+
+    def run(self, *words: str, name: str = "") -> str:
+        """The output of a launcher's command. With a `name` its figure is kept."""
+        command = [sys.executable, "-m", "launcher", *words, "--runs", str(self.root / "runs")]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": f"{self.checkout / 'tests' / 'launcher' / 'fake'}{os.pathsep}{self.checkout}",
+            "FAKE_PLAN": json.dumps({"*": {"until": str(self.root / "gate")}}),
+            "FAKE_LOG": str(self.root / "journal"),
+            "FAKE_LOCKS": str(self.root / "locks"),
+            "DOCKER_HOST": "unix:///nonexistent/docker.sock",
+        }
+        (self.root / "locks").mkdir(exist_ok=True)
+        with tempfile.TemporaryFile() as output:
+            began = time.monotonic()
+            process = subprocess.Popen(command, cwd=self.root, env=environment, stdout=output, stderr=output)
+            _, code, usage = os.wait4(process.pid, 0)
+            elapsed = time.monotonic() - began
+            process.returncode = os.waitstatus_to_exitcode(code)
+            output.seek(0)
+            text = output.read().decode(errors="replace")
+        if code:
+            raise RuntimeError(f"{self.checkout}: launcher {' '.join(words)}: {text[-2000:]}")
+        if name:
+            self.figures[name] = Figure(usage.ru_utime + usage.ru_stime, elapsed, usage.ru_maxrss * 1024)
+        return text
+
+    @property
+    def submission(self) -> Path:
+        """The latest submission."""
+        return max((self.root / "runs").glob("bench-*"))
+
+    def driver(self) -> int:
+        """Process id of the supervisor."""
+        return int(json.loads((self.submission / "supervisor.json").read_text())["pid"])
+
+    def watch(self, name: str) -> None:
+        """The supervisor's share of a core with two runs in progress, from its start to its end in between."""
+        deadline = time.monotonic() + 120
+        while (self.root / "journal").read_text().count('"begin"') < 2 if (self.root / "journal").exists() else True:
+            if time.monotonic() > deadline:
+                raise RuntimeError("no two runs begin")
+            time.sleep(0.1)
+        time.sleep(2)
+        pid = self.driver()
+        before, began = _cpu(pid), time.monotonic()
+        time.sleep(WATCH)
+        share = (_cpu(pid) - before) / (time.monotonic() - began)
+        (peak,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM")]
+        self.figures[name] = Figure(share, None, int(peak.split()[1]) * 1024)
+
+    def measure(self) -> dict[str, Figure]:
+        """All figures."""
+        machine = ("--machine", "machine.yaml")
+        self.run("plan", "job.yaml", *machine, name="plan")
+        submit = ("submit", "job.yaml", "--engine", "native", "--data", str(self.data), "--detach", *machine)
+        self.run(*submit, name="submit --detach")
+        self.watch("supervisor")
+        self.run("status", name="status")
+        self.run("status", "--json", name="status --json")
+        self.run("stop", name="stop")
+        self._await_end()
+        self.run("resume", "--detach", *machine, name="resume --detach")
+        self.run("stop")
+        self._await_end()
+        environment = {**os.environ, "PYTHONPATH": str(self.checkout)}
+        subprocess.run([sys.executable, "-c", MARK_SUCCEEDED, str(self.submission)], check=True, env=environment)
+        self.run("collect", name="collect")
+        return self.figures
+
+    def _await_end(self) -> None:
+        """The supervisor has seen that all runs have ended."""
+        pid, deadline = self.driver(), time.monotonic() + 300
+        while _runs(pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+    def close(self) -> None:
+        """End the supervisor and the runs."""
+        (self.root / "gate").touch()
+        if (self.root / "runs").is_dir() and list((self.root / "runs").glob("bench-*")) and _runs(self.driver()):
+            os.kill(self.driver(), signal.SIGKILL)
+
+
+def _cpu(pid: int) -> float:
+    """CPU seconds of a process, without its children."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@contextmanager
+def data_folder(files: int) -> Iterator[Path]:
+    """A data folder with this many small files."""
+    with tempfile.TemporaryDirectory(prefix="bench-data-") as name:
+        for number in range(files):
+            if number % 500 == 0:
+                folder = Path(name, "train", f"class{number // 500}")
+                folder.mkdir(parents=True)
+            (folder / f"{number}.png").write_bytes(b"%d" % number)
+        yield Path(name)
+
+
+def processor() -> str:
+    """The name of the CPU."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def table(results: dict[int, list[dict[str, Figure]]]) -> str:
+    """The figures as a Markdown table; of two versions, the old one first."""
+    head = ["| command |"]
+    for count, versions in results.items():
+        old = " before |" if len(versions) > 1 else ""
+        head[0] += f" {count:,} runs:{old} CPU | limit | elapsed | memory |"
+    lines = [head[0], "| --- |" + " --- |" * (head[0].count("|") - 2)]
+    for name, limits in LIMITS.items():
+        line = f"| `{name}` |" if name != "supervisor" else "| supervisor, two runs in progress |"
+        for count, versions in results.items():
+            figure = versions[-1][name]
+            shown = (lambda value: f"{value:.1%}") if name == "supervisor" else (lambda value: f"{value:.2f} s")
+            line += f" {shown(versions[0][name].cpu)} |" if len(versions) > 1 else ""
+            elapsed = f"{figure.elapsed:.1f} s" if figure.elapsed is not None else ""
+            limit = limits[0] if count <= 1000 else limits[1]
+            line += f" {shown(figure.cpu)} | {shown(limit)} | {elapsed} | {figure.memory / 2**20:.0f} MiB |"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, and print the table. Ends with 1 if a limit is exceeded."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, nargs="+", default=[1000, 10_000])
+    parser.add_argument("--files", type=int, default=50_000, help="files of the data folder")
+    parser.add_argument("--old", type=Path, help="a checkout of another version, measured first")
+    given = parser.parse_args()
+    results: dict[int, list[dict[str, Figure]]] = {}
+    with data_folder(given.files) as data:
+        for count in given.runs:
+            for checkout in (*([given.old.resolve()] if given.old else []), REPOSITORY):
+                with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
+                    bench = Bench(Path(name), checkout, count, data)
+                    try:
+                        results.setdefault(count, []).append(bench.measure())
+                    finally:
+                        bench.close()
+    print(f"{processor()}, {os.cpu_count()} cores, {given.files:,} data files\n")
+    print(table(results))
+    over = [
+        f"{name} at {count:,} runs"
+        for count, versions in results.items()
+        for name, figure in versions[-1].items()
+        if figure.cpu > LIMITS[name][0 if count <= 1000 else 1] or figure.memory > MEMORY
+    ]
+    print("\nover the limit: " + ", ".join(over) if over else "\nall within the limits")
+    sys.exit(1 if over else 0)
+
+
+if __name__ == "__main__":
+    main()
