@@ -72,6 +72,14 @@ def _parsed(content: bytes) -> list[dict[str, Any]]:
     return events
 
 
+def last_status(content: bytes) -> Status:
+    """The status after the last event of a journal of this content."""
+    for line in reversed(content.split(b"\n")):
+        if events := _parsed(line):
+            return status_of(events[-1])
+    return Status()
+
+
 def append_event(run_dir: Path, state: State, attempt: int | None = None, reason: str = "", **figures: Any) -> Status:
     """Write the next event into the journal and status.json. `attempt` None: the attempt of the last event.
 

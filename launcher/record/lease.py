@@ -19,6 +19,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -31,9 +32,8 @@ from pathlib import Path
 
 from launcher.base.errors import LeaseLostError, RunError
 from launcher.record import folders
-from launcher.record.find import list_runs
-from launcher.record.journal import read_events
 from launcher.record.locks import is_locked, locked
+from launcher.record.records import Records
 
 BEAT = 5.0
 """Seconds between two heartbeats."""
@@ -289,12 +289,13 @@ def parse_holder(content: bytes) -> Holder:
 def highest_fence(submission: Path) -> int:
     """The highest fencing number in the journals of the submission's runs; 0 if they have none. Raises RunError."""
     highest = 0
-    for run_dir in list_runs(submission):
-        try:
-            fences = [event.get("fence", 0) for event in read_events(run_dir)]
-        except OSError as error:
-            raise RunError(f"{run_dir}: the journal cannot be read: {error.strerror}; try again") from None
-        highest = max([highest, *(fence for fence in fences if type(fence) is int)])
+    with Records(submission) as records:
+        for run_dir in records.run_dirs():
+            try:
+                fences = re.findall(rb'"fence": (\d{1,18})\b', records.journal(run_dir.name))
+            except OSError as error:
+                raise RunError(f"{run_dir}: the journal cannot be read: {error.strerror}; try again") from None
+            highest = max(highest, *map(int, fences), 0)
     return highest
 
 

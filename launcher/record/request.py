@@ -108,12 +108,18 @@ def read_request(run_dir: Path) -> RunRequest:
     """The request in run.json. Raises RunError if `run_dir` is not a run directory."""
     try:
         with folders.state(run_dir) as folder:
-            content = json.loads(folders.read(folder, REQUEST))
+            return parse_request(folders.read(folder, REQUEST), run_dir)
+    except FileNotFoundError:
+        raise RunError(f"{run_dir}: not a run directory: it has no run.json") from None
+
+
+def parse_request(text: bytes, run_dir: Path) -> RunRequest:
+    """The request that is the content of run.json in `run_dir`. Raises RunError."""
+    try:
+        content = json.loads(text)
         content.pop("attempts", None)  # written by an earlier version
         retry = {**content.get("retry", {})}
         retry["on"] = tuple(retry.get("on", Retry.on))
         return RunRequest(**{**content, "resources": Resources(**content["resources"]), "retry": Retry(**retry)})
-    except FileNotFoundError:
-        raise RunError(f"{run_dir}: not a run directory: it has no run.json") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise RunError(f"{folders.state_folder(run_dir) / REQUEST}: not a request of this launcher: {error}") from None

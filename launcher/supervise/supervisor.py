@@ -6,6 +6,7 @@ All state is in the run directories. If a supervisor is killed, its runs continu
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import signal
 import time
@@ -24,7 +25,8 @@ from launcher.record import lease, retry, stop_request, waiting
 from launcher.record.find import list_runs
 from launcher.record.journal import Status, append_event, read_events, read_status
 from launcher.record.locks import is_locked
-from launcher.record.request import RunRequest, device_need, read_request, write_request
+from launcher.record.records import Records
+from launcher.record.request import RunRequest, device_need, write_request
 from launcher.record.states import ENDED, GOOD, State
 from launcher.supervise import durations, scheduler
 from launcher.supervise.placing import Placed, Placing
@@ -36,6 +38,15 @@ FOLLOW = 2.0
 """Seconds between two checks of the submission that this one follows."""
 PARTING = 5.0
 """Seconds that `launcher stop` waits for the end of the supervisor of ended runs."""
+RESCAN = 2.0
+"""Seconds between two checks of the queued runs, at least."""
+RETRY_START = 0.5
+"""Seconds after which the scheduler is asked again although no run has changed, at least."""
+PASSING = (
+    errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+    errno.ENOTCONN, errno.EAGAIN,
+)  # fmt: skip
+"""Errors of a file system that may answer later."""
 RENEW = 5.0
 """Seconds between two writes of a reason in which only figures have changed."""
 Event = Callable[[str, Status], None]
@@ -65,8 +76,18 @@ class Supervision:
         self.engine = engine
         self.on_event = on_event or (lambda name, status: None)
         self.placing = Placing(submission, machine, engine, rules.max_parallel)
-        self.requests = {path.name: read_request(path) for path in list_runs(submission)}
-        self.shown: dict[str, tuple[str, int]] = {}
+        self.records = Records(submission)
+        self.requests = {path.name: self.records.request(path.name) for path in self.records.run_dirs()}
+        self.steps = [name for name, request in self.requests.items() if request.needs]
+        self.demands = {name: _demand(request) for name, request in self.requests.items()}
+        self.states: dict[str, Status] = {}
+        self.queued: dict[str, None] = {}
+        """The queued runs, in the order in which they were queued."""
+        self.under_way: dict[str, None] = {}
+        self.changed: list[str] = []
+        """Runs whose state has changed since the scheduler was asked."""
+        self.next_rescan = self.next_start = 0.0
+        """When all queued runs are looked at again, and when the scheduler is asked again, by the monotonic clock."""
         self.note: str | None = None
         self.waits: str | None = None
         """Why queued runs wait, as it was reported."""
@@ -79,7 +100,8 @@ class Supervision:
         self.followed = submission.parent / rules.follows if rules.follows else None
         self.follows: str | None = None
         self.next_look = 0.0
-        self.asked = 0
+        self.asked = self.handled = 0
+        """Requests to stop, and those of them that the runs have received."""
         self.detached = False
 
     def dir(self, name: str) -> Path:
@@ -100,41 +122,75 @@ class Supervision:
 
     def status(self, name: str) -> Status:
         """The run's status by its journal. Calls `on_event` if it has changed."""
-        status = read_status(self.dir(name))
+        status = self.records.status(name)
         if status.state in ("starting", "running") and not self.engine.poll(self.dir(name)):
-            status = read_status(self.dir(name))
-        self._show(name, status)
+            status = self.records.status(name)
+        self._set(name, status)
         return status
 
-    def _show(self, name: str, status: Status) -> None:
-        if self.shown.get(name) != (status.state, status.attempt):
-            self.shown[name] = (status.state, status.attempt)
-            self.on_event(name, status)
+    def _set(self, name: str, status: Status) -> None:
+        before, self.states[name] = self.states.get(name), status
+        if before is not None and (before.state, before.attempt) == (status.state, status.attempt):
+            return
+        self.changed.append(name)
+        for state, names in ((("queued",), self.queued), (("starting", "running"), self.under_way)):
+            if status.state in state:
+                names[name] = None
+            else:
+                names.pop(name, None)
+        self.on_event(name, status)
+
+    def _look(self) -> None:
+        """Look at the runs in progress; at queued runs only from time to time, since only `launcher stop` and `launcher
+        exec` change them; never at runs that have ended."""
+        for name in list(self.under_way):
+            self.status(name)
+        now = time.monotonic()
+        if now >= self.next_rescan:
+            began = time.thread_time()
+            unknown = self.requests.keys() - self.states.keys() if len(self.states) < len(self.requests) else set()
+            for name in [name for name in self.requests if name in unknown] or list(self.queued):
+                self.status(name)
+            # Thousands of runs take a hundredth of a core, however many they are.
+            self.next_rescan = now + max(RESCAN, 100 * (time.thread_time() - began))
 
     def drive(self) -> int:
-        handled = 0
+        """Supervise until every run has ended. Returns the exit code."""
         while True:
-            self.lease.check()
-            states = {name: self.status(name) for name in self.requests}
-            under_way = {name: s for name, s in states.items() if s.state in ("starting", "running")}
-            if self.detached:
-                return EXIT_INTERRUPTED
-            if not self.asked and stop_request.everything(self.submission):
-                self.asked = 1
-            if not self.asked:
-                self._repeat(states)
-                self._stop_after_failure(states)
-            if self.asked > handled:
-                handled = self.asked
-                self._stop(states, at_once=self.asked > 1)
-                continue
-            if not under_way and (self.asked or not any(s.state == "queued" for s in states.values())):
-                break
-            self._report(*(self._advance(states, under_way) if not self.asked else (self.engine.trouble, None)))
+            try:
+                code = self._pass()
+            except OSError as error:
+                if error.errno not in PASSING:
+                    raise
+                self._report(f"{error.filename or self.submission}: {error.strerror}; trying again", None)
+                code = None
+            if code is not None:
+                return code
             self.engine.wait(POLL)
-        waiting.write(self.submission, None)
-        bad = {s.state for s in states.values()} - GOOD
-        return EXIT_OK if not bad else EXIT_INTERRUPTED if self.asked or bad == {"cancelled"} else EXIT_FAILED
+
+    def _pass(self) -> int | None:
+        """Look at the runs, and stop, repeat or start some. Returns the exit code at the end. Raises OSError."""
+        self.lease.check()
+        if not self.asked and stop_request.everything(self.submission):
+            self.asked = 1
+            self.next_rescan = 0.0
+        self._look()
+        if self.detached:
+            return EXIT_INTERRUPTED
+        if not self.asked:
+            self._repeat()
+            self._stop_after_failure()
+        if self.asked > self.handled:
+            handled = self.asked
+            self._stop(at_once=self.asked > 1)
+            self.handled, self.next_rescan = handled, 0.0
+            return None
+        if not self.under_way and (self.asked or not self.queued):
+            waiting.write(self.submission, None)
+            bad = {s.state for s in self.states.values()} - GOOD
+            return EXIT_OK if not bad else EXIT_INTERRUPTED if self.asked or bad == {"cancelled"} else EXIT_FAILED
+        self._report(*(self._advance() if not self.asked else (self.engine.trouble, None)))
+        return None
 
     def _append(self, name: str, state: State, attempt: int | None = None, **more: Any) -> Status:
         """Append the next event of a run under this supervisor's lease. If another process was faster, its event
@@ -147,9 +203,10 @@ class Supervision:
             self.lease.check()
             return read_status(self.dir(name))
 
-    def _repeat(self, states: dict[str, Status]) -> None:
-        """Queue runs again for which the job's policy allows another attempt. Updates `states`."""
-        for name, status in list(states.items()):
+    def _repeat(self) -> None:
+        """Queue runs again for which the job's policy allows another attempt."""
+        for name in list(self.changed):
+            status = self.states[name]
             if status.state not in ENDED - GOOD or (name, status.attempt) in self.judged:
                 continue
             self.judged.add((name, status.attempt))
@@ -157,35 +214,36 @@ class Supervision:
             again = retry.decide(self.requests[name], events)
             if isinstance(again, retry.NextAttempt):
                 more = {"micro_batch": again.micro_batch} if again.micro_batch else {}
-                states[name] = self._append(
+                self.not_before[name] = time.monotonic() + again.wait
+                appended = self._append(
                     name, "queued", status.attempt + 1, reason=f"after {status.state}: {again.why}",
                     retry=retry.retries(events) + 1, **more,
                 )  # fmt: skip
-                self.not_before[name] = time.monotonic() + again.wait
-                self._show(name, states[name])
+                self._set(name, appended)
             elif again is not None:
                 self.on_event(name, dataclasses.replace(status, reason=again, time=time.time()))
 
-    def _stop_after_failure(self, states: dict[str, Status]) -> None:
+    def _stop_after_failure(self) -> None:
         """`on_failure: stop`: cancel runs that have not started, once a run has failed for good."""
-        failed = next((name for name, s in states.items() if s.state in ENDED - GOOD - {"cancelled"}), None)
-        if self.rules.on_failure != "stop" or failed is None:
+        if self.rules.on_failure != "stop" or not self.queued:
             return
-        for name, status in list(states.items()):
-            if status.state == "queued":
-                reason = f"{failed} is {states[failed].state} (on_failure: stop)"
-                states[name] = self._append(name, "cancelled", reason=reason)
+        failed = next((name for name, s in self.states.items() if s.state in ENDED - GOOD - {"cancelled"}), None)
+        if failed is None:
+            return
+        for name in list(self.queued):
+            reason = f"{failed} is {self.states[failed].state} (on_failure: stop)"
+            self._set(name, self._append(name, "cancelled", reason=reason))
 
-    def _advance(self, states: dict[str, Status], under_way: dict[str, Status]) -> tuple[str | None, str | None]:
+    def _advance(self) -> tuple[str | None, str | None]:
         """Start what can start. Returns a note on the whole submission, and why queued runs wait for others; None:
         there is nothing to say."""
         if why := self._follows():
             return None, f"waiting: {why}"
-        self._cancel_hopeless(states)
+        self._cancel_hopeless()
         if full := waiting.full_disk(self.submission):
             return full, None
         if self.engine.ready():
-            self._start(states, under_way)
+            self._start_when_due()
         blocked = self.placing.blocked
         return self.engine.trouble, f"waiting: {blocked[1]}" if blocked is not None else None
 
@@ -219,47 +277,57 @@ class Supervision:
             waiting.write(self.submission, text)
             self.written = text, time.monotonic()
 
-    def _stop(self, states: dict[str, Status], at_once: bool) -> None:
-        for name, status in states.items():
-            if status.state == "queued":
-                self._append(name, "cancelled", reason="stopped before it started")
-            elif status.state in ("starting", "running"):
-                try:
-                    (self.engine.kill if at_once else self.engine.stop)(self.dir(name))
-                except RunError as error:  # stop the others anyway
-                    said = f"cannot be stopped now: {error}"
-                    self.on_event(name, dataclasses.replace(status, reason=said, time=time.time()))
+    def _stop(self, at_once: bool) -> None:
+        for name in list(self.queued):
+            self._append(name, "cancelled", reason="stopped before it started")
+        for name in self.under_way:
+            try:
+                (self.engine.kill if at_once else self.engine.stop)(self.dir(name))
+            except RunError as error:  # stop the others anyway
+                said = f"cannot be stopped now: {error}"
+                self.on_event(name, dataclasses.replace(self.states[name], reason=said, time=time.time()))
 
-    def _cancel_hopeless(self, states: dict[str, Status]) -> None:
+    def _cancel_hopeless(self) -> None:
         """Cancel a step when a step that it needs has not succeeded. A training run may fail: the step uses the
         others."""
-        for name, status in list(states.items()):
-            for need in self.requests[name].needs:
-                if status.state == "queued" and self._failed_step(need, states):
-                    states[name] = self._append(
-                        name, "cancelled", reason=f"'{need}' {states[need].state}: the step has no input"
-                    )
-                    break
+        for name in self.steps:
+            failed = [need for need in self.requests[name].needs if self._failed_step(need)]
+            if name in self.queued and failed:
+                reason = f"'{failed[0]}' {self.states[failed[0]].state}: the step has no input"
+                self._set(name, self._append(name, "cancelled", reason=reason))
 
-    def _failed_step(self, need: str, states: dict[str, Status]) -> bool:
-        return self.requests[need].kind != "train" and states[need].state in ENDED - GOOD
+    def _failed_step(self, need: str) -> bool:
+        return self.requests[need].kind != "train" and self.states[need].state in ENDED - GOOD
 
-    def _start(self, states: dict[str, Status], under_way: dict[str, Status]) -> None:
+    def _start_when_due(self) -> None:
+        """Ask the scheduler if a run has changed or a pause has ended, and else only from time to time: others may
+        have left devices, cores or memory."""
         now = time.monotonic()
-        due = [name for name, s in states.items() if s.state == "queued" and self.not_before.get(name, 0) <= now]
-        queue = [_demand(self.requests[name]) for name in due]
+        ended = [name for name, moment in self.not_before.items() if moment <= now]
+        if not (self.changed or ended or now >= self.next_start):
+            return
+        for name in ended:
+            del self.not_before[name]
+        self.changed.clear()
+        began = time.thread_time()
+        self._start()
+        self.next_start = now + max(RETRY_START, 100 * (time.thread_time() - began))
+
+    def _start(self) -> None:
+        queue = [self.demands[name] for name in self.requests if name in self.queued and name not in self.not_before]
         for demand in queue:
             if why := scheduler.why_never(demand, self.placing.capacity):
-                self._append(demand.name, "failed", reason=why)
+                self._set(demand.name, self._append(demand.name, "failed", reason=why))
         running = {
-            name: scheduler.Running(_demand(self.requests[name]), tuple(status.figures.get("devices", [])))
-            for name, status in under_way.items()
+            name: scheduler.Running(self.demands[name], tuple(self.states[name].figures.get("devices", [])))
+            for name in self.under_way
         }
-        over = {name for name, status in states.items() if status.state in ENDED}
+        over = {name for name, status in self.states.items() if status.state in ENDED}
         placed = self.placing.choose(queue, running, over)
         try:
             for each in placed:
-                self._start_one(each, states[each.name].attempt)
+                self._start_one(each, self.states[each.name].attempt)
+                self.status(each.name)
         finally:
             for each in placed:
                 each.close()

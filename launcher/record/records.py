@@ -1,0 +1,92 @@
+"""The launcher's own files of all runs of a submission, for commands and loops over thousands of runs."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from launcher.record import folders
+from launcher.record.find import list_runs
+from launcher.record.folders import JOURNAL, REQUEST, STATE, Folder
+from launcher.record.journal import Status, last_status, read_events, read_status
+from launcher.record.request import RunRequest, parse_request, read_request
+
+Stamp = tuple[int, int, int]
+
+
+class Records:
+    """Reads through one open folder, and a journal again only if its size, time or inode has changed. Does not repair
+    status.json. Use it as a context manager, in one thread."""
+
+    def __init__(self, submission: Path) -> None:
+        self.submission = submission
+        self._kept = ExitStack()
+        self._states: Folder | None = None
+        self._seen: dict[str, tuple[Stamp, Status]] = {}
+        with suppress(OSError):  # a submission of the version before has no such folder
+            self._states = self._kept.enter_context(folders.opened(submission / STATE, 2))
+
+    def __enter__(self) -> Records:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._kept.close()
+
+    def run_dirs(self) -> list[Path]:
+        """See `list_runs`."""
+        return list_runs(self.submission)
+
+    def status(self, name: str) -> Status:
+        """The status of a run after its journal's last event. Raises OSError."""
+        stamp = self._stamp(name)
+        if stamp is None:
+            return read_status(self.submission / name)
+        seen = self._seen.get(name)
+        if seen is None or seen[0] != stamp:
+            # The stamp was taken before the content is read: a change in between is seen the next time.
+            seen = self._seen[name] = stamp, last_status(self._read(name, JOURNAL))
+        return seen[1]
+
+    def journal(self, name: str) -> bytes:
+        """The content of a run's journal; empty if it has none. Raises OSError."""
+        with suppress(FileNotFoundError):
+            if self._states is None or self._stamp(name) is None:
+                with folders.state(self.submission / name) as folder:
+                    return folders.read(folder, JOURNAL)
+            return self._read(name, JOURNAL)
+        return b""
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """See `read_events`."""
+        return read_events(self.submission / name)
+
+    def request(self, name: str) -> RunRequest:
+        """See `read_request`."""
+        if self._states is not None:
+            with suppress(FileNotFoundError):
+                return parse_request(self._read(name, REQUEST), self.submission / name)
+        return read_request(self.submission / name)
+
+    def _stamp(self, name: str) -> Stamp | None:
+        """Changes whenever the journal does. None if the run is of the version before, or has no journal."""
+        if self._states is None:
+            return None
+        try:
+            found = os.stat(f"{name}/{JOURNAL}", dir_fd=self._states.descriptor, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        return found.st_size, found.st_mtime_ns, found.st_ino
+
+    def _read(self, name: str, file: str) -> bytes:
+        assert self._states is not None
+        descriptor = folders.inside(self._states, name)
+        try:
+            owner = os.fstat(descriptor).st_uid
+            return folders.read(Folder(descriptor, self._states.path / name, owner), file)
+        finally:
+            os.close(descriptor)
