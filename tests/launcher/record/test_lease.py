@@ -43,14 +43,14 @@ def run_with_fence(submission: Path, fence: int) -> Path:
 
 
 def failing(number: int, times: float, name: str, by: bytes = b"") -> Callable[..., bytes]:
-    """`Path.read_bytes` that fails the first times that it reads a file of this name (written `by` this host)."""
-    really, left = Path.read_bytes, [times]
+    """`folders.read` that fails the first times that it reads a file of this name (written `by` this host)."""
+    really, left = folders.read, [times]
 
-    def read(path: Path) -> bytes:
-        content = really(path)
-        if path.name == name and by in content and left[0] > 0:
+    def read(folder: folders.Folder, file: str) -> bytes:
+        content = really(folder, file)
+        if file == name and by in content and left[0] > 0:
             left[0] -= 1
-            raise OSError(number, os.strerror(number), str(path))
+            raise OSError(number, os.strerror(number), str(folder.path / file))
         return content
 
     return read
@@ -146,7 +146,7 @@ def test_a_file_that_cannot_be_read_for_a_moment_is_waited_for(
 ) -> None:
     written(tmp_path, released=True)
     monkeypatch.setattr(lease, "EXPIRY", 60)
-    monkeypatch.setattr(Path, "read_bytes", failing(number, 2, lease.FILE))
+    monkeypatch.setattr(folders, "read", failing(number, 2, lease.FILE))
     said: list[str] = []
     with lease.hold(tmp_path, said.append) as mine:
         assert mine.fence == 5
@@ -159,7 +159,7 @@ def test_a_file_that_stays_unreadable_is_nobodys_leave_to_start(
 ) -> None:
     written(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", failing(number, 1e9, lease.FILE, b"another-host"))
+        patch.setattr(folders, "read", failing(number, 1e9, lease.FILE, b"another-host"))
         with pytest.raises(RunError, match=r"cannot be read.*\n.*\n?.*resume .* --take-over"), lease.hold(tmp_path):
             pass
         assert lease.is_driven(tmp_path), "nor may anybody record the ends of its runs"
@@ -173,7 +173,7 @@ def test_a_holder_that_cannot_read_its_file_goes_on_and_looks_again(
 ) -> None:
     with lease.hold(tmp_path) as mine:
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "read_bytes", failing(errno.EIO, 1e9, lease.FILE))
+            patch.setattr(folders, "read", failing(errno.EIO, 1e9, lease.FILE))
             mine.check()
             time.sleep(0.15)
             assert mine._thread.is_alive()
