@@ -10,6 +10,7 @@ import click
 
 from launcher.base import env_file
 from launcher.cli.options import json_option, runs_option
+from launcher.record.find import cache_dir
 
 if TYPE_CHECKING:
     from launcher.host.checks import Check
@@ -47,4 +48,39 @@ def examine(data: str | None, runs_root: Path) -> list[Check]:
         its = engine.checks(runs_root)
         of_engines += its
         packages_needed = packages_needed and not engine.needs_no_packages(its)
-    return [*checks.before_engines(data, runs_root, packages_needed), *of_engines, *checks.after_engines()]
+    before = checks.before_engines(data, runs_root, packages_needed)
+    if data:  # else a look at its top level is enough
+        before = [_images(check, data, runs_root) if check.what == "data" else check for check in before]
+    return [*before, *of_engines, *checks.after_engines(), _weights(runs_root)]
+
+
+def _images(check: Check, data: str, runs_root: Path) -> Check:
+    """The check of the data folder, with every image and label read, as submit does."""
+    from launcher.base.errors import DataFolderError
+    from launcher.engines import readiness
+    from launcher.host.checks import Check
+
+    if check.level != "ok":
+        return check
+    try:
+        notes = readiness.check_images(data, "auto", "", cache_dir(runs_root))
+    except DataFolderError as error:
+        return Check("data", "missing", str(error).replace("\n", "\n               "))
+    said = f"{check.said}: every image and label is readable"
+    return Check("data", "note", notes[0].removeprefix("note: ")) if notes else Check("data", "ok", said)
+
+
+def _weights(runs_root: Path) -> Check:
+    """Whether pretrained weights can be had."""
+    from launcher.engines import readiness
+    from launcher.host.checks import Check
+
+    folder = cache_dir(runs_root) / "weights"
+    stored = len(
+        [path for path in folder.glob("*") if path.suffix == ".safetensors" or path.name.startswith("models--")]
+    )
+    have = f"{folder}: {stored} models"
+    if why := readiness.why_no_hub():
+        fix = f"NAME.safetensors in {folder}, model.weights=FILE, or model.pretrained=false"
+        return Check("weights", "note", f"{have}; {why}", fix)
+    return Check("weights", "ok", f"{have}; others come from the hub")

@@ -25,7 +25,7 @@ def plan(
 ) -> None:  # fmt: skip
     """Show the runs of a job, and which of them fit this machine. Starts nothing and needs no data."""
     from launcher.cli import tables
-    from launcher.engines import choice
+    from launcher.engines import choice, readiness
     from launcher.engines.base import Want
     from launcher.job import data_folder, expansion, remarks
 
@@ -33,15 +33,19 @@ def plan(
     chosen = choice.choose(engine, want) if engine else None
     offered = chosen.machine if chosen else want.host()
     planned = expansion.expand(want.job, offered, cpu_only)
-    expansion.check_follows(want.job, runs_root)
+    if offered.declared:
+        expansion.check_follows(want.job, runs_root)
+    else:
+        expansion.check_sources(want.job, runs_root)
     data_dir = data_folder.find_data(data, planned) if data else None
     if chosen and data_dir:
         chosen.engine.check_data(data_dir, runs_root)
+    unchecked = readiness.check_planned(planned, data_dir, runs_root, chosen, offered)
     if as_json:
         click.echo(json.dumps(remarks.plan_as_json(want.job, planned, offered), indent=2, ensure_ascii=False))
         return
     print_table(tables.table(planned, offered))
-    for line in (*((f"as {chosen.said}", *chosen.warnings) if chosen else ()), *env_file.notes()):
+    for line in (*((f"as {chosen.said}", *chosen.warnings) if chosen else ()), *env_file.notes(), *unchecked):
         click.echo(line)
     for line in remarks.before_start(want.job, planned, offered, contained=chosen is not None and chosen.contained):
         click.echo(line)

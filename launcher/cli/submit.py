@@ -62,7 +62,7 @@ def submit(
     Exit codes: 0 all runs succeeded, 1 some did not, 64 bad job, 65 no data, 130 stopped. Ctrl-C lets the runs save
     their checkpoints and stops them; a second Ctrl-C stops them immediately.
     """
-    from launcher.engines import choice
+    from launcher.engines import choice, readiness
     from launcher.engines.base import QueueEngine, Want
     from launcher.job import data_folder, expansion, remarks
     from launcher.record import reuse
@@ -80,10 +80,11 @@ def submit(
     equal, serving = reuse.split(completed, root, fresh, reuse_stale)
     new = [request for request in completed if request.name not in serving]
     chosen.engine.check_requests(new, job)
+    unchecked = readiness.check(new, root, chosen)
     directory = submission.create(job, completed, serving, root, data_dir, chosen)
     queue = chosen.engine if isinstance(chosen.engine, QueueEngine) else None
     notes = [] if queue else remarks.before_start(job, planned, chosen.machine, chosen.contained)
-    notes += env_file.notes()
+    notes += [*env_file.notes(), *unchecked]
     notes += remarks.unset_variables(job, os.environ)
     notes += chosen.engine.remarks(new, root, chosen)
     notes += remarks.reused_runs(equal, serving)

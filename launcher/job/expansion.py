@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from launcher.memory import fitting
 from launcher.record import reuse
 from launcher.record.find import find_submission, fits
 from launcher.record.request import Resources, Retry, RunRequest
-from trainer.base.errors import ConfigError
+from trainer.base.errors import ConfigError, nearest
+from trainer.config import timm_models
 from trainer.config.compose import compose
 from trainer.config.plain import view
 from trainer.config.schema import Config
@@ -68,6 +70,7 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False) -> list[Planned]:
     resources, why_not, place = _resources(job, machine, cpu_only)
     width = max(3, len(str(len(entries))))
     planned: list[Planned] = []
+    checked: dict[str, str | None] = {}
     for index, (entry, priority) in enumerate(zip(entries, priorities, strict=True), start=1):
         words, origins = _overrides(job, entry, positions)
         try:
@@ -75,6 +78,7 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False) -> list[Planned]:
         except ConfigError as error:
             errors += [_attributed(line, origins, job) for line in str(error).split("\n")]
             continue
+        errors += [_attributed(line, origins, job) for line in _absent(composed, job, machine, checked)]
         summary = _summary(composed, words)
         name = matrix.run_name(index, entry.values, keys, summary["model"])
         plain = view(composed)
@@ -184,6 +188,49 @@ def _attributed(line: str, origins: dict[str, tuple[str | int, ...] | None], job
         return f"{job.document.place(())}: {line}"
     to_blame = next((key for key in known if origins[key] is None), known[0])
     return f"{_place(origins[to_blame], job)}: {line}"
+
+
+def _absent(composed: Config, job: Job, machine: Machine, checked: dict[str, str | None]) -> list[str]:
+    """Errors of the model's name and of files that the run needs. `checked` remembers those of equal words."""
+    wanted = [(f"model.name={composed.model.name}", composed.model.name)]
+    if not machine.declared:  # files of another machine cannot be seen here
+        wanted += [("model.weights", name) for name in [composed.model.weights] if name]
+        wanted += [("training.teachers", name) for name in composed.training.teachers]
+        wanted += [("resume", name) for name in [composed.resume] if name not in (None, "auto")]
+    errors = []
+    for key, name in wanted:
+        word = f"{key}={name}"
+        if word not in checked:
+            checked[word] = _no_model(name, job) if key.startswith("model.name") else _no_file(key, str(name))
+        errors.append(checked[word])
+    return [error for error in errors if error]
+
+
+def _no_model(name: str, job: Job) -> str | None:
+    try:
+        # An image of another maker may have another timm.
+        timm_models.check(name) if job.spec.image in ("auto", "cpu", "cuda") else None
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def _no_file(key: str, name: str) -> str | None:
+    """Why the run could not read this file; None if it can."""
+    if name.startswith("@runs/"):
+        return None
+    path = Path(name).expanduser()
+    try:
+        if path.is_file():
+            if not os.access(path, os.R_OK):
+                return f"{key}={name}: you may not read this file"
+            return f"{key}={name}: the file is empty" if path.stat().st_size == 0 else None
+        if path.exists():
+            return f"{key}={name}: is not a file"
+        near = nearest(str(path), map(str, path.parent.iterdir())) if path.parent.is_dir() else ""
+    except (OSError, ValueError) as error:
+        return f"{key}={name}: cannot be read: {getattr(error, 'strerror', None) or error}"
+    return f"{key}={name}: no such file" + (f"; {near}" if near.startswith("did you mean") else "")
 
 
 def _origin(key: str, origins: Mapping[str, object]) -> str | None:

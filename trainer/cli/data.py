@@ -22,10 +22,17 @@ def check_data(arguments: list[str]) -> int:
     options.add_output(parser)
     options.add_data(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for `train`: data.format=…")
+    parser.add_argument("--quick", action="store_true", help="only read the training images and labels; write nothing")
     parser.add_argument("--json", action="store_true", help="print the content of check_data.json")
     args = parser.parse_intermixed_args(arguments)
     folder = None if args.root is None else str(args.root)
     config = options.composed(args.overrides, "check-data", folder).data
+    if args.quick:
+        from trainer.data.table import data_root, read_training
+
+        root = data_root(config)
+        print(f"{root}: {len(read_training(root, config))} training images without errors")
+        return EXIT_OK
     output = options.output_folder(args.output)
     data_folder(config.root)
 

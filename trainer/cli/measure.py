@@ -29,9 +29,9 @@ def estimate(arguments: list[str]) -> int:
     if args.table:
         check_folder(args.table.absolute().parent)
     else:
-        from trainer.models import timm_names
+        from trainer.config import timm_models
 
-        timm_names.check(config.model.name)
+        timm_models.check(config.model.name)
 
     with heavy():
         from trainer.memory import estimate as memory

@@ -61,7 +61,7 @@ def config(arguments: list[str]) -> int:
 
 def check_files(config: Config) -> None:
     """Check the model name and the files of a configuration, without torch. Raises ConfigError."""
-    from trainer.models import timm_names
+    from trainer.config import timm_models
 
     weights = config.model.weights
     if weights is not None and not Path(weights).expanduser().is_file():
@@ -71,7 +71,7 @@ def check_files(config: Config) -> None:
             check_checkpoint(Path(teacher).expanduser())
         except ConfigError as error:
             raise ConfigError(f"training.teachers: {error}") from None
-    timm_names.check(config.model.name)
+    timm_models.check(config.model.name)
 
 
 def _wants_help(arguments: Sequence[str]) -> bool:

@@ -93,7 +93,10 @@ def unreadable(paths: Sequence[Path]) -> Iterator[tuple[int, str]]:
     A file in $CACHE_DIR remembers a correct set by names, sizes and times, because all runs of a matrix read the same.
     """
     stats = [path.stat() for path in paths]
-    key = hashlib.sha256(repr([(str(p), s.st_size, s.st_mtime_ns) for p, s in zip(paths, stats, strict=True)]).encode())
+    top = os.path.commonpath([path.parent for path in paths]) if paths else ""
+    # Relative: a container sees the same files under another path.
+    listed = [(os.path.relpath(p, top), s.st_size, s.st_mtime_ns) for p, s in zip(paths, stats, strict=True)]
+    key = hashlib.sha256(repr(listed).encode())
     cache = os.environ.get("CACHE_DIR")
     passed = Path(cache) / "checked" / key.hexdigest() if cache else None
     if passed is not None and passed.exists():

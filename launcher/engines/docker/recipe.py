@@ -15,6 +15,7 @@ from typing import Any
 from launcher.base.sizes import GIB
 from launcher.engines.docker import client
 from launcher.engines.outcome import GRACE
+from launcher.engines.readiness import is_stored
 from launcher.host import gpu_locks
 from launcher.job.matrix import override_value
 from launcher.memory.predict import device_limit
@@ -90,9 +91,7 @@ def network_reason(request: RunRequest, environment: Mapping[str, str], cache: P
     if mode == "online" or (key and mode not in ("offline", "dryrun", "disabled", "off")):
         return "W&B is online"
     name = request.fetches
-    if name is None or name in baked.split(",") or (cache / "weights" / f"{name}.safetensors").is_file():
-        return None
-    if any((cache / "weights").glob(f"models--timm--{name}.*")) or (cache / f"weights/models--timm--{name}").is_dir():
+    if name is None or is_stored(name, cache, baked, contained=True):
         return None
     return f"the weights of {name} are neither in the image nor in {cache}"
 

@@ -27,6 +27,17 @@ def launcher(*words: str, **environment: str) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=REPOSITORY, env={**os.environ, **environment}, capture_output=True, text=True)
 
 
+def sample_data(folder: Path) -> Path:
+    """Two classes of two images."""
+    from PIL import Image
+
+    (folder / "train").mkdir(parents=True)
+    for name in "abcd":
+        Image.new("RGB", (8, 8)).save(folder / "train" / f"{name}.png")
+    (folder / "train.csv").write_text("ID,target\na.png,0\nb.png,0\nc.png,1\nd.png,1\n")
+    return folder
+
+
 def loaded(code: str) -> set[str]:
     done = subprocess.run(
         [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"],
@@ -85,7 +96,12 @@ def test_plan_of_the_benchmark_lists_twelve_valid_runs() -> None:
 )
 def test_every_job_of_the_project_plans_everywhere(name: str, where: str) -> None:
     words = ["--machine", where] if where else []
-    done = launcher("plan", f"jobs/{name}", *words, "--json")
+    done = launcher("plan", f"jobs/{name}", *words, "--json", LAUNCHER_RUNS="/nonexistent")
+    if (name, where) == ("ensemble.yaml", ""):  # the submission that it takes runs of is looked for on this machine
+        assert (
+            done.returncode == 64 and "jobs/ensemble.yaml:6: after.0.from: /nonexistent: no submission" in done.stderr
+        )
+        return
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     assert all(run["fits"] for run in plan["runs"]) and (plan["runs"] or plan["steps"])
@@ -114,6 +130,8 @@ def test_plan_takes_the_words_of_submit_and_checks_them_as_it_does(tmp_path: Pat
     assert (done.returncode, done.stdout) == (65, "") and "(--data) has neither train.csv nor" in done.stderr
     (tmp_path / "train.csv").write_text("ID,target\n")
     done = launcher(*words, "--data", str(tmp_path))
+    assert done.returncode == 65 and "train.csv:1: no rows below the header" in done.stderr
+    done = launcher(*words, "--data", str(sample_data(tmp_path / "sample")))
     assert done.returncode == 0 and "as native processes\n" in done.stdout and "001-resnet34" in done.stdout
 
 

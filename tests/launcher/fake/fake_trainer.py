@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+if sys.argv[1] == "check-data":
+    sys.exit()  # no test of the fake trainer has images
 run_dir = Path(os.environ["RUN_DIR"])
 plans = json.loads(os.environ.get("FAKE_PLAN", "{}"))
 plan = {**plans.get("*", {}), **plans.get(run_dir.name.partition("-")[2], {})}

@@ -10,7 +10,10 @@ if sys.orig_argv[1:3] == ["-m", "trainer"]:
     runpy.run_path(str(Path(__file__).parents[2] / "warm" / "sitecustomize.py"))
 else:
     import launcher.engines.process
+    from launcher.engines import readiness
     from launcher.host import gpu_locks
+
+    readiness.why_no_hub = lambda contained=False: os.environ.get("FAKE_NO_HUB")
 
     launcher.engines.process.ENTRY = (sys.executable, "-S", str(Path(__file__).with_name("fake_trainer.py")))
     gpu_locks.LOCKS = Path(os.environ["FAKE_LOCKS"])

@@ -16,8 +16,9 @@ from trainer.augment import views
 from trainer.base import names
 from trainer.cli import imports
 from trainer.cli.main import COMMANDS, main
+from trainer.config import timm_models
 from trainer.export import export
-from trainer.models import build, timm_names
+from trainer.models import build
 
 HEAVY = {
     "albumentations", "cleanlab", "cv2", "lightning_fabric", "matplotlib", "numpy", "onnx", "onnxruntime", "pandas",
@@ -160,19 +161,31 @@ def test_the_last_word_for_the_data_folder_counts(words: list[str], capsys: pyte
     assert "  root: b\n" in capsys.readouterr().out
 
 
-def test_a_name_of_timm_is_known_from_its_sources() -> None:
+def test_a_name_of_timm_is_known_from_the_stored_list(monkeypatch: pytest.MonkeyPatch) -> None:
     import timm
 
+    from tests.timm_models import text
+
+    assert timm_models.FILE.read_text() == text(), "make it again: python -m tests.timm_models"
+    for name in timm.list_models()[::40]:
+        cfg = timm.get_pretrained_cfg(name)
+        assert timm_models.has_weights(name) == bool(cfg and cfg.has_weights)
+        if cfg.has_weights and cfg.hf_hub_id:
+            assert timm_models.hub_repository(name) == cfg.hf_hub_id
     for name in [*timm.list_models()[::25], *timm.list_pretrained()[::50], "resnet50.a1_in1k", "hf-hub:somebody/model"]:
-        timm_names.check(name)
+        timm_models.check(name)
     with pytest.raises(build.ConfigError) as cheap:
-        timm_names.check("resnet43")
+        timm_models.check("resnet43")
     for nameless in ("", ".a1_in1k"):
         with pytest.raises(build.ConfigError):
-            timm_names.check(nameless)
+            timm_models.check(nameless)
     with pytest.raises(build.ConfigError) as sure:
         build.check_name("resnet43")
     assert str(cheap.value) == str(sure.value)
+    with pytest.raises(build.ConfigError, match=r"has no weights of this name; did you mean 'resnet50\.a1_in1k'\?"):
+        timm_models.check("resnet50.a1_in1")
+    monkeypatch.setattr(timm_models, "_installed", lambda: "9.9")
+    timm_models.check("a_model_of_tomorrow")
 
 
 def test_packages_that_are_left_out_can_be_imported_afterwards() -> None:

@@ -1,0 +1,156 @@
+"""What runs need beside their configuration: a data set without errors, and weights that can be had. Checked once for
+all runs before the first starts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import threading
+import urllib.parse
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.base.errors import DataFolderError, RunError
+from launcher.engines import process, registry
+from launcher.engines.base import Choice, QueueEngine
+from launcher.host.checks import missing_packages
+from launcher.host.machine import Machine
+from launcher.job.expansion import Planned
+from launcher.record.find import cache_dir
+from launcher.record.request import RunRequest
+from trainer.base.errors import EXIT_DATA, EXIT_OK
+from trainer.base.files import write_text
+from trainer.config import timm_models
+
+HUB = "https://huggingface.co"
+PATIENCE = 5.0
+"""Seconds for a connection to the hub."""
+
+
+def check(requests: Sequence[RunRequest], runs_root: Path, chosen: Choice) -> list[str]:
+    """Check what these runs need. Returns notes on what could not be checked. Raises DataFolderError, RunError."""
+    trained = [request for request in requests if request.kind == "train"]
+    notes = []
+    for request in {(r.config.get("root") or r.data_dir, r.config.get("format"), r.data): r for r in trained}.values():
+        folder = str(request.config.get("root") or request.data_dir)
+        notes += check_images(folder, str(request.config.get("format", "auto")), request.data, cache_dir(runs_root))
+    check_weights(trained, cache_dir(runs_root), chosen)
+    return notes
+
+
+def check_planned(
+    planned: Sequence[Planned], data_dir: str | None, runs_root: Path, chosen: Choice | None, machine: Machine
+) -> list[str]:
+    """The same for `plan`, which starts nothing: the data set if its folder is named, and a note on weights that could
+    not be had. Raises DataFolderError."""
+    trained = [run.request for run in planned if run.request.kind == "train"]
+    notes: list[str] = []
+    for kind in sorted({str(request.config.get("format", "auto")) for request in trained}) if data_dir else ():
+        notes += check_images(str(data_dir), kind, "", cache_dir(runs_root))
+    if not machine.declared:
+        try:
+            check_weights(trained, cache_dir(runs_root), chosen or Choice(registry.engine("native"), machine, ""))
+        except RunError as error:
+            notes.append(f"note: submit would refuse this now: {error}")
+    return notes
+
+
+def check_images(folder: str, kind: str, digest: str, cache: Path) -> list[str]:
+    """Read every training image and label of a data folder with the trainer. Returns notes if that is not possible.
+
+    `kind` is the value of `data.format`. A file in `cache` remembers a good data set by the `digest` of its content
+    (empty: unknown). Raises DataFolderError with the errors, each with its file and row.
+    """
+    passed = cache / "checked" / f"data-{digest}-{kind}"
+    if digest and passed.exists():
+        return []
+    if missing_packages():
+        return [
+            f"note: {folder}: its images are not checked here, where the trainer is not installed; each run does so"
+        ]
+    command = [*process.ENTRY, "check-data", "--quick", "--data", folder, f"data.format={kind}"]
+    environment = {**os.environ, "CACHE_DIR": str(cache)}
+    try:
+        done = subprocess.run(command, capture_output=True, env=environment, stdin=subprocess.DEVNULL, check=False)
+    except OSError as error:
+        return [f"note: {folder}: its images could not be checked ({error.strerror}); each run does so"]
+    said = done.stderr.decode(errors="surrogateescape").strip()
+    if done.returncode == EXIT_DATA:
+        raise DataFolderError(said.removeprefix("error: "))
+    if done.returncode != EXIT_OK:
+        last = said.removeprefix("error: ").splitlines()[-1:] or [f"exit code {done.returncode}"]
+        return [f"note: {folder}: its images could not be checked ({last[0]}); each run does so"]
+    if digest:
+        with contextlib.suppress(OSError):
+            write_text(passed, f"{folder}\n")
+    return []
+
+
+def check_weights(trained: Sequence[RunRequest], cache: Path, chosen: Choice) -> None:
+    """Raises RunError if runs need pretrained weights that are neither stored nor can be downloaded."""
+    baked = chosen.image.weights if chosen.image else ""
+    wanted: dict[str, list[RunRequest]] = {}
+    for request in trained:
+        if request.fetches and not is_stored(request.fetches, cache, baked, chosen.contained):
+            wanted.setdefault(request.fetches, []).append(request)
+    if not wanted:
+        return
+    names = ", ".join(sorted(wanted))
+    place = f"in the image nor in {cache / 'weights'}" if chosen.contained else f"in {cache / 'weights'}"
+    remedy = (
+        f"copy NAME.safetensors to {cache / 'weights'}, give a file with model.weights=FILE, or train from scratch "
+        "with model.pretrained=false"
+    )
+    nowhere = [name for name in sorted(wanted) if not timm_models.has_weights(name)]
+    if nowhere:
+        raise RunError(f"timm has no weights for {', '.join(nowhere)}: {remedy}")
+    absent = f"the weights of {names} are {'neither' if chosen.contained else 'not'} {place}"
+    if any(request.network is False for requests in wanted.values() for request in requests):
+        raise RunError(f"{absent}, and network: false forbids to download them: {remedy}")
+    if isinstance(chosen.engine, QueueEngine) or chosen.machine.declared:
+        return  # the runs start on other machines
+    if why := why_no_hub(chosen.contained):
+        raise RunError(f"{absent}, and {why}. Connect this machine, {remedy}")
+
+
+def is_stored(name: str, cache: Path, baked: str = "", contained: bool = False) -> bool:
+    """Whether a run finds the weights of timm's `name` without a network. `baked` are the names in its image."""
+    folders = [cache / "weights"]
+    if not contained:
+        hub = os.environ.get("HF_HUB_CACHE") or (os.environ.get("HF_HOME") and f"{os.environ['HF_HOME']}/hub")
+        folders = [Path(hub).expanduser()] if hub else folders
+        folders += [Path(folder) for folder in [os.environ.get("BAKED_WEIGHTS")] if folder]
+    if name in baked.split(",") or any(
+        (folder / f"{name}.safetensors").is_file() for folder in (cache / "weights", *folders)
+    ):
+        return True
+    repository = timm_models.hub_repository(name) or f"timm/{name}"
+    return any((folder / f"models--{repository.replace('/', '--')}").is_dir() for folder in folders)
+
+
+def why_no_hub(contained: bool = False) -> str | None:
+    """Why the model hub cannot be reached from this host; None if it can, or if that is not known."""
+    if not contained and os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return "HF_HUB_OFFLINE is set"
+    endpoint = (None if contained else os.environ.get("HF_ENDPOINT")) or HUB
+    parts = urllib.parse.urlsplit(endpoint)
+    if not parts.hostname or urllib.request.getproxies():
+        return None
+    errors: list[OSError] = []
+    address = (parts.hostname, parts.port or (80 if parts.scheme == "http" else 443))
+
+    def connect() -> None:
+        try:
+            socket.create_connection(address, timeout=PATIENCE).close()
+        except OSError as error:
+            errors.append(error)
+
+    attempt = threading.Thread(target=connect, daemon=True)  # a name server can be silent for long
+    attempt.start()
+    attempt.join(PATIENCE)
+    if attempt.is_alive():
+        return f"{endpoint} does not answer for {PATIENCE:g} s"
+    return f"{endpoint} cannot be reached ({errors[0].strerror or errors[0]})" if errors else None

@@ -1,0 +1,161 @@
+"""What can be known before the first run starts is known then, once for all runs."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from launcher.base.errors import DataFolderError, JobError, RunError
+from launcher.engines import readiness, registry
+from launcher.engines.base import Choice
+from launcher.engines.docker.images import Image
+from launcher.host.machine import Machine
+from launcher.job import expansion, spec
+from launcher.record.request import RunRequest
+from tests.launcher.conftest import Lab, seeds
+
+HERE = Machine("here", 8, 32 * 2**30)
+NATIVE = Choice(registry.engine("native"), HERE, "")
+
+
+def wanting(*names: str, network: bool | None = None) -> list[RunRequest]:
+    return [RunRequest(f"00{n}", n, "train", ["train"], fetches=name, network=network) for n, name in enumerate(names)]
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HUB_OFFLINE", "HF_HOME", "HF_HUB_CACHE", "BAKED_WEIGHTS", "CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(readiness, "why_no_hub", lambda contained=False: "the hub cannot be reached")
+
+
+def test_weights_that_cannot_be_had_are_told_once_for_all_runs(offline: None, tmp_path: Path) -> None:
+    with pytest.raises(RunError) as raised:
+        readiness.check_weights(wanting("resnet34", "resnet50", "resnet34"), tmp_path, NATIVE)
+    assert str(raised.value).startswith(f"the weights of resnet34, resnet50 are not in {tmp_path}/weights, and the hub")
+    for path in ("resnet34.safetensors", "models--timm--resnet50.a1_in1k/x"):
+        (tmp_path / "weights" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "weights" / path).write_text("")
+    readiness.check_weights(wanting("resnet34", "resnet50"), tmp_path, NATIVE)
+    with pytest.raises(RunError, match="timm has no weights for botnet50ts_256"):
+        readiness.check_weights(wanting("botnet50ts_256"), tmp_path, NATIVE)
+
+
+def test_containers_have_the_weights_of_their_image(offline: None, tmp_path: Path) -> None:
+    image = Image("sha256:1", ("mine:1",), "cpu", "", 1, "0.1", "", "resnet34", False)
+    boxed = Choice(registry.engine("docker"), HERE, "", image, contained=True)
+    readiness.check_weights(wanting("resnet34"), tmp_path, boxed)
+    with pytest.raises(RunError, match=r"resnet50 are neither in the image nor in .*, and network: false forbids"):
+        readiness.check_weights(wanting("resnet34", "resnet50", network=False), tmp_path, boxed)
+
+
+@pytest.mark.parametrize("where", ["slurm", "elsewhere"])
+def test_runs_of_other_machines_may_have_another_network(offline: None, tmp_path: Path, where: str) -> None:
+    machine = Machine("x", 8, 2**30, declared=where == "elsewhere")
+    chosen = Choice(registry.engine("slurm" if where == "slurm" else "native"), machine, "")
+    readiness.check_weights(wanting("resnet34"), tmp_path, chosen)
+
+
+def test_the_hub_is_asked_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HUB_OFFLINE", "https_proxy", "http_proxy", "HTTPS_PROXY", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
+        assert readiness.why_no_hub() is None
+    assert "cannot be reached (Connection refused)" in (readiness.why_no_hub() or "")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert readiness.why_no_hub() == "HF_HUB_OFFLINE is set"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("https_proxy", "http://proxy:1")
+    assert readiness.why_no_hub() is None
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> Path:
+    from PIL import Image as Pillow
+
+    folder = tmp_path / "documents"
+    (folder / "train").mkdir(parents=True)
+    for name in "abcd":
+        Pillow.new("RGB", (8, 8)).save(folder / "train" / f"{name}.png")
+    (folder / "train.csv").write_text("ID,target\na.png,0\nb.png,0\nc.png,1\nd.png,1\n")
+    return folder
+
+
+def test_a_data_set_is_read_once_and_all_its_errors_come_at_once(documents: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    assert readiness.check_images(str(documents), "auto", "abc", cache) == []
+    (documents / "train" / "a.png").write_bytes(b"no image")
+    (documents / "train" / "b.png").unlink()
+    (documents / "train" / "c.png").write_bytes(b"")
+    assert readiness.check_images(str(documents), "auto", "abc", cache) == [], "known by the digest of its content"
+    with pytest.raises(DataFolderError) as raised:
+        readiness.check_images(str(documents), "auto", "abd", cache)
+    said = str(raised.value)
+    assert "train.csv:3: train/b.png: the file is missing" in said and "4 errors in" in said, (
+        "with the class that has one image now"
+    )
+    assert "train.csv:2: train/a.png: not a readable image" in said and "c.png: the file is empty" in said
+
+
+def test_submit_and_plan_and_doctor_say_the_same_of_a_data_set(documents: Path, lab: Lab) -> None:
+    lab.environment["PYTHONPATH"] = os.environ["PYTHONPATH"]  # the real trainer
+    (documents / "train" / "a.png").unlink()
+    words = ("model.pretrained=false", "seed=1,2,3", "--data", str(documents))
+    submitted, planned = lab.launcher("submit", "--engine", "native", *words), lab.launcher("plan", *words)
+    for done in (submitted, planned):
+        assert done.returncode == 65 and done.stderr.count("train/a.png: the file is missing") == 1, done.stderr
+    assert not list(lab.runs.glob("*-2*"))
+    checked = lab.launcher("doctor", "--data", str(documents))
+    assert "✗ data" in checked.stdout and "train/a.png: the file is missing" in checked.stdout
+
+
+def test_submit_refuses_without_a_hub_and_plan_says_so(lab: Lab) -> None:
+    lab.environment["FAKE_NO_HUB"] = "the hub is away"
+    done = lab.launcher("submit", "--engine", "native", lab.job(seeds(3)))
+    assert done.returncode == 1 and done.stderr.count("the hub is away") == 1 and not list(lab.runs.glob("*/"))[1:]
+    assert "note: submit would refuse this now: the weights of resnet34" in lab.launcher("plan", "job.yaml").stdout
+    assert lab.launcher("submit", "--engine", "native", "job.yaml", "model.pretrained=false").returncode == 0
+
+
+def faults(text: str, *words: str, machine: Machine = HERE) -> list[str]:
+    with pytest.raises(JobError) as raised:
+        expansion.expand(spec.load(Path("job.yaml"), words, source=text.encode()), machine)
+    return str(raised.value).splitlines()
+
+
+def test_files_that_runs_need_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "good.safetensors").write_text("x")
+    (tmp_path / "empty.ckpt").write_text("")
+    (tmp_path / "folder").mkdir()
+    text = "matrix:\n  seed: [1, 2, 3]\noverrides:\n  model.weights: {}\n"
+    for name, said in (
+        ("god.safetensors", "no such file; did you mean 'good.safetensors'?"),
+        ("nope", "no such file"),
+        ("empty.ckpt", "the file is empty"),
+        ("folder", "is not a file"),
+        ("x" * 300, "cannot be read: File name too long"),
+    ):
+        (line,) = faults(text.format(name))
+        assert line.startswith("job.yaml:4: model.weights=") and said in line, line
+    assert faults("name: x\n", "model.weights=nope") == ["the command line: model.weights=nope: no such file"]
+    assert faults("name: x\noverrides:\n  training.teachers: [good.safetensors, b]\n") == [
+        "job.yaml:3: training.teachers=b: no such file"
+    ]
+    assert faults("name: x\n", "resume=last.ckpt")[0].startswith("the command line: resume=last.ckpt: no such file")
+    elsewhere = Machine("server", 8, 2**30, declared=True)
+    job = spec.load(Path("job.yaml"), source=text.format("nope").encode())
+    assert len(expansion.expand(job, elsewhere)) == 3, "files of another machine"
+
+
+def test_names_of_timm_are_checked_with_the_nearest() -> None:
+    (line,) = faults("matrix:\n  model.name: [resnet18, resnet43]\n  seed: [1, 2]\n")
+    assert line.startswith("job.yaml:2: model.name=resnet43: timm 1.") and line.endswith("did you mean 'resnet34'?")
+    assert "has no weights of this name" in faults("name: x\n", "model.name=resnet50.a1")[0]
+    job = spec.load(Path("job.yaml"), ["model.name=of_tomorrow"], source=b"image: mine:1\n")
+    assert expansion.expand(job, HERE), "an image of another maker may have another timm"
