@@ -12,18 +12,21 @@ import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launcher.base.errors import DataFolderError, RunError
 from launcher.engines import process, registry
 from launcher.engines.base import Choice, QueueEngine
 from launcher.host.checks import missing_packages
 from launcher.host.machine import Machine
-from launcher.job.expansion import Planned
 from launcher.record.find import cache_dir
 from launcher.record.request import RunRequest
 from trainer.base.errors import EXIT_DATA, EXIT_OK
 from trainer.base.files import write_text
 from trainer.config import timm_models
+
+if TYPE_CHECKING:
+    from launcher.job.expansion import Planned
 
 HUB = "https://huggingface.co"
 PATIENCE = 5.0

@@ -19,8 +19,9 @@ import click
 
 from launcher.base.errors import EXIT_INTERRUPTED, RunError
 from launcher.record import folders
-from launcher.remote import ssh
+from launcher.remote import marked, ssh
 from launcher.remote.host import Host
+from launcher.remote.marked import after
 
 PARTIAL = ".partial"
 """Folder for files that are only partly copied, so that nobody reads them as complete."""
@@ -74,7 +75,7 @@ def _description(connection: ssh.Connection, directory: str) -> bytes:
     absent = f"error: {host.given}: collect --host also needs rsync on the server; on Debian: apt-get install rsync"
     script = (
         f"{ssh.enter(host)}command -v rsync >/dev/null 2>&1 || {{ printf '%s\\n' {quote(absent)} >&2; exit 1; }}; "
-        f"cat {quote(directory)}/submission.json"
+        f"{connection.marker.script}; cat {quote(directory)}/submission.json"
     )
     done = subprocess.run(
         ssh.session(connection, script), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False
@@ -82,7 +83,7 @@ def _description(connection: ssh.Connection, directory: str) -> bytes:
     if done.returncode:
         ssh.checked(connection, done.returncode)
         raise click.exceptions.Exit(done.returncode)
-    return done.stdout
+    return after(done.stdout, connection.marker.line)
 
 
 def _prepare(host: Host, copy: Path, description: bytes) -> None:
@@ -110,7 +111,9 @@ def _read(copy: Path, name: str) -> bytes:
 def _copy(connection: ssh.Connection, rsync: str, directory: str, copy: Path, quiet: bool) -> None:
     host = connection.host
     # cd on the server avoids paths in rsync's arguments, which versions of rsync quote differently.
-    there = f"cd {quote(host.folder)} >/dev/null && cd {quote(directory)} >/dev/null && rsync"
+    there = (
+        f"{connection.marker.script} && cd {quote(host.folder)} >/dev/null && cd {quote(directory)} >/dev/null && rsync"
+    )
     command = [
         rsync,
         "-rlt",  # like -a, but the collecting user owns the files; no devices, pipes and special permissions
@@ -122,7 +125,7 @@ def _copy(connection: ssh.Connection, rsync: str, directory: str, copy: Path, qu
         "--exclude=/submission.json",
         *(["--progress"] if sys.stderr.isatty() and not quiet else []),
         "-e",
-        shlex.join(connection.ssh),
+        shlex.join([sys.executable, marked.__file__, connection.marker.line, *connection.ssh]),
         f"--rsync-path={there}",
         f"{host.user}{host.server}:./",
         f"{copy}/",

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 from typing import IO, Any
@@ -22,6 +22,7 @@ from launcher import __version__
 from launcher.base.errors import EXIT_INTERRUPTED, RunError, stopped_watching
 from launcher.job import document
 from launcher.remote.host import Host
+from launcher.remote.marked import Marker, after, relay
 
 OPTIONS = {
     "BatchMode": "yes",  # a question that nobody sees would wait for ever
@@ -47,6 +48,7 @@ class Connection:
     ssh: list[str]
     """The ssh command with its options, without the destination."""
     master: subprocess.Popen[bytes]
+    marker: Marker = field(default_factory=Marker)
 
     def lost(self) -> bool:
         """Whether the connection has ended. It may take a moment until this is known."""
@@ -126,8 +128,8 @@ def _why_not(host: Host, errors: str) -> str:
     return f"{host.given}: cannot be reached ({last}); try: {by_hand}"
 
 
-def launcher_script(host: Host, words: Sequence[str]) -> str:
-    """The shell script that starts the launcher on the server with these words."""
+def launcher_script(host: Host, words: Sequence[str], before: str = "") -> str:
+    """The shell script that starts the launcher on the server with these words. `before`: a command to run first."""
     return (
         f"{enter(host)}"
         "if [ -x .venv/bin/launcher ]; then l=.venv/bin/launcher; "
@@ -137,7 +139,7 @@ def launcher_script(host: Host, words: Sequence[str]) -> str:
         f'v=$("$l" --version </dev/null) || {{ {_say_error(_broken(host))}; exit 1; }}; '
         f'[ "$v" = {__version__} ] || printf "note: the launcher on %s is version %s, this one {__version__}\\n" '
         f'{quote(host.destination)} "$v" >&2; '
-        f'exec "$l" {shlex.join(words)}'
+        f'{before}exec "$l" {shlex.join(words)}'
     )
 
 
@@ -189,10 +191,29 @@ def run_command(host: Host, command: str, words: Sequence[str], job: bytes | Non
         tty = job is None and sys.stdin.isatty() and sys.stdout.isatty()
         with _start(connection, command, words, job, tty=tty) as process:
             try:
+                if process.stdout is not None:
+                    sys.stdout.flush()
+                    relay(process.stdout.fileno(), connection.marker.line, _pass_on, _descriptor(sys.stdout))
                 code = process.wait()
             except KeyboardInterrupt:
-                return stopped_watching(f" on {host.given}")
+                if command != "stop":
+                    return stopped_watching(f" on {host.given}")
+                look = f"launcher status --host {quote(host.given)}"
+                click.echo(f"\nStopped waiting; the runs may be stopping on {host.given}. See: {look}", err=True)
+                return EXIT_INTERRUPTED
         return checked(connection, code)
+
+
+def _pass_on(piece: bytes) -> None:
+    sys.stdout.buffer.write(piece)
+    sys.stdout.flush()
+
+
+def _descriptor(stream: IO[str]) -> int | None:
+    try:
+        return stream.fileno()
+    except (OSError, ValueError):  # not a file
+        return None
 
 
 def submit(host: Host, command: str, words: Sequence[str], job: bytes | None, runs: str) -> int:
@@ -202,9 +223,12 @@ def submit(host: Host, command: str, words: Sequence[str], job: bytes | None, ru
     """
     name = ""
     with connect(host) as connection:
-        with _start(connection, command, words, job, stdout=subprocess.PIPE) as process:
+        with _start(connection, command, words, job) as process:
             try:
                 assert process.stdout is not None
+                for line in process.stdout:
+                    if line.rstrip(b"\n") == connection.marker.line.encode():
+                        break
                 for line in process.stdout:
                     name = name or line.decode(errors="replace").partition(": ")[0]
                     sys.stdout.buffer.write(line)
@@ -224,9 +248,9 @@ def submit(host: Host, command: str, words: Sequence[str], job: bytes | None, ru
 
 def capture(connection: Connection, command: str, words: Sequence[str]) -> bytes:
     """The output of a command on the server. If it fails, this command ends with the same exit code."""
-    with _start(connection, command, words, None, stdout=subprocess.PIPE) as process:
+    with _start(connection, command, words, None) as process:
         assert process.stdout is not None
-        printed = process.stdout.read()
+        printed = after(process.stdout.read(), connection.marker.line)
         code = process.wait()
     if checked(connection, code):
         raise click.exceptions.Exit(code)
@@ -235,9 +259,9 @@ def capture(connection: Connection, command: str, words: Sequence[str]) -> bytes
 
 @contextlib.contextmanager
 def _start(
-    connection: Connection, command: str, words: Sequence[str], job: bytes | None, stdout: int | None = None,
-    tty: bool = False,
-) -> Iterator[subprocess.Popen[bytes]]:  # fmt: skip
+    connection: Connection, command: str, words: Sequence[str], job: bytes | None, tty: bool = False
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a command of the launcher there. Without a terminal, its output follows the connection's marker."""
     command_words: list[str] = [command]
     stdin: IO[Any] | int | None = None if tty else subprocess.DEVNULL
     with contextlib.ExitStack() as stack:
@@ -247,8 +271,11 @@ def _start(
             stdin.write(job)
             stdin.seek(0)
         sys.stdout.flush()
-        script = launcher_script(connection.host, [*command_words, *words])
-        process = subprocess.Popen(session(connection, script, tty), stdin=stdin, stdout=stdout)
+        before = "" if tty else f"{connection.marker.script}; "
+        script = launcher_script(connection.host, [*command_words, *words], before)
+        process = subprocess.Popen(
+            session(connection, script, tty), stdin=stdin, stdout=None if tty else subprocess.PIPE
+        )
         try:
             yield process
         finally:

