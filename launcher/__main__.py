@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+from types import FrameType
 
 MOST_ERRORS = 100
 """Lines of errors that are printed; a job can have thousands."""
@@ -21,6 +24,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     plain_streams()
     env_file.load()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)  # commands that stop something set handlers of their own
     try:
         code = cli.main(arguments, prog_name="launcher", standalone_mode=False)
         sys.stdout.flush()
@@ -50,6 +55,10 @@ def main(arguments: list[str] | None = None) -> None:
         words = " ".join(str(error).split())[:500] or "no message"
         name = "" if isinstance(error, OSError) else f"unexpected {type(error).__name__}: "
         _end(f"error: {name}{words}\nset LAUNCHER_DEBUG=1 to see the traceback", EXIT_FAILED)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _end(message: str, code: int) -> None:

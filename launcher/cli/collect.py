@@ -26,7 +26,7 @@ def collect_command(name: str | None, champion: Path | None, replace: bool, as_j
     from launcher.results import collect, leaderboard
 
     directory = find_submission(runs_root, name)
-    rows, line = collect.collect(directory.resolve(), champion, replace)
+    rows, line = collect.collect(directory.resolve(), champion, replace, lambda said: click.echo(said, err=True))
     if as_json:
         click.echo(
             json.dumps({"submission": directory.name, "rows": rows, "champion": line}, indent=2, ensure_ascii=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +65,9 @@ class Watching:
         return status
 
 
-def watch_submission(submission: Path, as_json: bool = False) -> None:
-    """Show the submission until it has ended, or until no run is in progress and no launcher is running it.
+def watch_submission(submission: Path, as_json: bool = False) -> int:
+    """Show the submission until it has ended, or until no run is in progress and no launcher is running it. Returns the
+    exit code of `follow`, or 1 if runs are left.
 
     If the output is not a terminal, prints a table whenever a run's state changes, and every 30 s.
     Raises RunError with `as_json`: programs call `status --json` as often as they like.
@@ -83,6 +84,8 @@ def watch_submission(submission: Path, as_json: bool = False) -> None:
         repeat(draw)
     else:
         _print_changes(watching)
+    code = exit_code(list_runs(submission))
+    return EXIT_FAILED if code is None else code
 
 
 def _over(status: dict[str, Any]) -> bool:
@@ -186,11 +189,7 @@ def follow(submission: Path, on_event: Callable[[str, Status], None]) -> int | N
                 on_event(run_dir.name, status_of(event))
             states.append(read_status(run_dir).state)
         if not driven:
-            if any(state not in ENDED for state in states):
-                return None
-            if all(state in GOOD for state in states):
-                return EXIT_OK
-            return EXIT_INTERRUPTED if _was_stopped(paths) else EXIT_FAILED
+            return exit_code(paths)
         waits = registry.why_waits(submission)
         if waits and not waiting.same(reported, waits):
             on_event(submission.name, Status("queued", reason=waits))
@@ -198,7 +197,18 @@ def follow(submission: Path, on_event: Callable[[str, Status], None]) -> int | N
         time.sleep(FOLLOW)
 
 
-def _was_stopped(paths: list[Path]) -> bool:
+def exit_code(paths: Sequence[Path]) -> int | None:
+    """The exit code of a command that has followed these runs to their end: 0 all succeeded, 1 some did not, 130
+    stopped. None if some have not ended."""
+    states = {read_status(path).state for path in paths}
+    if not states <= ENDED:
+        return None
+    if states <= GOOD:
+        return EXIT_OK
+    return EXIT_INTERRUPTED if _was_stopped(paths) else EXIT_FAILED
+
+
+def _was_stopped(paths: Sequence[Path]) -> bool:
     """Whether runs were stopped on request: their launcher then ended with 130."""
     statuses = [read_status(path) for path in paths]
     return any(status.state == "cancelled" and status.reason.startswith("stopped") for status in statuses)

@@ -12,7 +12,7 @@ from launcher.base.sizes import listed
 from launcher.cli import completion
 from launcher.cli.options import json_option, print_table, runs_option, shown
 from launcher.remote.host_option import on_host
-from trainer.base.errors import EXIT_FAILED
+from trainer.base.errors import EXIT_FAILED, EXIT_OK
 
 
 @click.command(short_help="Show the state and progress of each run")
@@ -21,19 +21,23 @@ from trainer.base.errors import EXIT_FAILED
 @json_option
 @click.option("-w", "--watch", "watched", is_flag=True, help="Update the table until the submission ends.")
 @runs_option
-def status(name: str | None, as_json: bool, watched: bool, runs_root: Path) -> None:
-    """Show the state and progress of each run of a submission (default: the latest)."""
+def status(name: str | None, as_json: bool, watched: bool, runs_root: Path) -> int:
+    """Show the state and progress of each run of a submission (default: the latest).
+
+    Ends with 0; with --watch, with the exit code of `attach`.
+    """
     from launcher.cli import live, watch
     from launcher.record.find import find_submission
 
+    code = EXIT_OK
     with watching():
         directory = find_submission(runs_root, name)
         if watched:
-            live.watch_submission(directory, as_json)
+            code = live.watch_submission(directory, as_json)
         seen = watch.status_json(directory)
     if as_json:
         click.echo(json.dumps(seen, indent=2, ensure_ascii=False))
-        return
+        return code
     None if watched else print_table(watch.status_table(seen))
     if seen["waits"] and not any(run["state"] == "queued" for run in seen["runs"]):
         click.echo(seen["waits"])
@@ -42,6 +46,7 @@ def status(name: str | None, as_json: bool, watched: bool, runs_root: Path) -> N
         click.echo(
             f"No launcher is running this submission. Queued runs will not start. Continue with: launcher resume {at}"
         )
+    return code
 
 
 @click.command(short_help="Print a run's log")
@@ -50,12 +55,13 @@ def status(name: str | None, as_json: bool, watched: bool, runs_root: Path) -> N
 @click.option("-f", "--follow", is_flag=True, help="Print new lines until the run ends.")
 @click.option("--tail", "lines", type=click.IntRange(min=0), metavar="N", help="Print only the last N lines.")
 @runs_option
-def logs(run: str, follow: bool, lines: int | None, runs_root: Path) -> None:
+def logs(run: str, follow: bool, lines: int | None, runs_root: Path) -> int:
     """Print a run's log. RUN is its directory, SUBMISSION/NAME, or a name or number in the latest submission.
 
-    Escape sequences and control characters are left out.
+    Escape sequences and control characters are left out. With --follow, ends with 0 if the run succeeded, 130 if it was
+    stopped, else 1.
     """
-    from launcher.cli import watch
+    from launcher.cli import live, watch
     from launcher.record.find import find_run
     from launcher.record.folders import is_run
 
@@ -63,7 +69,13 @@ def logs(run: str, follow: bool, lines: int | None, runs_root: Path) -> None:
         run_dir = find_run(runs_root, run)
         if "/" not in run and not is_run(Path(run)):
             click.echo(f"{run_dir.parent.name}/{run_dir.name}:", err=True)  # not on stdout: the log is often piped
-        watch.follow_log(run_dir, follow, lines)
+        if watch.follow_log(run_dir, follow, lines):
+            return EXIT_OK if not follow else live.exit_code([run_dir]) or EXIT_OK
+        at = f"{run_dir.parent.name} --runs {shown(run_dir.resolve().parents[1])}"
+        raise RefusedError(
+            f"{run_dir.name} is queued, and no launcher is running its submission; continue with: launcher resume {at}",
+            EXIT_FAILED,
+        )
 
 
 @click.command(short_help="Follow a submission until it ends")

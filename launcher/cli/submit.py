@@ -115,17 +115,21 @@ def resume(
 ) -> int:  # fmt: skip
     """Continue a submission: start its queued, lost and stopped runs, each from its last checkpoint."""
     from launcher.engines import registry
+    from launcher.engines.base import SupervisedEngine
     from launcher.host.machine import select
     from launcher.job import remarks
     from launcher.record import lease, stop_request
-    from launcher.record.find import find_submission, read_submission
+    from launcher.record.find import find_submission, list_runs, read_submission
     from launcher.supervise import detached, submission
 
     directory = find_submission(runs_root, name).resolve()
     read_submission(directory)  # raises if it cannot be read
     selected: Machine | None = None
+    its_engine = registry.of_submission(directory)
 
     def requeue(mine: lease.Lease) -> None:
+        if isinstance(its_engine, SupervisedEngine):
+            its_engine.end_orphans(list_runs(directory), click.echo)
         click.echo(f"{directory.name}: {remarks.on_resume(directory, submission.requeue(directory, mine))}")
         if selected is not None and selected.ignored:
             click.echo(f"note: {selected.ignored}")
@@ -178,8 +182,13 @@ def _drive(
     engine = registry.supervised(chosen.engine.name)
     rules = submission.rules(directory)
     code = supervisor.run(directory, chosen.machine, engine, rules, announcer.event, prepare, take_over)
-    rows, champion = collect.collect(directory)
     at = f"{directory.name} --runs {shown(directory.parent)}"
+    try:
+        rows, champion = collect.collect(directory, say=click.echo)
+    except KeyboardInterrupt:
+        raise RefusedError(
+            f"\nStopped while the results were collected; later: launcher collect {at}", EXIT_INTERRUPTED
+        ) from None
     status = watch.status_json(directory)
     if status["state"] in ("running", "unattended"):
         click.echo(f"the runs continue without this launcher; see: launcher status {at}")
@@ -202,9 +211,11 @@ def _drive(
 @click.command(short_help="Stop runs, with their checkpoints")
 @on_host()
 @click.argument("name", metavar="[SUBMISSION|RUN]", required=False, shell_complete=completion.submissions_and_runs)
+@click.option("--now", is_flag=True, help="Do not wait for checkpoints.")
 @runs_option
-def stop(name: str | None, runs_root: Path) -> None:
-    """Stop a run or a whole submission (default: the latest). Each run saves its checkpoint first."""
+def stop(name: str | None, now: bool, runs_root: Path) -> None:
+    """Stop a run or a whole submission (default: the latest). Each run saves its checkpoint first. A run that has not
+    ended after half a minute is killed."""
     from launcher.base.errors import RunError
     from launcher.engines.outcome import GRACE
     from launcher.record.find import find_run, find_submission, list_runs, list_submissions
@@ -223,11 +234,14 @@ def stop(name: str | None, runs_root: Path) -> None:
         except RunError as no_run:
             raise RunError(f"{no_submission}\n{no_run}") from None
         directory = targets[0].parent
-    touched = supervisor.stop(directory, targets, GRACE + 5)
+    try:
+        touched = supervisor.stop(directory, targets, 0 if now else GRACE + 2)
+    except KeyboardInterrupt:
+        raise RefusedError("\nStopped waiting; the runs were asked to stop.", EXIT_INTERRUPTED) from None
     still = [path.name for path in targets if read_status(path).state not in ENDED]
     click.echo(f"{directory.name}: " + (f"stopped: {listed(touched)}" if touched else "nothing was running or queued"))
     if touched:
         at = directory.resolve()
         click.echo(f"continue with: launcher resume {at.name} --runs {shown(at.parent)}")
     if still:
-        raise RefusedError(f"still running: {listed(still)}; try again: launcher stop", EXIT_FAILED)
+        raise RefusedError(f"still running: {listed(still)}; try again: launcher stop --now", EXIT_FAILED)

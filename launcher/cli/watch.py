@@ -14,9 +14,9 @@ from launcher.base.errors import RunFileError
 from launcher.base.sizes import show_duration, show_size
 from launcher.base.text import Pieces, last_lines
 from launcher.engines import registry
-from launcher.record import waiting
+from launcher.record import retry, waiting
 from launcher.record.find import list_runs
-from launcher.record.journal import Status, read_status
+from launcher.record.journal import Status, read_events, read_status
 from launcher.record.request import RunRequest, read_request
 from launcher.record.states import ENDED, GOOD
 from launcher.record.trainer_files import open_log, read_metrics, read_progress
@@ -146,17 +146,19 @@ def status_table(status: Mapping[str, Any]) -> Table:
     return table
 
 
-def follow_log(run_dir: Path, follow: bool, lines: int | None = None) -> None:
+def follow_log(run_dir: Path, follow: bool, lines: int | None = None) -> bool:
     """Print the run's log without control characters, from its last `lines` lines on (None: the whole); with `follow`
-    also new lines, over all attempts, until the run has ended. Raises RunFileError."""
+    also new lines, over all attempts, until the run has ended. Returns False if nobody is going to start it. Raises
+    RunFileError."""
     position: int | None = None
     pieces = Pieces()
     reported: str | None = None
     while True:
         registry.settle(run_dir)
         state = read_status(run_dir).state
-        over = not follow or state in ENDED
-        waits = registry.why_waits(run_dir.parent) if state == "queued" else None
+        idle = follow and state == "queued" and not registry.is_driven(run_dir.parent)
+        over = not follow or idle or (state in ENDED and not _is_repeated(run_dir))
+        waits = registry.why_waits(run_dir.parent) if state == "queued" and not idle else None
         if waits and not waiting.same(reported, waits):
             print(f"{run_dir.name} is queued; {waits}", file=sys.stderr, flush=True)
             reported = waits
@@ -178,11 +180,20 @@ def follow_log(run_dir: Path, follow: bool, lines: int | None = None) -> None:
                 status = read_status(run_dir)
                 origin = status.figures.get("source")
                 see = f"; see: launcher logs {origin}" if origin else ""
-                print(f"{run_dir.name} is {status.state} and has no log of its own{see}", file=sys.stderr)
-            return
+                if not idle:
+                    print(f"{run_dir.name} is {status.state} and has no log of its own{see}", file=sys.stderr)
+            return not idle
         if _reader_gone():
             raise BrokenPipeError
         time.sleep(0.3)
+
+
+def _is_repeated(run_dir: Path) -> bool:
+    """Whether a launcher is about to queue the run, whose last attempt has ended, again."""
+    events = read_events(run_dir)
+    if not events or events[-1]["state"] in GOOD or not registry.is_driven(run_dir.parent):
+        return False
+    return isinstance(retry.decide(read_request(run_dir), events), retry.NextAttempt)
 
 
 def _reader_gone() -> bool:

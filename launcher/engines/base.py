@@ -202,6 +202,10 @@ class SupervisedEngine(Engine):
         """Like `settle`, but for the supervisor: may take over a run that another launcher started."""
         return self.settle(run_dir)
 
+    def end_orphans(self, run_dirs: Sequence[Path], say: Callable[[str], None]) -> None:
+        """End runs in progress whose end nobody could record, because what executes them was killed. Waits for that,
+        and calls `say` for each of them before."""
+
     def wait(self, seconds: float) -> None:
         """Return after `seconds`, or earlier if a run has changed."""
         time.sleep(seconds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 import signal
@@ -10,10 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from launcher.engines import orphans
 from launcher.engines.outcome import EXIT_TAKEN, Overseer, StopSignals, last_error, verdict
-from launcher.host import usage
+from launcher.host import processes, usage
 from launcher.memory.predict import device_limit
 from launcher.record import retry, secret_files, trainer_files
 from launcher.record.find import cache_dir
@@ -35,15 +36,22 @@ def run_trainer(
     request: RunRequest,
     devices: Sequence[str],
     visible: Sequence[str],
+    lock: int,
     descriptors: Sequence[int],
     overseer: Overseer,
+    signals: StopSignals | None = None,
 ) -> int:
     """Execute the attempt that the journal announces as `starting`, and record how it ended.
 
-    Returns 0 if it succeeded, else its exit code (or 1). `visible` are the names of the devices for CUDA.
-    `descriptors` are locks that the trainer inherits.
+    Returns 0 if it succeeded, else its exit code (or 1). `visible` are the names of the devices for CUDA. The trainer
+    inherits the run's `lock` and the GPUs' (`descriptors`): if this process is killed, the run is in progress until its
+    last process ends. On the other hand, all that the trainer has started is ended with it.
     """
-    signals = StopSignals()
+    signals = signals or StopSignals()
+    executor = orphans.new_executor()
+    orphans.sign(lock, executor)
+    before = processes.descendants([processes.this()])
+    processes.adopt_orphans()
     inherited = [int(word) for word in os.environ.get(FDS, "").split(",") if word]
     status = read_status(run_dir)
     secrets = secret_files.hand_over(request.secrets, run_dir, status.attempt)
@@ -66,34 +74,44 @@ def run_trainer(
                     stdout=log,
                     stderr=log,
                     cwd=request.cwd or None,
-                    env=environment(run_dir, request, visible, secrets),
+                    env={**environment(run_dir, request, visible, secrets), orphans.VARIABLE: executor.token},
                     process_group=0,
-                    pass_fds=(*inherited, *descriptors),
-                    preexec_fn=_die_with_parent,
+                    pass_fds=(*inherited, lock, *descriptors),
+                    preexec_fn=processes.die_with_parent,
                 )
             except OSError as error:
                 append_event(run_dir, "failed", status.attempt, f"could not be started: {error}", **overseer.mark)
                 return 1
+            trainer = processes.find(process.pid)
+            orphans.sign(lock, replace(executor, trainer=trainer))
             append_event(
                 run_dir,
                 "running",
                 status.attempt,
                 **overseer.mark,
                 pid=process.pid,
+                pid_started=trainer.started if trainer else None,
                 exec_pid=os.getpid(),
                 devices=list(devices),
                 host=os.uname().nodename,
             )
-            timed_out = _wait(process, signals, request.timeout, overseer)
+            timed_out, at_once = _wait(process, signals, request.timeout, overseer)
+            stopped = overseer.asked(signals.times) > 0
+            detail = last_error(run_dir, begin)
+            ended, still = orphans.end_descendants(
+                before, process.pid, lambda: at_once or overseer.asked(signals.times) > 1 or overseer.lost()
+            )
+            for what, names in (("ended with the trainer", ended), ("these do not end", still)):
+                if names:
+                    log.write(f"--- {what}: {', '.join(names)}\n".encode(errors="replace"))
         if overseer.lost(look=True):
             return EXIT_TAKEN
         killed_for_memory = process.returncode == -signal.SIGKILL and oom_kills() > kills
         want = "the kernel killed it for lack of memory: lower training.num_workers or run fewer at once"
-        stopped = overseer.asked(signals.times) > 0
         state, reason = overseer.judge(
             *verdict(process.returncode, stopped, timed_out, request, want if killed_for_memory else "", run_dir)
         )
-        detail = last_error(run_dir, begin) if state in ("failed", "out_of_device_memory") else ""
+        detail = detail if state in ("failed", "out_of_device_memory") else ""
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         append_event(
             run_dir,
@@ -110,33 +128,29 @@ def run_trainer(
         secret_files.take_back(run_dir, status.attempt)
 
 
-def _die_with_parent() -> None:
-    """On Linux the trainer gets SIGTERM when this process dies, so that no orphan goes on training: prctl(2).
-
-    macOS has nothing like it: an orphan runs to its end, and its locks show that it runs.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
-def _wait(process: subprocess.Popen[bytes], signals: StopSignals, timeout: float | None, overseer: Overseer) -> bool:
-    """Wait for the end, and pass requests to stop on. Returns whether the time limit was reached."""
+def _wait(
+    process: subprocess.Popen[bytes], signals: StopSignals, timeout: float | None, overseer: Overseer
+) -> tuple[bool, bool]:
+    """Wait for the end, and pass requests to stop on. Returns whether the time limit was reached, and whether the
+    trainer was killed."""
     started = time.monotonic()
     deadline: float | None = None
-    timed_out = False
+    timed_out = killed = False
     while True:
         try:
             process.wait(timeout=0.1)
-            return timed_out
+            return timed_out, killed
         except subprocess.TimeoutExpired:
-            pass
+            processes.reap_adopted(process.pid)
         now, times = time.monotonic(), overseer.asked(signals.times)
         if deadline is None and timeout is not None and now - started > timeout:
             timed_out = True
         if deadline is None and (times or timed_out):
             deadline = now + overseer.grace
             process.terminate()
+            process.send_signal(signal.SIGCONT)  # a trainer that was stopped by Ctrl-Z ends, too
         if (deadline is not None and (now > deadline or times > 1)) or overseer.lost():
+            killed = True
             os.killpg(process.pid, signal.SIGKILL)
 
 
@@ -148,7 +162,7 @@ def resolve(command: Sequence[str], runs_root: Path) -> list[str]:
 def environment(run_dir: Path, request: RunRequest, visible: Sequence[str], secrets: Path | None) -> dict[str, str]:
     """This process's variables plus the contract's, without the values of the secrets. `visible`: the names of the
     devices for CUDA."""
-    drop = {FDS, DEVICES, *request.secrets}
+    drop = {FDS, DEVICES, orphans.VARIABLE, *request.secrets}
     settings = {key: value for key, value in os.environ.items() if key not in drop}
     settings["RUN_DIR"] = str(run_dir)
     settings["CACHE_DIR"] = str(cache_dir(run_dir.parent.parent))

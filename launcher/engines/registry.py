@@ -7,7 +7,6 @@ Imports almost nothing: the command line asks it for names.
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -71,15 +70,29 @@ def sections() -> dict[str, type[SectionSpec]]:
 
 def of_submission(submission: Path) -> Engine:
     """The engine that the submission was started with. Raises RunError if this launcher does not have it."""
-    return engine(_named_by(submission.absolute()) or BY_HAND)
+    return _known(_named_by(submission.absolute()) or BY_HAND, submission / "submission.json")
+
+
+def _known(name: str, place: Path) -> Engine:
+    """The engine that a file names. Raises RunError with the place."""
+    try:
+        return engine(name)
+    except RunError as error:
+        raise RunError(f"{place}: engine: {error}") from None
 
 
 @cache
 def _named_by(submission: Path) -> str:
-    try:
-        return str(json.loads((submission / "submission.json").read_text(encoding="utf-8"))["engine"])
-    except (OSError, ValueError, TypeError, KeyError):
+    """The name in submission.json; empty if it names none. Raises RunError if the file cannot be read."""
+    from launcher.record.find import read_submission
+
+    place = submission / "submission.json"
+    if not place.exists():
         return ""
+    content: object = read_submission(submission)
+    if not isinstance(content, dict):
+        raise RunError(f"{place}: not a submission of this launcher")
+    return str(content.get("engine", ""))
 
 
 def of_run(run_dir: Path) -> Engine:
@@ -92,7 +105,7 @@ def of_run(run_dir: Path) -> Engine:
 
 def _of_run(run_dir: Path, status: Status) -> Engine:
     named = status.figures.get("engine")
-    return engine(str(named)) if named else of_submission(run_dir.parent)
+    return _known(str(named), run_dir / "events.jsonl") if named else of_submission(run_dir.parent)
 
 
 def queue_of(submission: Path) -> QueueEngine | None:

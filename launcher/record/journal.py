@@ -167,9 +167,9 @@ def _repair(folder: Folder, last: Mapping[str, Any]) -> None:
             folders.replace(folder, STATUS, _as_json(last).encode())
 
 
-def mark_lost(run_dir: Path, state: Literal["lost", "cancelled"] = "lost") -> bool:
+def mark_lost(run_dir: Path, state: Literal["lost", "cancelled"] = "lost", reason: str = "") -> bool:
     """Record a run as lost (or as cancelled, if a stop was requested) if its journal says that it is in progress and no
-    process holds it. Returns whether that was so."""
+    process holds it. `reason`: if the caller knows more. Returns whether that was so."""
     status = read_status(run_dir)
     if status.state not in ("starting", "running"):
         return False
@@ -181,6 +181,7 @@ def mark_lost(run_dir: Path, state: Literal["lost", "cancelled"] = "lost") -> bo
         # Read again under the lock: the run may have ended just now.
         if not free or read_status(run_dir).state not in ("starting", "running"):
             return False
-        vanished = "its process ended without a message (it was killed, or the machine went down)"
-        append_event(run_dir, state, reason=vanished if state == "lost" else "stopped while it started")
+        if not reason and state == "lost":
+            reason = "its process ended without a message (it was killed, or the machine went down)"
+        append_event(run_dir, state, reason=reason or "stopped while it started")
         return True

@@ -7,11 +7,13 @@ import secrets
 import shutil
 import stat
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from launcher.base.errors import RunFileError
+from launcher.host import processes
 from launcher.record import folders, trainer_files
 from launcher.record.folders import Folder
 from launcher.record.locks import locked
@@ -35,20 +37,25 @@ KEPT = (
 )
 
 
+PATIENCE = 60.0
+"""Seconds to wait for another process that changes the champion."""
 NO_CHAMPION = (
     "No champion yet. The best single training run (no fold, no ensemble) becomes champion when its submission ends "
     "(or run: launcher collect)."
 )
 
 
-def crown(submission: Path, best: Row | None, champion: Path, replace: bool, why_none: str) -> str:
+def crown(
+    submission: Path, best: Row | None, champion: Path, replace: bool, why_none: str, say: Callable[[str], None]
+) -> str:
     """Put the checkpoint of `best`, a row of the leaderboard, into `champion` if it beats the present champion. Returns
-    a line with the result. `why_none`: why there is no such row."""
+    a line with the result. `why_none`: why there is no such row. Calls `say` before it waits for another collect."""
     if best is None:
         present = _present(champion)
         return f"{why_none}; {_stays(present)}" if present else f"{why_none}. {NO_CHAMPION}"
     champion.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
+    told = False
     while True:
         with locked(champion / ".lock") as mine:
             if mine:
@@ -58,6 +65,10 @@ def crown(submission: Path, best: Row | None, champion: Path, replace: bool, why
                     return f"{submission.name}/{best['run']} cannot become the champion: {error}"
         if time.monotonic() > deadline:
             return f"{champion}: locked by another collect; not updated; later: launcher collect {submission.name}"
+        if not told:
+            told = True
+            holder = processes.names_of_holders(champion / ".lock") or "another collect"
+            say(f"{champion}: waiting up to {PATIENCE:g} s for {holder}")
         time.sleep(0.1)
 
 

@@ -6,7 +6,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,9 +171,11 @@ def _predicted(block: _Block) -> Predictions | None:
     return predictions.joined([part for part in parts if part is not None]) if None not in parts else None
 
 
-def collect(submission: Path, place: Path | None = None, replace: bool = False) -> tuple[list[Row], str]:
+def collect(
+    submission: Path, place: Path | None = None, replace: bool = False, say: Callable[[str], None] = lambda line: None
+) -> tuple[list[Row], str]:
     """Write leaderboard.csv. Copy the best run's checkpoint into the champion's folder (default `<runs>/champion`) if
-    it beats the present champion. Returns the rows and a line about the champion.
+    it beats the present champion. Returns the rows and a line about the champion. Calls `say` before a wait.
 
     `replace` copies it also if the two were validated on different splits and so are not comparable. A fold is never
     champion, even if it was trained alone: its validation images differ from those of the others.
@@ -189,7 +191,7 @@ def collect(submission: Path, place: Path | None = None, replace: bool = False) 
     best = next((row for row in trained if trainer_files.has(submission / row["run"], trainer_files.BEST)), None)
     folds = any(row["kind"] == "folds" or row["fold"] != "" for row in ranked)
     line = champion.crown(
-        submission, best, place or submission.parent / "champion", replace, FOLDS_ALONE if folds else NO_FIGURE
+        submission, best, place or submission.parent / "champion", replace, FOLDS_ALONE if folds else NO_FIGURE, say
     )
     return rows, line
 

@@ -34,6 +34,11 @@ def detach(
             command, stdin=subprocess.DEVNULL, stdout=answer, stderr=subprocess.STDOUT, start_new_session=True
         )
         while True:
+            try:
+                time.sleep(0.05)
+            except KeyboardInterrupt:
+                child.terminate()  # what the user stops must not go on in the background
+                raise
             # First ask whether the child lives, then read its output, which is complete if the child has ended.
             ended = child.poll() is not None
             said, started, _ = _content(answer.fileno()).partition(STARTED)
@@ -48,7 +53,6 @@ def detach(
                     f"{submission.name}: nothing was started: {why}\nthe submission exists; continue with: "
                     f"launcher resume {submission.name} --runs {os.path.relpath(submission.parent)}"
                 )
-            time.sleep(0.05)
 
 
 def started(submission: Path) -> None:

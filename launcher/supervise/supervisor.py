@@ -10,8 +10,8 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -107,8 +107,10 @@ class Supervision:
     def dir(self, name: str) -> Path:
         return self.submission / name
 
-    def listen(self) -> None:
-        """Ctrl-C and SIGTERM stop the runs, a second signal stops them immediately; SIGHUP leaves them running."""
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM stop the runs, a second signal stops them immediately; SIGHUP leaves them running. In the
+        end signals mean what they meant before."""
 
         def stop(number: int, frame: FrameType | None) -> None:
             self.asked += 1
@@ -116,9 +118,13 @@ class Supervision:
         def detach(number: int, frame: FrameType | None) -> None:
             self.detached = True
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, stop)
-        signal.signal(signal.SIGHUP, detach)
+        handlers = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGHUP: detach}
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def status(self, name: str) -> Status:
         """The run's status by its journal. Calls `on_event` if it has changed."""
@@ -397,16 +403,21 @@ def run(
         if prepare is not None:
             prepare(mine)
         supervision = Supervision(mine, submission, machine, engine, rules or Rules(), on_event)
-        supervision.listen()
         try:
-            return supervision.drive()
+            with supervision.listening():
+                return supervision.drive()
         finally:
-            engine.close()
+            with suppress(KeyboardInterrupt):  # nobody has to wait for what `engine.close` removes
+                engine.close()
+
+
+DYING = 5.0
+"""Seconds that `stop` waits for a run after it was killed."""
 
 
 def stop(submission: Path, run_dirs: list[Path], grace: float) -> list[str]:
-    """Ask these runs of a submission to end, and wait up to `grace` seconds. Returns the names of those that had not
-    ended before.
+    """Ask these runs of a submission to end, and kill those that have not ended after `grace` seconds. Returns the
+    names of those that had not ended before.
 
     A run that is still queued is cancelled, so that no supervisor starts it.
     """
@@ -423,9 +434,10 @@ def stop(submission: Path, run_dirs: list[Path], grace: float) -> list[str]:
                 append_event(run_dir, "cancelled", reason="stopped before it started")
     registry.release({run_dir.parent for run_dir in touched})
     asked: dict[Path, str] = {}
+    killed: set[Path] = set()
     deadline = time.monotonic() + grace
     while waiting := [run_dir for run_dir in touched if read_status(run_dir).state not in ENDED]:
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline + DYING:
             break
         for run_dir in waiting:
             # A run that is starting may not receive the request yet: ask again once it is running, but not more often,
@@ -435,6 +447,10 @@ def stop(submission: Path, run_dirs: list[Path], grace: float) -> list[str]:
                 asked[run_dir] = state
                 with suppress(RunError):
                     registry.of_run(run_dir).stop(run_dir)
+            if time.monotonic() >= deadline and run_dir not in killed:
+                killed.add(run_dir)
+                with suppress(RunError):
+                    registry.of_run(run_dir).kill(run_dir)
         time.sleep(0.1)
         for run_dir in waiting:
             registry.settle(run_dir)

@@ -106,6 +106,10 @@ class Lab:
         events = [json.loads(line) for line in lines]
         return [event for event in events if what in (None, event["what"])]
 
+    def left(self) -> list[int]:
+        """The processes that trainers have started and not ended."""
+        return [int(event["what"].split()[1]) for event in self.journal() if event["what"].startswith("left ")]
+
     def submission(self) -> Path:
         return find_submission(self.runs)
 
@@ -135,9 +139,9 @@ def lab(locks: None, tmp_path: Path) -> Any:
         if process.poll() is None:
             process.kill()
         process.communicate()
-    for event in made.journal("begin"):
+    for pid in [*(event["pid"] for event in made.journal("begin")), *made.left()]:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(event["pid"], 9)
+            os.kill(pid, 9)
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.base.errors import EngineError, RunError
+from launcher.engines import orphans
 from launcher.engines.docker import client, create, recipe
 from launcher.engines.docker.client import explain
 from launcher.engines.docker.connection import Connection
 from launcher.engines.docker.watched import ContainerAttempt, ending, sample_memory, state_at_end
+from launcher.engines.orphans import Executor
 from launcher.engines.outcome import GRACE
-from launcher.host import account, gpu_locks
+from launcher.host import account, gpu_locks, processes
 from launcher.host.gpu_locks import GpuLock
 from launcher.record import retry, secret_files, trainer_files
 from launcher.record.folders import clear_stop, request_stop, stop_requested
@@ -99,7 +101,10 @@ class Containers:
                 # The thread of the earlier attempt may still be removing it, for a moment.
                 with run_locked(watched.run_dir, CLEARING) as mine:
                     if mine:
+                        orphans.sign(mine, Executor(processes.this()))
                         work()
+                    else:
+                        self._wait_again(watched)
             except RunError:
                 pass  # the journal already has another event
             finally:
@@ -119,6 +124,18 @@ class Containers:
             if over:
                 account.forget(one)
             one.close()
+
+    def _wait_again(self, watched: ContainerAttempt) -> None:
+        """Another process holds the run's lock for too long: a run that was about to start goes back to the queue, and
+        that counts as no attempt."""
+        run_dir = watched.run_dir
+        if read_status(run_dir).state != "starting":
+            return
+        if stop_requested(run_dir):
+            append_event(run_dir, "cancelled", watched.attempt, "stopped before it started", **self.mark())
+            return
+        why = f"waits for the run's lock, which {orphans.holder(run_dir)} holds"
+        append_event(run_dir, "queued", watched.attempt, why, retry=retry.retries(read_events(run_dir)))
 
     def _begin(self, watched: ContainerAttempt, devices: Sequence[str]) -> None:
         run_dir, engine = watched.run_dir, self.connection

@@ -7,19 +7,23 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from launcher.base.errors import RunError
-from launcher.engines import process, registry
+from launcher.engines import orphans, process, registry
 from launcher.engines.base import Choice, SupervisedEngine, Want
 from launcher.engines.native import execute
+from launcher.engines.orphans import Executor
+from launcher.engines.outcome import GRACE
 from launcher.engines.process import DEVICES, FDS
-from launcher.host import checks, gpu_locks
+from launcher.host import checks, gpu_locks, processes
 from launcher.host.gpu_locks import GpuLock
 from launcher.host.machine import Machine
 from launcher.record import secret_files, trainer_files
+from launcher.record.folders import clear_stop, request_stop, stop_requested
 from launcher.record.journal import Status, mark_lost, read_status
 from launcher.record.locks import is_run_locked
 from launcher.record.states import ENDED
@@ -34,6 +38,16 @@ class NativeEngine(SupervisedEngine):
     def __init__(self) -> None:
         self._children: dict[Path, subprocess.Popen[bytes]] = {}
         self._asked: set[Path] = set()
+        self._ends: dict[Path, float] = {}
+        """Runs without their `launcher exec`, and when what is left of them is killed, by the monotonic clock."""
+        self._orphans: dict[Path, tuple[str, str]] = {}
+        """The same runs, and what is done with them, before and after."""
+        self._trouble: str | None = None
+
+    @property
+    def trouble(self) -> str | None:
+        """See `Engine.trouble`: what is wrong with the run that was settled last, or with the runs of a supervisor."""
+        return self._trouble
 
     def offer(self, want: Want) -> Choice:
         """See `Engine.offer`."""
@@ -51,6 +65,8 @@ class NativeEngine(SupervisedEngine):
 
     def start(self, run_dir: Path, attempt: int, devices: Sequence[str], held: Sequence[GpuLock]) -> None:
         """See `SupervisedEngine.start`."""
+        with suppress(OSError):  # of an earlier attempt
+            clear_stop(run_dir)
         command = [sys.executable, "-m", "launcher", "exec", str(run_dir), "--attempt", str(attempt)]
         if sys.platform == "darwin" and shutil.which("caffeinate"):
             command = ["caffeinate", "-i", *command]  # a sleeping Mac does not train
@@ -73,15 +89,68 @@ class NativeEngine(SupervisedEngine):
         child = self._children.get(run_dir)
         if child is not None and child.poll() is None:
             return True
-        return self.settle(run_dir)
+        under_way = self.settle(run_dir)
+        if under_way and orphans.orphaned(run_dir):
+            self._end_orphan(run_dir)
+        told = [f"{one.name}: {self._orphans[one][0]}" for one in sorted(self._orphans)]
+        self._trouble = "; ".join(told) or None
+        return under_way
 
     def settle(self, run_dir: Path) -> bool:
         """See `Engine.settle`."""
+        self._trouble = None
+        status = read_status(run_dir)
+        if status.state in ENDED or status.figures.get("engine", self.name) != self.name:
+            return status.state not in ENDED
+        executor = orphans.orphaned(run_dir) if status.state != "queued" else None
+        if executor is not None:
+            self._trouble = f"{_killed(executor)}, but processes of it go on; end them with: launcher stop"
+            return True
         # A request to stop may come before a starting process can receive it.
-        ours = read_status(run_dir).figures.get("engine", self.name) == self.name
-        if ours and mark_lost(run_dir, "cancelled" if run_dir in self._asked else "lost"):
+        stopped = run_dir in self._asked or _stop_requested(run_dir)
+        _, ended = self._orphans.pop(run_dir, ("", ""))
+        ended = f"stopped on request; {ended}" if stopped and ended else ended
+        if mark_lost(run_dir, "cancelled" if stopped else "lost", ended):
+            self._ends.pop(run_dir, None)
+            with suppress(OSError):
+                clear_stop(run_dir)
             secret_files.take_back(run_dir, read_status(run_dir).attempt)
         return read_status(run_dir).state not in ENDED
+
+    def end_orphans(self, run_dirs: Sequence[Path], say: Callable[[str], None]) -> None:
+        """See `SupervisedEngine.end_orphans`."""
+        left = [path for path in run_dirs if _is_under_way(path) and orphans.orphaned(path)]
+        for run_dir in left:
+            self._end_orphan(run_dir)
+            say(f"{run_dir.name}: {self._orphans[run_dir][0]}")
+        deadline = time.monotonic() + GRACE + orphans.KILLED
+        while left and time.monotonic() < deadline:
+            time.sleep(0.1)
+            left = [path for path in left if orphans.orphaned(path)]
+            for run_dir in left:
+                self._end_orphan(run_dir)
+
+    def _end_orphan(self, run_dir: Path, at_once: bool = False) -> None:
+        """Ask the processes of a run whose `launcher exec` was killed to end, once, and kill them after the grace
+        period. Returns immediately: call it again."""
+        executor = orphans.orphaned(run_dir)
+        if executor is None:
+            return
+        first = run_dir not in self._ends
+        deadline = self._ends.setdefault(run_dir, time.monotonic() + GRACE)
+        left = orphans.processes_of(executor) if first or at_once or time.monotonic() > deadline else []
+        for one in left:
+            if at_once or time.monotonic() > deadline:
+                processes.send(one, signal.SIGKILL)
+            else:
+                orphans.request_end(one)
+        if first:
+            names = ", ".join(map(processes.describe, left[:3])) or orphans.holder(run_dir)
+            was = _killed(executor)
+            self._orphans[run_dir] = (
+                f"{was}; ending what is left of it (at the latest in {GRACE:g} s): {names}",
+                f"{was}; ended what was left of it: {names}",
+            )
 
     def taken(self) -> dict[str, str]:
         """See `SupervisedEngine.taken`. Runs of other engines on this host use GPUs, too."""
@@ -99,28 +168,44 @@ class NativeEngine(SupervisedEngine):
         return execute.execute(run_dir, attempt)
 
     def stop(self, run_dir: Path) -> None:
-        """See `Engine.stop`."""
+        """See `Engine.stop`. `launcher exec` sees the file in every state, also from another host."""
         self._asked.add(run_dir)
+        with suppress(OSError):  # a full disk: the signal alone has to do
+            request_stop(run_dir)
         self._signal(run_dir, signal.SIGTERM)
+        self._end_orphan(run_dir)
 
     def kill(self, run_dir: Path) -> None:
         """See `Engine.kill`. The second request makes `launcher exec` kill the trainer and record it."""
         self.stop(run_dir)
         self._signal(run_dir, signal.SIGINT)
+        self._end_orphan(run_dir, at_once=True)
 
     def _signal(self, run_dir: Path, number: signal.Signals) -> None:
-        # Only while the lock is held: a process id alone may belong to another process now.
-        status = read_status(run_dir)
-        if status.figures.get("host", os.uname().nodename) != os.uname().nodename:
-            return  # the process is on another host
-        pid = status.figures.get("exec_pid")
-        if pid is None and run_dir in self._children and self._children[run_dir].poll() is None:
-            pid = self._children[run_dir].pid
-        elif not is_run_locked(run_dir):
+        """Send a signal to the run's `launcher exec`, if it is on this host."""
+        child = self._children.get(run_dir)
+        if child is not None and child.poll() is None:
+            child.send_signal(number)
+            child.send_signal(signal.SIGCONT)
             return
-        with suppress(ProcessLookupError, PermissionError):
-            if pid is not None:
-                os.kill(int(pid), number)
+        executor = orphans.executor_of(run_dir)
+        if executor is not None and executor.token and is_run_locked(run_dir):
+            processes.send(executor.process, number)
+            processes.send(executor.process, signal.SIGCONT)
+
+
+def _is_under_way(run_dir: Path) -> bool:
+    return read_status(run_dir).state in ("starting", "running")
+
+
+def _stop_requested(run_dir: Path) -> bool:
+    with suppress(OSError):
+        return stop_requested(run_dir)
+    return False
+
+
+def _killed(executor: Executor) -> str:
+    return f"its launcher exec (process {executor.process.pid}) was killed"
 
 
 def _not_installed(missing: Sequence[str]) -> str:

@@ -7,20 +7,37 @@ own process session, and outlives the supervisor that started it.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from launcher.base.errors import RunError
-from launcher.engines import registry, shares
-from launcher.engines.outcome import GRACE, Overseer
+from launcher.engines import orphans, registry, shares
+from launcher.engines.outcome import EXIT_TAKEN, GRACE, Overseer, StopSignals
 from launcher.engines.process import DEVICES, run_trainer
 from launcher.host import gpu_locks
 from launcher.host.machine import select
-from launcher.record.journal import append_event, read_status
-from launcher.record.locks import run_locked
+from launcher.record import retry
+from launcher.record.folders import clear_stop, stop_requested
+from launcher.record.journal import append_event, read_events, read_status
 from launcher.record.request import RunRequest, read_request
 from launcher.record.states import ENDED
+from trainer.base.errors import EXIT_STOPPED
 
 NAME = "native"
+
+
+class NativeOverseer(Overseer):
+    """A request to end the run may also be a file, which comes at any time and from any host."""
+
+    def __init__(self, run_dir: Path, grace: float) -> None:
+        super().__init__({"engine": NAME}, grace)
+        self.run_dir = run_dir
+
+    def asked(self, signals: int) -> int:
+        """See `Overseer.asked`."""
+        with suppress(OSError):  # the volume does not answer now
+            return signals or int(stop_requested(self.run_dir))
+        return signals
 
 
 def execute(run_dir: Path, attempt: int | None = None, grace: float = GRACE) -> int:
@@ -31,9 +48,20 @@ def execute(run_dir: Path, attempt: int | None = None, grace: float = GRACE) -> 
     """
     run_dir = run_dir.resolve()
     request = read_request(run_dir)
-    with run_locked(run_dir) as mine:
-        if not mine:
-            raise RunError(f"{run_dir.name}: is being executed already; see: launcher logs {run_dir} -f")
+    overseer, signals = NativeOverseer(run_dir, grace), StopSignals()
+    patience = 0.1 if attempt is None else orphans.PATIENCE
+
+    def stopped() -> bool:
+        return overseer.asked(signals.times) > 0
+
+    def say(line: str) -> None:
+        print(f"--- {line}", flush=True)  # in the run's log, unless started by hand
+
+    if attempt is None:
+        clear_stop(run_dir)
+    with orphans.executed(run_dir, patience, stopped, say) as mine:
+        if mine is None:
+            return _not_executed(run_dir, attempt, stopped())
         status = read_status(run_dir)
         held: list[gpu_locks.GpuLock] = []
         if attempt is None:
@@ -43,13 +71,31 @@ def execute(run_dir: Path, attempt: int | None = None, grace: float = GRACE) -> 
         else:
             chosen = dict(word.split("=", 1) for word in os.environ.get(DEVICES, "").split(",") if "=" in word)
         try:
-            # The trainer holds the lock, too: if this process is killed, the run is in progress until the trainer ends.
-            overseer = Overseer({"engine": NAME}, grace)
-            locks = [mine, *(one.descriptor for one in held)]
-            return run_trainer(run_dir, request, list(chosen), list(chosen.values()), locks, overseer)
+            if stopped():
+                append_event(run_dir, "cancelled", reason="stopped before it started", **overseer.mark)
+                return EXIT_STOPPED
+            locks = [one.descriptor for one in held]
+            return run_trainer(run_dir, request, list(chosen), list(chosen.values()), mine, locks, overseer, signals)
         finally:
+            clear_stop(run_dir)
             for one in held:
                 one.close()
+
+
+def _not_executed(run_dir: Path, attempt: int | None, stopped: bool) -> int:
+    """Record that another process holds the run's lock. The run goes back to the queue, and that counts as no attempt.
+    Returns the exit code. Raises RunError for an attempt by hand."""
+    holder = orphans.holder(run_dir)
+    if attempt is None:
+        raise RunError(f"{run_dir.name}: is being executed already by {holder}; see: launcher logs {run_dir} -f")
+    if (read_status(run_dir).state, read_status(run_dir).attempt) == ("starting", attempt):
+        if stopped:
+            append_event(run_dir, "cancelled", attempt, "stopped before it started", engine=NAME)
+            clear_stop(run_dir)
+            return EXIT_STOPPED
+        done = retry.retries(read_events(run_dir))
+        append_event(run_dir, "queued", attempt, f"waits for the run's lock, which {holder} holds", retry=done)
+    return EXIT_TAKEN
 
 
 def _by_hand(run_dir: Path, request: RunRequest) -> tuple[dict[str, str], list[gpu_locks.GpuLock]]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from launcher.base.errors import RunError
 from launcher.base.text import tail
+from launcher.engines import orphans
 from launcher.engines.outcome import Overseer, lack_of_memory
 from launcher.engines.process import run_trainer
 from launcher.engines.slurm import advance, board, calls, container, task_lease
@@ -27,7 +28,6 @@ from launcher.record import retry, trainer_files
 from launcher.record.find import read_submission
 from launcher.record.folders import clear_stop, stop_requested
 from launcher.record.journal import append_event, read_events, read_status
-from launcher.record.locks import run_locked
 from launcher.record.request import RunRequest, read_request, write_request
 from launcher.record.states import ENDED, GOOD, State
 from launcher.record.trainer_files import RESUME
@@ -162,13 +162,15 @@ def run(jobs: Jobs, run_dir: Path, announced: int, number: str) -> int:
         if docker:
             code = container.run(run_dir, attempt, devices, overseer)
         else:
-            mine = kept.enter_context(run_locked(run_dir, PATIENCE))
+            mine = kept.enter_context(
+                orphans.executed(run_dir, PATIENCE, lambda: False, lambda line: print(line, flush=True))
+            )
             if mine is None:
-                raise RunError(f"{run_dir.name}: another process on this host holds it")
+                raise RunError(f"{run_dir.name}: {orphans.holder(run_dir)} on this host holds the run's lock")
             locks = _locks(run_dir) if devices else []
             for each in locks:
                 kept.callback(each.close)
-            code = run_trainer(run_dir, request, devices, devices, [mine, *(one.descriptor for one in locks)], overseer)
+            code = run_trainer(run_dir, request, devices, devices, mine, [one.descriptor for one in locks], overseer)
     after = read_status(run_dir)
     if after.attempt != attempt:
         print(

@@ -20,6 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from launcher.base.errors import RunError
+from launcher.engines import orphans
 from launcher.record import folders, lease
 from launcher.record.folders import TASK
 from launcher.record.journal import read_events, status_of
@@ -102,7 +103,7 @@ def await_former(run_dir: Path, say: Callable[[str], None] = print) -> None:
     if lease.is_over_here(former):
         if is_run_locked(run_dir):
             say(f"waiting until process {former.pid} on this host ends the run")
-        while is_run_locked(run_dir):
+        while is_run_locked(run_dir) and not orphans.orphaned(run_dir):  # `orphans.executed` ends what is left
             time.sleep(0.1)
         return
     say(f"checking for {EXPIRY:g} s whether {former.host} has ended the run")

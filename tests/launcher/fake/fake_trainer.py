@@ -34,7 +34,7 @@ def note(what: str) -> None:
     line = {"run": run_dir.name, "what": what, "time": time.monotonic(), "pid": os.getpid(), "argv": sys.argv[1:]}
     line["env"] = {name: os.environ[name] for name in names if name in os.environ}
     line["secrets"] = {}
-    for path in Path(os.environ.get("SECRETS_DIR", "/nonexistent")).glob("*"):
+    for path in Path(os.environ["SECRETS_DIR"]).glob("*") if "SECRETS_DIR" in os.environ else ():
         line["secrets"][path.name] = [path.read_text(), oct(path.stat().st_mode & 0o777)]
     for path in Path("/sys/class/net").glob("*"):
         line.setdefault("interfaces", []).append(path.name)
@@ -67,8 +67,36 @@ def overwrite(name: str) -> str:
     return said
 
 
+def leave(kind: str) -> None:
+    """Start a process that outlives this one: `deaf` to SIGTERM, in a session of its own (`setsid`), with init for a
+    parent (`double`), with all descriptors closed (`closed`), without the variables (`bare`)."""
+    read, write = os.pipe()
+    if "bare" in kind:
+        code = "import os, time; os.write(1, b'%d' % os.getpid()); os.close(1); time.sleep(300)"
+        os.posix_spawn(sys.executable, [sys.executable, "-c", code], {}, file_actions=[(os.POSIX_SPAWN_DUP2, write, 1)])
+    elif os.fork() == 0:
+        if "setsid" in kind:
+            os.setsid()
+        if "double" in kind and os.fork():
+            os._exit(0)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if "deaf" in kind else signal.SIG_DFL)
+        os.write(write, b"%d" % os.getpid())
+        if "closed" in kind:
+            os.closerange(0, 256)
+        os.close(write) if "closed" not in kind else None
+        time.sleep(300)
+        os._exit(0)
+    os.close(write)
+    note("left " + os.read(read, 20).decode())
+    os.close(read)
+
+
 signal.signal(signal.SIGTERM, stop)
 note("begin")
+if not (run_dir / "attempts").exists():
+    for kind in plan.get("leave", []):
+        leave(kind)
+    note("all left") if plan.get("leave") else None
 if "overwrite" in plan:
     (run_dir / "overwritten.json").write_text(json.dumps({name: overwrite(name) for name in plan["overwrite"]}))
 for name, target in plan.get("links", {}).items():

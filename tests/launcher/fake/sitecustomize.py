@@ -9,11 +9,16 @@ from pathlib import Path
 if sys.orig_argv[1:3] == ["-m", "trainer"]:
     runpy.run_path(str(Path(__file__).parents[2] / "warm" / "sitecustomize.py"))
 else:
+    import launcher.engines.outcome as outcome
+
+    outcome.GRACE = float(os.environ.get("FAKE_GRACE", outcome.GRACE))
+    import launcher.engines.orphans as orphans
     import launcher.engines.process
     from launcher.engines import readiness
     from launcher.host import gpu_locks
 
     readiness.why_no_hub = lambda contained=False: os.environ.get("FAKE_NO_HUB")
-
+    orphans.LINGER, orphans.TERM = 0.1, 0.3
+    orphans.PATIENCE = float(os.environ.get("FAKE_PATIENCE", orphans.PATIENCE))
     launcher.engines.process.ENTRY = (sys.executable, "-S", str(Path(__file__).with_name("fake_trainer.py")))
     gpu_locks.LOCKS = Path(os.environ["FAKE_LOCKS"])

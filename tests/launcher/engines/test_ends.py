@@ -1,0 +1,407 @@
+"""Every process of a native run ends with it, and no other process does. Requests to stop work in every state."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launcher.engines import orphans
+from launcher.host import gpu_locks, processes
+from launcher.record import folders
+from launcher.record.find import find_run
+from launcher.record.journal import read_events
+from launcher.record.locks import is_run_locked, locked, run_locked
+from tests.launcher.conftest import Lab, seeds, wait_for
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="macOS has no subreaper: docs/running.md says so")
+KINDS = ["deaf", "deaf setsid", "deaf setsid double", "deaf setsid double closed", "setsid double bare"]
+
+
+def alive(pids: list[int]) -> list[int]:
+    return [pid for pid in pids if processes.find(pid) is not None]
+
+
+def run_dir(lab: Lab) -> Path:
+    return find_run(lab.runs, "1")
+
+
+@pytest.fixture
+def bystander(lab: Lab) -> Iterator[subprocess.Popen[bytes]]:
+    """Somebody's process that resembles one of the run: its name, its folder, its variables."""
+    settings = {**os.environ, "RUN_DIR": str(lab.root), "LAUNCHER_ATTEMPT": "another"}
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], env=settings, cwd=lab.root)
+    yield process
+    assert process.poll() is None, "it was ended with a run that it does not belong to"
+    process.kill()
+    process.wait()
+
+
+@linux
+def test_all_that_a_trainer_leaves_ends_with_it(lab: Lab, bystander: subprocess.Popen[bytes]) -> None:
+    lab.plan = {"*": {"leave": KINDS}}
+    done = lab.launcher("submit", lab.job(seeds(1, "resources: {gpus: 1, cpus: 1}\n")), lab.machine(gpus=1))
+    assert done.returncode == 0, done.stdout
+    assert len(lab.left()) == len(KINDS) and not alive(lab.left())
+    assert not is_run_locked(run_dir(lab)) and gpu_locks.holder("gpu0") is None
+    assert "--- ended with the trainer: process " in (run_dir(lab) / "log.txt").read_text()
+
+
+@linux
+@pytest.mark.parametrize("end", ["kill -9", "stop", "timeout", "second Ctrl-C"])
+def test_all_that_a_trainer_leaves_ends_whatever_ends_it(lab: Lab, end: str) -> None:
+    lab.plan = {"*": {"leave": KINDS, "seconds": 300, "stubborn": end == "second Ctrl-C"}}
+    limit = "timeout: 1s\n" if end == "timeout" else ""
+    process = lab.start("submit", lab.job(seeds(1, limit)), lab.machine())
+    (begin,) = wait_for(lambda: lab.journal("all left") and lab.journal("begin"), "a run")
+    wait_for(lambda: lab.status("1").state in ("running", "timed_out"), "word of it")
+    if end == "kill -9":
+        os.kill(begin["pid"], signal.SIGKILL)
+    elif end == "stop":
+        assert lab.launcher("stop").returncode == 0
+    elif end == "second Ctrl-C":
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.6)
+        process.send_signal(signal.SIGINT)
+    process.wait(60)
+    expected = {"kill -9": "lost", "timeout": "timed_out"}.get(end, "cancelled")
+    assert lab.status("1").state == expected
+    assert not alive(lab.left()) and not is_run_locked(run_dir(lab))
+
+
+@linux
+def test_what_the_attempt_before_left_costs_no_attempt(lab: Lab) -> None:
+    lab.plan = {"*": {"leave": ["deaf", "deaf setsid double"], "bad_attempts": 1, "bad_exit": 75}}
+    done = lab.launcher("submit", lab.job(seeds(1)), lab.machine())
+    assert done.returncode == 0, done.stdout
+    states = [event["state"] for event in read_events(run_dir(lab))]
+    assert states == [
+        "queued",
+        "starting",
+        "running",
+        "out_of_device_memory",
+        "queued",
+        "starting",
+        "running",
+        "succeeded",
+    ]
+
+
+def test_the_last_words_of_a_trainer_are_its_own(lab: Lab) -> None:
+    lab.plan = {"*": {"leave": ["deaf"], "exit": 3, "print": "a last word"}}
+    assert lab.launcher("submit", lab.job(seeds(1)), lab.machine()).returncode == 1
+    assert lab.status("1").reason == "exit code 3: a last word"
+
+
+# -- `launcher exec` was killed
+
+
+def orphan(lab: Lab, *leave: str) -> subprocess.Popen[str]:
+    """Start a run that is deaf to SIGTERM, and kill its `launcher exec`. Returns the supervisor."""
+    lab.plan = {"*": {"leave": list(leave), "seconds": 300, "stubborn": True}}
+    process = lab.start("submit", lab.job(seeds(1)), lab.machine())
+    wait_for(lambda: lab.journal("all left") if leave else lab.journal("begin"), "a run")
+    wait_for(lambda: lab.status("1").state == "running", "word of it")
+    executor = orphans.executor_of(run_dir(lab))
+    assert executor is not None and executor.process.pid == lab.status("1").figures["exec_pid"]
+    assert executor.trainer == processes.Process(lab.status("1").figures["pid"], lab.status("1").figures["pid_started"])
+    os.kill(executor.process.pid, signal.SIGKILL)
+    wait_for(lambda: not processes.lives(executor.process), "its end")
+    return process
+
+
+def trainers(lab: Lab) -> list[int]:
+    return [*(event["pid"] for event in lab.journal("begin")), *lab.left()]
+
+
+@linux
+def test_a_supervisor_ends_what_a_killed_exec_has_left(lab: Lab, bystander: subprocess.Popen[bytes]) -> None:
+    lab.environment = {"FAKE_GRACE": "0.5"}
+    output, _ = orphan(lab, *KINDS[:4]).communicate(timeout=60)
+    assert lab.status("1").state == "lost" and not alive(trainers(lab)), output
+    assert "was killed; ended what was left of it: process " in lab.status("1").reason
+    assert "001-resnet34: its launcher exec (process " in output and "ending what is left of it" in output
+
+
+@linux
+def test_stop_ends_an_orphan_and_resume_continues(lab: Lab, bystander: subprocess.Popen[bytes]) -> None:
+    process = orphan(lab, "deaf setsid double closed")
+    process.kill()
+    process.wait()
+    shown = json.loads(lab.launcher("status", "--json").stdout)
+    (run,) = shown["runs"]
+    assert run["state"] == "running" and "was killed, but processes of it go on" in run["reason"]
+    done = lab.launcher("stop", "--now")
+    assert done.returncode == 0 and "stopped: 001-resnet34" in done.stdout
+    assert lab.status("1").state == "cancelled" and not alive(trainers(lab))
+    assert lab.status("1").reason.startswith("stopped on request; its launcher exec (process ")
+    lab.plan = {}
+    assert lab.launcher("resume", lab.machine()).returncode == 0 and lab.status("1").attempt == 2
+
+
+@linux
+def test_resume_ends_an_orphan_says_so_and_continues(lab: Lab) -> None:
+    process = orphan(lab, "deaf setsid double closed")
+    process.kill()
+    process.wait()
+    before = trainers(lab)
+    lab.plan, lab.environment = {}, {"FAKE_GRACE": "0.5"}
+    done = lab.launcher("resume", lab.machine())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "001-resnet34: its launcher exec (process " in done.stdout and "1 runs queued again" in done.stdout
+    assert not alive(before)
+    assert [event["state"] for event in read_events(run_dir(lab))][3:] == [
+        "lost", "queued", "starting", "running", "succeeded"
+    ]  # fmt: skip
+
+
+@linux
+def test_what_a_killed_exec_has_left_without_the_lock_ends_at_the_next_attempt(lab: Lab) -> None:
+    lab.plan = {"*": {"leave": ["deaf setsid double closed"], "seconds": 300}}
+    process = lab.start("submit", lab.job(seeds(1, "retry: {on: [lost], backoff: 0s}\n")), lab.machine())
+    wait_for(lambda: lab.journal("all left") and lab.status("1").state == "running", "a run")
+    os.kill(lab.status("1").figures["exec_pid"], signal.SIGKILL)
+    (left,) = lab.left()
+    wait_for(lambda: len(lab.journal("begin")) == 2, "the second attempt")
+    assert not alive([left])
+    assert "ending what an earlier attempt has left: process" in (run_dir(lab) / "log.txt").read_text()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+
+
+def test_an_exec_that_is_suspended_can_be_stopped(lab: Lab) -> None:
+    lab.plan = {"*": {"seconds": 300}}
+    process = lab.start("submit", lab.job(seeds(1)), lab.machine())
+    wait_for(lambda: lab.journal("begin") and lab.status("1").state == "running", "a run")
+    os.kill(lab.status("1").figures["exec_pid"], signal.SIGSTOP)
+    os.kill(lab.status("1").figures["pid"], signal.SIGSTOP)
+    assert lab.launcher("stop").returncode == 0
+    assert process.wait(60) == 130 and lab.journal("stopped")
+
+
+# -- the run's lock
+
+
+@pytest.fixture
+def waiting(lab: Lab) -> Iterator[subprocess.Popen[str]]:
+    """A submission whose run waits for its lock, which this process holds."""
+    lab.plan = {"*": {"bad_attempts": 1, "bad_exit": 3}}
+    assert lab.launcher("submit", lab.job(seeds(1)), lab.machine()).returncode == 1
+    lab.environment = {"FAKE_PATIENCE": "0.5"} | lab.environment
+    with run_locked(run_dir(lab)) as mine:
+        assert mine is not None
+        process = lab.start("resume", lab.machine())
+        log = run_dir(lab) / "log.txt"
+        wait_for(lambda: f"--- waiting for the run's lock, which process {os.getpid()} (" in log.read_text(), "a word")
+        yield process
+
+
+def test_a_lock_that_stays_is_named_and_costs_no_attempt(lab: Lab, waiting: subprocess.Popen[str]) -> None:
+    wait_for(lambda: len(read_events(run_dir(lab))) > 6, "another start")
+    events = read_events(run_dir(lab))[4:]
+    assert [event["state"] for event in events][:3] == ["queued", "starting", "queued"]
+    assert f"waits for the run's lock, which process {os.getpid()} (" in events[2]["reason"]
+    assert {event["attempt"] for event in events} == {2}
+    waiting.kill()
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "stop"])
+def test_a_run_that_waits_for_its_lock_can_be_stopped(lab: Lab, how: str) -> None:
+    lab.plan = {"*": {"bad_attempts": 1, "bad_exit": 3}}
+    assert lab.launcher("submit", lab.job(seeds(1)), lab.machine()).returncode == 1
+    with run_locked(run_dir(lab)):
+        process = lab.start("resume", lab.machine())
+        log = run_dir(lab) / "log.txt"
+        wait_for(lambda: "--- waiting for the run's lock" in log.read_text(), "a word")
+        if how == "stop":
+            assert lab.launcher("stop").returncode == 0
+        else:
+            process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert lab.status("1").state == "cancelled" and lab.status("1").reason == "stopped before it started"
+    assert len(lab.journal("begin")) == 1
+
+
+def test_an_attempt_by_hand_names_the_holder_at_once(lab: Lab) -> None:
+    lab.plan = {"*": {"exit": 3}}
+    assert lab.launcher("submit", lab.job(seeds(1)), lab.machine()).returncode == 1
+    with run_locked(run_dir(lab)):
+        refused = lab.launcher("exec", str(run_dir(lab)))
+    assert refused.returncode == 1 and f"is being executed already by process {os.getpid()} (" in refused.stderr
+
+
+# -- processes of this host
+
+
+def test_a_signal_reaches_the_process_that_was_meant_and_no_other() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+    meant = processes.find(child.pid)
+    assert meant is not None and processes.lives(meant)
+    assert not processes.send(processes.Process(child.pid, meant.started + "0"), signal.SIGKILL)
+    time.sleep(0.1)
+    assert child.poll() is None
+    assert processes.send(meant, signal.SIGKILL)
+    wait_for(lambda: not processes.lives(meant), "its end")  # a zombie has ended
+    child.wait()
+    assert not processes.send(meant, signal.SIGKILL) and processes.find(child.pid) is None
+
+
+def test_descendants_leave_out_what_was_there_before() -> None:
+    code = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)']); time.sleep(300)"
+    first = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    me = processes.this()
+    before = wait_for(lambda: len(found := processes.descendants([me])) >= 2 and found, "both")
+    second = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    wait_for(lambda: len(processes.descendants([me], before)) == 2, "the others")
+    assert second.pid in [process.pid for process in processes.descendants([me], before)]
+    for process in (first, second):
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_an_old_or_broken_lock_file_names_nobody(tmp_path: Path) -> None:
+    place = tmp_path / "job" / "001-a"
+    folders.create_state(place)
+    for text in (
+        "",
+        "{",
+        "[]",
+        '{"process": 1}',
+        '{"process": {"pid": 1, "started": "x"}, "host": "elsewhere", "token": "", "trainer": null}',
+    ):
+        with run_locked(place) as lock:
+            assert lock is not None
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, text.encode(), 0)
+            assert orphans.executor_of(place) is None and orphans.orphaned(place) is None
+
+
+def test_without_a_subreaper_the_process_group_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS: nobody adopts orphans, and processes are listed by psutil."""
+    script = "(trap '' TERM; sleep 300) & echo $!; (setsid sleep 300 & echo $!)"
+    before = processes.descendants([processes.this()])
+    trainer = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True, process_group=0)
+    assert trainer.stdout is not None
+    in_group, left_group = (int(trainer.stdout.readline()) for _ in range(2))
+    trainer.wait()
+    monkeypatch.setattr(processes, "LINUX", False)
+    monkeypatch.setattr(orphans, "LINGER", 0.1)
+    monkeypatch.setattr(orphans, "TERM", 0.1)
+    try:
+        ended, still = orphans.end_descendants(before, trainer.pid, lambda: False)
+        assert any(name.startswith(f"process {in_group} (") for name in ended) and not still
+        assert alive([in_group, left_group]) == [left_group]
+    finally:
+        os.kill(left_group, signal.SIGKILL)
+
+
+# -- Ctrl-C and SIGTERM in every state
+
+
+def test_ctrl_c_while_the_results_are_collected_ends_at_once(lab: Lab) -> None:
+    (lab.runs / "champion").mkdir(parents=True)
+    with locked(lab.runs / "champion" / ".lock") as mine:
+        assert mine is not None
+        process = lab.start("submit", lab.job(seeds(1)), lab.machine())
+        assert process.stdout is not None
+        line = next(line for line in process.stdout if "waiting up to 60 s" in line)
+        assert f"for process {os.getpid()} (" in line
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, output
+    assert f"later: launcher collect {lab.submission().name} --runs runs" in output and "Traceback" not in output
+    assert lab.states() == {"resnet34": "succeeded"}
+
+
+def test_sigterm_while_a_submission_is_prepared_ends_it_like_ctrl_c(lab: Lab) -> None:
+    """The job file is a pipe: reading it is the first thing that `submit` does."""
+    os.mkfifo(lab.root / "job.yaml")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = lab.start("submit", "job.yaml", lab.machine())
+        with (lab.root / "job.yaml").open("w"):  # opens when the other side does
+            process.send_signal(number)
+            output, _ = process.communicate(timeout=30)
+        assert (process.returncode, output.strip()) == (130, "stopped")
+    assert not lab.runs.exists()
+
+
+def test_a_run_that_waits_for_a_gpu_or_its_next_attempt_can_be_stopped(lab: Lab) -> None:
+    held = gpu_locks.acquire("gpu0", "somebody")
+    assert held is not None
+    job, gpu = lab.job(seeds(1, "resources: {gpus: 1, cpus: 1}\n")), lab.machine(gpus=1)
+    for stop in (lambda process: process.send_signal(signal.SIGINT), lambda process: lab.launcher("stop")):
+        process = lab.start("submit", job, gpu, "--fresh")
+        assert process.stdout is not None
+        next(line for line in process.stdout if "waiting" in line)
+        stop(process)
+        assert process.wait(30) == 130 and lab.states() == {"resnet34": "cancelled"}
+    held.close()
+    lab.plan = {"*": {"exit": 3}}
+    process = lab.start("submit", lab.job(seeds(1, "retry: {on: [failed], backoff: 1h, attempts: 2}\n")), lab.machine())
+    wait_for(lambda: lab.runs.exists() and lab.status("1").attempt == 2, "its next attempt")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 130 and lab.states() == {"resnet34": "cancelled"}
+
+
+# -- exit codes of commands that follow, and an engine that is not there
+
+
+@pytest.mark.parametrize(("plan", "code"), [({}, 0), ({"exit": 3}, 1)])
+def test_commands_that_follow_end_with_the_codes_of_attach(lab: Lab, plan: dict[str, int], code: int) -> None:
+    lab.plan = {"*": {"until": str(lab.root / "gate"), **plan}}
+    process = lab.start("submit", lab.job(seeds(1, "retry: {on: [failed], backoff: 0s, attempts: 2}\n")), lab.machine())
+    wait_for(lambda: lab.journal("begin"), "a run")
+    followers = [lab.start("logs", "1", "-f"), lab.start("status", "--watch"), lab.start("attach")]
+    for follower in followers:
+        assert follower.stdout is not None and follower.stdout.read(1)
+    (lab.root / "gate").touch()
+    assert [follower.wait(60) for follower in followers] == [code] * 3 and process.wait(60) == code
+    assert lab.launcher("logs", "1", "-f").returncode == lab.launcher("status", "--watch").returncode == code
+    assert lab.launcher("logs", "1").returncode == lab.launcher("status").returncode == 0
+    if code:
+        assert followers[0].stdout is not None
+        assert lab.status("1").attempt == 2 and "attempt 2" in followers[0].stdout.read()
+
+
+def test_following_what_was_stopped_or_nobody_starts(lab: Lab) -> None:
+    lab.plan = {"*": {"until": str(lab.root / "gate")}}
+    process = lab.start("submit", lab.job(seeds(2, "max_parallel: 1\n")), lab.machine())
+    wait_for(lambda: lab.journal("begin"), "a run")
+    process.kill()
+    process.wait()
+    (lab.root / "gate").touch()
+    wait_for(lambda: lab.launcher("status").returncode == 0 and lab.states()["seed0"] == "succeeded", "its end")
+    told = lab.launcher("logs", "seed1", "-f")
+    assert told.returncode == 1 and "is queued, and no launcher is running its submission; continue with" in told.stderr
+    assert lab.launcher("status", "--watch").returncode == 1
+    assert lab.launcher("stop").returncode == 0
+    assert lab.launcher("logs", "seed1", "-f").returncode == lab.launcher("status", "--watch").returncode == 130
+    assert lab.launcher("logs", "seed0", "-f").returncode == 0
+
+
+def test_an_engine_that_is_not_there_is_one_clear_error(lab: Lab) -> None:
+    lab.plan = {"*": {"until": str(lab.root / "gate")}}
+    process = lab.start("submit", lab.job(seeds(2, "max_parallel: 1\n")), lab.machine())
+    wait_for(lambda: lab.journal("begin"), "a run")
+    process.kill()
+    process.wait()
+    path = lab.submission() / "submission.json"
+    content = json.loads(path.read_text())
+    for name, commands in (("natve", ("resume", "status", "attach")), (None, ("resume",)), (["native"], ("resume",))):
+        path.write_text(json.dumps({**content, "engine": name}))
+        for command in commands:
+            done = lab.launcher(command)
+            said = f"submission.json: engine: no engine '{name}'; "
+            assert done.returncode == 1 and done.stderr.startswith("error: ") and said in done.stderr, done
+            assert len(done.stderr.splitlines()) == 1
+    for text in ("{", "[]"):
+        path.write_text(text)
+        done = lab.launcher("resume")
+        assert done.returncode == 1 and "submission.json: " in done.stderr and "unexpected" not in done.stderr
