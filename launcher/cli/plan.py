@@ -26,8 +26,9 @@ def plan(
     """Show the runs of a job, and which of them fit this machine. Starts nothing and needs no data."""
     from launcher.cli import tables
     from launcher.engines import choice, readiness
-    from launcher.engines.base import Want
+    from launcher.engines.base import QueueEngine, Want
     from launcher.job import data_folder, expansion, remarks
+    from launcher.supervise import together
 
     want = Want(load_job(words, settings), machine, gpus, cpu_only)
     chosen = choice.choose(engine, want) if engine else None
@@ -42,10 +43,14 @@ def plan(
         chosen.engine.check_data(data_dir, runs_root)
     unchecked = readiness.check_planned(planned, data_dir, runs_root, chosen, offered)
     if as_json:
-        click.echo(json.dumps(remarks.plan_as_json(want.job, planned, offered), indent=2, ensure_ascii=False))
+        parallel = together.at_once(planned, offered, want.job.spec.max_parallel)
+        click.echo(json.dumps(remarks.plan_as_json(want.job, planned, offered, parallel), indent=2, ensure_ascii=False))
         return
     print_table(tables.table(planned, offered))
     for line in (*((f"as {chosen.said}", *chosen.warnings) if chosen else ()), *env_file.notes(), *unchecked):
+        click.echo(line)
+    queue = chosen is not None and isinstance(chosen.engine, QueueEngine)
+    for line in () if queue else together.lines(want.job, planned, offered):
         click.echo(line)
     for line in remarks.before_start(want.job, planned, offered, contained=chosen is not None and chosen.contained):
         click.echo(line)

@@ -66,7 +66,7 @@ def submit(
     from launcher.engines.base import QueueEngine, Want
     from launcher.job import data_folder, expansion, remarks
     from launcher.record import reuse
-    from launcher.supervise import detached, submission
+    from launcher.supervise import detached, submission, together
 
     job = load_job(words, (*settings, *engine_settings(engine, of_engines)))
     chosen = choice.choose(engine, Want(job, machine, gpus, cpu_only))
@@ -83,7 +83,8 @@ def submit(
     unchecked = readiness.check(new, root, chosen)
     directory = submission.create(job, completed, serving, root, data_dir, chosen)
     queue = chosen.engine if isinstance(chosen.engine, QueueEngine) else None
-    notes = [] if queue else remarks.before_start(job, planned, chosen.machine, chosen.contained)
+    notes = [] if queue else together.lines(job, planned, chosen.machine)
+    notes += [] if queue else remarks.before_start(job, planned, chosen.machine, chosen.contained)
     notes += [*env_file.notes(), *unchecked]
     notes += remarks.unset_variables(job, os.environ)
     notes += chosen.engine.remarks(new, root, chosen)

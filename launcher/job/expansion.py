@@ -268,12 +268,7 @@ def _resources(job: Job, machine: Machine, cpu_only: bool) -> tuple[Resources, s
     demand = job.spec.resources
     devices = () if cpu_only else machine.devices
     gpus = min(1, len(devices)) if demand.gpus == "auto" else 0 if cpu_only else demand.gpus
-    if demand.cpus != "auto":
-        cpus = demand.cpus
-    elif gpus and not demand.share_gpu:
-        cpus = max(1.0, machine.cpus * gpus // max(1, len(devices)))
-    else:
-        cpus = max(1.0, min(machine.cpus, CPU_CORES))
+    cpus = default_cpus(machine, gpus, demand.share_gpu) if demand.cpus == "auto" else demand.cpus
     memory = None if demand.memory == "auto" else demand.memory
     cap = None if demand.gpu_memory == "auto" else demand.gpu_memory
     large = [gpu for gpu in machine.gpus if gpu.memory is None or gpu.memory >= (cap or 0)]
@@ -300,6 +295,13 @@ def _resources(job: Job, machine: Machine, cpu_only: bool) -> tuple[Resources, s
         f"{machine.name}: {why}" if why else None,
         f"{job.document.place(('resources', field))}: resources.{field}" if why else "",
     )
+
+
+def default_cpus(machine: Machine, gpus: int, share: bool) -> float:
+    """Cores of a run with `resources.cpus: auto`: its part of the machine by its GPUs, or a few."""
+    if gpus and not share:
+        return max(1.0, machine.cpus * gpus // max(1, len(machine.devices)))
+    return max(1.0, min(machine.cpus, CPU_CORES))
 
 
 def _steps(job: Job, trained: Sequence[RunRequest], resources: Resources) -> list[Planned]:

@@ -20,36 +20,13 @@ from launcher.record.reuse import EqualRun
 from launcher.record.states import ENDED, GOOD
 
 
-def at_once(planned: Sequence[Planned], machine: Machine, limit: int | None) -> int:
-    """How many training runs can run at the same time."""
-    train = next((p for p in planned if p.request.kind == "train"), None)
-    if train is None:
-        return 0
-    first = train.request.resources
-    bounds = [sum(p.request.kind == "train" for p in planned), limit or 10**9]
-    if first.gpus:
-        packed = sum(_beside(train, gpu.memory) for gpu in machine.gpus) or len(machine.devices)
-        bounds.append(packed // first.gpus)
-    if first.cpus:
-        bounds.append(int(machine.cpus // first.cpus))
-    if first.memory:
-        bounds.append(machine.memory // first.memory)
-    return max(1, min(bounds))
-
-
-def _beside(p: Planned, memory: int | None) -> int:
-    """How many runs like this one fit a device of `memory` bytes; one if unknown."""
-    need = device_need(p.request) if p.request.share_gpu else None
-    return memory // need if need and memory else 1
-
-
-def plan_as_json(job: Job, planned: Sequence[Planned], machine: Machine) -> dict[str, Any]:
-    """The stable form of `plan --json`."""
+def plan_as_json(job: Job, planned: Sequence[Planned], machine: Machine, parallel: int) -> dict[str, Any]:
+    """The stable form of `plan --json`. `parallel`: how many training runs start together."""
     environment = compatibility.environment_of(machine.mps, len(machine.gpus), machine.memory)
     return {
         "name": job.spec.name,
         "machine": machine.describe(),
-        "parallel": at_once(planned, machine, job.spec.max_parallel),
+        "parallel": parallel,
         "runs": [_plain(p, environment) for p in planned if p.request.kind == "train"],
         "steps": [_plain(p, environment) for p in planned if p.request.kind != "train"],
     }
@@ -77,10 +54,7 @@ def _plain(p: Planned, environment: str) -> dict[str, Any]:
 
 def before_start(job: Job, planned: Sequence[Planned], machine: Machine, contained: bool = False) -> list[str]:
     """Notes to the user before these runs start."""
-    parallel = at_once(planned, machine, job.spec.max_parallel)
-    lines = [f"at most {parallel} at once" if parallel > 1 else "one after another"]
-    if machine.ignored:
-        lines.append(f"note: {machine.ignored}")
+    lines = [f"note: {machine.ignored}"] if machine.ignored else []
     if not machine.devices and any(p.request.kind == "train" for p in planned):
         cores = f"{machine.cpus:g} CPU core{'s' * (machine.cpus != 1)}"
         lines.append(f"note: training on {cores} takes many times longer than on a GPU")

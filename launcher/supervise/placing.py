@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +14,8 @@ from launcher.host.account import Share
 from launcher.host.gpu_locks import GpuLock
 from launcher.host.machine import Machine
 from launcher.supervise import scheduler
-from launcher.supervise.scheduler import Capacity, Demand, Others, Running, Start
-
-LOOK = 0.5
-"""Seconds between two looks at what other submissions hold, while they hold up a run."""
+from launcher.supervise.scheduler import Demand, Others, Running, Start
+from launcher.supervise.together import capacity_of
 
 
 @dataclass(frozen=True)
@@ -43,13 +40,11 @@ class Placing:
         self.submission = submission
         self.machine = machine
         self.engine = engine
-        sizes = {gpu.label: gpu.memory for gpu in machine.gpus if gpu.memory}
-        self.capacity = Capacity(machine.devices, machine.cpus, machine.memory, max_parallel, sizes)
+        self.capacity = capacity_of(machine, max_parallel)
         self.passed: Counter[str] = Counter()
         """How many starts have passed a waiting run."""
         self.blocked: tuple[str, str] | None = None
         """The first run that others hold up, and how."""
-        self._next_look = 0.0
 
     def choose(self, queue: Sequence[Demand], running: Mapping[str, Running], over: Collection[str]) -> list[Placed]:
         """The runs of the queue that start now. The caller closes them.
@@ -60,15 +55,11 @@ class Placing:
         if not wishes:
             self.blocked = None
             return []
-        if time.monotonic() < self._next_look:
-            return []
         try:
-            placed = self._beside_others(wishes, queue, running, over)
+            return self._beside_others(wishes, queue, running, over)
         except OSError as error:  # of the folder of the locks
-            self.blocked, placed = (wishes[0].name, str(error)), []
-        if self.blocked is not None:
-            self._next_look = time.monotonic() + LOOK
-        return placed
+            self.blocked = wishes[0].name, str(error)
+            return []
 
     def _beside_others(
         self, wishes: Sequence[Start], queue: Sequence[Demand], running: Mapping[str, Running], over: Collection[str]

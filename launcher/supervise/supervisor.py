@@ -26,10 +26,11 @@ from launcher.record.find import list_runs
 from launcher.record.journal import Status, append_event, read_events, read_status
 from launcher.record.locks import is_locked
 from launcher.record.records import Records
-from launcher.record.request import RunRequest, device_need, write_request
+from launcher.record.request import RunRequest, write_request
 from launcher.record.states import ENDED, GOOD, State
-from launcher.supervise import durations, scheduler
+from launcher.supervise import scheduler
 from launcher.supervise.placing import Placed, Placing
+from launcher.supervise.together import demand_of
 from trainer.base.errors import EXIT_FAILED, EXIT_OK
 
 POLL = 0.25
@@ -79,7 +80,7 @@ class Supervision:
         self.records = Records(submission)
         self.requests = {path.name: self.records.request(path.name) for path in self.records.run_dirs()}
         self.steps = [name for name, request in self.requests.items() if request.needs]
-        self.demands = {name: _demand(request) for name, request in self.requests.items()}
+        self.demands = {name: demand_of(request) for name, request in self.requests.items()}
         self.states: dict[str, Status] = {}
         self.queued: dict[str, None] = {}
         """The queued runs, in the order in which they were queued."""
@@ -362,21 +363,6 @@ class Supervision:
             request = with_members(request, self.submission)
             write_request(run_dir, request)
             self.requests[run_dir.name] = request
-
-
-def _demand(request: RunRequest) -> scheduler.Demand:
-    resources = request.resources
-    return scheduler.Demand(
-        request.name,
-        resources.gpus,
-        resources.cpus or 0,
-        resources.memory or 0,
-        tuple(request.needs),
-        gpu_memory=(device_need(request) or 0) if resources.gpus else 0,
-        share=request.share_gpu,
-        priority=request.priority,
-        cost=durations.cost(request),
-    )
 
 
 def run(

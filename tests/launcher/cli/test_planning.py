@@ -15,6 +15,7 @@ from pathlib import Path
 
 from launcher.host.machine import BUILT_IN
 from launcher.job import expansion, remarks, spec
+from launcher.supervise import together
 
 REPOSITORY = Path(__file__).parents[3]
 MODELS = ["resnet34", "resnet50", "efficientnet_b4", "convnext_base", "swin_base_384"]
@@ -65,7 +66,9 @@ def main() -> None:
         began, busy = time.monotonic(), time.process_time()
         job = spec.load(big_job(Path(folder)))
         planned = expansion.expand(job, machine)
-        text = json.dumps(remarks.plan_as_json(job, planned, machine), indent=2)
+        text = json.dumps(
+            remarks.plan_as_json(job, planned, machine, together.at_once(planned, machine, None)), indent=2
+        )
         seconds, busy = time.monotonic() - began, time.process_time() - busy
     peak = peak_memory()
     names = {each.request.name for each in planned}

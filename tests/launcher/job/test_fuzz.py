@@ -20,7 +20,7 @@ from launcher.host.machine import BUILT_IN, Machine
 from launcher.job import expansion, remarks, spec
 from launcher.record.journal import create_run
 from launcher.record.request import RunRequest
-from launcher.supervise import submission
+from launcher.supervise import submission, together
 
 MACHINES = [*BUILT_IN.values(), Machine("small", 2, 2**32)]
 VALID: list[dict[str, Any]] = [
@@ -142,7 +142,7 @@ def examine(content: bytes, words: list[str], settings_: list[str], machine: Mac
         try:
             job = spec.load(path, words, settings_, sections=registry.sections())
             planned = expansion.expand(job, machine)
-            remarks.plan_as_json(job, planned, machine)
+            remarks.plan_as_json(job, planned, machine, together.at_once(planned, machine, None))
         except (JobError, MachineError) as error:
             said = str(expansion.all_errors(error) if isinstance(error, JobError) else error)
             first = said.split("\n")[0]

@@ -23,6 +23,7 @@ from launcher.engines.native import engine as native_engine
 from launcher.host import machine
 from launcher.job import document, expansion, remarks, schema, spec
 from launcher.record.request import Resources, RunRequest
+from launcher.supervise import together
 
 HERE = machine.Machine("here", 8, 32 * 2**30)
 REPOSITORY = Path(__file__).parents[3]
@@ -455,7 +456,7 @@ def test_runs_that_share_a_gpu_leave_cores_for_each_other() -> None:
         job = spec.Job(spec._validate(parsed), parsed)
         planned = expansion.expand(job, gpu)
         assert planned[0].request.resources.cpus == cpus
-        assert remarks.at_once(planned, gpu, None) == parallel
+        assert together.at_once(planned, gpu, None) == parallel
         assert any("share_gpu" in line for line in remarks.before_start(job, planned, gpu)) == ("nobody" in text)
 
 
