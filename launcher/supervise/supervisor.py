@@ -26,7 +26,7 @@ from launcher.record.find import list_runs
 from launcher.record.journal import Status, append_event, read_events, read_status
 from launcher.record.locks import is_locked
 from launcher.record.records import Records
-from launcher.record.request import RunRequest, write_request
+from launcher.record.request import write_request
 from launcher.record.states import ENDED, GOOD, State
 from launcher.supervise import scheduler
 from launcher.supervise.placing import Placed, Placing
