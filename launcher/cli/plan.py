@@ -33,7 +33,7 @@ def plan(
     want = Want(load_job(words, settings), machine, gpus, cpu_only)
     chosen = choice.choose(engine, want) if engine else None
     offered = chosen.machine if chosen else want.host()
-    planned = expansion.expand(want.job, offered, cpu_only)
+    planned = expansion.expand(want.job, offered, cpu_only, runs_root)
     if offered.declared:
         expansion.check_follows(want.job, runs_root)
     else:

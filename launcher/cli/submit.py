@@ -70,7 +70,7 @@ def submit(
 
     job = load_job(words, (*settings, *engine_settings(engine, of_engines)))
     chosen = choice.choose(engine, Want(job, machine, gpus, cpu_only))
-    planned = expansion.expand(job, chosen.machine, cpu_only)
+    planned = expansion.expand(job, chosen.machine, cpu_only, runs_root)
     expansion.refuse_misfits(planned)
     expansion.check_sources(job, runs_root)
     data_dir, root = data_folder.find_data(data, planned), runs_root.resolve()

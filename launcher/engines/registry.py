@@ -6,6 +6,7 @@ Imports almost nothing: the command line asks it for names.
 
 from __future__ import annotations
 
+import errno
 import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from launcher.engines.base import Engine, QueueEngine, SupervisedEngine
     from launcher.job.schema import SectionSpec
     from launcher.record.journal import Status
+
+
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""Error numbers of a change to another user's files, or on a file system that cannot be changed."""
 
 
 @dataclass(frozen=True)
@@ -168,3 +173,9 @@ def settle(run_dir: Path, driving: bool = False) -> str | None:
         return its.trouble or (its.why_waits(run_dir) if isinstance(its, QueueEngine) else None)
     except RunError as error:
         return str(error)
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+        return (
+            "it is not running any more, as far as another user can see; only its owner's launcher can record its end"
+        )

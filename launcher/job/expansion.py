@@ -41,8 +41,8 @@ class Planned:
     """The predicted device memory of a training run."""
 
 
-def expand(job: Job, machine: Machine, cpu_only: bool = False) -> list[Planned]:
-    """Every run and step of the job, composed and checked, training runs first.
+def expand(job: Job, machine: Machine, cpu_only: bool = False, runs_root: Path | None = None) -> list[Planned]:
+    """Every run and step of the job, composed and checked, training runs first. `runs_root` keeps traces of memory.
 
     Raises JobError with every error of every run, without duplicates, each at the line of its value.
     """
@@ -83,7 +83,7 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False) -> list[Planned]:
         name = matrix.run_name(index, entry.values, keys, summary["model"])
         plain = view(composed)
         # The identity excludes the micro-batch that this adds: on another machine it is the same run.
-        fit = fitting.fit(composed, resources, machine)
+        fit = fitting.fit(composed, resources, machine, runs_root)
         request = RunRequest(
             name=name.zfill(len(name) + width - len(name.split("-")[0])),
             index=index,

@@ -53,12 +53,12 @@ class _Key(NamedTuple):
     device: str
 
 
-def fit(config: Config, resources: Resources, machine: Machine) -> Fit:
+def fit(config: Config, resources: Resources, machine: Machine, runs_root: Path | None = None) -> Fit:
     """Predict a run's memory, and choose the micro-batch that fits every device that can train the run at all, unless
     the configuration sets a micro-batch.
 
     If the table has no entry, traces a step (takes seconds), but only if a device's memory is known. Predicts nothing
-    on a CPU.
+    on a CPU. `runs_root` (None: the default one) keeps the trace for later.
     """
     training = config.training
     micro_batch = training.micro_batch or training.batch_size
@@ -72,7 +72,7 @@ def fit(config: Config, resources: Resources, machine: Machine) -> Fit:
     checkpoints = training.grad_checkpointing  # the table has no figures for it
     need, why = None if checkpoints else predict.predict(*key), ""
     if need is None and limits:
-        need, why = predict.trace(*key, predict.cache_folder(), grad_checkpointing=checkpoints)
+        need, why = predict.trace(*key, predict.cache_folder(runs_root), grad_checkpointing=checkpoints)
     if need is None:
         unknown = f"the memory of {key.model_name} at {key.img_size} px is not known: {why}"
         return Fit(micro_batch, notes=(unknown,) if why else ())

@@ -154,9 +154,9 @@ def _is_whole(estimate: dict[str, Any]) -> bool:
     return all(isinstance(estimate["precisions"][p][key], int) for p in ("fp32", "bf16") for key in keys)
 
 
-def cache_folder() -> Path:
-    """The folder for traces: the launcher's own, which no run can write to."""
-    return own_cache(Path(os.environ.get("LAUNCHER_RUNS") or "runs")) / "memory"
+def cache_folder(runs_root: Path | None = None) -> Path:
+    """The folder for traces: the launcher's own, which no run can write to. `runs_root` None: the default one."""
+    return own_cache(runs_root or Path(os.environ.get("LAUNCHER_RUNS") or "runs")) / "memory"
 
 
 def device_limit(request: RunRequest) -> int | None:

@@ -21,6 +21,7 @@ from launcher.record.trainer_files import Figures
 from launcher.results import champion
 from launcher.results.champion import Row
 from trainer.base import figures
+from trainer.base.errors import os_error
 from trainer.base.files import to_bytes
 
 if TYPE_CHECKING:
@@ -185,15 +186,27 @@ def collect(
     writer = csv.DictWriter(out, columns(), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    folders.write(submission / "leaderboard.csv", to_bytes(out.getvalue()))
+    failed = _attempt(lambda: folders.write(submission / "leaderboard.csv", to_bytes(out.getvalue())))
     ranked = [row for row in rows if row["rank"] != ""]
     trained = (row for row in ranked if row["kind"] == "train" and row["fold"] == "")
     best = next((row for row in trained if trainer_files.has(submission / row["run"], trainer_files.BEST)), None)
     folds = any(row["kind"] == "folds" or row["fold"] != "" for row in ranked)
-    line = champion.crown(
-        submission, best, place or submission.parent / "champion", replace, FOLDS_ALONE if folds else NO_FIGURE, say
-    )
-    return rows, line
+    place = place or submission.parent / "champion"
+    lines: list[str] = []
+    why_none = FOLDS_ALONE if folds else NO_FIGURE
+    kept = _attempt(lambda: lines.append(champion.crown(submission, best, place, replace, why_none, say)))
+    lines += [f"leaderboard.csv is not written: {failed}"] if failed else []
+    lines += [f"the champion is not updated: {kept}; another folder: --champion DIR"] if kept else []
+    return rows, "\n".join(lines)
+
+
+def _attempt(write: Callable[[], object]) -> str | None:
+    """Why the results cannot be written: they may be another user's, or the disk full. None if they were."""
+    try:
+        write()
+    except OSError as error:
+        return os_error(error)
+    return None
 
 
 def places(submission: Path) -> list[tuple[str, str]]:
