@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import click
 
 from launcher.cli import completion
-from launcher.cli.options import json_option, print_table, runs_option
+from launcher.cli.options import json_option, print_json, print_table, runs_option
 from launcher.remote.host_option import on_host
 
 
@@ -28,9 +27,7 @@ def collect_command(name: str | None, champion: Path | None, replace: bool, as_j
     directory = find_submission(runs_root, name)
     rows, line = collect.collect(directory.resolve(), champion, replace, lambda said: click.echo(said, err=True))
     if as_json:
-        click.echo(
-            json.dumps({"submission": directory.name, "rows": rows, "champion": line}, indent=2, ensure_ascii=False)
-        )
+        print_json({"submission": directory.name, "rows": rows, "champion": line})
         return
     print_table(leaderboard.render(rows))
     click.echo(f"{os.path.relpath(directory / 'leaderboard.csv')}\n{line}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from launcher.base import env_file
-from launcher.cli.options import json_option, runs_option
+from launcher.cli.options import json_option, print_json, runs_option
 from launcher.record.find import cache_dir
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ def doctor_command(data: str | None, as_json: bool, runs_root: Path) -> int:
 
     checks = examine(data, runs_root)
     if as_json:
-        click.echo(json.dumps([check.as_json() for check in checks], indent=2, ensure_ascii=False))
+        print_json([check.as_json() for check in checks])
     else:
         for check in checks:
             fix = f"\n               → {check.fix}" if check.fix else ""

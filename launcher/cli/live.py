@@ -209,6 +209,7 @@ def exit_code(paths: Sequence[Path]) -> int | None:
 
 
 def _was_stopped(paths: Sequence[Path]) -> bool:
-    """Whether runs were stopped on request: their launcher then ended with 130."""
+    """Whether runs were stopped on request: their launcher then ended with 130. Others were cancelled because of a run
+    that failed."""
     statuses = [read_status(path) for path in paths]
-    return any(status.state == "cancelled" and status.reason.startswith("stopped") for status in statuses)
+    return any(status.state == "cancelled" and "because" not in status.figures for status in statuses)

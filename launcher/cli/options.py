@@ -16,6 +16,7 @@ from launcher.base.text import PlainWriter, printable
 from launcher.cli import completion
 from launcher.engines import registry
 from trainer.base.errors import EXIT_USAGE
+from trainer.base.files import json_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,6 +92,11 @@ def load_job(words: tuple[str, ...], settings: tuple[str, ...]) -> Job:
         return spec.load(Path(first), rest, settings, sent, sections)
     except JobError as error:
         raise expansion.all_errors(error) from None
+
+
+def print_json(value: Any) -> None:
+    """Print JSON in UTF-8, whatever bytes the names in it have."""
+    click.echo(json_text(value, indent=2))
 
 
 def print_table(renderable: Any) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from launcher.base import env_file
-from launcher.cli.options import ENGINES, job_options, json_option, load_job, print_table, runs_option
+from launcher.cli.options import ENGINES, job_options, json_option, load_job, print_json, print_table, runs_option
 from launcher.remote.host_option import on_host
 
 
@@ -44,7 +43,7 @@ def plan(
     unchecked = readiness.check_planned(planned, data_dir, runs_root, chosen, offered)
     if as_json:
         parallel = together.at_once(planned, offered, want.job.spec.max_parallel)
-        click.echo(json.dumps(remarks.plan_as_json(want.job, planned, offered, parallel), indent=2, ensure_ascii=False))
+        print_json(remarks.plan_as_json(want.job, planned, offered, parallel))
         return
     print_table(tables.table(planned, offered))
     for line in (*((f"as {chosen.said}", *chosen.warnings) if chosen else ()), *env_file.notes(), *unchecked):
@@ -73,7 +72,7 @@ def matrix(machine: str | None, memory: str | None, as_json: bool) -> None:
     if machine in compatibility.ENVIRONMENTS:
         environment = str(machine)
     if as_json:
-        click.echo(json.dumps(combinations.as_json(chosen, environment), indent=2, ensure_ascii=False))
+        print_json(combinations.as_json(chosen, environment))
         return
     click.echo(chosen.describe())
     print_table(combinations.render(chosen, environment))

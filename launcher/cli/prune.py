@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launcher.base.sizes import show_size
-from launcher.cli.options import json_option, print_table, runs_option
+from launcher.cli.options import json_option, print_json, print_table, runs_option
 from launcher.remote.host_option import on_host
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def cache_ls(as_json: bool, runs_root: Path) -> None:
     """List the caches: data folder, image size, disk space, last use."""
     caches = _found(runs_root)
     if as_json:
-        click.echo(json.dumps([_plain(cache) for cache in caches], indent=2))
+        print_json([_plain(cache) for cache in caches])
     elif caches:
         print_table(cache_table(caches))
     else:
@@ -62,7 +61,7 @@ def cache_prune(days: float, everything: bool, yes: bool, as_json: bool, runs_ro
     old = time.time() - days * DAY
     caches = [cache for cache in _found(runs_root) if not cache.in_use and (everything or cache.used <= old)]
     if as_json:
-        click.echo(json.dumps([_plain(cache) for cache in caches], indent=2))
+        print_json([_plain(cache) for cache in caches])
     elif caches:
         print_table(cache_table(caches))
     else:
@@ -132,7 +131,7 @@ def prune_command(yes: bool, as_json: bool, runs_root: Path) -> int:
     waste, remarks = prune.find_waste(runs_root)
     if as_json:
         listed = [{"what": w.what, "bytes": w.size, "why": w.why} for w in waste]
-        click.echo(json.dumps({"found": listed, "remarks": remarks}, indent=2, ensure_ascii=False))
+        print_json({"found": listed, "remarks": remarks})
     else:
         print_table(waste_table(waste)) if waste else click.echo("nothing to free")
         for remark in remarks:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -10,7 +9,7 @@ import click
 from launcher.base.errors import EXIT_INTERRUPTED, RefusedError, watching
 from launcher.base.sizes import listed
 from launcher.cli import completion
-from launcher.cli.options import json_option, print_table, runs_option, shown
+from launcher.cli.options import json_option, print_json, print_table, runs_option, shown
 from launcher.remote.host_option import on_host
 from trainer.base.errors import EXIT_FAILED, EXIT_OK
 
@@ -36,7 +35,7 @@ def status(name: str | None, as_json: bool, watched: bool, runs_root: Path) -> i
             code = live.watch_submission(directory, as_json)
         seen = watch.status_json(directory)
     if as_json:
-        click.echo(json.dumps(seen, indent=2, ensure_ascii=False))
+        print_json(seen)
         return code
     None if watched else print_table(watch.status_table(seen))
     if seen["waits"] and not any(run["state"] == "queued" for run in seen["runs"]):

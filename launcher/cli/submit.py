@@ -85,6 +85,7 @@ def submit(
     queue = chosen.engine if isinstance(chosen.engine, QueueEngine) else None
     notes = [] if queue else together.lines(job, planned, chosen.machine)
     notes += [] if queue else remarks.before_start(job, planned, chosen.machine, chosen.contained)
+    notes += ["note: --detach has no effect: this command returns immediately"] if queue and detach else []
     notes += [*env_file.notes(), *unchecked]
     notes += remarks.unset_variables(job, os.environ)
     notes += chosen.engine.remarks(new, root, chosen)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import click
 
 from launcher.base.errors import watching
 from launcher.base.sizes import show_size
-from launcher.cli.options import json_option, print_table
+from launcher.cli.options import json_option, print_json, print_table
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -29,7 +28,7 @@ def top(once: bool, as_json: bool) -> None:
 
     with watching():
         if as_json:
-            click.echo(json.dumps(look(), indent=2, ensure_ascii=False))
+            print_json(look())
         elif once or not sys.stdout.isatty():
             print_table(render(look()))
         else:

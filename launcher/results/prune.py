@@ -3,6 +3,7 @@ images."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from functools import partial
@@ -18,6 +19,8 @@ from launcher.record.states import GOOD
 from launcher.record.trainer_files import RESUME
 from trainer.base.errors import os_error
 
+RESERVED = re.compile(r"-\d{8}-\d{6}(-\d+)?$")
+"""End of a submission's name. `submit` first creates an empty folder of that name."""
 ABANDONED = 3600
 """A submission in creation without a new file for this many seconds counts as abandoned."""
 
@@ -52,9 +55,14 @@ def _checkpoints(runs_root: Path, remarks: list[str]) -> list[Waste]:
 def _half_made(runs_root: Path, remarks: list[str]) -> list[Waste]:
     """Incomplete submissions of a `submit` that was killed."""
     waste = []
-    for folder in sorted(runs_root.glob(f"{BUILDING}*")):
+    reserved = (path for path in runs_root.glob("[!.]*") if RESERVED.search(path.name))
+    for folder in sorted([*runs_root.glob(f"{BUILDING}*"), *reserved]):
         try:
             if time.time() - folder.stat().st_mtime < ABANDONED:
+                continue
+            if not folder.name.startswith(BUILDING):
+                if not any(folder.iterdir()):
+                    waste.append(Waste(folder.name, 0, "its submit was killed", folder.rmdir))
                 continue
             size = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
         except OSError as error:

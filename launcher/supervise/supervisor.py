@@ -239,7 +239,7 @@ class Supervision:
             return
         for name in list(self.queued):
             reason = f"{failed} is {self.states[failed].state} (on_failure: stop)"
-            self._set(name, self._append(name, "cancelled", reason=reason))
+            self._set(name, self._append(name, "cancelled", reason=reason, because=failed))
 
     def _advance(self) -> tuple[str | None, str | None]:
         """Start what can start. Returns a note on the whole submission, and why queued runs wait for others; None:
@@ -301,7 +301,7 @@ class Supervision:
             failed = [need for need in self.requests[name].needs if self._failed_step(need)]
             if name in self.queued and failed:
                 reason = f"'{failed[0]}' {self.states[failed[0]].state}: the step has no input"
-                self._set(name, self._append(name, "cancelled", reason=reason))
+                self._set(name, self._append(name, "cancelled", reason=reason, because=failed[0]))
 
     def _failed_step(self, need: str) -> bool:
         return self.requests[need].kind != "train" and self.states[need].state in ENDED - GOOD

@@ -89,10 +89,11 @@ class _Advance:
             lost = [n for n in self.requests[name].needs if self.requests[n].kind != "train"]
             lost = [need for need in lost if self.states[need].state in bad]
             if failed is not None and self.on_failure == "stop":
-                self._append(name, "cancelled", None, f"{failed} is {self.states[failed].state} (on_failure: stop)")
+                reason = f"{failed} is {self.states[failed].state} (on_failure: stop)"
+                self._append(name, "cancelled", None, reason, because=failed)
             elif lost:
                 reason = f"'{lost[0]}' {self.states[lost[0]].state}: the step has no input"
-                self._append(name, "cancelled", None, reason)
+                self._append(name, "cancelled", None, reason, because=lost[0])
 
     # -- requests to Slurm
 

@@ -54,3 +54,20 @@ def test_prune_goes_on_past_runs_that_it_may_not_look_at(tmp_path: Path, monkeyp
         assert [waste.what for waste in leftovers.leftovers(client, remarks)] == ["container over"]  # type: ignore[arg-type]
         assert settled == expected
         assert len(remarks) == 2 and "container closed stays" in remarks[0] and "docker rm -f away" in remarks[1]
+
+
+def test_an_empty_folder_that_a_killed_submit_reserved_goes(lab: Lab) -> None:
+    for name in ("job-20261130-101500", "job-20261130-101500-2", "notes", "full-20261130-101500"):
+        (lab.runs / name).mkdir(parents=True)
+        if name.startswith("full"):
+            (lab.runs / name / "mine.txt").write_text("x")
+        os.utime(lab.runs / name, (time.time() - 7200,) * 2)
+    (lab.runs / "young-20261130-101500").mkdir()
+    found = json.loads(lab.launcher("prune", "--json").stdout)["found"]
+    assert [item["what"] for item in found] == ["job-20261130-101500", "job-20261130-101500-2"]
+    assert lab.launcher("prune", "--yes").returncode == 0
+    assert sorted(path.name for path in lab.runs.glob("[!.]*")) == [
+        "full-20261130-101500",
+        "notes",
+        "young-20261130-101500",
+    ]
