@@ -23,16 +23,26 @@ EXIT_TAKEN = 1
 
 
 class StopSignals:
-    """Counts the requests to stop this process."""
+    """Counts the requests to stop this process: each SIGINT, and SIGTERM once, because several may ask for the same
+    (`launcher stop`, the supervisor, the system)."""
 
     def __init__(self) -> None:
-        self.times = 0
+        self._interrupts = 0
+        self._terminated = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._count)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # closing the terminal does not end the run
 
+    @property
+    def times(self) -> int:
+        """The number of requests."""
+        return self._interrupts + self._terminated
+
     def _count(self, number: int, frame: FrameType | None) -> None:
-        self.times += 1
+        if number == signal.SIGINT:
+            self._interrupts += 1
+        else:
+            self._terminated = True
 
 
 class Overseer:

@@ -57,7 +57,7 @@ def test_all_that_a_trainer_leaves_ends_with_it(lab: Lab, bystander: subprocess.
 @linux
 @pytest.mark.parametrize("end", ["kill -9", "stop", "timeout", "second Ctrl-C"])
 def test_all_that_a_trainer_leaves_ends_whatever_ends_it(lab: Lab, end: str) -> None:
-    lab.plan = {"*": {"leave": KINDS, "seconds": 300, "stubborn": end == "second Ctrl-C"}}
+    lab.plan = {"*": {"leave": KINDS, "seconds": 300, "saving": 1, "stubborn": end == "second Ctrl-C"}}
     limit = "timeout: 1s\n" if end == "timeout" else ""
     process = lab.start("submit", lab.job(seeds(1, limit)), lab.machine())
     (begin,) = wait_for(lambda: lab.journal("all left") and lab.journal("begin"), "a run")
@@ -73,6 +73,8 @@ def test_all_that_a_trainer_leaves_ends_whatever_ends_it(lab: Lab, end: str) -> 
     process.wait(60)
     expected = {"kill -9": "lost", "timeout": "timed_out"}.get(end, "cancelled")
     assert lab.status("1").state == expected
+    if end == "stop":  # the command and the supervisor both ask the run to end: that is one request
+        assert lab.status("1").reason == "stopped on request; last.ckpt is kept"
     assert not alive(lab.left()) and not is_run_locked(run_dir(lab))
 
 

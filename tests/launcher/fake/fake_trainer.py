@@ -46,6 +46,7 @@ def note(what: str) -> None:
 def stop(number: int, frame: object) -> None:
     if plan.get("stubborn"):
         return
+    time.sleep(plan.get("saving", 0))
     (run_dir / "last.ckpt").write_text("state")
     note("stopped")
     sys.exit(143)
