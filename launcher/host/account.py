@@ -171,7 +171,10 @@ def claim(share: Share) -> GpuLock:
     """Enter the share into the account. It lasts as long as any copy of the lock's descriptor. Raises OSError."""
     content = json.dumps({key: value for key, value in asdict(share).items() if key not in ("file", "uid", "locked")})
     for number in range(_SHARES):
-        descriptor = gpu_locks.open_file(f"share-{os.getuid()}-{number}", 0o644)
+        try:
+            descriptor = gpu_locks.open_file(f"share-{os.getuid()}-{number}", 0o644)
+        except gpu_locks.NoLockFileError:  # another user put it there
+            continue
         mine = os.fstat(descriptor).st_uid == os.getuid()
         if mine and gpu_locks.lock(descriptor, fcntl.LOCK_EX) and _is_free(descriptor, share.directory):
             os.ftruncate(descriptor, 0)

@@ -121,6 +121,10 @@ def open_lock(gpu: str) -> int:
     return open_file(gpu if gpu.isalnum() else hashlib.sha256(gpu.encode()).hexdigest()[:24])
 
 
+class NoLockFileError(OSError):
+    """Something else has the name of a lock file."""
+
+
 def open_file(name: str, mode: int = 0o666) -> int:
     """Open the file `<name>.lock` in the folder of the locks; create it with this mode if it is missing. Any user may
     have made the folder and its files, so no link is followed. Raises OSError."""
@@ -136,11 +140,15 @@ def open_file(name: str, mode: int = 0o666) -> int:
                     break
                 except PermissionError:
                     continue
+                except OSError as error:
+                    if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
+                        raise NoLockFileError(f"{path}: not a regular file; remove it") from None
+                    raise
                 status = os.fstat(descriptor)
                 if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
                     return descriptor
                 os.close(descriptor)
-                raise OSError(f"{path}: not a regular file; remove it")
+                raise NoLockFileError(f"{path}: not a regular file; remove it")
             try:
                 descriptor = os.open(path.name, os.O_RDWR | os.O_CREAT | os.O_EXCL | flags, mode, dir_fd=folder)
             except FileExistsError:
@@ -199,4 +207,6 @@ def why_taken(gpu: str, index: int | None) -> str | None:
     if held_by is not None:
         return f"held by {held_by}"
     used = nvml.memory_of_processes(index, gpu) if index is not None else 0
+    if used is None:
+        return "in use by other processes, which use an unknown amount of memory"
     return f"{used / 2**30:.1f} GiB in use by other processes" if used > FOREIGN_USE else None

@@ -56,9 +56,16 @@ class GpuUse:
         return label(self.index, self.instance)
 
 
+_open: Any = None
+"""The initialised NVML of the `session` that this process is in."""
+
+
 @contextmanager
 def _library() -> Iterator[Any]:
     """The initialised NVML. Raises NVML's errors or import errors, which have no common base class."""
+    if _open is not None:
+        yield _open
+        return
     import pynvml
 
     pynvml.nvmlInit()
@@ -71,10 +78,15 @@ def _library() -> Iterator[Any]:
 @contextmanager
 def session() -> Iterator[None]:
     """Within it, NVML is initialised once and not for each question. Without a driver it does nothing."""
+    global _open
     with ExitStack() as stack:
+        before = _open
         with suppress(Exception):
-            stack.enter_context(_library())
-        yield
+            _open = stack.enter_context(_library())
+        try:
+            yield
+        finally:
+            _open = before
 
 
 def inventory() -> list[Device]:
@@ -153,14 +165,33 @@ def _gpu_use(nvml: Any, index: int, instance: int | None, handle: Any) -> GpuUse
     )
 
 
-def memory_of_processes(index: int, uuid: str = "") -> int:
+def memory_of_processes(index: int, uuid: str = "") -> int | None:
     """Bytes that compute processes use on the GPU `index`, or on the MIG instance `uuid` of it. 0 if the driver does
-    not report it, since that is no reason to refuse a GPU."""
+    not report processes, since that is no reason to refuse a GPU.
+
+    If it does not report how much one of them uses (from another PID namespace, in a container): the bytes in use on
+    the device; None if they are not reported either.
+    """
     with suppress(Exception), _library() as nvml:
         handle = nvml.nvmlDeviceGetHandleByUUID(uuid) if uuid.startswith(MIG) else _handle(nvml, index)
         processes: Iterable[object] = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
-        return sum(int(getattr(process, "usedGpuMemory", 0) or 0) for process in processes)
+        sizes = [getattr(process, "usedGpuMemory", None) for process in processes]
+        known = [size for size in sizes if isinstance(size, int) and 0 <= size < _UNKNOWN]
+        return sum(known) if len(known) == len(sizes) else _memory_in_use(nvml, handle)
     return 0
+
+
+_UNKNOWN = 2**63
+"""Sizes from here on are NVML's words for "not available", in versions of pynvml that pass them on."""
+
+
+def _memory_in_use(nvml: Any, handle: Any) -> int | None:
+    """Bytes in use on the device, without what the driver reserves for itself if it says so; None if unknown."""
+    with suppress(Exception):
+        return int(nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2).used)
+    with suppress(Exception):
+        return int(nvml.nvmlDeviceGetMemoryInfo(handle).used)
+    return None
 
 
 def driver_cuda() -> tuple[int, int] | None:

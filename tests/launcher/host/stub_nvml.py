@@ -14,12 +14,12 @@ class NVMLError(Exception):
 
 
 class _Memory:
-    def __init__(self, gib: float) -> None:
-        self.total, self.used = int(gib * 2**30), 0
+    def __init__(self, gib: float, used: int) -> None:
+        self.total, self.used = int(gib * 2**30), used
 
 
 class _Process:
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int | None) -> None:
         self.usedGpuMemory = size
 
 
@@ -60,7 +60,7 @@ def nvmlDeviceGetUUID(handle: dict) -> str:
 
 
 def nvmlDeviceGetMemoryInfo(handle: dict) -> _Memory:
-    return _Memory(handle["gib"])
+    return _Memory(handle["gib"], handle.get("used", 0))
 
 
 def nvmlDeviceGetUtilizationRates(handle: dict) -> None:

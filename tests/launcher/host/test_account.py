@@ -122,8 +122,12 @@ def test_what_lies_in_the_folder_is_not_believed(folder: Path, tmp_path: Path) -
         (folder / f"share-{uid}-{number}.lock").write_text(content)
     (folder / f"share-{uid + 1}-0.lock").write_text(json.dumps(share))  # of a user that did not write it
     assert [share.directory for share in account.shares()] == ["/runs/one/001-a"]
-    with pytest.raises(OSError, match="not a regular file; remove it"):
-        account.claim(Share("/runs/one/002-b"))
+    second = account.claim(Share("/runs/one/002-b"))
+    assert len(account.shares()) == 2, "it takes the next file"
+    second.close()
+    (folder / "gpu0.lock").symlink_to(secret)
+    with pytest.raises(OSError, match=r"gpu0\.lock: not a regular file; remove it"):
+        gpu_locks.acquire("gpu0", "x")
     assert secret.read_text() == "secret" and secret.stat().st_mode & 0o777 == 0o600
     lock.close()
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.host import gpu_locks
-from launcher.record.find import find_run
+from launcher.engines import registry
+from launcher.host import account, gpu_locks
+from launcher.record.find import find_run, list_runs
 from launcher.record.folders import state_folder
 from tests.docker_engine import Dockerd
 from tests.launcher.boxes import containers, job, journal, one_container
@@ -83,6 +84,34 @@ def test_a_gpu_whose_launcher_was_killed_stays_taken(box: Lab, dockerd: Dockerd,
     assert len(journal(box, "begin")) == 1
     (box.root / "data" / "gate").touch()
     assert second.wait(60) == 0
+
+
+def test_memory_of_a_container_whose_launcher_was_killed_stays_taken(box: Lab, dockerd: Dockerd, image: str) -> None:
+    """By its engine, also for native runs; the launcher that adopts it holds its share again."""
+    box.plan = {"*": {"until": "/data/gate"}}
+    text, machine = job(box, image, 1, "resources: {memory: 40g, cpus: 1}\n"), box.machine()
+    process = box.start("submit", text, "--engine", "docker", machine)
+    wait_for(lambda: journal(box, "begin"), "a run")
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    first = box.submission()
+    second = box.start("submit", text, "--engine", "docker", machine)
+    word = f"waiting: it needs 40 GiB of memory; 40 GiB of 64 GiB are used by {first.name}/"
+    assert second.stdout is not None
+    wait_for(lambda: word in (second.stdout.readline() or ""), "word of the wait")
+    assert [share.locked for share in account.shares()] == [False]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DOCKER_HOST", box.environment["DOCKER_HOST"])
+        asked = registry.engine("docker")
+        assert asked.still_runs({str(first / "x"), *(str(path) for path in first.iterdir())}) == {
+            str(path) for path in list_runs(first)
+        }
+    resumed = box.start("resume", first.name, machine)
+    wait_for(lambda: [share.locked for share in account.shares()] == [True], "its share to be held again")
+    assert len(journal(box, "begin")) == 1
+    (box.root / "data" / "gate").touch()
+    assert resumed.wait(60) == 0 and second.wait(60) == 0
+    assert account.shares() == []
 
 
 def test_containers_that_share_a_gpu_keep_it_after_their_launcher_was_killed(
