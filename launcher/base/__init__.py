@@ -1,1 +1,1 @@
-"""Used by all other packages: sizes and durations as text, and every error with its exit code."""
+"""Used by all other packages: text of others, sizes and durations, YAML, .env, and every error with its exit code."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.cli import tables, watch
+from launcher.cli import live, tables, watch
 from launcher.cli.options import new_console
 from launcher.record.journal import Status, append_event, create_run
 from launcher.record.request import RunRequest
@@ -103,7 +103,7 @@ def test_lines_and_tables_are_clean(capsys: pytest.CaptureFixture[str], monkeypa
     )
     sys.stdout.flush()
     printed = raw.getvalue()
-    assert printed.count(b"died") == 3 and b"\x1b" not in printed and b"owned" not in printed
+    assert printed.count(b"died") == 4 and not {0x1B, 7} & set(printed) and b"\xc2\x9b" not in printed
     assert leaderboard.MARK
 
 
@@ -117,3 +117,15 @@ def test_submit_takes_a_data_folder_of_any_bytes(lab: Lab) -> None:
     assert done.returncode == 0, done.stderr
     (begin,) = lab.journal("begin")
     assert begin["env"]["DATA_DIR"] == folder
+
+
+def test_the_exit_code_comes_from_the_record_and_not_from_the_words_of_a_reason(tmp_path: Path) -> None:
+    paths = [tmp_path / "s" / name for name in ("001-a", "002-b")]
+    for path in paths:
+        create_run(path, RunRequest(path.name, 1, "train", ["train"]))
+    append_event(paths[0], "failed", reason="stopped: out of paper")
+    append_event(paths[1], "cancelled", reason="stopped-a is failed (on_failure: stop)", because="stopped-a")
+    assert live.exit_code(paths) == 1
+    append_event(paths[1], "queued", 2)
+    append_event(paths[1], "cancelled", reason="ended on request")
+    assert live.exit_code(paths) == 130
