@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from launcher.cli.options import json_option, print_json, runs_option
 from launcher.record.find import cache_dir
 
 if TYPE_CHECKING:
+    from launcher.engines.base import Engine
     from launcher.host.checks import Check
 
 
@@ -45,7 +47,7 @@ def examine(data: str | None, runs_root: Path) -> list[Check]:
     for name in registry.ENGINES:
         engine = registry.engine(name)
         its = engine.checks(runs_root)
-        of_engines += its
+        of_engines += [*its, *_of_data(engine, data, runs_root, its)]
         packages_needed = packages_needed and not engine.needs_no_packages(its)
     before = checks.before_engines(data, runs_root, packages_needed)
     if data:  # else a look at its top level is enough
@@ -83,3 +85,21 @@ def _weights(runs_root: Path) -> Check:
         fix = f"NAME.safetensors in {folder}, model.weights=FILE, or model.pretrained=false"
         return Check("weights", "note", f"{have}; {why}", fix)
     return Check("weights", "ok", f"{have}; others come from the hub")
+
+
+def _of_data(engine: Engine, data: str | None, runs_root: Path, its: Sequence[Check]) -> list[Check]:
+    """Whether runs of an engine that works could read the data folder."""
+    from launcher.base.errors import RunError
+    from launcher.host.checks import Check
+
+    if (
+        not data
+        or not Path(data).is_dir()
+        or not any((check.what, check.level) == (engine.name, "ok") for check in its)
+    ):
+        return []
+    try:
+        found = engine.check_data(data, runs_root)
+    except RunError as error:
+        return [Check("data", "missing", f"{engine.where}: {error}")]
+    return [Check("data", "note", f"{engine.where}: {note.removeprefix('note: ')}") for note in found]

@@ -38,15 +38,15 @@ def plan(
     else:
         expansion.check_sources(want.job, runs_root)
     data_dir = data_folder.find_data(data, planned) if data else None
-    if chosen and data_dir:
-        chosen.engine.check_data(data_dir, runs_root)
+    data_notes = chosen.engine.check_data(data_dir, runs_root) if chosen and data_dir else []
     unchecked = readiness.check_planned(planned, data_dir, runs_root, chosen, offered)
     if as_json:
         parallel = together.at_once(planned, offered, want.job.spec.max_parallel)
         print_json(remarks.plan_as_json(want.job, planned, offered, parallel))
         return
     print_table(tables.table(planned, offered))
-    for line in (*((f"as {chosen.said}", *chosen.warnings) if chosen else ()), *env_file.notes(), *unchecked):
+    engine_notes = (f"as {chosen.said}", *chosen.warnings, *data_notes) if chosen else ()
+    for line in (*engine_notes, *env_file.notes(), *unchecked):
         click.echo(line)
     queue = chosen is not None and isinstance(chosen.engine, QueueEngine)
     for line in () if queue else together.lines(want.job, planned, offered):

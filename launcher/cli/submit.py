@@ -74,21 +74,21 @@ def submit(
     expansion.refuse_misfits(planned)
     expansion.check_sources(job, runs_root)
     data_dir, root = data_folder.find_data(data, planned), runs_root.resolve()
-    if data_dir:
-        chosen.engine.check_data(data_dir, runs_root)
+    data_notes = chosen.engine.check_data(data_dir, runs_root) if data_dir else []
     completed = chosen.engine.completed(submission.complete(planned, root, data_dir, chosen), job, chosen)
     equal, serving = reuse.split(completed, root, fresh, reuse_stale)
     new = [request for request in completed if request.name not in serving]
     chosen.engine.check_requests(new, job)
     unchecked = readiness.check(new, root, chosen)
     directory = submission.create(job, completed, serving, root, data_dir, chosen)
+    chosen.engine.created(directory)
     queue = chosen.engine if isinstance(chosen.engine, QueueEngine) else None
     notes = [] if queue else together.lines(job, planned, chosen.machine)
     notes += [] if queue else remarks.before_start(job, planned, chosen.machine, chosen.contained)
     notes += ["note: --detach has no effect: this command returns immediately"] if queue and detach else []
     notes += [*env_file.notes(), *unchecked]
     notes += remarks.unset_variables(job, os.environ)
-    notes += chosen.engine.remarks(new, root, chosen)
+    notes += [*data_notes, *chosen.engine.remarks(new, root, chosen)]
     notes += remarks.reused_runs(equal, serving)
     if detach and not queue:
         detached.detach(directory, gpus, machine)
@@ -154,6 +154,7 @@ def resume(
     if detach:
         click.echo(detached.detach(directory, gpus, machine, take_over))
         return 0
+    chosen.engine.created(directory)
     return _drive(directory, chosen, requeue, take_over)
 
 

@@ -106,9 +106,9 @@ class Engine(ABC):
         Raises UnofferedError if it does not accept the job, and RunError or JobError if no other engine should either.
         """
 
-    def check_data(self, data_dir: str, runs_root: Path) -> None:
-        """Raise RunError if runs could not read the data folder."""
-        return  # by default runs have the launcher's user, who can read it
+    def check_data(self, data_dir: str, runs_root: Path) -> list[str]:
+        """Notes on how runs read the data folder. Raises RunError if they could not read it."""
+        return []  # by default runs have the launcher's user, who can read it
 
     def completed(self, requests: Sequence[RunRequest], job: Job, choice: Choice) -> list[RunRequest]:
         """The requests, completed with this engine's details before they are compared with earlier runs."""
@@ -117,6 +117,10 @@ class Engine(ABC):
     def check_requests(self, requests: Sequence[RunRequest], job: Job) -> None:
         """Raise JobError or RunError if the engine would refuse these runs. Called last, just before their creation."""
         return  # by default every checked job is accepted
+
+    def created(self, submission: Path) -> None:
+        """Called when a submission has been created or is about to continue: keep what its runs need on the engine."""
+        return  # by default a run needs nothing that others could remove
 
     def remarks(self, requests: Sequence[RunRequest], runs_root: Path, choice: Choice) -> list[str]:
         """Notes to the user before these runs start."""

@@ -11,10 +11,11 @@ from typing import Any
 from launcher.base.sizes import show_size
 from launcher.base.text import printable
 from launcher.record import trainer_files
-from launcher.record.request import RunRequest
+from launcher.record.request import Kind, RunRequest
 from launcher.record.states import State
 from launcher.record.trainer_files import RESUME
 from trainer.base.errors import EXIT_DATA, EXIT_DEVICE_MEMORY, EXIT_OK, EXIT_STOPPED, EXIT_USAGE
+from trainer.base.figures import MAIN
 
 GRACE = 30.0
 """Seconds between SIGTERM and SIGKILL: time to finish the current step and save last.ckpt."""
@@ -80,7 +81,8 @@ def verdict(
         if trainer_files.has(run_dir, RESUME)
         else "no checkpoint: a resume starts from the beginning"
     )
-    if code == EXIT_OK:
+    missing = missing_results(request, run_dir) if code == EXIT_OK else ""
+    if code == EXIT_OK and not missing:
         return "succeeded", ""
     if timed_out:
         return "timed_out", f"the time limit of {request.timeout:g} s was reached (timeout: in the job file)"
@@ -88,6 +90,8 @@ def verdict(
         return "cancelled", f"stopped on request; {kept}"
     if lack_of_memory:
         return "out_of_host_memory", lack_of_memory
+    if missing:
+        return "failed", f"ended with exit code 0, but {missing}"
     if code == -signal.SIGKILL:
         return "lost", "killed by SIGKILL from outside"
     if code == EXIT_DEVICE_MEMORY:
@@ -96,6 +100,25 @@ def verdict(
         return "lost", f"stopped from outside (docker stop, kill, or a shutdown of the host); {kept}"
     words = {EXIT_USAGE: "bad configuration", EXIT_DATA: "bad data"}
     return "failed", words.get(code) or (f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}")
+
+
+RESULTS: Mapping[Kind, tuple[str, ...]] = {
+    "train": ("metrics.json", "best.ckpt"),
+    "ensemble": ("metrics.json", "ensemble.json"),
+    "predict": ("submission.csv",),
+    "analyze": ("analysis_results/report.html",),
+}
+"""The files that a run of each kind leaves if it has succeeded: what later steps, `collect` and people read."""
+
+
+def missing_results(request: RunRequest, run_dir: Path) -> str:
+    """Which of its results a run has not left, for a message; empty if it has left all."""
+    bad = [name for name in RESULTS[request.kind] if not trainer_files.size(run_dir, name)]
+    if bad:
+        return f"left no {' and no '.join(bad)}"
+    if request.kind == "train" and trainer_files.read_metrics(run_dir).get(MAIN) is None:
+        return f"its metrics.json has no number {MAIN}"
+    return ""
 
 
 def last_error(run_dir: Path, begin: int = 0) -> str:

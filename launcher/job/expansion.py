@@ -19,6 +19,7 @@ from launcher.memory import fitting
 from launcher.record import reuse
 from launcher.record.find import find_submission, fits
 from launcher.record.request import Resources, Retry, RunRequest
+from trainer.base import loading
 from trainer.base.errors import ConfigError, nearest
 from trainer.config import timm_models
 from trainer.config.compose import compose
@@ -98,6 +99,7 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False, runs_root: Path |
             configuration=folds.configuration(words) if composed.data.folds else "",
             config=summary,
             predicted_memory=fit.predicted,
+            loader_shm=_loader_shm(composed, resources, machine),
         )
         if fit.why_not and not why_not:
             key = next((key for key in ("data.img_size", "model.name", "model", "data") if key in origins), "")
@@ -108,6 +110,14 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False, runs_root: Path |
     if errors:
         raise JobError(in_order(errors))
     return planned + _steps(job, [p.request for p in planned], resources)
+
+
+def _loader_shm(config: Config, resources: Resources, machine: Machine) -> int:
+    """Bytes of shared memory that the loader of a training run fills at most."""
+    training, device = config.training, "cuda" if resources.gpus and not machine.mps else "cpu"
+    images, available = training.micro_batch or training.batch_size, int(resources.cpus or machine.cpus)
+    devices = config.devices or max(1, resources.gpus)
+    return loading.shared_bytes(training.num_workers, images, config.data.img_size, device, devices, available)
 
 
 def all_errors(error: JobError) -> JobError:
@@ -128,6 +138,7 @@ def _common(job: Job) -> dict[str, Any]:
         "image": spec.image,
         "network": None if spec.network == "auto" else spec.network,
         "memory_place": f"{job.document.place(('resources', 'memory'))}" if spec.resources.memory != "auto" else "",
+        "shm_place": job.document.place(("resources", "shm") if spec.resources.shm != "auto" else ("resources",)),
         "timeout": spec.timeout,
         "retry": Retry(spec.retry.attempts, tuple(spec.retry.on), spec.retry.backoff),
         "share_gpu": spec.resources.share_gpu,
@@ -340,6 +351,7 @@ def _steps(job: Job, trained: Sequence[RunRequest], resources: Resources) -> lis
             needs=needs,
             select=select,
             resources=resources,
+            loader_shm=max((run.loader_shm for run in trained), default=0),
             **_common(job),
             config={"model": step.args.get("method", "soft_voting") if step.step == "ensemble" else step.step},
         )

@@ -80,7 +80,23 @@ def before_start(job: Job, planned: Sequence[Planned], machine: Machine, contain
         lines.append(
             f"note: resources.{' and resources.'.join(limited)}: used to schedule native runs, but not enforced"
         )
+    if contained:
+        lines += _little_shared_memory(job, planned)
     return lines
+
+
+def _little_shared_memory(job: Job, planned: Sequence[Planned]) -> list[str]:
+    """The note on runs whose loader may fill more than resources.shm."""
+    given = max((p.request.resources.shm or 0 for p in planned), default=0)
+    short = [p.request for p in planned if p.request.kind == "train" and p.request.loader_shm > given]
+    if not given or not short:
+        return []
+    need = max(request.loader_shm for request in short)
+    return [
+        f"note: {job.document.place(('resources', 'shm'))}: resources.shm: {show_size(given)}, but the image loading "
+        f"processes of {len(short)} of {len(planned)} runs may fill {show_size(need)}: remove it (auto), or lower "
+        "training.num_workers"
+    ]
 
 
 def unset_variables(job: Job, environment: Mapping[str, str]) -> list[str]:

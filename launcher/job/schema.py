@@ -119,7 +119,8 @@ class ResourcesSpec(_Strict):
     )
     shm: Size = Field(
         "auto",
-        description="shared memory for loader workers; container engines enforce it. auto: half of memory, else 1g",
+        description="shared memory for loader workers; container engines enforce it. auto: what the loader fills at "
+        "most (workers × prefetched batches × batch), at least half of memory and 1g",
     )
 
 

@@ -65,7 +65,13 @@ class RunRequest:
     """timm's name of the model whose weights are downloaded from a hub."""
     memory_place: str = ""
     """File and line of `resources.memory` in the job."""
+    shm_place: str = ""
+    """File and line of `resources.shm` in the job; if it is auto, those of `resources`."""
+    loader_shm: int = 0
+    """Bytes of shared memory that the run's loader fills at most: see `trainer.base.loading`."""
     data_dir: str | None = None
+    links: dict[str, str] = field(default_factory=dict)
+    """Of a container: where links of its data lead, by the container's path → the path on this host."""
     cwd: str | None = None
     timeout: float | None = None
     retry: Retry = field(default_factory=Retry)

@@ -16,26 +16,16 @@ def available() -> int:
     return max(1, min(affine, int(quota) if quota else affine))
 
 
-def workers(asked: int | None, device: str, devices: int = 1) -> int:
-    """Image loading processes for each of `devices`: `asked`, or a number from the cores.
+def workers(asked: int | None, device: str, devices: int = 1, own: int | None = None) -> int:
+    """Image loading processes for each of `devices`: `asked`, or a number from the cores (`own`; None: those of this
+    process).
 
     With a GPU the training process needs one core, and loading gets the others, up to `MOST_WORKERS`. On a CPU training
     is the bottleneck, not loading. So there is one process per eight cores, at least one: images are ready in time.
     """
     if asked is not None:
         return asked
-    share = available() // devices
+    share = (available() if own is None else own) // devices
     if device == "cpu":
         return max(1, share // 8)
     return max(1, min(MOST_WORKERS, share - 1))
-
-
-def limit_threads() -> None:
-    """Limit this process's threads to the `available` cores, unless OMP_NUM_THREADS is set. Libraries count all cores
-    of the machine: in a container with 2 of 64 cores they would start 64 threads."""
-    import cv2
-    import torch
-
-    cv2.setNumThreads(0)  # processes load images
-    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > available():
-        torch.set_num_threads(available())

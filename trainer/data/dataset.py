@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from trainer.data.table import Table
 from trainer.images.decode import Images
@@ -37,6 +37,12 @@ class ImageDataset(Dataset[tuple[torch.Tensor, int, int]]):
 
 
 def collate(items: list[tuple[torch.Tensor, int, int]]) -> list[torch.Tensor]:
-    """Images (N, 3, S, S) uint8 in channels-last memory layout (fast for convolutions), targets (N,) and rows (N,)."""
+    """Images (N, 3, S, S) uint8 in channels-last memory layout (fast for convolutions), targets (N,) and rows (N,).
+
+    In a loading process all three are in shared memory when it returns. Otherwise a thread of that process would move
+    them there, and on a full /dev/shm it would drop the batch, for which the run then waits without end.
+    """
     images, targets, rows = default_collate(items)
+    if get_worker_info() is not None:
+        targets, rows = targets.share_memory_(), rows.share_memory_()
     return [images.permute(0, 3, 1, 2), targets, rows]

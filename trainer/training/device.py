@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trainer.base import cores
 from trainer.base.errors import ConfigError, DeviceMemoryError, TrainerError
 from trainer.config.schema import Config
 
@@ -154,6 +155,16 @@ def limit_memory(device: str) -> None:
         torch.mps.set_per_process_memory_fraction(min(1.0, int(text) / torch.mps.recommended_max_memory()))
 
 
+def limit_threads() -> None:
+    """Limit this process's threads to the `available` cores, unless OMP_NUM_THREADS is set. Libraries count all cores
+    of the machine: in a container with 2 of 64 cores they would start 64 threads."""
+    import cv2
+
+    cv2.setNumThreads(0)  # processes load images
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores.available():
+        torch.set_num_threads(cores.available())
+
+
 def memory_in_use(device: str) -> int:
     """Peak memory of this process on its device, bytes (MPS: current memory; CPU: 0)."""
     if device == "cuda":
@@ -199,7 +210,11 @@ def memory_errors(config: Config) -> Iterator[None]:
         if "DataLoader worker" in text and "killed by signal" in text:
             raise TrainerError(
                 f"an image loading process was killed ({' '.join(text.split())[:120]}): the host's memory or "
-                "/dev/shm is full; use a smaller training.num_workers, or start the container with a larger --shm-size"
+                f"{_shared_memory()} is full; {MORE_SHARED}"
+            ) from None
+        if "shared memory" in text and "No space left on device" in text:
+            raise TrainerError(
+                f"{_shared_memory()} is full: image loading processes leave their batches there; {MORE_SHARED}"
             ) from None
         if "DefaultCPUAllocator" in text:
             raise TrainerError(
@@ -213,6 +228,21 @@ def memory_errors(config: Config) -> Iterator[None]:
             f"out of device memory at micro-batch {micro}, {config.data.img_size} px: "
             f"{' '.join(text.split())[:200]}\n{_advice(config, micro)}"
         ) from None
+
+
+MORE_SHARED = (
+    "use a smaller training.num_workers, or give the container more: resources.shm in the launcher's job file, "
+    "--shm-size in docker run"
+)
+
+
+def _shared_memory() -> str:
+    """The folder of shared memory with its size."""
+    try:
+        status = os.statvfs("/dev/shm")
+    except OSError:
+        return "/dev/shm"
+    return f"/dev/shm ({status.f_frsize * status.f_blocks / 2**20:,.0f} MiB)"
 
 
 def _advice(config: Config, micro: int) -> str:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from trainer.augment.corruption import Corruption
 from trainer.augment.pipeline import Augmentation
-from trainer.base import cores, provenance
+from trainer.base import cores, loading, provenance
 from trainer.base.errors import ConfigError, DataError, StoppedError
 from trainer.base.figures import MAIN
 from trainer.base.files import check_folder, resume_file, write_text
@@ -38,9 +38,6 @@ from trainer.training.stop import Stop, ignore_in_worker
 from trainer.training.tracking import Tracking
 from trainer.training.val_batches import Item, Remembered, ValidationView, end_workers
 from trainer.training.val_batches import items as validation_items
-
-PREFETCH = 4
-"""Batches that each process prefetches: some images take several times as long to augment as others."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ def train(config: Config, run_dir: Path, stop: Stop, lap: Callable[[str], None] 
         os.environ["RUN_DIR"] = str(run_dir.resolve())
     fabric.launch()
     stop.listen()  # launching may have replaced the handlers
-    cores.limit_threads()
+    device.limit_threads()
     device.limit_memory(chosen)
     device.name_fallbacks(chosen)
     with device.memory_errors(config):
@@ -282,7 +279,7 @@ def _loader(
         num_workers=workers,
         pin_memory=config.training.pin_memory and torch.cuda.is_available(),
         persistent_workers=workers > 0,
-        prefetch_factor=PREFETCH if workers else None,
+        prefetch_factor=loading.PREFETCH if workers else None,
         worker_init_fn=ignore_in_worker if workers else None,
         collate_fn=collate,
     )

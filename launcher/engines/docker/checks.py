@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from launcher.base.errors import EngineError
 from launcher.base.sizes import GIB
 from launcher.engines.docker import client as docker_client
-from launcher.engines.docker import images
+from launcher.engines.docker import create, images, podman
 from launcher.engines.docker.client import explain
+from launcher.engines.docker.podman import Info
 from launcher.engines.docker.recipe import run_user
 from launcher.host import nvml
 from launcher.host.checks import Check, Level
@@ -22,6 +23,8 @@ from launcher.host.machine import here
 if TYPE_CHECKING:
     from docker import DockerClient
 
+Seen = dict[str, Any]
+"""What a container printed about itself."""
 LIMIT = 256 * 2**20
 """Memory in bytes of the container that tests whether limits are enforced."""
 PATIENCE = 60
@@ -41,13 +44,16 @@ def write(name):
     except OSError:
         return False
     return True
-place = importlib.metadata.distribution("torch").locate_file("torch/version.py")
-cuda = re.search(r"^cuda\\b[^=]*=\\s*'([\\d.]+)'", pathlib.Path(place).read_text(), re.M)
+try:
+    torch = importlib.metadata.distribution("torch")
+    cuda = re.search(r"^cuda\\b[^=]*=\\s*'([\\d.]+)'", torch.locate_file("torch/version.py").read_text(), re.M)
+except (importlib.metadata.PackageNotFoundError, OSError):
+    torch = cuda = None
 print(json.dumps({
     "memory": read("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"),
     "written": write("/mounted/written"),
-    "outside": [name for name in ("/written", "/tmp/written", "/opt/app/written") if write(name)],
-    "torch": importlib.metadata.version("torch"),
+    "outside": [name for name in ("/written", "/etc/written", "/opt/app/written") if write(name)],
+    "torch": torch and torch.version,
     "cuda": cuda and cuda[1],
     "gpus": len(list(pathlib.Path("/dev").glob("nvidia[0-9]*"))),
 }))
@@ -64,16 +70,30 @@ def examine(runs_root: Path) -> list[Check]:
     try:
         info = client.info()
         memory, cores = int(info.get("MemTotal") or 0) / GIB, info.get("NCPU")
-        checks.append(Check("docker", "ok", f"engine {info.get('ServerVersion')}, {cores} cores, {memory:.1f} GiB"))
+        checks.append(Check("docker", "ok", f"engine {podman.title(info)}, {cores} cores, {memory:.1f} GiB"))
         host = here()
         gpus = host.visible([gpu.label for gpu in host.gpus])
+        checks += limit_checks(info, bool(gpus))
+        if podman.why_no_gpus(info):
+            gpus = []
         variants = {variant: images.find(client, images.default_tag(variant)) for variant in ("cpu", "cuda")}
         checks += _images(variants, bool(gpus))
         image = (variants["cuda"] if gpus else None) or variants["cpu"] or variants["cuda"]
         if image is not None:
-            checks += _container(docker_client.connect(timeout=PATIENCE), image, runs_root, gpus)
+            checks += _container(docker_client.connect(timeout=PATIENCE), info, image, runs_root, gpus)
     except Exception as error:  # an engine that answers little more than a ping may return anything, or nothing
         checks.append(Check("docker", "note", f"the engine reports an error: {explain(error)}"))
+    return checks
+
+
+def limit_checks(info: Mapping[str, Any], gpus: bool) -> list[Check]:
+    """What the engine cannot do for runs, by its own description: limits, GPUs of this host (`gpus`)."""
+    checks = []
+    if missing := podman.unenforced(info):
+        what = f"{', '.join(missing)}: not enforced by this engine ({podman.why_unenforced(info)})"
+        checks.append(Check("limits", "note", what, "a rootful engine, or boot the host with cgroup v2"))
+    if gpus and (why_not := podman.why_no_gpus(info)):
+        checks.append(Check("gpu access", "missing", why_not, "use Docker, or --engine native; --cpu trains without"))
     return checks
 
 
@@ -96,19 +116,22 @@ def _images(variants: Mapping[str, images.Image | None], gpus: bool) -> list[Che
     return checks
 
 
-def _container(client: DockerClient, image: images.Image, runs_root: Path, gpus: list[str]) -> list[Check]:
-    seen = _look(client, image, runs_root, [])
+def _container(client: DockerClient, info: Info, image: images.Image, runs_root: Path, gpus: list[str]) -> list[Check]:
+    seen = _look(client, info, image, runs_root, [])
     if isinstance(seen, str):
         return [Check("container", "missing", f"cannot start: {seen}", "docker run --rm hello-world")]
-    checks = [
-        Check("memory limit", "ok", "enforced in containers")
-        if seen["memory"] and seen["memory"] <= LIMIT
-        else Check("memory limit", "note", "not enforced by this engine", "enable the kernel's memory cgroup"),
-        mounts_check(seen, runs_root),
-    ]
+    checks = []
+    if seen["memory"] and seen["memory"] <= LIMIT:
+        checks.append(Check("memory limit", "ok", "enforced in containers"))
+    elif "memory" not in podman.unenforced(info):  # else it has been said
+        checks.append(Check("memory limit", "note", "not enforced by this engine", "enable the kernel's memory cgroup"))
+    checks.append(mounts_check(seen, runs_root))
+    if seen["warned"]:
+        fix = podman.INIT if podman.INIT in seen["warned"] else ""
+        checks.append(Check("container", "note", f"the engine warns: {seen['warned']}", fix))
     if not gpus:
         return checks
-    with_gpus = _look(client, image, runs_root, gpus)
+    with_gpus = _look(client, info, image, runs_root, gpus)
     if isinstance(with_gpus, str):
         return [*checks, Check("gpu access", "missing", with_gpus, "install the NVIDIA container toolkit")]
     if with_gpus["gpus"] < len(gpus):
@@ -134,29 +157,40 @@ def mounts_check(seen: Mapping[str, Any], runs_root: Path) -> Check:
     return Check("mounts", "ok", "a run can write only to its directory")
 
 
-def _look(client: DockerClient, image: images.Image, runs_root: Path, gpus: list[str]) -> dict[str, Any] | str:
+def _look(client: DockerClient, info: Info, image: images.Image, runs_root: Path, gpus: list[str]) -> Seen | str:
     """What a container sees, or why it did not start."""
     from docker.types import DeviceRequest, Mount
 
     parent = next(path for path in (runs_root.resolve(), *runs_root.resolve().parents) if path.is_dir())
     requests = [DeviceRequest(device_ids=gpus, capabilities=[["gpu", "compute", "utility"]])] if gpus else []
+    container = ""
     try:
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=parent) as folder:
-            user = run_user(parent)
-            if os.getuid() == 0:
+            user = run_user(parent, podman.is_rootless(info))
+            if os.getuid() == 0 and user[0]:
                 os.chown(folder, *user)
-            printed = client.containers.run(
-                image.id, ["-c", _LOOK], entrypoint=["python"], user=f"{user[0]}:{user[1]}", mem_limit=LIMIT,
-                memswap_limit=LIMIT, mounts=[Mount("/mounted", folder, type="bind")], read_only=True,
-                cap_drop=["ALL"], network_mode="none", device_requests=requests, remove=True, stderr=False,
-            )  # fmt: skip
+            options = {
+                "image": image.id, "entrypoint": ["python3"], "command": ["-c", _LOOK], "user": f"{user[0]}:{user[1]}",
+                "host_config": {
+                    "mem_limit": LIMIT, "memswap_limit": LIMIT, "mounts": [Mount("/mounted", folder, type="bind")],
+                    "read_only": True, "cap_drop": ["ALL"], "network_mode": "none", "device_requests": requests,
+                    "init": True, "ulimits": [],
+                },
+            }  # fmt: skip
+            container, warned = create.create(client, info, options)
+            client.api.start(container)
+            code = client.api.wait(container)["StatusCode"]
+            printed = client.api.logs(container, stdout=True, stderr=False)
+            if code:
+                return explain(RuntimeError(client.api.logs(container).decode(errors="replace")[-300:]))
             arrived = (Path(folder) / "written").is_file()
-        seen: dict[str, Any] = {**json.loads(printed), "arrived": arrived}
+        return {**json.loads(printed), "arrived": arrived, "warned": warned}
     except (
         Exception
     ) as error:  # the SDK's and its HTTP library's errors have no common base; another image may print anything
         return explain(error)
-    return seen
+    finally:
+        create.remove(client, container)
 
 
 def cuda_check(driver: tuple[int, int] | None, built: str | None, torch: str) -> Check:

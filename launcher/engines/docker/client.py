@@ -4,6 +4,7 @@ images."""
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,11 @@ def explain(error: Exception) -> str:
         return "nothing listens on its socket; start it, or choose another with DOCKER_HOST or `docker context use`"
     if "ConnectionRefused" in text or "Connection refused" in text:
         return "nothing listens there; start it, or choose another with DOCKER_HOST or `docker context use`"
+    if "error setting rlimit" in text:
+        return (
+            f"{text[:200]}; the engine may not set the limits of open files or processes that it gives to containers: "
+            'set them in containers.conf, like default_ulimits = ["nofile=4096:4096"]'
+        )
     if "could not select device driver" in text or "nvidia-container" in text:
         return f"{text[:200]}; the host needs NVIDIA's driver and container toolkit, see: launcher doctor"
     if "no space left" in text:
@@ -88,9 +94,16 @@ def is_network(error: OSError) -> bool:
 
 
 def seconds(text: str) -> float:
-    """The engine's `2026-11-24T12:00:00.123456789Z` as seconds of the epoch; 0 for a moment that has not come yet."""
-    from datetime import datetime
+    """The engine's `2026-11-24T12:00:00.123456789Z`, or with an offset like `+02:00`, as seconds of the epoch; 0 for a
+    moment that has not come yet or cannot be read."""
+    from datetime import UTC, datetime
 
-    whole, _, fraction = text.rstrip("Z").partition(".")
-    moment = datetime.fromisoformat(whole + "+00:00").timestamp()
-    return max(0.0, moment + float(f"0.{fraction or 0}"))
+    # Python's own reader cuts a fraction of nine digits to six, but refuses other numbers of digits in some versions.
+    match = re.fullmatch(r"([0-9T:. -]+?)(?:\.([0-9]+))?(Z|[+-][0-9:]+)?", text.strip())
+    try:
+        if match is None:
+            raise ValueError(text)
+        moment = datetime.fromisoformat(match[1] + (match[3] or "Z").replace("Z", "+00:00"))
+        return max(0.0, moment.astimezone(UTC).timestamp() + float(f"0.{match[2] or 0}"))
+    except (ValueError, OverflowError):
+        return 0.0

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.base.errors import EngineError, RunError
 from launcher.engines import orphans
-from launcher.engines.docker import client, create, recipe
+from launcher.engines.docker import client, create, podman, recipe
 from launcher.engines.docker.client import explain
 from launcher.engines.docker.connection import Connection
 from launcher.engines.docker.watched import ContainerAttempt, ending, sample_memory, state_at_end
@@ -84,7 +84,7 @@ class Containers:
 
     def mark(self) -> dict[str, Any]:
         """See `SupervisedEngine.mark`."""
-        return {"engine": NAME, "engine_id": str(self.connection.info.get("ID", "")), **self.hooks.mark}
+        return {"engine": NAME, "engine_id": podman.identity(self.connection.info), **self.hooks.mark}
 
     # -- the stages of a run
 

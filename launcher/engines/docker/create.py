@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.base.errors import EngineError
 from launcher.engines.docker import client as docker_client
-from launcher.engines.docker import images, recipe
+from launcher.engines.docker import images, podman, recipe
 from launcher.engines.docker.shared_cache import give_cache
 from launcher.record import secret_files
 from launcher.record.find import cache_dir
@@ -43,8 +43,7 @@ def place(
         raise EngineError(
             "secrets are files of this host, but the engine is on another host; remove secrets: from the job"
         )
-    rootless = any("name=rootless" in word for word in info.get("SecurityOptions") or [])
-    user, cache = recipe.run_user(runs_root, rootless), cache_dir(runs_root)
+    user, cache = recipe.run_user(runs_root, podman.is_rootless(info)), cache_dir(runs_root)
     give_cache(cache, runs_root, user)
     network = recipe.network_reason(request, os.environ, cache, image.weights) is not None
     secrets = secret_files.hand_over(request.secrets, run_dir, attempt, user if os.getuid() == 0 else None)
@@ -56,20 +55,27 @@ def create(client: DockerClient, info: Mapping[str, Any], options: Mapping[str, 
     example of a limit that it cannot enforce. Raises EngineError if its name is taken, and the SDK's errors."""
     from docker.errors import APIError
 
-    api, host = client.api, dict(options["host_config"])
+    api, host, freed = client.api, dict(options["host_config"]), False
     if "nano_cpus" in host:  # the engine refuses more cores than it has, and any limit that the kernel does not support
         host["nano_cpus"] = min(host["nano_cpus"], int(info.get("NCPU") or 4096) * 10**9)
         if info.get("CpuCfsQuota") is False:
             del host["nano_cpus"]
-    arguments = {**options, "host_config": api.create_host_config(**host)}
-    try:
-        created = api.create_container(**arguments)
-    except APIError as error:
-        if error.status_code != 409:
-            raise
-        _free_name(client, options)
-        created = api.create_container(**arguments)
-    return str(created["Id"]), "; ".join(created.get("Warnings") or [])
+    if podman.is_podman(info):
+        host["ulimits"] = [*host["ulimits"], *podman.ulimits()]
+    warnings: list[str] = []
+    while True:
+        try:
+            created = api.create_container(**{**options, "host_config": api.create_host_config(**host)})
+        except APIError as error:
+            if podman.is_name_taken(error) and not freed:
+                _free_name(client, options)
+                freed = True
+            elif podman.lacks_init(error) and host.pop("init", False):
+                warnings.append(f"no init reaps the container's processes; {podman.INIT}")
+            else:
+                raise
+        else:
+            return str(created["Id"]), "; ".join([*warnings, *(created.get("Warnings") or [])])
 
 
 def _free_name(client: DockerClient, options: Mapping[str, Any]) -> None:

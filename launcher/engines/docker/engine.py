@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.base.errors import DataFolderError, EngineError, JobError
 from launcher.engines.base import Choice, SupervisedEngine, UnofferedError, Want, Waste
-from launcher.engines.docker import checks, client, images, leftovers
+from launcher.engines.docker import checks, client, data_links, image_marks, images, leftovers, podman
 from launcher.engines.docker.client import explain
 from launcher.engines.docker.connection import Connection
 from launcher.engines.docker.containers import NAME, Containers
@@ -26,6 +26,8 @@ from trainer.base import cgroup
 
 if TYPE_CHECKING:
     from docker import DockerClient
+
+    from launcher.job.spec import Job
 
 OWN = ("cpu", "cuda")
 """Names for the project's own images in a job."""
@@ -62,6 +64,10 @@ class DockerEngine(SupervisedEngine):
             raise UnofferedError("containers cannot use MPS")
         try:
             self.mark()  # raises if no engine answers
+            if gpus and (why_not := podman.why_no_gpus(self.connection.info)):
+                raise EngineError(
+                    f"{why_not}; train on the CPU with --cpu, without containers with --engine native, or use Docker"
+                )
             image = _image(self.connection.client, want, gpus and bool(machine.gpus))
             if want.auto and gpus and not machine.declared:
                 probe_gpus(self.connection.client, image, machine.visible(machine.devices[:1]))
@@ -75,9 +81,9 @@ class DockerEngine(SupervisedEngine):
                 command = image.build_command
                 raise UnofferedError(f"image {image.name} is older than this checkout; build it again: {command}")
             why = "native runs need packages that are not installed here"
-        warning, version = images.stale_warning(image), self.connection.info.get("ServerVersion", "")
+        warning, title = images.stale_warning(image), podman.title(self.connection.info)
         return Choice(
-            self, self._offered(machine), f"containers of {image.name}, Docker {version}", image,
+            self, self._offered(machine), f"containers of {image.name}, {title}", image,
             [warning] if warning else [], contained=True, why=why,
         )  # fmt: skip
 
@@ -88,34 +94,38 @@ class DockerEngine(SupervisedEngine):
 
     def _offered(self, machine: Machine) -> Machine:
         """The machine as containers see it: on a Mac a virtual machine, and with a remote engine another host."""
+        info = self.connection.info
+        if podman.why_no_gpus(info):
+            machine = dataclasses.replace(machine, gpus=())
         if machine.declared:
             return machine
-        info = self.connection.info
         cpus, memory = info.get("NCPU") or machine.cpus, info.get("MemTotal") or machine.memory
         return dataclasses.replace(
             machine, cpus=min(machine.cpus, float(cpus)), memory=min(machine.memory, int(memory)), mps=False
         )
 
-    def check_data(self, data_dir: str, runs_root: Path) -> None:
-        """See `Engine.check_data`. If the launcher is root, its runs have another user."""
-        if os.getuid() != 0:
-            return
-        user = run_user(runs_root) if runs_root.is_dir() else (1000, 1000)
-        stat = Path(data_dir).stat()
-        bits = stat.st_mode >> (6 if stat.st_uid == user[0] else 3 if stat.st_gid == user[1] else 0)
-        if user[0] and bits & 0o5 != 0o5:
-            raise DataFolderError(
-                f"{data_dir}: the runs' user {user[0]}:{user[1]} cannot read the data folder "
-                f"(for root that is the owner of the runs folder, else 1000); run: chmod -R a+rX {data_dir}"
-            )
+    def check_data(self, data_dir: str, runs_root: Path) -> list[str]:
+        """See `Engine.check_data`. If the launcher is root, its runs have another user; and links may lead where
+        containers see nothing."""
+        check_access(data_dir, runs_root)
+        return data_links.notes(data_dir)
+
+    def completed(self, requests: Sequence[RunRequest], job: Job, choice: Choice) -> list[RunRequest]:
+        """See `Engine.completed`: with the targets of links in the data."""
+        return data_links.added(requests)
+
+    def created(self, submission: Path) -> None:
+        """See `Engine.created`: `prune` of other runs folders leaves the image alone."""
+        image_marks.mark(self.connection.client, submission)
 
     def remarks(self, requests: Sequence[RunRequest], runs_root: Path, choice: Choice) -> list[str]:
-        """See `Engine.remarks`: which runs' containers have a network, and why."""
+        """See `Engine.remarks`: limits that do not hold; which runs' containers have a network, and why."""
         weights = choice.image.weights if choice.image is not None else ""
         cache = cache_dir(runs_root)
         reasons = [network_reason(request, os.environ, cache, weights) for request in requests]
         why = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
-        return [f"{sum(map(bool, reasons))} of {len(reasons)} runs have a network: {why}"] if why else []
+        network = [f"{sum(map(bool, reasons))} of {len(reasons)} runs have a network: {why}"] if why else []
+        return podman.limit_notes(self.connection.info) + network
 
     # -- runs
 
@@ -207,6 +217,20 @@ class DockerEngine(SupervisedEngine):
     def waste(self, runs_root: Path, remarks: list[str]) -> list[Waste]:
         """See `Engine.waste`: leftover containers, replaced images."""
         return leftovers.find(runs_root, remarks)
+
+
+def check_access(data_dir: str, runs_root: Path) -> None:
+    """Raises DataFolderError if the runs' user cannot read the data folder."""
+    if os.getuid() != 0:
+        return
+    user = run_user(runs_root) if runs_root.is_dir() else (1000, 1000)
+    stat = Path(data_dir).stat()
+    bits = stat.st_mode >> (6 if stat.st_uid == user[0] else 3 if stat.st_gid == user[1] else 0)
+    if user[0] and bits & 0o5 != 0o5:
+        raise DataFolderError(
+            f"{data_dir}: the runs' user {user[0]}:{user[1]} cannot read the data folder "
+            f"(for root that is the owner of the runs folder, else 1000); run: chmod -R a+rX {data_dir}"
+        )
 
 
 def _image(client: DockerClient, want: Want, gpus: bool) -> images.Image:

@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import textwrap
 import tomllib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from launcher import CHECKOUT, __version__
 from launcher.base.errors import ArgumentError, EngineError
+from launcher.engines.docker import podman
 from launcher.engines.docker.client import CONTENT, HOW, VARIANT, WEIGHTS, explain
 from trainer.base import provenance
 from trainer.base.errors import nearest
@@ -102,7 +104,7 @@ def describe(attributes: Mapping[str, Any], root: Path = CHECKOUT) -> Image:
             stale = content_hash(root, variant) != content
     return Image(
         attributes["Id"],
-        tuple(attributes.get("RepoTags") or ()),
+        tuple(podman.plain_name(tag) for tag in attributes.get("RepoTags") or () if not tag.startswith("<none>")),
         variant,
         str(attributes.get("Created", ""))[:19],
         int(attributes.get("Size") or 0),
@@ -213,12 +215,15 @@ def build(
         "GIT_SHA": _revision(root),
         "CONTENT_HASH": content_hash(root, variant),
     }
-    command = buildkit_command()
+    of_podman = _is_podman(client)  # its API has no BuildKit
+    command = None if of_podman else buildkit_command()
     with _context(root, variant, folder, with_mounts=command is not None) as context:
         if command:
             _by_buildkit(command, context, variant, values, labels, tags, say)
         else:
-            say("no docker client with BuildKit on PATH: using the engine's own builder, without a cache of packages")
+            why = "Podman" if of_podman else "no docker client with BuildKit on PATH"
+            say(f"{why}: using the engine's own builder, without a cache of packages")
+            _leave_out_helpers(client, say)
             _by_engine(client, context, variant, values, labels, tags, say)
     image = find(client, tags[0])
     if image is None:
@@ -277,6 +282,36 @@ def _answers(*command: str) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout if done.returncode == 0 else ""
+
+
+def _is_podman(client: DockerClient) -> bool:
+    with contextlib.suppress(Exception):  # the build itself will report the engine's error
+        return podman.is_podman(client.info())
+    return False
+
+
+def _leave_out_helpers(client: DockerClient, say: Callable[[str], None]) -> None:
+    """Build without credentials if a helper that the docker client's settings name does not work: the SDK would stop,
+    even if the build needs no login."""
+    from docker.auth import INDEX_URL, AuthConfig
+
+    configs = getattr(getattr(client, "api", None), "_auth_configs", None)
+    if not isinstance(configs, AuthConfig) or not (configs.creds_store or configs.cred_helpers):
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the SDK also warns about a helper that is not installed
+            configs.get_all_credentials()  # type: ignore[no-untyped-call]
+    except Exception as error:  # of the SDK, or whatever the helper prints
+        named = ", ".join(dict.fromkeys(filter(None, (configs.creds_store, *configs.cred_helpers.values()))))
+        reason = " ".join(str(error).split())[:120]
+        say(
+            f"note: building without the logins of credential helpers: {podman.credentials_file()} names {named}, "
+            f"which does not work here ({reason}); remove credsStore or credHelpers there if you do not use it"
+        )
+        # An empty configuration would make the SDK read the file again.
+        plain = AuthConfig({"auths": dict(configs.auths) or {INDEX_URL: {}}})
+        client.api._auth_configs = plain  # type: ignore[attr-defined]
 
 
 def _stored(folder: Path) -> list[str]:
@@ -399,6 +434,9 @@ def failure(variant: str, base: str | None, lines: Sequence[str]) -> str:
     text = " ".join(output)
     if "no space left" in text.lower():
         what, hint = "the engine's disk is full", "free space: launcher prune"
+    elif "error getting credentials" in text:
+        what = "a credential helper of the docker client does not work here"
+        hint = f"remove credsStore (or credHelpers) from {podman.credentials_file()}"
     elif "load metadata for" in step or re.search(r"(: |\] )FROM ", step):
         what = f"the base image{f' {base}' if base else ''} could not be fetched"
         hint = "without a registry: images/make-base.sh, then --base document-classifier-base:bookworm"

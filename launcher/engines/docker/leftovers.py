@@ -12,13 +12,12 @@ from launcher.base.errors import EngineError, RunError
 from launcher.engines import registry
 from launcher.engines.base import Waste
 from launcher.engines.docker import client as docker_client
-from launcher.engines.docker import images
+from launcher.engines.docker import image_marks, images
 from launcher.engines.docker.client import explain
-from launcher.record.find import list_runs, list_submissions, read_submission
 from launcher.record.folders import REQUEST, state_folder
 from launcher.record.journal import read_status
 from launcher.record.locks import is_run_locked
-from launcher.record.states import ENDED, GOOD
+from launcher.record.states import ENDED
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -35,7 +34,7 @@ def find(runs_root: Path, remarks: list[str]) -> list[Waste]:
     try:
         client = docker_client.connect(timeout=10)
         waste += leftovers(client, remarks)
-        waste += _images(client, runs_root, remarks)
+        waste += images_of(client, runs_root, remarks)
     except EngineError as error:
         remarks.append(f"containers and images were not checked completely: {error}")
     return waste
@@ -85,23 +84,21 @@ def _list(client: DockerClient) -> list[Container]:
     )
 
 
-def _images(client: DockerClient, runs_root: Path, remarks: list[str]) -> list[Waste]:
-    """Images of the trainer whose name a later build took, except those that unfinished submissions need. Raises
-    EngineError."""
-    needed = set()
-    for directory in list_submissions(runs_root):
-        try:
-            over = all(read_status(run_dir).state in GOOD for run_dir in list_runs(directory))
-            image = read_submission(directory).get("image")
-        except (OSError, RunError) as error:
-            remarks.append(f"replaced images stay: it is unknown which of them {directory.name} needs: {error}")
-            return []
-        if image and not over:
-            needed.add(image["id"])
+def images_of(client: DockerClient, runs_root: Path, remarks: list[str]) -> list[Waste]:
+    """Images of the trainer whose name a later build took, except those that unfinished submissions of this or another
+    runs folder need. Raises EngineError."""
+    try:
+        needed = image_marks.needed_in(runs_root)
+    except (OSError, RunError) as error:
+        remarks.append(f"replaced images stay: it is unknown which of them are needed: {error}")
+        return []
     waste = []
     own = _unshared(client)
+    elsewhere = _answered(lambda: image_marks.needed_elsewhere(client, runs_root))
     for image in images.listed(client):
-        if not image.tags and image.id not in needed:
+        if not image.tags and image.id in elsewhere:
+            remarks.append(f"image {image.name} stays: unfinished submissions in {elsewhere[image.id]} may need it")
+        elif not image.tags and image.id not in needed:
             what = f"image {image.name} ({image.variant}, {image.created})"
             why = "a later build took its name; the size counts only layers that no other image has"
             waste.append(Waste(what, own.get(image.id, 0), why, partial(_remove_image, image.id)))
@@ -122,7 +119,9 @@ def _remove_container(identity: str) -> None:
 
 
 def _remove_image(identity: str) -> None:
-    _answered(lambda: docker_client.connect(timeout=REMOVAL).images.remove(identity, force=True))
+    client = docker_client.connect(timeout=REMOVAL)
+    _answered(lambda: client.images.remove(identity, force=True))
+    _answered(lambda: image_marks.forget(client, identity))
 
 
 def _answered(question: Callable[[], _T]) -> _T:

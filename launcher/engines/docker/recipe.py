@@ -24,12 +24,14 @@ from launcher.record.find import cache_dir
 from launcher.record.journal import read_events
 from launcher.record.request import RunRequest
 from launcher.record.trainer_files import RESUME
+from trainer.base.errors import ConfigError
 from trainer.config.compose import parse
 
 PIDS = 4096
 """Limit of processes and threads per container: loader workers and their threads need hundreds, a fork bomb more."""
 SHM = GIB
-"""Bytes of /dev/shm if neither shm nor memory is set. With the engine's default of 64 MB loader workers crash."""
+"""Smallest /dev/shm in bytes, unless the job sets shm. With the engine's default of 64 MB loader workers crash. It is
+only a limit: memory is used when files are written."""
 FILES = ("model.weights", "data.root", "resume", "training.teachers")
 """Keys of the trainer whose value is a path on this host, or a list of paths. Each is mounted read-only under the same
 path."""
@@ -127,10 +129,11 @@ def _named(word: str) -> list[str]:
     key, separator, value = word.partition("=")
     if not separator or key not in FILES:
         return []
-    if key in LISTS:
-        listed = parse(word)[1]
-        return [str(each) for each in listed] if isinstance(listed, list) else []
-    value = re.sub(r"^(['\"])(.*)\1$", r"\2", value)
+    with suppress(ConfigError):  # what the trainer cannot read is no quoted text
+        parsed = parse(word)[1]
+        if isinstance(parsed, list):
+            return [str(name) for name in parsed]
+        value = "" if parsed is None else str(parsed)
     return [value] if value not in ("", "null", "auto") else []
 
 
@@ -180,6 +183,7 @@ def options(
     if place.secrets is not None:
         mounts.append(Mount(SECRETS, str(place.secrets), type="bind", read_only=True))
     mounts += [Mount(str(path), str(path), type="bind", read_only=True) for path in dict.fromkeys(files)]
+    mounts += [Mount(path, target, type="bind", read_only=True) for path, target in request.links.items()]
     host: dict[str, Any] = {
         "mounts": mounts,
         "network_mode": "bridge" if place.network else "none",
@@ -192,7 +196,7 @@ def options(
         },
         "init": True,
         "pids_limit": PIDS,
-        "shm_size": resources.shm or (resources.memory // 2 if resources.memory else SHM),
+        "shm_size": shm_size(request),
         "ulimits": [Ulimit(name="core", soft=0, hard=0)],
         "log_config": LogConfig(type=LogConfig.types.JSON, config={"max-size": "1m", "max-file": "1"}),
         "group_add": [str(group) for group in place.groups],
@@ -225,6 +229,11 @@ def options(
         "stop_timeout": int(GRACE),
         "host_config": host,
     }
+
+
+def shm_size(request: RunRequest) -> int:
+    """Bytes of /dev/shm of the run's container."""
+    return request.resources.shm or max(SHM, request.loader_shm, (request.resources.memory or 0) // 2)
 
 
 def on_host(text: str, request: RunRequest, run_dir: Path | None = None) -> str:

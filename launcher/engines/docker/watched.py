@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 import time
@@ -11,10 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.base.sizes import show_size
 from launcher.engines.docker import client as docker_client
 from launcher.engines.docker import recipe
 from launcher.engines.outcome import lack_of_memory, last_error, verdict
 from launcher.host.gpu_locks import GpuLock
+from launcher.host.kernel_log import ended_for_memory
 from launcher.record.folders import stop_requested
 from launcher.record.request import RunRequest
 from launcher.record.states import State
@@ -23,6 +26,10 @@ from trainer.base.errors import EXIT_STOPPED
 
 if TYPE_CHECKING:
     from docker import DockerClient
+
+
+SHARED_MEMORY = re.compile(r"/dev/shm|shared memory", re.IGNORECASE)
+"""In a trainer's last message: its container has too little shared memory."""
 
 
 @dataclass
@@ -58,13 +65,16 @@ def sample_memory(watched: ContainerAttempt, client: Callable[[], DockerClient] 
 
 
 def state_at_end(client: DockerClient, watched: ContainerAttempt) -> dict[str, Any]:
-    """The engine's `State` of an ended container. The report of a lack of memory may arrive shortly after the end.
-    Raises the SDK's errors."""
+    """The engine's `State` of an ended container. The report of a lack of memory may arrive shortly after the end, or
+    never: Podman's monitor misses it on cgroup v1. Then the kernel's own log tells it. Raises the SDK's errors."""
     for _ in range(10):
-        state: dict[str, Any] = client.api.inspect_container(watched.id)["State"]
-        if state["ExitCode"] != 137 or state.get("OOMKilled"):
+        inspected = client.api.inspect_container(watched.id)
+        state: dict[str, Any] = inspected["State"]
+        if state["ExitCode"] == 0 or state.get("OOMKilled") or not watched.request.resources.memory:
             break
-        if watched.timed_out or stop_requested(watched.run_dir) or not watched.request.resources.memory:
+        if ended_for_memory(str(inspected["Id"])):
+            return {**state, "OOMKilled": True}
+        if state["ExitCode"] != 137 or watched.timed_out or stop_requested(watched.run_dir):
             break
         time.sleep(0.05)
     return state
@@ -86,10 +96,20 @@ def ending(watched: ContainerAttempt, state: Mapping[str, Any], asked: bool) -> 
     if word in ("failed", "out_of_device_memory"):
         error_line = last_error(run_dir, watched.log_begin)
         detail = detail or recipe.on_host(error_line, watched.request, run_dir)
+        if SHARED_MEMORY.search(detail):
+            size, place = show_size(recipe.shm_size(watched.request)), watched.request.shm_place
+            detail += f"; raise resources.shm: {size}{f' ({place})' if place else ''}"
     figures = {
         "exit_code": code,
         "oom_killed": bool(state.get("OOMKilled")),
         "peak_host_memory_bytes": watched.peak,
-        "seconds": round(docker_client.seconds(state["FinishedAt"]) - docker_client.seconds(state["StartedAt"]), 1),
+        "seconds": _seconds(state),
     }
     return word, ": ".join(part for part in (reason, detail) if part), figures
+
+
+def _seconds(state: Mapping[str, Any]) -> float | None:
+    """Duration of the container; None if it never started, or the engine's times cannot be read."""
+    began, ended = (docker_client.seconds(str(state.get(key) or "")) for key in ("StartedAt", "FinishedAt"))
+    # Podman may note the end of a short one before its start.
+    return round(max(0.0, ended - began), 1) if began and ended else None

@@ -10,7 +10,7 @@ from pathlib import Path
 from launcher.base.errors import RunError
 from launcher.engines import process, registry
 from launcher.engines.base import Choice, Collect, Say, UnofferedError, Want
-from launcher.engines.docker import containers
+from launcher.engines.docker import containers, data_links
 from launcher.engines.slurm import advance, calls, checks, task
 from launcher.engines.slurm import choice as slurm_choice
 from launcher.engines.slurm.calls import SlurmError
@@ -38,7 +38,8 @@ class SlurmEngine(Jobs):
 
     def completed(self, requests: Sequence[RunRequest], job: Job, choice: Choice) -> list[RunRequest]:
         """See `Engine.completed`."""
-        return slurm_choice.named(requests, job, choice)
+        named = slurm_choice.named(requests, job, choice)
+        return data_links.added(named) if choice.contained else named
 
     def check_requests(self, requests: Sequence[RunRequest], job: Job) -> None:
         """See `Engine.check_requests`. Also refuses runs whose state could not be read later."""

@@ -159,6 +159,13 @@ if code == 0:
         members = [word for word in sys.argv if word.endswith("best.ckpt")]
         metrics |= {"members": [{"checkpoint": m} for m in members], "method": "soft_voting"}
         (run_dir / "ensemble.json").write_text("{}")
+    if sys.argv[1] == "predict":
+        (run_dir / "submission.csv").write_text("ID,target\n")
+    if sys.argv[1] == "analyze":
+        (run_dir / "analysis_results").mkdir(exist_ok=True)
+        (run_dir / "analysis_results" / "report.html").write_text("<html>")
     (run_dir / "metrics.json").write_text(json.dumps(metrics))
+for name, text in plan.get("leaves", {}).items():  # None: nothing
+    (run_dir / name).unlink(missing_ok=True) if text is None else (run_dir / name).write_text(text)
 note("end")
 sys.exit(code)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import signal
 import subprocess
@@ -9,11 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+from docker.errors import ImageNotFound
 
-from launcher.engines.docker import recipe
+from launcher.engines.docker import image_marks, leftovers, recipe
+from launcher.job.matrix import override_value
 from launcher.record.find import find_run, list_runs
 from launcher.record.journal import read_status
-from launcher.record.request import read_request
+from launcher.record.request import RunRequest, read_request
 from launcher.record.states import ENDED
 from tests.docker_engine import Dockerd
 from tests.launcher.boxes import MIB, containers, job, journal, one_container, submit
@@ -21,12 +25,20 @@ from tests.launcher.conftest import LABEL, Lab, wait_for
 
 
 def test_containers_leave_what_processes_leave(box: Lab, dockerd: Dockerd, image: str) -> None:
-    box.plan = {"seed0": {"f1": 0.7, "print": "error: not really", "seconds": 0.6}, "seed1": {"f1": 0.9}}
+    elsewhere = box.root / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "1.jpg").touch()
+    (box.root / "data" / "train" / "b").symlink_to(elsewhere)
+    box.plan = {
+        "seed0": {"f1": 0.7, "print": "error: not really", "seconds": 0.6},
+        "seed1": {"f1": 0.9, "until": "/data/train/b/1.jpg"},
+    }
     after = "after:\n  - {name: vote, step: ensemble, from: {top: 2}}\n  - {name: out, step: predict, needs: [vote]}\n"
     done = submit(box, job(box, image, 2, after))
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(box.states().values()) == {"succeeded"} and containers(dockerd, box) == []
     assert f"containers of {image}" in done.stdout
+    assert f"read-only, where links of the data lead: {box.root}/data/train/b → {elsewhere}" in done.stdout
     submission = box.submission()
     argv = {event["run"].partition("-")[2]: event["argv"] for event in journal(box, "begin")}
     inside = f"/runs/{submission.name}"
@@ -252,14 +264,31 @@ def test_a_name_in_use_is_said(box: Lab, dockerd: Dockerd, image: str) -> None:
 
 
 def test_a_file_that_the_run_names_is_mounted_or_missed(box: Lab, image: str) -> None:
-    (box.root / "my weights.safetensors").write_text("w")
-    assert submit(box, job(box, image), "model.weights='my weights.safetensors'").returncode == 0
+    path = box.root / "it's mine.safetensors"
+    path.write_text("w")
+    word = "model.weights=" + override_value(path.name)
+    assert submit(box, job(box, image), word).returncode == 0
     (event,) = journal(box, "begin")
-    path = box.root / "my weights.safetensors"
-    assert f"model.weights='{path}'" in event["argv"]
-    (box.root / "my weights.safetensors").rename(box.root / "gone")
-    done = submit(box, job(box, image), "model.weights='my weights.safetensors'")
-    assert done.returncode == 1 and "no such file" in box.status("1").reason
+    assert f"model.weights={override_value(str(path))}" in event["argv"]
+    path.rename(box.root / "gone")
+    done = submit(box, job(box, image), word)
+    assert done.returncode != 0 and "no such file" in done.stdout + done.stderr + box.status("1").reason
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["it's.st", '"quoted".st', "back\\slash.st", "x y,z=[1]{a}.st", "$HOME.st", "ü.st", "'q'", "new\nline", "end\\"],
+)
+def test_a_files_name_may_have_any_characters(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    for key, value in (("model.weights", name), ("resume", name), ("training.teachers", [name])):
+        word = f"{key}={override_value(value)}"
+        request = RunRequest("001-a", 1, "train", ["train", word], cwd=str(tmp_path))
+        given, files = recipe.words(request, tmp_path)
+        path = str(tmp_path / name)
+        assert files == [tmp_path / name]
+        assert given[1] == f"{key}={override_value([path] if isinstance(value, list) else path)}"
+        assert recipe.on_host(f"{path} is bad", request) == f"{path} is bad"
 
 
 def test_what_docker_lacks_is_said_before_anything_starts(box: Lab, image: str) -> None:
@@ -312,3 +341,39 @@ def test_prune_shows_first_and_frees_what_is_never_missed(box: Lab, dockerd: Doc
     assert freed.returncode == 0 and not (directory / "001-seed0" / "last.ckpt").exists(), freed.stderr
     assert (directory / "002-seed1" / "last.ckpt").exists() and (directory / "001-seed0" / "best.ckpt").exists()
     assert left.name not in [each.name for each in dockerd.client().containers.list(all=True)]
+
+
+def test_prune_leaves_replaced_images_that_other_runs_folders_need(box: Lab, dockerd: Dockerd, image: str) -> None:
+    engine = dockerd.client()
+    text = f'FROM {image}\nLABEL document-classifier.variant=cpu\nENV MADE_FOR="{box.root}"\n'
+    built, _ = engine.images.build(fileobj=io.BytesIO(text.encode()))  # without a name, as a later build leaves it
+    identity = str(built.id)
+    try:
+        box.plan = {"*": {"exit": 1}}  # a submission that resume may continue
+        assert submit(box, job(box, identity)).returncode == 1
+        here, elsewhere = box.runs, box.root / "other runs"
+        elsewhere.mkdir()
+
+        def listed(runs_root: Path) -> tuple[list[str], str]:
+            remarks: list[str] = []
+            found = leftovers.images_of(engine, runs_root, remarks)
+            return [waste.what for waste in found if identity[7:19] in waste.what], "\n".join(remarks)
+
+        assert listed(here) == ([], "")
+        what, remarks = listed(elsewhere)
+        assert what == [] and f"image {identity[7:19]} stays: unfinished submissions in {here} may need it" in remarks
+        here.rename(box.root / "gone")
+        (what, _), (again, _) = listed(elsewhere), listed(here)
+        assert len(what) == len(again) == 1, "its submissions are gone"
+        (waste,) = (w for w in leftovers.images_of(engine, elsewhere, []) if identity[7:19] in w.what)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DOCKER_HOST", dockerd.host)
+            waste.free()
+        assert not engine.volumes.list(filters={"label": f"{image_marks.IMAGE}={identity}"}), (
+            "its marks are removed, too"
+        )
+    finally:
+        for mark in engine.volumes.list(filters={"label": f"{image_marks.IMAGE}={identity}"}):
+            mark.remove()
+        with contextlib.suppress(ImageNotFound):
+            engine.images.remove(identity, force=True)

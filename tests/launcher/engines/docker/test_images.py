@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import docker
 import pytest
 
 from launcher.base.errors import ArgumentError, EngineError
 from launcher.cli import images as commands
 from launcher.engines.docker import checks, images, recipe
+from launcher.engines.docker.watched import ContainerAttempt, ending
+from launcher.host.machine import Gpu, Machine
+from launcher.job import expansion, remarks, spec
 from launcher.record.request import Resources, RunRequest
 from tests.docker_engine import BASE, REPOSITORY, Dockerd
 
@@ -360,14 +366,78 @@ def test_a_message_of_a_container_speaks_of_the_hosts_folders(monkeypatch: pytes
 def test_memory_limits_leave_no_swap_and_shm_has_a_sane_size(tmp_path: Path) -> None:
     place = recipe.Place("sha256:1", ("python",), (1000, 1000), cache=tmp_path)
 
-    def host(**resources: Any) -> dict[str, Any]:
-        asked = request(resources=Resources(**resources))
+    def host(loader_shm: int = 0, **resources: Any) -> dict[str, Any]:
+        asked = request(resources=Resources(**resources), loader_shm=loader_shm)
         options: dict[str, Any] = recipe.options(asked, place, tmp_path / "s" / "001-x", 1, [], [])["host_config"]
         return options
 
     assert host(memory=4 * 2**30)["memswap_limit"] == 4 * 2**30 and host(memory=4 * 2**30)["shm_size"] == 2 * 2**30
     assert host(memory=4 * 2**30, shm=2**20)["shm_size"] == 2**20
     assert "mem_limit" not in host() and host()["shm_size"] == 2**30
+    assert host(3 * 2**30)["shm_size"] == 3 * 2**30 and host(3 * 2**30, shm=2**20)["shm_size"] == 2**20
+
+
+def loaded(words: list[str], text: str = "") -> spec.Job:
+    return spec.load(Path("job.yaml"), words, source=text.encode() or b"name: x")
+
+
+def test_the_loader_of_a_run_fits_its_shared_memory() -> None:
+    """With the manual's settings on a GPU server: 15 processes of 4 batches of 16 images of 768 px, for each loader."""
+    server = Machine("server", 16, 64 * 2**30, (Gpu(0),), declared=True)
+    words = ["model=resnet34", "data=baseline_aug"]
+    (planned, step) = expansion.expand(loaded(words, "after: [{name: vote, step: ensemble, from: {top: 1}}]"), server)
+    filled = 2 * (15 * 4 + 2) * 16 * 768**2 * 3
+    assert planned.request.loader_shm == step.request.loader_shm == recipe.shm_size(planned.request) == filled > 2**31
+    (small,) = expansion.expand(loaded([*words, "training.num_workers=2", "training.micro_batch=4"]), server)
+    assert small.request.loader_shm == 2 * (2 * 4 + 2) * 4 * 768**2 * 3 and recipe.shm_size(small.request) == 2**30
+    (cpu,) = expansion.expand(loaded([*words, "training.num_workers=0"]), server, cpu_only=True)
+    assert cpu.request.loader_shm == 0
+
+
+def test_shared_memory_that_the_loader_overfills_is_noted_with_its_line() -> None:
+    server = Machine("server", 16, 64 * 2**30, (Gpu(0),), declared=True)
+    job = loaded(["model=resnet34", "data=baseline_aug"], "resources:\n  shm: 100m\n")
+    planned = expansion.expand(job, server)
+    noted = [line for line in remarks.before_start(job, planned, server, contained=True) if "resources.shm" in line]
+    assert len(noted) == 1 and noted[0].startswith("note: job.yaml:2: resources.shm: 100 MiB, but the image loading")
+    assert not [line for line in remarks.before_start(job, planned, server) if "may fill" in line], "native: no limit"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["error: /dev/shm (64 MiB) is full: use", "RuntimeError: unable to allocate shared memory(shm) for file <x>"],
+)
+def test_an_end_for_lack_of_shared_memory_names_the_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "log.txt").write_text(f"working\n{text}\n")
+    asked = request(resources=Resources(shm=64 * 2**20), shm_place="job.yaml:3")
+    state = {"ExitCode": 1, "StartedAt": "", "FinishedAt": ""}
+    word, reason, _ = ending(ContainerAttempt(tmp_path, 1, asked), state, False)
+    assert word == "failed" and reason.endswith("; raise resources.shm: 64 MiB (job.yaml:3)")
+
+
+@pytest.mark.parametrize("setting", [{"credsStore": "desktop"}, {"credHelpers": {"example.org": "gone"}}])
+def test_a_stale_helper_for_credentials_is_named_and_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: dict[str, Any]
+) -> None:
+    plain = {"auths": {"https://example.com": {"auth": "bWU6c2VjcmV0"}}}
+    (tmp_path / "config.json").write_text(json.dumps({**setting, **plain}))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    client = docker.DockerClient(base_url="unix:///nonexistent", version="1.41")
+    said: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        images._leave_out_helpers(client, said.append)
+        images._leave_out_helpers(client, said.append)
+        headers: dict[str, str] = {}
+        client.api._set_auth_headers(headers)
+    assert (
+        len(said) == 1 and f"{tmp_path}/config.json names {'desktop' if 'credsStore' in setting else 'gone'}" in said[0]
+    )
+    assert "secret" not in said[0] and "X-Registry-Config" in headers, "logins in the file itself are still used"
+    text = images.failure(
+        "cpu", None, ["#3 ERROR: error getting credentials - err: exec: docker-credential-x: not found"]
+    )
+    assert f"remove credsStore (or credHelpers) from {tmp_path}/config.json" in text
 
 
 def test_the_runs_user_is_never_root(tmp_path: Path) -> None:
