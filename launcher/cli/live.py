@@ -18,7 +18,8 @@ from launcher.host import usage
 from launcher.host.nvml import GpuUse
 from launcher.record import waiting
 from launcher.record.find import list_runs
-from launcher.record.journal import Status, read_events, read_status, status_of
+from launcher.record.journal import Status, read_status, status_of
+from launcher.record.records import Records
 from launcher.record.states import ENDED, GOOD
 from trainer.base.errors import EXIT_FAILED, EXIT_OK
 from trainer.base.figures import MAIN
@@ -54,13 +55,14 @@ class Watching:
     def __init__(self, submission: Path) -> None:
         self.submission = submission
         self.memory = HostMemory()
+        self.records = Records(submission)
 
     def look(self) -> dict[str, Any]:
         """`watch.status_json` with `host_memory_bytes` for each run, and the GPUs."""
-        status = watch.status_json(self.submission)
+        status = watch.status_json(self.submission, watch.SHOWN, self.records)
         for run in status["runs"]:
             run_dir = Path(run["directory"])
-            run["host_memory_bytes"] = self.memory.peak(run_dir, read_status(run_dir))
+            run["host_memory_bytes"] = self.memory.peak(run_dir, self.records.status(run_dir.name))
         status["gpus"] = usage.gpu_uses()
         return status
 
@@ -100,7 +102,7 @@ def _print_changes(watching: Watching) -> None:
     printed_at = 0.0
     while True:
         status = watching.look()
-        now = [(run["name"], run["state"], run["attempt"], run["reason"]) for run in status["runs"]]
+        now = [(run["name"], run["state"], run["attempt"], run["reason"]) for run in status["runs"]], status["hidden"]
         over = _over(status)
         if over or now != before or time.monotonic() - printed_at > TELL:
             console.print(time.strftime("%H:%M:%S"))
@@ -150,7 +152,9 @@ def render(status: dict[str, Any]) -> Table:
             ", ".join(devices),
             run["reason"],
         )
-    counts: dict[str, int] = {}
+    if line := watch.others(status):
+        table.add_row(line)
+    counts: dict[str, int] = dict(status.get("hidden", {}))
     for run in status["runs"]:
         counts[run["state"]] = counts.get(run["state"], 0) + 1
     table.caption = ", ".join(f"{number} {state}" for state, number in counts.items())
@@ -171,30 +175,36 @@ def follow(submission: Path, on_event: Callable[[str, Status], None]) -> int | N
     Returns the exit code of `submit`: 0 all succeeded, 1 some did not, 130 stopped. Returns None if no launcher is
     running the submission and runs are left. Raises RunError if there is no run.
     """
-    paths = list_runs(submission)
+    records = Records(submission)
+    paths = records.run_dirs()
     if not paths:
         raise RunError(f"{submission.name}: it has no runs")
     seen: dict[Path, int] = {}
+    last: dict[Path, Status] = {}
+    in_queue = registry.queue_of(submission) is not None
     reported: str | None = None
     while True:
+        began = time.thread_time()
         driven = registry.is_driven(submission)  # before the runs are read, so that the journals have its last changes
-        states = []
         for run_dir in paths:
-            if not driven or registry.queue_of(submission):
+            status = records.status(run_dir.name)
+            if (not driven or in_queue) and status.state not in ENDED:
                 registry.settle(run_dir)
-            events = read_events(run_dir)
+                status = records.status(run_dir.name)
+            if status is last.get(run_dir):
+                continue
+            events = records.events(run_dir.name)
             news = events[seen.get(run_dir, max(0, len(events) - 1)) :]
-            seen[run_dir] = len(events)
+            seen[run_dir], last[run_dir] = len(events), status
             for event in news:
                 on_event(run_dir.name, status_of(event))
-            states.append(read_status(run_dir).state)
         if not driven:
             return exit_code(paths)
         waits = registry.why_waits(submission)
         if waits and not waiting.same(reported, waits):
             on_event(submission.name, Status("queued", reason=waits))
         reported = waits
-        time.sleep(FOLLOW)
+        time.sleep(max(FOLLOW, 20 * (time.thread_time() - began)))
 
 
 def exit_code(paths: Sequence[Path]) -> int | None:

@@ -33,7 +33,7 @@ def status(name: str | None, as_json: bool, watched: bool, runs_root: Path) -> i
         directory = find_submission(runs_root, name)
         if watched:
             code = live.watch_submission(directory, as_json)
-        seen = watch.status_json(directory)
+        seen = watch.status_json(directory, None if as_json else watch.SHOWN)
     if as_json:
         print_json(seen)
         return code

@@ -178,6 +178,7 @@ def _drive(
     """Supervise to the end; print the events, then the results. `prepare`, `take_over`: see `supervisor.run`."""
     from launcher.cli import tables, watch
     from launcher.engines import registry
+    from launcher.record.states import GOOD
     from launcher.results import collect, leaderboard
     from launcher.supervise import submission, supervisor
 
@@ -192,8 +193,8 @@ def _drive(
         raise RefusedError(
             f"\nStopped while the results were collected; later: launcher collect {at}", EXIT_INTERRUPTED
         ) from None
-    status = watch.status_json(directory)
-    if status["state"] in ("running", "unattended"):
+    observed = watch.observe(directory)
+    if watch.submission_state(directory, [status for _, _, status in observed]) in ("running", "unattended"):
         click.echo(f"the runs continue without this launcher; see: launcher status {at}")
         return code
     click.echo()
@@ -205,7 +206,7 @@ def _drive(
     if code == EXIT_INTERRUPTED:
         click.echo(f"stopped; continue with: launcher resume {at}")
     elif code:
-        failed = [run["name"] for run in status["runs"] if run["state"] not in ("succeeded", "reused")]
+        failed = [run_dir.name for run_dir, _, status in observed if status.state not in GOOD]
         log = f"{directory.name}/{failed[0]} --runs {shown(directory.parent)}"
         click.echo(f"not succeeded: {listed(failed)}; for the reason: launcher logs {log}")
     return code

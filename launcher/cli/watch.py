@@ -6,7 +6,9 @@ import dataclasses
 import select
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +17,8 @@ from launcher.base.sizes import show_duration, show_size
 from launcher.base.text import Pieces, last_lines
 from launcher.engines import registry
 from launcher.record import retry, waiting
-from launcher.record.find import list_runs
 from launcher.record.journal import Status, read_events, read_status
+from launcher.record.records import Records
 from launcher.record.request import RunRequest, read_request
 from launcher.record.states import ENDED, GOOD
 from launcher.record.trainer_files import open_log, read_metrics, read_progress
@@ -26,6 +28,8 @@ from trainer.base.figures import MAIN
 if TYPE_CHECKING:
     from rich.table import Table
 
+SHOWN = 100
+"""Largest number of runs in a table. Laying out thousands of rows takes longer than reading them."""
 PIECE = 2**20
 """Bytes of a log that are read at once."""
 MARKS = {
@@ -38,16 +42,22 @@ MARKS = {
 }
 
 
-def observe(submission: Path) -> list[tuple[Path, RunRequest, Status]]:
-    """Every run with its status. Records the end of a run if nobody has noticed it yet."""
-    observed = []
-    for run_dir in list_runs(submission):
-        unknown = registry.settle(run_dir)
-        status = read_status(run_dir)
-        if unknown and status.state not in ENDED:
-            status = dataclasses.replace(status, reason=unknown)
-        observed.append((run_dir, read_request(run_dir), status))
-    return observed
+def observe(submission: Path, records: Records | None = None) -> list[tuple[Path, RunRequest, Status]]:
+    """Every run with its status. Records the end of a run if nobody has noticed it yet. `records`: to read only what
+    has changed since the last call."""
+    with ExitStack() as stack:
+        records = records or stack.enter_context(Records(submission))
+        in_queue = registry.queue_of(submission) is not None
+        observed = []
+        for run_dir in records.run_dirs():
+            status = records.status(run_dir.name)
+            if status.state in ("starting", "running") or (in_queue and status.state == "queued"):
+                unknown = registry.settle(run_dir)
+                status = records.status(run_dir.name)
+                if unknown and status.state not in ENDED:
+                    status = dataclasses.replace(status, reason=unknown)
+            observed.append((run_dir, records.request(run_dir.name), status))
+        return observed
 
 
 def _explained(
@@ -76,14 +86,23 @@ def submission_state(submission: Path, statuses: list[Status]) -> str:
     return "stopped" if states <= GOOD | {"cancelled"} else "failed"
 
 
-def status_json(submission: Path) -> dict[str, Any]:
-    """The stable form of `status --json`."""
+def status_json(submission: Path, most: int | None = None, records: Records | None = None) -> dict[str, Any]:
+    """The stable form of `status --json`. With `most` for people: only so many runs, first those in progress, then
+    those that failed; `hidden` has the number of the others by their state. `records`: see `observe`."""
     waits = registry.why_waits(submission)
-    observed = _explained(observe(submission), waits)
-    runs = []
-    for run_dir, request, status in observed:
-        beaten = read_progress(run_dir)
-        progress = dataclasses.asdict(beaten) if beaten and status.state in ("starting", "running") else {}
+    observed = _explained(observe(submission, records), waits)
+    selected = sorted(observed, key=lambda run: _urgency(run[2])) if most and len(observed) > most else observed
+    etas, runs = {}, []
+    for place, (run_dir, request, status) in enumerate(selected):
+        is_shown = most is None or place < most
+        in_progress = status.state in ("starting", "running")
+        may_have_beaten = in_progress or (is_shown and (status.state != "queued" or status.attempt > 1))
+        beaten = read_progress(run_dir) if may_have_beaten else None
+        progress = dataclasses.asdict(beaten) if beaten and in_progress else {}
+        if progress.get("eta_seconds"):
+            etas[run_dir.name] = progress["eta_seconds"]
+        if not is_shown:
+            continue
         runs.append(
             {
                 "name": run_dir.name,
@@ -97,18 +116,26 @@ def status_json(submission: Path) -> dict[str, Any]:
                 "directory": str(run_dir),
             }
         )
+    hidden = Counter(status.state for _, _, status in selected[most:]) if most is not None else Counter()
     return {
         "submission": submission.name,
         "state": submission_state(submission, [status for _, _, status in observed]),
         "directory": str(submission),
-        "seconds_left": _seconds_left(observed, runs),
+        "seconds_left": _seconds_left(observed, etas),
         "waits": waits,
         "runs": runs,
+        **({"hidden": dict(hidden)} if most is not None else {}),
     }
 
 
-def _seconds_left(observed: Sequence[tuple[Path, RunRequest, Status]], runs: Sequence[dict[str, Any]]) -> float | None:
-    etas = {run["name"]: run["progress"]["eta_seconds"] for run in runs if run["progress"].get("eta_seconds")}
+def _urgency(status: Status) -> int:
+    """Place in a table that does not show all runs: those in progress first, then those that failed."""
+    if status.state in ("starting", "running"):
+        return 0
+    return 1 if status.state in ENDED - GOOD - {"cancelled"} else 2
+
+
+def _seconds_left(observed: Sequence[tuple[Path, RunRequest, Status]], etas: Mapping[str, float]) -> float | None:
     requests = {run_dir.name: request for run_dir, request, _ in observed}
     states = {run_dir.name: status for run_dir, _, status in observed}
     seconds = durations.seconds_left(requests, states, etas, time.time())
@@ -143,7 +170,18 @@ def status_table(status: Mapping[str, Any]) -> Table:
             show_size(memory) if memory else "",
             run["reason"],
         )
+    if line := others(status):
+        table.add_row(line)
     return table
+
+
+def others(status: Mapping[str, Any]) -> str:
+    """A line on the runs that the result of `status_json` leaves out; empty if there are none."""
+    hidden: Mapping[str, int] = status.get("hidden", {})
+    if not hidden:
+        return ""
+    states = ", ".join(f"{number:,} {state}" for state, number in hidden.items())
+    return f"… and {sum(hidden.values()):,} more: {states}; status --json lists all"
 
 
 def follow_log(run_dir: Path, follow: bool, lines: int | None = None) -> bool:

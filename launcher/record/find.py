@@ -29,7 +29,7 @@ def list_runs(submission_dir: Path) -> list[Path]:
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(submission_dir / STATE) as entries:
         known = {entry.name for entry in entries if not entry.name.startswith(".")}
     old = {name for name in names - known if not name.startswith(".") and is_old(submission_dir / name)}
-    return sorted(submission_dir / name for name in names & (known | old))
+    return [submission_dir / name for name in sorted(names & (known | old))]
 
 
 def read_submission(submission: Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ REQUEST, JOURNAL, STATUS, LOCK, TASK, STOP = (
 """The launcher's own files of a run."""
 LARGEST = 64 * 2**20
 """Largest size in bytes of a file of the launcher's own."""
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -57,7 +57,7 @@ def opened(path: Path, depth: int = 1) -> Iterator[Folder]:
     or root, in a folder that only they can change. Raises OSError."""
     path = Path(os.path.abspath(path))  # noqa: PTH100  # keeps links
     depth = min(depth, len(path.parents))
-    descriptor = os.open(path.parents[depth - 1], _FOLDER)
+    descriptor = os.open(path.parents[depth - 1], FOLDER)
     try:
         for position, name in enumerate(path.parts[-depth:]):
             inner = _entered(descriptor, name, path, may_be_link=position == 0)
@@ -70,14 +70,14 @@ def opened(path: Path, depth: int = 1) -> Iterator[Folder]:
 
 def _entered(parent: int, name: str, path: Path, may_be_link: bool) -> int:
     try:
-        return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=parent)
+        return os.open(name, FOLDER | os.O_NOFOLLOW, dir_fd=parent)
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENOTDIR):
             error.filename = str(path)
             raise
     found = os.stat(name, dir_fd=parent, follow_symlinks=False)
     if may_be_link and stat.S_ISLNK(found.st_mode) and _trusted(found.st_uid) and _is_private(os.fstat(parent)):
-        return os.open(name, _FOLDER, dir_fd=parent)
+        return os.open(name, FOLDER, dir_fd=parent)
     what = "a link" if stat.S_ISLNK(found.st_mode) else "not a folder"
     raise OSError(errno.ENOTDIR, f"{name} is {what}", str(path))
 

@@ -41,13 +41,14 @@ def create_run(run_dir: Path, request: RunRequest) -> None:
     event = {"time": time.time(), "state": "queued", "attempt": 1, "reason": ""}
     for name, text in (
         (REQUEST, request_as_json(request)),
-        (STATUS, json_text(event, indent=2) + "\n"),
         (JOURNAL, json_text(event) + "\n"),
+        (STATUS, status_text(event)),
     ):
         (folders.state_folder(run_dir) / name).write_text(text, encoding="utf-8")
 
 
-def _as_json(event: Mapping[str, Any]) -> str:
+def status_text(event: Mapping[str, Any]) -> str:
+    """The content of status.json after this event."""
     return json_text(event, indent=2) + "\n"
 
 
@@ -112,7 +113,7 @@ def append_event(run_dir: Path, state: State, attempt: int | None = None, reason
         journal.flush()
         os.fsync(journal.fileno())
         with suppress(OSError):  # a full disk: the next read repairs status.json from the journal
-            folders.replace(folder, STATUS, _as_json(event).encode())
+            folders.replace(folder, STATUS, status_text(event).encode())
         if state in ENDED:
             _copy(folder, run_dir)
     return status_of(event)
@@ -145,6 +146,12 @@ def status_of(event: dict[str, Any]) -> Status:
     return Status(**known, figures={key: value for key, value in event.items() if key not in known})
 
 
+def event_of(status: Status) -> dict[str, Any]:
+    """The event that `status_of` gives this status for, if it had all its fields."""
+    known = {"state": status.state, "attempt": status.attempt, "reason": status.reason, "time": status.time}
+    return {**known, **status.figures}
+
+
 def read_status(run_dir: Path) -> Status:
     """The status after the journal's last event. Repairs status.json if it differs."""
     try:
@@ -164,7 +171,7 @@ def _repair(folder: Folder, last: Mapping[str, Any]) -> None:
         recorded = json.loads(folders.read(folder, STATUS))
     if recorded != last and folder.path.parent.name == folders.STATE:
         with suppress(OSError):  # another user's submission, or a full disk
-            folders.replace(folder, STATUS, _as_json(last).encode())
+            folders.replace(folder, STATUS, status_text(last).encode())
 
 
 def mark_lost(run_dir: Path, state: Literal["lost", "cancelled"] = "lost", reason: str = "") -> bool:

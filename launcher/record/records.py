@@ -10,16 +10,16 @@ from typing import Any
 
 from launcher.record import folders
 from launcher.record.find import list_runs
-from launcher.record.folders import JOURNAL, REQUEST, STATE, Folder
-from launcher.record.journal import Status, last_status, read_events, read_status
+from launcher.record.folders import JOURNAL, REQUEST, STATE, STATUS, Folder
+from launcher.record.journal import Status, event_of, last_status, read_events, read_status, status_text
 from launcher.record.request import RunRequest, parse_request, read_request
 
 Stamp = tuple[int, int, int]
 
 
 class Records:
-    """Reads through one open folder, and a journal again only if its size, time or inode has changed. Does not repair
-    status.json. Use it as a context manager, in one thread."""
+    """Reads through one open folder, and a journal again only if its size, time or inode has changed. Repairs
+    status.json as `read_status` does. Use it as a context manager, in one thread."""
 
     def __init__(self, submission: Path) -> None:
         self.submission = submission
@@ -49,8 +49,20 @@ class Records:
         seen = self._seen.get(name)
         if seen is None or seen[0] != stamp:
             # The stamp was taken before the content is read: a change in between is seen the next time.
-            seen = self._seen[name] = stamp, last_status(self._read(name, JOURNAL))
+            status = last_status(self._read(name, JOURNAL))
+            if not self._is_copied(name, stamp, status):
+                status = read_status(self.submission / name)
+            seen = self._seen[name] = stamp, status
         return seen[1]
+
+    def _is_copied(self, name: str, stamp: Stamp, status: Status) -> bool:
+        """Whether status.json is younger than the journal, and as large as it has to be."""
+        assert self._states is not None
+        try:
+            found = os.stat(f"{name}/{STATUS}", dir_fd=self._states.descriptor, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return found.st_mtime_ns >= stamp[1] and found.st_size == len(status_text(event_of(status)).encode())
 
     def journal(self, name: str) -> bytes:
         """The content of a run's journal; empty if it has none. Raises OSError."""
@@ -84,9 +96,15 @@ class Records:
 
     def _read(self, name: str, file: str) -> bytes:
         assert self._states is not None
-        descriptor = folders.inside(self._states, name)
+        try:
+            descriptor = os.open(name, folders.FOLDER | os.O_NOFOLLOW, dir_fd=self._states.descriptor)
+        except OSError:
+            descriptor = folders.inside(self._states, name)  # raises an error that says more
         try:
             owner = os.fstat(descriptor).st_uid
-            return folders.read(Folder(descriptor, self._states.path / name, owner), file)
+            return folders.read(Folder(descriptor, self._states.path, owner), file)
+        except OSError as error:
+            error.filename = str(self._states.path / name / file)
+            raise
         finally:
             os.close(descriptor)
