@@ -90,6 +90,7 @@ def submit(
     notes += remarks.unset_variables(job, os.environ)
     notes += [*data_notes, *chosen.engine.remarks(new, root, chosen)]
     notes += remarks.reused_runs(equal, serving)
+    notes += remarks.as_root(chosen.contained)
     if detach and not queue:
         detached.detach(directory, gpus, machine)
     click.echo(f"{directory.name}: {len(planned)} runs as {chosen.said}, on {chosen.machine.describe()}")

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from launcher.engines import orphans
+from launcher.engines import orphans, secret_files
 from launcher.engines.outcome import EXIT_TAKEN, Overseer, StopSignals, last_error, verdict
 from launcher.host import processes, usage
 from launcher.memory.predict import device_limit
-from launcher.record import retry, secret_files, trainer_files
+from launcher.record import retry, trainer_files
 from launcher.record.find import cache_dir
 from launcher.record.journal import Status, append_event, read_events, read_status
 from launcher.record.locks import is_run_locked

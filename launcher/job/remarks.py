@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,13 @@ def unset_variables(job: Job, environment: Mapping[str, str]) -> list[str]:
             else:
                 lines.append(f"note: {place}: {field}: {name} is not set; export it if the runs need it")
     return lines
+
+
+def as_root(contained: bool) -> list[str]:
+    """A note if runs are processes of root, so that nothing protects the host from their code."""
+    if contained or os.geteuid() != 0:
+        return []
+    return ["note: runs execute as root, and nothing protects this host from their code: use --engine docker"]
 
 
 def reused_runs(equal: Mapping[str, EqualRun], serving: Mapping[str, Path]) -> list[str]:

@@ -96,6 +96,19 @@ def inside(folder: Folder, name: str) -> int:
     return _entered(folder.descriptor, name, folder.path / name, may_be_link=False)
 
 
+def refuse_foreign(submission: Path) -> None:
+    """Raise RunError if this process is root and the submission belongs to another user, whose requests and journals
+    name commands to execute and processes to end."""
+    if os.geteuid() != 0:
+        return
+    with opened(submission) as folder:
+        if folder.owner != 0:
+            raise RunError(
+                f"{submission.name}: belongs to uid {folder.owner}, and root executes nothing that another user wrote; "
+                f"run the command as that user: sudo -u '#{folder.owner}' launcher …"
+            )
+
+
 # -- the launcher's own files of a run
 
 

@@ -115,11 +115,11 @@ def append_event(run_dir: Path, state: State, attempt: int | None = None, reason
         with suppress(OSError):  # a full disk: the next read repairs status.json from the journal
             folders.replace(folder, STATUS, status_text(event).encode())
         if state in ENDED:
-            _copy(folder, run_dir)
+            copy_to_run_dir(folder, run_dir)
     return status_of(event)
 
 
-def _copy(folder: Folder, run_dir: Path) -> None:
+def copy_to_run_dir(folder: Folder, run_dir: Path) -> None:
     """Copy the request and the status into the run directory, for people and rsync. The launcher never reads the
     copies."""
     with suppress(OSError), folders.opened(run_dir, 2) as place:

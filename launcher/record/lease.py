@@ -141,6 +141,7 @@ def hold(submission: Path, say: Say = lambda line: None, take_over: bool = False
 
     Raises RunError if another launcher is running the submission, or if that cannot be known.
     """
+    folders.refuse_foreign(submission)
     with ExitStack() as stack:
         if stack.enter_context(locked(submission / LOCK)) is None:
             if not take_over:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from launcher.record import trainer_files
+from launcher.record.trainer_files import LIMITS, PREDICTIONS
 from trainer.base import figures
 from trainer.scores import intervals
+
+UNPACKED = 4 * LIMITS[PREDICTIONS]
+"""Largest size in bytes of the arrays in a file of predictions."""
+LONGEST = 1000
+"""Characters of the longest id, name or fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -41,24 +51,71 @@ class Predictions:
 
 
 def load(run_dir: Path) -> Predictions | None:
-    """The content of val_predictions.npz; None if it is missing or not readable. Classes are sorted by name."""
+    """The content of val_predictions.npz; None if it is missing, not readable or not whole. Classes are sorted by
+    name. Any trainer may have written the file, so that its size, the types and the numbers in it are checked."""
     try:
-        with np.load(run_dir / "val_predictions.npz", allow_pickle=False) as content:
-            names = [str(name) for name in content["class_names"]]
-            place = np.argsort(np.argsort(names))  # of each class among the sorted names
-            order = np.argsort(content["ids"])
-            cut = content["folds_fingerprint"] if "folds_fingerprint" in content else content["split_fingerprint"]
-            corrupted = place[content["corrupted"].argmax(1)][order] if "corrupted" in content else None
-            return Predictions(
-                content["ids"][order],
-                place[content["targets"]][order],
-                place[content["probabilities"].argmax(1)][order],
-                corrupted,
-                tuple(sorted(names)),
-                str(cut),
-            )
+        with trainer_files.open_file(run_dir, PREDICTIONS, LIMITS[PREDICTIONS]) as file:
+            if not _is_small(file):
+                return None
+            with np.load(file, allow_pickle=False) as content:
+                return _checked(content)
     except Exception:  # a damaged file raises many kinds of errors: zlib.error, tokenize.TokenError, struct.error, …
         return None
+
+
+def _is_small(file: BufferedReader) -> bool:
+    """Whether an archive has few members that are not too large together. Its list of members is measured before it is
+    read."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - 2**16 - 22))
+    end = file.read()
+    at = end.rfind(b"PK\x05\x06")
+    if (
+        at < 0
+        or len(end) < at + 22
+        or int.from_bytes(end[at + 12 : at + 16], "little") > 2**16
+        or end[at - 20 : at - 16] == b"PK\x06\x07"
+    ):
+        return False
+    file.seek(0)
+    with zipfile.ZipFile(file) as archive:
+        small = sum(member.file_size for member in archive.infolist()) <= UNPACKED
+    file.seek(0)
+    return small
+
+
+def _checked(content: Mapping[str, NDArray[Any]]) -> Predictions | None:
+    names = [str(name)[:LONGEST] for name in content["class_names"]]
+    ids, targets, probabilities = content["ids"], content["targets"], content["probabilities"]
+    corrupted = content.get("corrupted")
+    cut = content["folds_fingerprint"] if "folds_fingerprint" in content else content["split_fingerprint"]
+    valid = (
+        len(set(names)) == len(names)
+        and ids.ndim == 1
+        and ids.dtype.kind == "U"
+        and ids.itemsize <= 4 * LONGEST
+        and targets.shape == ids.shape
+        and targets.dtype.kind in "iu"
+        and (not len(ids) or (int(targets.min()) >= 0 and int(targets.max()) < len(names)))
+        and all(
+            _is_probability(each, (len(ids), len(names))) for each in (probabilities, corrupted) if each is not None
+        )
+    )
+    if not valid:
+        return None
+    place = np.argsort(np.argsort(names))  # of each class among the sorted names
+    order = np.argsort(ids)
+    return Predictions(
+        ids[order],
+        place[targets.astype(np.int64)][order],
+        place[probabilities.argmax(1)][order],
+        None if corrupted is None else place[corrupted.argmax(1)][order],
+        tuple(sorted(names)),
+        str(cut)[:LONGEST],
+    )
+
+
+def _is_probability(values: NDArray[Any], shape: tuple[int, int]) -> bool:
+    return values.shape == shape and values.dtype.kind == "f" and bool(np.isfinite(values).all())
 
 
 def joined(parts: Sequence[Predictions]) -> Predictions | None:

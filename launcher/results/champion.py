@@ -100,7 +100,8 @@ def _current(folder: Folder) -> int | None:
         name = os.readlink(CURRENT, dir_fd=folder.descriptor)
     except FileNotFoundError:
         return None
-    return folders.inside(folder, name) if stat.S_ISLNK(found.st_mode) else None
+    is_ours = stat.S_ISLNK(found.st_mode) and name.startswith(PREFIX) and "/" not in name
+    return folders.inside(folder, name) if is_ours else None
 
 
 def _stays(present: Figures, figure: str = MAIN) -> str:
@@ -114,6 +115,8 @@ def _replace(submission: Path, best: Row, champion: Path, replace: bool) -> str:
     present = _present(champion)
     name = f"{submission.name}/{best['run']}"
     figure = best["monitor"]
+    if MAIN not in metrics or figure not in metrics:
+        raise RunFileError(f"{source.parent / trainer_files.METRICS}: has changed while it was read")
     if present and present.get("run") != name:
         figure = figure if figure in present and figure in metrics else MAIN
         same_split = present.get("split_fingerprint") == metrics.get("split_fingerprint")
@@ -152,7 +155,8 @@ def _publish(folder: Folder, checkpoint: Path, info: str) -> None:
             _link(folder, name, f"{CURRENT}/{name}")
         os.fsync(folder.descriptor)
     except BaseException:
-        _remove(folder, new_name)
+        if not _leads(folder, CURRENT, new_name):
+            _remove(folder, new_name)
         raise
     finally:
         os.close(new.descriptor)
@@ -170,29 +174,33 @@ def _new(folder: Folder) -> tuple[Folder, str]:
 
 def _keep_old_layout(folder: Folder) -> None:
     """Put the files of the version before into a folder `model-…`, too, so that they can be replaced at once."""
-    names = [name for name in (CHECKPOINT, INFO) if folders.exists(folder, name)]
-    if len(names) < 2 or _is_link(folder, INFO):
+    names = (CHECKPOINT, INFO)
+    links = {name: f"{CURRENT}/{name}" for name in names}
+    if not all(folders.exists(folder, name) for name in names) or _leads(folder, INFO, links[INFO]):
         return
-    old, old_name = _new(folder)
-    try:
-        for name in names:
-            os.link(name, name, src_dir_fd=folder.descriptor, dst_dir_fd=old.descriptor, follow_symlinks=False)
-    finally:
-        os.close(old.descriptor)
-    _link(folder, CURRENT, old_name)
+    if not _leads(folder, CHECKPOINT, links[CHECKPOINT]):  # else a former call was interrupted at its end
+        old, old_name = _new(folder)
+        try:
+            for name in names:
+                os.link(name, name, src_dir_fd=folder.descriptor, dst_dir_fd=old.descriptor, follow_symlinks=False)
+        finally:
+            os.close(old.descriptor)
+        _link(folder, CURRENT, old_name)
     for name in names:
-        _link(folder, name, f"{CURRENT}/{name}")
+        _link(folder, name, links[name])
 
 
-def _is_link(folder: Folder, name: str) -> bool:
-    return stat.S_ISLNK(os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False).st_mode)
+def _leads(folder: Folder, name: str, target: str) -> bool:
+    """Whether `name` is a link to `target`."""
+    with suppress(OSError):
+        return os.readlink(name, dir_fd=folder.descriptor) == target
+    return False
 
 
 def _link(folder: Folder, name: str, target: str) -> None:
     """Replace `name` by a link."""
-    with suppress(OSError):
-        if os.readlink(name, dir_fd=folder.descriptor) == target:
-            return
+    if _leads(folder, name, target):
+        return
     temporary = f".{name}.{secrets.token_hex(4)}"
     os.symlink(target, temporary, dir_fd=folder.descriptor)
     os.rename(temporary, name, src_dir_fd=folder.descriptor, dst_dir_fd=folder.descriptor)

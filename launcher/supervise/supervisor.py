@@ -23,6 +23,7 @@ from launcher.engines.base import SupervisedEngine
 from launcher.host.machine import Machine
 from launcher.record import lease, retry, stop_request, waiting
 from launcher.record.find import list_runs
+from launcher.record.folders import refuse_foreign
 from launcher.record.journal import Status, append_event, read_events, read_status
 from launcher.record.locks import is_locked
 from launcher.record.records import Records
@@ -405,8 +406,9 @@ def stop(submission: Path, run_dirs: list[Path], grace: float) -> list[str]:
     """Ask these runs of a submission to end, and kill those that have not ended after `grace` seconds. Returns the
     names of those that had not ended before.
 
-    A run that is still queued is cancelled, so that no supervisor starts it.
+    A run that is still queued is cancelled, so that no supervisor starts it. Raises RunError.
     """
+    refuse_foreign(submission)
     whole = len(run_dirs) > 1 or run_dirs == list_runs(submission)
     stop_request.ask(submission, None if whole else [run_dir.name for run_dir in run_dirs])
     touched = []

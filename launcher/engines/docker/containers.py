@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.base.errors import EngineError, RunError
-from launcher.engines import orphans
+from launcher.engines import orphans, secret_files
 from launcher.engines.docker import client, create, podman, recipe
 from launcher.engines.docker.client import explain
 from launcher.engines.docker.connection import Connection
@@ -25,7 +25,7 @@ from launcher.engines.orphans import Executor
 from launcher.engines.outcome import GRACE
 from launcher.host import account, gpu_locks, processes
 from launcher.host.gpu_locks import GpuLock
-from launcher.record import retry, secret_files, trainer_files
+from launcher.record import retry, trainer_files
 from launcher.record.folders import clear_stop, request_stop, stop_requested
 from launcher.record.journal import append_event, read_events, read_status
 from launcher.record.locks import run_locked

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.base.errors import EngineError
+from launcher.engines import secret_files
 from launcher.engines.docker import client as docker_client
 from launcher.engines.docker import images, podman, recipe
 from launcher.engines.docker.shared_cache import give_cache
-from launcher.record import secret_files
 from launcher.record.find import cache_dir
 from launcher.record.request import RunRequest
 

@@ -11,13 +11,18 @@ from launcher.record import folders
 
 def give_cache(cache: Path, runs_root: Path, user: tuple[int, int]) -> None:
     """Create the shared cache, and make it writable for the runs' user. Does not change a folder that the caller has
-    named and created. Raises OSError.
-
-    Gives away folders alone, through descriptors: nobody can make a hard link of a folder."""
+    named and created. Raises OSError."""
     new = not cache.exists()
     cache.mkdir(parents=True, exist_ok=True)
     if os.geteuid() != 0 or user[0] == 0 or not (new or cache == runs_root / ".cache"):
         return
+    give_folders(cache, user)
+
+
+def give_folders(cache: Path, user: tuple[int, int]) -> None:
+    """Give root's folders in the cache, and the cache, to the runs' user. Raises OSError.
+
+    Only folders, and through descriptors: nobody can make a hard link of a folder."""
     with folders.opened(cache) as folder:
         with os.scandir(folder.descriptor) as entries:
             names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from launcher.base.errors import RunError
-from launcher.engines import orphans, process, registry
+from launcher.engines import orphans, process, registry, secret_files
 from launcher.engines.base import Choice, SupervisedEngine, Want
 from launcher.engines.native import execute
 from launcher.engines.orphans import Executor
@@ -22,7 +22,7 @@ from launcher.engines.process import DEVICES, FDS
 from launcher.host import checks, gpu_locks, processes
 from launcher.host.gpu_locks import GpuLock
 from launcher.host.machine import Machine
-from launcher.record import secret_files, trainer_files
+from launcher.record import trainer_files
 from launcher.record.folders import clear_stop, request_stop, stop_requested
 from launcher.record.journal import Status, mark_lost, read_status
 from launcher.record.locks import is_run_locked

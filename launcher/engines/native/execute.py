@@ -17,7 +17,7 @@ from launcher.engines.process import DEVICES, run_trainer
 from launcher.host import gpu_locks
 from launcher.host.machine import select
 from launcher.record import retry
-from launcher.record.folders import clear_stop, stop_requested
+from launcher.record.folders import clear_stop, refuse_foreign, stop_requested
 from launcher.record.journal import append_event, read_events, read_status
 from launcher.record.request import RunRequest, read_request
 from launcher.record.states import ENDED
@@ -47,6 +47,7 @@ def execute(run_dir: Path, attempt: int | None = None, grace: float = GRACE) -> 
     if the run is in progress, has succeeded, or was withdrawn meanwhile.
     """
     run_dir = run_dir.resolve()
+    refuse_foreign(run_dir.parent)
     request = read_request(run_dir)
     overseer, signals = NativeOverseer(run_dir, grace), StopSignals()
     patience = 0.1 if attempt is None else orphans.PATIENCE

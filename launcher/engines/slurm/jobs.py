@@ -12,6 +12,7 @@ from typing import Any
 
 from launcher.base.errors import RunError
 from launcher.base.text import printable, tail
+from launcher.engines import secret_files
 from launcher.engines.base import QueueEngine
 from launcher.engines.outcome import lack_of_memory
 from launcher.engines.slurm import board as slurm_board
@@ -19,7 +20,7 @@ from launcher.engines.slurm import calls, task_lease
 from launcher.engines.slurm.board import Board
 from launcher.engines.slurm.calls import SlurmError
 from launcher.engines.slurm.squeue import Key, SlurmJob
-from launcher.record import retry, secret_files, trainer_files
+from launcher.record import retry, trainer_files
 from launcher.record.find import list_runs
 from launcher.record.folders import clear_stop, request_stop, stop_requested
 from launcher.record.journal import Status, append_event, read_events, read_status

@@ -26,7 +26,7 @@ from launcher.host import gpu_locks
 from launcher.job import steps
 from launcher.record import retry, trainer_files
 from launcher.record.find import read_submission
-from launcher.record.folders import clear_stop, stop_requested
+from launcher.record.folders import clear_stop, refuse_foreign, stop_requested
 from launcher.record.journal import append_event, read_events, read_status
 from launcher.record.request import RunRequest, read_request, write_request
 from launcher.record.states import ENDED, GOOD, State
@@ -128,6 +128,7 @@ def run(jobs: Jobs, run_dir: Path, announced: int, number: str) -> int:
     # Until the run starts: the journal still says `queued`.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_STOPPED))
     run_dir = run_dir.resolve()
+    refuse_foreign(run_dir.parent)
     key, request = here(), read_request(run_dir)
     written = read_submission(run_dir.parent)
     docker = written.get("slurm", {}).get("runtime") == "docker"
