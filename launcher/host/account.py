@@ -35,6 +35,7 @@ _LONGEST = 8192
 """Bytes of the longest file that is read."""
 _SHARES = 4096
 """Shares of one user."""
+_OF_READER = ("file", "uid", "locked", "waits")
 _NAMED = 3
 """Holders that a message names."""
 
@@ -44,8 +45,8 @@ class Share:
     """A run's share of the host: cores, and bytes of memory (0: nothing was promised).
 
     `pool` names the limits that the run's launcher is under, see `pool_of`. `engine` is the engine that knows whether
-    the run is in progress if nobody holds the lock; empty: the lock alone says it. `gpus` of `devices` (names of their
-    locks) are the GPUs that a run in the queue waits for, see `take_turn`.
+    the run is in progress if nobody holds the lock; empty: the lock alone says it. A run whose `turn` it is waits for
+    so many `gpus` of these `devices` (names of their locks), too.
     """
 
     directory: str
@@ -61,6 +62,8 @@ class Share:
     """The owner of the file."""
     locked: bool = True
     """Whether a process holds the lock."""
+    waits: bool = False
+    """Whether the run is in the queue, and its turn has come."""
 
     @property
     def submission(self) -> str:
@@ -70,7 +73,7 @@ class Share:
     def __str__(self) -> str:
         """For people: `job-20261123-211500/001-resnet34 of anna`."""
         names = "/".join(self.directory.split("/")[-2:])
-        return f"{printable(names)[:200]} of {_user(self.uid)}"
+        return f"{printable(names)[:200]} of {_user(self.uid)}" + (" (it has waited longest)" if self.waits else "")
 
 
 def share_of(run_dir: Path, cpus: float, memory: int, machine: Machine, engine: str = "") -> Share:
@@ -169,7 +172,7 @@ def shares() -> list[Share]:
 
 def claim(share: Share) -> GpuLock:
     """Enter the share into the account. It lasts as long as any copy of the lock's descriptor. Raises OSError."""
-    content = json.dumps({key: value for key, value in asdict(share).items() if key not in ("file", "uid", "locked")})
+    content = _written(share)
     for number in range(_SHARES):
         try:
             descriptor = gpu_locks.open_file(f"share-{os.getuid()}-{number}", 0o644)
@@ -178,10 +181,15 @@ def claim(share: Share) -> GpuLock:
         mine = os.fstat(descriptor).st_uid == os.getuid()
         if mine and gpu_locks.lock(descriptor, fcntl.LOCK_EX) and _is_free(descriptor, share.directory):
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, content.encode(), 0)
+            os.pwrite(descriptor, content, 0)
             return GpuLock("", descriptor)
         os.close(descriptor)
     raise OSError(f"{gpu_locks.LOCKS}: {_SHARES} runs of this user are in progress")
+
+
+def _written(share: Share, *more: str) -> bytes:
+    fields = {key: value for key, value in asdict(share).items() if key not in _OF_READER or key in more}
+    return json.dumps(fields).encode()
 
 
 def _is_free(descriptor: int, directory: str) -> bool:
@@ -219,6 +227,35 @@ def reclaim(run_dir: Path, engine: str, cpus: float, memory: int) -> GpuLock:
     return claim(Share(directory, cpus, memory, pool, engine))
 
 
+def take_turn(share: Share) -> GpuLock | None:
+    """Announce that it is the turn of a run in the queue: other launchers start nothing that leaves less than its
+    share.
+
+    One run of the host has the turn at a time, until the lock is closed or its process ends. Returns None if another
+    run has it. Raises OSError.
+    """
+    descriptor = gpu_locks.open_file("turn")
+    with suppress(OSError):  # another user's file that cannot be written
+        if gpu_locks.lock(descriptor, fcntl.LOCK_EX):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, _written(replace(share, uid=os.getuid()), "uid"), 0)
+            return GpuLock("", descriptor)
+    os.close(descriptor)
+    return None
+
+
+def turn() -> Share | None:
+    """The share of the run whose turn it is. Raises OSError."""
+    descriptor = gpu_locks.open_file("turn")
+    try:
+        if gpu_locks.lock(descriptor, fcntl.LOCK_SH):
+            return None
+        share = _parsed(os.pread(descriptor, _LONGEST, 0))
+        return share and replace(share, waits=True)
+    finally:
+        os.close(descriptor)
+
+
 def _read(folder: int, name: str, uid: int) -> Share | None:
     """The share in a file, which another user may have written. None if it is no share of the user `uid`."""
     try:
@@ -241,12 +278,12 @@ def _parsed(content: bytes) -> Share | None:
         fields: dict[str, Any] = json.loads(content)
         cpus, memory, gpus = float(fields["cpus"]), int(fields["memory"]), int(fields["gpus"])
         texts = [str(fields[key]) for key in ("directory", "pool", "engine")]
-        devices = tuple(map(str, fields["devices"]))
+        devices, uid = tuple(map(str, fields["devices"])), int(fields.get("uid", -1))
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
     if not (math.isfinite(cpus) and cpus >= 0 and memory >= 0 and gpus >= 0):
         return None
-    return Share(texts[0], cpus, memory, texts[1], texts[2], gpus, devices)
+    return Share(texts[0], cpus, memory, texts[1], texts[2], gpus, devices, uid=uid)
 
 
 def _user(uid: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ from launcher.host.machine import Machine
 from launcher.supervise import scheduler
 from launcher.supervise.scheduler import Demand, Others, Running, Start
 from launcher.supervise.together import capacity_of
+
+HELD = "held by"
+PASSES = 8
+"""How many runs of other submissions may start while a run waits for them. Then it is its turn."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,11 @@ class Placing:
         """How many starts have passed a waiting run."""
         self.blocked: tuple[str, str] | None = None
         """The first run that others hold up, and how."""
+        self._seen: set[str] = set()
+        """Runs of others that have been in progress while it waited."""
+        self._passes = 0
+        """How many of them have started since."""
+        self._turn: GpuLock | None = None
 
     def choose(self, queue: Sequence[Demand], running: Mapping[str, Running], over: Collection[str]) -> list[Placed]:
         """The runs of the queue that start now. The caller closes them.
@@ -53,11 +63,12 @@ class Placing:
         """
         wishes = scheduler.choose(queue, running, over, self.capacity, passed=self.passed)
         if not wishes:
-            self.blocked = None
+            self._unblock()
             return []
         try:
             return self._beside_others(wishes, queue, running, over)
         except OSError as error:  # of the folder of the locks
+            self._unblock()
             self.blocked = wishes[0].name, str(error)
             return []
 
@@ -72,8 +83,14 @@ class Placing:
             if not mine:  # other launchers are starting runs
                 return []
             of_others = [share for share in shares.in_progress() if share.submission != str(self.submission)]
+            foreign = {device for device, why in taken.items() if not why.startswith(HELD)}
+            if (waiting := account.turn()) is not None and self._turn is None:
+                of_others.append(waiting)
+                taken |= self._kept_for(waiting, taken, running)
             others = Others(frozenset(taken), *account.used(of_others, self.machine))
             by_name = {demand.name: demand for demand in queue}
+            if self._turn is not None and self.blocked is not None:  # what is kept for it is not for later runs
+                queue = _up_to(self.blocked[0], queue)
             for start in scheduler.choose(queue, running, over, self.capacity, others, self.passed):
                 held = self._locks(start, by_name[start.name])
                 if held is not None:
@@ -84,15 +101,56 @@ class Placing:
         first = next((by_name[wish.name] for wish in wishes if wish.name not in names), None)
         active = [*running.values(), *(Running(by_name[each.name], each.devices) for each in placed)]
         reason = self._why(first, active, taken, of_others) if first is not None else ""
-        self.blocked = (first.name, reason) if first is not None and reason else None
+        if first is None or not reason:
+            self._unblock()
+        else:
+            self._block(first, reason, of_others, foreign)
         return placed
+
+    def _block(self, demand: Demand, reason: str, of_others: Sequence[Share], foreign: Collection[str]) -> None:
+        """Remember that others hold up the run. Takes the turn once too many of their runs have passed it, unless it
+        could not start even if all of them ended: `foreign` devices are used by other programs."""
+        others = {share.directory for share in of_others if not share.waits}
+        if self.blocked is None or self.blocked[0] != demand.name:
+            self._unblock()
+            self._seen = others
+        self._passes += len(others - self._seen)
+        self._seen |= others
+        self.blocked = demand.name, reason
+        possible = scheduler.place(demand, (), self.capacity, Others(frozenset(foreign))) is not None
+        if not possible:
+            self.release_turn()
+        elif self._passes >= PASSES and self._turn is None:
+            share = account.share_of(self.submission / demand.name, demand.cpus, demand.memory, self.machine)
+            usable = [device for device in self.machine.devices if scheduler.holds(device, demand, self.capacity)]
+            names = tuple(self.machine.lock_name(device) for device in usable)
+            self._turn = account.take_turn(dataclasses.replace(share, gpus=demand.gpus, devices=names))
+
+    def _unblock(self) -> None:
+        self.blocked, self._passes, self._seen = None, 0, set()
+        self.release_turn()
+
+    def release_turn(self) -> None:
+        """Let runs of others start again, for example because this submission cannot start any."""
+        if self._turn is not None:
+            self._turn.close()
+            self._turn = None
+
+    def _kept_for(self, waiting: Share, taken: Mapping[str, str], running: Mapping[str, Running]) -> dict[str, str]:
+        """The devices that are kept for another submission's run, because it is its turn: free ones, else those that
+        runs of this submission share, which become free when no more runs join them."""
+        users = Counter(device for run in running.values() for device in run.devices)
+        alone = {device for run in running.values() if not run.demand.share for device in run.devices}
+        usable = [device for device in self.machine.devices if self.machine.lock_name(device) in waiting.devices]
+        free = [device for device in usable if device not in taken and device not in alone]
+        return dict.fromkeys(sorted(free, key=users.__getitem__)[: waiting.gpus], f"kept for {waiting}")
 
     def _taken(self, mine: Collection[str], wishes: Sequence[Start]) -> dict[str, str]:
         """The devices that others use, and who."""
         if not any(wish.devices for wish in wishes):
             return {}
         holders = self.engine.taken() if self.machine.gpus else {}
-        taken = {device: f"held by {run}" for device, run in holders.items() if device not in mine}
+        taken = {device: f"{HELD} {run}" for device, run in holders.items() if device not in mine}
         with nvml.session():
             for device in self.machine.devices:
                 index = self.machine.index(device)
@@ -134,3 +192,10 @@ class Placing:
         if why := account.why_not(demand.cpus, demand.memory, of_others, self.machine, own):
             reasons.append(why)
         return "; ".join(reasons)
+
+
+def _up_to(name: str, queue: Sequence[Demand]) -> list[Demand]:
+    """The run `name` and the runs before it in the scheduler's order."""
+    ordered = scheduler.order(queue)
+    position = next((index for index, demand in enumerate(ordered) if demand.name == name), len(ordered))
+    return ordered[: position + 1]

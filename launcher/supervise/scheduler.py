@@ -133,7 +133,7 @@ def order(queue: Iterable[Demand]) -> list[Demand]:
 
 def why_never(demand: Demand, capacity: Capacity) -> str | None:
     """Why the run can never start on this machine, even if it is idle; None if it can."""
-    large_enough = sum(_holds(device, demand, (), capacity) for device in capacity.devices)
+    large_enough = sum(holds(device, demand, capacity) for device in capacity.devices)
     if demand.gpus <= large_enough:
         return None
     size = f" with {show_size(demand.gpu_memory)}" if demand.gpus <= len(capacity.devices) else ""
@@ -171,7 +171,7 @@ def _leaves(demand: Demand, active: Sequence[Running], capacity: Capacity, other
     return demand.cpus <= cpus + ROUNDING and demand.memory <= memory and places >= 1
 
 
-def _holds(device: str, demand: Demand, holders: Sequence[Demand], capacity: Capacity) -> bool:
+def holds(device: str, demand: Demand, capacity: Capacity, holders: Sequence[Demand] = ()) -> bool:
     """Whether the device has room for the run beside its present holders."""
     memory = capacity.device_memory.get(device)
     if memory is not None and demand.gpu_memory > memory:
@@ -190,4 +190,4 @@ def _usable(demand: Demand, active: Sequence[Running], capacity: Capacity, other
         for device in run.devices:
             if device in holders:
                 holders[device].append(run.demand)
-    return {device: held for device, held in holders.items() if _holds(device, demand, held, capacity)}
+    return {device: held for device, held in holders.items() if holds(device, demand, capacity, held)}

@@ -248,10 +248,13 @@ class Supervision:
         if why := self._follows():
             return None, f"waiting: {why}"
         self._cancel_hopeless()
-        if full := waiting.full_disk(self.submission):
-            return full, None
-        if self.engine.ready():
+        full = waiting.full_disk(self.submission)
+        if full is None and self.engine.ready():
             self._start_when_due()
+        else:
+            self.placing.release_turn()
+        if full is not None:
+            return full, None
         blocked = self.placing.blocked
         return self.engine.trouble, f"waiting: {blocked[1]}" if blocked is not None else None
 
@@ -286,6 +289,7 @@ class Supervision:
             self.written = text, time.monotonic()
 
     def _stop(self, at_once: bool) -> None:
+        self.placing.release_turn()
         for name in list(self.queued):
             self._append(name, "cancelled", reason="stopped before it started")
         for name in self.under_way:
