@@ -110,6 +110,9 @@ def reap_adopted(child: int) -> None:
 def descendants(roots: Iterable[Process], without: Collection[Process] = ()) -> list[Process]:
     """The living descendants of `roots`. Leaves out `without` and their descendants."""
     children: dict[int, list[Process]] = {}
+    roots = list(roots)
+    if not roots:
+        return []
     for process, parent in _all():
         children.setdefault(parent, []).append(process)
     found: list[Process] = []

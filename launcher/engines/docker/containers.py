@@ -99,7 +99,8 @@ class Containers:
         def body() -> None:
             try:
                 # The thread of the earlier attempt may still be removing it, for a moment.
-                with run_locked(watched.run_dir, CLEARING) as mine:
+                run_dir = watched.run_dir
+                with orphans.executed(run_dir, CLEARING, lambda: stop_requested(run_dir), lambda line: None) as mine:
                     if mine:
                         orphans.sign(mine, Executor(processes.this()))
                         work()

@@ -19,6 +19,9 @@ else:
 
     readiness.why_no_hub = lambda contained=False: os.environ.get("FAKE_NO_HUB")
     orphans.LINGER, orphans.TERM = 0.1, 0.3
-    orphans.PATIENCE = float(os.environ.get("FAKE_PATIENCE", orphans.PATIENCE))
+    if "FAKE_PATIENCE" in os.environ:
+        from launcher.engines.docker import containers
+
+        orphans.PATIENCE = containers.CLEARING = float(os.environ["FAKE_PATIENCE"])
     launcher.engines.process.ENTRY = (sys.executable, "-S", str(Path(__file__).with_name("fake_trainer.py")))
     gpu_locks.LOCKS = Path(os.environ["FAKE_LOCKS"])

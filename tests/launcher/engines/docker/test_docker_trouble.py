@@ -15,8 +15,10 @@ from launcher.engines import registry
 from launcher.host import account, gpu_locks
 from launcher.record.find import find_run, list_runs
 from launcher.record.folders import state_folder
+from launcher.record.journal import read_events
+from launcher.record.locks import run_locked
 from tests.docker_engine import Dockerd
-from tests.launcher.boxes import containers, job, journal, one_container
+from tests.launcher.boxes import containers, job, journal, one_container, submit
 from tests.launcher.conftest import Lab, wait_for
 
 
@@ -228,6 +230,23 @@ def test_a_container_whose_launcher_died_while_it_started_it(
     assert box.states() == {"resnet34": "succeeded"} and containers(dockerd, box) == []
     assert len(journal(box, "begin")) == (2 if moment == "created" else 1)
     assert box.status("1").attempt == (2 if moment == "created" else 1)
+
+
+def test_a_container_waits_for_the_runs_lock_and_can_be_stopped(box: Lab, dockerd: Dockerd, image: str) -> None:
+    box.plan = {"*": {"bad_attempts": 1, "bad_exit": 3}}
+    assert submit(box, job(box, image)).returncode == 1
+    box.environment["FAKE_PATIENCE"] = "0.5"
+    run_dir = box.submission() / "001-resnet34"
+    with run_locked(run_dir) as mine:
+        assert mine is not None
+        process = box.start("resume", box.machine())
+        events = wait_for(lambda: len(found := read_events(run_dir)) > 6 and found, "another start")[4:]
+        assert [event["state"] for event in events[:3]] == ["queued", "starting", "queued"]
+        assert f"waits for the run's lock, which process {os.getpid()} (" in events[2]["reason"]
+        assert {event["attempt"] for event in events} == {2}
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130 and box.states() == {"resnet34": "cancelled"}
+    assert len(journal(box, "begin")) == 1
 
 
 def test_a_full_disk_loses_nothing(box: Lab, dockerd: Dockerd, image: str) -> None:

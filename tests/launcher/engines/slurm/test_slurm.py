@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.engines.slurm import board
+from launcher.host import processes
 from launcher.record.find import find_run
 from launcher.record.journal import read_events
 from launcher.record.states import ENDED
@@ -221,3 +222,12 @@ def test_a_thousand_runs_of_one_shape_are_one_call_of_sbatch(cluster: Lab, slurm
     assert stopped.returncode == 0 and set(cluster.states().values()) == {"cancelled"}
     assert "0012-seed11 … and 988 more\n" in stopped.stdout
     wait_for(lambda: not slurm.busy(), "an empty queue")
+
+
+def test_all_that_a_trainer_leaves_ends_with_its_task(cluster: Lab) -> None:
+    cluster.plan = {"*": {"leave": ["deaf setsid double", "deaf setsid double closed"]}}
+    submit(cluster, seeds(1, "resources: {memory: 400m, cpus: 1, gpus: 0}\n"))
+    wait_for(lambda: ended(cluster), "its end")
+    assert cluster.states() == {"resnet34": "succeeded"} and len(cluster.left()) == 2
+    assert not [pid for pid in cluster.left() if processes.find(pid)]
+    assert "--- ended with the trainer: process " in (find_run(cluster.runs, "1") / "log.txt").read_text()
