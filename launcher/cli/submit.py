@@ -64,6 +64,7 @@ def submit(
     """
     from launcher.engines import choice, readiness
     from launcher.engines.base import QueueEngine, Want
+    from launcher.host import account
     from launcher.job import data_folder, expansion, remarks
     from launcher.record import reuse
     from launcher.supervise import detached, submission, together
@@ -80,6 +81,8 @@ def submit(
     new = [request for request in completed if request.name not in serving]
     chosen.engine.check_requests(new, job)
     unchecked = readiness.check(new, root, chosen)
+    if not isinstance(chosen.engine, QueueEngine):
+        account.check()
     directory = submission.create(job, completed, serving, root, data_dir, chosen)
     chosen.engine.created(directory)
     queue = chosen.engine if isinstance(chosen.engine, QueueEngine) else None

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from launcher.base.errors import RunError
 from launcher.base.sizes import show_size
 from launcher.base.text import printable
 from launcher.host import gpu_locks
@@ -156,6 +157,17 @@ def exclusive(patience: float = 0.5) -> Iterator[bool]:
         yield mine
     finally:
         os.close(descriptor)
+
+
+def check() -> None:
+    """Raise RunError if the folder of the locks cannot be used, so that no run could start."""
+    try:
+        os.close(gpu_locks.open_file("account"))
+        os.close(gpu_locks.open_file(f"share-{os.getuid()}-0", 0o644))
+    except gpu_locks.NoLockFileError:
+        pass
+    except OSError as error:
+        raise RunError(str(error)) from None
 
 
 def shares() -> list[Share]:

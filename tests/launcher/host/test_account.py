@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.base.errors import RunError
 from launcher.base.sizes import GIB
 from launcher.engines import registry, shares
 from launcher.host import account, gpu_locks
@@ -157,6 +158,8 @@ def test_a_folder_that_cannot_be_used_is_an_error_with_its_remedy(folder: Path, 
         return
     with pytest.raises(OSError, match="remove it"):
         account.claim(Share("/runs/one/001-a"))
+    with pytest.raises(RunError, match="remove it"):
+        account.check()
     assert kind == "file" or not list((tmp_path / "target").iterdir())
 
 
@@ -288,6 +291,14 @@ def test_gpus_of_others_are_told_to_everybody_who_looks(lab: Lab) -> None:
     lock.close()
     wait_for(lambda: set(lab.states().values()) == {"succeeded"}, "its end")
     assert not (lab.submission() / ".state" / waiting.FILE).exists()
+
+
+def test_submit_says_at_once_that_no_run_could_start(lab: Lab) -> None:
+    lab.environment = {"FAKE_LOCKS": str(lab.root / "locks")}
+    (lab.root / "locks").touch()
+    refused = lab.launcher("submit", lab.job(seeds(1)), lab.machine())
+    assert refused.returncode == 1 and refused.stderr.startswith(f"error: {lab.root}/locks: Not a directory; ")
+    assert refused.stderr.endswith("so remove it\n") and not list(lab.runs.glob("[!.]*"))
 
 
 def test_a_full_disk_is_told_even_if_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,14 @@ def test_containers_outlive_a_killed_launcher_and_are_adopted(box: Lab, dockerd:
     assert len(journal(box, "begin")) == 3 and containers(dockerd, box) == [], "nothing ran twice"
 
 
+def waits(box: Lab) -> str | None:
+    """Why queued runs wait, as `status` says it."""
+    status = json.loads(box.launcher("status", "--json").stdout)
+    assert all(run["reason"] for run in status["runs"] if run["state"] == "queued") or not status["waits"]
+    reason: str | None = status["waits"]
+    return reason
+
+
 def killed_and_waited_for(
     box: Lab, process: subprocess.Popen[str], text: str, machine: str
 ) -> tuple[Path, subprocess.Popen[str]]:
@@ -183,6 +191,7 @@ def test_an_engine_that_goes_away_fails_nothing_that_waits(box: Lab, dockerd: Do
     try:
         assert process.stdout is not None
         wait_for(lambda: "does not answer" in (process.stdout.readline() or ""), "word of it")  # type: ignore[union-attr]
+        wait_for(lambda: "does not answer" in (waits(box) or ""), "the reason where others read it")
         time.sleep(3)
         assert "failed" not in box.states().values() and process.poll() is None
     finally:
@@ -271,6 +280,7 @@ def test_a_full_disk_loses_nothing(box: Lab, dockerd: Dockerd, image: str) -> No
         wait_for(lambda: not containers(dockerd, box, everything=False), "the first to end")
         time.sleep(1)
         assert box.states()["seed1"] == "queued" and process.poll() is None
+        assert (waits(box) or "").startswith(f"{box.runs}: no space left (")
         filler.unlink()
         process.communicate(timeout=60)
         # The first may have met the full disk itself; what must not be is a run without an end.
