@@ -38,7 +38,7 @@ def options(*given: Callable[[F], F]) -> Callable[[F], F]:
 
 
 runs_option = click.option(
-    "--runs", "runs_root", default=lambda: os.environ.get("LAUNCHER_RUNS", "runs"), type=click.Path(path_type=Path),
+    "--runs", "runs_root", default=lambda: os.environ.get("LAUNCHER_RUNS") or "runs", type=click.Path(path_type=Path),
     help="Folder of the submissions (default: $LAUNCHER_RUNS, else runs).",
 )  # fmt: skip
 detach_option = click.option("--detach", is_flag=True, help="Run in the background and return immediately.")

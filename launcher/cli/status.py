@@ -41,7 +41,7 @@ def status(name: str | None, as_json: bool, watched: bool, runs_root: Path) -> i
     if seen["waits"] and not any(run["state"] == "queued" for run in seen["runs"]):
         click.echo(seen["waits"])
     if seen["state"] == "unattended":
-        at = f"{directory.name} --runs {shown(runs_root)}"
+        at = f"{directory.name} --runs {shown(directory.resolve().parent)}"
         click.echo(
             f"No launcher is running this submission. Queued runs will not start. Continue with: launcher resume {at}"
         )

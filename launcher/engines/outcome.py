@@ -17,6 +17,8 @@ from launcher.record.trainer_files import RESUME
 from trainer.base.errors import EXIT_DATA, EXIT_DEVICE_MEMORY, EXIT_OK, EXIT_STOPPED, EXIT_USAGE
 from trainer.base.figures import MAIN
 
+MOST = 500
+"""Characters of a reason."""
 GRACE = 30.0
 """Seconds between SIGTERM and SIGKILL: time to finish the current step and save last.ckpt."""
 EXIT_TAKEN = 1
@@ -132,7 +134,8 @@ def last_message(text: str) -> str:
     starts = [number for number, line in enumerate(lines) if line.startswith("error: ")]
     message = lines[starts[-1] :] if starts else lines[-1:]
     errors = [" ".join(line.removeprefix("error: ").split()) for line in message]
-    return "; ".join(error.rstrip(";") for error in errors if error)[:500]
+    joined = "; ".join(error.rstrip(";") for error in errors if error)
+    return joined if len(joined) <= MOST else joined[: MOST - 1].rsplit(" ", 1)[0] + "…"
 
 
 def lack_of_memory(request: RunRequest) -> str:

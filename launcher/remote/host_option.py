@@ -77,7 +77,7 @@ def _receive(size: int) -> bytes:
 
 
 def _runs_here() -> Path:
-    return Path(os.environ.get("LAUNCHER_RUNS", "runs"))
+    return Path(os.environ.get("LAUNCHER_RUNS") or "runs")
 
 
 def _shown_runs(context: click.Context) -> str:

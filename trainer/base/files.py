@@ -147,12 +147,16 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json_text(value, indent=2) + "\n")
 
 
+_ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+"""Made once: a submission of thousands of runs writes hundreds of thousands of fields."""
+
+
 def json_text(value: Any, indent: int | None = None) -> str:
     """`value` as JSON that UTF-8 can encode, and that is read back as the same value. Raises ValueError for NaN.
 
     A name of a file may be any bytes. Those that are not UTF-8 are surrogates in Python, which JSON must escape.
     """
-    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    text = _ENCODE(value) if indent is None else json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -550,3 +550,25 @@ def test_a_size_is_exact(text: str) -> None:
 def test_the_numbers_of_a_step_are_checked_before_hours_of_training(args: str) -> None:
     (line,) = faults(f"after:\n  - {{name: a, step: predict, from: {{top: 1}}, args: {{{args}}}}}\n")
     assert line.startswith(f"job.yaml:2: after.0.args.{args.partition(':')[0]}: ")
+
+
+@pytest.mark.parametrize("command", ["plan", "submit"])
+def test_traces_of_memory_are_kept_where_runs_says(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    from launcher.cli.main import cli
+    from launcher.memory import predict
+
+    folders: list[Path] = []
+
+    def trace(*words: Any, **more: Any) -> tuple[None, str]:
+        folders.append(words[5])
+        raise JobError("far enough")
+
+    monkeypatch.setattr(predict, "trace", trace)
+    words = [command, "model.name=resnet10t", "--machine", "cuda-server", "--runs", str(tmp_path / "mine")]
+    done = CliRunner().invoke(cli, words + (["--engine", "native"] if command == "submit" else []))
+    assert str(done.exception) == "far enough"
+    assert [folder.is_relative_to(tmp_path / "mine") for folder in folders] == [True]
