@@ -39,39 +39,39 @@ def capacity_of(machine: Machine, max_parallel: int | None) -> Capacity:
 
 def at_once(planned: Sequence[Planned], machine: Machine, max_parallel: int | None) -> int:
     """How many training runs start together on the idle machine."""
-    return _started([p.request for p in planned if not p.why_not], machine, max_parallel)
+    return _started(_trained(planned), machine, max_parallel)
 
 
-def _started(requests: Sequence[RunRequest], machine: Machine, max_parallel: int | None) -> int:
-    train = [demand_of(request) for request in requests if request.kind == "train"]
-    return len(scheduler.choose(train, {}, (), capacity_of(machine, max_parallel)))
+def _trained(planned: Sequence[Planned]) -> list[Demand]:
+    return [demand_of(p.request) for p in planned if p.request.kind == "train" and not p.why_not]
 
 
-def at_once_if_shared(job: Job, planned: Sequence[Planned], machine: Machine) -> int:
-    """The same with `resources.share_gpu`; 0 if the job says it already, or if the runs use no GPU."""
+def _started(demands: Sequence[Demand], machine: Machine, max_parallel: int | None) -> int:
+    return len(scheduler.choose(demands, {}, (), capacity_of(machine, max_parallel)))
+
+
+def _started_if_shared(job: Job, demands: Sequence[Demand], machine: Machine) -> int:
+    """How many would start with `resources.share_gpu`; 0 if the job says it already, or if the runs use no GPU."""
     resources = job.spec.resources
-    train = [p.request for p in planned if p.request.kind == "train" and not p.why_not]
-    if resources.share_gpu or not machine.gpus or not any(request.resources.gpus for request in train):
+    gpus = demands[0].gpus if demands else 0
+    if resources.share_gpu or not machine.gpus or not gpus:
         return 0
-    shared = []
-    for request in train:
-        cpus = default_cpus(machine, request.resources.gpus, True) if resources.cpus == "auto" else resources.cpus
-        own = dataclasses.replace(request.resources, cpus=cpus)
-        shared.append(dataclasses.replace(request, resources=own, share_gpu=True))
+    cpus = default_cpus(machine, gpus, True) if resources.cpus == "auto" else resources.cpus
+    shared = [dataclasses.replace(demand, cpus=cpus, share=True) for demand in demands]
     return _started(shared, machine, job.spec.max_parallel)
 
 
 def lines(job: Job, planned: Sequence[Planned], machine: Machine) -> list[str]:
     """How many runs start together, and the words with which more would."""
-    parallel = at_once(planned, machine, job.spec.max_parallel)
-    train = [p.request for p in planned if p.request.kind == "train"]
-    equal = len({device_need(request) for request in train}) <= 1
-    if equal or not job.spec.resources.share_gpu or parallel == len(train):
+    demands = _trained(planned)
+    parallel = _started(demands, machine, job.spec.max_parallel)
+    equal = len({demand.gpu_memory for demand in demands}) <= 1
+    if equal or not job.spec.resources.share_gpu or parallel == len(demands):
         said = [f"at most {parallel} at once" if parallel > 1 else "one after another"]
     else:  # later, other runs may fit together
         said = [f"{parallel} start together; the others follow as GPU memory becomes free" if parallel > 1 else
                 "one starts alone; the others follow as GPU memory becomes free"]  # fmt: skip
-    more = at_once_if_shared(job, planned, machine)
+    more = _started_if_shared(job, demands, machine)
     if more > max(1, parallel):
         where = "this GPU" if len(machine.gpus) == 1 else f"these {len(machine.gpus)} GPUs"
         said.append(f"note: {more} fit on {where} together: --set resources.share_gpu=true")
