@@ -35,9 +35,16 @@ def connect(timeout: int = 60) -> DockerClient:
         client.ping()
     except EngineError:
         raise
+    except (AttributeError, TypeError):  # the SDK expects other types in the file than are there
+        raise EngineError(f"{settings_file()}: no settings of a docker client; repair or remove the file") from None
     except Exception as error:  # errors of the SDK, its HTTP library and the context have no common base
         raise EngineError(f"no Docker engine answers ({explain(error)})") from None
     return client
+
+
+def settings_file() -> Path:
+    """The settings of the docker client, which also name its helpers for credentials."""
+    return Path(os.environ.get("DOCKER_CONFIG") or Path("~/.docker").expanduser()) / "config.json"
 
 
 def explain(error: Exception) -> str:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from launcher import CHECKOUT, __version__
 from launcher.base.errors import ArgumentError, EngineError
 from launcher.engines.docker import podman
-from launcher.engines.docker.client import CONTENT, HOW, VARIANT, WEIGHTS, explain
+from launcher.engines.docker.client import CONTENT, HOW, VARIANT, WEIGHTS, explain, settings_file
 from trainer.base import provenance
 from trainer.base.errors import nearest
 
@@ -303,10 +303,11 @@ def _leave_out_helpers(client: DockerClient, say: Callable[[str], None]) -> None
             warnings.simplefilter("ignore")  # the SDK also warns about a helper that is not installed
             configs.get_all_credentials()  # type: ignore[no-untyped-call]
     except Exception as error:  # of the SDK, or whatever the helper prints
-        named = ", ".join(dict.fromkeys(filter(None, (configs.creds_store, *configs.cred_helpers.values()))))
+        helpers = (configs.creds_store, *dict(configs.cred_helpers or {}).values())
+        named = ", ".join(dict.fromkeys(str(helper) for helper in helpers if helper))
         reason = " ".join(str(error).split())[:120]
         say(
-            f"note: building without the logins of credential helpers: {podman.credentials_file()} names {named}, "
+            f"note: building without the logins of credential helpers: {settings_file()} names {named}, "
             f"which does not work here ({reason}); remove credsStore or credHelpers there if you do not use it"
         )
         # An empty configuration would make the SDK read the file again.
@@ -407,7 +408,8 @@ def _by_engine(
                     last = [*last, line.strip()][-_KEPT:]
         image = client.images.get(tags[0])
         for tag in tags[1:]:
-            image.tag(tag)
+            name, _, version = tag.rpartition(":") if ":" in tag.rpartition("/")[2] else (tag, "", "latest")
+            image.tag(name, version)  # Podman takes them only one by one
     except EngineError:
         raise
     except Exception as error:
@@ -436,7 +438,7 @@ def failure(variant: str, base: str | None, lines: Sequence[str]) -> str:
         what, hint = "the engine's disk is full", "free space: launcher prune"
     elif "error getting credentials" in text:
         what = "a credential helper of the docker client does not work here"
-        hint = f"remove credsStore (or credHelpers) from {podman.credentials_file()}"
+        hint = f"remove credsStore (or credHelpers) from {settings_file()}"
     elif "load metadata for" in step or re.search(r"(: |\] )FROM ", step):
         what = f"the base image{f' {base}' if base else ''} could not be fetched"
         hint = "without a registry: images/make-base.sh, then --base document-classifier-base:bookworm"

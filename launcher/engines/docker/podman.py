@@ -6,7 +6,6 @@ what it may set, it may have no init, it ignores requests for GPUs, and a rootle
 
 from __future__ import annotations
 
-import os
 import resource
 from collections.abc import Mapping
 from contextlib import suppress
@@ -112,8 +111,3 @@ def plain_name(tag: str) -> str:
     for registry in ("localhost/", "docker.io/library/"):
         tag = tag.removeprefix(registry)
     return tag
-
-
-def credentials_file() -> Path:
-    """The file in which a docker client names its helpers for credentials."""
-    return Path(os.environ.get("DOCKER_CONFIG") or Path("~/.docker").expanduser()) / "config.json"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import warnings
@@ -18,24 +17,12 @@ import pytest
 from launcher.base.errors import ArgumentError, EngineError
 from launcher.cli import images as commands
 from launcher.engines.docker import checks, images, recipe
+from launcher.engines.docker import client as docker_client
 from launcher.engines.docker.watched import ContainerAttempt, ending
 from launcher.host.machine import Gpu, Machine
 from launcher.job import expansion, remarks, spec
 from launcher.record.request import Resources, RunRequest
 from tests.docker_engine import BASE, REPOSITORY, Dockerd
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """A checkout whose packages take no time to install: the Dockerfiles are the real ones."""
-    root = tmp_path / "tree"
-    for folder in ("trainer", "images"):
-        shutil.copytree(REPOSITORY / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "Dockerfile.cpu", "Dockerfile.cuda"):
-        shutil.copy(REPOSITORY / name, root)
-    # The path makes it one that no earlier build has cached.
-    (root / "images" / "install.sh").write_text(f"echo installed $1 with $TORCH_INDEX # {root}\n")
-    return root
 
 
 def test_the_hash_follows_what_is_baked_in_and_nothing_else(tree: Path) -> None:
@@ -501,3 +488,14 @@ def test_doctor_says_nothing_of_a_cuda_image_that_nothing_here_would_use(tree: P
         assert named == ["image cpu"]
     assert [check.level for check in checks._images({"cpu": image, "cuda": old}, gpus=True)] == ["ok", "note"]
     assert [check.what for check in checks._images({"cpu": None, "cuda": old}, gpus=False)][-1] == "image cuda"
+
+
+@pytest.mark.parametrize("text", ["[]", '{"auths": 5}', "5"])
+def test_broken_settings_of_the_docker_client_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    (tmp_path / "config.json").write_text(text)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent")
+    with pytest.raises(EngineError, match=f"{tmp_path}/config.json: no settings of a docker client; repair or remove"):
+        docker_client.connect()

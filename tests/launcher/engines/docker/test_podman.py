@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,17 +13,21 @@ from typing import Any
 import pytest
 from docker.errors import APIError
 
-from launcher.engines.docker import checks, client, create, podman
+from launcher.base.errors import EngineError
+from launcher.engines.base import UnofferedError, Want
+from launcher.engines.docker import checks, client, create, images, podman
+from launcher.engines.docker.engine import DockerEngine
 from launcher.engines.docker.watched import ContainerAttempt, ending
+from launcher.job import spec
 from launcher.record import lease
 from launcher.record.find import list_runs
 from launcher.record.request import RunRequest
+from tests.docker_engine import BASE
 from tests.launcher.boxes import MIB, containers, job, journal, one_container, submit
 from tests.launcher.conftest import Lab, wait_for
 
 # The same tests on the engine that this module's fixture `dockerd` starts.
 from tests.launcher.engines.docker.test_docker import (  # noqa: F401
-    test_a_name_in_use_is_said,
     test_memory_that_is_too_little_names_the_line_to_change,
 )
 from tests.podman_engine import Podman, missing
@@ -94,42 +99,84 @@ def test_a_container_is_limited_and_outlives_a_killed_launcher(box: Lab, dockerd
     assert {tried[key] for key in ("CapEff", "CapPrm", "CapBnd", "CapInh")} == {"0" * 16} and tried["NoNewPrivs"] == "1"
 
 
-@pytest.mark.parametrize("way", ["stop", "kill", "rm"])
-def test_a_container_that_is_ended(box: Lab, dockerd: Podman, image: str, way: str) -> None:
+def test_a_stop_leaves_a_checkpoint(box: Lab, dockerd: Podman, image: str) -> None:
     box.plan = {"*": {"until": "/data/never"}}
     process = box.start("submit", job(box, image), "--engine", "docker", box.machine())
-    container = one_container(dockerd, box)
-    if way == "stop":
-        assert box.launcher("stop").returncode == 0
-        assert process.wait(60) == 130 and box.states() == {"resnet34": "cancelled"}
-        assert (box.submission() / "001-resnet34" / "last.ckpt").exists()
-    else:
-        container.kill() if way == "kill" else container.remove(force=True)
-        assert process.wait(60) == 1 and box.states() == {"resnet34": "lost"}
-        reason = "killed by SIGKILL from outside" if way == "kill" else "its container disappeared"
-        assert box.status("1").reason.startswith(reason)
-    assert containers(dockerd, box) == []
+    one_container(dockerd, box)
+    assert box.launcher("stop").returncode == 0
+    assert process.wait(60) == 130 and box.states() == {"resnet34": "cancelled"}
+    assert (box.submission() / "001-resnet34" / "last.ckpt").exists() and containers(dockerd, box) == []
 
 
-def test_gpus_are_refused_and_doctor_says_what_the_engine_can(box: Lab, dockerd: Podman, image: str) -> None:
+def test_containers_that_somebody_ends_are_lost(box: Lab, dockerd: Podman, image: str) -> None:
+    box.plan = {"*": {"until": "/data/never"}}
+    text = job(box, image, 2, "resources: {cpus: 1, memory: 200m}\n")
+    process = box.start("submit", text, "--engine", "docker", box.machine())
+    wait_for(lambda: len(journal(box, "begin")) == 2, "two runs")
+    by_run = {container.labels[client.RUN]: container for container in containers(dockerd, box)}
+    by_run["001-seed0"].kill()
+    by_run["002-seed1"].remove(force=True)
+    assert process.wait(60) == 1 and box.states() == {"seed0": "lost", "seed1": "lost"}
+    assert box.status("1").reason.startswith("killed by SIGKILL from outside"), "not for lack of memory"
+    assert box.status("2").reason.startswith("its container disappeared") and containers(dockerd, box) == []
+
+
+def test_gpus_are_refused(box: Lab, dockerd: Podman, image: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text, machine = job(box, image), box.machine(gpus=1)
     refused = box.launcher("plan", text, "--engine", "docker", machine)
-    assert refused.returncode == 1 and "ignores requests for GPUs in its Docker API; train on the CPU with --cpu" in (
-        refused.stderr
-    )
-    assert box.launcher("plan", text, "--engine", "docker", machine, "--cpu").returncode == 0
-    auto = box.launcher("plan", text, "--engine", "auto", machine)
-    assert "native processes (auto: Podman" in auto.stdout and "ignores requests for GPUs" in auto.stdout
+    why = "ignores requests for GPUs in its Docker API"
+    assert refused.returncode == 1 and f"{why}; train on the CPU with --cpu" in refused.stderr
+    monkeypatch.setenv("DOCKER_HOST", dockerd.host)
+    want = Want(spec.load(box.root / text), str(box.root / "machine.yaml"))
+    with pytest.raises(UnofferedError, match=why):  # so that --engine auto asks the next engine
+        DockerEngine().offer(dataclasses.replace(want, auto=True))
+    offered = DockerEngine().offer(dataclasses.replace(want, cpu_only=True))
+    assert offered.machine.gpus == () and "Podman 4" in offered.said
+
+
+def test_doctor_says_what_the_engine_can(
+    dockerd: Podman, image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", dockerd.host)
     dockerd.client().images.get(image).tag("document-classifier", "cpu")
     try:
-        done = box.launcher("doctor", "--json")
-        found = {check["what"]: check for check in json.loads(done.stdout)}
-        assert "Podman 4" in found["docker"]["said"], done.stdout
-        for name in ("docker", "memory limit", "mounts"):
-            assert found[name]["level"] == "ok", found[name]
-        assert "limits" not in found
+        found = {check.what: check for check in checks.examine(tmp_path)}
     finally:
         dockerd.client().images.remove("document-classifier:cpu")
+    assert "Podman 4" in found["docker"].said and "limits" not in found
+    for name in ("docker", "memory limit", "mounts"):
+        assert found[name].level == "ok", found
+
+
+def test_a_name_in_use_is_said(dockerd: Podman, image: str) -> None:
+    options = {"image": image, "name": "in-use", "labels": {client.DIRECTORY: "/a"}, "host_config": {"ulimits": []}}
+    engine = dockerd.client()
+    standing, _ = create.create(engine, engine.info(), options)
+    try:
+        others = {**options, "labels": {client.DIRECTORY: "/b"}}
+        with pytest.raises(EngineError, match="a container named in-use exists already; remove it: docker rm in-use"):
+            create.create(engine, engine.info(), others)
+        again, _ = create.create(engine, engine.info(), options)  # what a dead launcher left of this attempt
+        assert again != standing
+        standing = again
+    finally:
+        create.remove(engine, standing)
+
+
+def test_the_engines_own_builder_builds_the_real_dockerfile(
+    dockerd: Podman, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dockerd.base()
+    monkeypatch.setenv("PATH", dockerd.environment["PATH"])  # a docker client with BuildKit is of no use
+    said: list[str] = []
+    built = images.build(dockerd.client(), "cpu", BASE, {}, ["built:one", "built:two"], said.append, tree)
+    try:
+        assert {"built:one", "built:two"} <= set(built.tags) and built.variant == "cpu"
+        assert said[1].startswith("Podman: using the engine's own builder") and built.content
+        assert built.build_command == f"launcher build cpu --base {BASE} --tag {built.tags[0]}"
+    finally:
+        for tag in ("built:one", "built:two"):
+            dockerd.client().images.remove(tag, force=True)
 
 
 # -- without an engine

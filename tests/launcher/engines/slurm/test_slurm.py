@@ -93,7 +93,7 @@ def test_every_end_is_recorded_with_its_reason_and_repeated_by_the_policy(cluste
         "seed2": {"seconds": 300},
         "seed3": {"seconds": 300},
         "seed4": {"bad_attempts": 1, "f1": 0.9},
-        "seed5": {"until": str(gate)},
+        "seed5": {"until": str(gate), "leaves": {"metrics.json": None}},
     }
     policy = "retry: {on: [failed, lost], attempts: 2, backoff: 0}\n"
     small = "resources: {memory: 300m, cpus: 1}\n"
@@ -118,8 +118,9 @@ def test_every_end_is_recorded_with_its_reason_and_repeated_by_the_policy(cluste
     states = cluster.states()
     assert states == {
         "seed0": "succeeded", "seed1": "out_of_host_memory", "seed2": "cancelled", "seed3": "lost",
-        "seed4": "succeeded", "seed5": "succeeded", "vote": "succeeded", "out": "succeeded",
+        "seed4": "succeeded", "seed5": "failed", "vote": "succeeded", "out": "succeeded",
     }  # fmt: skip
+    assert cluster.status("seed5").reason.startswith("ended with exit code 0, but left no metrics.json")
     assert len(events(cluster, "seed3")) == 8 and "signal 9" in events(cluster, "seed3")[3]["reason"]
     begun = [event["run"] for event in cluster.journal("begin")]
     assert begun.index("007-vote") > max(i for i, run in enumerate(begun) if run == "004-seed3")
