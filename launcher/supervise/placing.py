@@ -42,7 +42,7 @@ class Placing:
     submissions wait for each other."""
 
     def __init__(self, submission: Path, machine: Machine, engine: SupervisedEngine, max_parallel: int | None) -> None:
-        self.submission = submission
+        self.submission = submission.resolve()
         self.machine = machine
         self.engine = engine
         self.capacity = capacity_of(machine, max_parallel)
@@ -92,7 +92,12 @@ class Placing:
             if self._turn is not None and self.blocked is not None:  # what is kept for it is not for later runs
                 queue = _up_to(self.blocked[0], queue)
             for start in scheduler.choose(queue, running, over, self.capacity, others, self.passed):
-                held = self._locks(start, by_name[start.name])
+                try:
+                    held = self._locks(start, by_name[start.name])
+                except OSError:
+                    if placed:  # these can start; the next look meets the error again
+                        break
+                    raise
                 if held is not None:
                     placed.append(Placed(start.name, start.devices, held))
                     self.passed.pop(start.name, None)

@@ -171,3 +171,17 @@ def test_a_folder_of_locks_that_cannot_be_used_is_the_reason_of_the_wait(folder:
     assert name == "x" and why.startswith(f"{folder}/locks: ") and why.endswith("so remove it")
     (folder / "locks").unlink()
     assert one.start() == ["x"] and one.placing.blocked is None
+
+
+def test_what_was_placed_before_an_error_starts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = account.claim
+    monkeypatch.setattr(account, "claim", lambda share: claim(share) if share.directory.endswith("x") else _full())
+    one = Submission(folder, "a", [Demand("x"), Demand("y"), Demand("z")])
+    assert one.start() == ["x"] and len(account.shares()) == 1
+    assert one.start() == [] and one.placing.blocked == ("y", "[Errno 28] full")
+    one.end("x")
+    assert account.shares() == []
+
+
+def _full() -> None:
+    raise OSError(28, "full")
