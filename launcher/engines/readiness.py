@@ -10,7 +10,7 @@ import subprocess
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,17 +29,25 @@ if TYPE_CHECKING:
     from launcher.job.expansion import Planned
 
 HUB = "https://huggingface.co"
+QUIET = 5.0
+"""Seconds without a word about the images."""
 PATIENCE = 5.0
 """Seconds for a connection to the hub."""
 
 
-def check(requests: Sequence[RunRequest], runs_root: Path, chosen: Choice) -> list[str]:
-    """Check what these runs need. Returns notes on what could not be checked. Raises DataFolderError, RunError."""
+Say = Callable[[str], object]
+
+
+def check(requests: Sequence[RunRequest], runs_root: Path, chosen: Choice, say: Say) -> list[str]:
+    """Check what these runs need. Returns notes on what could not be checked. Calls `say` before a long wait. Raises
+    DataFolderError, RunError."""
     trained = [request for request in requests if request.kind == "train"]
     notes = []
     for request in {(r.config.get("root") or r.data_dir, r.config.get("format"), r.data): r for r in trained}.values():
         folder = str(request.config.get("root") or request.data_dir)
-        notes += check_images(folder, str(request.config.get("format", "auto")), request.data, cache_dir(runs_root))
+        notes += check_images(
+            folder, str(request.config.get("format", "auto")), request.data, cache_dir(runs_root), say
+        )
     check_weights(trained, cache_dir(runs_root), chosen)
     return notes
 
@@ -61,8 +69,9 @@ def check_planned(
     return notes
 
 
-def check_images(folder: str, kind: str, digest: str, cache: Path) -> list[str]:
+def check_images(folder: str, kind: str, digest: str, cache: Path, say: Say = lambda line: None) -> list[str]:
     """Read every training image and label of a data folder with the trainer. Returns notes if that is not possible.
+    Calls `say` if it takes long.
 
     `kind` is the value of `data.format`. A file in `cache` remembers a good data set by the `digest` of its content
     (empty: unknown). Raises DataFolderError with the errors, each with its file and row.
@@ -77,19 +86,36 @@ def check_images(folder: str, kind: str, digest: str, cache: Path) -> list[str]:
     command = [*process.ENTRY, "check-data", "--quick", "--data", folder, f"data.format={kind}"]
     environment = {**os.environ, "CACHE_DIR": str(cache)}
     try:
-        done = subprocess.run(command, capture_output=True, env=environment, stdin=subprocess.DEVNULL, check=False)
+        code, said = _result(command, environment, lambda: say(f"{folder}: reading every image, once for all runs …"))
     except OSError as error:
         return [f"note: {folder}: its images could not be checked ({error.strerror}); each run does so"]
-    said = done.stderr.decode(errors="surrogateescape").strip()
-    if done.returncode == EXIT_DATA:
+    if code == EXIT_DATA:
         raise DataFolderError(said.removeprefix("error: "))
-    if done.returncode != EXIT_OK:
-        last = said.removeprefix("error: ").splitlines()[-1:] or [f"exit code {done.returncode}"]
+    if code != EXIT_OK:
+        last = said.removeprefix("error: ").splitlines()[-1:] or [f"exit code {code}"]
         return [f"note: {folder}: its images could not be checked ({last[0]}); each run does so"]
     if digest:
         with contextlib.suppress(OSError):
             write_text(passed, f"{folder}\n")
     return []
+
+
+def _result(command: Sequence[str], environment: dict[str, str], tell: Callable[[], object]) -> tuple[int, str]:
+    """Exit code and errors of a command. Calls `tell` after some seconds. Raises OSError."""
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
+    )
+    try:
+        try:
+            errors = process.communicate(timeout=QUIET)[1]
+        except subprocess.TimeoutExpired:
+            tell()
+            errors = process.communicate()[1]
+    finally:  # also after Ctrl-C
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    return process.returncode, errors.decode(errors="surrogateescape").strip()
 
 
 def check_weights(trained: Sequence[RunRequest], cache: Path, chosen: Choice) -> None:

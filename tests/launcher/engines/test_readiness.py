@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,16 @@ def test_a_data_set_is_read_once_and_all_its_errors_come_at_once(documents: Path
         "with the class that has one image now"
     )
     assert "train.csv:2: train/a.png: not a readable image" in said and "c.png: the file is empty" in said
+
+
+def test_a_long_look_at_the_images_is_announced(
+    documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness, "QUIET", 0.01)
+    monkeypatch.setattr(readiness.process, "ENTRY", (sys.executable, "-S", "-c", "import time; time.sleep(0.3)"))
+    said: list[str] = []
+    assert readiness.check_images(str(documents), "auto", "", tmp_path, said.append) == []
+    assert said == [f"{documents}: reading every image, once for all runs …"]
 
 
 def test_submit_and_plan_and_doctor_say_the_same_of_a_data_set(documents: Path, lab: Lab) -> None:
