@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher.engines import orphans
+from launcher.base.errors import RunError
+from launcher.engines import orphans, registry
 from launcher.host import gpu_locks, processes
 from launcher.record import folders
-from launcher.record.find import find_run
+from launcher.record.find import find_run, list_runs
 from launcher.record.journal import read_events
 from launcher.record.locks import is_run_locked, locked, run_locked
 from tests.launcher.conftest import Lab, seeds, wait_for
@@ -46,60 +48,39 @@ def bystander(lab: Lab) -> Iterator[subprocess.Popen[bytes]]:
 
 @linux
 def test_all_that_a_trainer_leaves_ends_with_it(lab: Lab, bystander: subprocess.Popen[bytes]) -> None:
-    lab.plan = {"*": {"leave": KINDS}}
-    done = lab.launcher("submit", lab.job(seeds(1, "resources: {gpus: 1, cpus: 1}\n")), lab.machine(gpus=1))
-    assert done.returncode == 0, done.stdout
-    assert len(lab.left()) == len(KINDS) and not alive(lab.left())
-    assert not is_run_locked(run_dir(lab)) and gpu_locks.holder("gpu0") is None
+    lab.plan = {
+        "*": {"leave": KINDS},
+        "seed1": {"leave": KINDS, "signal": int(signal.SIGKILL)},
+        "seed2": {"leave": ["deaf"], "exit": 3, "print": "a last word"},
+        "seed3": {"leave": ["deaf", "deaf setsid double"], "bad_attempts": 1, "bad_exit": 75},
+    }
+    done = lab.launcher("submit", lab.job(seeds(4, "resources: {gpus: 1, cpus: 1}\n")), lab.machine(gpus=4))
+    assert done.returncode == 1, done.stdout
+    assert lab.states() == {"seed0": "succeeded", "seed1": "lost", "seed2": "failed", "seed3": "succeeded"}
+    assert len(lab.left()) == 2 * len(KINDS) + 3 and not alive(lab.left())
+    assert not any(is_run_locked(path) for path in list_runs(lab.submission())) and gpu_locks.holder("gpu0") is None
     assert "--- ended with the trainer: process " in (run_dir(lab) / "log.txt").read_text()
+    assert lab.status("seed2").reason == "exit code 3: a last word"
+    states = [event["state"] for event in read_events(find_run(lab.runs, "seed3"))]
+    assert states[3:] == ["out_of_device_memory", "queued", "starting", "running", "succeeded"], "it cost no attempt"
 
 
 @linux
-@pytest.mark.parametrize("end", ["kill -9", "stop", "timeout", "second Ctrl-C"])
+@pytest.mark.parametrize("end", ["stop", "second Ctrl-C"])
 def test_all_that_a_trainer_leaves_ends_whatever_ends_it(lab: Lab, end: str) -> None:
     lab.plan = {"*": {"leave": KINDS, "seconds": 300, "saving": 1, "stubborn": end == "second Ctrl-C"}}
-    limit = "timeout: 1s\n" if end == "timeout" else ""
-    process = lab.start("submit", lab.job(seeds(1, limit)), lab.machine())
-    (begin,) = wait_for(lambda: lab.journal("all left") and lab.journal("begin"), "a run")
-    wait_for(lambda: lab.status("1").state in ("running", "timed_out"), "word of it")
-    if end == "kill -9":
-        os.kill(begin["pid"], signal.SIGKILL)
-    elif end == "stop":
+    process = lab.start("submit", lab.job(seeds(1)), lab.machine())
+    wait_for(lambda: lab.journal("all left") and lab.status("1").state == "running", "a run")
+    if end == "stop":
         assert lab.launcher("stop").returncode == 0
-    elif end == "second Ctrl-C":
+    else:
         process.send_signal(signal.SIGINT)
         time.sleep(0.6)
         process.send_signal(signal.SIGINT)
-    process.wait(60)
-    expected = {"kill -9": "lost", "timeout": "timed_out"}.get(end, "cancelled")
-    assert lab.status("1").state == expected
+    assert process.wait(60) == 130 and lab.status("1").state == "cancelled"
     if end == "stop":  # the command and the supervisor both ask the run to end: that is one request
         assert lab.status("1").reason == "stopped on request; last.ckpt is kept"
     assert not alive(lab.left()) and not is_run_locked(run_dir(lab))
-
-
-@linux
-def test_what_the_attempt_before_left_costs_no_attempt(lab: Lab) -> None:
-    lab.plan = {"*": {"leave": ["deaf", "deaf setsid double"], "bad_attempts": 1, "bad_exit": 75}}
-    done = lab.launcher("submit", lab.job(seeds(1)), lab.machine())
-    assert done.returncode == 0, done.stdout
-    states = [event["state"] for event in read_events(run_dir(lab))]
-    assert states == [
-        "queued",
-        "starting",
-        "running",
-        "out_of_device_memory",
-        "queued",
-        "starting",
-        "running",
-        "succeeded",
-    ]
-
-
-def test_the_last_words_of_a_trainer_are_its_own(lab: Lab) -> None:
-    lab.plan = {"*": {"leave": ["deaf"], "exit": 3, "print": "a last word"}}
-    assert lab.launcher("submit", lab.job(seeds(1)), lab.machine()).returncode == 1
-    assert lab.status("1").reason == "exit code 3: a last word"
 
 
 # -- `launcher exec` was killed
@@ -133,7 +114,7 @@ def test_a_supervisor_ends_what_a_killed_exec_has_left(lab: Lab, bystander: subp
 
 
 @linux
-def test_stop_ends_an_orphan_and_resume_continues(lab: Lab, bystander: subprocess.Popen[bytes]) -> None:
+def test_stop_ends_an_orphan(lab: Lab, bystander: subprocess.Popen[bytes]) -> None:
     process = orphan(lab, "deaf setsid double closed")
     process.kill()
     process.wait()
@@ -144,8 +125,6 @@ def test_stop_ends_an_orphan_and_resume_continues(lab: Lab, bystander: subproces
     assert done.returncode == 0 and "stopped: 001-resnet34" in done.stdout
     assert lab.status("1").state == "cancelled" and not alive(trainers(lab))
     assert lab.status("1").reason.startswith("stopped on request; its launcher exec (process ")
-    lab.plan = {}
-    assert lab.launcher("resume", lab.machine()).returncode == 0 and lab.status("1").attempt == 2
 
 
 @linux
@@ -191,52 +170,35 @@ def test_an_exec_that_is_suspended_can_be_stopped(lab: Lab) -> None:
 # -- the run's lock
 
 
-@pytest.fixture
-def waiting(lab: Lab) -> Iterator[subprocess.Popen[str]]:
-    """A submission whose run waits for its lock, which this process holds."""
+def test_a_lock_that_stays_is_named_and_costs_no_attempt(lab: Lab) -> None:
     lab.plan = {"*": {"bad_attempts": 1, "bad_exit": 3}}
     assert lab.launcher("submit", lab.job(seeds(1)), lab.machine()).returncode == 1
-    lab.environment = {"FAKE_PATIENCE": "0.5"} | lab.environment
     with run_locked(run_dir(lab)) as mine:
         assert mine is not None
+        refused = lab.launcher("exec", str(run_dir(lab)))
+        assert refused.returncode == 1 and f"is being executed already by process {os.getpid()} (" in refused.stderr
+        lab.environment = {"FAKE_PATIENCE": "0.5"}
         process = lab.start("resume", lab.machine())
-        log = run_dir(lab) / "log.txt"
-        wait_for(lambda: f"--- waiting for the run's lock, which process {os.getpid()} (" in log.read_text(), "a word")
-        yield process
+        events = wait_for(lambda: len(found := read_events(run_dir(lab))) > 6 and found, "another start")[4:]
+        assert [event["state"] for event in events][:3] == ["queued", "starting", "queued"]
+        assert f"waits for the run's lock, which process {os.getpid()} (" in events[2]["reason"]
+        assert {event["attempt"] for event in events} == {2}
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130 and lab.status("1").state == "cancelled"
 
 
-def test_a_lock_that_stays_is_named_and_costs_no_attempt(lab: Lab, waiting: subprocess.Popen[str]) -> None:
-    wait_for(lambda: len(read_events(run_dir(lab))) > 6, "another start")
-    events = read_events(run_dir(lab))[4:]
-    assert [event["state"] for event in events][:3] == ["queued", "starting", "queued"]
-    assert f"waits for the run's lock, which process {os.getpid()} (" in events[2]["reason"]
-    assert {event["attempt"] for event in events} == {2}
-    waiting.kill()
-
-
-@pytest.mark.parametrize("how", ["Ctrl-C", "stop"])
-def test_a_run_that_waits_for_its_lock_can_be_stopped(lab: Lab, how: str) -> None:
+def test_a_run_that_waits_for_its_lock_can_be_stopped(lab: Lab) -> None:
     lab.plan = {"*": {"bad_attempts": 1, "bad_exit": 3}}
     assert lab.launcher("submit", lab.job(seeds(1)), lab.machine()).returncode == 1
     with run_locked(run_dir(lab)):
         process = lab.start("resume", lab.machine())
         log = run_dir(lab) / "log.txt"
-        wait_for(lambda: "--- waiting for the run's lock" in log.read_text(), "a word")
-        if how == "stop":
-            assert lab.launcher("stop").returncode == 0
-        else:
-            process.send_signal(signal.SIGINT)
+        waits = f"--- waiting for the run's lock, which process {os.getpid()} ("
+        wait_for(lambda: waits in log.read_text(), "a word")
+        assert lab.launcher("stop").returncode == 0
         assert process.wait(60) == 130
         assert lab.status("1").state == "cancelled" and lab.status("1").reason == "stopped before it started"
     assert len(lab.journal("begin")) == 1
-
-
-def test_an_attempt_by_hand_names_the_holder_at_once(lab: Lab) -> None:
-    lab.plan = {"*": {"exit": 3}}
-    assert lab.launcher("submit", lab.job(seeds(1)), lab.machine()).returncode == 1
-    with run_locked(run_dir(lab)):
-        refused = lab.launcher("exec", str(run_dir(lab)))
-    assert refused.returncode == 1 and f"is being executed already by process {os.getpid()} (" in refused.stderr
 
 
 # -- processes of this host
@@ -355,21 +317,19 @@ def test_a_run_that_waits_for_a_gpu_or_its_next_attempt_can_be_stopped(lab: Lab)
 # -- exit codes of commands that follow, and an engine that is not there
 
 
-@pytest.mark.parametrize(("plan", "code"), [({}, 0), ({"exit": 3}, 1)])
-def test_commands_that_follow_end_with_the_codes_of_attach(lab: Lab, plan: dict[str, int], code: int) -> None:
-    lab.plan = {"*": {"until": str(lab.root / "gate"), **plan}}
-    process = lab.start("submit", lab.job(seeds(1, "retry: {on: [failed], backoff: 0s, attempts: 2}\n")), lab.machine())
+def test_commands_that_follow_end_with_the_codes_of_attach(lab: Lab) -> None:
+    lab.plan = {"*": {"until": str(lab.root / "gate"), "exit": 3}}
+    job = lab.job(seeds(1, "retry: {on: [failed], backoff: 0s, attempts: 2}\n"))
+    process = lab.start("submit", job, lab.machine())
     wait_for(lambda: lab.journal("begin"), "a run")
     followers = [lab.start("logs", "1", "-f"), lab.start("status", "--watch"), lab.start("attach")]
     for follower in followers:
         assert follower.stdout is not None and follower.stdout.read(1)
     (lab.root / "gate").touch()
-    assert [follower.wait(60) for follower in followers] == [code] * 3 and process.wait(60) == code
-    assert lab.launcher("logs", "1", "-f").returncode == lab.launcher("status", "--watch").returncode == code
+    assert [follower.wait(60) for follower in followers] == [1] * 3 and process.wait(60) == 1
+    assert followers[0].stdout is not None
+    assert lab.status("1").attempt == 2 and "attempt 2" in followers[0].stdout.read(), "all attempts are followed"
     assert lab.launcher("logs", "1").returncode == lab.launcher("status").returncode == 0
-    if code:
-        assert followers[0].stdout is not None
-        assert lab.status("1").attempt == 2 and "attempt 2" in followers[0].stdout.read()
 
 
 def test_following_what_was_stopped_or_nobody_starts(lab: Lab) -> None:
@@ -396,14 +356,17 @@ def test_an_engine_that_is_not_there_is_one_clear_error(lab: Lab) -> None:
     process.wait()
     path = lab.submission() / "submission.json"
     content = json.loads(path.read_text())
-    for name, commands in (("natve", ("resume", "status", "attach")), (None, ("resume",)), (["native"], ("resume",))):
-        path.write_text(json.dumps({**content, "engine": name}))
-        for command in commands:
-            done = lab.launcher(command)
-            said = f"submission.json: engine: no engine '{name}'; "
-            assert done.returncode == 1 and done.stderr.startswith("error: ") and said in done.stderr, done
-            assert len(done.stderr.splitlines()) == 1
-    for text in ("{", "[]"):
+    path.write_text(json.dumps({**content, "engine": "natve"}))
+    for command in ("resume", "status"):
+        done = lab.launcher(command)
+        said = "submission.json: engine: no engine 'natve'; did you mean 'native'?"
+        assert done.returncode == 1 and done.stderr.startswith("error: ") and said in done.stderr, done
+        assert len(done.stderr.splitlines()) == 1
+    texts = {
+        json.dumps({"engine": name}): f"engine: no engine '{name}'" for name in (None, 5, ["native"], "kubernetes")
+    }
+    for text, said in {**texts, "{": "cannot be read", "[]": "not a submission of this launcher"}.items():
         path.write_text(text)
-        done = lab.launcher("resume")
-        assert done.returncode == 1 and "submission.json: " in done.stderr and "unexpected" not in done.stderr
+        registry._named_by.cache_clear()
+        with pytest.raises(RunError, match=rf"submission\.json: {re.escape(said)}"):
+            registry.of_submission(path.parent)
