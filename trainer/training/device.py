@@ -23,32 +23,34 @@ if TYPE_CHECKING:
 FABRIC_PRECISION = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
 
 
-NO_GPU = ("", "-1", "none", "NoDevFiles", "void")
-"""Words for no GPU in CUDA_VISIBLE_DEVICES."""
+VARIABLES = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
+"""Variables that assign GPUs: to a process, and to a container."""
+NO_GPU = ("", "-1", "none", "NoDevFiles", "void", "all")
+"""Their words that assign no particular GPU. `all` is a default of CUDA's images."""
 
 
 def choose(asked: str) -> str:
     """`asked` (cuda, mps, cpu or auto) → cuda, mps or cpu. auto takes the first available one.
 
-    Raises ConfigError if the device is not available, and TrainerError if CUDA sees fewer GPUs than
-    CUDA_VISIBLE_DEVICES assigns.
+    Raises ConfigError if the device is not available, and TrainerError if CUDA sees fewer GPUs than were assigned.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    assigned = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip() not in NO_GPU]
+    variable = next((name for name in VARIABLES if name in os.environ), VARIABLES[0])
+    assigned = [word for word in os.environ.get(variable, "").split(",") if word.strip() not in NO_GPU]
     if asked == "auto":
         chosen = next(name for name, present in there.items() if present)
         if chosen == "cpu" and assigned:
-            print(f"note: {_unseen(assigned)}; this runs on the CPU", file=sys.stderr)
+            print(f"note: {_unseen(variable, assigned)}; this runs on the CPU", file=sys.stderr)
         return chosen
     if asked == "cuda" and assigned and torch.cuda.device_count() < len(assigned):
-        raise TrainerError(f"device=cuda: {_unseen(assigned)}")
+        raise TrainerError(f"device=cuda: {_unseen(variable, assigned)}")
     if not there[asked]:
         have = ", ".join(name for name, present in there.items() if present)
         raise ConfigError(f"device={asked}: not available on this machine (available: {have}); use device=auto")
     return asked
 
 
-def _unseen(assigned: Sequence[str]) -> str:
+def _unseen(variable: str, assigned: Sequence[str]) -> str:
     """That CUDA sees fewer GPUs than assigned, and the likely cause."""
     if torch.version.cuda is None:
         cause = "this PyTorch is built without CUDA"
@@ -57,7 +59,7 @@ def _unseen(assigned: Sequence[str]) -> str:
     else:
         cause = f"check nvidia-smi, and that the driver supports CUDA {torch.version.cuda}"
     seen = torch.cuda.device_count()
-    return f"CUDA_VISIBLE_DEVICES={','.join(assigned)}, but CUDA sees {seen or 'no'} GPU{'s' * (seen > 1)}: {cause}"
+    return f"{variable}={','.join(assigned)}, but CUDA sees {seen or 'no'} GPU{'s' * (seen > 1)}: {cause}"
 
 
 def fabric(device: str, precision: str, devices: int = 1) -> Fabric:

@@ -190,3 +190,10 @@ def test_gpus_that_were_assigned_and_are_not_there_are_no_cpu_training(
         assert device.choose("auto") == "cpu" and not capsys.readouterr().err
         with pytest.raises(ConfigError, match="not available on this machine"):
             device.choose("cuda")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    for value, error in (("all", ConfigError), ("void", ConfigError), ("GPU-8932f937-1111", TrainerError)):
+        monkeypatch.setenv("NVIDIA_VISIBLE_DEVICES", value)  # what a container engine tells
+        with pytest.raises(TrainerError) as refused:
+            device.choose("cuda")
+        assert refused.type is error
+    assert "NVIDIA_VISIBLE_DEVICES=GPU-8932f937-1111, but CUDA sees no GPU" in str(refused.value)
