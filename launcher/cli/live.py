@@ -102,7 +102,9 @@ def _print_changes(watching: Watching) -> None:
     printed_at = 0.0
     while True:
         status = watching.look()
-        now = [(run["name"], run["state"], run["attempt"], run["reason"]) for run in status["runs"]], status["hidden"]
+        reasons = [waiting.without_figures(run["reason"]) for run in status["runs"]]
+        states = [(run["name"], run["state"], run["attempt"]) for run in status["runs"]]
+        now = states, reasons, status["hidden"]
         over = _over(status)
         if over or now != before or time.monotonic() - printed_at > TELL:
             console.print(time.strftime("%H:%M:%S"))

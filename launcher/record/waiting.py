@@ -48,4 +48,9 @@ def full_disk(submission: Path) -> str | None:
 
 def same(before: str | None, after: str | None) -> bool:
     """Whether two reasons differ in figures alone. Then the second one is no news."""
-    return (before is None) == (after is None) and _NUMBER.sub("", before or "") == _NUMBER.sub("", after or "")
+    return (before is None) == (after is None) and without_figures(before or "") == without_figures(after or "")
+
+
+def without_figures(reason: str) -> str:
+    """A reason without its numbers and sizes, which change all the time."""
+    return _NUMBER.sub("", reason)
