@@ -46,8 +46,18 @@ def find(pid: int) -> Process | None:
 
 
 def lives(process: Process) -> bool:
-    """Whether the process has not ended."""
-    return find(process.pid) == process
+    """Whether the process has not ended. True if this user may not see it, but the number is in use."""
+    now = find(process.pid)
+    return now == process if now is not None else _is_hidden(process.pid)
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether there is a process of another user that /proc does not show (mount option hidepid)."""
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return False  # it has ended and is not reaped yet
 
 
 def send(process: Process, number: signal.Signals) -> bool:
@@ -179,9 +189,10 @@ def _group(pid: int) -> int | None:
 def _all() -> Iterator[tuple[Process, int]]:
     """Every living process with its parent's number."""
     if LINUX:
-        for name in os.listdir(PROC):  # noqa: PTH208
-            if name.isdigit() and (entry := _entry(int(name))) is not None:
-                yield Process(int(name), entry[0]), entry[1]
+        with suppress(FileNotFoundError):  # /proc is not mounted
+            for name in os.listdir(PROC):  # noqa: PTH208
+                if name.isdigit() and (entry := _entry(int(name))) is not None:
+                    yield Process(int(name), entry[0]), entry[1]
         return
     import psutil
 

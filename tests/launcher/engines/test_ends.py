@@ -217,6 +217,18 @@ def test_a_signal_reaches_the_process_that_was_meant_and_no_other() -> None:
     assert not processes.send(meant, signal.SIGKILL) and processes.find(child.pid) is None
 
 
+def test_a_process_that_one_may_not_see_counts_as_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another user who looks at a run must not say that its `launcher exec` was killed."""
+    seen = processes.Process(4194000, "x")
+    assert not processes.lives(seen)
+
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    assert processes.lives(seen)
+
+
 def test_descendants_leave_out_what_was_there_before() -> None:
     code = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)']); time.sleep(300)"
     first = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
