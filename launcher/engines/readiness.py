@@ -137,6 +137,7 @@ def check_weights(trained: Sequence[RunRequest], cache: Path, chosen: Choice) ->
     if nowhere:
         raise RunError(f"timm has no weights for {', '.join(nowhere)}: {remedy}")
     absent = f"the weights of {names} are {'neither' if chosen.contained else 'not'} {place}"
+    absent += stray(sorted(wanted), cache) if chosen.contained else ""
     if any(request.network is False for requests in wanted.values() for request in requests):
         raise RunError(f"{absent}, and network: false forbids to download them: {remedy}")
     if isinstance(chosen.engine, QueueEngine) or chosen.machine.declared:
@@ -146,18 +147,37 @@ def check_weights(trained: Sequence[RunRequest], cache: Path, chosen: Choice) ->
 
 
 def is_stored(name: str, cache: Path, baked: str = "", contained: bool = False) -> bool:
-    """Whether a run finds the weights of timm's `name` without a network. `baked` are the names in its image."""
+    """Whether a run finds the weights of timm's `name` without a network. `baked` are the names in its image. A link
+    that leads out of the cache is of no use to a container, which sees nothing there."""
     folders = [cache / "weights"]
     if not contained:
         hub = os.environ.get("HF_HUB_CACHE") or (os.environ.get("HF_HOME") and f"{os.environ['HF_HOME']}/hub")
         folders = [Path(hub).expanduser()] if hub else folders
         folders += [Path(folder) for folder in [os.environ.get("BAKED_WEIGHTS")] if folder]
     if name in baked.split(",") or any(
-        (folder / f"{name}.safetensors").is_file() for folder in (cache / "weights", *folders)
+        (folder / f"{name}.safetensors").is_file()
+        and not (contained and leads_out(folder / f"{name}.safetensors", cache))
+        for folder in (cache / "weights", *folders)
     ):
         return True
     repository = timm_models.hub_repository(name) or f"timm/{name}"
-    return any((folder / f"models--{repository.replace('/', '--')}").is_dir() for folder in folders)
+    stored = [folder / f"models--{repository.replace('/', '--')}" for folder in folders]
+    return any(path.is_dir() and not (contained and leads_out(path, cache)) for path in stored)
+
+
+def leads_out(path: Path, cache: Path) -> bool:
+    """Whether a file of the cache is a link that leads out of it."""
+    try:
+        return not path.resolve().is_relative_to(cache.resolve())
+    except (OSError, RuntimeError):
+        return True
+
+
+def stray(names: Sequence[str], cache: Path) -> str:
+    """The remark on weights in the cache that containers do not see; empty if there are none."""
+    links = [path for name in names if (path := cache / "weights" / f"{name}.safetensors").is_symlink()]
+    out = [str(path) for path in links if leads_out(path, cache)]
+    return f" ({', '.join(out)} leads out of the cache, where containers see nothing: copy the file)" if out else ""
 
 
 def why_no_hub(contained: bool = False) -> str | None:

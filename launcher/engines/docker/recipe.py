@@ -15,7 +15,7 @@ from typing import Any
 from launcher.base.sizes import GIB
 from launcher.engines.docker import client
 from launcher.engines.outcome import GRACE
-from launcher.engines.readiness import is_stored
+from launcher.engines.readiness import is_stored, stray
 from launcher.host import gpu_locks
 from launcher.job.matrix import override_value
 from launcher.memory.predict import device_limit
@@ -95,7 +95,7 @@ def network_reason(request: RunRequest, environment: Mapping[str, str], cache: P
     name = request.fetches
     if name is None or is_stored(name, cache, baked, contained=True):
         return None
-    return f"the weights of {name} are neither in the image nor in {cache}"
+    return f"the weights of {name} are neither in the image nor in {cache}{stray([name], cache)}"
 
 
 def words(request: RunRequest, run_dir: Path) -> tuple[list[str], list[Path]]:

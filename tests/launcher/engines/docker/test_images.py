@@ -303,6 +303,19 @@ def test_a_container_has_a_network_for_a_reason(
     assert (reason is None) == (why is None) and (why or "") in (reason or "")
 
 
+def test_cached_weights_that_are_a_link_out_of_the_cache_are_not_there_for_a_container(tmp_path: Path) -> None:
+    weights = tmp_path / "cache" / "weights"
+    weights.mkdir(parents=True)
+    (tmp_path / "elsewhere").touch()
+    (weights / "real").touch()
+    (weights / "resnet34.safetensors").symlink_to(tmp_path / "elsewhere")
+    (weights / "resnet50.safetensors").symlink_to("real")
+    why = recipe.network_reason(request(fetches="resnet34"), {}, tmp_path / "cache", "")
+    assert why is not None and f"{weights}/resnet34.safetensors leads out of the cache" in why
+    assert recipe.network_reason(request(fetches="resnet50"), {}, tmp_path / "cache", "") is None
+    assert recipe.is_stored("resnet34", tmp_path / "cache"), "a native run reads it"
+
+
 def test_paths_of_the_host_are_mounted_where_they_are(tmp_path: Path) -> None:
     (tmp_path / "w.pth").touch()
     (tmp_path / "d").mkdir()
