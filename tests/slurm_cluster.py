@@ -56,6 +56,8 @@ NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port1} CPUs=8 RealMemor
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={port2} CPUs=8 RealMemory=16000 Gres=gpu:2
 PartitionName=main Nodes=n1,n2 Default=YES PriorityTier=1
 PartitionName=urgent Nodes=n1,n2 PriorityTier=10
+PartitionName=short Nodes=n1,n2 PriorityTier=1 MaxTime=1
+PartitionName=cheap Nodes=n1,n2 PriorityTier=1 PreemptMode=CANCEL
 """
 
 
@@ -70,7 +72,8 @@ def missing() -> str | None:
 
 
 class Slurm:
-    """Two nodes, n1 and n2, each with two GPUs; partitions main and urgent, which preempts main by requeueing."""
+    """Two nodes, n1 and n2, each with two GPUs; partitions main and urgent, which preempts main by requeueing; short,
+    with a limit of a minute; and cheap, whose jobs are cancelled when urgent needs their nodes."""
 
     def __init__(self) -> None:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}

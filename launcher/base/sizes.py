@@ -60,6 +60,17 @@ def show_duration(seconds: float | None) -> str:
     return "–" if seconds is None else duration(seconds)
 
 
+def typed_duration(seconds: float) -> str:
+    """Seconds as `parse_duration` reads them: `1h30m`.
+
+    >>> typed_duration(86400 + 5400)
+    '25h30m'
+    """
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return "".join(f"{number}{unit}" for number, unit in ((hours, "h"), (minutes, "m"), (rest, "s")) if number) or "0s"
+
+
 def listed(names: Sequence[str], most: int = 12) -> str:
     """Names in a row: at most `most`, then how many more there are.
 

@@ -39,6 +39,8 @@ def plan(
         expansion.check_sources(want.job, runs_root)
     data_dir = data_folder.find_data(data, planned) if data else None
     data_notes = chosen.engine.check_data(data_dir, runs_root) if chosen and data_dir else []
+    if chosen and not machine:
+        chosen.engine.check_requests([run.request for run in planned if not run.why_not], want.job)
     unchecked = readiness.check_planned(planned, data_dir, runs_root, chosen, offered)
     if as_json:
         parallel = together.at_once(planned, offered, want.job.spec.max_parallel)

@@ -26,7 +26,7 @@ from launcher.cli.options import (
     shown,
 )
 from launcher.remote.host_option import on_host
-from trainer.base.errors import EXIT_FAILED
+from trainer.base.errors import EXIT_FAILED, EXIT_USAGE
 
 if TYPE_CHECKING:
     from launcher.engines.base import Choice, QueueEngine
@@ -145,6 +145,9 @@ def resume(
 
     queue = registry.queue_of(directory)
     chosen = None
+    for option, value in (("--gpus", gpus), ("--machine", machine)):
+        if queue and value is not None:
+            raise RefusedError(f"{option} has no effect: {queue.title} chooses the machine and its GPUs", EXIT_USAGE)
     if not queue:
         selected = select(machine, gpus)
         chosen = registry.supervised(registry.of_submission(directory).name).again(selected)
@@ -172,7 +175,7 @@ def _hand_over(
     if queue.advance(directory, click.echo, prepare, take_over):
         click.echo(collect.collect(directory)[1])
     else:
-        click.echo(f"{queue.title} runs it now; see: launcher status {at}")
+        click.echo(f"{queue.title} runs it now, without this launcher (as with --detach); see: launcher status {at}")
     return 0
 
 

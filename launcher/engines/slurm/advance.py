@@ -1,14 +1,14 @@
 """Moves a submission forward in Slurm: submits queued runs with sbatch, repeats failed ones, then submits the steps.
 
 No process stays alive for this. `advance` does everything that can be done at the moment. It is called by submit and
-resume, by each task whose run failed, and by a small job that Slurm starts after all others (`afterany`). The steps of
-`after:` wait in Slurm's queue for that small job, which extends their wait if it repeats runs.
+resume, and by a small job that Slurm starts after all others (`afterany`). The steps of `after:` wait in Slurm's queue
+for that small job, which extends their wait if runs were repeated. A task whose run failed repeats that run alone: see
+`repeat`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -23,7 +23,7 @@ from launcher.engines.slurm import request as slurm_request
 from launcher.engines.slurm.board import Batch, Board
 from launcher.engines.slurm.calls import SlurmError
 from launcher.engines.slurm.jobs import Jobs
-from launcher.engines.slurm.request import SETTLING, option_words, words
+from launcher.engines.slurm.request import begin_words, words
 from launcher.record import lease, retry
 from launcher.record.find import list_runs, read_submission
 from launcher.record.journal import append_event, read_events, read_status
@@ -32,8 +32,6 @@ from launcher.record.states import ENDED, GOOD, State
 
 SETTLE_PATIENCE = 300.0
 """Seconds that the small job waits for another process that does the same."""
-TASK_PATIENCE = 30.0
-"""Seconds that a task whose run failed waits for other tasks that do the same."""
 
 
 class _Advance:
@@ -102,12 +100,17 @@ class _Advance:
         wanted = (n for n, s in self.states.items() if s.state == "queued")
         return [name for name in wanted if not kinds or self.requests[name].kind in kinds]
 
+    def _words(self, name: str) -> tuple[str, ...]:
+        request = self.requests[name]
+        longest = calls.longest(self.options.get("partition")) if request.timeout else None
+        return words(request, self.options, longest)
+
     def _unasked(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if not self.board.waits_or_runs(name, self.states[name])]
 
     def _send(self, kind: board.Kind, asked: list[str], names: list[str], after: list[int] | None = None) -> int:
         self.lease.check()  # with a slow volume other launchers may have taken this one for dead
-        number = f"{int(self.board.next_number()) + len(self.new):03d}"
+        number = board.reserve(self.directory)
         script = slurm_request.settle_script(self.directory, self.python)
         if kind == "runs":
             script = slurm_request.run_script(self.directory, number, self.python)
@@ -125,7 +128,7 @@ class _Advance:
         shapes: dict[tuple[tuple[str, ...], float], list[str]] = {}
         waiting = self._unasked(self.queued("train"))
         for name in sorted(waiting, key=lambda name: -self.requests[name].priority):
-            shapes.setdefault((words(self.requests[name], self.options), self.begin.get(name, 0)), []).append(name)
+            shapes.setdefault((self._words(name), self.begin.get(name, 0)), []).append(name)
         left = sum(self.requests[n].kind == "train" and s.state not in ENDED for n, s in self.states.items())
         limit = self.max_parallel if self.max_parallel and self.max_parallel < left else None
         before = self._living("train")
@@ -140,7 +143,7 @@ class _Advance:
                     [
                         slurm_request.array_word(len(part), limit),
                         *asked,
-                        *([f"--begin=now+{round(wait)}"] if wait else []),
+                        *begin_words(wait),
                         *([f"--dependency={_after('afterany', after)}"] if after else []),
                     ],
                     part,
@@ -178,7 +181,7 @@ class _Advance:
             if calls.set_dependency(batch.job, _after("afterany", jobs)):
                 board.write_batch(self.directory, dataclasses.replace(batch, after=jobs))
                 return batch.job
-        asked = [*SETTLING, "--requeue", *option_words(self.options, slurm_request.OF_SETTLING)]
+        asked = slurm_request.settling_words(self.options, calls.longest(self.options.get("partition")))
         return self._send(kind, [*asked, f"--dependency={_after('afterany', jobs)}"], [], jobs)
 
     def send_steps(self, settling: int | None) -> None:
@@ -201,9 +204,8 @@ class _Advance:
                 if text and self.board.snapshot.pending(key.job):
                     calls.set_dependency(key.job, text)
                 continue
-            asked = [*words(self.requests[name], self.options), "--kill-on-invalid-dep=yes"]
-            wait = self.begin.get(name, 0)
-            more = [f"--begin=now+{round(wait)}"] if wait else []
+            asked = [*self._words(name), "--kill-on-invalid-dep=yes"]
+            more = begin_words(self.begin.get(name, 0))
             jobs[name] = self._send("runs", [*asked, *more, *([f"--dependency={text}"] if text else [])], [name])
 
     def _job_of(self, name: str) -> int | None:
@@ -231,6 +233,7 @@ def advance(
     """
     with lease.hold(directory, say, take_over) as mine:
         if prepare is not None:
+            board.forget_stop_reason(directory)
             prepare(mine)
         look = _Advance(jobs, directory, mine, say)
         look.repeat()
@@ -242,24 +245,6 @@ def advance(
         over = all(status.state in ENDED for status in look.states.values())
     jobs.release(directory)
     return over
-
-
-def advance_after(jobs: Jobs, run_dir: Path) -> None:
-    """The same in a task whose run failed, if that has an immediate consequence: another attempt, or the end of runs
-    that have not started. If another process holds the lease, leaves the work to the small job."""
-    directory, request = run_dir.parent, read_request(run_dir)
-    again = retry.decide(request, read_events(run_dir))
-    if not isinstance(again, retry.NextAttempt) and read_submission(directory).get("on_failure") != "stop":
-        return
-    deadline = time.monotonic() + TASK_PATIENCE
-    while read_status(run_dir).state in ENDED and time.monotonic() < deadline:
-        if not lease.is_driven(directory):
-            try:
-                advance(jobs, directory, lambda line: print(line, flush=True))
-                return
-            except RunError as error:
-                print(error, flush=True)
-        time.sleep(random.uniform(0.5, 1.5))  # spread over time, if many have failed
 
 
 def settle(jobs: Jobs, directory: Path, say: Say, collect: Collect) -> bool:

@@ -1,25 +1,30 @@
 """Which job of Slurm executes which run: a submission's `slurm/` folder, and Slurm's state of its jobs.
 
 Each sbatch call has a number and leaves `001.json` (the request and its job), `001.sh` (the script), `001.tasks` (one
-line per task: run and attempt) and `001.out` (output outside the runs' logs).
+line per task: run and attempt) and `001.out` (output outside the runs' logs). `stopped` says why no more runs may
+start (`on_failure: stop`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
 from launcher.engines.slurm import calls, squeue
-from launcher.engines.slurm.squeue import Key, Snapshot
+from launcher.engines.slurm.squeue import Key, SlurmJob, Snapshot, snapshot
 from launcher.record import folders
 from launcher.record.journal import Status
 from trainer.base.files import json_text, to_bytes
 
 FOLDER = "slurm"
+STOPPED = "stopped"
 Kind = Literal["runs", "after_runs", "after_steps"]
 """What a job executes: runs, a step, or the small job after the training runs or after the steps."""
 
@@ -36,6 +41,8 @@ class Batch:
     after: list[int] = field(default_factory=list)
     """Of a small job: the jobs that it waits for."""
     job: int | None = None
+    user: int | None = None
+    """The uid that called sbatch; None in records of an earlier version."""
 
     @property
     def is_array(self) -> bool:
@@ -45,7 +52,7 @@ class Batch:
 def read_batches(submission: Path) -> list[Batch]:
     """The sbatch calls so far, oldest first. Skips a call whose file is truncated."""
     batches = []
-    for path in sorted((submission / FOLDER).glob("*.json")):
+    for path in sorted((submission / FOLDER).glob("[0-9]*.json"), key=lambda path: (len(path.name), path.name)):
         try:
             with folders.opened(path.parent, 2) as folder:
                 content = json.loads(folders.read(folder, path.name))
@@ -65,16 +72,33 @@ def _write(path: Path, text: str) -> None:
     folders.write(path, to_bytes(text), 2)
 
 
+def reserve(submission: Path) -> str:
+    """A number for the next sbatch call, which no other process gets: tasks that repeat their runs do not wait for each
+    other."""
+    (submission / FOLDER).mkdir(exist_ok=True)
+    with folders.opened(submission / FOLDER, 2) as folder:
+        stems = [name.partition(".")[0] for name in os.listdir(folder.descriptor) if name.endswith(".json")]  # noqa: PTH208
+        for number in count(1 + max((int(stem) for stem in stems if stem.isdigit()), default=0)):
+            with suppress(FileExistsError):
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+                descriptor = os.open(f"{number:03d}.json", flags, 0o644, dir_fd=folder.descriptor)
+                folders.give(descriptor, folder)
+                os.close(descriptor)
+                return f"{number:03d}"
+    raise AssertionError("numbers do not end")
+
+
 def send(submission: Path, batch: Batch, script: str) -> Batch:
     """Record the batch, submit it with sbatch, and record its job. Raises SlurmError."""
     folder = submission / FOLDER
-    folder.mkdir(exist_ok=True)
+    batch = dataclasses.replace(batch, user=os.getuid())
     _write(folder / f"{batch.number}.sh", script)
     if batch.runs:
         _write(folder / f"{batch.number}.tasks", "".join(f"{name} {attempt}\n" for name, attempt in batch.runs))
     write_batch(submission, batch)
     names = (f"--job-name={job_name(submission, batch.number)}", f"--output={_literally(folder / batch.number)}.out")
-    job = calls.submit([*names, "--open-mode=append", *batch.words], folder / f"{batch.number}.sh", submission)
+    fixed = (*names, "--open-mode=append", "--export=ALL")
+    job = calls.submit([*fixed, *batch.words], folder / f"{batch.number}.sh", submission)
     batch = dataclasses.replace(batch, job=job)
     write_batch(submission, batch)
     return batch
@@ -90,33 +114,50 @@ def job_name(submission: Path, number: str) -> str:
     return f"{submission.name}.{number}"
 
 
+def write_stop_reason(submission: Path, why: str) -> None:
+    """Record that no more runs of the submission may start."""
+    _write(submission / FOLDER / STOPPED, f"{why}\n")
+
+
+def stop_reason(submission: Path) -> str | None:
+    """Why no more runs of the submission may start; None if they may."""
+    try:
+        with folders.opened(submission / FOLDER, 2) as folder:
+            return folders.read(folder, STOPPED).decode(errors="replace").strip()
+    except OSError:
+        return None
+
+
+def forget_stop_reason(submission: Path) -> None:
+    """Runs may start again."""
+    with suppress(FileNotFoundError), folders.opened(submission / FOLDER, 2) as folder:
+        folders.remove(folder, STOPPED)
+
+
 class Board:
     """A submission's jobs at one moment. The batches were read before Slurm's answer, so a job that Slurm does not know
-    has ended."""
+    has ended. `load` makes one."""
 
     def __init__(self, submission: Path, batches: Sequence[Batch], snapshot: Snapshot) -> None:
         self.submission = submission
+        self.batches = batches
         self.snapshot = snapshot
-        self.batches = [self._recovered(batch) for batch in batches]
         self._of_run: dict[tuple[str, int], Key] = {}
         for batch in self.batches:
             for task, run in enumerate(batch.runs):
                 if batch.job is not None:
                     self._of_run[run] = Key(batch.job, task if batch.is_array else None)
 
-    def _recovered(self, batch: Batch) -> Batch:
-        """The batch with its job. If a launcher was killed between sbatch and its record, finds the job by its name."""
-        if batch.job is not None:
-            return batch
-        name = job_name(self.submission, batch.number)
-        here = [job for job in self.snapshot.jobs if (job.name, job.folder) == (name, str(self.submission))]
-        return dataclasses.replace(batch, job=here[0].array or here[0].id) if here else batch
-
     def key(self, name: str, status: Status) -> Key | None:
         """The job or task that executes the run, or will execute it; None if none was submitted."""
         asked = self._of_run.get((name, status.attempt))
         told = squeue.key(str(status.figures["slurm"])) if status.figures.get("slurm") else None
         return (asked or told) if status.state == "queued" else (told or asked)
+
+    def detail(self, key: Key) -> squeue.Detail | None:
+        """Details on a job of the submission; None if Slurm does not know it. Raises SlurmError."""
+        names = [job_name(self.submission, batch.number) for batch in self.batches if batch.job == key.job]
+        return calls.detail(key, *([names[0], str(self.submission)] if names else []))
 
     def waits_or_runs(self, name: str, status: Status) -> bool:
         """Whether the run has a job that has not ended."""
@@ -132,12 +173,25 @@ class Board:
             if batch.job is not None and kind in (None, batch.kind) and self.snapshot.living(batch.job)
         ]
 
-    def next_number(self) -> str:
-        """Number of the next sbatch call."""
-        return f"{max((int(batch.number) for batch in self.batches), default=0) + 1:03d}"
-
 
 def load(submission: Path) -> Board:
     """The submission's board now. Raises SlurmError if Slurm does not answer."""
     batches = read_batches(submission)
-    return Board(submission, batches, calls.snapshot() if batches else Snapshot())
+    records: list[SlurmJob] = []
+    for user in dict.fromkeys(batch.user for batch in batches):
+        records += calls.jobs([batch.job for batch in batches if batch.job and batch.user == user], user).jobs
+    names = {batch.job: job_name(submission, batch.number) for batch in batches}
+    # After a reset of Slurm's numbers another job may have one of ours. A site may change names.
+    records = [
+        record
+        for record in records
+        if record.folder == str(submission) or record.name == names.get(record.array or record.id)
+    ]
+    unknown = {job_name(submission, batch.number): batch for batch in batches if batch.job is None}
+    for record in calls.named_jobs(list(unknown)):
+        batch = unknown.get(record.name)
+        if batch is not None and record.folder == str(submission):
+            records.append(record)
+            unknown[record.name] = dataclasses.replace(batch, job=record.array or record.id)
+    recovered = {batch.number: batch for batch in unknown.values()}
+    return Board(submission, [recovered.get(batch.number, batch) for batch in batches], snapshot(records))

@@ -1,4 +1,5 @@
-"""Calls of Slurm's commands. The state comes from `squeue --json`, and from `sacct` if it answers."""
+"""Calls of Slurm's commands. The state comes from squeue and scontrol, and from sacct if it answers. On a large cluster
+an answer about all jobs is expensive, so only the submission's own jobs are asked for."""
 
 from __future__ import annotations
 
@@ -6,42 +7,42 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from launcher.base.errors import RunError
-from launcher.engines.slurm import squeue
+from launcher.engines.slurm import squeue, variables
 
 PATIENCE = 60
 """Timeout of a Slurm command in seconds: a controller that restarts answers late."""
-KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS")
-"""Variables of a Slurm job that tell Slurm's commands where the controller is."""
-OF_A_JOB = ("CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
+MANY = 1000
+"""Number of jobs in one call of squeue."""
+LISTING = ("squeue", "--all", "--states=all", f"--format={squeue.FORMAT}")
+"""`--all`: also of partitions that are hidden."""
 
 
 class SlurmError(RunError):
     """Slurm refuses a request, or does not answer."""
 
 
-def environment() -> dict[str, str]:
-    """This process's variables without those of a surrounding Slurm job, which sbatch would pass on."""
-    variables = {
-        name: value
-        for name, value in os.environ.items()
-        if name in KEPT or not (name.startswith("SLURM_") or name in OF_A_JOB)
-    }
-    return {**variables, "SLURM_BITSTR_LEN": "0"}  # list all tasks of arrays
-
-
 def call(*command: str, stdin: str | None = None) -> str:
     """The output of a Slurm command. Raises SlurmError with the command's message."""
+    return _run(*command, stdin=stdin).stdout
+
+
+def _run(*command: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     try:
         done = subprocess.run(
-            command, input=stdin, capture_output=True, encoding="utf-8", errors="surrogateescape", env=environment(),
+            command,
+            input=stdin,
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+            env=variables.for_commands(os.environ),
             timeout=PATIENCE,
-        )  # fmt: skip
+        )
     except FileNotFoundError:
         raise SlurmError(
             f"{command[0]} is not installed; install Slurm's commands (apt-get install slurm-client), "
@@ -52,11 +53,11 @@ def call(*command: str, stdin: str | None = None) -> str:
             f"Slurm does not answer: no output of {command[0]} for {PATIENCE} s; try: scontrol ping"
         ) from None
     if done.returncode:
-        raise SlurmError(_said(command[0], done.stderr or done.stdout) or f"{command[0]}: code {done.returncode}")
-    return done.stdout
+        raise SlurmError(_message(command[0], done.stderr or done.stdout) or f"{command[0]}: code {done.returncode}")
+    return done
 
 
-def _said(command: str, text: str) -> str:
+def _message(command: str, text: str) -> str:
     """Slurm's message on one line, without the lines that only refer to the help."""
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("Try ")]
     words = "; ".join(re.sub(rf"^({command}|slurm_load_\w+)?(: )?(error|fatal): ", "", line) for line in lines)
@@ -68,61 +69,115 @@ def installed() -> bool:
     return shutil.which("sbatch") is not None
 
 
-def snapshot() -> squeue.Snapshot:
-    """Slurm's jobs now. Raises SlurmError."""
+def jobs(numbers: Iterable[int], user: int | None = None) -> squeue.Snapshot:
+    """Slurm's records of these jobs and all tasks of these arrays. `user`: the uid that submitted them, so that the
+    controller sends only jobs of that user. Raises SlurmError."""
+    ordered = sorted(set(numbers))
+    found: list[squeue.SlurmJob] = []
+    for first in range(0, len(ordered), MANY):
+        named = ",".join(map(str, ordered[first : first + MANY]))
+        found += _list(user, f"--jobs={named}")
+    return squeue.snapshot(found)
+
+
+def named_jobs(names: Sequence[str]) -> list[squeue.SlurmJob]:
+    """Jobs of this user with one of these names. Raises SlurmError."""
+    return _list(os.getuid(), f"--name={','.join(names)}") if names else []
+
+
+def _list(user: int | None, which: str) -> list[squeue.SlurmJob]:
     try:
-        text = call("squeue", "--json", "--states=all")
+        done = _run(*LISTING, *([f"--user={user}"] if user is not None else []), which)
+        if "Invalid user" in done.stderr and which.startswith("--jobs="):  # on this host; squeue then lists no job
+            done = _run(*LISTING, which)
+        if "Invalid user" in done.stderr:
+            raise SlurmError(_message("squeue", done.stderr))
     except SlurmError as error:
-        if "json" not in str(error):
-            raise
-        raise SlurmError(
-            f"{error}; the launcher needs Slurm 21.08 or newer, built with JSON support (squeue --json)"
-        ) from None
+        if "Invalid job id" in str(error):  # it is the only one, and Slurm does not know it any more
+            return []
+        raise
     try:
-        return squeue.parse(text)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise SlurmError(f"squeue --json: unknown format: {error}") from None
+        return list(squeue.parse(done.stdout).jobs)
+    except ValueError as error:
+        raise SlurmError(f"squeue: unknown format: {error}") from None
+
+
+def detail(key: squeue.Key, name: str = "", folder: str = "") -> squeue.Detail | None:
+    """One job in detail, also after its end; None if neither Slurm nor its accounting knows it. With a name and a
+    folder: None if it has neither, so that it is another job of the same number. Raises SlurmError."""
+    try:
+        text = call("scontrol", "--all", "--oneliner", "show", "job", str(key))
+        job = squeue.detail(text)
+        return job if not name or f" JobName={name} " in text or f" WorkDir={folder} " in text else None
+    except ValueError as error:
+        raise SlurmError(f"scontrol show job: unknown format: {error}") from None
+    except SlurmError as error:
+        if "Invalid job id" not in str(error) and "not found" not in str(error):
+            raise
+        return _accounted(key)
+
+
+def check_answer() -> None:
+    """Raises SlurmError if the state of a job could not be read."""
+    named_jobs(["-"])
 
 
 def submit(words: Sequence[str], script: Path, folder: Path) -> int:
     """Submit the script with sbatch. Returns the job's number. Raises SlurmError."""
     text = call("sbatch", "--parsable", f"--chdir={folder}", *words, str(script))
-    number = (text.split() or [""])[-1].split(";")[0]
-    if not number.isdigit():  # the job may exist anyway: the next pass finds it by its name
+    numbers = re.findall(r"^(\d+)(?:;\S*)?$", text, re.MULTILINE)  # a wrapper of the site may print more lines
+    if not numbers:  # the job may exist anyway: the next pass finds it by its name
         raise SlurmError(f"sbatch printed no job number, but: {' '.join(text.split())[:300] or 'nothing'}")
-    return int(number)
+    return int(numbers[-1])
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node in one of its partitions. `memory` in bytes."""
+    """A node in one of its partitions. `memory` in bytes; the partition's longest and default time of a job in
+    seconds, None without a limit."""
 
     partition: str
     default: bool
     gpus: int
     cpus: float
     memory: int
+    longest: float | None = None
+    usual: float | None = None
 
 
 def nodes(partition: str | None = None) -> list[Node]:
     """The nodes of a partition, or of all. Raises SlurmError."""
     where = [f"--partition={partition}"] if partition else []
-    lines = call("sinfo", "-h", "-N", *where, "-o", "%N|%G|%c|%m|%P").splitlines()
-    return [listed for line in lines if (listed := node(line))]
+    text = call("sinfo", "-h", "-N", *where, "-o", "%N|%G|%c|%m|%P|%l|%L")
+    return [listed for line in text.splitlines() if (listed := node(line))]
 
 
 def node(line: str) -> Node | None:
-    """The node of a line of sinfo's `%N|%G|%c|%m|%P`; None for other lines.
+    """The node of a line of sinfo's `%N|%G|%c|%m|%P|%l|%L`; None for other lines.
 
-    >>> node("n1|gpu:a100:4(S:0-1),shard:8|64|512000|gpu*").gpus
+    >>> node("n1|gpu:a100:4(S:0-1),shard:8|64|512000|gpu*|2:00:00|n/a").gpus
     4
     """
     parts = line.strip().split("|")
-    if len(parts) != 5:
+    if len(parts) != 7:
         return None
     gpus = sum(int(count) for count in re.findall(r"(?:^|,)gpu(?::[^:,()]+)?:(\d+)", parts[1]))
     cpus, memory = (int(number[0]) if (number := re.match(r"\d+", text)) else 0 for text in parts[2:4])
-    return Node(parts[4].rstrip("*"), parts[4].endswith("*"), gpus, float(cpus), memory * 2**20)
+    name, default = parts[4].rstrip("*"), parts[4].endswith("*")
+    longest, usual = (squeue.seconds(text) for text in parts[5:])
+    return Node(name, default, gpus, float(cpus), memory * 2**20, longest, usual)
+
+
+def of_partition(listed: Sequence[Node], partition: str | None) -> list[Node]:
+    """The nodes that a job of this partition may use; None: of Slurm's default partition, if there is one."""
+    return list(listed) if partition else [node for node in listed if node.default] or list(listed)
+
+
+@cache
+def longest(partition: str | None) -> float | None:
+    """The longest time of a job in the partition, in seconds; None without a limit. Raises SlurmError."""
+    limits = [node.longest for node in of_partition(nodes(partition), partition)]
+    return None if not limits or None in limits else max(limit for limit in limits if limit is not None)
 
 
 def check(words: Sequence[str]) -> None:
@@ -141,7 +196,7 @@ def set_dependency(job: int, text: str) -> bool:
     try:
         call("scontrol", "update", f"JobId={job}", f"Dependency={text}")
     except SlurmError:
-        if snapshot().pending(job):
+        if jobs([job]).pending(job):
             raise
         return False
     return True
@@ -160,17 +215,18 @@ def max_array() -> int:
     return int(digits[0]) if digits else 1001
 
 
-def accounted(key: squeue.Key) -> squeue.SlurmJob | None:
+def _accounted(key: squeue.Key) -> squeue.Detail | None:
     """sacct's record of a job that Slurm itself has forgotten; None without accounting."""
     try:
-        text = call("sacct", "-n", "-X", "-P", f"--jobs={key}", "--format=State,ExitCode,NodeList")
+        text = call("sacct", "-n", "-X", "-P", f"--jobs={key}", "--format=State,ExitCode,Timelimit,Partition,NodeList")
     except SlurmError:
         return None
     for line in text.splitlines()[:1]:
-        state, code, nodes = (*line.split("|"), "", "", "")[:3]
+        state, code, limit, partition, nodes = (*line.split("|"), "", "", "", "", "")[:5]
         exit_code, _, signal = code.partition(":")
-        return squeue.SlurmJob(
-            key.job, states=frozenset([state.split()[0]] if state else []), nodes=nodes,
-            exit_code=int(exit_code or 0), signal=int(signal or 0),
-        )  # fmt: skip
+        if state and state.split()[0] in squeue.OVER:
+            return squeue.Detail(
+                frozenset([state.split()[0]]), int(exit_code or 0), int(signal or 0), nodes, partition,
+                squeue.seconds(limit),
+            )  # fmt: skip
     return None

@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 import re
 
-from launcher.base.sizes import show_size
-from launcher.engines.slurm import calls
+from launcher.base.sizes import show_duration, show_size
+from launcher.engines.slurm import calls, variables
 from launcher.engines.slurm.calls import Node, SlurmError
 from launcher.host.checks import Check
 
@@ -23,13 +23,14 @@ def examine() -> list[Check]:
         version = calls.call("sbatch", "--version").strip()
         config = calls.config()
         nodes = calls.nodes()
-        calls.snapshot()
+        calls.check_answer()
     except SlurmError as error:
         return [Check("slurm", "note", str(error), "scontrol ping; set SLURM_CONF to the cluster's slurm.conf")]
     size = calls.max_array()
     return [
         Check("slurm", "ok", f"{version}, cluster {config.get('ClusterName', '?')}, arrays of {size} tasks"),
         *_partitions(nodes),
+        *_variables(),
         *_settings(config.get("KillWait", ""), config.get("JobRequeue", ""), config.get("TaskPlugin", "")),
         *_here(),
     ]
@@ -40,9 +41,21 @@ def _partitions(nodes: list[Node]) -> list[Check]:
     for name in sorted({node.partition for node in nodes}):
         its = [node for node in nodes if node.partition == name]
         gpus, cpus, memory = (max(getattr(node, field) for node in its) for field in ("gpus", "cpus", "memory"))
-        said = f"{name}: {len(its)} nodes of up to {gpus:g} GPUs, {cpus:g} cores, {show_size(memory)}"
+        limit = f", runs of at most {show_duration(its[0].longest)}" if its[0].longest is not None else ""
+        said = f"{name}: {len(its)} nodes of up to {gpus:g} GPUs, {cpus:g} cores, {show_size(memory)}{limit}"
         ask = f"srun -p {name}{' --gres=gpu:1' if gpus else ''} launcher doctor"
         checks.append(Check("partition", "ok", f"{said}; to check a node: {ask}"))
+    return checks
+
+
+def _variables() -> list[Check]:
+    checks = []
+    if fields := variables.chosen(os.environ):
+        said = ", ".join(f"slurm.{field} is {value}" for field, value in fields.items())
+        names = ", ".join(variables.OF_FIELD[field] for field in fields)
+        checks.append(Check("sbatch", "ok", f"{said} if the job names none (from {names})"))
+    if names := variables.ignored(os.environ):
+        checks.append(Check("sbatch", "note", f"these variables do not apply to runs: {names}", ""))
     return checks
 
 

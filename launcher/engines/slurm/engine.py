@@ -44,7 +44,7 @@ class SlurmEngine(Jobs):
     def check_requests(self, requests: Sequence[RunRequest], job: Job) -> None:
         """See `Engine.check_requests`. Also refuses runs whose state could not be read later."""
         slurm_choice.check(requests, job, _section(job))
-        calls.snapshot()
+        calls.check_answer()
 
     def checks(self, runs_root: Path) -> list[Check]:
         """See `Engine.checks`."""
@@ -72,7 +72,7 @@ class SlurmEngine(Jobs):
         """See `Engine.execute`. `ticket` is the number of the sbatch call."""
         if attempt is None:
             raise RunError("a Slurm job executes one given attempt of a run; give --attempt N")
-        return task.run(self, run_dir, attempt, ticket)
+        return task.run(run_dir, attempt, ticket)
 
     def host_memory(self, run_dir: Path, status: Status) -> int | None:
         """See `Engine.host_memory`."""

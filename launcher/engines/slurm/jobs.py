@@ -4,13 +4,14 @@ module records ends that only Slurm knows: out of memory, time limit, node failu
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from launcher.base.errors import RunError
+from launcher.base.sizes import show_duration
 from launcher.base.text import printable, tail
 from launcher.engines import secret_files
 from launcher.engines.base import QueueEngine
@@ -19,7 +20,7 @@ from launcher.engines.slurm import board as slurm_board
 from launcher.engines.slurm import calls, task_lease
 from launcher.engines.slurm.board import Board
 from launcher.engines.slurm.calls import SlurmError
-from launcher.engines.slurm.squeue import Key, SlurmJob
+from launcher.engines.slurm.squeue import Detail, Key, SlurmJob
 from launcher.record import retry, trainer_files
 from launcher.record.find import list_runs
 from launcher.record.folders import clear_stop, request_stop, stop_requested
@@ -33,7 +34,16 @@ FRESH = 2.0
 EXIT_EARLY = 79
 """Exit code of a job that started before the runs that it needs had ended: its run stays in the queue."""
 NAME = "slurm"
-NODE = ("NODE_FAIL", "BOOT_FAIL", "LAUNCH_FAILED")
+NODE = ("NODE_FAIL", "BOOT_FAIL", "LAUNCH_FAILED", "RECONFIG_FAIL")
+
+NEVER = {
+    r"PartitionTimeLimit|MaxWall": "a shorter timeout: or another partition",
+    r"PerJob": "smaller resources: or another qos",
+    r"InvalidAccount|AccountNotAllowed": "another account",
+    r"InvalidQOS|QOSNotAllowed": "another qos",
+    r"PartitionNodeLimit|PartitionConfig|BadConstraints": "other resources:, constraint or partition",
+}
+"""Reasons of Slurm for which a job waits for ever, and what to change."""
 
 
 class Jobs(QueueEngine):
@@ -98,9 +108,9 @@ class Jobs(QueueEngine):
             return read_status(run_dir)
         with suppress(RunError):  # another host was faster
             if status.state == "queued":
-                _settle_queued(run_dir, job)
+                _settle_queued(run_dir, key, job, board)
             else:
-                self._settle_running(run_dir, status, key, job)
+                self._settle_running(run_dir, status, key, board)
         return read_status(run_dir)
 
     def why_waits(self, run_dir: Path) -> str | None:
@@ -110,17 +120,18 @@ class Jobs(QueueEngine):
             key = board.key(run_dir.name, status) if status.state == "queued" else None
             job = board.snapshot.find(key) if key else None
             if job is not None and job.waits and job.reason:
-                held = "held" in job.reason.lower()
-                why = f"held in Slurm ({job.reason}): scontrol release {key}" if held else f"Slurm: {job.reason}"
+                why = waiting(job.reason, str(key))
                 return f"{status.reason}; {why}" if status.reason else why
         return None
 
-    def _settle_running(self, run_dir: Path, status: Status, key: Key, job: SlurmJob | None) -> None:
-        if job is None and task_lease.is_fresh(run_dir):
+    def _settle_running(self, run_dir: Path, status: Status, key: Key, board: Board) -> None:
+        if board.snapshot.find(key) is None and task_lease.is_fresh(run_dir):
             return  # Slurm may show users only their own jobs
         asked = stop_requested(run_dir)
-        job = job or calls.accounted(key)
-        state, reason = ending(read_request(run_dir), key, job, asked)
+        detail = None if asked else board.detail(key)
+        if detail is not None and not detail.end:
+            return  # it has been started again since the last look
+        state, reason = ending(read_request(run_dir), key, detail, asked)
         if status.state == "starting" and state not in ("failed", "cancelled", "lost"):
             append_event(run_dir, "running", **_mark(status))
         append_event(run_dir, state, reason=reason, **_mark(status))
@@ -146,6 +157,16 @@ class Jobs(QueueEngine):
             self._boards.clear()
 
 
+def waiting(reason: str, key: str) -> str:
+    """Why a job waits, from Slurm's reason; with what to do if it never starts by itself."""
+    if "held" in reason.lower():
+        return f"held in Slurm ({reason}): scontrol release {key}"
+    what = next((field for pattern, field in NEVER.items() if re.search(pattern, reason)), None)
+    if what is None:
+        return f"Slurm: {reason}"
+    return f"Slurm: {reason}: it will not start as it is; launcher stop, then submit with {what}"
+
+
 def _unneeded(board: Board, submission: Path) -> list[str]:
     """Jobs of runs that have ended. Reads the journals after Slurm's answer: a run queued again meanwhile keeps its
     job."""
@@ -164,31 +185,36 @@ def _mark(status: Status) -> dict[str, Any]:
     return {key: status.figures[key] for key in ("engine", "slurm", "host", "node", "devices") if key in status.figures}
 
 
-def queue_again(run_dir: Path, status: Status, key: Key, why: str) -> None:
-    """Record that Slurm starts the run's job again under the same number. That is another attempt, but `retry.attempts`
-    does not count it."""
+def queue_again(run_dir: Path, status: Status, key: Key, why: str, by_slurm: bool = True) -> None:
+    """Record that Slurm starts the run's job again under the same number, or (not `by_slurm`) that the run needs
+    another job. That is another attempt, but `retry.attempts` does not count it."""
     done = retry.retries(read_events(run_dir))
     kept = "from last.ckpt" if trainer_files.has(run_dir, RESUME) else "from the beginning"
     with suppress(RunError):  # another host was faster
         if status.state != "lost":
             append_event(run_dir, "lost", reason=why, **_mark(status))
-        again = f"Slurm starts it again, {kept}"
-        append_event(run_dir, "queued", status.attempt + 1, again, retry=done, engine=NAME, slurm=str(key))
+        again = f"Slurm starts it again, {kept}" if by_slurm else f"again, {kept}"
+        mark = {"engine": NAME, **({"slurm": str(key)} if by_slurm else {})}
+        append_event(run_dir, "queued", status.attempt + 1, again, retry=done, **mark)
 
 
-def _settle_queued(run_dir: Path, job: SlurmJob | None) -> None:
+def _settle_queued(run_dir: Path, key: Key, job: SlurmJob | None, board: Board) -> None:
     """Handle a job that ended before its run started. After preemption or a node failure the run stays in the queue,
     and the next `advance` submits another job."""
-    if job is None or job.end in ("PREEMPTED", *NODE) or job.exit_code == EXIT_EARLY:
-        return
-    if job.end == "CANCELLED":
-        if job.reason == "DependencyNeverSatisfied":
+    stopped = slurm_board.stop_reason(run_dir.parent)
+    if (job is None and (stopped or board.snapshot.vanished(key))) or (job is not None and job.end == "CANCELLED"):
+        if job is not None and job.reason == "DependencyNeverSatisfied":
             return  # the next `advance` knows whether the needed runs succeed after all
-        reason = "cancelled in Slurm while it waited (scancel)"
+        reason = stopped or "cancelled in Slurm while it waited (scancel)"
         append_event(run_dir, "cancelled", reason=reason, engine=NAME)
         return
+    if job is None or job.end in ("PREEMPTED", *NODE):
+        return
+    detail = board.detail(key)
+    if detail is None or not detail.end or detail.exit_code == EXIT_EARLY:
+        return
     output = last_words(run_dir.parent)
-    reason = f"its job ended in Slurm before the run started: {describe(job)}" + (f": {output}" if output else "")
+    reason = f"its job ended in Slurm before the run started: {describe(detail)}" + (f": {output}" if output else "")
     append_event(run_dir, "failed", reason=reason, engine=NAME)
 
 
@@ -199,13 +225,25 @@ def last_words(submission: Path) -> str:
     return lines[-1][:300] if lines else ""
 
 
-def describe(job: SlurmJob) -> str:
+def describe(job: Detail) -> str:
     """A short text on a job's end."""
     code = f", signal {job.signal}" if job.signal else f", exit code {job.exit_code}" if job.exit_code else ""
     return f"{job.end or 'no state'}{code}" + (f" on {job.nodes}" if job.nodes else "")
 
 
-def ending(request: RunRequest, key: Key, job: SlurmJob | None, asked: bool) -> tuple[State, str]:
+def time_limit(request: RunRequest, job: Detail) -> str:
+    """The reason for a run that Slurm ended at a time limit: of its own `timeout:`, or else of the partition, QOS or
+    account."""
+    if job.limit is None:
+        return "Slurm's time limit was reached"
+    if request.timeout is not None and job.limit >= request.timeout:
+        what = "timeout: in the job file"
+    else:
+        what = f"of partition {job.partition or '?'} or its QOS"
+    return f"Slurm's time limit of {show_duration(job.limit)} was reached ({what})"
+
+
+def ending(request: RunRequest, key: Key, job: Detail | None, asked: bool) -> tuple[State, str]:
     """State and reason of a run that was in progress when its job ended, if its end was not recorded."""
     if asked:
         return "cancelled", "stopped on request"
@@ -214,18 +252,14 @@ def ending(request: RunRequest, key: Key, job: SlurmJob | None, asked: bool) -> 
     where = f" on {job.nodes}" if job.nodes else ""
     if job.end == "OUT_OF_MEMORY":
         return "out_of_host_memory", lack_of_memory(request)
-    if job.end in ("TIMEOUT", "DEADLINE"):
-        return "timed_out", f"Slurm's time limit was reached{where}"
+    if job.end == "TIMEOUT":
+        return "timed_out", f"{time_limit(request, job)}{where}"
+    if job.end == "DEADLINE":
+        return "timed_out", f"the deadline of its job was reached{where}"
     if job.end in NODE:
         return "lost", f"its node failed{where}"
-    if job.end == "PREEMPTED":
-        return "lost", f"preempted{where}"
+    if job.end in ("PREEMPTED", "REVOKED"):
+        return "lost", f"preempted{where}" if job.end == "PREEMPTED" else f"another cluster has its job{where}"
     if job.end == "CANCELLED":
         return "cancelled", f"cancelled in Slurm (scancel){where}"
     return "lost", f"it ended without a message: {describe(job)}"
-
-
-def keys(board: Board, names: Sequence[str]) -> list[Key]:
-    """The jobs of these runs' current attempts."""
-    all_keys = (board.key(name, read_status(board.submission / name)) for name in names)
-    return [key for key in all_keys if key is not None]

@@ -15,9 +15,11 @@ WARNING = 60
 """Slurm sends SIGTERM this many seconds before a time limit, or up to 60 s earlier."""
 MARGIN = 150
 """Slurm's time limit is this many seconds later than the run's, so that `launcher exec` ends the run and knows why."""
-SETTLING = ("--cpus-per-task=1", f"--mem={GIB // 2**20}M", "--time=15")
+SETTLING = ("--cpus-per-task=1", f"--mem={GIB // 2**20}M", "--requeue")
 """Resources of the small job that runs after the others."""
-OF_SETTLING = ("partition", "account", "qos", "reservation", "clusters")
+SETTLING_MINUTES = 15
+"""Its time limit, if the partition allows that."""
+OF_SETTLING = ("partition", "account", "qos", "reservation", "constraint", "wckey")
 """Options of the job file that also apply to the small job."""
 OWN = ("runtime", "python", "gpu_type")
 """Fields of `slurm:` that are not options of sbatch."""
@@ -28,14 +30,17 @@ MANAGED = {
                     "use resources.gpus instead (and slurm.gpu_type for a type of GPU)"),
     **dict.fromkeys(("mem", "mem-per-cpu", "mem-per-gpu"), _RESOURCES.format("memory")),
     **dict.fromkeys(("cpus-per-task", "cpus-per-gpu"), _RESOURCES.format("cpus")),
-    **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu"), "a run is one process on one node"),
+    **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu", "ntasks-per-core", "ntasks-per-socket",
+                     "nodefile"), "a run is one process on one node"),
+    "clusters": "set SLURM_CLUSTERS in the environment instead, so that all of Slurm's commands ask the same cluster",
     **dict.fromkeys(("time", "time-min"), "use timeout instead"),
     **dict.fromkeys(("dependency", "kill-on-invalid-dep"), "use after or follows instead"),
     **dict.fromkeys(("job-name", "comment"), "use name instead"),
-    **dict.fromkeys(("export", "export-file"), "use env or secrets instead"),
+    **dict.fromkeys(("export", "export-file", "get-user-env"), "use env or secrets instead"),
     **dict.fromkeys(
         ("array", "requeue", "no-requeue", "signal", "output", "error", "input", "open-mode", "chdir", "parsable",
-         "wrap", "test-only", "wait", "quiet", "hold"), _ITSELF),
+         "wrap", "test-only", "wait", "quiet", "hold", "uid", "gid"), _ITSELF),
+    **dict.fromkeys(("help", "usage", "version"), "it is not an option of a job"),
 }  # fmt: skip
 """Options of sbatch that a job file must not have, and the fields to use instead."""
 
@@ -51,8 +56,9 @@ def option_words(options: Mapping[str, Any], only: Sequence[str] | None = None) 
     return words
 
 
-def words(request: RunRequest, options: Mapping[str, Any]) -> tuple[str, ...]:
-    """sbatch's words for the needs of one run. Runs with equal words become one job array."""
+def words(request: RunRequest, options: Mapping[str, Any], longest: float | None = None) -> tuple[str, ...]:
+    """sbatch's words for the needs of one run. Runs with equal words become one job array. `longest`: the partition's
+    limit in seconds."""
     resources = request.resources
     sbatch_words = ["--nodes=1", "--ntasks=1"]
     if resources.gpus:
@@ -63,9 +69,24 @@ def words(request: RunRequest, options: Mapping[str, Any]) -> tuple[str, ...]:
     if resources.cpus:
         sbatch_words.append(f"--cpus-per-task={math.ceil(resources.cpus)}")
     if request.timeout:
-        sbatch_words.append(f"--time={math.ceil((request.timeout + MARGIN) / 60)}")
+        sbatch_words.append(time_word(math.ceil((request.timeout + MARGIN) / 60), longest))
     # B: signal only the batch process, `launcher exec`, which passes the signal on and records why the run ended.
     return (*sbatch_words, "--requeue", f"--signal=B:TERM@{WARNING}", *option_words(options))
+
+
+def time_word(minutes: int, longest: float | None) -> str:
+    """A time limit in minutes, or the partition's limit (in seconds) if that is shorter."""
+    return f"--time={minutes if longest is None else max(1, min(minutes, int(longest // 60)))}"
+
+
+def settling_words(options: Mapping[str, Any], longest: float | None) -> list[str]:
+    """sbatch's words for the small job."""
+    return [*SETTLING, time_word(SETTLING_MINUTES, longest), *option_words(options, OF_SETTLING)]
+
+
+def begin_words(wait: float) -> list[str]:
+    """sbatch's words for a start after `wait` seconds."""
+    return [f"--begin=now+{round(wait)}"] if wait else []
 
 
 def cut(names: Sequence[str], size: int) -> list[list[str]]:

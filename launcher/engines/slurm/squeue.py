@@ -1,22 +1,27 @@
-"""Parses `squeue --json` in the formats of several Slurm versions. Pure functions of the text.
+"""Parses the answers of squeue and scontrol about jobs. Pure functions of the text.
 
-Slurm 22.05 prints plain numbers and one state per job (COMPLETING hides the final state). From 23.02 on numbers are
-`{"set": …, "infinite": …, "number": …}`, from 23.11 on states are lists, and an exit code is a structure.
+The text format of squeue is the same in all versions of Slurm, and squeue filters it by job and user. `squeue --json`
+ignores these filters before Slurm 23.02: it prints all jobs of all users. A state is one word, and COMPLETING hides
+the final state.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
+SEPARATOR = "\x1f"
+FIELDS = ("%A", "%F", "%K", "%T", "%l", "%N", "%P", "%j", "%Z", "%r")
+FORMAT = SEPARATOR.join(FIELDS)
+"""Id, array, its tasks, state, time limit, nodes, partition, name, folder, reason."""
+HEADER = "JOBID" + SEPARATOR
+"""How squeue's first line begins, which shows that squeue itself has answered."""
 WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
 OVER = frozenset(
     {
         "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE",
-        "OUT_OF_MEMORY", "REVOKED", "LAUNCH_FAILED",
+        "OUT_OF_MEMORY", "REVOKED", "LAUNCH_FAILED", "RECONFIG_FAIL",
     }
 )  # fmt: skip
 """States of a job that has ended. COMPLETING with one of them: some of its processes still live."""
@@ -51,12 +56,10 @@ class SlurmJob:
     folder: str = ""
     states: frozenset[str] = frozenset()
     reason: str = ""
-    exit_code: int = 0
-    signal: int = 0
     nodes: str = ""
-    end_time: int = 0
-    """Seconds since 1970 of its end, or of its time limit; 0 if unknown."""
-    preempted: bool = False
+    partition: str = ""
+    limit: float | None = None
+    """Its time limit in seconds; None if it has none or that is unknown."""
 
     @property
     def over(self) -> bool:
@@ -73,6 +76,14 @@ class SlurmJob:
         """The state in which it ended; empty if it has not ended."""
         return next(iter(sorted(self.states & OVER)), "")
 
+    @property
+    def words(self) -> str:
+        """The job or the tasks for scancel: `12`, `12_3`, `12_[4-9]`."""
+        if not self.tasks:
+            return str(Key(self.array or self.id, self.task))
+        parts = (f"{part[0]}-{part[-1]}" + (f":{part.step}" if part.step > 1 else "") for part in self.tasks)
+        return f"{self.array}_[{','.join(parts)}]"
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -81,6 +92,8 @@ class Snapshot:
     jobs: tuple[SlurmJob, ...] = ()
     _single: dict[tuple[int, int | None], SlurmJob] = field(default_factory=dict, repr=False)
     _several: dict[int, list[SlurmJob]] = field(default_factory=dict, repr=False)
+    _living: set[int] = field(default_factory=set, repr=False)
+    _known: set[int] = field(default_factory=set, repr=False)
 
     def find(self, wanted: Key) -> SlurmJob | None:
         """The record of a job or of a task; None if Slurm does not know it (any more)."""
@@ -90,9 +103,14 @@ class Snapshot:
             job = next((record for record in several if any(wanted.task in part for part in record.tasks)), None)
         return job
 
+    def vanished(self, wanted: Key) -> bool:
+        """Whether Slurm has records of the array, but none of this task. That is how it forgets tasks that are
+        cancelled while they wait."""
+        return wanted.task is not None and wanted.job in self._known and self.find(wanted) is None
+
     def living(self, job: int) -> bool:
         """Whether a job, or any task of an array, has not ended."""
-        return any(not each.over for each in self.jobs if job in (each.id, each.array))
+        return job in self._living
 
     def pending(self, job: int) -> bool:
         """Whether a job that is not an array waits."""
@@ -104,6 +122,9 @@ def snapshot(jobs: Iterable[SlurmJob]) -> Snapshot:
     """The records, indexed by key."""
     made = Snapshot(tuple(jobs))
     for job in made.jobs:
+        made._known.add(job.array or job.id)
+        if not job.over:
+            made._living.update({job.id, job.array or job.id})
         if job.tasks:
             made._several.setdefault(job.array or job.id, []).append(job)
         elif job.array and job.task is not None:
@@ -114,48 +135,93 @@ def snapshot(jobs: Iterable[SlurmJob]) -> Snapshot:
 
 
 def parse(text: str) -> Snapshot:
-    """The jobs of `squeue --json`. Raises ValueError for anything else."""
-    content = json.loads(text)
-    if not isinstance(content, dict) or not isinstance(content.get("jobs"), list):
-        raise ValueError("it has no jobs")
-    return snapshot(_job(entry) for entry in content["jobs"])
+    """The jobs of `squeue --format=FORMAT`. Lines before squeue's header, of a wrapper or a login shell, are ignored.
+    Raises ValueError for anything else."""
+    lines = text.split("\n")  # not splitlines: a folder's name may have other line separators
+    start = next((number for number, line in enumerate(lines) if line.startswith(HEADER)), None)
+    if start is None:
+        raise ValueError(f"not a list of jobs: {lines[0][:200] or 'nothing'}")
+    return snapshot(_job(line) for line in lines[start + 1 :] if line.strip())
 
 
-def _job(entry: dict[str, Any]) -> SlurmJob:
-    states = entry.get("job_state") or []
-    code, signal = _exit(entry.get("exit_code"))
-    tasks = str(entry.get("array_task_string") or "")
+def _job(line: str) -> SlurmJob:
+    fields = line.split(SEPARATOR, len(FIELDS) - 1)
+    if len(fields) < len(FIELDS):
+        raise ValueError(f"not a job: {line[:200]}")
+    number, array, tasks, state, limit, nodes, partition, name, folder, reason = fields
+    several = bool(re.search(r"[^0-9]", tasks)) and tasks != "N/A"
     return SlurmJob(
-        id=_number(entry.get("job_id")) or 0,
-        array=_number(entry.get("array_job_id")) or None,
-        task=None if tasks else _number(entry.get("array_task_id")),
-        tasks=ranges(tasks),
-        name=str(entry.get("name") or ""),
-        folder=str(entry.get("current_working_directory") or ""),
-        states=frozenset([states] if isinstance(states, str) else [str(each) for each in states]),
-        reason="" if entry.get("state_reason") in (None, "None") else str(entry["state_reason"]),
-        exit_code=code,
-        signal=signal,
-        nodes=str(entry.get("nodes") or ""),
-        end_time=_number(entry.get("end_time")) or 0,
-        preempted=bool(_number(entry.get("preempt_time"))),
+        id=int(number),
+        array=None if tasks == "N/A" else int(array),
+        task=int(tasks) if tasks.isdigit() else None,
+        tasks=ranges(tasks) if several else (),
+        name=name,
+        folder=folder,
+        states=frozenset([state]),
+        reason="" if reason == "None" else reason,
+        nodes=nodes,
+        partition=partition,
+        limit=seconds(limit),
     )
 
 
-def _number(value: Any) -> int | None:
-    """A number in either format; None if it is not set."""
-    if isinstance(value, dict):
-        return int(value.get("number") or 0) if value.get("set") else None
-    return None if value is None or isinstance(value, bool) else int(value)
+@dataclass(frozen=True)
+class Detail:
+    """One job in detail, as `scontrol -o show job` or sacct describe it."""
+
+    states: frozenset[str] = frozenset()
+    exit_code: int = 0
+    signal: int = 0
+    nodes: str = ""
+    partition: str = ""
+    limit: float | None = None
+    """Its time limit in seconds; None if it has none."""
+    elapsed: float | None = None
+    """Seconds since its start."""
+    preempted: bool = False
+    """Whether Slurm ends it, or has ended it, for another job, and does not start it again by itself."""
+
+    @property
+    def end(self) -> str:
+        """The state in which it ended; empty if it has not ended or that is hidden by COMPLETING."""
+        return next(iter(sorted(self.states & OVER)), "")
+
+    @property
+    def left(self) -> float | None:
+        """Seconds to its time limit; None without one."""
+        return None if self.limit is None or self.elapsed is None else self.limit - self.elapsed
 
 
-def _exit(value: Any) -> tuple[int, int]:
-    """Exit code and signal: from the status of wait(2) in 22.05, from a structure in newer versions."""
-    if isinstance(value, dict) and ("return_code" in value or "signal" in value):
-        signal = value.get("signal") or {}
-        return _number(value.get("return_code")) or 0, _number(signal.get("id", signal.get("signal_id"))) or 0
-    status = _number(value) or 0
-    return status >> 8, status & 0x7F
+def detail(text: str) -> Detail:
+    """A record of `scontrol -o show job`. Raises ValueError for anything else."""
+    line = next((line for line in text.split("\n") if line.startswith("JobId=")), "")
+    if not line:
+        raise ValueError(f"not a job: {text[:200]}")
+    pairs = re.findall(r" (JobState|ExitCode|NodeList|Partition|TimeLimit|RunTime|PreemptTime)=(\S*)", line)
+    values = dict(reversed(pairs))  # the folder, which may contain anything, comes last
+    code, signal = (int(number) for number in re.findall(r"\d+", values.get("ExitCode", "") + ":0:0")[:2])
+    return Detail(
+        frozenset([values.get("JobState", "")]), code, signal, _named(values, "NodeList"), _named(values, "Partition"),
+        seconds(values.get("TimeLimit", "")), seconds(values.get("RunTime", "")), bool(_named(values, "PreemptTime")),
+    )  # fmt: skip
+
+
+def _named(values: dict[str, str], name: str) -> str:
+    value = values.get(name, "")
+    return "" if value in ("(null)", "None", "N/A", "Unknown") else value
+
+
+def seconds(text: str) -> float | None:
+    """Slurm's `2-03:00:00`, `3:00:00`, `30:00` or `30:00.5`; None for UNLIMITED and the like.
+
+    >>> seconds("1-00:00:30"), seconds("2:00"), seconds("infinite")
+    (86430.0, 120.0, None)
+    """
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)(?:\.\d+)?", text.strip())
+    if match is None:
+        return None
+    days, hours, minutes, rest = (int(part or 0) for part in match.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + rest)
 
 
 def ranges(text: str) -> tuple[range, ...]:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from launcher.base.text import tail
 from launcher.engines import orphans
 from launcher.engines.outcome import Overseer, lack_of_memory
 from launcher.engines.process import run_trainer
-from launcher.engines.slurm import advance, board, calls, container, task_lease
-from launcher.engines.slurm.jobs import EXIT_EARLY, NAME, Jobs, queue_again
-from launcher.engines.slurm.squeue import Key
+from launcher.engines.slurm import board, calls, container, repeat, task_lease
+from launcher.engines.slurm.jobs import EXIT_EARLY, NAME, queue_again, time_limit
+from launcher.engines.slurm.squeue import Detail, Key
 from launcher.engines.slurm.task_lease import TaskLease
 from launcher.host import gpu_locks
 from launcher.job import steps
@@ -36,12 +37,13 @@ from trainer.base.errors import EXIT_STOPPED
 GRACE = 25.0
 """Seconds between SIGTERM and SIGKILL. Slurm's own SIGKILL comes after 30 s (KillWait). By then this process must have
 recorded how the run ended."""
-SOON = 60.0
-"""Within this many seconds of a time limit, an unexplained SIGTERM counts as the time limit."""
+SOON = 150.0
+"""Within this many seconds of a time limit, an unexplained SIGTERM counts as the time limit: Slurm warns 60 to 120 s
+before it."""
 PATIENCE = 40.0
 """Seconds to wait for the run's lock, which another attempt on this host may hold until it ends."""
-NOTICE = r"JOB {} ON \S+ CANCELLED AT \S+(?: DUE TO ([A-Z ]+))? \*\*\*"
-"""slurmstepd's notice in a job's output when the controller ends the job."""
+NOTICE = r"\*\*\* JOB {} ON \S+ (CANCELLED AT \S+(?: DUE TO [A-Z ]+)?|UNCORRECTABLE MEMORY ERROR|FAILED)\b.* \*\*\*"
+"""slurmstepd's notice in a job's output when Slurm signals or ends the job. It writes the first one only."""
 
 
 def here() -> Key:
@@ -61,6 +63,7 @@ class SlurmOverseer(Overseer):
         self.begin = output.stat().st_size if output.exists() else 0
         """Output before this byte is from earlier attempts, which may have had the same job."""
         self.requeued = False
+        self.preempted = False
         self.signals = 0
 
     def lost(self, look: bool = False) -> bool:
@@ -82,45 +85,65 @@ class SlurmOverseer(Overseer):
             return state, lack_of_memory(read_request(self.run_dir))
         if not self.signals:  # Slurm signals all processes of a job, and the trainer may get the signal first
             time.sleep(0.5)
-        told = self._told()
         kept = "last.ckpt is kept" if trainer_files.has(self.run_dir, RESUME) else "it had no checkpoint yet"
-        if told is None:
+        cause = self._cause()
+        if cause is None:
             if state == "lost":
                 return state, reason
             return "lost", f"stopped from outside (a signal); {kept}"
-        self.requeued = told[1]
-        return told[0], f"{told[2]}; {kept}"
+        self.requeued, self.preempted = cause.requeued, cause.preempted
+        return cause.state, f"{cause.reason}; {kept}"
 
-    def _told(self) -> tuple[State, bool, str] | None:
-        """State, whether Slurm starts the job again, and reason; None if Slurm has done nothing."""
+    def _cause(self) -> Cause | None:
+        """Why Slurm has signalled or ended the job; None if it has not."""
         notices = re.findall(NOTICE.format(os.environ.get("SLURM_JOB_ID", "")), tail(self.output, self.begin))
-        if notices:
-            word = notices[-1].strip()
-            if word in ("PREEMPTION", "JOB REQUEUE"):
-                return "lost", True, "preempted in Slurm" if word == "PREEMPTION" else "requeued in Slurm"
-            if word == "TIME LIMIT":
-                return "timed_out", False, "Slurm's time limit was reached"
-            return ("lost", False, "its node failed") if word else ("cancelled", False, "cancelled in Slurm (scancel)")
-        if not self.signals:
+        if not notices and not self.signals:
             return None
         try:
-            job = calls.snapshot().find(here())
+            job = calls.detail(here())
         except RunError:
-            return None
-        if job is not None and job.preempted:
-            return "lost", True, "preempted in Slurm"
-        if job is not None and job.end == "CANCELLED":  # a notice may be lost if several nodes append to one file
-            return "cancelled", False, "cancelled in Slurm (scancel)"
-        if job is not None and job.end_time and abs(job.end_time - time.time()) < SOON + 2 * 60:
-            return (
-                "timed_out",
-                False,
-                "Slurm's time limit was reached (timeout: in the job file, else the partition's limit)",
-            )
-        return None
+            job = None
+        return cause(read_request(self.run_dir), notices[-1] if notices else "", job)
 
 
-def run(jobs: Jobs, run_dir: Path, announced: int, number: str) -> int:
+@dataclass(frozen=True)
+class Cause:
+    """Why Slurm ended an attempt. `requeued`: Slurm starts the job again. `preempted`: it does not, and the run needs
+    another job."""
+
+    state: State
+    reason: str
+    requeued: bool = False
+    preempted: bool = False
+
+
+def cause(request: RunRequest, notice: str, job: Detail | None) -> Cause | None:
+    """The cause, from slurmstepd's notice (empty: none) and from the job as the controller describes it now (None: it
+    does not answer). None: Slurm has done nothing.
+
+    Slurm signals a job that is near its time limit, or that will be preempted after a time of grace, with the notice
+    that scancel also causes. Such a job is still running for the controller.
+    """
+    due = notice.partition(" DUE TO ")[2]
+    if due == "PREEMPTION" or (job is not None and job.preempted):
+        by_slurm = job is None or not job.preempted  # PreemptMode=CANCEL keeps the time of the preemption
+        return Cause("lost", "preempted in Slurm", requeued=by_slurm, preempted=not by_slurm)
+    if due == "JOB REQUEUE":
+        return Cause("lost", "requeued in Slurm", requeued=True)
+    if due == "TIME LIMIT":
+        return Cause("timed_out", time_limit(request, job or Detail()))
+    if due or notice.startswith(("UNCORRECTABLE", "FAILED")):
+        fault = "a memory error of its node" if notice.startswith("UNCORRECTABLE") else "its node failed"
+        return Cause("lost", fault)
+    soon = SOON if job is not None and "RUNNING" in job.states else 1
+    if job is not None and job.left is not None and job.left < soon:
+        return Cause("timed_out", time_limit(request, job))
+    if notice or (job is not None and job.end == "CANCELLED"):  # several nodes that append to a file may lose a notice
+        return Cause("cancelled", "cancelled in Slurm (scancel)")
+    return None
+
+
+def run(run_dir: Path, announced: int, number: str) -> int:
     """Execute the run in this job of Slurm, which the sbatch call `number` submitted for attempt `announced`.
 
     Returns 0 if the run succeeded or is finished. Raises RunError if the job has nothing to execute any more.
@@ -139,6 +162,10 @@ def run(jobs: Jobs, run_dir: Path, announced: int, number: str) -> int:
         state = read_status(run_dir).state
         print(f"{run_dir.name}: job {key} has nothing to do: the run is {state}", flush=True)
         return 0 if state in GOOD else 1
+    why = board.stop_reason(run_dir.parent)
+    if why is not None:  # scancel came too late for this job
+        append_event(run_dir, "cancelled", attempt, why, engine=NAME)
+        return 1
     devices = given_devices(docker) if request.resources.gpus else []
     early = [need for need in request.needs if read_status(run_dir.parent / need).state not in ENDED]
     if early:
@@ -148,7 +175,7 @@ def run(jobs: Jobs, run_dir: Path, announced: int, number: str) -> int:
         request = _ready(run_dir, request, devices)
     except RunError as error:
         append_event(run_dir, "failed", attempt, str(error), **mark)
-        advance.advance_after(jobs, run_dir)
+        repeat.after_failure(run_dir)
         return 1
     named = retry.latest(read_events(run_dir), "micro_batch")
     more = {"micro_batch": named} if named else {}
@@ -179,10 +206,12 @@ def run(jobs: Jobs, run_dir: Path, announced: int, number: str) -> int:
         )
         return code
     clear_stop(run_dir)
-    if overseer.requeued:
-        queue_again(run_dir, after, key, "")
-    elif after.state not in GOOD:
-        advance.advance_after(jobs, run_dir)
+    if overseer.requeued or overseer.preempted:
+        queue_again(run_dir, after, key, "", by_slurm=overseer.requeued)
+    if overseer.preempted:
+        repeat.send_again(run_dir)
+    elif after.state not in GOOD and not overseer.requeued:
+        repeat.after_failure(run_dir)
     return code
 
 

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from launcher.engines.slurm import board
 from launcher.host import processes
 from launcher.record.find import find_run
@@ -79,7 +81,8 @@ def test_runs_have_gpus_of_their_own_stop_and_go_on_from_any_host_and_steps_come
     assert sum(words[-1] == "resume=auto" and words[0] == "train" for words in argv.values()) == 5
     assert [event["run"] for event in begun[5:]] == ["006-vote", "007-out"]
     assert argv["vote"][:3] == ["ensemble", "--checkpoints", f"{directory}/002-seed1/best.ckpt"]
-    assert argv["out"] == ["predict", "--checkpoint", f"{directory}/006-vote/ensemble.json"]
+    model = f"{directory}/006-vote/ensemble.json"
+    assert argv["out"] == ["predict", "--checkpoint", model, "--device", "cuda"]
     assert (cluster.runs / "champion" / "best_model.ckpt").read_text() == "002-seed1"
     kinds = [(batch.kind, len(batch.runs)) for batch in board.read_batches(directory)]
     assert kinds[:5] == [("runs", 5), ("after_runs", 0), ("runs", 1), ("runs", 1), ("after_steps", 0)]
@@ -176,6 +179,82 @@ def test_a_preempted_run_writes_its_checkpoint_and_is_another_attempt_that_nobod
     wait_for(lambda: ended(cluster) and not slurm.busy(), "the end")
     assert (cluster.status("resnet34").state, cluster.status("resnet34").attempt) == ("lost", 2)
     assert cluster.status("resnet34").reason == "killed by SIGKILL from outside"
+
+
+def test_a_run_that_preemption_cancels_gets_another_job_at_once(cluster: Lab, slurm: Slurm) -> None:
+    gate = cluster.root / "gate"
+    cluster.plan = {"seed0": {"seconds": 300}, "seed1": {"until": str(gate)}}
+    job = seeds(2, "resources: {gpus: 2, memory: 300m, cpus: 1}\nretry: {attempts: 1}\nslurm: {partition: cheap}\n")
+    directory = submit(cluster, job)
+    wait_for(lambda: len(cluster.journal("begin")) == 2, "the runs")
+    node = running(cluster, "seed0")["node"]
+    slurm.run("sbatch", "-p", "urgent", "-w", node, "--gres=gpu:2", "--mem=100", "-o", "/dev/null", "--wrap", "sleep 1")
+    wait_for(lambda: len(board.read_batches(directory)) == 3, "another job, while its array goes on")
+    written = events(cluster, "seed0")
+    assert [event["state"] for event in written[2:5]] == ["running", "lost", "queued"]
+    assert written[3]["reason"] == "preempted in Slurm; last.ckpt is kept"
+    assert (written[4]["reason"], written[4]["retry"]) == ("again, from last.ckpt", 0)
+    cluster.plan["seed0"] = {}
+    wait_for(lambda: len(cluster.journal("begin")) == 3, "the second attempt")
+    gate.touch()
+    stopped = cluster.launcher("stop")
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+
+
+def test_with_on_failure_stop_runs_that_wait_leave_the_queue_at_once(cluster: Lab, slurm: Slurm) -> None:
+    cluster.plan = {"*": {"seconds": 300}, "seed1": {"seconds": 0, "bad_attempts": 9}}
+    submit(cluster, seeds(9, SMALL + "on_failure: stop\nretry: {attempts: 1}\n"))
+    wait_for(lambda: cluster.states()["seed1"] == "failed", "a failure")
+    waiting = [f"seed{number}" for number in range(5, 9)]
+    wait_for(lambda: not [job for job in slurm.jobs() if job["array_task_string"]], "no task that waits")
+    cluster.launcher("status")
+    assert {cluster.status(name).reason for name in waiting} == {"002-seed1 is failed (on_failure: stop)"}
+    assert cluster.states()["seed0"] == "running"
+
+
+def test_a_run_at_the_partitions_limit_has_timed_out_and_a_sites_variables_change_nothing_unsaid(
+    cluster: Lab, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
+    gate = cluster.root / "gate"
+    cluster.plan = {"*": {"until": str(gate)}}
+    cluster.environment |= {
+        "SBATCH_PARTITION": "short", "SBATCH_TIMELIMIT": "5", "SBATCH_WAIT": "1", "SBATCH_MEM_PER_NODE": "1M",
+        "SBATCH_EXPORT": "NONE", "SBATCH_ARRAY_INX": "0-9", "SBATCH_OUTPUT": "/nonexistent/out",
+        "SBATCH_NO_REQUEUE": "1", "SQUEUE_PARTITION": "urgent", "SLURM_MEM_PER_CPU": "1", "SINFO_PARTITION": "urgent",
+    }  # fmt: skip
+    job = cluster.job(
+        seeds(1, "resources: {memory: 300m, cpus: 1}\nretry: {on: [timed_out], attempts: 2, backoff: 0}\n")
+    )
+    notes = (
+        "note: slurm.partition is short, from $SBATCH_PARTITION",
+        "SBATCH_MEM_PER_NODE (use resources.memory), SBATCH_NO_REQUEUE, SBATCH_OUTPUT, SBATCH_TIMELIMIT (use timeout)",
+        "note: Slurm ends runs after 1 min 0 s, the time limit of partition short; the job has no timeout",
+    )
+    others = slurm.run("sbatch", "--parsable", "--hold", "--array=0-9", "--wrap", "true").stdout.strip()
+    for command in (("plan",), ("submit", "--detach")):
+        told = cluster.launcher(*command, job, "--engine", "slurm")
+        assert told.returncode == 0, told.stdout + told.stderr
+        assert all(told.stdout.count(note) == 1 for note in notes), told.stdout
+        long = cluster.launcher(*command, job, "--engine", "slurm", "--set", "timeout=8h")
+        assert long.returncode == 64 and "use timeout: 1m or less, or another partition" in long.stderr
+    assert "Slurm runs it now, without this launcher (as with --detach)" in told.stdout
+    directory = cluster.submission()
+    doctor = cluster.launcher("doctor").stdout
+    assert "slurm.partition is short" in doctor and "SBATCH_TIMELIMIT (use timeout)" in doctor
+    assert "short: 2 nodes of up to 2 GPUs, 8 cores, 15.6 GiB, runs of at most 1 min 0 s" in doctor
+    listed = board.load(directory).snapshot.jobs
+    assert {(job.partition, job.limit) for job in listed} == {("short", 60)} and len(listed) == 2
+    assert others not in {str(job.array) for job in listed}
+    slurm.run("scancel", others)
+    gpus = cluster.launcher("resume", "--gpus", "0")
+    assert gpus.returncode == 64 and "--gpus has no effect: Slurm chooses" in gpus.stderr
+    limited = wait_for(lambda: [e for e in events(cluster, "resnet34") if e["state"] == "timed_out"], "the limit", 120)
+    limit = "Slurm's time limit of 1 min 0 s was reached (of partition short or its QOS); last.ckpt is kept"
+    assert limited[0]["reason"] == limit
+    gate.touch()
+    wait_for(lambda: ended(cluster) and not slurm.busy(), "the end", 120)
+    assert (cluster.status("resnet34").state, cluster.status("resnet34").attempt) == ("succeeded", 2)
 
 
 def test_what_slurm_refuses_is_told_before_anything_is_made_and_doctor_says_what_it_has(

@@ -14,10 +14,10 @@ from launcher.engines import registry
 from launcher.engines.slurm import board, squeue, task_lease
 from launcher.engines.slurm import request as slurm_request
 from launcher.engines.slurm import task as slurm_task
-from launcher.engines.slurm.calls import Node, node
+from launcher.engines.slurm.calls import Node, SlurmError, node
 from launcher.engines.slurm.engine import SlurmEngine
 from launcher.engines.slurm.jobs import ending
-from launcher.engines.slurm.squeue import Key
+from launcher.engines.slurm.squeue import Detail, Key
 from launcher.job.spec import from_overrides
 from launcher.record import lease
 from launcher.record.find import list_runs
@@ -27,38 +27,35 @@ from launcher.record.lease import Holder
 from launcher.record.request import Resources, RunRequest
 from trainer.base.files import write_json
 
-SHAPES = sorted((Path(__file__).parent / "squeue").glob("*.json"))
+RECORDED = (Path(__file__).parent / "squeue" / "22.05.txt").read_text().replace("|", squeue.SEPARATOR)
 
 
-@pytest.mark.parametrize("path", SHAPES, ids=lambda path: path.stem)
-def test_every_shape_says_the_same(path: Path) -> None:
-    found = squeue.parse(path.read_text())
+def test_a_recorded_list_of_jobs() -> None:
+    listed = squeue.parse(RECORDED)
 
     def look(text: str) -> tuple[bool, bool, str] | None:
-        job = found.find(squeue.key(text))
+        job = listed.find(squeue.key(text))
         return (job.waits, job.over, job.end) if job else None
 
-    assert look("20_0") == (False, False, "") and look("20_1") == (False, True, "COMPLETED")
-    assert look("20_2") == look("20_7") == (True, False, "") and look("20_8") is None  # 20_2 was requeued
-    assert look("30_0") == look("30_3") == (False, True, "CANCELLED") and look("40") == (True, False, "")
-    assert look("41") == (False, True, "OUT_OF_MEMORY") and look("42") == (False, True, "FAILED")
-    assert (look("43") or ())[:2] == (False, False)  # COMPLETING: its processes are still being ended
-    assert look("44") == (False, True, "NODE_FAIL") and look("45") is None
-    failed, oom = found.find(Key(42)), found.find(Key(41))
-    assert failed is not None and (failed.exit_code, failed.signal, failed.nodes) == (3, 0, "n1")
-    assert oom is not None and oom.signal == 125 and oom.folder == "/shared/runs/job-1" and oom.name == "job-1.005"
-    assert found.living(20) and not found.living(30) and found.pending(40) and not found.pending(42)
-    running = found.find(Key(20, 0))
-    assert running is not None and running.end_time > 1795813000
+    assert look("22_0") == (False, False, "") and look("22_1") == (False, True, "COMPLETED")
+    assert look("22_2") == look("22_7") == (True, False, "") and look("22_8") is None  # 22_2 was requeued
+    assert look("26_0") == look("26_3") == (False, True, "CANCELLED") and look("27") == (True, False, "")
+    assert look("29") == (False, True, "OUT_OF_MEMORY") and look("28") == (False, True, "FAILED")
+    assert (look("30") or ())[:2] == (False, False)  # COMPLETING: its processes are still being ended
+    assert look("45") is None
+    failed, short = listed.find(Key(28)), listed.find(Key(31))
+    assert failed is not None and (failed.nodes, failed.reason) == ("n1", "NonZeroExitCode")
+    assert short is not None and (short.limit, short.partition, short.name) == (120, "short", "job-1.007")
+    assert short.folder == "/shared/runs/job-1" and short.reason == ""
+    assert listed.living(22) and not listed.living(26) and listed.pending(27) and not listed.pending(28)
+    words = [job.words for job in listed.jobs if job.waits or job.tasks]
+    assert words == ["26_[0-3]", "22_[2-2,4-7]", "27"]
 
 
-def test_the_shapes_are_those_of_several_versions() -> None:
-    assert [path.stem for path in SHAPES] == ["22.05", "23.02", "24.05"]
-
-
-def test_what_is_no_list_of_jobs_is_told() -> None:
-    for text in ("", "[]", "{}", '{"jobs": 3}'):
-        with pytest.raises(ValueError):
+def test_the_words_of_a_wrapper_are_no_jobs_and_an_answer_without_a_header_is_none() -> None:
+    assert squeue.parse("Welcome to the cluster!\n" + RECORDED) == squeue.parse(RECORDED)
+    for text in ("", "Welcome to the cluster!\n", RECORDED.partition("\n")[2], RECORDED + "12|x\n"):
+        with pytest.raises(ValueError, match="not a"):
             squeue.parse(text)
 
 
@@ -130,18 +127,26 @@ def test_options_that_are_not_for_the_job_file_are_told_at_their_place() -> None
 
 
 def test_what_sinfo_says_of_nodes() -> None:
-    assert node("n1|gpu:a100:4(S:0-1),shard:8|64|512000+|gpu*") == Node("gpu", True, 4, 64.0, 512000 * 2**20)
-    assert node("n1|gpu:2,gpu:t4:1|8|16000|x") == Node("x", False, 3, 8.0, 16000 * 2**20)
-    assert node("n1|(null)|8|16000|x") == Node("x", False, 0, 8.0, 16000 * 2**20) and node("no such") is None
+    line = "n1|gpu:a100:4(S:0-1),shard:8|64|512000+|gpu*|infinite|n/a"
+    assert node(line) == Node("gpu", True, 4, 64.0, 512000 * 2**20)
+    line = "n1|gpu:2,gpu:t4:1|8|16000|x|1-00:00:00|30:00"
+    assert node(line) == Node("x", False, 3, 8.0, 16000 * 2**20, 86400, 1800)
+    assert node("n1|(null)|8|16000|x|2:00|n/a") == Node("x", False, 0, 8.0, 16000 * 2**20, 120)
+    assert node("no such") is None
 
 
 def test_slurms_words_on_an_end_become_states_with_reasons() -> None:
     def said(state: str, **more: object) -> tuple[str, str]:
-        job = squeue.SlurmJob(7, states=frozenset([state]), nodes="n1", **more)
+        job = squeue.Detail(frozenset([state]), nodes="n1", **more)
         return ending(request(memory_place="job.yaml:3"), Key(7), job, asked=False)
 
+    limit = "Slurm's time limit of 3 min 0 s was reached (of partition gpu or its QOS) on n1"
+    assert said("TIMEOUT", limit=180.0, partition="gpu") == ("timed_out", limit)
     assert said("TIMEOUT") == ("timed_out", "Slurm's time limit was reached on n1")
-    assert said("NODE_FAIL") == ("lost", "its node failed on n1") and said("PREEMPTED")[0] == "lost"
+    assert said("DEADLINE")[0] == "timed_out"
+    for state in ("NODE_FAIL", "BOOT_FAIL", "LAUNCH_FAILED", "RECONFIG_FAIL"):
+        assert said(state) == ("lost", "its node failed on n1")
+    assert said("PREEMPTED") == ("lost", "preempted on n1") and said("REVOKED")[0] == "lost"
     assert said("CANCELLED") == ("cancelled", "cancelled in Slurm (scancel) on n1")
     assert said("OUT_OF_MEMORY")[0] == "out_of_host_memory" and "24 GiB (job.yaml:3)" in said("OUT_OF_MEMORY")[1]
     assert said("FAILED", signal=9) == ("lost", "it ended without a message: FAILED, signal 9 on n1")
@@ -149,37 +154,65 @@ def test_slurms_words_on_an_end_become_states_with_reasons() -> None:
     assert ending(request(), Key(7), None, asked=True)[0] == "cancelled"
 
 
+AT = "CANCELLED AT 2026-11-30T17:38:23"
+RUNNING, CLOSING = frozenset(["RUNNING"]), frozenset(["COMPLETING"])
+
+
 @pytest.mark.parametrize(
-    "notice, state, reason",
+    "notice, job, state, reason, again",
     [
-        (" DUE TO PREEMPTION", "lost", "preempted in Slurm"),
-        (" DUE TO JOB REQUEUE", "lost", "requeued in Slurm"),
-        (" DUE TO TIME LIMIT", "timed_out", "Slurm's time limit was reached"),
-        (" DUE TO NODE FAILURE", "lost", "its node failed"),
-        ("", "cancelled", "cancelled in Slurm (scancel)"),
+        # the warning before a time limit: a notice without a cause, of a job that is still running
+        (AT, Detail(RUNNING, partition="gpu", limit=180, elapsed=103), "timed_out", "time limit of 3 min 0 s", ""),
+        ("", Detail(RUNNING, partition="gpu", limit=180, elapsed=103), "timed_out", "(of partition gpu or its QOS)", ""),
+        (f"{AT} DUE TO TIME LIMIT", Detail(CLOSING, limit=180, elapsed=181), "timed_out", "limit of 3 min 0 s", ""),
+        ("", Detail(CLOSING, limit=180, elapsed=181), "timed_out", "time limit of 3 min 0 s", ""),
+        (f"{AT} DUE TO TIME LIMIT", None, "timed_out", "Slurm's time limit was reached", ""),
+        # scancel: the job is ending before its limit; or only signalled, long before its limit
+        (AT, Detail(CLOSING, limit=180, elapsed=103), "cancelled", "cancelled in Slurm (scancel)", ""),
+        (AT, Detail(CLOSING), "cancelled", "cancelled in Slurm (scancel)", ""),
+        ("", Detail(frozenset(["CANCELLED"])), "cancelled", "cancelled in Slurm (scancel)", ""),
+        (AT, Detail(RUNNING, limit=36000, elapsed=103), "cancelled", "cancelled in Slurm (scancel)", ""),
+        (AT, None, "cancelled", "cancelled in Slurm (scancel)", ""),
+        # preemption: with PreemptMode=REQUEUE Slurm starts the job again; with CANCEL, or in its time of grace, not
+        (f"{AT} DUE TO PREEMPTION", Detail(CLOSING), "lost", "preempted in Slurm", "requeued"),
+        (f"{AT} DUE TO PREEMPTION", None, "lost", "preempted in Slurm", "requeued"),
+        (f"{AT} DUE TO PREEMPTION", Detail(CLOSING, preempted=True), "lost", "preempted in Slurm", "preempted"),
+        (AT, Detail(RUNNING, limit=180, elapsed=103, preempted=True), "lost", "preempted in Slurm", "preempted"),
+        (f"{AT} DUE TO JOB REQUEUE", Detail(CLOSING), "lost", "requeued in Slurm", "requeued"),
+        # faults of nodes
+        (f"{AT} DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS", None, "lost", "its node failed", ""),
+        ("UNCORRECTABLE MEMORY ERROR AT 2026-11-30T17:38:23", None, "lost", "a memory error of its node", ""),
+        ("FAILED (non-zero exit code or other failure mode)", None, "lost", "its node failed", ""),
     ],
-)
-def test_what_slurm_wrote_into_a_jobs_output_tells_why_it_was_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notice: str, state: str, reason: str
-) -> None:
+)  # fmt: skip
+def test_why_slurm_ended_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notice: str, job: Detail | None, state: str, reason: str,
+    again: str,
+) -> None:  # fmt: skip
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     create_run(tmp_path / "s" / "001-a", request())
+
+    def answer(key: Key) -> Detail:
+        assert key == Key(12)
+        if job is None:
+            raise SlurmError("no answer")
+        return job
+
+    monkeypatch.setattr(slurm_task.calls, "detail", answer)
     output = tmp_path / "001.out"
-    lines = [f"slurmstepd-n1: error: *** JOB {job} ON n1 CANCELLED AT 2026-11-27T20:43:39{due} ***\n"
-             for job, due in ((12, notice), (13, ""), (112, " DUE TO TIME LIMIT"))]  # fmt: skip
-    output.write_text(
-        "slurmstepd-n1: error: *** JOB 12 ON n1 CANCELLED AT 2026-11-27T20:00:00 DUE TO NODE FAILURE ***\n"
-    )
+    others = [f"slurmstepd-n1: error: *** JOB {number} ON n1 {AT}{due} ***\n"
+              for number, due in ((13, ""), (112, " DUE TO TIME LIMIT"))]  # fmt: skip
+    output.write_text(f"slurmstepd-n1: error: *** JOB 12 ON n1 {AT} DUE TO NODE FAILURE ***\n")
     lease = task_lease.TaskLease(tmp_path / "s" / "001-a", 1)
     overseer = slurm_task.SlurmOverseer(tmp_path / "s" / "001-a", lease, {}, output)
-    assert overseer.judge("lost", "killed by SIGKILL") == (
-        "lost",
-        "killed by SIGKILL",
-    )  # the notice is of an earlier one
-    output.write_text(output.read_text() + "".join(lines))
+    killed = ("lost", "killed by SIGKILL")
+    assert overseer.judge(*killed) == killed  # the notice is of an earlier one
+    line = f"slurmstepd-n1: error: *** JOB 12 ON n1 {notice} ***\n" if notice else ""
+    output.write_text(output.read_text() + line + "".join(others))
     assert overseer.asked(2) == 1  # a warning and the end itself are one request
-    assert overseer.judge("cancelled", "stopped on request") == (state, f"{reason}; it had no checkpoint yet")
-    assert overseer.requeued == (notice in (" DUE TO PREEMPTION", " DUE TO JOB REQUEUE"))
+    judged = overseer.judge("cancelled", "stopped on request")
+    assert judged[0] == state and reason in judged[1] and judged[1].endswith("; it had no checkpoint yet")
+    assert (overseer.requeued, overseer.preempted) == (again == "requeued", again == "preempted")
     assert overseer.judge("failed", "exit code 3") == ("failed", "exit code 3")
 
 
@@ -274,8 +307,8 @@ def test_what_ends_or_is_queued_again_while_slurm_answers_is_judged_by_its_journ
         (state_folder(run_dir) / "events.jsonl").write_text(text)
     (directory / "slurm").mkdir()
     board.write_batch(directory, board.Batch("001", "runs", ["--array=0-1"], [("001-a", 1), ("002-b", 1)], job=7))
-    pending = {"job_id": 7, "array_job_id": 7, "array_task_string": "0-1", "job_state": "PENDING"}
-    (tmp_path / "jobs").write_text(json.dumps({"jobs": [pending]}))
+    header, pending = squeue.HEADER, ["7", "7", "0-1", "PENDING", "UNLIMITED", "", "main", "s.001", "/s", "Priority"]
+    (tmp_path / "jobs").write_text(f"{header}\n{squeue.SEPARATOR.join(pending)}\n")
     answer = [f"cat {file} >> {state_folder(run_dir)}/events.jsonl" for run_dir, file in late.items()]
     for name, lines in (
         ("squeue", [*answer, f"cat {tmp_path}/jobs"]),
