@@ -7,8 +7,10 @@ As a script: many tries of each attack on each file. `python -m tests.launcher.h
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import faulthandler
+import io
 import json
 import os
 import select
@@ -16,7 +18,6 @@ import signal
 import socket
 import stat
 import struct
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
+from launcher.__main__ import main as launcher_main
 from launcher.base.errors import RunError
 from launcher.engines.docker import shared_cache
 from launcher.record import folders, journal, predictions, trainer_files
@@ -379,25 +381,35 @@ def attack_commands(root: Path, how: Callable[[Stage, Path], None], tries: int) 
     with staged(root) as stage:
         for name in names:
             how(stage, stage.run_dir / "evil" / name)
-        environment = {**os.environ, "LAUNCHER_RUNS": str(stage.runs), "DOCKER_HOST": "unix:///nonexistent"}
         with stage.attacked(*names):
             for _ in range(tries):
                 for words in commands:
-                    done = subprocess.run(
-                        [sys.executable, "-m", "launcher", *words], env=environment, capture_output=True, text=True,
-                        timeout=600, check=False,
-                    )  # fmt: skip
-                    printed = done.stdout + done.stderr
+                    printed = _printed([*words, "--runs", str(stage.runs)])
                     assert "for root alone" not in printed and "987654" not in printed, printed
                     assert "unexpected" not in printed and "Traceback" not in printed, printed
         stage.check()
     return tries * len(commands)
 
 
+def _printed(words: list[str]) -> str:
+    """What a command of the launcher prints."""
+    out = io.StringIO()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), suppress(SystemExit):
+            launcher_main(words)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return out.getvalue()
+
+
 def main() -> None:
+    os.environ["DOCKER_HOST"] = "unix:///nonexistent"
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tries", type=int, default=0, help="for each file and attack, through functions")
-    parser.add_argument("--commands", type=int, default=0, help="calls of each command for each attack")
+    parser.add_argument(
+        "--commands", type=int, default=0, help="calls of each command for each attack, on all files at once"
+    )
     parser.add_argument("--only", default="", help="what is attacked, or how")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -26,7 +26,19 @@ from launcher.record.journal import append_event, create_run, read_status
 from launcher.record.request import RunRequest
 from launcher.results import champion, collect, leaderboard
 from tests.launcher.hostile import fuzz
-from tests.launcher.hostile.stage import AS_ROOT, ATTACKS, FILES, RUNS, Stage, attack, attack_commands, link, staged
+from tests.launcher.hostile.stage import (
+    AS_ROOT,
+    ATTACKS,
+    FILES,
+    RUNS,
+    Stage,
+    attack,
+    attack_commands,
+    hard_link,
+    link,
+    pipe,
+    staged,
+)
 
 FUZZED = int(os.environ.get("FUZZED", "2000"))
 """Contents of each JSON file; a tenth of it for the predictions, which take longer. CI and `make test`: 2,000."""
@@ -55,8 +67,12 @@ def test_a_run_reaches_nothing_through_the_launcher(how: Callable[[Stage, Path],
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="as above")
-def test_nor_through_its_commands(root: Path) -> None:
-    attack_commands(root, link, tries=1)
+@pytest.mark.parametrize("how", [link, hard_link, pipe], ids=lambda how: how.__name__)
+def test_nor_through_its_commands(
+    how: Callable[[Stage, Path], None], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent")
+    attack_commands(root, how, tries=3)
 
 
 def test_each_is_refused_by_its_kind(stage: Stage) -> None:
