@@ -6,10 +6,12 @@ Needs only the standard library, because the launcher uses it where nothing else
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import shutil
+import stat
 import struct
 import time
 from collections.abc import Iterator
@@ -20,6 +22,9 @@ from typing import Any
 MAKING, GOING = ".new-", ".gone-"
 STALE = 3600
 """Seconds until an incomplete folder of a killed process is removed."""
+META = "meta.json"
+LARGEST_META, LARGEST_STATE = 2**20, 2**28
+_PLAIN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 MOST = 64 * 10**9
 """Default limit of all caches together, bytes. The limit is never more than half of the free space."""
 
@@ -48,42 +53,67 @@ def root() -> Path | None:
 
 
 def caches(folder: Path) -> list[Cache]:
-    """The caches in `folder`, last used first. An unreadable cache has an entry without facts."""
-    folders = [path for path in sorted(folder.glob("*")) if path.is_dir() and not path.name.startswith(".")]
-    return sorted(map(_look, folders), key=lambda cache: -cache.used)
+    """The caches in `folder`, last used first. An unreadable cache has an entry without facts.
 
-
-def _look(path: Path) -> Cache:
-    about, used, states = {}, 0.0, b""
-    with contextlib.suppress(OSError, ValueError):
-        about = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-        used = (path / "meta.json").stat().st_mtime
-        states = (path / "state").read_bytes()
-    entries = list(struct.iter_unpack("<BxHI", states[: len(states) // 8 * 8]))
-    with _unused(path) as free:
-        in_use = not free
-    return Cache(
-        path,
-        about if isinstance(about, dict) else {},
-        sum(_on_disk(file) for file in path.glob("*")),
-        sum(bool(there) for there, _, _ in entries),
-        sum(decodes for _, decodes, _ in entries),
-        used,
-        in_use,
-    )
-
-
-def _on_disk(path: Path) -> int:
-    with contextlib.suppress(OSError):
-        return path.stat().st_blocks * 512
-    return 0
+    Runs write into this folder, and the launcher that calls this may be root. So links are not followed."""
+    with contextlib.suppress(OSError), _opened(folder) as parent:
+        with os.scandir(parent) as entries:
+            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        found = [_look(folder / name, parent) for name in sorted(names) if not name.startswith(".")]
+        return sorted(found, key=lambda cache: -cache.used)
+    return []
 
 
 @contextlib.contextmanager
-def _unused(path: Path) -> Iterator[bool]:
+def _opened(path: Path | str, parent: int | None = None) -> Iterator[int]:
+    """A descriptor of a folder, which is no link."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _look(path: Path, parent: int) -> Cache:
+    about, used, states, size, in_use = {}, 0.0, b"", 0, False
+    with contextlib.suppress(OSError), _opened(path.name, parent) as folder:
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            content, used = _read(folder, META, LARGEST_META)
+            about = json.loads(content)
+            states, _ = _read(folder, "state", LARGEST_STATE)
+        with os.scandir(folder) as entries:
+            size = sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in entries)
+        with _unused(folder) as free:
+            in_use = not free
+    counts = list(struct.iter_unpack("<BxHI", states[: len(states) // 8 * 8]))
+    decoded, decodes = sum(bool(there) for there, _, _ in counts), sum(number for _, number, _ in counts)
+    return Cache(path, _typed(about), size, decoded, decodes, used, in_use)
+
+
+def _read(folder: int, name: str, limit: int) -> tuple[bytes, float]:
+    """Content and modification time of a regular file of at most `limit` bytes. Raises OSError."""
+    with os.fdopen(os.open(name, os.O_RDONLY | _PLAIN, dir_fd=folder), "rb") as file:
+        facts = os.fstat(file.fileno())
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > limit:
+            raise OSError(errno.EINVAL, "no regular file, or too large", name)
+        return file.read(limit), facts.st_mtime
+
+
+def _typed(about: object) -> dict[str, Any]:
+    """The facts of a meta.json that are texts, or integers of a sensible size."""
+    facts = about.items() if isinstance(about, dict) else ()
+    return {
+        name: value
+        for name, value in facts
+        if (isinstance(value, str) and len(value) <= 4096) or (type(value) is int and 0 <= value < 2**60)
+    }
+
+
+@contextlib.contextmanager
+def _unused(folder: int) -> Iterator[bool]:
     """Whether no run reads the cache. Inside the block no run can start to read it."""
     try:
-        descriptor = os.open(path / "in_use", os.O_RDONLY)
+        descriptor = os.open("in_use", os.O_RDONLY | _PLAIN, dir_fd=folder)
     except FileNotFoundError:
         yield True
         return
@@ -103,26 +133,30 @@ def _unused(path: Path) -> Iterator[bool]:
 
 def evict(path: Path) -> bool:
     """Remove a cache that no run reads. If a run reads it, return False and do nothing."""
-    with _unused(path) as free:
-        if not free:
-            return False
-        gone = path.with_name(f"{GOING}{os.getpid()}-{path.name}")
-        try:
-            path.rename(gone)  # at once: from now on other runs make a new one
-        except FileNotFoundError:
+    try:
+        with _opened(path.parent) as parent, _opened(path.name, parent) as folder, _unused(folder) as free:
+            if not free:
+                return False
+            gone = f"{GOING}{os.getpid()}-{path.name}"
+            os.rename(path.name, gone, src_dir_fd=parent, dst_dir_fd=parent)  # at once: other runs make a new one
+            shutil.rmtree(gone, ignore_errors=True, dir_fd=parent)
             return True
-        shutil.rmtree(gone, ignore_errors=True)
+    except FileNotFoundError:
         return True
+    except OSError:
+        return False
 
 
 def sweep(folder: Path) -> None:
     """Remove incomplete folders of killed processes."""
-    for path in folder.glob(".*"):
-        with contextlib.suppress(OSError):
-            if path.name.startswith(GOING) or (
-                path.name.startswith(MAKING) and time.time() - path.stat().st_mtime > STALE
-            ):
-                shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError), _opened(folder) as parent:
+        with os.scandir(parent) as entries:
+            hidden = [entry for entry in entries if entry.name.startswith(".")]
+        for entry in hidden:
+            with contextlib.suppress(OSError):
+                age = time.time() - entry.stat(follow_symlinks=False).st_mtime
+                if entry.name.startswith(GOING) or (entry.name.startswith(MAKING) and age > STALE):
+                    shutil.rmtree(entry.name, ignore_errors=True, dir_fd=parent)
 
 
 def default_limit(folder: Path) -> int:

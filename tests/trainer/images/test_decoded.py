@@ -264,3 +264,30 @@ def test_limits_are_read_from_the_list() -> None:
 def test_the_cache_s_name_says_its_size(cache: Path, paths: list[Path]) -> None:
     images(paths)
     assert only(cache).folder.name.endswith("-100px-1") and only(cache).about["version"] == decoded.VERSION
+
+
+def test_what_a_run_leaves_in_the_cache_leads_nobody_astray(tmp_path: Path) -> None:
+    """The launcher lists and removes caches, perhaps as root, and every run can write there."""
+    victim = tmp_path / "victim"
+    (victim / "home").mkdir(parents=True)
+    (victim / "home" / "meta.json").write_text('{"folder": "secret"}')
+    root = tmp_path / "decoded"
+    (root / "pipe").mkdir(parents=True)
+    for name in ("meta.json", "state", "in_use"):
+        os.mkfifo(root / "pipe" / name)
+    (root / "linked").mkdir()
+    (root / "linked" / "meta.json").symlink_to(victim / "home" / "meta.json")
+    (root / "link").symlink_to(victim)
+    (root / "wrong").mkdir()
+    (root / "wrong" / "meta.json").write_text('{"folder": ["x"], "images": "\\u001b[31m", "bytes": 1e999, "kept": -1}')
+    (root / "deep").mkdir()
+    (root / "deep" / "meta.json").write_text('{"a":' * 100_000)
+    caches = {cache.folder.name: cache.about for cache in cache_folder.caches(root)}
+    assert caches == {"pipe": {}, "linked": {}, "wrong": {"images": "\x1b[31m"}, "deep": {}}
+    assert not cache_folder.evict(root / "link")
+    root.rename(tmp_path / "aside")
+    root.symlink_to(victim)
+    assert cache_folder.caches(root) == [] and not cache_folder.evict(root / "home")
+    (victim / ".gone-1-x").mkdir()
+    cache_folder.sweep(root)
+    assert (victim / "home" / "meta.json").exists() and (victim / ".gone-1-x").exists()
