@@ -14,6 +14,8 @@ from typing import BinaryIO
 
 LAST = 20_000
 """Bytes at the end of a log that are searched for its last message."""
+FARTHEST = 2**28
+"""Bytes at the end of a log that are searched for its last lines."""
 _SEQUENCE = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor movements
     r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"  # OSC and the like: titles, links
@@ -65,11 +67,12 @@ def end(file: BinaryIO, begin: int = 0, most: int = LAST) -> str:
 
 
 def last_lines(file: BinaryIO, count: int) -> int:
-    """The position in the file at which its last `count` lines begin. Reads it from its end, in pieces."""
+    """The position in the file at which its last `count` lines begin. Reads it from its end, in pieces, but not more
+    than `FARTHEST` bytes."""
     end = position = file.seek(0, os.SEEK_END)
     if count <= 0:
         return end
-    while position > 0:
+    while position > max(0, end - FARTHEST):
         size = min(_BLOCK, position)
         position -= size
         file.seek(position)
@@ -79,7 +82,7 @@ def last_lines(file: BinaryIO, count: int) -> int:
             count -= 1
             if count == 0:
                 return position + at + 1
-    return 0
+    return position
 
 
 class Pieces:

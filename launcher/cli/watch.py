@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import select
 import sys
 import time
@@ -21,7 +22,7 @@ from launcher.record.journal import Status, read_events, read_status
 from launcher.record.records import Records
 from launcher.record.request import RunRequest, read_request
 from launcher.record.states import ENDED, GOOD
-from launcher.record.trainer_files import open_log, read_metrics, read_progress
+from launcher.record.trainer_files import next_data, open_log, read_metrics, read_progress
 from launcher.supervise import durations
 from trainer.base.figures import MAIN
 
@@ -204,9 +205,13 @@ def follow_log(run_dir: Path, follow: bool, lines: int | None = None) -> bool:
             with open_log(run_dir) as log:
                 if position is None:
                     position = 0 if lines is None else last_lines(log, lines)
-                log.seek(position)
-                while piece := log.read(PIECE):
-                    position += len(piece)
+                end = os.fstat(log.fileno()).st_size  # a log that grows faster than it is printed has an end, too
+                while (start := next_data(log.fileno(), position, end)) < end:
+                    log.seek(start)
+                    piece = log.read(min(PIECE, end - start))
+                    if not piece:
+                        break
+                    position = start + len(piece)
                     sys.stdout.write(pieces.text(piece))
                 sys.stdout.write(pieces.text(b"", final=over))
                 sys.stdout.flush()

@@ -109,8 +109,10 @@ def of_run(run_dir: Path) -> Engine:
 
 
 def _of_run(run_dir: Path, status: Status) -> Engine:
+    from launcher.record.folders import JOURNAL, state_folder
+
     named = status.figures.get("engine")
-    return _known(str(named), run_dir / "events.jsonl") if named else of_submission(run_dir.parent)
+    return _known(str(named), state_folder(run_dir) / JOURNAL) if named else of_submission(run_dir.parent)
 
 
 def queue_of(submission: Path) -> QueueEngine | None:

@@ -237,17 +237,22 @@ def copy(run_dir: Path, name: str, place: Folder, to: str) -> None:
 
 def _data(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
     """The parts of a file that are no holes."""
-    position = 0
+    position = next_data(descriptor, 0, size)
     while position < size:
         try:
-            start = os.lseek(descriptor, position, os.SEEK_DATA)
-            stop = os.lseek(descriptor, start, os.SEEK_HOLE)
-        except OSError as error:
-            if error.errno != errno.ENXIO:  # a file system that knows no holes
-                yield position, size
-            return
-        yield start, min(stop, size)
-        position = stop
+            stop = min(size, os.lseek(descriptor, position, os.SEEK_HOLE))
+        except OSError:  # a file system that knows no holes, or a file that was cut short
+            stop = size
+        yield position, stop
+        position = next_data(descriptor, stop, size)
+
+
+def next_data(descriptor: int, position: int, size: int) -> int:
+    """The first place from `position` on that is not in a hole of the file; `size` if there is none."""
+    try:
+        return min(size, os.lseek(descriptor, position, os.SEEK_DATA))
+    except OSError as error:
+        return size if error.errno == errno.ENXIO else position
 
 
 def link(source: Path, name: str, run_dir: Path) -> None:

@@ -384,14 +384,14 @@ def attack_commands(root: Path, how: Callable[[Stage, Path], None], tries: int) 
         with stage.attacked(*names):
             for _ in range(tries):
                 for words in commands:
-                    printed = _printed([*words, "--runs", str(stage.runs)])
+                    printed = printed_by([*words, "--runs", str(stage.runs)])
                     assert "for root alone" not in printed and "987654" not in printed, printed
                     assert "unexpected" not in printed and "Traceback" not in printed, printed
         stage.check()
     return tries * len(commands)
 
 
-def _printed(words: list[str]) -> str:
+def printed_by(words: list[str]) -> str:
     """What a command of the launcher prints."""
     out = io.StringIO()
     before = signal.getsignal(signal.SIGTERM)

@@ -37,6 +37,7 @@ from tests.launcher.hostile.stage import (
     hard_link,
     link,
     pipe,
+    printed_by,
     staged,
 )
 
@@ -228,6 +229,10 @@ def test_bombs_are_refused(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Non
         for number in range(2000):
             archive.writestr(f"{number:050}.npy", b"")
     assert predictions.load(stage.run_dir) is None
+    with (stage.run_dir / "log.txt").open("r+b") as log:  # holes are not read
+        log.seek(8 * 2**40)
+        log.write(b"the end\n")
+    assert printed_by(["logs", "sub/001-a", "--runs", str(stage.runs)]).endswith("the end\n")
     (stage.run_dir / "metrics.json").write_bytes(b" " * (trainer_files.LIMITS["metrics.json"] + 1))
     assert trainer_files.read_metrics(stage.run_dir) == {}
 
