@@ -220,7 +220,7 @@ def overlap(lab: Lab) -> int:
 @pytest.mark.parametrize("resources", ["{memory: 40g, cpus: 1}", "{cpus: 9}"])
 def test_two_submissions_do_not_use_the_same_memory_or_cores(lab: Lab, resources: str) -> None:
     """Each run alone fits, two do not: they take turns, and both submissions end."""
-    lab.plan = {"*": {"seconds": 0.2}}
+    lab.plan = {"*": {"seconds": 0.5}}
     job, machine = lab.job(seeds(2, f"resources: {resources}\n")), lab.machine()
     both = [lab.start("submit", job, machine, f"--set=name={name}") for name in ("one", "two")]
     assert [process.wait(120) for process in both] == [0, 0]
