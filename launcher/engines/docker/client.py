@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 PREFIX = "document-classifier."
 DIRECTORY, ATTEMPT, DEVICES, LOCKS = (PREFIX + word for word in ("directory", "attempt", "devices", "locks"))
 SUBMISSION, RUN = PREFIX + "submission", PREFIX + "run"
+ALIVE = ("running", "paused", "restarting", "stopping")
+"""Words of the engine for a container whose processes live. `stopping` is Podman's: it has been asked to end."""
 VARIANT, CONTENT, WEIGHTS, HOW = (PREFIX + word for word in ("variant", "content", "weights", "built-with"))
 
 

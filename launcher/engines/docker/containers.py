@@ -320,7 +320,7 @@ class Containers:
                 append_event(run_dir, "cancelled" if asked else "lost", reason=reason, **self.mark())
                 return False
             state = container.attrs["State"]
-            if state["Status"] in ("running", "paused", "restarting"):
+            if state["Status"] in client.ALIVE:
                 return True
             if status.state == "starting":
                 if state["Status"] == "created":  # its launcher died between creation and start

@@ -83,7 +83,7 @@ def _free_name(client: DockerClient, options: Mapping[str, Any]) -> None:
     standing = client.api.inspect_container(options["name"])
     labels = standing["Config"].get("Labels") or {}
     ours = labels.get(docker_client.DIRECTORY) == options["labels"][docker_client.DIRECTORY]
-    if not ours or standing["State"]["Running"]:
+    if not ours or standing["State"]["Status"] in docker_client.ALIVE:
         name = options["name"]
         raise EngineError(f"a container named {name} exists already; remove it: docker rm {name}")
     remove(client, standing["Id"])

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import textwrap
+import time
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from launcher import CHECKOUT, __version__
 from launcher.base.errors import ArgumentError, EngineError
 from launcher.engines.docker import podman
-from launcher.engines.docker.client import CONTENT, HOW, VARIANT, WEIGHTS, explain, settings_file
+from launcher.engines.docker.client import CONTENT, HOW, VARIANT, WEIGHTS, explain, seconds, settings_file
 from trainer.base import provenance
 from trainer.base.errors import nearest
 
@@ -106,7 +107,7 @@ def describe(attributes: Mapping[str, Any], root: Path = CHECKOUT) -> Image:
         attributes["Id"],
         tuple(podman.plain_name(tag) for tag in attributes.get("RepoTags") or () if not tag.startswith("<none>")),
         variant,
-        str(attributes.get("Created", ""))[:19],
+        _utc(str(attributes.get("Created") or "")),
         int(attributes.get("Size") or 0),
         labels.get("org.opencontainers.image.version", ""),
         labels.get("org.opencontainers.image.revision", ""),
@@ -116,6 +117,12 @@ def describe(attributes: Mapping[str, Any], root: Path = CHECKOUT) -> Image:
         tuple(shlex.split(labels.get(HOW, ""))),
         content,
     )
+
+
+def _utc(text: str) -> str:
+    """The engine's time like 2026-11-24T12:00:00, in UTC; empty if it is unknown."""
+    moment = seconds(text)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment)) if moment else ""
 
 
 def listed(client: DockerClient) -> list[Image]:

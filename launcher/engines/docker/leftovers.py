@@ -62,7 +62,7 @@ def _why_left(container: Container, run_dir: Path, remarks: list[str]) -> str | 
         run_dir.stat(), (state_folder(run_dir) / REQUEST).stat()
     except (FileNotFoundError, NotADirectoryError):
         # A run of another runs folder, perhaps of another host: only an ended container is a leftover.
-        if container.status in ("running", "paused", "restarting"):
+        if container.status in docker_client.ALIVE:
             remarks.append(
                 f"container {container.name} is {container.status}, and its run directory {run_dir} is not here (on "
                 f"another host?): it stays; if nobody needs it: docker rm -f {container.name}"

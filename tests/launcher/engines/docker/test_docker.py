@@ -326,6 +326,14 @@ def test_data_that_the_runs_user_cannot_read_is_said(box: Lab, image: str) -> No
     assert done.returncode == 65 and "chmod -R a+rX" in done.stderr and "1000:1000" in done.stderr
 
 
+def test_a_link_of_the_data_that_containers_must_not_follow_is_told_before_anything_starts(
+    box: Lab, image: str
+) -> None:
+    (box.root / "data" / "train" / "b").symlink_to("/etc")
+    done = box.launcher("plan", job(box, image), "--engine", "docker", box.machine(), "--data", "data")
+    assert done.returncode == 65 and "train/b leads to /etc, a part of the system; copy the files" in done.stderr
+
+
 def test_prune_shows_first_and_frees_what_is_never_missed(box: Lab, dockerd: Dockerd, image: str) -> None:
     box.plan = {"seed1": {"exit": 1}}
     assert submit(box, job(box, image, 2)).returncode == 1

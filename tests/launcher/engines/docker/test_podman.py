@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from docker.errors import APIError
 
 from launcher.base.errors import EngineError
 from launcher.engines.base import UnofferedError, Want
-from launcher.engines.docker import checks, client, create, images, podman
+from launcher.engines.docker import checks, client, create, images, leftovers, podman
 from launcher.engines.docker.engine import DockerEngine
 from launcher.engines.docker.watched import ContainerAttempt, ending
 from launcher.job import spec
@@ -235,6 +236,24 @@ def test_a_run_lasts_as_long_in_any_time_zone(tmp_path: Path) -> None:
         assert ending(attempt, {**state, "FinishedAt": ended}, False)[2]["seconds"] == seconds
     assert ending(attempt, {**state, "FinishedAt": "2026-11-24T14:00:00.4+02:00"}, False)[2]["seconds"] == 0
     assert ending(attempt, {**state, "FinishedAt": "0001-01-01T00:00:00Z"}, False)[2]["seconds"] is None
+
+
+def test_a_container_that_is_stopping_is_not_over(tmp_path: Path) -> None:
+    labels = {client.DIRECTORY: "/a"}
+    standing = {"Id": "c0", "Config": {"Labels": labels}, "State": {"Status": "stopping", "Running": False}}
+    engine: Any = SimpleNamespace(api=SimpleNamespace(inspect_container=lambda name: standing))
+    with pytest.raises(EngineError, match="exists already"):
+        create._free_name(engine, {"name": "x", "labels": labels})
+    container: Any = SimpleNamespace(name="x", status="stopping", labels=labels)
+    remarks: list[str] = []
+    assert leftovers._why_left(container, tmp_path / "gone", remarks) is None
+    assert len(remarks) == 1 and "container x is stopping" in remarks[0]
+
+
+def test_the_time_of_an_image_is_told_in_utc() -> None:
+    config: dict[str, Any] = {"Labels": {}}
+    image = images.describe({"Id": "sha256:1", "Config": config, "Created": "2026-11-24T14:00:00.1+02:00"})
+    assert image.created == "2026-11-24T12:00:00"
 
 
 class WithoutInit:
