@@ -414,11 +414,12 @@ def stop(submission: Path, run_dirs: list[Path], grace: float) -> list[str]:
     """
     refuse_foreign(submission)
     whole = len(run_dirs) > 1 or run_dirs == list_runs(submission)
+    queued = {run_dir for run_dir in run_dirs if read_status(run_dir).state == "queued"}
     stop_request.ask(submission, None if whole else [run_dir.name for run_dir in run_dirs])
     touched = []
     for run_dir in run_dirs:
         registry.settle(run_dir)
-        if read_status(run_dir).state not in ENDED:
+        if run_dir in queued or read_status(run_dir).state not in ENDED:  # a supervisor cancels queued runs at once
             touched.append(run_dir)
     for run_dir in touched:  # queued runs first, so that they do not start in the places that become free
         if read_status(run_dir).state == "queued":
