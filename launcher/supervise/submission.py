@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launcher import CHECKOUT, __version__
-from launcher.base.errors import DataFolderError, RunError, RunFileError
+from launcher.base.errors import DataFolderError, FencedError, RunError, RunFileError
 from launcher.engines import registry
 from launcher.engines.base import Choice
 from launcher.job.expansion import Planned
@@ -151,7 +151,15 @@ def requeue(submission: Path, mine: Lease) -> list[str]:
         hopeless = status.figures.get("exit_code") in retry.HOPELESS
         if status.state in ENDED - GOOD and not hopeless:
             _renew(run_dir, mine, digests)
-            append_event(run_dir, "queued", status.attempt + 1, f"resumed after {status.state}", fence=mine.fence)
+            fence = mine.fence
+            try:
+                append_event(run_dir, "queued", status.attempt + 1, f"resumed after {status.state}", fence=fence)
+            except FencedError:
+                raise
+            except RunError:
+                if read_status(run_dir).state in ENDED:
+                    raise
+                continue  # the run's own task in an engine's queue has repeated it meanwhile
             names.append(run_dir.name)
     for name in stop_request.among(submission, names):
         if read_status(submission / name).state == "queued":  # else `launcher stop` has seen it

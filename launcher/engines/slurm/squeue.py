@@ -211,6 +211,20 @@ def _named(values: dict[str, str], name: str) -> str:
     return "" if value in ("(null)", "None", "N/A", "Unknown") else value
 
 
+def longest(text: str, partition: str | None) -> float | None:
+    """The longest time of a job in seconds, from `scontrol -o show partition`. `partition` may name several; None is
+    Slurm's default."""
+    names = partition.split(",") if partition else []
+    limits = {}
+    for name, rest in re.findall(r"^PartitionName=(\S+) (.*)", text, re.MULTILINE):
+        limit = re.search(r" MaxTime=(\S+)", rest)
+        if limit and (name in names or (not names and " Default=YES " in rest)):
+            limits[name] = seconds(limit[1])
+    return (
+        max((limit for limit in limits.values() if limit is not None), default=None) if all(limits.values()) else None
+    )
+
+
 def seconds(text: str) -> float | None:
     """Slurm's `2-03:00:00`, `3:00:00`, `30:00` or `30:00.5`; None for UNLIMITED and the like.
 

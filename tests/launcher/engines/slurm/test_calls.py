@@ -27,6 +27,7 @@ from launcher.job.spec import Job, from_overrides
 from launcher.record import folders, lease
 from launcher.record.journal import append_event, create_run, read_events, read_status
 from launcher.record.request import Resources, Retry, RunRequest
+from launcher.supervise import submission as resuming
 from trainer.base.files import write_json
 
 Stub = Callable[..., None]
@@ -306,6 +307,13 @@ def test_the_accounting_knows_a_job_that_slurm_has_forgotten(tmp_path: Path, stu
     assert calls.detail(Key(7, 3)) is None
 
 
+def test_the_longest_time_of_recorded_partitions() -> None:
+    recorded = (Path(__file__).parent / "squeue" / "partitions-22.05.txt").read_text()
+    assert squeue.longest(recorded, None) is None and squeue.longest(recorded, "short") == 60
+    assert squeue.longest(recorded, "short,urgent") is None and squeue.longest(recorded, "nope") is None
+    assert squeue.longest(recorded.replace("MaxTime=UNLIMITED", "MaxTime=1-00:00:00"), "short,urgent") == 86400
+
+
 def test_a_recorded_job_in_detail(tmp_path: Path, stub: Stub) -> None:
     recorded = (Path(__file__).parent / "squeue" / "details-22.05.txt").read_text().splitlines()
     details = [squeue.detail(line) for line in recorded]
@@ -335,3 +343,24 @@ def test_a_job_that_will_never_start_says_what_to_change() -> None:
         assert waiting(reason, "7").endswith(
             f"{reason}: it will not start as it is; launcher stop, then submit with {change}"
         )
+
+
+def test_a_run_that_its_own_task_repeats_while_resume_looks_at_it_is_left_alone(
+    tmp_path: Path, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = submission(tmp_path, 2)
+    stub("sbatch", "8\n")
+    for name in ("001-a", "002-a"):
+        fail(directory / name)
+    renew = resuming._renew
+
+    def meanwhile(run_dir: Path, *more: object) -> None:
+        if run_dir.name == "001-a":
+            repeat.after_failure(run_dir)
+        renew(run_dir, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(resuming, "_renew", meanwhile)
+    with lease.hold(directory) as mine:
+        assert resuming.requeue(directory, mine) == ["002-a"]
+    assert [event["state"] for event in read_events(directory / "001-a")].count("queued") == 2
+    assert read_status(directory / "001-a").reason == "after failed: again"
