@@ -32,6 +32,8 @@ class Dockerd:
     """A dockerd with folders, a socket and a bridge of its own, so that two of them (`number` 0 and 1) get on. What it
     built stays in build/ for the next time."""
 
+    log_name = "dockerd.log"
+
     def __init__(self, number: int = 0) -> None:
         self.folder = BUILD / f"test-engine-{number}"
         own = hashlib.sha256(str(self.folder).encode()).digest()  # another checkout's are others
@@ -54,7 +56,7 @@ class Dockerd:
         for _ in range(3):
             if self._started():
                 return
-        raise RuntimeError((self.folder / "dockerd.log").read_text()[-3000:])
+        raise RuntimeError((self.folder / self.log_name).read_text()[-3000:])
 
     def _connect(self) -> None:
         """The bridge, as new: what a former engine left may be of another address."""
@@ -79,7 +81,7 @@ class Dockerd:
         command += ["--bridge", self.bridge]
         command += ["--exec-root", str(self.folder / "exec"), "--pidfile", str(self.folder / "docker.pid")]
         environment = {**os.environ, "PATH": f"{hooks}:{os.environ['PATH']}"}
-        with (self.folder / "dockerd.log").open("ab") as log:
+        with (self.folder / self.log_name).open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:

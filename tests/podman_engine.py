@@ -21,6 +21,8 @@ def missing() -> str | None:
 class Podman(Dockerd):
     """`podman system service` with its own images and containers."""
 
+    log_name = "podman.log"
+
     def __init__(self) -> None:
         self.folder = BUILD / "test-podman"
         self.socket = self.folder / "podman.sock"
@@ -36,7 +38,7 @@ class Podman(Dockerd):
         self.folder.mkdir(parents=True, exist_ok=True)
         self.socket.unlink(missing_ok=True)
         command = self._command("system", "service", "--time=0", self.host)
-        with (self.folder / "podman.log").open("ab") as log:
+        with (self.folder / self.log_name).open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, start_new_session=True)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and self.process.poll() is None:
@@ -49,3 +51,5 @@ class Podman(Dockerd):
 
     def close(self) -> None:
         self.stop()
+        # Podman mounts this folder on itself and leaves it so: build/ could not be removed.
+        subprocess.run(["umount", "--lazy", str(self.folder / "root" / "overlay")], capture_output=True)
