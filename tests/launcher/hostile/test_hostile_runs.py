@@ -21,6 +21,7 @@ from rich.console import Console
 
 from launcher.base.errors import RunError
 from launcher.cli import live, watch
+from launcher.job import remarks
 from launcher.record import folders, predictions, reuse, trainer_files
 from launcher.record.journal import append_event, create_run, read_status
 from launcher.record.request import RunRequest
@@ -136,6 +137,13 @@ def test_root_executes_nothing_that_another_user_wrote(stage: Stage) -> None:
             call()
     with pytest.raises(RunError, match="sub: belongs to uid 1000"), lease.hold(stage.submission):
         pass
+
+
+def test_submit_says_that_runs_are_processes_of_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert remarks.as_root(contained=True) == [] and "execute as root" in remarks.as_root(contained=False)[0]
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert remarks.as_root(contained=False) == []
 
 
 @as_root

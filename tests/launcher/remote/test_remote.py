@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 
 from launcher.record import lease
 from launcher.record.find import find_submission, list_runs, list_submissions
-from launcher.record.journal import read_status
+from launcher.record.journal import append_event, create_run, read_status
 from launcher.record.locks import is_locked
-from launcher.record.request import read_request
+from launcher.record.request import RunRequest, read_request
 from launcher.record.states import ENDED
 from launcher.remote import marked, ssh
 from launcher.remote.host import Host, parse_host
@@ -479,3 +479,22 @@ def test_the_marker_is_found_however_its_bytes_arrive(pieces: list[bytes], befor
         marked.relay(source, marker.line, got.append)
     os.close(source)
     assert b"".join(got) == b"".join(pieces) + printed == marked.after(whole, marker.line)
+
+
+def test_a_copy_has_no_links_out_of_the_submission(lab: Lab, server: SshServer) -> None:
+    """Nor pipes, nor permissions of a program that runs as its owner. The launcher's own files of the runs are there."""
+    run_dir = server.folder / "runs" / "sub" / "001-a"
+    create_run(run_dir, RunRequest("001-a", 1, "train", ["train"]))
+    append_event(run_dir, "cancelled")
+    (run_dir.parent / "submission.json").write_text('{"name": "sub", "engine": "native"}')
+    (run_dir / "best.ckpt").symlink_to("/etc/passwd")
+    (run_dir / "up").symlink_to("../../../data")
+    (run_dir / "inside").symlink_to("log.txt")
+    os.mkfifo(run_dir / "metrics.json")
+    (run_dir / "log.txt").write_text("log")
+    (run_dir / "log.txt").chmod(0o4755)
+    done = lab.launcher("collect", "sub", "--host", server.host)
+    assert done.returncode == 0, done.stderr
+    copy = lab.runs / "sub" / "001-a"
+    assert sorted(path.name for path in copy.iterdir()) == ["inside", "log.txt", "run.json", "status.json"]
+    assert (copy / "log.txt").stat().st_mode & 0o7000 == 0 and read_status(copy).state == "cancelled"
