@@ -46,6 +46,7 @@ class Placing:
         self.machine = machine
         self.engine = engine
         self.capacity = capacity_of(machine, max_parallel)
+        account.pool_of(machine)  # imports what it needs now, which the supervisor does not take for work of each look
         self.passed: Counter[str] = Counter()
         """How many starts have passed a waiting run."""
         self.blocked: tuple[str, str] | None = None

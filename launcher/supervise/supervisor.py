@@ -42,8 +42,8 @@ PARTING = 5.0
 """Seconds that `launcher stop` waits for the end of the supervisor of ended runs."""
 RESCAN = 2.0
 """Seconds between two checks of the queued runs, at least."""
-RETRY_START = 0.5
-"""Seconds after which the scheduler is asked again although no run has changed, at least."""
+RETRY_START, RETRY_LATEST = 0.5, 5.0
+"""Seconds after which the scheduler is asked again although no run has changed, at least and at most."""
 PASSING = (
     errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH,
     errno.ENOTCONN, errno.EAGAIN,
@@ -323,7 +323,8 @@ class Supervision:
         self.changed.clear()
         began = time.thread_time()
         self._start()
-        self.next_start = now + max(RETRY_START, 100 * (time.thread_time() - began))
+        busy = time.thread_time() - began
+        self.next_start = now + min(RETRY_LATEST, max(RETRY_START, 100 * busy))
 
     def _start(self) -> None:
         queue = [self.demands[name] for name in self.requests if name in self.queued and name not in self.not_before]
