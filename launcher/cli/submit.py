@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
@@ -106,7 +107,7 @@ def submit(
 
 @click.command(short_help="Continue a submission that was interrupted")
 @on_host(detached=True)
-@click.argument("name", metavar="[SUBMISSION]", required=False, shell_complete=completion.submissions)
+@click.argument("name", metavar="[SUBMISSION|RUN]", required=False, shell_complete=completion.submissions_and_runs)
 @click.option("--gpus", metavar="0,1", help="GPUs to use.")
 @click.option("--machine", metavar="NAME|FILE", help="As for submit.")
 @click.option(
@@ -119,16 +120,18 @@ def resume(
     name: str | None, gpus: str | None, machine: str | None, take_over: bool, in_background: bool, detach: bool,
     runs_root: Path,
 ) -> int:  # fmt: skip
-    """Continue a submission: start its queued, lost and stopped runs, each from its last checkpoint."""
+    """Continue a submission: start its queued, lost and stopped runs, each from its last checkpoint. Of a RUN, start
+    only this one, and queued runs that it needs."""
     from launcher.engines import registry
     from launcher.engines.base import SupervisedEngine
     from launcher.host.machine import select
     from launcher.job import remarks
     from launcher.record import lease, stop_request
-    from launcher.record.find import find_submission, list_runs, read_submission
+    from launcher.record.find import list_runs, read_submission
     from launcher.supervise import detached, submission
 
-    directory = find_submission(runs_root, name).resolve()
+    directory, run = _submission_or_run(runs_root, name)
+    directory, only = directory.resolve(), frozenset([run]) if run else None
     read_submission(directory)  # raises if it cannot be read
     selected: Machine | None = None
     its_engine = registry.of_submission(directory)
@@ -136,7 +139,7 @@ def resume(
     def requeue(mine: lease.Lease) -> None:
         if isinstance(its_engine, SupervisedEngine):
             its_engine.end_orphans(list_runs(directory), click.echo)
-        click.echo(f"{directory.name}: {remarks.on_resume(directory, submission.requeue(directory, mine))}")
+        click.echo(f"{directory.name}: {remarks.on_resume(directory, submission.requeue(directory, mine, only))}")
         if selected is not None and selected.ignored:
             click.echo(f"note: {selected.ignored}")
         sys.stdout.flush()
@@ -155,14 +158,36 @@ def resume(
         lease.refuse_if_locked(directory)
     if not in_background:
         stop_request.forget(directory)
+    if queue and run:
+        raise RefusedError(
+            f"{run}: {queue.title} continues whole submissions only: launcher resume {directory.name}", EXIT_FAILED
+        )
     if queue:
         return _hand_over(directory, queue, requeue, take_over)
     assert chosen is not None
     if detach:
-        click.echo(detached.detach(directory, gpus, machine, take_over))
+        click.echo(detached.detach(directory, gpus, machine, take_over, run))
         return 0
     chosen.engine.created(directory)
-    return _drive(directory, chosen, requeue, take_over)
+    return _drive(directory, chosen, requeue, take_over, only)
+
+
+def _submission_or_run(runs_root: Path, name: str | None) -> tuple[Path, str | None]:
+    """The submission that the name means, or the submission of the run that it means, and that run's name. Raises
+    RunError."""
+    from launcher.base.errors import RunError
+    from launcher.record.find import find_run, find_submission, list_submissions
+
+    try:
+        return find_submission(runs_root, name), None
+    except RunError as no_submission:
+        if name is None or not list_submissions(runs_root):
+            raise
+        try:
+            found = find_run(runs_root, name)
+        except RunError as no_run:
+            raise RunError(f"{no_submission}\n{no_run}") from None
+        return found.parent, found.name
 
 
 def _hand_over(
@@ -180,18 +205,20 @@ def _hand_over(
 
 
 def _drive(
-    directory: Path, chosen: Choice, prepare: Callable[[Lease], None] | None = None, take_over: bool = False
-) -> int:
-    """Supervise to the end; print the events, then the results. `prepare`, `take_over`: see `supervisor.run`."""
+    directory: Path, chosen: Choice, prepare: Callable[[Lease], None] | None = None, take_over: bool = False,
+    only: frozenset[str] | None = None,
+) -> int:  # fmt: skip
+    """Supervise to the end; print the events, then the results. `prepare`, `take_over`: see `supervisor.run`; `only`:
+    see `supervisor.Rules`."""
     from launcher.cli import tables, watch
     from launcher.engines import registry
-    from launcher.record.states import GOOD
+    from launcher.record.states import ENDED, GOOD
     from launcher.results import collect, leaderboard
     from launcher.supervise import submission, supervisor
 
     announcer = tables.Announcer(directory)
     engine = registry.supervised(chosen.engine.name)
-    rules = submission.rules(directory)
+    rules = dataclasses.replace(submission.rules(directory), only=only)
     code = supervisor.run(directory, chosen.machine, engine, rules, announcer.event, prepare, take_over)
     at = f"{directory.name} --runs {shown(directory.parent)}"
     try:
@@ -201,7 +228,8 @@ def _drive(
             f"\nStopped while the results were collected; later: launcher collect {at}", EXIT_INTERRUPTED
         ) from None
     observed = watch.observe(directory)
-    if watch.submission_state(directory, [status for _, _, status in observed]) in ("running", "unattended"):
+    over = watch.submission_state(directory, [status for _, _, status in observed]) not in ("running", "unattended")
+    if not over and only is None:
         click.echo(f"the runs continue without this launcher; see: launcher status {at}")
         return code
     click.echo()
@@ -213,7 +241,11 @@ def _drive(
     if code == EXIT_INTERRUPTED:
         click.echo(f"stopped; continue with: launcher resume {at}")
     elif code:
-        failed = [run_dir.name for run_dir, _, status in observed if status.state not in GOOD]
+        failed = [
+            run_dir.name
+            for run_dir, _, status in observed
+            if status.state not in GOOD and (only is None or status.state in ENDED)
+        ]
         log = f"{directory.name}/{failed[0]} --runs {shown(directory.parent)}"
         click.echo(f"not succeeded: {listed(failed)}; for the reason: launcher logs {log}")
     return code
@@ -227,24 +259,14 @@ def _drive(
 def stop(name: str | None, now: bool, runs_root: Path) -> None:
     """Stop a run or a whole submission (default: the latest). Each run saves its checkpoint first. A run that has not
     ended after half a minute is killed."""
-    from launcher.base.errors import RunError
     from launcher.engines.outcome import GRACE
-    from launcher.record.find import find_run, find_submission, list_runs, list_submissions
+    from launcher.record.find import list_runs
     from launcher.record.journal import read_status
     from launcher.record.states import ENDED
     from launcher.supervise import supervisor
 
-    try:
-        directory = find_submission(runs_root, name)
-        targets = list_runs(directory)
-    except RunError as no_submission:
-        if name is None or not list_submissions(runs_root):
-            raise
-        try:
-            targets = [find_run(runs_root, name)]
-        except RunError as no_run:
-            raise RunError(f"{no_submission}\n{no_run}") from None
-        directory = targets[0].parent
+    directory, run = _submission_or_run(runs_root, name)
+    targets = [directory / run] if run else list_runs(directory)
     try:
         touched = supervisor.stop(directory, targets, 0 if now else GRACE + 2)
     except KeyboardInterrupt:

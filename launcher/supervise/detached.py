@@ -18,14 +18,23 @@ STARTED = b"\0"
 
 
 def detach(
-    submission: Path, gpus: str | None = None, machine: str | None = None, take_over: bool = False
+    submission: Path, gpus: str | None = None, machine: str | None = None, take_over: bool = False,
+    run: str | None = None,
 ) -> str:  # fmt: skip
-    """Start `launcher resume` for the submission in its own process session, and wait until it runs the submission.
-    Returns its output until then.
+    """Start `launcher resume` for the submission (or for one `run` of it) in its own process session, and wait until it
+    runs the submission. Returns its output until then.
 
     Raises RunError with its output if it ends earlier.
     """
-    command = [sys.executable, "-m", "launcher", "resume", str(submission), "--runs", str(submission.parent)]
+    command = [
+        sys.executable,
+        "-m",
+        "launcher",
+        "resume",
+        str(submission / (run or "")),
+        "--runs",
+        str(submission.parent),
+    ]
     command += [*(["--gpus", gpus] if gpus is not None else []), *(["--machine", machine] if machine else [])]
     command += ["--in-background", *(["--take-over"] if take_over else [])]
     # A file, not a pipe: the supervisor goes on if this process ends.

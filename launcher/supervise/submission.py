@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from launcher import CHECKOUT, __version__
@@ -137,9 +137,10 @@ def rules(submission: Path) -> Rules:
     return Rules(written.get("max_parallel"), written.get("on_failure", "continue"), written.get("follows"))
 
 
-def requeue(submission: Path, mine: Lease) -> list[str]:
+def requeue(submission: Path, mine: Lease, only: Collection[str] | None = None) -> list[str]:
     """Queue again the runs that were lost, cancelled, ran out of time or memory, or failed for another reason than
-    their configuration or data. Only for the launcher that holds the lease `mine`. Returns the names.
+    their configuration or data. Only for the launcher that holds the lease `mine`. `only`: the names of runs that may
+    be queued; None: all. Returns the names.
 
     A `launcher stop` in the meantime stops these runs, too. Raises LeaseLostError.
     """
@@ -149,7 +150,7 @@ def requeue(submission: Path, mine: Lease) -> list[str]:
         registry.settle(run_dir, driving=True)
         status = read_status(run_dir)
         hopeless = status.figures.get("exit_code") in retry.HOPELESS
-        if status.state in ENDED - GOOD and not hopeless:
+        if status.state in ENDED - GOOD and not hopeless and (only is None or run_dir.name in only):
             _renew(run_dir, mine, digests)
             fence = mine.fence
             try:

@@ -10,7 +10,7 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from launcher.record.folders import refuse_foreign
 from launcher.record.journal import Status, append_event, read_events, read_status
 from launcher.record.locks import is_locked
 from launcher.record.records import Records
-from launcher.record.request import write_request
+from launcher.record.request import RunRequest, write_request
 from launcher.record.states import ENDED, GOOD, State
 from launcher.supervise import scheduler
 from launcher.supervise.placing import Placed, Placing
@@ -62,6 +62,8 @@ class Rules:
     on_failure: str = "continue"
     follows: str | None = None
     """The name of the submission that must end first."""
+    only: frozenset[str] | None = None
+    """The runs to supervise, with the runs that they need; None: all. The others stay as they are."""
 
 
 class Supervision:
@@ -80,6 +82,9 @@ class Supervision:
         self.placing = Placing(submission, machine, engine, rules.max_parallel)
         self.records = Records(submission)
         self.requests = {path.name: self.records.request(path.name) for path in self.records.run_dirs()}
+        if rules.only is not None:
+            wanted = _with_needs(rules.only, self.requests)
+            self.requests = {name: request for name, request in self.requests.items() if name in wanted}
         self.steps = [name for name, request in self.requests.items() if request.needs]
         self.demands = {name: demand_of(request) for name, request in self.requests.items()}
         self.states: dict[str, Status] = {}
@@ -369,6 +374,18 @@ class Supervision:
             request = with_members(request, self.submission)
             write_request(run_dir, request)
             self.requests[run_dir.name] = request
+
+
+def _with_needs(names: Iterable[str], requests: Mapping[str, RunRequest]) -> set[str]:
+    """The names, and those of all runs that they need."""
+    wanted: set[str] = set()
+    waiting_names = list(names)
+    while waiting_names:
+        name = waiting_names.pop()
+        if name not in wanted:
+            wanted.add(name)
+            waiting_names += requests[name].needs
+    return wanted
 
 
 def run(

@@ -344,6 +344,27 @@ def test_commands_that_follow_end_with_the_codes_of_attach(lab: Lab) -> None:
     assert lab.launcher("logs", "1").returncode == lab.launcher("status").returncode == 0
 
 
+def test_one_run_can_be_resumed_and_the_others_stay_as_they_are(lab: Lab) -> None:
+    lab.plan = {"seed0": {"exit": 3}, "seed1": {"until": str(lab.root / "gate")}}
+    after = "after: [{name: vote, step: ensemble, from: {runs: ['*seed1']}}]\nmax_parallel: 1\n"
+    process = lab.start("submit", lab.job(seeds(3, after)), lab.machine())
+    wait_for(lambda: len(lab.journal("begin")) == 2, "the second run")
+    process.kill()
+    process.wait()
+    (lab.root / "gate").touch()
+    wait_for(lambda: lab.launcher("status").returncode == 0 and lab.states()["seed1"] == "succeeded", "its end")
+    lab.plan = {}
+    done = lab.launcher("resume", "vote", lab.machine())
+    assert done.returncode == 0, done.stdout + done.stderr
+    before = {"seed0": "failed", "seed1": "succeeded", "seed2": "queued"}
+    assert lab.states() == {**before, "vote": "succeeded"}
+    done = lab.launcher("resume", "1", lab.machine(), "--detach")
+    assert done.returncode == 0 and "continuing; 1 runs queued again: 001-seed0" in done.stdout, done
+    wait_for(lambda: lab.states() == {**before, "seed0": "succeeded", "vote": "succeeded"}, "its second attempt")
+    told = lab.launcher("resume", "nosuch")
+    assert told.returncode == 1 and "no submission 'nosuch'" in told.stderr and "no run 'nosuch'" in told.stderr
+
+
 def test_following_what_was_stopped_or_nobody_starts(lab: Lab) -> None:
     lab.plan = {"*": {"until": str(lab.root / "gate")}}
     process = lab.start("submit", lab.job(seeds(2, "max_parallel: 1\n")), lab.machine())
