@@ -10,7 +10,7 @@ import click
 
 from launcher.base import env_file
 from launcher.cli.options import json_option, print_json, runs_option
-from launcher.record.find import cache_dir
+from launcher.record.find import cache_dir, own_cache
 
 if TYPE_CHECKING:
     from launcher.engines.base import Engine
@@ -64,7 +64,7 @@ def _images(check: Check, data: str, runs_root: Path) -> Check:
     if check.level != "ok":
         return check
     try:
-        notes = readiness.check_images(data, "auto", "", cache_dir(runs_root))
+        notes = readiness.check_images(data, "auto", "", own_cache(runs_root))
     except DataFolderError as error:
         return Check("data", "missing", str(error).replace("\n", "\n               "))
     said = f"{check.said}: every image and label is readable"

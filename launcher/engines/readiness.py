@@ -19,10 +19,11 @@ from launcher.engines import process, registry
 from launcher.engines.base import Choice, QueueEngine
 from launcher.host.checks import missing_packages
 from launcher.host.machine import Machine
-from launcher.record.find import cache_dir
+from launcher.record import folders
+from launcher.record.find import cache_dir, own_cache
 from launcher.record.request import RunRequest
 from trainer.base.errors import EXIT_DATA, EXIT_OK
-from trainer.base.files import write_text
+from trainer.base.files import to_bytes
 from trainer.config import timm_models
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def check(requests: Sequence[RunRequest], runs_root: Path, chosen: Choice, say: 
     for request in {(r.config.get("root") or r.data_dir, r.config.get("format"), r.data): r for r in trained}.values():
         folder = str(request.config.get("root") or request.data_dir)
         notes += check_images(
-            folder, str(request.config.get("format", "auto")), request.data, cache_dir(runs_root), say
+            folder, str(request.config.get("format", "auto")), request.data, own_cache(runs_root), say
         )
     check_weights(trained, cache_dir(runs_root), chosen)
     return notes
@@ -60,7 +61,7 @@ def check_planned(
     trained = [run.request for run in planned if run.request.kind == "train"]
     notes: list[str] = []
     for kind in sorted({str(request.config.get("format", "auto")) for request in trained}) if data_dir else ():
-        notes += check_images(str(data_dir), kind, "", cache_dir(runs_root))
+        notes += check_images(str(data_dir), kind, "", own_cache(runs_root))
     if not machine.declared:
         try:
             check_weights(trained, cache_dir(runs_root), chosen or Choice(registry.engine("native"), machine, ""))
@@ -73,7 +74,7 @@ def check_images(folder: str, kind: str, digest: str, cache: Path, say: Say = la
     """Read every training image and label of a data folder with the trainer. Returns notes if that is not possible.
     Calls `say` if it takes long.
 
-    `kind` is the value of `data.format`. A file in `cache` remembers a good data set by the `digest` of its content
+    `kind` is the value of `data.format`. A file in `cache`, which no run can write to, remembers a good data set by the `digest` of its content
     (empty: unknown). Raises DataFolderError with the errors, each with its file and row.
     """
     passed = cache / "checked" / f"data-{digest}-{kind}"
@@ -96,7 +97,8 @@ def check_images(folder: str, kind: str, digest: str, cache: Path, say: Say = la
         return [f"note: {folder}: its images could not be checked ({last[0]}); each run does so"]
     if digest:
         with contextlib.suppress(OSError):
-            write_text(passed, f"{folder}\n")
+            passed.parent.mkdir(parents=True, exist_ok=True)
+            folders.write(passed, to_bytes(f"{folder}\n"), 2)
     return []
 
 
