@@ -74,8 +74,8 @@ def check_images(folder: str, kind: str, digest: str, cache: Path, say: Say = la
     """Read every training image and label of a data folder with the trainer. Returns notes if that is not possible.
     Calls `say` if it takes long.
 
-    `kind` is the value of `data.format`. A file in `cache`, which no run can write to, remembers a good data set by the `digest` of its content
-    (empty: unknown). Raises DataFolderError with the errors, each with its file and row.
+    `kind` is the value of `data.format`. A file in `cache`, which no run can write to, remembers a good data set by the
+    `digest` of its content (empty: unknown). Raises DataFolderError with the errors, each with its file and row.
     """
     passed = cache / "checked" / f"data-{digest}-{kind}"
     if digest and passed.exists():
