@@ -111,8 +111,8 @@ def check_time(job: Job, spec: SlurmSpec, nodes: Sequence[Node]) -> list[str]:
             raise JobError(f"{job.document.place(('timeout',))}: timeout: {said}; {fix}")
         return [f"note: timeout: {said}; if the QOS {spec.qos} does not allow more, runs wait for ever; {fix}"]
     usual = [node.usual for node in nodes if node.usual is not None]
-    ends = longest if timeout is None and not usual else min(usual, default=None) if timeout is None else None
-    if ends is None:
+    ends = min(usual) if usual else longest
+    if ends is None or timeout is not None:
         return []
     default = "default time" if usual else "time limit"
     return [f"note: Slurm ends runs after {show_duration(ends)}, the {default} of {where}; the job has no timeout"]

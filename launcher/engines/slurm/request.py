@@ -69,7 +69,8 @@ def words(request: RunRequest, options: Mapping[str, Any], longest: float | None
     if resources.cpus:
         sbatch_words.append(f"--cpus-per-task={math.ceil(resources.cpus)}")
     if request.timeout:
-        sbatch_words.append(time_word(math.ceil((request.timeout + MARGIN) / 60), longest))
+        most = longest if longest is not None and request.timeout <= longest else None  # else its QOS allows more
+        sbatch_words.append(time_word(math.ceil((request.timeout + MARGIN) / 60), most))
     # B: signal only the batch process, `launcher exec`, which passes the signal on and records why the run ended.
     return (*sbatch_words, "--requeue", f"--signal=B:TERM@{WARNING}", *option_words(options))
 

@@ -195,6 +195,7 @@ def test_a_timeout_beyond_the_partitions_limit_is_refused_with_what_to_type(tmp_
 def test_no_job_asks_for_more_time_than_its_partition_has() -> None:
     run = RunRequest("001-a", 1, "train", ["train"], resources=Resources(), timeout=7200.0)
     assert "--time=123" in slurm_request.words(run, {}) and "--time=120" in slurm_request.words(run, {}, 7200)
+    assert "--time=123" in slurm_request.words(run, {}, 3600), "its QOS allows more than the partition"
     assert "--time=15" in slurm_request.settling_words({}, None)
     assert "--time=5" in slurm_request.settling_words({}, 300) and "--time=1" in slurm_request.settling_words({}, 20)
 
