@@ -190,7 +190,7 @@ if code == 0:
         (run_dir / "analysis_results").mkdir(exist_ok=True)
         (run_dir / "analysis_results" / "report.html").write_text("<html>")
     (run_dir / "metrics.json").write_text(json.dumps(metrics))
-    for name, target in plan.get("leave", {}).items():
+    for name, target in plan.get("last_links", {}).items():
         (run_dir / name).unlink(missing_ok=True)
         (run_dir / name).symlink_to(target)
 for name, text in plan.get("leaves", {}).items():  # None: nothing

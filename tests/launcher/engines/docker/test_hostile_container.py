@@ -24,7 +24,10 @@ def test_a_container_reaches_nothing_on_the_host(box: Lab, image: str) -> None:
     kept = ("best.ckpt", "metrics.json")  # so that one run succeeds
     box.plan = {
         "*": {"until": "/data/gate"},
-        "seed0": {"exchange": [[n for n in NAMES if n not in kept], str(victim)], "leave": {"best.ckpt": str(victim)}},
+        "seed0": {
+            "exchange": [[n for n in NAMES if n not in kept], str(victim)],
+            "last_links": {"best.ckpt": str(victim)},
+        },
         "seed1": {"exchange": [NAMES, str(victim)]},
     }
     process = box.start("submit", job(box, image, 2, "retry: {attempts: 1}\n"), "--engine", "docker", box.machine())
