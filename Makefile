@@ -71,6 +71,7 @@ format: install ## format the code, and fix lint errors that ruff can fix
 bench: install ## measure loading and training speed; simulate schedules; plan 10,000 runs
 	$(BIN)/python -m tests.simulate_scheduler
 	$(BIN)/python -m tests.launcher.cli.test_planning
+	-$(BIN)/python -m tests.bench_scale
 	$(BIN)/python -m trainer bench
 	$(BIN)/python -m tests.bench_containers
 

@@ -10,11 +10,13 @@ at the first change.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -292,6 +294,33 @@ def write(path: Path, content: bytes, depth: int = 1) -> None:
     """Replace a file of the launcher's own; see `replace`, and `opened` for `depth`. Raises OSError."""
     with opened(path.parent, depth) as folder:
         replace(folder, path.name, content)
+
+
+def overwrite(folder: Folder, name: str, content: bytes) -> None:
+    """Write a file of the launcher's own in place: much faster for thousands of files, but a crash may leave a part.
+    Raises OSError."""
+    descriptor = open_own(folder, name, os.O_WRONLY | os.O_CREAT)
+    try:
+        os.pwrite(descriptor, content, 0)
+        os.ftruncate(descriptor, len(content))
+    finally:
+        os.close(descriptor)
+
+
+def flush(folder: Path) -> None:
+    """Write to disk what this host has written on the folder's file system, and nothing of others, which may not
+    answer. An fsync per file would take minutes for thousands of files. Raises OSError."""
+    if sys.platform != "linux":
+        os.sync()
+        return
+    descriptor = os.open(folder, FOLDER)
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.syncfs(descriptor) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(folder))
+    finally:
+        os.close(descriptor)
 
 
 def exists(folder: Folder, name: str) -> bool:

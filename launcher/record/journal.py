@@ -73,16 +73,23 @@ def _parsed(content: bytes) -> list[dict[str, Any]]:
     return events
 
 
-def last_status(content: bytes) -> Status:
-    """The status after the last event of a journal of this content."""
+def last_event(content: bytes) -> tuple[dict[str, Any] | None, int]:
+    """The last event of a journal of this content (None if there is none), and the length of its status.json."""
     for line in reversed(content.split(b"\n")):
         if events := _parsed(line):
-            return status_of(events[-1])
-    return Status()
+            event = events[-1]
+            if any(isinstance(value, list | dict) for value in event.values()):
+                return event, len(status_text(event).encode())
+            # One line per field in place of one line for all: indenting every text to measure it takes too long.
+            return event, len(line) + 2 * (len(event) - 1) + len("{\n  \n}\n") - len("{}")
+    return None, 0
 
 
-def append_event(run_dir: Path, state: State, attempt: int | None = None, reason: str = "", **figures: Any) -> Status:
-    """Write the next event into the journal and status.json. `attempt` None: the attempt of the last event.
+def append_event(
+    run_dir: Path, state: State, attempt: int | None = None, reason: str = "", durable: bool = True, **figures: Any
+) -> Status:
+    """Write the next event into the journal and status.json. `attempt` None: the attempt of the last event. Not
+    `durable`: the caller flushes the events of many runs at once with `folders.flush`.
 
     The order in the journal counts, not the clock. Raises RunError if `TRANSITIONS` does not allow the step. Raises
     FencedError if another process was faster: a later attempt has started, or a launcher with a higher `fence` than
@@ -111,10 +118,12 @@ def append_event(run_dir: Path, state: State, attempt: int | None = None, reason
                 journal.write(b"\n")  # end the line that a crash cut short
         journal.write(json_text(event).encode() + b"\n")
         journal.flush()
-        os.fsync(journal.fileno())
+        if durable:
+            os.fsync(journal.fileno())
         with suppress(OSError):  # a full disk: the next read repairs status.json from the journal
-            folders.replace(folder, STATUS, status_text(event).encode())
-        if state in ENDED:
+            (folders.replace if durable else folders.overwrite)(folder, STATUS, status_text(event).encode())
+        started = any(before["state"] == "starting" for before in events)
+        if state in ENDED and (started or state != "cancelled"):  # else there is nothing to look at
             copy_to_run_dir(folder, run_dir)
     return status_of(event)
 
@@ -144,12 +153,6 @@ def status_of(event: dict[str, Any]) -> Status:
     """The status after a journal's event."""
     known = {key: event[key] for key in ("state", "attempt", "reason", "time") if key in event}
     return Status(**known, figures={key: value for key, value in event.items() if key not in known})
-
-
-def event_of(status: Status) -> dict[str, Any]:
-    """The event that `status_of` gives this status for, if it had all its fields."""
-    known = {"state": status.state, "attempt": status.attempt, "reason": status.reason, "time": status.time}
-    return {**known, **status.figures}
 
 
 def read_status(run_dir: Path) -> Status:

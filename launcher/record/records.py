@@ -11,7 +11,7 @@ from typing import Any
 from launcher.record import folders
 from launcher.record.find import list_runs
 from launcher.record.folders import JOURNAL, REQUEST, STATE, STATUS, Folder
-from launcher.record.journal import Status, event_of, last_status, read_events, read_status, status_text
+from launcher.record.journal import Status, last_event, read_events, read_status, status_of
 from launcher.record.request import RunRequest, parse_request, read_request
 
 Stamp = tuple[int, int, int]
@@ -49,20 +49,20 @@ class Records:
         seen = self._seen.get(name)
         if seen is None or seen[0] != stamp:
             # The stamp was taken before the content is read: a change in between is seen the next time.
-            status = last_status(self._read(name, JOURNAL))
-            if not self._is_copied(name, stamp, status):
-                status = read_status(self.submission / name)
+            event, length = last_event(self._read(name, JOURNAL))
+            copied = event is not None and self._is_copied(name, stamp, length)
+            status = status_of(event) if event is not None and copied else read_status(self.submission / name)
             seen = self._seen[name] = stamp, status
         return seen[1]
 
-    def _is_copied(self, name: str, stamp: Stamp, status: Status) -> bool:
-        """Whether status.json is younger than the journal, and as large as it has to be."""
+    def _is_copied(self, name: str, stamp: Stamp, length: int) -> bool:
+        """Whether status.json is younger than the journal, and as long as it has to be."""
         assert self._states is not None
         try:
             found = os.stat(f"{name}/{STATUS}", dir_fd=self._states.descriptor, follow_symlinks=False)
         except FileNotFoundError:
             return False
-        return found.st_mtime_ns >= stamp[1] and found.st_size == len(status_text(event_of(status)).encode())
+        return found.st_mtime_ns >= stamp[1] and found.st_size == length
 
     def journal(self, name: str) -> bytes:
         """The content of a run's journal; empty if it has none. Raises OSError."""

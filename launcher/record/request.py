@@ -98,10 +98,10 @@ def device_need(request: RunRequest) -> int | None:
     return request.resources.gpu_memory or request.predicted_memory
 
 
-def write_request(run_dir: Path, request: RunRequest) -> None:
-    """Replace run.json."""
+def write_request(run_dir: Path, request: RunRequest, durable: bool = True) -> None:
+    """Replace run.json. Not `durable`: see `append_event`."""
     with folders.own_state(run_dir) as folder:
-        folders.replace(folder, REQUEST, request_as_json(request).encode())
+        folders.replace(folder, REQUEST, request_as_json(request).encode(), durable)
 
 
 def request_as_json(request: RunRequest) -> str:

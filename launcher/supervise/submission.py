@@ -18,9 +18,10 @@ from launcher.engines.base import Choice
 from launcher.job.expansion import Planned
 from launcher.job.spec import Job
 from launcher.record import folders, retry, reuse, stop_request, trainer_files
-from launcher.record.find import BUILDING, find_submission, list_runs, own_cache, read_submission
-from launcher.record.journal import append_event, create_run, read_status
+from launcher.record.find import BUILDING, find_submission, own_cache, read_submission
+from launcher.record.journal import append_event, create_run
 from launcher.record.lease import Lease
+from launcher.record.records import Records
 from launcher.record.request import RunRequest, read_request, write_request
 from launcher.record.states import ENDED, GOOD
 from launcher.supervise.supervisor import Rules
@@ -109,7 +110,7 @@ def create(
                 reuse.link(source, building / request.name)
         with folders.opened(building) as folder:
             os.fchmod(folder.descriptor, 0o755)
-        os.sync()  # all files are on disk before they are visible; an fsync per file would take minutes for thousands
+        folders.flush(building)  # all files are on disk before they are visible
         building.rename(runs_root / name)
     except OSError as error:
         raise RunError(f"{runs_root}: the submission cannot be written: {error.strerror}") from None
@@ -146,33 +147,37 @@ def requeue(submission: Path, mine: Lease, only: Collection[str] | None = None) 
     """
     names = []
     digests = reuse.DataDigests(own_cache(submission.parent))
-    for run_dir in list_runs(submission):
-        registry.settle(run_dir, driving=True)
-        status = read_status(run_dir)
-        hopeless = status.figures.get("exit_code") in retry.HOPELESS
-        if status.state in ENDED - GOOD and not hopeless and (only is None or run_dir.name in only):
-            _renew(run_dir, mine, digests)
-            fence = mine.fence
-            try:
-                append_event(run_dir, "queued", status.attempt + 1, f"resumed after {status.state}", fence=fence)
-            except FencedError:
-                raise
-            except RunError:
-                if read_status(run_dir).state in ENDED:
+    with Records(submission) as records:
+        for run_dir in records.run_dirs():
+            status = records.status(run_dir.name)
+            if status.state not in ENDED:
+                registry.settle(run_dir, driving=True)
+                status = records.status(run_dir.name)
+            hopeless = status.figures.get("exit_code") in retry.HOPELESS
+            if status.state in ENDED - GOOD and not hopeless and (only is None or run_dir.name in only):
+                _renew(run_dir, records.request(run_dir.name), mine, digests)
+                reason, fence = f"resumed after {status.state}", mine.fence
+                try:
+                    append_event(run_dir, "queued", status.attempt + 1, reason, durable=False, fence=fence)
+                except FencedError:
                     raise
-                continue  # the run's own task in an engine's queue has repeated it meanwhile
-            names.append(run_dir.name)
-    for name in stop_request.among(submission, names):
-        if read_status(submission / name).state == "queued":  # else `launcher stop` has seen it
-            append_event(submission / name, "cancelled", reason="stopped before it started", fence=mine.fence)
-        names.remove(name)
+                except RunError:
+                    if records.status(run_dir.name).state in ENDED:
+                        raise
+                    continue  # the run's own task in an engine's queue has repeated it meanwhile
+                names.append(run_dir.name)
+        for name in stop_request.among(submission, names):
+            if records.status(name).state == "queued":  # else `launcher stop` has seen it
+                reason = "stopped before it started"
+                append_event(submission / name, "cancelled", reason=reason, durable=False, fence=mine.fence)
+            names.remove(name)
+    folders.flush(submission)
     return names
 
 
-def _renew(run_dir: Path, mine: Lease, digests: reuse.DataDigests) -> None:
+def _renew(run_dir: Path, request: RunRequest, mine: Lease, digests: reuse.DataDigests) -> None:
     """Record the data and code of the run's next attempt if they have changed since submission, so that its result is
     not reused as the result of the old ones. A run that continues from a checkpoint depends on both."""
-    request = read_request(run_dir)
     folder = request.config.get("root") or request.data_dir
     if request.kind != "train" or not request.code or not folder:
         return
@@ -187,4 +192,4 @@ def _renew(run_dir: Path, mine: Lease, digests: reuse.DataDigests) -> None:
         code = code if code == request.code else f"{request.code}+{code}"
         data = data if data == request.data else f"{request.data}+{data}"
     mine.check()
-    write_request(run_dir, dataclasses.replace(request, code=code, data=data))
+    write_request(run_dir, dataclasses.replace(request, code=code, data=data), durable=False)

@@ -21,7 +21,7 @@ from launcher.base.errors import EXIT_INTERRUPTED, FencedError, RunError
 from launcher.engines import registry
 from launcher.engines.base import SupervisedEngine
 from launcher.host.machine import Machine
-from launcher.record import lease, retry, stop_request, waiting
+from launcher.record import folders, lease, retry, stop_request, waiting
 from launcher.record.find import list_runs
 from launcher.record.folders import refuse_foreign
 from launcher.record.journal import Status, append_event, read_events, read_status
@@ -42,6 +42,8 @@ PARTING = 5.0
 """Seconds that `launcher stop` waits for the end of the supervisor of ended runs."""
 RESCAN = 2.0
 """Seconds between two checks of the queued runs, at least."""
+FEW = 100
+"""So many queued runs are cancelled in no time."""
 RETRY_START, RETRY_LATEST = 0.5, 5.0
 """Seconds after which the scheduler is asked again although no run has changed, at least and at most."""
 PASSING = (
@@ -109,6 +111,8 @@ class Supervision:
         self.next_look = 0.0
         self.asked = self.handled = 0
         """Requests to stop, and those of them that the runs have received."""
+        self.stop_at = 0.0
+        """When this process stops the runs itself, by the monotonic clock."""
         self.detached = False
 
     def dir(self, name: str) -> Path:
@@ -186,14 +190,15 @@ class Supervision:
         self.lease.check()
         if not self.asked and stop_request.everything(self.submission):
             self.asked = 1
-            self.next_rescan = 0.0
+            # `launcher stop` cancels the queued runs itself: the same work twice would take longer.
+            self.stop_at = self.next_rescan = time.monotonic() + (RESCAN if len(self.queued) > FEW else 0)
         self._look()
         if self.detached:
             return EXIT_INTERRUPTED
         if not self.asked:
             self._repeat()
             self._stop_after_failure()
-        if self.asked > self.handled:
+        if self.asked > self.handled and (self.asked > 1 or time.monotonic() >= self.stop_at):
             handled = self.asked
             self._stop(at_once=self.asked > 1)
             self.handled, self.next_rescan = handled, 0.0
@@ -296,7 +301,8 @@ class Supervision:
     def _stop(self, at_once: bool) -> None:
         self.placing.release_turn()
         for name in list(self.queued):
-            self._append(name, "cancelled", reason="stopped before it started")
+            self._append(name, "cancelled", reason="stopped before it started", durable=False)
+        folders.flush(self.submission)
         for name in self.under_way:
             try:
                 (self.engine.kill if at_once else self.engine.stop)(self.dir(name))
@@ -432,28 +438,33 @@ def stop(submission: Path, run_dirs: list[Path], grace: float) -> list[str]:
     """
     refuse_foreign(submission)
     whole = len(run_dirs) > 1 or run_dirs == list_runs(submission)
-    queued = {run_dir for run_dir in run_dirs if read_status(run_dir).state == "queued"}
+    records = Records(submission)
+    queued = {run_dir for run_dir in run_dirs if records.status(run_dir.name).state == "queued"}
     stop_request.ask(submission, None if whole else [run_dir.name for run_dir in run_dirs])
+    in_queue = registry.queue_of(submission) is not None
     touched = []
     for run_dir in run_dirs:
-        registry.settle(run_dir)
-        if run_dir in queued or read_status(run_dir).state not in ENDED:  # a supervisor cancels queued runs at once
+        if records.status(run_dir.name).state in ("starting", "running") or in_queue:
+            registry.settle(run_dir)
+        if run_dir in queued or records.status(run_dir.name).state not in ENDED:  # a supervisor cancels queued runs
             touched.append(run_dir)
     for run_dir in touched:  # queued runs first, so that they do not start in the places that become free
-        if read_status(run_dir).state == "queued":
+        if records.status(run_dir.name).state == "queued":
             with suppress(RunError):  # it has just started: it is stopped below
-                append_event(run_dir, "cancelled", reason="stopped before it started")
-    registry.release({run_dir.parent for run_dir in touched})
+                append_event(run_dir, "cancelled", reason="stopped before it started", durable=False)
+    folders.flush(submission)
+    registry.release({submission} if touched else ())
     asked: dict[Path, str] = {}
     killed: set[Path] = set()
     deadline = time.monotonic() + grace
-    while waiting := [run_dir for run_dir in touched if read_status(run_dir).state not in ENDED]:
+    waiting_for = touched
+    while waiting_for := [run_dir for run_dir in waiting_for if records.status(run_dir.name).state not in ENDED]:
         if time.monotonic() > deadline + DYING:
             break
-        for run_dir in waiting:
+        for run_dir in waiting_for:
             # A run that is starting may not receive the request yet: ask again once it is running, but not more often,
             # because a second request does not wait for the checkpoint.
-            state = read_status(run_dir).state
+            state = records.status(run_dir.name).state
             if state in ("starting", "running") and asked.get(run_dir) != state:
                 asked[run_dir] = state
                 with suppress(RunError):
@@ -463,7 +474,7 @@ def stop(submission: Path, run_dirs: list[Path], grace: float) -> list[str]:
                 with suppress(RunError):
                     registry.of_run(run_dir).kill(run_dir)
         time.sleep(0.1)
-        for run_dir in waiting:
+        for run_dir in waiting_for:
             registry.settle(run_dir)
     if whole and touched:  # the supervisor sees that all is over: then `launcher resume` is not refused
         deadline = time.monotonic() + PARTING

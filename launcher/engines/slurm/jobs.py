@@ -194,7 +194,7 @@ def queue_again(run_dir: Path, status: Status, key: Key, why: str, by_slurm: boo
         if status.state != "lost":
             append_event(run_dir, "lost", reason=why, **_mark(status))
         again = f"Slurm starts it again, {kept}" if by_slurm else f"again, {kept}"
-        mark = {"engine": NAME, **({"slurm": str(key)} if by_slurm else {})}
+        mark: dict[str, Any] = {"engine": NAME, **({"slurm": str(key)} if by_slurm else {})}
         append_event(run_dir, "queued", status.attempt + 1, again, retry=done, **mark)
 
 

@@ -31,7 +31,7 @@ def after_failure(run_dir: Path) -> None:
         again = retry.decide(request, events)
         if isinstance(again, retry.NextAttempt):
             if not _is_throttled(request, written):
-                more = {"micro_batch": again.micro_batch} if again.micro_batch else {}
+                more: dict[str, Any] = {"micro_batch": again.micro_batch} if again.micro_batch else {}
                 reason, count = f"after {events[-1]['state']}: {again.why}", retry.retries(events) + 1
                 append_event(run_dir, "queued", int(events[-1]["attempt"]) + 1, reason, retry=count, **more)
                 _send(run_dir, request, written, again.wait)

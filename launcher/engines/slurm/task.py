@@ -156,7 +156,7 @@ def run(run_dir: Path, announced: int, number: str) -> int:
     written = read_submission(run_dir.parent)
     docker = written.get("slurm", {}).get("runtime") == "docker"
     host = os.uname().nodename
-    mark = {"engine": NAME, "slurm": str(key), "node": os.environ.get("SLURMD_NODENAME") or host}
+    mark: dict[str, Any] = {"engine": NAME, "slurm": str(key), "node": os.environ.get("SLURMD_NODENAME") or host}
     attempt = claim(run_dir, announced, key)
     if attempt is None:
         state = read_status(run_dir).state
