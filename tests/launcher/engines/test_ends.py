@@ -49,10 +49,10 @@ def bystander(lab: Lab) -> Iterator[subprocess.Popen[bytes]]:
 @linux
 def test_all_that_a_trainer_leaves_ends_with_it(lab: Lab, bystander: subprocess.Popen[bytes]) -> None:
     lab.plan = {
-        "*": {"leave": KINDS},
-        "seed1": {"leave": KINDS, "signal": int(signal.SIGKILL)},
-        "seed2": {"leave": ["deaf"], "exit": 3, "print": "a last word"},
-        "seed3": {"leave": ["deaf", "deaf setsid double"], "bad_attempts": 1, "bad_exit": 75},
+        "*": {"children": KINDS},
+        "seed1": {"children": KINDS, "signal": int(signal.SIGKILL)},
+        "seed2": {"children": ["deaf"], "exit": 3, "print": "a last word"},
+        "seed3": {"children": ["deaf", "deaf setsid double"], "bad_attempts": 1, "bad_exit": 75},
     }
     done = lab.launcher("submit", lab.job(seeds(4, "resources: {gpus: 1, cpus: 1}\n")), lab.machine(gpus=4))
     assert done.returncode == 1, done.stdout
@@ -68,7 +68,7 @@ def test_all_that_a_trainer_leaves_ends_with_it(lab: Lab, bystander: subprocess.
 @linux
 @pytest.mark.parametrize("end", ["stop", "second Ctrl-C"])
 def test_all_that_a_trainer_leaves_ends_whatever_ends_it(lab: Lab, end: str) -> None:
-    lab.plan = {"*": {"leave": KINDS, "seconds": 300, "saving": 1, "stubborn": end == "second Ctrl-C"}}
+    lab.plan = {"*": {"children": KINDS, "seconds": 300, "saving": 1, "stubborn": end == "second Ctrl-C"}}
     process = lab.start("submit", lab.job(seeds(1)), lab.machine())
     wait_for(lambda: lab.journal("all left") and lab.status("1").state == "running", "a run")
     if end == "stop":
@@ -88,7 +88,7 @@ def test_all_that_a_trainer_leaves_ends_whatever_ends_it(lab: Lab, end: str) -> 
 
 def orphan(lab: Lab, *leave: str) -> subprocess.Popen[str]:
     """Start a run that is deaf to SIGTERM, and kill its `launcher exec`. Returns the supervisor."""
-    lab.plan = {"*": {"leave": list(leave), "seconds": 300, "stubborn": True}}
+    lab.plan = {"*": {"children": list(leave), "seconds": 300, "stubborn": True}}
     process = lab.start("submit", lab.job(seeds(1)), lab.machine())
     wait_for(lambda: lab.journal("all left") if leave else lab.journal("begin"), "a run")
     wait_for(lambda: lab.status("1").state == "running", "word of it")
@@ -145,7 +145,7 @@ def test_resume_ends_an_orphan_says_so_and_continues(lab: Lab) -> None:
 
 @linux
 def test_what_a_killed_exec_has_left_without_the_lock_ends_at_the_next_attempt(lab: Lab) -> None:
-    lab.plan = {"*": {"leave": ["deaf setsid double closed"], "seconds": 300}}
+    lab.plan = {"*": {"children": ["deaf setsid double closed"], "seconds": 300}}
     process = lab.start("submit", lab.job(seeds(1, "retry: {on: [lost], backoff: 0s}\n")), lab.machine())
     wait_for(lambda: lab.journal("all left") and lab.status("1").state == "running", "a run")
     os.kill(lab.status("1").figures["exec_pid"], signal.SIGKILL)

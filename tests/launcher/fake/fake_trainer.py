@@ -118,9 +118,9 @@ def exchange(names: list[str], victim: str) -> None:
 signal.signal(signal.SIGTERM, stop)
 note("begin")
 if not (run_dir / "attempts").exists():
-    for kind in plan.get("leave", []):
+    for kind in plan.get("children", []):
         leave(kind)
-    note("all left") if plan.get("leave") else None
+    note("all left") if plan.get("children") else None
 if "overwrite" in plan:
     (run_dir / "overwritten.json").write_text(json.dumps({name: overwrite(name) for name in plan["overwrite"]}))
 for name, target in plan.get("links", {}).items():

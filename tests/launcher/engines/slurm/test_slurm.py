@@ -307,7 +307,7 @@ def test_a_thousand_runs_of_one_shape_are_one_call_of_sbatch(cluster: Lab, slurm
 
 
 def test_all_that_a_trainer_leaves_ends_with_its_task(cluster: Lab) -> None:
-    cluster.plan = {"*": {"leave": ["deaf setsid double", "deaf setsid double closed"]}}
+    cluster.plan = {"*": {"children": ["deaf setsid double", "deaf setsid double closed"]}}
     submit(cluster, seeds(1, "resources: {memory: 400m, cpus: 1, gpus: 0}\n"))
     wait_for(lambda: ended(cluster), "its end")
     assert cluster.states() == {"resnet34": "succeeded"} and len(cluster.left()) == 2
