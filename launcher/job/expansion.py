@@ -173,10 +173,11 @@ def _overrides(
     for key, value in job.spec.overrides.items():
         values[key], origins[key] = matrix.override_value(value), ("overrides", key)
     for key, value in entry.values.items():
-        values[key] = value if key in job.axes else matrix.override_value(value)
-        position = positions.get(key, {}).get(values[key])
         including = [i for i in entry.includes if key in job.spec.include[i]]
-        if key in job.axes:
+        typed = key in job.axes and not including  # a word of the command line is in Hydra's grammar already
+        values[key] = value if typed else matrix.override_value(value)
+        position = positions.get(key, {}).get(values[key])
+        if typed:
             origins[key] = None
         elif including:
             origins[key] = ("include", including[-1], key)

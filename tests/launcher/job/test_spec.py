@@ -474,6 +474,7 @@ def test_runs_that_share_a_gpu_leave_cores_for_each_other() -> None:
         ("overrides:\n  data.folds: 5\nmatrix:\n  data.fold: [1]\n", ("data.folds=2", "data.fold=2"), "the command line: data.fold=2"),
         ("overrides:\n  data: baseline_aug\n", ("data.img_size=1",), "the command line: data.img_size=1"),
         ("matrix:\n  seed: [1]\ninclude:\n  - {training: finetune}\n", ("training.lr=1000",), "the command line: training.lr=1000"),
+        ("matrix: {model: [resnet50]}\ninclude:\n  - {model: []}\n", ("model=resnet34",), "job.yaml:3: model=[]"),
         ("overrides: {data.img_size: 64}\n", ("resources.cpus=2",), "the command line: resources.cpus=2"),
     ],
 )  # fmt: skip
