@@ -21,7 +21,7 @@ from trainer.base.figures import MAIN
 if TYPE_CHECKING:
     from rich.table import Table
 
-SHOWN = 500
+SHOWN = 100
 """Largest number of rows of a plan. Laying out thousands of rows takes longer than planning them."""
 
 

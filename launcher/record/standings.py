@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.record.find import list_runs
-from launcher.record.journal import Status, read_status
-from launcher.record.request import RunRequest, read_request
+from launcher.record.journal import Status
+from launcher.record.records import Records
+from launcher.record.request import RunRequest
 from launcher.record.states import GOOD
 from launcher.record.trainer_files import Figures, read_metrics
 from trainer.base.figures import DEFAULT_MONITOR, MAIN, columns
@@ -35,10 +35,12 @@ class Result:
 def results(submission: Path, *kinds: str) -> list[Result]:
     """The runs of these kinds, in the order of their index."""
     selected = []
-    for run_dir in list_runs(submission):
-        request, status = read_request(run_dir), read_status(run_dir)
-        if request.kind in kinds:
-            selected.append(Result(run_dir, request, status, read_metrics(run_dir) if status.state in GOOD else {}))
+    with Records(submission) as records:
+        for run_dir in records.run_dirs():
+            request, status = records.request(run_dir.name), records.status(run_dir.name)
+            if request.kind in kinds:
+                figures = read_metrics(run_dir) if status.state in GOOD else {}
+                selected.append(Result(run_dir, request, status, figures))
     return selected
 
 

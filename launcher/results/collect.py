@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.record import folders, standings, trainer_files
-from launcher.record.find import list_runs
-from launcher.record.journal import read_status
-from launcher.record.request import read_request
+from launcher.record.records import Records
 from launcher.record.standings import Result
 from launcher.record.states import GOOD
 from launcher.record.trainer_files import Figures
@@ -212,12 +210,13 @@ def _attempt(write: Callable[[], object]) -> str | None:
 def places(submission: Path) -> list[tuple[str, str]]:
     """The results' files: pairs of a title and a path."""
     labelled = [("leaderboard", submission / "leaderboard.csv"), ("runs", submission)]
-    for run_dir in list_runs(submission):
-        request = read_request(run_dir)
-        if read_status(run_dir).state in GOOD and request.kind != "train":
-            names = ("ensemble.json", "submission.csv", "analysis_results/report.html")
-            products = [run_dir / name for name in names if trainer_files.has(run_dir, name)]
-            labelled += [(request.kind, path) for path in products]
+    with Records(submission) as records:
+        for run_dir in records.run_dirs():
+            request = records.request(run_dir.name)
+            if request.kind != "train" and records.status(run_dir.name).state in GOOD:
+                names = ("ensemble.json", "submission.csv", "analysis_results/report.html")
+                products = [run_dir / name for name in names if trainer_files.has(run_dir, name)]
+                labelled += [(request.kind, path) for path in products]
     best = submission.parent / "champion" / "best_model.ckpt"
     labelled += [("champion", best)] if best.exists() else []
     return [(what, os.path.relpath(path)) for what, path in labelled]

@@ -12,6 +12,8 @@ from trainer.base.figures import F1, MAIN, columns
 if TYPE_CHECKING:
     from rich.table import Table
 
+SHOWN = 100
+"""Largest number of rows in the terminal."""
 MARK = "≈"
 """Mark beside the rank of a row that is not distinguishable from the best."""
 CORRUPTED = F1.column("corrupted")
@@ -38,7 +40,8 @@ def render(rows: Sequence[Row]) -> Table:
         ("state", "left"),
     ):
         table.add_column(title, justify=justify, overflow="fold" if title == "run" else "ellipsis")
-    for row, below in _shown(rows):
+    visible = list(_shown(rows))
+    for row, below in visible[:SHOWN]:
         seconds = float(row["minutes"]) * 60 if row["minutes"] != "" else None
         table.add_row(
             f"{MARK} {row['rank']}" if several and row["distinguishable"] == "no" else str(row["rank"]),
@@ -52,6 +55,8 @@ def render(rows: Sequence[Row]) -> Table:
             show_duration(seconds) if seconds is not None else "",
             row["state"] + (f": {row['reason']}" if row["reason"] else ""),
         )
+    if len(visible) > SHOWN:
+        table.add_row("", f"… and {len(visible) - SHOWN:,} more: leaderboard.csv")
     return table
 
 

@@ -99,8 +99,8 @@ def test_a_long_plan_shows_its_first_rows_and_counts_the_rest(tmp_path: Path) ->
         cwd=REPOSITORY, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "500-" in done.stdout and "501-" not in done.stdout
-    assert "… and 100 more, all of them fit; --json lists all" in done.stdout
+    assert "100-" in done.stdout and "101-" not in done.stdout
+    assert "… and 500 more, all of them fit; --json lists all" in done.stdout
 
 
 if __name__ == "__main__":

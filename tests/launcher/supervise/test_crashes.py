@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -324,3 +326,39 @@ def test_a_clock_that_was_put_back_keeps_nobody_driving(quick: None, tmp_path: P
     later = time.time() + 3600
     os.utime(tmp_path / "supervisor.json", (later, later))
     assert not lease.is_driven(tmp_path)
+
+
+def killed_while(lab: Lab, moments: list[tuple[str, float]]) -> None:
+    """Start each command and kill -9 it after so many seconds; then finish. No run may be lost or begin twice."""
+    lab.plan = {"*": {"seconds": 0.2}}
+    text = lab.job(seeds(4, "max_parallel: 2\n"))
+    assert lab.launcher("submit", text, lab.machine(), "--detach").returncode == 0
+    name = lab.submission().name
+    for command, moment in moments:
+        words = {"submit": (text, "--fresh", lab.machine()), "resume": (name, lab.machine()), "stop": (name,)}
+        process = lab.start(command, *words.get(command, (name,)))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(moment)
+        process.kill()
+        process.wait()
+        assert process.stdout is not None and "Traceback" not in process.stdout.read()
+    for submission in list_submissions(lab.runs):
+        wait_for(lambda path=submission: not lease.is_driven(path), "the end of its supervisor")  # type: ignore[misc]
+        done = lab.launcher("resume", submission.name, lab.machine())
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert set(lab.states(submission).values()) == {"succeeded"}
+        assert lab.launcher("collect", submission.name).returncode == 0
+        for path in list_runs(submission):
+            events = read_events(path)
+            replay(events)
+            assert [event["state"] for event in events].count("succeeded") == 1
+
+
+def test_commands_that_are_killed_at_any_moment_lose_nothing(lab: Lab) -> None:
+    killed_while(lab, [("stop", 0.5), ("resume", 0.9), ("collect", 0.4)])
+
+
+@pytest.mark.slow
+def test_commands_that_are_killed_at_twenty_moments_lose_nothing(lab: Lab) -> None:
+    draw = random.Random(21)
+    killed_while(lab, [(draw.choice(["submit", "resume", "collect", "stop"]), draw.uniform(0.1, 2)) for _ in range(20)])
