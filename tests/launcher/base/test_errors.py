@@ -10,6 +10,7 @@ from launcher.base import errors
 CODES = [
     (errors.RunError("x"), 1),
     (errors.FencedError("x"), 1),
+    (errors.RunFileError("x"), 1),
     (errors.LeaseLostError("x"), 1),
     (errors.EngineError("x"), 1),
     (errors.RefusedError("x", 3), 3),

@@ -447,7 +447,7 @@ def test_runs_that_share_a_gpu_leave_cores_for_each_other() -> None:
         ("matrix: {seed: [1, 2, 3, 4]}\nresources: {share_gpu: true, gpu_memory: 8g}\n", 4, 3),
         ("matrix: {seed: [1, 2, 3, 4]}\nresources: {share_gpu: true}\n", 4, 4),  # as predicted: 4.4 GiB each
         (
-            "matrix: {seed: [1, 2, 3, 4]}\noverrides: {model.name: nobody_knows_it}\nresources: {share_gpu: true}\n",
+            "image: mine\nmatrix: {seed: [1, 2, 3, 4]}\noverrides: {model.name: nobody_knows_it}\nresources: {share_gpu: true}\n",
             4,
             1,
         ),
