@@ -17,8 +17,11 @@ from launcher.engines.slurm import squeue, variables
 
 PATIENCE = 60
 """Timeout of a Slurm command in seconds: a controller that restarts answers late."""
+FEW = 8
+"""Up to this number of jobs are asked for one by one: the controller looks up a single job or array, but sends all jobs
+of the cluster if squeue asks for several."""
 MANY = 1000
-"""Number of jobs in one call of squeue."""
+"""Number of jobs in one call of squeue otherwise."""
 LISTING = ("squeue", "--all", "--states=all", f"--format={squeue.FORMAT}")
 """`--all`: also of partitions that are hidden."""
 
@@ -70,12 +73,13 @@ def installed() -> bool:
 
 
 def jobs(numbers: Iterable[int], user: int | None = None) -> squeue.Snapshot:
-    """Slurm's records of these jobs and all tasks of these arrays. `user`: the uid that submitted them, so that the
-    controller sends only jobs of that user. Raises SlurmError."""
+    """Slurm's records of these jobs and all tasks of these arrays. `user`: the uid that submitted them. Raises
+    SlurmError."""
     ordered = sorted(set(numbers))
+    size = 1 if len(ordered) <= FEW else MANY
     found: list[squeue.SlurmJob] = []
-    for first in range(0, len(ordered), MANY):
-        named = ",".join(map(str, ordered[first : first + MANY]))
+    for first in range(0, len(ordered), size):
+        named = ",".join(map(str, ordered[first : first + size]))
         found += _list(user, f"--jobs={named}")
     return squeue.snapshot(found)
 
