@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
@@ -133,6 +134,11 @@ def differing(combinations: Sequence[Combination]) -> list[str]:
     ]
 
 
+@functools.lru_cache(maxsize=10_000)
+def _safe(part: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.+]+", "_", part.rsplit("/", 1)[-1]).strip("_.") or "x"
+
+
 def run_name(index: int, combo: Combination, keys: Sequence[str], fallback: str) -> str:
     """`003-swin_base_384-transformer_384`: the number (from 1) and the values of `keys`, in safe characters."""
     parts = [
@@ -140,5 +146,5 @@ def run_name(index: int, combo: Combination, keys: Sequence[str], fallback: str)
         for key in keys
         if key in combo
     ]
-    text = "-".join(re.sub(r"[^A-Za-z0-9_.+]+", "_", part.rsplit("/", 1)[-1]).strip("_.") or "x" for part in parts)
+    text = "-".join(map(_safe, parts))
     return f"{index:03d}-{text[:80] or fallback}"

@@ -6,6 +6,7 @@ leaderboard use the entry. Only the functions import numpy, so importing this mo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -162,8 +163,13 @@ class Column:
 
 def columns() -> dict[str, Column]:
     """All columns by name, in the order of history.csv."""
+    return dict(_columns(FIGURES))
+
+
+@functools.lru_cache(maxsize=4)
+def _columns(figures: tuple[Figure, ...]) -> dict[str, Column]:
     by_name: dict[str, Column] = {}
-    for column in (Column(figure, copy) for copy in SUFFIXES for figure in FIGURES if copy in figure.copies):
+    for column in (Column(figure, copy) for copy in SUFFIXES for figure in figures if copy in figure.copies):
         if column.name in by_name:  # a figure called f1_mean would take the place of the mean of f1
             raise ValueError(f"two figures have the column {column.name}; rename '{column.figure.name}'")
         by_name[column.name] = column

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from trainer.base.errors import ConfigError
-from trainer.config.keys import CONF_DIR, GROUPS, keys
-from trainer.config.plain import copied, first_line
+from trainer.config.keys import CONF_DIR, GROUPS, keys, option_names
+from trainer.config.plain import first_line
 from trainer.config.schema import Config
 
 Value = tuple[str, str, Any]
@@ -67,7 +68,7 @@ def fast(chosen: tuple[str, ...], values: Sequence[Value]) -> Config | None:
         typed[key] = _typed(text, key, value)
         if typed[key] is _WRONG:
             return None
-    config: Config = copied(_resolved(chosen, tuple(value for value in values if value[1] in referred)))
+    config: Config = pickle.loads(_resolved(chosen, tuple(value for value in values if value[1] in referred)))
     for key, value in typed.items():
         section, _, leaf = key.rpartition(".")
         setattr(getattr(config, section) if section else config, leaf, value)
@@ -104,8 +105,9 @@ def _referred(chosen: tuple[str, ...]) -> frozenset[str] | None:
 
 
 @functools.cache
-def _resolved(chosen: tuple[str, ...], values: tuple[Value, ...]) -> Config:
-    return slow(chosen, values)
+def _resolved(chosen: tuple[str, ...], values: tuple[Value, ...]) -> bytes:
+    """The configuration as a pickle: the fastest way to many copies that share nothing."""
+    return pickle.dumps(slow(chosen, values))
 
 
 @functools.cache
@@ -134,21 +136,58 @@ def _schema() -> Any:
 
 @functools.cache
 def _compose_groups(model: str, data: str, training: str) -> Any:
-    """The tree before value overrides. Cached, because a matrix of thousands of runs has few group combinations."""
+    """The tree before value overrides. Cached, because a matrix of thousands of runs has few group combinations.
+
+    Hydra needs a tenth of a second for each call. A process needs one combination, or many: for the second one Hydra
+    composes all options of all groups in one call.
+    """
+    from omegaconf import OmegaConf
+
+    named = {group: name for group, name in zip(GROUPS, (model, data, training), strict=True) if name}
+    every = _every_option() if _compose_groups.cache_info().currsize else None
+    if every is None:
+        plain, choices = _by_hydra([f"{group}={name}" for group, name in named.items()])
+    else:
+        plain, choices = dict(every[0]), dict(every[1])
+        for group, name in named.items():
+            plain[group], choices[group] = plain[_OPTIONS][group][f"_{option_names(group).index(name)}"], name
+        plain.pop(_OPTIONS)
+    tree = OmegaConf.merge(OmegaConf.structured(Config), plain)
+    tree.choices = choices
+    return tree
+
+
+_OPTIONS = "options"
+
+
+@functools.cache
+def _every_option() -> tuple[dict[str, Any], dict[str, str]] | None:
+    """The default combination with its choices, and below `_OPTIONS` every option of every group. None if an option may
+    set a key of another group, or if one cannot be read."""
+    files = [CONF_DIR / group / f"{name}.yaml" for group in GROUPS for name in option_names(group)]
+    try:
+        # A package, or a default of another group: "# @package _global_", "- /data: x", "- override /data: x".
+        if any(re.search(r"@|^\s*-\s+[a-z ]*/", file.read_text(encoding="utf-8"), re.M) for file in files):
+            return None
+        return _by_hydra(
+            f"+{group}@{_OPTIONS}.{group}._{position}={name}"
+            for group in GROUPS
+            for position, name in enumerate(option_names(group))
+        )
+    except Exception:  # whatever is wrong, only the runs that use that option have it
+        return None
+
+
+def _by_hydra(words: Iterable[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """What Hydra composes, and the name that each group has."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
-    named = {group: name for group, name in zip(GROUPS, (model, data, training), strict=True) if name}
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
-        composed = hydra.compose(
-            "config", [f"{group}={name}" for group, name in named.items()], return_hydra_config=True
-        )
+        composed = hydra.compose("config", list(words), return_hydra_config=True)
         choices = {group: composed.hydra.runtime.choices[group] for group in GROUPS}
-    plain = OmegaConf.to_container(composed, resolve=False)
-    assert isinstance(plain, dict)
+    plain: Any = OmegaConf.to_container(composed, resolve=False)
     plain.pop("hydra")
-    tree = OmegaConf.merge(OmegaConf.structured(Config), plain)
-    tree.choices = choices
-    return tree
+    return plain, choices

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from trainer.base.errors import ConfigError
+from trainer.config import keys as keys_module
 from trainer.config import merge
 from trainer.config.compose import _hydra_parser, compose, parse
-from trainer.config.keys import GROUPS, keys
+from trainer.config.keys import GROUPS, keys, option_names
 from trainer.config.plain import to_dict
 from trainer.config.schema import Config
 
@@ -93,3 +98,36 @@ def test_configurations_share_nothing() -> None:
     plain["data"]["train_transforms"].clear()
     assert second == compose(["seed=1"]) != first
     assert to_dict(second) == OmegaConf.to_container(OmegaConf.structured(second))
+
+
+def test_a_combination_is_the_same_after_others() -> None:
+    """The first one of a process is composed alone, the others with all options at once."""
+    options = [["", *option_names(group)] for group in GROUPS]
+    merge._compose_groups.cache_clear()
+    merge._compose_groups("", "", "")
+    assert merge._every_option() is not None
+    for position in range(max(map(len, options))):
+        chosen = tuple(names[position % len(names)] for names in options)
+        later = merge._compose_groups(*chosen)
+        merge._compose_groups.cache_clear()
+        alone = merge._compose_groups(*chosen)
+        assert repr(OmegaConf.to_container(later)) == repr(OmegaConf.to_container(alone))
+
+
+def test_options_that_reach_into_other_groups_are_composed_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(keys_module.CONF_DIR, tmp_path / "conf")
+    (tmp_path / "conf" / "data" / "mine.yaml").write_text("# @package _global_\nseed: 7\n")
+    monkeypatch.setattr(merge, "CONF_DIR", tmp_path / "conf")
+    monkeypatch.setattr(keys_module, "CONF_DIR", tmp_path / "conf")
+    caches = (option_names, merge._compose_groups, merge._every_option)
+    for cache in caches:
+        cache.cache_clear()
+    try:
+        assert merge._compose_groups("", "", "").seed == 42
+        assert merge._compose_groups("resnet34", "mine", "").seed == 7
+        assert merge._every_option() is None
+    finally:
+        for cache in caches:
+            cache.cache_clear()
