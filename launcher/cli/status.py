@@ -25,13 +25,15 @@ def status(name: str | None, as_json: bool, watched: bool, runs_root: Path) -> i
 
     Ends with 0; with --watch, with the exit code of `attach`.
     """
-    from launcher.cli import live, watch
+    from launcher.cli import watch
     from launcher.record.find import find_submission
 
     code = EXIT_OK
     with watching():
         directory = find_submission(runs_root, name)
         if watched:
+            from launcher.cli import live
+
             code = live.watch_submission(directory, as_json)
         seen = watch.status_json(directory, None if as_json else watch.SHOWN)
     if as_json:

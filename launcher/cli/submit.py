@@ -212,6 +212,7 @@ def _drive(
     see `supervisor.Rules`."""
     from launcher.cli import tables, watch
     from launcher.engines import registry
+    from launcher.record.records import Records
     from launcher.record.states import ENDED, GOOD
     from launcher.results import collect, leaderboard
     from launcher.supervise import submission, supervisor
@@ -227,8 +228,9 @@ def _drive(
         raise RefusedError(
             f"\nStopped while the results were collected; later: launcher collect {at}", EXIT_INTERRUPTED
         ) from None
-    observed = watch.observe(directory)
-    over = watch.submission_state(directory, [status for _, _, status in observed]) not in ("running", "unattended")
+    with Records(directory) as records:
+        observed = watch.observe(directory, records)
+    over = watch.submission_state(directory, [status for _, status in observed]) not in ("running", "unattended")
     if not over and only is None:
         click.echo(f"the runs continue without this launcher; see: launcher status {at}")
         return code
@@ -243,7 +245,7 @@ def _drive(
     elif code:
         failed = [
             run_dir.name
-            for run_dir, _, status in observed
+            for run_dir, status in observed
             if status.state not in GOOD and (only is None or status.state in ENDED)
         ]
         log = f"{directory.name}/{failed[0]} --runs {shown(directory.parent)}"

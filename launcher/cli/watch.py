@@ -8,16 +8,17 @@ import select
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.base.errors import RunFileError
+from launcher.base.errors import RunError, RunFileError
 from launcher.base.sizes import show_duration, show_size
 from launcher.base.text import Pieces, last_lines
 from launcher.engines import registry
 from launcher.record import retry, waiting
+from launcher.record.find import read_submission
 from launcher.record.journal import Status, read_events, read_status
 from launcher.record.records import Records
 from launcher.record.request import RunRequest, read_request
@@ -43,37 +44,53 @@ MARKS = {
 }
 
 
-def observe(submission: Path, records: Records | None = None) -> list[tuple[Path, RunRequest, Status]]:
-    """Every run with its status. Records the end of a run if nobody has noticed it yet. `records`: to read only what
-    has changed since the last call."""
-    with ExitStack() as stack:
-        records = records or stack.enter_context(Records(submission))
-        in_queue = registry.queue_of(submission) is not None
-        observed = []
-        for run_dir in records.run_dirs():
+def observe(submission: Path, records: Records) -> list[tuple[Path, Status]]:
+    """Every run with its status. Records the end of a run if nobody has noticed it yet."""
+    in_queue = registry.queue_of(submission) is not None
+    observed = []
+    for run_dir in records.run_dirs():
+        status = records.status(run_dir.name)
+        if status.state in ("starting", "running") or (in_queue and status.state == "queued"):
+            unknown = registry.settle(run_dir)
             status = records.status(run_dir.name)
-            if status.state in ("starting", "running") or (in_queue and status.state == "queued"):
-                unknown = registry.settle(run_dir)
-                status = records.status(run_dir.name)
-                if unknown and status.state not in ENDED:
-                    status = dataclasses.replace(status, reason=unknown)
-            observed.append((run_dir, records.request(run_dir.name), status))
-        return observed
+            if unknown and status.state not in ENDED:
+                status = dataclasses.replace(status, reason=unknown)
+        observed.append((run_dir, status))
+    return observed
+
+
+class _Requests(Mapping[str, RunRequest]):
+    """The requests of runs by name. Reads one when somebody asks for it: most are never needed."""
+
+    def __init__(self, records: Records, observed: Sequence[tuple[Path, Status]]) -> None:
+        self._records, self._names = records, [run_dir.name for run_dir, _ in observed]
+        self._read: dict[str, RunRequest] = {}
+
+    def __getitem__(self, name: str) -> RunRequest:
+        if name not in self._read:
+            self._read[name] = self._records.request(name)
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _explained(
-    observed: list[tuple[Path, RunRequest, Status]], waits: str | None
-) -> list[tuple[Path, RunRequest, Status]]:
+    observed: list[tuple[Path, Status]], waits: str | None, requests: Mapping[str, RunRequest]
+) -> list[tuple[Path, Status]]:
     """The runs with `waits` in the reasons of those that could start otherwise."""
     if waits is None:
         return observed
-    over = {run_dir.name for run_dir, _, status in observed if status.state in ENDED}
+    over = {run_dir.name for run_dir, status in observed if status.state in ENDED}
     explained = []
-    for run_dir, request, status in observed:
-        if status.state == "queued" and over.issuperset(request.needs):
+    for run_dir, status in observed:
+        if status.state == "queued" and over.issuperset(requests[run_dir.name].needs):
             reason = "; ".join(part for part in (status.reason, waits) if part)
             status = dataclasses.replace(status, reason=reason)
-        explained.append((run_dir, request, status))
+        explained.append((run_dir, status))
     return explained
 
 
@@ -89,12 +106,21 @@ def submission_state(submission: Path, statuses: list[Status]) -> str:
 
 def status_json(submission: Path, most: int | None = None, records: Records | None = None) -> dict[str, Any]:
     """The stable form of `status --json`. With `most` for people: only so many runs, first those in progress, then
-    those that failed; `hidden` has the number of the others by their state. `records`: see `observe`."""
+    those that failed; `hidden` has the number of the others by their state. `records`: to read only what has changed
+    since the last call."""
+    if records is None:
+        with Records(submission) as records:
+            return status_json(submission, most, records)
     waits = registry.why_waits(submission)
-    observed = _explained(observe(submission, records), waits)
-    selected = sorted(observed, key=lambda run: _urgency(run[2])) if most and len(observed) > most else observed
+    observed = observe(submission, records)
+    requests = _Requests(records, observed)
+    observed = _explained(observed, waits, requests)
+    selected = sorted(observed, key=lambda run: _urgency(run[1])) if most and len(observed) > most else observed
+    training: frozenset[str] = frozenset()
+    with suppress(RunError):  # without it, the requests say the same
+        training = frozenset(read_submission(submission).get("runs", ()))
     etas, runs = {}, []
-    for place, (run_dir, request, status) in enumerate(selected):
+    for place, (run_dir, status) in enumerate(selected):
         is_shown = most is None or place < most
         in_progress = status.state in ("starting", "running")
         may_have_beaten = in_progress or (is_shown and (status.state != "queued" or status.attempt > 1))
@@ -107,7 +133,7 @@ def status_json(submission: Path, most: int | None = None, records: Records | No
         runs.append(
             {
                 "name": run_dir.name,
-                "kind": request.kind,
+                "kind": "train" if run_dir.name in training else requests[run_dir.name].kind,
                 "state": status.state,
                 "attempt": status.attempt,
                 "reason": status.reason,
@@ -117,12 +143,12 @@ def status_json(submission: Path, most: int | None = None, records: Records | No
                 "directory": str(run_dir),
             }
         )
-    hidden = Counter(status.state for _, _, status in selected[most:]) if most is not None else Counter()
+    hidden = Counter(status.state for _, status in selected[most:]) if most is not None else Counter()
     return {
         "submission": submission.name,
-        "state": submission_state(submission, [status for _, _, status in observed]),
+        "state": submission_state(submission, [status for _, status in observed]),
         "directory": str(submission),
-        "seconds_left": _seconds_left(observed, etas),
+        "seconds_left": _seconds_left(observed, requests, etas),
         "waits": waits,
         "runs": runs,
         **({"hidden": dict(hidden)} if most is not None else {}),
@@ -136,9 +162,10 @@ def _urgency(status: Status) -> int:
     return 1 if status.state in ENDED - GOOD - {"cancelled"} else 2
 
 
-def _seconds_left(observed: Sequence[tuple[Path, RunRequest, Status]], etas: Mapping[str, float]) -> float | None:
-    requests = {run_dir.name: request for run_dir, request, _ in observed}
-    states = {run_dir.name: status for run_dir, _, status in observed}
+def _seconds_left(
+    observed: Sequence[tuple[Path, Status]], requests: Mapping[str, RunRequest], etas: Mapping[str, float]
+) -> float | None:
+    states = {run_dir.name: status for run_dir, status in observed}
     seconds = durations.seconds_left(requests, states, etas, time.time())
     return None if seconds is None else round(seconds)
 

@@ -258,8 +258,12 @@ def give(descriptor: int, folder: Folder) -> None:
 def read(folder: Folder, name: str) -> bytes:
     """The content of a file of the launcher's own. Raises OSError."""
     descriptor = open_own(folder, name, os.O_RDONLY)
-    with os.fdopen(descriptor, "rb") as file:
-        content = file.read(LARGEST + 1)
+    try:
+        content = os.read(descriptor, min(os.fstat(descriptor).st_size, LARGEST) + 1)
+        while len(content) <= LARGEST and (more := os.read(descriptor, 65_536)):  # it has grown
+            content += more
+    finally:
+        os.close(descriptor)
     if len(content) > LARGEST:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(folder.path / name))
     return content
