@@ -80,7 +80,7 @@ def cache_prune(days: float, everything: bool, yes: bool, as_json: bool, runs_ro
     in_use = [cache.folder.name for cache in caches if not cache_folder.evict(cache.folder)]
     cache_folder.sweep(_folder(runs_root))
     for name in in_use:
-        click.echo(f"not removed: {name}: a run has started to read it", err=True)
+        click.echo(f"not removed: {name}: a run reads it, or it belongs to another user", err=True)
     if not as_json:
         click.echo(f"removed: {len(caches) - len(in_use)} of {len(caches)}")
     return 1 if in_use else 0

@@ -139,7 +139,8 @@ def resume(
     def requeue(mine: lease.Lease) -> None:
         if isinstance(its_engine, SupervisedEngine):
             its_engine.end_orphans(list_runs(directory), click.echo)
-        click.echo(f"{directory.name}: {remarks.on_resume(directory, submission.requeue(directory, mine, only))}")
+        again = submission.requeue(directory, mine, only)
+        click.echo(f"{directory.name}: {remarks.on_resume(directory, again, only)}")
         if selected is not None and selected.ignored:
             click.echo(f"note: {selected.ignored}")
         sys.stdout.flush()

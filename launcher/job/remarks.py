@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from launcher.memory.predict import CONTEXT
 from launcher.record.find import list_runs
 from launcher.record.journal import read_status
 from launcher.record.request import device_need
+from launcher.record.retry import HOPELESS
 from launcher.record.reuse import EqualRun
 from launcher.record.states import ENDED, GOOD
 
@@ -139,14 +140,21 @@ def reused_runs(equal: Mapping[str, EqualRun], serving: Mapping[str, Path]) -> l
     return lines
 
 
-def on_resume(directory: Path, again: Sequence[str]) -> str:
-    """Message of `resume`, which has queued the runs `again`."""
+def on_resume(directory: Path, again: Sequence[str], only: Collection[str] | None = None) -> str:
+    """Message of `resume`, which has queued the runs `again`. `only`: the runs that it could choose from; None: all."""
     if again:
-        return f"continuing; {len(again)} runs queued again: {listed(again)}"
-    states = [read_status(run_dir).state for run_dir in list_runs(directory)]
-    if set(states) <= GOOD:
-        return f"all {len(states)} runs are finished; nothing to do"
-    if set(states) <= ENDED:
-        bad = sum(state not in GOOD for state in states)
-        return f"all {len(states)} runs have ended; {bad} had a bad configuration or bad data and are never repeated"
-    return "continuing; no run is queued again"
+        return f"continuing; {len(again)} {'run' if len(again) == 1 else 'runs'} queued again: {listed(again)}"
+    status = {run_dir.name: read_status(run_dir) for run_dir in list_runs(directory)}
+    if {last.state for last in status.values()} <= GOOD:
+        return f"all {len(status)} runs are finished; nothing to do"
+    if not {last.state for last in status.values()} <= ENDED:
+        return "continuing; no run is queued again"
+    never = [name for name, last in status.items() if last.figures.get("exit_code") in HOPELESS]
+    later = [name for name, last in status.items() if last.state not in GOOD and name not in never]
+    parts = [f"nothing to do: {sum(last.state in GOOD for last in status.values())} of {len(status)} runs are finished"]
+    if never:
+        what = "configuration or data must be corrected, then submit again"
+        parts.append(f"never repeated: {listed(never)} ({what})")
+    if later and only is not None:
+        parts.append(f"not asked for: {listed(later)} (launcher resume {directory.name})")
+    return "; ".join(parts)

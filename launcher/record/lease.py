@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import sys
 import tempfile
 import threading
@@ -190,7 +191,7 @@ def _await_former(submission: Path, say: Say) -> Holder | None:
         return before
     say(
         f"{before.host} ran this submission last; checking for {EXPIRY:g} s whether it still does (if you know that it "
-        f"does not: launcher resume {submission.name} --take-over)"
+        f"does not: launcher resume {_at(submission)} --take-over)"
     )
     deadline = time.monotonic() + EXPIRY
     while time.monotonic() < deadline:
@@ -215,7 +216,7 @@ def _await_readable(submission: Path, say: Say) -> Holder | None:
             if isinstance(error, PermissionError) or time.monotonic() > deadline:
                 raise RunError(
                     f"{why}\nit names the launcher that runs this submission, so nothing was started. If no launcher "
-                    f"does: launcher resume {submission.name} --take-over"
+                    f"does: launcher resume {_at(submission)} --take-over"
                 ) from None
         if not said:
             say(f"{why}; trying again for {EXPIRY:g} s")
@@ -230,11 +231,16 @@ def _known(submission: Path) -> Holder | None:
     return None
 
 
+def _at(submission: Path) -> str:
+    """The words that name this submission on the command line, from any folder."""
+    return f"{submission.name} --runs {shlex.quote(str(submission.resolve().parent))}"
+
+
 def _refusal(submission: Path, holder: Holder | None) -> str:
     return (
         f"{submission.name}: another launcher is running this submission{_who(holder)}; "
-        f"see: launcher status {submission.name}\n"
-        f"if that launcher hangs or its host is down: launcher resume {submission.name} --take-over"
+        f"see: launcher status {_at(submission)}\n"
+        f"if that launcher hangs or its host is down: launcher resume {_at(submission)} --take-over"
     )
 
 

@@ -186,7 +186,7 @@ def test_an_error_of_the_system_names_the_file_first(
 
 def test_the_table_of_a_submission_is_made_of_what_was_found_once() -> None:
     run = {"name": "001-a", "state": "queued", "attempt": 1, "reason": "", "val_f1": None, "progress": {}}
-    table = watch.status_table({"submission": "one", "state": "running", "runs": [run]})
+    table = watch.status_table({"submission": "one", "state": "running", "seconds_left": None, "runs": [run]})
     assert table.title == "one: running" and table.row_count == 1
 
 

@@ -136,7 +136,7 @@ def test_resume_ends_an_orphan_says_so_and_continues(lab: Lab) -> None:
     lab.plan, lab.environment = {}, {"FAKE_GRACE": "0.5"}
     done = lab.launcher("resume", lab.machine())
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "001-resnet34: its launcher exec (process " in done.stdout and "1 runs queued again" in done.stdout
+    assert "001-resnet34: its launcher exec (process " in done.stdout and "1 run queued again" in done.stdout
     assert not alive(before)
     assert [event["state"] for event in read_events(run_dir(lab))][3:] == [
         "lost", "queued", "starting", "running", "succeeded"
@@ -359,7 +359,7 @@ def test_one_run_can_be_resumed_and_the_others_stay_as_they_are(lab: Lab) -> Non
     before = {"seed0": "failed", "seed1": "succeeded", "seed2": "queued"}
     assert lab.states() == {**before, "vote": "succeeded"}
     done = lab.launcher("resume", "1", lab.machine(), "--detach")
-    assert done.returncode == 0 and "continuing; 1 runs queued again: 001-seed0" in done.stdout, done
+    assert done.returncode == 0 and "continuing; 1 run queued again: 001-seed0" in done.stdout, done
     wait_for(lambda: lab.states() == {**before, "seed0": "succeeded", "vote": "succeeded"}, "its second attempt")
     told = lab.launcher("resume", "nosuch")
     assert told.returncode == 1 and "no submission 'nosuch'" in told.stderr and "no run 'nosuch'" in told.stderr

@@ -210,7 +210,10 @@ def test_a_person_can_take_over_from_a_host_that_is_down(tmp_path: Path, monkeyp
 
 def test_a_person_can_take_over_from_a_launcher_that_hangs_and_it_writes_no_more(tmp_path: Path) -> None:
     with lease.hold(tmp_path) as hanging:
-        with pytest.raises(RunError, match=f"resume {tmp_path.name} --take-over"), lease.hold(tmp_path):
+        with (
+            pytest.raises(RunError, match=f"resume {tmp_path.name} --runs {tmp_path.parent} --take-over"),
+            lease.hold(tmp_path),
+        ):
             pass
         with lease.hold(tmp_path, take_over=True) as mine:
             assert mine.fence == 2 and locks.is_locked(tmp_path / lease.LOCK)

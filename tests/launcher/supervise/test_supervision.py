@@ -114,13 +114,26 @@ def test_killed_with_9_the_supervisor_takes_no_run_along(lab: Lab) -> None:
     assert len(lab.journal("begin")) == 3, "nothing ran twice"
 
 
+def test_resume_of_a_finished_run_names_the_stopped_one(lab: Lab) -> None:
+    lab.plan = {"seed1": {"exit": 3}}
+    machine = lab.machine()
+    assert lab.launcher("submit", lab.job(seeds(2)), machine).returncode == 1
+    done = lab.launcher("resume", "1", machine)
+    name = lab.submission().name
+    assert (
+        f"{name}: nothing to do: 1 of 2 runs are finished; not asked for: 002-seed1 (launcher resume {name})\n"
+        in done.stdout
+    )
+
+
 def test_resume_says_when_nothing_is_left_to_do(lab: Lab) -> None:
     lab.plan = {"seed0": {"exit": 65}}
     job, machine = lab.job(seeds(2)), lab.machine()
     assert lab.launcher("submit", job, machine).returncode == 1
     again = lab.launcher("resume", machine)
-    said = "all 2 runs have ended; 1 had a bad configuration or bad data and are never repeated\n"
-    assert again.returncode == 1 and f"{lab.submission().name}: {said}" in again.stdout
+    said = "nothing to do: 1 of 2 runs are finished; never repeated: 001-seed0 (configuration or data must be corrected"
+    assert again.returncode == 1 and f"{lab.submission().name}: {said}, then submit again)\n" in again.stdout
+    assert said in lab.launcher("resume", "2", machine).stdout
     lab.plan = {}
     assert lab.launcher("submit", job, machine, "--fresh").returncode == 0
     again = lab.launcher("resume", machine)
