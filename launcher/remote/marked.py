@@ -70,7 +70,10 @@ def main() -> int:
     def write(piece: bytes) -> None:
         view = memoryview(piece)
         while view:
-            view = view[os.write(1, view) :]
+            try:
+                view = view[os.write(1, view) :]
+            except BlockingIOError:  # rsync shares this pipe and has made it non-blocking
+                select.select([], [1], [])
 
     process = subprocess.Popen(sys.argv[2:], stdout=subprocess.PIPE)
     assert process.stdout is not None
