@@ -249,8 +249,9 @@ def _drive(
             for run_dir, status in observed
             if status.state not in GOOD and (only is None or status.state in ENDED)
         ]
-        log = f"{directory.name}/{failed[0]} --runs {shown(directory.parent)}"
-        click.echo(f"not succeeded: {listed(failed)}; for the reason: launcher logs {log}")
+        if failed:  # empty if the run directories are gone
+            log = f"{directory.name}/{failed[0]} --runs {shown(directory.parent)}"
+            click.echo(f"not succeeded: {listed(failed)}; for the reason: launcher logs {log}")
     return code
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from launcher.base.errors import RunFileError
 from launcher.base.sizes import show_size
 from launcher.base.text import printable
 from launcher.record import trainer_files
@@ -111,6 +113,13 @@ RESULTS: Mapping[Kind, tuple[str, ...]] = {
     "analyze": ("analysis_results/report.html",),
 }
 """The files that a run of each kind leaves if it has succeeded: what later steps, `collect` and people read."""
+
+
+def forget_result(request: RunRequest, run_dir: Path) -> None:
+    """Before an attempt: remove the result of an earlier attempt, so that it cannot pass for one of this attempt.
+    Checkpoints stay."""
+    with suppress(RunFileError):
+        trainer_files.remove(run_dir, RESULTS[request.kind][0])
 
 
 def missing_results(request: RunRequest, run_dir: Path) -> str:

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from launcher.engines import orphans, secret_files
-from launcher.engines.outcome import EXIT_TAKEN, Overseer, StopSignals, last_error, verdict
+from launcher.engines.outcome import EXIT_TAKEN, Overseer, StopSignals, forget_result, last_error, verdict
 from launcher.host import processes, usage
 from launcher.memory.predict import device_limit
 from launcher.record import retry, trainer_files
@@ -63,6 +64,7 @@ def run_trainer(
         command.append(
             "resume=auto"
         )  # a retry continues from last.ckpt; the job's own resume= is for the first attempt
+    forget_result(request, run_dir)
     try:
         with trainer_files.append_log(run_dir) as log:
             log.write(f"--- attempt {status.attempt}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
@@ -151,7 +153,8 @@ def _wait(
             process.send_signal(signal.SIGCONT)  # a trainer that was stopped by Ctrl-Z ends, too
         if (deadline is not None and (now > deadline or times > 1)) or overseer.lost():
             killed = True
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has just ended
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def resolve(command: Sequence[str], runs_root: Path) -> list[str]:

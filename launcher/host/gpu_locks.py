@@ -159,7 +159,7 @@ def open_file(name: str, mode: int = 0o666) -> int:
             return descriptor
     finally:
         os.close(folder)
-    raise OSError(f"{path}: cannot be opened; remove it")
+    raise NoLockFileError(f"{path}: cannot be opened; remove it")
 
 
 def open_folder() -> int:

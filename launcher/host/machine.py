@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -120,7 +121,9 @@ def _limited(host: Machine, variable: str) -> Machine:
 
 
 def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip() not in NOTHING]
+    """The words in a list of GPUs. CUDA reads it to the first -1."""
+    read = re.split(r"(?:^|,)\s*-1\s*(?:,|$)", text)[0]
+    return [word.strip() for word in read.split(",") if word.strip() not in NOTHING]
 
 
 def _named(word: str, gpus: Sequence[Gpu]) -> list[Gpu]:

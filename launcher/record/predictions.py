@@ -20,6 +20,8 @@ from trainer.scores import intervals
 
 UNPACKED = 4 * LIMITS[PREDICTIONS]
 """Largest size in bytes of the arrays in a file of predictions."""
+CLASSES = 100_000
+"""The most classes."""
 LONGEST = 1000
 """Characters of the longest id, name or fingerprint."""
 
@@ -84,15 +86,19 @@ def _is_small(file: BufferedReader) -> bool:
 
 
 def _checked(content: Mapping[str, NDArray[Any]]) -> Predictions | None:
-    names = [str(name)[:LONGEST] for name in content["class_names"]]
+    class_names = content["class_names"]
+    if not (class_names.ndim == 1 and _is_text(class_names) and len(class_names) <= CLASSES):
+        return None
+    names = [str(name) for name in class_names]
     ids, targets, probabilities = content["ids"], content["targets"], content["probabilities"]
     corrupted = content.get("corrupted")
     cut = content["folds_fingerprint"] if "folds_fingerprint" in content else content["split_fingerprint"]
     valid = (
         len(set(names)) == len(names)
         and ids.ndim == 1
-        and ids.dtype.kind == "U"
-        and ids.itemsize <= 4 * LONGEST
+        and _is_text(ids)
+        and cut.ndim == 0
+        and _is_text(cut)
         and targets.shape == ids.shape
         and targets.dtype.kind in "iu"
         and (not len(ids) or (int(targets.min()) >= 0 and int(targets.max()) < len(names)))
@@ -112,6 +118,11 @@ def _checked(content: Mapping[str, NDArray[Any]]) -> Predictions | None:
         tuple(sorted(names)),
         str(cut)[:LONGEST],
     )
+
+
+def _is_text(values: NDArray[Any]) -> bool:
+    """Whether these are texts of at most LONGEST characters. A size of 0 allows any number of them in a small file."""
+    return values.dtype.kind == "U" and 0 < values.itemsize <= 4 * LONGEST
 
 
 def _is_probability(values: NDArray[Any], shape: tuple[int, int]) -> bool:

@@ -458,12 +458,11 @@ def checked(content: Mapping[str, Any]) -> Figures:
 
 
 def run_of(path: Path) -> tuple[Path, str] | None:
-    """The run directory that a path leads into, and the path in it; None if it is in none."""
+    """The run directory that a path leads into, however deep, and the path in it; None if it is in none. The outermost
+    counts: a run can make a folder that looks like a run."""
     path = Path(os.path.abspath(path))  # noqa: PTH100  # keeps links
-    for parent in (path.parent, path.parent.parent):
-        if parent != parent.parent and folders.is_run(parent):
-            return parent, str(path.relative_to(parent))
-    return None
+    runs = [parent for parent in path.parents if parent != parent.parent and folders.is_run(parent)]
+    return (runs[-1], str(path.relative_to(runs[-1]))) if runs else None
 
 
 def open_named(path: Path) -> BufferedReader:
@@ -488,7 +487,7 @@ def is_usable(path: Path) -> bool:
 
 def ensemble_members(path: Path) -> list[Path]:
     """The checkpoints that an ensemble.json names, by paths relative to its folder; empty for any other file, and if it
-    cannot be read. One in a run directory may name only files of its runs folder."""
+    cannot be read. One in a run directory may name only files of runs in its runs folder."""
     if path.suffix != ".json":
         return []
     within = run_of(path)
@@ -501,4 +500,4 @@ def ensemble_members(path: Path) -> list[Path]:
     if within is None:
         return paths
     root = within[0].parent.parent
-    return [each for each in paths if each.is_relative_to(root) and is_usable(each)]
+    return [each for each in paths if each.is_relative_to(root) and run_of(each) and is_usable(each)]

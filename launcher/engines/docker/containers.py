@@ -22,7 +22,7 @@ from launcher.engines.docker.client import explain
 from launcher.engines.docker.connection import Connection
 from launcher.engines.docker.watched import ContainerAttempt, ending, sample_memory, state_at_end
 from launcher.engines.orphans import Executor
-from launcher.engines.outcome import GRACE
+from launcher.engines.outcome import GRACE, forget_result
 from launcher.host import account, gpu_locks, processes
 from launcher.host.gpu_locks import GpuLock
 from launcher.record import retry, trainer_files
@@ -153,6 +153,7 @@ class Containers:
                 # A failing engine may have started it anyway: two containers must not share a run directory.
                 for left in client.of_run(engine.client, run_dir):
                     left.remove(force=True, v=True)
+            forget_result(watched.request, run_dir)
             watched.id, warned = create.create(engine.client, engine.info, self.hooks.options(given))
             self.hooks.created(watched.id)
             engine.client.api.start(watched.id)

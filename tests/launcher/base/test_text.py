@@ -47,6 +47,12 @@ def test_a_log_in_pieces_is_the_log(text: bytes, size: int) -> None:
     assert joined == printable(text.decode())
 
 
+@pytest.mark.parametrize("begin", ["\x9d", "\x90", "\x1b]", "\x9b", "\x1b[", "\x1b", "\x98a", "\x1bP\x9d"])
+def test_a_log_of_beginnings_alone_is_read_once(begin: str) -> None:
+    """In time that grows with the square of the length, this would take an hour."""
+    assert "\x9d" not in printable(begin * 2**18 + "end") and printable(begin * 2**18 + "\n").endswith("\n")
+
+
 def test_a_sequence_without_an_end_is_not_waited_for() -> None:
     assert Pieces().text(b"\x1b]0;" + b"x" * 1000).endswith("xxx")
 

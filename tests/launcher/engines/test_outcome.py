@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from launcher.engines.outcome import RESULTS, verdict
+from launcher.record.find import list_runs
 from launcher.record.request import Kind, RunRequest
 from tests.launcher.conftest import Lab
 
@@ -59,3 +60,17 @@ def test_a_native_run_that_did_nothing_has_failed(lab: Lab) -> None:
     assert done.returncode == 1 and lab.states() == {"seed0": "failed", "seed1": "succeeded", "vote": "failed"}
     assert lab.status("1").reason.startswith("ended with exit code 0, but left no metrics.json and no best.ckpt")
     assert "left no ensemble.json" in lab.status("3").reason and "not succeeded: 001-seed0, 003-vote" in done.stdout
+
+
+def test_the_result_of_an_earlier_attempt_is_none_of_a_later_one(lab: Lab) -> None:
+    lab.plan = {"*": {"exit": 1}}
+    job = lab.job("matrix: {seed: [0]}\noverrides: {model: resnet34}\n")
+    done = lab.launcher("submit", job, "--engine", "native", lab.machine())
+    assert done.returncode == 1, done.stderr
+    run_dir = list_runs(lab.submission())[0]
+    (run_dir / "metrics.json").write_text('{"val_f1": 0.9}')
+    (run_dir / "best.ckpt").write_text("of the first attempt")
+    lab.plan = {"*": {"idle": True}}
+    assert lab.launcher("resume", lab.machine()).returncode == 1
+    assert lab.status("1").reason.startswith("ended with exit code 0, but left no metrics.json")
+    assert (run_dir / "best.ckpt").exists()

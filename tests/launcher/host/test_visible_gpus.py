@@ -55,6 +55,8 @@ def gpus(lab: Lab, *described: dict[str, Any], **environment: str) -> None:
         ("all", (), "has no GPU 'all'"),
         ("", (), ""),
         ("-1", (), ""),
+        ("1, -1,0", ("1",), ""),
+        ("-1,0", (), ""),
         ("NoDevFiles", (), ""),
     ],
 )

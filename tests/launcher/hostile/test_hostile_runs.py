@@ -237,6 +237,11 @@ def test_bombs_are_refused(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Non
         for number in range(2000):
             archive.writestr(f"{number:050}.npy", b"")
     assert predictions.load(stage.run_dir) is None
+    header = b"{'descr': '|V0', 'fortran_order': False, 'shape': (100000000000,), }"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("class_names", "ids", "targets", "probabilities", "split_fingerprint"):
+            archive.writestr(f"{name}.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    assert predictions.load(stage.run_dir) is None
     with (stage.run_dir / "log.txt").open("r+b") as log:  # holes are not read
         log.seek(8 * 2**40)
         log.write(b"the end\n")
@@ -249,7 +254,15 @@ def test_an_ensemble_of_a_run_names_only_files_of_the_runs_folder(stage: Stage) 
     """The Docker engine mounts the members into later runs."""
     outside = stage.victims / "secret"
     inside = stage.submission / RUNS[1] / "best.ckpt"
-    names = [f"../{RUNS[1]}/best.ckpt", str(outside), "../../../victims/secret", "evil/linked"]
+    (stage.run_dir / "a" / "b").mkdir(parents=True)
+    (stage.run_dir / "a" / "b" / "c.ckpt").symlink_to(outside)
+    (stage.run_dir / "a" / "b" / "folder").symlink_to(outside.parent)
+    (stage.run_dir / "a" / "run.json").write_text("{}")
+    (stage.run_dir / "a" / "events.jsonl").write_text("")
+    (stage.runs / ".cache").mkdir(exist_ok=True)
+    (stage.runs / ".cache" / "evil.ckpt").symlink_to(outside)
+    deep = ["a/b/c.ckpt", "a/b/folder", "a/b/folder/secret", "../../.cache/evil.ckpt", "a/b"]
+    names = [f"../{RUNS[1]}/best.ckpt", str(outside), "../../../victims/secret", "evil/linked", *deep]
     (stage.run_dir / "evil" / "linked").symlink_to(outside)
     (stage.run_dir / "ensemble.json").write_text(json.dumps({"members": [{"checkpoint": name} for name in names]}))
     assert trainer_files.ensemble_members(stage.run_dir / "ensemble.json") == [inside]
