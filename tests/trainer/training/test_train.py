@@ -392,7 +392,7 @@ def test_the_default_run_directory_is_below_outputs(
     monkeypatch.setenv("DATA_DIR", str(documents))
     assert main(["train", *TINY, "training.max_steps=1"]) == 0
     (made,) = (tmp_path / "outputs").iterdir()
-    assert made.name.endswith("-resnet34") and (made / "best.ckpt").exists()
+    assert made.name.endswith("-test_resnet") and (made / "best.ckpt").exists()
 
 
 def test_processes_that_load_images_end_with_the_run(
