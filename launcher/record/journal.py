@@ -68,9 +68,21 @@ def _parsed(content: bytes) -> list[dict[str, Any]]:
             event = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(event, dict) and event.get("state") in TRANSITIONS:
+        if isinstance(event, dict) and _is_event(event):
             events.append(event)
     return events
+
+
+def _is_event(event: Mapping[str, Any]) -> bool:
+    """Whether the fields that every event has are of their types: another user may have written an old journal."""
+    state, attempt, at, reason = (event.get(key) for key in ("state", "attempt", "time", "reason"))
+    return (
+        isinstance(state, str)
+        and state in TRANSITIONS
+        and isinstance(attempt, int | None)
+        and isinstance(at, int | float | None)
+        and isinstance(reason, str | None)
+    )
 
 
 def last_event(content: bytes) -> tuple[dict[str, Any] | None, int]:

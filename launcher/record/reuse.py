@@ -193,8 +193,12 @@ def equal_runs(wanted: Iterable[RunRequest], runs_root: Path) -> dict[str, Equal
     if not requests_by_key:
         return equal
     for directory in reversed(list_submissions(runs_root)):
-        for run_dir in list_runs(directory):
-            with suppress(RunError):
+        try:
+            run_dirs = list_runs(directory)
+        except OSError:  # another user's, and not readable
+            continue
+        for run_dir in run_dirs:
+            with suppress(RunError, OSError):  # damaged, or another user's and not readable: it serves nobody here
                 earlier = read_request(run_dir)
                 for request in requests_by_key.get((earlier.identity, earlier.data), ()):
                     stale = earlier.code != request.code

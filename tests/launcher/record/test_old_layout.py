@@ -70,6 +70,23 @@ def test_they_are_reused(old: Path) -> None:
     assert not (old / ".state").exists()
 
 
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder"])
+def test_one_that_cannot_be_read_serves_nobody_and_stops_nobody(old: Path, kind: str) -> None:
+    request = read_request(old / "001-seed0")
+    whole = old / "001-seed0" / "run.json"
+    whole.unlink()
+    {"pipe": os.mkfifo, "link": lambda path: path.symlink_to("/etc/passwd"), "folder": Path.mkdir}[kind](whole)
+    assert reuse.equal_runs([request], old.parent) == {}
+
+
+def test_events_of_wrong_types_are_left_out(old: Path) -> None:
+    run_dir = old / "002-seed1"
+    before = read_events(run_dir)
+    with (run_dir / "events.jsonl").open("a") as journal:
+        journal.write('{"state": []}\n{"state": "succeeded", "attempt": "x"}\n{"state": "lost", "time": {}}\n[1]\n')
+    assert read_events(run_dir) == before and read_status(run_dir).state == "failed"
+
+
 def test_a_change_moves_the_files_as_a_whole(old: Path) -> None:
     run_dir = old / "003-seed2"
     before = read_events(run_dir)
