@@ -286,7 +286,7 @@ def _line(**more: int) -> dict[str, int]:
 def trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
     """Counts the traces that are asked for, and answers them."""
     monkeypatch.undo()
-    monkeypatch.setenv("CACHE_DIR", str(tmp_path / "traces"))
+    monkeypatch.setenv("LAUNCHER_RUNS", str(tmp_path / "runs"))
     asked: list[list[str]] = []
 
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
