@@ -15,7 +15,7 @@ import albumentations as A
 import cv2
 import numpy as np
 
-from trainer.images.reading import Pixels
+from trainer.images.read_page import Pixels
 
 Generator = np.random.Generator
 

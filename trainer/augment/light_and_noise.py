@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.augment.warps import WHITE, PendingPage, borders, finish, image_of, lay_out, parameters, settle
-from trainer.images.reading import Pixels, Shape
+from trainer.images.read_page import Pixels, Shape
 
 NOISE_POOL = 2**22
 """Number of normal samples in the pool for noise fields."""

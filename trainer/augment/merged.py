@@ -22,7 +22,7 @@ import numpy as np
 
 from trainer.augment import light_and_noise
 from trainer.augment.warps import PendingPage, colour, finish, lay_out, move, parameters, turn, writable
-from trainer.images.reading import Pixels
+from trainer.images.read_page import Pixels
 
 ANY_RESOLUTION = (
     A.CLAHE,

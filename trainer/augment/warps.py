@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.images.reading import Pixels, Shape
+from trainer.images.read_page import Pixels, Shape
 
 Matrix = NDArray[np.float64]
 

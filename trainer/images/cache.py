@@ -35,9 +35,9 @@ from numpy.typing import NDArray
 
 from trainer.base.files import UMASK, write_json
 from trainer.images import cache_folder
-from trainer.images.reading import Pixels, Shape
+from trainer.images.read_page import Pixels, Shape
 
-VERSION = 1
+VERSION = 2
 STATE = struct.Struct("<BxHI")
 """1 if the pixels are present; how often they were decoded; their CRC-32."""
 PATIENCE = 20.0

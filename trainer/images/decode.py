@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
+import PIL
+from PIL import features
 
-from trainer.images import cache_folder, reading
+from trainer.images import cache_folder
 from trainer.images.cache import VERSION, Decoded, Wanted, open_cache
-from trainer.images.reading import Pixels, Shape
+from trainer.images.read_page import Pixels, Source, fitted, page_shape, read_page
+
+DECODERS = (PIL.__version__, features.version("jpg"), cv2.__version__)
+"""Other versions may decode other pixels."""
 
 
 @dataclass(frozen=True)
@@ -39,26 +43,10 @@ class Limit:
             return None
         return cls(longest, int(arguments.get("interpolation", cv2.INTER_LINEAR)))
 
-    def fitted(self, shape: Shape) -> Shape:
-        """The shape after the resize to `longest`, rounded as in albumentations."""
-        scale = min(1.0, self.longest / max(shape))
-        return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
 
-
-def decode(path: Path, limit: Limit | None) -> Pixels:
-    """The image, (H, W, 3) uint8 RGB. The JPEG decoder first scales an image larger than `limit` to 1/8, 1/4 or 1/2;
-    this averages pixels that a linear resize would skip. Then the image is resized to `limit`.
-
-    Raises the errors of `reading.open_image`.
-    """
-    if limit is None:
-        return np.asarray(reading.open_image(path))
-    image, whole = reading.open_near(path, limit.longest)
-    height, width = limit.fitted(whole)
-    pixels: Pixels = np.asarray(image)
-    if pixels.shape[:2] != (height, width):
-        pixels = np.asarray(cv2.resize(pixels, (width, height), interpolation=limit.interpolation), dtype=np.uint8)
-    return pixels
+def decode(file: Source, limit: Limit | None) -> Pixels:
+    """The image, (H, W, 3) uint8 RGB, within `limit`: see `read_page`. Raises OSError or ValueError."""
+    return read_page(file) if limit is None else read_page(file, limit.longest, limit.interpolation)
 
 
 class Images:
@@ -76,8 +64,8 @@ class Images:
         return self.cache.get(row, lambda: decode(self.paths[row], self.limit))
 
     def whole(self, row: int) -> Pixels:
-        """The image with all pixels of the file. From the cache if the image is not larger than the limit."""
-        if self.limit is None or max(reading.shape(self.paths[row])) <= self.limit.longest:
+        """The image with the pixels of the file, up to `LARGEST_SIDE`. From the cache if it is within the limit."""
+        if self.limit is None or max(page_shape(self.paths[row])) <= self.limit.longest:
             return self(row)
         return decode(self.paths[row], None)
 
@@ -96,10 +84,12 @@ def shared(
     if root is None or gigabytes == 0:
         return Images(paths, limit)
     order = sorted(range(len(ids)), key=ids.__getitem__)
-    whole = [reading.shape(paths[row]) for row in order]
-    shapes = whole if limit is None else [limit.fitted(shape) for shape in whole]
+    longest = None if limit is None else limit.longest
+    shapes = [fitted(page_shape(paths[row]), longest) for row in order]
     kind = "whole" if limit is None else f"{limit.longest}px-{limit.interpolation}"
-    key = hashlib.sha256(repr((VERSION, fingerprint, [ids[row] for row in order], shapes)).encode()).hexdigest()
+    key = hashlib.sha256(
+        repr((VERSION, DECODERS, fingerprint, [ids[row] for row in order], shapes)).encode()
+    ).hexdigest()
     wanted = Wanted(
         f"{key[:16]}-{kind}",
         shapes,
@@ -107,7 +97,7 @@ def shared(
         {
             "data_fingerprint": fingerprint,
             "folder": str(paths[0].parent) if paths else "",
-            "size": limit and limit.longest,
+            "size": longest,
         },
     )
     most = cache_folder.default_limit(root) if gigabytes is None else int(gigabytes * 10**9)

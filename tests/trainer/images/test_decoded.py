@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tests.trainer.conftest import draw
 from trainer.images import cache as decoded
 from trainer.images import cache_folder, decode
+from trainer.images.read_page import fitted
 
 LIMIT = decode.Limit(100, cv2.INTER_LINEAR)
 
@@ -233,7 +234,7 @@ def test_a_scan_is_decoded_small_and_looks_the_same(tmp_path: Path, orientation:
     whole: NDArray[np.uint8] = decode.decode(path, None)
     assert whole.shape == ((1754, 1240, 3) if orientation is None else (1240, 1754, 3))
     limit = decode.Limit(300, cv2.INTER_LINEAR)
-    height, width = limit.fitted(whole.shape[:2])
+    height, width = fitted(whole.shape[:2], 300)
     made = decode.decode(path, limit)
     assert made.shape == (height, width, 3) and max(height, width) == 300
     best = cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA).astype(float)
