@@ -67,6 +67,12 @@ class DataFolderError(RunError):
     exit_code = EXIT_DATA
 
 
+class DamagedFileError(RunError):
+    """A file that runs need exists, but its content is wrong: truncated, or of another format."""
+
+    exit_code = EXIT_DATA
+
+
 class RunFileError(RunError):
     """A file in a run directory cannot be used: it is missing, a link, no regular file, too large, or not readable."""
 

@@ -57,18 +57,21 @@ def examine(data: str | None, runs_root: Path) -> list[Check]:
 
 def _images(check: Check, data: str, runs_root: Path) -> Check:
     """The check of the data folder, with every image and label read, as submit does."""
-    from launcher.base.errors import DataFolderError
-    from launcher.engines import readiness
+    from launcher.engines import data_set
     from launcher.host.checks import Check
 
     if check.level != "ok":
         return check
-    try:
-        notes = readiness.check_images(data, "auto", "", own_cache(runs_root))
-    except DataFolderError as error:
-        return Check("data", "missing", str(error).replace("\n", "\n               "))
+    indent = "\n               "
+    answers = data_set.ask(data, "auto", "", own_cache(runs_root), configurations=[()])
+    if answers.errors:
+        return Check("data", "missing", indent.join(answers.errors))
+    if answers.unchecked:
+        return Check("data", "note", answers.unchecked[0].removeprefix("note: "))
     said = f"{check.said}: every image and label is readable"
-    return Check("data", "note", notes[0].removeprefix("note: ")) if notes else Check("data", "ok", said)
+    if of_defaults := [line for own in (*answers.configurations, *answers.notes) for line in own]:
+        return Check("data", "note", indent.join([f"{said}; a job with the default configuration:", *of_defaults]))
+    return Check("data", "ok", said)
 
 
 def _weights(runs_root: Path) -> Check:

@@ -41,7 +41,8 @@ def plan(
     data_notes = chosen.engine.check_data(data_dir, runs_root) if chosen and data_dir else []
     if chosen and not machine:
         chosen.engine.check_requests([run.request for run in planned if not run.why_not], want.job)
-    unchecked = readiness.check_planned(planned, data_dir, runs_root, chosen, offered)
+    blame = expansion.blame(want.job)
+    unchecked = readiness.check_planned(planned, data_dir, runs_root, chosen, offered, blame)
     if as_json:
         parallel = together.at_once(planned, offered, want.job.spec.max_parallel)
         print_json(remarks.plan_as_json(want.job, planned, offered, parallel))

@@ -81,7 +81,7 @@ def submit(
     equal, serving = reuse.split(completed, root, fresh, reuse_stale)
     new = [request for request in completed if request.name not in serving]
     chosen.engine.check_requests(new, job)
-    unchecked = readiness.check(new, root, chosen, lambda line: click.echo(line, err=True))
+    unchecked = readiness.check(new, root, chosen, lambda line: click.echo(line, err=True), expansion.blame(job))
     if not isinstance(chosen.engine, QueueEngine):
         account.check()
     directory = submission.create(job, completed, serving, root, data_dir, chosen)

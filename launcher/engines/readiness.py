@@ -3,66 +3,53 @@ all runs before the first starts."""
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import os
 import socket
-import subprocess
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.base.errors import DataFolderError, RunError
-from launcher.engines import process, registry
+from launcher.base.errors import DamagedFileError, RunError
+from launcher.engines import data_set, registry
 from launcher.engines.base import Choice, QueueEngine
-from launcher.host.checks import missing_packages
 from launcher.host.machine import Machine
-from launcher.record import folders
-from launcher.record.find import cache_dir, own_cache
+from launcher.job import named_files
+from launcher.record.find import cache_dir
 from launcher.record.request import RunRequest
-from trainer.base.errors import EXIT_DATA, EXIT_OK
-from trainer.base.files import to_bytes
 from trainer.config import timm_models
 
 if TYPE_CHECKING:
     from launcher.job.expansion import Planned
 
 HUB = "https://huggingface.co"
-QUIET = 5.0
-"""Seconds without a word about the images."""
 PATIENCE = 5.0
 """Seconds for a connection to the hub."""
 
 
-Say = Callable[[str], object]
-
-
-def check(requests: Sequence[RunRequest], runs_root: Path, chosen: Choice, say: Say) -> list[str]:
-    """Check what these runs need. Returns notes on what could not be checked. Calls `say` before a long wait. Raises
-    DataFolderError, RunError."""
-    trained = [request for request in requests if request.kind == "train"]
-    notes = []
-    for request in {(r.config.get("root") or r.data_dir, r.config.get("format"), r.data): r for r in trained}.values():
-        folder = str(request.config.get("root") or request.data_dir)
-        notes += check_images(
-            folder, str(request.config.get("format", "auto")), request.data, own_cache(runs_root), say
-        )
-    check_weights(trained, cache_dir(runs_root), chosen)
+def check(
+    requests: Sequence[RunRequest], runs_root: Path, chosen: Choice, say: data_set.Say, blame: data_set.Blame
+) -> list[str]:
+    """Check what these runs need. Returns notes on what could not be checked. Calls `say` before a long wait. `blame`
+    puts the place to blame before an error of a run. Raises DataFolderError, RunError."""
+    notes = data_set.check(requests, runs_root, say, blame)
+    check_weights([request for request in requests if request.kind == "train"], cache_dir(runs_root), chosen)
     return notes
 
 
 def check_planned(
-    planned: Sequence[Planned], data_dir: str | None, runs_root: Path, chosen: Choice | None, machine: Machine
-) -> list[str]:
+    planned: Sequence[Planned], data_dir: str | None, runs_root: Path, chosen: Choice | None, machine: Machine,
+    blame: data_set.Blame,
+) -> list[str]:  # fmt: skip
     """The same for `plan`, which starts nothing: the data set if its folder is named, and a note on weights that could
     not be had. Raises DataFolderError."""
-    trained = [run.request for run in planned if run.request.kind == "train"]
-    notes: list[str] = []
-    for kind in sorted({str(request.config.get("format", "auto")) for request in trained}) if data_dir else ():
-        notes += check_images(str(data_dir), kind, "", own_cache(runs_root))
+    requests = [dataclasses.replace(run.request, data_dir=data_dir) for run in planned]
+    notes = data_set.check(requests, runs_root, lambda line: None, blame) if data_dir else []
     if not machine.declared:
+        trained = [request for request in requests if request.kind == "train"]
         try:
             check_weights(trained, cache_dir(runs_root), chosen or Choice(registry.engine("native"), machine, ""))
         except RunError as error:
@@ -70,59 +57,11 @@ def check_planned(
     return notes
 
 
-def check_images(folder: str, kind: str, digest: str, cache: Path, say: Say = lambda line: None) -> list[str]:
-    """Read every training image and label of a data folder with the trainer. Returns notes if that is not possible.
-    Calls `say` if it takes long.
-
-    `kind` is the value of `data.format`. A file in `cache`, which no run can write to, remembers a good data set by the
-    `digest` of its content (empty: unknown). Raises DataFolderError with the errors, each with its file and row.
-    """
-    passed = cache / "checked" / f"data-{digest}-{kind}"
-    if digest and passed.exists():
-        return []
-    if missing_packages():
-        return [
-            f"note: {folder}: its images are not checked here, where the trainer is not installed; each run does so"
-        ]
-    command = [*process.ENTRY, "check-data", "--quick", "--data", folder, f"data.format={kind}"]
-    environment = {**os.environ, "CACHE_DIR": str(cache)}
-    try:
-        code, said = _result(command, environment, lambda: say(f"{folder}: reading every image, once for all runs …"))
-    except OSError as error:
-        return [f"note: {folder}: its images could not be checked ({error.strerror}); each run does so"]
-    if code == EXIT_DATA:
-        raise DataFolderError(said.removeprefix("error: "))
-    if code != EXIT_OK:
-        last = said.removeprefix("error: ").splitlines()[-1:] or [f"exit code {code}"]
-        return [f"note: {folder}: its images could not be checked ({last[0]}); each run does so"]
-    if digest:
-        with contextlib.suppress(OSError):
-            passed.parent.mkdir(parents=True, exist_ok=True)
-            folders.write(passed, to_bytes(f"{folder}\n"), 2)
-    return []
-
-
-def _result(command: Sequence[str], environment: dict[str, str], tell: Callable[[], object]) -> tuple[int, str]:
-    """Exit code and errors of a command. Calls `tell` after some seconds. Raises OSError."""
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
-    )
-    try:
-        try:
-            errors = process.communicate(timeout=QUIET)[1]
-        except subprocess.TimeoutExpired:
-            tell()
-            errors = process.communicate()[1]
-    finally:  # also after Ctrl-C
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-    return process.returncode, errors.decode(errors="surrogateescape").strip()
-
-
 def check_weights(trained: Sequence[RunRequest], cache: Path, chosen: Choice) -> None:
-    """Raises RunError if runs need pretrained weights that are neither stored nor can be downloaded."""
+    """Raises RunError if runs need pretrained weights that are neither stored nor can be downloaded, or are stored in a
+    damaged file."""
     baked = chosen.image.weights if chosen.image else ""
+    check_stored({request.fetches for request in trained if request.fetches}, cache, baked, chosen)
     wanted: dict[str, list[RunRequest]] = {}
     for request in trained:
         if request.fetches and not is_stored(request.fetches, cache, baked, chosen.contained):
@@ -148,6 +87,16 @@ def check_weights(trained: Sequence[RunRequest], cache: Path, chosen: Choice) ->
         raise RunError(f"{absent}, and {why}. Connect this machine, {remedy}")
 
 
+def check_stored(names: Collection[str], cache: Path, baked: str, chosen: Choice) -> None:
+    """Raises DamagedFileError if a run would take its weights from a file that cannot have any."""
+    if chosen.machine.declared and not isinstance(chosen.engine, QueueEngine):
+        return
+    files = [cache / "weights" / f"{name}.safetensors" for name in sorted(set(names) - set(baked.split(",")))]
+    faults = [f"{path}: {why}" for path in files if path.is_file() and (why := named_files.wrong(path))]
+    if faults:
+        raise DamagedFileError("\n".join([*faults, "correct or remove these files of the weights' cache"]))
+
+
 def is_stored(name: str, cache: Path, baked: str = "", contained: bool = False) -> bool:
     """Whether a run finds the weights of timm's `name` without a network. `baked` are the names in its image. A link
     that leads out of the cache is of no use to a container, which sees nothing there."""
@@ -164,7 +113,15 @@ def is_stored(name: str, cache: Path, baked: str = "", contained: bool = False) 
         return True
     repository = timm_models.hub_repository(name) or f"timm/{name}"
     stored = [folder / f"models--{repository.replace('/', '--')}" for folder in folders]
-    return any(path.is_dir() and not (contained and leads_out(path, cache)) for path in stored)
+    return any(_has_snapshot(path) and not (contained and leads_out(path, cache)) for path in stored)
+
+
+def _has_snapshot(folder: Path) -> bool:
+    """Whether a repository in the hub client's cache has weights. A download that was cut short leaves a folder
+    without."""
+    return any(
+        path.suffix in (".safetensors", ".bin", ".pth") for path in folder.glob("snapshots/*/*") if path.exists()
+    )
 
 
 def leads_out(path: Path, cache: Path) -> bool:

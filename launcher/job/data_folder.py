@@ -11,9 +11,10 @@ from launcher.job.expansion import Planned
 
 
 def find_data(option: str | None, planned: Sequence[Planned]) -> str | None:
-    """The data folder of the runs: --data, $DATA_DIR or ./data; None if every run names its own.
+    """The data folder of the runs: --data, $DATA_DIR or ./data. If every run names its own: the one of the steps, which
+    is also the runs' if they name the same; None if there is no step.
 
-    Raises DataFolderError if a folder is missing, or has nothing to train on.
+    Raises DataFolderError for each folder that is missing, or has nothing to train on.
     """
     shared = option or os.environ.get("DATA_DIR") or "data"
     of_shared = "--data" if option else "DATA_DIR" if os.environ.get("DATA_DIR") else "the default"
@@ -22,15 +23,27 @@ def find_data(option: str | None, planned: Sequence[Planned]) -> str | None:
     for config in trained:
         folder = (config["root"], "data.root") if config.get("root") else (shared, of_shared)
         wanted.setdefault(folder, set()).add(config["format"])
-    if not trained:  # steps alone
-        wanted[(shared, of_shared)] = set()
-    for (name, source), formats in sorted(wanted.items()):
-        if why := _why_no_data(Path(name).expanduser(), formats):
-            raise DataFolderError(
-                f"{name}: the data folder ({source}) {why}; give one with --data DIR or DATA_DIR, "
-                f"or create sample data: python -m trainer sample-data {name if why == 'does not exist' else 'DIR'}"
-            )
-    return str(Path(shared).expanduser().resolve()) if (shared, of_shared) in wanted else None
+    steps = [run.request for run in planned if run.request.kind != "train"]
+    if not trained or (steps and of_shared != "the default"):  # the steps' own
+        wanted.setdefault((shared, of_shared), set())
+    errors = [
+        f"{name}: the data folder ({source}) {why}; give one with --data DIR or DATA_DIR, "
+        f"or create sample data: python -m trainer sample-data {name if why == 'does not exist' else 'DIR'}"
+        for (name, source), formats in sorted(wanted.items())
+        if (why := _why_no_data(Path(name).expanduser(), formats))
+    ]
+    if errors:
+        raise DataFolderError("\n".join(errors))
+    if (shared, of_shared) in wanted:
+        return str(Path(shared).expanduser().resolve())
+    predicting = next((step for step in steps if step.kind == "predict"), None)
+    if predicting and len(wanted) > 1:
+        folders = ", ".join(sorted(name for name, _ in wanted))
+        raise DataFolderError(
+            f"{predicting.name}: which test images? The runs have several data folders ({folders}); give the folder of "
+            "the test images with --data DIR"
+        )
+    return str(Path(next(iter(wanted))[0]).expanduser().resolve()) if steps and len(wanted) == 1 else None
 
 
 def _why_no_data(folder: Path, formats: set[str]) -> str | None:

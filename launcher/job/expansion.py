@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.base.errors import JobError, RunError
+from launcher.base.errors import DamagedFileError, JobError, RunError
 from launcher.base.sizes import show_size
 from launcher.host.machine import Machine
-from launcher.job import folds, matrix, steps
+from launcher.job import folds, matrix, named_files, steps
 from launcher.job.document import COMMAND_LINE, in_order
+from launcher.job.equal_runs import EqualRuns
 from launcher.job.spec import PRIORITY, Job
 from launcher.memory import fitting
-from launcher.record import reuse
+from launcher.record import reuse, trainer_files
 from launcher.record.find import find_submission, fits
 from launcher.record.request import Resources, Retry, RunRequest
 from trainer.base import loading
-from trainer.base.errors import ConfigError, nearest
-from trainer.config import timm_models
+from trainer.base.errors import ConfigError
 from trainer.config.compose import compose
 from trainer.config.plain import view
-from trainer.config.schema import Config
+from trainer.config.schema import Config, DataConfig
 
+SPLITTING = ("val_fraction", "split_seed", "group_column", "allowed_leaks")
+"""Fields of the data's configuration that determine the split, beside folds."""
 CPU_CORES = 4
 """Default number of cores of a run on the CPU. More cores help a small model little."""
 
@@ -45,7 +46,8 @@ class Planned:
 def expand(job: Job, machine: Machine, cpu_only: bool = False, runs_root: Path | None = None) -> list[Planned]:
     """Every run and step of the job, composed and checked, training runs first. `runs_root` keeps traces of memory.
 
-    Raises JobError with every error of every run, without duplicates, each at the line of its value.
+    Raises JobError with every error of every run, without duplicates, each at the line of its value. Raises
+    DamagedFileError if the only errors are files that have no weights.
     """
     spec = job.spec
     if too_many := matrix.too_many(job.matrix, spec.exclude, spec.include):
@@ -71,7 +73,9 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False, runs_root: Path |
     resources, why_not, place = _resources(job, machine, cpu_only)
     width = max(3, len(str(len(entries))))
     planned: list[Planned] = []
-    checked: dict[str, str | None] = {}
+    needed = named_files.NamedFiles(job, machine, runs_root)
+    damaged: list[str] = []
+    equal = EqualRuns(entries, [*spec.overrides, *(word.partition("=")[0] for word in job.overrides)])
     for index, (entry, priority) in enumerate(zip(entries, priorities, strict=True), start=1):
         words, origins = _overrides(job, entry, positions)
         try:
@@ -79,14 +83,18 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False, runs_root: Path |
         except ConfigError as error:
             errors += [_attributed(line, origins, job) for line in str(error).split("\n")]
             continue
-        errors += [_attributed(line, origins, job) for line in _absent(composed, job, machine, checked)]
+        for fault in needed.faults(composed):
+            (damaged if fault.damaged else errors).append(_attributed(fault.text, origins, job))
         summary = _summary(composed, words)
         name = matrix.run_name(index, entry.values, keys, summary["model"])
+        name = name.zfill(len(name) + width - len(name.split("-")[0]))
         plain = view(composed)
+        identity = reuse.identity(plain)
+        equal.add(index, name, plain, identity, origins)
         # The identity excludes the micro-batch that this adds: on another machine it is the same run.
         fit = fitting.fit(composed, resources, machine, runs_root)
         request = RunRequest(
-            name=name.zfill(len(name) + width - len(name.split("-")[0])),
+            name=name,
             index=index,
             kind="train",
             command=["train", *words, *fit.words],
@@ -95,7 +103,7 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False, runs_root: Path |
             fetches=composed.model.name if composed.model.pretrained and not composed.model.weights else None,
             **common,
             priority=priority,
-            identity=reuse.identity(plain),
+            identity=identity,
             configuration=folds.configuration(words) if composed.data.folds else "",
             config=summary,
             predicted_memory=fit.predicted,
@@ -107,8 +115,11 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False, runs_root: Path |
             planned.append(Planned(request, f"{machine.name}: {fit.why_not}", where, fit))
         else:
             planned.append(Planned(request, why_not, place, fit))
+    errors += equal.errors(job.matrix, lambda path: _place(path, job))
     if errors:
-        raise JobError(in_order(errors))
+        raise JobError(in_order([*errors, *damaged]))
+    if damaged:
+        raise DamagedFileError(in_order(damaged))
     return planned + _steps(job, [p.request for p in planned], resources)
 
 
@@ -126,7 +137,7 @@ def all_errors(error: JobError) -> JobError:
         return error
     try:
         expand(error.sound, Machine("any", 1, 0), cpu_only=True)
-    except JobError as more:
+    except (JobError, DamagedFileError) as more:
         return JobError(in_order([*str(error).split("\n"), *str(more).split("\n")]))
     return error
 
@@ -202,47 +213,23 @@ def _attributed(line: str, origins: dict[str, tuple[str | int, ...] | None], job
     return f"{_place(origins[to_blame], job)}: {line}"
 
 
-def _absent(composed: Config, job: Job, machine: Machine, checked: dict[str, str | None]) -> list[str]:
-    """Errors of the model's name and of files that the run needs. `checked` remembers those of equal words."""
-    wanted = [(f"model.name={composed.model.name}", composed.model.name)]
-    if not machine.declared:  # files of another machine cannot be seen here
-        wanted += [("model.weights", name) for name in [composed.model.weights] if name]
-        wanted += [("training.teachers", name) for name in composed.training.teachers]
-        wanted += [("resume", name) for name in [composed.resume] if name not in (None, "auto")]
-    errors = []
-    for key, name in wanted:
-        word = f"{key}={name}"
-        if word not in checked:
-            checked[word] = _no_model(name, job) if key.startswith("model.name") else _no_file(key, str(name))
-        errors.append(checked[word])
-    return [error for error in errors if error]
+def blame(job: Job) -> Callable[[RunRequest, str], str]:
+    """A function that puts the place of the value before an error of a run that its trainer would find. Errors that
+    name no value stay as they are."""
+    entries: list[matrix.Entry] = []
+    positions = _positions(job)
 
+    def placed(request: RunRequest, line: str) -> str:
+        if request.kind != "train":
+            offset = next((n for n, step in enumerate(job.spec.after) if request.name.endswith(f"-{step.name}")), 0)
+            return f"{job.document.place(('after', offset))}: {request.name.partition('-')[2]}: {line}"
+        if not re.match(r"(data|training|model)\.\w+[=:]", line):
+            return line
+        if not entries:  # expanded again, because most jobs have no such error
+            entries.extend(matrix.expand(job.matrix, job.spec.exclude, job.spec.include))
+        return _attributed(line, _overrides(job, entries[request.index - 1], positions)[1], job)
 
-def _no_model(name: str, job: Job) -> str | None:
-    try:
-        # An image of another maker may have another timm.
-        timm_models.check(name) if job.spec.image in ("auto", "cpu", "cuda") else None
-    except ConfigError as error:
-        return str(error)
-    return None
-
-
-def _no_file(key: str, name: str) -> str | None:
-    """Why the run could not read this file; None if it can."""
-    if name.startswith("@runs/"):
-        return None
-    path = Path(name).expanduser()
-    try:
-        if path.is_file():
-            if not os.access(path, os.R_OK):
-                return f"{key}={name}: you may not read this file"
-            return f"{key}={name}: the file is empty" if path.stat().st_size == 0 else None
-        if path.exists():
-            return f"{key}={name}: is not a file"
-        near = nearest(str(path), map(str, path.parent.iterdir())) if path.parent.is_dir() else ""
-    except (OSError, ValueError) as error:
-        return f"{key}={name}: cannot be read: {getattr(error, 'strerror', None) or error}"
-    return f"{key}={name}: no such file" + (f"; {near}" if near.startswith("did you mean") else "")
+    return placed
 
 
 def _origin(key: str, origins: Mapping[str, object]) -> str | None:
@@ -272,7 +259,15 @@ def _summary(composed: Config, words: Sequence[str]) -> dict[str, Any]:
         "weights": composed.model.weights,
         "teachers": composed.training.teachers,
         **({"folds": composed.data.folds, "fold": composed.data.fold} if composed.data.folds else {}),
+        **({"splitting": splitting} if (splitting := _splitting(composed)) else {}),
     }
+
+
+def _splitting(composed: Config) -> dict[str, Any]:
+    """Further values that determine the split and the number of steps, where they are not the default."""
+    values = {f"data.{field}": getattr(composed.data, field) for field in SPLITTING}
+    changed = {key: value for key, value in values.items() if value != getattr(DataConfig, key[5:], [])}
+    return changed if composed.training.drop_last else {**changed, "training.drop_last": False}
 
 
 def _resources(job: Job, machine: Machine, cpu_only: bool) -> tuple[Resources, str | None, str]:
@@ -393,12 +388,23 @@ def check_follows(job: Job, runs_root: Path) -> None:
 
 
 def check_sources(job: Job, runs_root: Path) -> None:
-    """Raises JobError if the job follows, or a step takes runs of, a submission that does not exist."""
+    """Raises JobError if the job follows, or a step takes runs of, a submission that does not exist, and
+    DamagedFileError if a checkpoint of these runs is damaged."""
     check_follows(job, runs_root)
+    errors, damaged = [], []
     for index, step in enumerate(job.spec.after):
-        if step.from_ is not None and step.from_.submission is not None and not job.spec.follows:
-            try:
-                steps.selected_runs(step.from_.model_dump(exclude_none=True), runs_root / "any")
-            except RunError as error:
-                place = job.document.place(("after", index, "from", "submission"))
-                raise JobError(f"{place}: after.{index}.from: {error}") from None
+        if step.from_ is None or step.from_.submission is None or job.spec.follows:
+            continue
+        place = f"{job.document.place(('after', index, 'from', 'submission'))}: after.{index}.from"
+        try:
+            runs = steps.selected_runs(step.from_.model_dump(exclude_none=True), runs_root / "any")
+        except RunError as error:
+            errors.append(f"{place}: {error}")
+            continue
+        if job.spec.image in named_files.OWN_IMAGES:
+            checkpoints = [run_dir / trainer_files.BEST for run_dir in (runs if step.step == "ensemble" else runs[:1])]
+            damaged += [f"{place}: {path}: {why}" for path in checkpoints if (why := named_files.wrong(path))]
+    if errors:
+        raise JobError(in_order([*errors, *damaged]))
+    if damaged:
+        raise DamagedFileError(in_order(damaged))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import dataclasses
 import json
 import sys
 from pathlib import Path
 
-from trainer.base.errors import EXIT_OK
-from trainer.base.files import check_folder, data_folder
+from trainer.base.errors import EXIT_DATA, EXIT_OK, DataError
+from trainer.base.files import check_folder, data_folder, json_text
 from trainer.cli import options
 from trainer.cli.imports import heavy
+from trainer.config.schema import DataConfig
 
 
 def check_data(arguments: list[str]) -> int:
@@ -22,17 +25,18 @@ def check_data(arguments: list[str]) -> int:
     options.add_output(parser)
     options.add_data(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for `train`: data.format=…")
-    parser.add_argument("--quick", action="store_true", help="only read the training images and labels; write nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="only read the training images and labels, and split them; write nothing"
+    )
+    parser.add_argument("--configurations", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--test", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--only-test", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print the content of check_data.json")
     args = parser.parse_intermixed_args(arguments)
     folder = None if args.root is None else str(args.root)
     config = options.composed(args.overrides, "check-data", folder).data
     if args.quick:
-        from trainer.data.table import data_root, read_training
-
-        root = data_root(config)
-        print(f"{root}: {len(read_training(root, config))} training images without errors")
-        return EXIT_OK
+        return _quick(args, config, folder)
     output = options.output_folder(args.output)
     data_folder(config.root)
 
@@ -44,6 +48,26 @@ def check_data(arguments: list[str]) -> int:
         report = check.write(checked, output)
     print(json.dumps(report, indent=2, ensure_ascii=False) if args.json else check.as_text(checked, report))
     check.refuse(checked, config)
+    return EXIT_OK
+
+
+def _quick(args: argparse.Namespace, base: DataConfig, folder: str | None) -> int:
+    """Print the number of images. With `--configurations`, which the launcher uses: the answers to the lists of
+    KEY=VALUE in the JSON on standard input, as JSON."""
+    from trainer.data import quick_check
+
+    lists = json.load(sys.stdin) if args.configurations else [["training.drop_last=false"]]  # only the data counts
+    configs = [options.composed([*args.overrides, *words], "check-data", folder) for words in lists]
+    with contextlib.redirect_stdout(sys.stderr if args.configurations else sys.stdout):  # keep notes out of the JSON
+        answers = quick_check.check(base, configs, not args.only_test, args.test)
+    if args.configurations:
+        print(json_text(dataclasses.asdict(answers)))
+        return EXIT_DATA if answers.all_errors() else EXIT_OK
+    if errors := answers.all_errors():
+        raise DataError("\n".join(errors))
+    for note in answers.configurations[0].notes:
+        print(f"warning: {note}")
+    print(f"{data_folder(base.root)}: {answers.images} training images without errors")
     return EXIT_OK
 
 

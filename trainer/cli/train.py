@@ -10,7 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.base.errors import EXIT_OK, ConfigError
+from trainer.base import model_files
+from trainer.base.errors import EXIT_OK, ConfigError, DataError
 from trainer.base.files import check_checkpoint, check_folder, data_folder, resume_file
 from trainer.cli import options
 from trainer.cli.imports import heavy
@@ -63,18 +64,31 @@ def config(arguments: list[str]) -> int:
 
 
 def check_files(config: Config) -> None:
-    """Check the model name and the files of a configuration, without torch. Raises ConfigError."""
+    """Check the model name and the files of a configuration, without torch. Raises ConfigError, and DataError for a
+    file that cannot have weights."""
     from trainer.config import timm_models
 
     weights = config.model.weights
-    if weights is not None and not Path(weights).expanduser().is_file():
-        raise ConfigError(f"model.weights={weights}: file not found")
+    if weights is not None:
+        path = Path(weights).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"model.weights={weights}: file not found")
+        _check_format(f"model.weights={weights}", path)
     for teacher in config.training.teachers:
+        path = Path(teacher).expanduser()
         try:
-            check_checkpoint(Path(teacher).expanduser())
+            check_checkpoint(path)
         except ConfigError as error:
             raise ConfigError(f"training.teachers: {error}") from None
+        _check_format(f"training.teachers={teacher}", path, ensembles=True)
+    if config.resume not in (None, "auto"):
+        _check_format(f"resume={config.resume}", Path(str(config.resume)).expanduser())
     timm_models.check(config.model.name)
+
+
+def _check_format(word: str, path: Path, ensembles: bool = False) -> None:
+    if why := model_files.fault(path, ensembles):
+        raise DataError(f"{word}: {why}")
 
 
 def _wants_help(arguments: Sequence[str]) -> bool:

@@ -65,6 +65,8 @@ def check(config: DataConfig) -> Checked:
     split = None
     try:
         split = split_images(train, config)
+        for note in split.notes:
+            print(f"warning: {note}")
     except DataError as error:
         faults = faults or str(error).splitlines()  # after a fix of these the split may work
     paths = [*train.paths, *test.paths]

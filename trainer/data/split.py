@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainer.base.errors import DataError
 from trainer.config.schema import DataConfig
 from trainer.data.table import Table
+
+Side = tuple[NDArray[np.intp], NDArray[np.intp]]
+"""Row numbers of the training and the validation images."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +26,11 @@ class Split:
 
     train: list[int]
     val: list[int]
-    fingerprint: str
+    fingerprint: str = ""
     folds_fingerprint: str | None = None
     """Fingerprint of the whole cut into folds, if there are folds. Folds with one fingerprint cover all images."""
+    notes: tuple[str, ...] = ()
+    """Of classes without a validation image, each with its remedy."""
 
 
 def split_images(table: Table, config: DataConfig) -> Split:
@@ -33,49 +40,107 @@ def split_images(table: Table, config: DataConfig) -> Split:
 
     Raises DataError if there are too few images or groups.
     """
+    sides = partition(table, config)
+    split = checked_side(table, config, sides)
+    names = [f"{image_id}={table.class_names[t]}" for image_id, t in zip(table.ids, table.targets, strict=True)]
+    return replace(
+        split,
+        fingerprint=_name_of(names, [split.train, split.val]),
+        folds_fingerprint=_name_of(names, [side for _, side in sides]) if config.folds else None,
+    )
+
+
+def partition(table: Table, config: DataConfig) -> list[Side]:
+    """The sides of every fold; of the one split without folds. Depends on no other key than `PARTITION`. Raises
+    DataError."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, StratifiedShuffleSplit
 
-    rows = np.arange(len(table))
+    _check_counts(table, config)
     if table.groups is not None:
         _check_groups(table, config)
-    seed, fold = config.split_seed, config.fold if config.folds else 0
+    rows, seed = np.arange(len(table)), config.split_seed
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about a class with fewer images than folds; see our own warning below
+            warnings.simplefilter("ignore")  # about a class with fewer images than folds; see our own note below
             if table.groups is not None:
-                folds = config.folds or max(2, round(1 / config.val_fraction))
-                grouped = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-                sides = list(grouped.split(rows, table.targets, table.groups))
-            elif config.folds:
-                sides = list(StratifiedKFold(config.folds, shuffle=True, random_state=seed).split(rows, table.targets))
-            else:
-                shuffle = StratifiedShuffleSplit(1, test_size=config.val_fraction, random_state=seed)
-                sides = list(shuffle.split(rows, table.targets))
-        train, val = sides[fold]
+                grouped = StratifiedGroupKFold(_folds(config), shuffle=True, random_state=seed)
+                return list(grouped.split(rows, table.targets, table.groups))
+            if config.folds:
+                return list(StratifiedKFold(config.folds, shuffle=True, random_state=seed).split(rows, table.targets))
+            shuffle = StratifiedShuffleSplit(1, test_size=config.val_fraction, random_state=seed)
+            return list(shuffle.split(rows, table.targets))
     except ValueError as error:
-        asked = f"data.folds={config.folds}" if config.folds else f"data.val_fraction={config.val_fraction}"
+        raise DataError(f"{_asked(config)}: {_size(table)} cannot be split: {error}") from None
+
+
+PARTITION = ("val_fraction", "split_seed", "folds", "group_column")
+"""The fields of the configuration that determine the partition."""
+
+
+def _folds(config: DataConfig) -> int:
+    """Number of parts that groups are distributed to."""
+    return config.folds or max(2, round(1 / config.val_fraction))
+
+
+def _asked(config: DataConfig) -> str:
+    return f"data.folds={config.folds}" if config.folds else f"data.val_fraction={config.val_fraction:g}"
+
+
+def _size(table: Table) -> str:
+    return f"{len(table)} images in {len(set(table.targets))} classes"
+
+
+def _check_counts(table: Table, config: DataConfig) -> None:
+    """Raises DataError, with our own words, if scikit-learn would refuse the numbers of images."""
+    counts, images = Counter(table.targets), len(table)
+    if not counts:
+        raise DataError(f"{_asked(config)}: there is no image to split")
+    largest, classes = max(counts.values()), len(counts)
+    if (config.folds or table.groups is not None) and largest < _folds(config):
+        better = f"data.folds={largest} or fewer" if config.folds else f"data.val_fraction={1 / largest:.2g} or more"
         raise DataError(
-            f"{len(table)} images in {len(table.class_names)} classes cannot be split with {asked}: {error}"
-        ) from None
+            f"{_asked(config)}: {_size(table)} cannot be split: a class has at most {largest} images, fewer than the "
+            f"{_folds(config)} parts; {f'use {better}' if largest > 1 else 'add images'}"
+        )
+    if config.folds or table.groups is not None:
+        return
+    val = math.ceil(images * config.val_fraction)
+    for number, side in ((val, "validation"), (images - val, "training")):
+        if number < classes:
+            raise DataError(
+                f"{_asked(config)}: {_size(table)} cannot be split: {side} gets {number}, and each class needs one "
+                f"there; {_better_fraction(images, classes)}"
+            )
+
+
+def _better_fraction(images: int, classes: int) -> str:
+    if images < 2 * classes:
+        return "add images"
+    low, high = math.ceil(100 * classes / images) / 100, math.floor(100 * (images - classes) / images) / 100
+    return f"use data.val_fraction={low:g}" + (f" to {high:g}" if high > low else "") + ", or add images"
+
+
+def checked_side(table: Table, config: DataConfig, sides: Sequence[Side]) -> Split:
+    """The split of `data.fold` in a partition, without fingerprints. Raises DataError."""
+    fold = config.fold if config.folds else 0
+    train, val = sides[fold]
     if not len(val):
-        raise DataError(f"data.fold={fold} has no image: too few groups for data.folds={config.folds}; use fewer folds")
+        what = f"data.fold={fold}: no image is in this fold"
+        raise DataError(f"{what}: too few groups for data.folds={config.folds}; use fewer folds, or add groups")
     counts = Counter(table.class_names[t] for t in table.targets)
     untrained, unseen = (sorted(counts.keys() - {table.class_names[table.targets[r]] for r in s}) for s in (train, val))
     if untrained:
-        raise DataError(f"no training image of class {', '.join(untrained)} in this split; use another data.split_seed")
-    for name in unseen:
-        hint = "fewer folds" if config.folds else "a larger data.val_fraction"
-        print(
-            f"warning: class {name} ({counts[name]} images) has no validation image in this split; its F1 is not "
-            f"measured; use {hint} or another data.split_seed"
+        raise DataError(
+            f"data.split_seed={config.split_seed}: no training image of class {', '.join(untrained)} in this split; "
+            "use another data.split_seed, or add images"
         )
-    names = [f"{image_id}={table.class_names[t]}" for image_id, t in zip(table.ids, table.targets, strict=True)]
-    return Split(
-        [int(r) for r in train],
-        sorted(int(r) for r in val),
-        _name_of(names, [train, val]),
-        _name_of(names, [side for _, side in sides]) if config.folds else None,
-    )
+    hint = "fewer folds" if config.folds else "a larger data.val_fraction"
+    notes = [
+        f"{_asked(config)}: class {name} ({counts[name]} images) has no validation image in this split; its F1 is not "
+        f"measured; use {hint}, or another data.split_seed"
+        for name in unseen
+    ]
+    return Split([int(r) for r in train], sorted(int(r) for r in val), notes=tuple(notes))
 
 
 def _name_of(names: Sequence[str], parts: Sequence[Iterable[int]]) -> str:

@@ -17,13 +17,14 @@ from torch.utils.data import DataLoader
 from trainer.augment.corruption import Corruption
 from trainer.augment.pipeline import Augmentation
 from trainer.base import cores, loading, provenance
-from trainer.base.errors import ConfigError, DataError, StoppedError
+from trainer.base.errors import ConfigError, StoppedError
 from trainer.base.figures import MAIN
 from trainer.base.files import check_folder, resume_file, write_text
 from trainer.config.plain import to_dict, to_yaml
 from trainer.config.schema import Config
 from trainer.data import duplicates, leaks, sampling
 from trainer.data.dataset import ImageDataset, collate
+from trainer.data.quick_check import check_batch
 from trainer.data.split import Split, split_images
 from trainer.data.table import Table, data_root, read_training, training_fingerprint
 from trainer.images import decode
@@ -114,19 +115,13 @@ def _inputs(config: Config, run_dir: Path) -> Inputs:
     val_view = ValidationView(plain, corruption, table.ids)
     split = split_images(table, config.data)
     leaks.refuse(table, split, duplicates.equal_files(table.paths), config.data.allowed_leaks)
-    _check_batch(config, len(split.train))
+    for note in split.notes:
+        print(f"warning: {note}")
+    check_batch(config.training, len(split.train))
     fingerprint = training_fingerprint(table)
     images = _images(config, table, fingerprint)
     _rehearse(table, split, images, train_view, plain)
     return Inputs(table, split, fingerprint, images, train_view, val_view)
-
-
-def _check_batch(config: Config, images: int) -> None:
-    if config.training.drop_last and images < config.training.batch_size:
-        raise DataError(
-            f"{images} training images are fewer than one batch of {config.training.batch_size}; "
-            f"use training.batch_size={max(1, images // 2)} or training.drop_last=false"
-        )
 
 
 def _images(config: Config, table: Table, fingerprint: str) -> tuple[Images, Images]:

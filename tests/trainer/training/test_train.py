@@ -155,7 +155,9 @@ def test_fewer_images_than_a_batch_is_a_data_error(
     tmp_path: Path, train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tmp_path / "run", "training.batch_size=64") == 65
-    assert "28 training images are fewer than one batch of 64; use training.batch_size=14" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "training.batch_size=64: 28 training images are fewer than one batch" in said
+    assert "use training.batch_size=14" in said
 
 
 def test_precision_and_optimizer_reach_the_training(
