@@ -12,10 +12,11 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from launcher.host import processes
 from launcher.host.processes import Process
@@ -64,12 +65,20 @@ def executor_of(run_dir: Path) -> Executor | None:
             content = json.loads(folders.read(folder, folders.LOCK))
         trainer = content["trainer"]
         read = Executor(
-            Process(**content["process"]), str(content["host"]), str(content["token"]),
-            None if trainer is None else Process(**trainer),
+            _process(content["process"]), str(content["host"]), str(content["token"]),
+            None if trainer is None else _process(trainer),
         )  # fmt: skip
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
     return read if read.host == processes.place() else None
+
+
+def _process(content: Mapping[str, Any]) -> Process:
+    """Raises KeyError, TypeError and ValueError."""
+    pid, started = content["pid"], content["started"]
+    if type(pid) is not int or not 0 < pid < 2**31 or not isinstance(started, str):
+        raise ValueError("no process")
+    return Process(pid, started)
 
 
 def orphaned(run_dir: Path) -> Executor | None:
@@ -81,15 +90,21 @@ def orphaned(run_dir: Path) -> Executor | None:
     return executor
 
 
-def processes_of(executor: Executor) -> list[Process]:
-    """The living processes of an attempt, without its executor and this process."""
+def processes_of(executor: Executor, run_dir: Path) -> list[Process]:
+    """The living processes of an attempt, without its executor and this process: by the variable, and by the run's
+    lock, which they may have inherited even if they threw the variable away."""
     roots = [executor.trainer] if executor.trainer is not None and processes.lives(executor.trainer) else []
     if roots and not processes.LINUX:
         roots += processes.of_group(roots[0].pid)
     if executor.token:
         roots += processes.with_variable(VARIABLE, executor.token)
+        roots += processes.lock_holders(_lock_of(run_dir), executor.process.pid)
     every = dict.fromkeys([*roots, *processes.descendants(roots)])
     return [process for process in every if process not in (executor.process, processes.this())]
+
+
+def _lock_of(run_dir: Path) -> Path:
+    return folders.state_folder(run_dir) / folders.LOCK
 
 
 def end(
@@ -154,7 +169,7 @@ def executed(
         with ExitStack() as stack:
             mine = stack.enter_context(run_locked(run_dir))
             if former is not None and (mine is not None or not processes.lives(former.process)):
-                _end_former(former, stopped, say)
+                _end_former(former, run_dir, stopped, say)
                 former = None
             if mine is not None or stopped() or time.monotonic() >= deadline:
                 yield mine
@@ -164,20 +179,26 @@ def executed(
             say(f"waiting for the run's lock, which {holder(run_dir)} holds")
 
 
-def _end_former(former: Executor, stopped: Callable[[], bool], say: Callable[[str], None]) -> None:
-    left = processes_of(former)
+def _end_former(former: Executor, run_dir: Path, stopped: Callable[[], bool], say: Callable[[str], None]) -> None:
+    left = processes_of(former, run_dir)
     if not left:
         return
     say(f"ending what an earlier attempt has left: {', '.join(map(processes.describe, left))}")
-    _, still = end(lambda: processes_of(former), 0, TERM, stopped)
+    _, still = end(lambda: processes_of(former, run_dir), 0, TERM, stopped)
     if still:
         say(f"these do not end: {', '.join(still)}")
 
 
+def unfamiliar(run_dir: Path, known: Collection[Process]) -> str:
+    """The processes that may hold the run's lock and are none of the `known` ones, for people; empty if there are
+    none."""
+    others = [process for process in processes.holders(_lock_of(run_dir)) if process not in known]
+    return ", ".join(processes.describe(process) for process in others if process.pid != os.getpid())
+
+
 def holder(run_dir: Path) -> str:
     """Who holds the run's lock, for people."""
-    path = folders.state_folder(run_dir) / folders.LOCK
-    others = [process for process in processes.holders(path) if process.pid != os.getpid()]
+    others = [process for process in processes.holders(_lock_of(run_dir)) if process.pid != os.getpid()]
     executor = executor_of(run_dir)
     if executor is not None and executor.process in others:
         others = [executor.process]

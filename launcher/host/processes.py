@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import sys
 from collections.abc import Collection, Iterable, Iterator
@@ -155,12 +156,31 @@ def with_variable(name: str, value: str) -> list[Process]:
 
 def holders(path: Path) -> list[Process]:
     """The processes that have the file open, as far as this user may look. Linux only."""
-    try:
-        real, status = os.path.realpath(path), path.stat()
-    except OSError:
-        return []
-    wanted = (status.st_dev, status.st_ino)
-    return [process for process, _ in (_all() if LINUX else ()) if _has_open(process.pid, real, wanted)]
+    return [process for process, _ in _open_descriptors(path)]
+
+
+def lock_holders(path: Path, acquired_by: int) -> list[Process]:
+    """The processes of this user that hold the file's lock (flock) because they inherited it from the process
+    `acquired_by`, which may have ended. Leaves out those that have only opened the file, and a process that took the
+    lock itself. Linux only: fdinfo of proc(5)."""
+    found = []
+    for process, descriptors in _open_descriptors(path):
+        for name in descriptors:
+            with suppress(OSError):
+                info = (PROC / str(process.pid) / "fdinfo" / name).read_text()
+                # In a container's own space of process numbers, one that has ended is 0.
+                takers = {int(number) for number in re.findall(r"^lock:.*\bFLOCK\b.* (\d+) \S+:\S+:\d+ ", info, re.M)}
+                if takers & {acquired_by, 0} and is_own(process):
+                    found.append(process)
+                    break
+    return found
+
+
+def is_own(process: Process) -> bool:
+    """Whether the process is this user's."""
+    with suppress(OSError):
+        return (PROC / str(process.pid)).stat().st_uid == os.geteuid()
+    return False
 
 
 def names_of_holders(path: Path) -> str:
@@ -168,16 +188,28 @@ def names_of_holders(path: Path) -> str:
     return ", ".join(describe(process) for process in holders(path)[:3] if process.pid != os.getpid())
 
 
-def _has_open(pid: int, real: str, wanted: tuple[int, int]) -> bool:
-    folder = PROC / str(pid) / "fd"
+def _open_descriptors(path: Path) -> Iterator[tuple[Process, list[str]]]:
+    """The processes that have the file open, each with its descriptors of the file."""
+    try:
+        real, status = os.path.realpath(path), path.stat()
+    except OSError:
+        return
+    wanted = (status.st_dev, status.st_ino)
+    for process, _ in _all() if LINUX else ():
+        if descriptors := _descriptors(process.pid, real, wanted):
+            yield process, descriptors
+
+
+def _descriptors(pid: int, real: str, wanted: tuple[int, int]) -> list[str]:
+    folder, found = PROC / str(pid) / "fd", []
     with suppress(OSError):
         for name in os.listdir(folder):  # noqa: PTH208  # thousands of names
             with suppress(OSError):
                 if str((folder / name).readlink()) == real:  # first the text: a file on a dead server is not touched
                     status = (folder / name).stat()
                     if (status.st_dev, status.st_ino) == wanted:
-                        return True
-    return False
+                        found.append(name)
+    return found
 
 
 def _group(pid: int) -> int | None:

@@ -42,6 +42,8 @@ class NativeEngine(SupervisedEngine):
         """Runs without their `launcher exec`, and when what is left of them is killed, by the monotonic clock."""
         self._orphans: dict[Path, tuple[str, str]] = {}
         """The same runs, and what is done with them, before and after."""
+        self._left: dict[str, str] = {}
+        """The names of the processes that outlive an executor, by its token."""
         self._trouble: str | None = None
 
     @property
@@ -104,7 +106,7 @@ class NativeEngine(SupervisedEngine):
             return status.state not in ENDED
         executor = orphans.orphaned(run_dir) if status.state != "queued" else None
         if executor is not None:
-            self._trouble = f"{_killed(executor)}, but processes of it go on; end them with: launcher stop"
+            self._trouble = self._goes_on(run_dir, executor)
             return True
         # A request to stop may come before a starting process can receive it.
         stopped = run_dir in self._asked or _stop_requested(run_dir)
@@ -116,6 +118,15 @@ class NativeEngine(SupervisedEngine):
                 clear_stop(run_dir)
             secret_files.take_back(run_dir, read_status(run_dir).attempt)
         return read_status(run_dir).state not in ENDED
+
+    def _goes_on(self, run_dir: Path, executor: Executor) -> str:
+        """That processes of a run outlive its `launcher exec`. Looks for them once: a host may have thousands."""
+        if executor.token not in self._left:
+            left = orphans.processes_of(executor, run_dir)
+            names = ", ".join(map(processes.describe, left[:3])) or orphans.holder(run_dir)
+            self._left[executor.token] = names
+        named = self._left[executor.token]
+        return f"{_killed(executor)}, but processes of it go on: {named}; end them with: launcher stop"
 
     def end_orphans(self, run_dirs: Sequence[Path], say: Callable[[str], None]) -> None:
         """See `SupervisedEngine.end_orphans`."""
@@ -138,19 +149,24 @@ class NativeEngine(SupervisedEngine):
             return
         first = run_dir not in self._ends
         deadline = self._ends.setdefault(run_dir, time.monotonic() + GRACE)
-        left = orphans.processes_of(executor) if first or at_once or time.monotonic() > deadline else []
+        left = orphans.processes_of(executor, run_dir) if first or at_once or time.monotonic() > deadline else []
         for one in left:
             if at_once or time.monotonic() > deadline:
                 processes.send(one, signal.SIGKILL)
             else:
                 orphans.request_end(one)
         if first:
-            names = ", ".join(map(processes.describe, left[:3])) or orphans.holder(run_dir)
-            was = _killed(executor)
-            self._orphans[run_dir] = (
-                f"{was}; ending what is left of it (at the latest in {GRACE:g} s): {names}",
-                f"{was}; ended what was left of it: {names}",
+            names = ", ".join(map(processes.describe, left[:3])) + (
+                f" and {len(left) - 3} more" if len(left) > 3 else ""
             )
+            was = _killed(executor)
+            now = [f"ending what is left of it (at the latest in {GRACE:g} s): {names}"] if left else []
+            after = [f"ended what was left of it: {names}"] if left else []
+            others = orphans.unfamiliar(run_dir, left)
+            if others or not left:
+                others = others or "a process that this user may not see"
+                now.append(f"not ended, because it may be none of this run's: {others}, which has the run's lock open")
+            self._orphans[run_dir] = "; ".join([was, *now]), "; ".join([was, *after])
 
     def taken(self) -> dict[str, str]:
         """See `SupervisedEngine.taken`. Runs of other engines on this host use GPUs, too."""

@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from launcher.base.errors import RunError
-from launcher.engines import orphans, registry
+from launcher.engines import orphans, outcome, registry
+from launcher.engines.process import _wait
 from launcher.host import gpu_locks, processes
 from launcher.record import folders
 from launcher.record.find import find_run, list_runs
@@ -157,6 +160,76 @@ def test_what_a_killed_exec_has_left_without_the_lock_ends_at_the_next_attempt(l
     assert process.wait(60) == 130
 
 
+def bare_orphan(lab: Lab, alone: bool = False) -> tuple[subprocess.Popen[str], int]:
+    """A run whose `launcher exec` is killed and whose trainer ends; a child with no variable and with init for a parent
+    goes on with the run's lock. `alone`: the supervisor is killed before. Returns the supervisor and the child."""
+    lab.plan = {"*": {"children": ["bare"], "seconds": 300}}
+    process = lab.start("submit", lab.job(seeds(1)), lab.machine())
+    wait_for(lambda: lab.journal("all left") and lab.status("1").state == "running", "a run")
+    if alone:
+        process.kill()
+        process.wait()
+    (left,), executor = lab.left(), orphans.executor_of(run_dir(lab))
+    assert executor is not None and executor.trainer is not None
+    os.kill(executor.process.pid, signal.SIGKILL)
+    wait_for(lambda: not processes.lives(executor.process) and not processes.lives(executor.trainer), "their ends")
+    return process, left
+
+
+@linux
+def test_stop_names_and_ends_what_holds_the_lock_and_has_no_variable(lab: Lab) -> None:
+    _, left = bare_orphan(lab, alone=True)
+    assert alive([left]) and is_run_locked(run_dir(lab))
+    with (run_dir(lab).parent / ".state" / run_dir(lab).name / "exec.lock").open():  # a reader is no holder
+        (run,) = json.loads(lab.launcher("status", "--json").stdout)["runs"]
+        assert run["state"] == "running" and f"processes of it go on: process {left} (" in run["reason"]
+        done = lab.launcher("stop", "--now")
+    assert done.returncode == 0 and not alive([left]), done.stdout + done.stderr
+    assert f"ended what was left of it: process {left} (" in lab.status("1").reason
+
+
+@linux
+def test_a_supervisor_names_and_ends_what_holds_the_lock_and_has_no_variable(lab: Lab) -> None:
+    lab.environment = {"FAKE_GRACE": "0.5"}
+    process, left = bare_orphan(lab)
+    output, _ = process.communicate(timeout=60)
+    assert lab.status("1").state == "lost" and not alive([left]), output
+    assert f"ending what is left of it (at the latest in 0.5 s): process {left} (" in output
+
+
+@linux
+def test_a_reader_and_another_users_holder_of_the_lock_are_named_and_not_signalled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "job" / "001-a"
+    folders.create_state(place)
+    lock = folders.state_folder(place) / "exec.lock"
+    code = "import fcntl, os, sys, time; file = open(sys.argv[1], 'a+'); {}; print(flush=True); time.sleep(300)"
+    taken = "fcntl.flock(file, fcntl.LOCK_EX); os.fork() and os._exit(0)"
+    started = [
+        subprocess.Popen([sys.executable, "-c", code.format(what), str(lock)], stdout=subprocess.PIPE)
+        for what in ("None", taken)
+    ]
+    for each in started:
+        assert each.stdout is not None and each.stdout.readline() == b"\n"
+    taker = started[1].pid
+    started[1].wait()
+    found = processes.holders(lock)
+    (reader,) = [process for process in found if process.pid == started[0].pid]
+    (holder,) = [process for process in found if process.pid not in (reader.pid, taker)]
+    try:
+        assert processes.lock_holders(lock, taker) == [holder]
+        assert processes.lock_holders(lock, taker + 1) == [], "another launcher exec that has taken the lock itself"
+        named = orphans.unfamiliar(place, [holder])
+        assert named.startswith(f"process {reader.pid} (") and str(holder.pid) not in named
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+        assert processes.lock_holders(lock, taker) == [], "only processes of this user are ended"
+    finally:
+        for pid in (reader.pid, holder.pid):
+            os.kill(pid, signal.SIGKILL)
+        started[0].wait()
+
+
 def test_an_exec_that_is_suspended_can_be_stopped(lab: Lab) -> None:
     lab.plan = {"*": {"seconds": 300}}
     process = lab.start("submit", lab.job(seeds(1)), lab.machine())
@@ -165,6 +238,35 @@ def test_an_exec_that_is_suspended_can_be_stopped(lab: Lab) -> None:
     os.kill(lab.status("1").figures["pid"], signal.SIGSTOP)
     assert lab.launcher("stop").returncode == 0
     assert process.wait(60) == 130 and lab.journal("stopped")
+
+
+def test_a_trainer_that_ends_just_before_it_is_killed_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process group is gone when the signal is sent."""
+    child = subprocess.Popen([sys.executable, "-c", ""], process_group=0)
+    child.wait()
+    waits = iter([subprocess.TimeoutExpired("trainer", 0.1), None])
+    asked: list[int] = []
+
+    class Trainer:
+        pid = child.pid
+
+        def wait(self, timeout: float) -> None:
+            if (error := next(waits)) is not None:
+                raise error
+
+        def terminate(self) -> None:
+            asked.append(1)
+
+        def send_signal(self, number: int) -> None:
+            asked.append(number)
+
+    class Overseer(outcome.Overseer):
+        def asked(self, signals: int) -> int:
+            return 2  # at once
+
+    signals = types.SimpleNamespace(times=2)
+    result = _wait(cast(Any, Trainer()), cast(Any, signals), None, Overseer({}))
+    assert result == (False, True) and asked == [1, signal.SIGCONT]
 
 
 # -- the run's lock
