@@ -93,6 +93,10 @@ def _accelerator() -> list[Check]:
     host = here()
     checks = [Check(f"gpu {gpu.label}", "ok", f"{gpu.name}, {(gpu.memory or 0) / GIB:.0f} GiB") for gpu in host.gpus]
     checks += [
+        Check(f"gpu {line.split()[1]}", "note" if host.gpus else "missing", line, "nvidia-smi; restart the host")
+        for line in host.lost
+    ]
+    checks += [
         Check(
             f"gpu {index}",
             "note",

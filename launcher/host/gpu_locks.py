@@ -206,6 +206,8 @@ def why_taken(gpu: str, index: int | None) -> str | None:
     held_by = holder(gpu)
     if held_by is not None:
         return f"held by {held_by}"
+    if index is not None and (words := nvml.why_lost(index)):
+        return f"lost (the driver says: {words})"
     used = nvml.memory_of_processes(index, gpu) if index is not None else 0
     if used is None:
         return "in use by other processes, which use an unknown amount of memory"

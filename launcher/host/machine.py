@@ -53,6 +53,8 @@ class Machine:
     """Read from a file or a built-in description, not detected on this host."""
     ignored: str = ""
     """Which words of CUDA_VISIBLE_DEVICES name no GPU of this host, as a text for people; else empty."""
+    lost: tuple[str, ...] = ()
+    """GPUs of this host that the driver has lost, each as a text for people. The others can be used."""
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -70,6 +72,13 @@ class Machine:
     def index(self, device: str) -> int | None:
         """The index by NVML of a device's GPU; None if it is no GPU of this host."""
         return None if self.declared else next((gpu.index for gpu in self.gpus if gpu.label == device), None)
+
+    def for_run_on(self, gpus: int) -> Machine:
+        """The machine with the devices that a run on so many GPUs can use: CUDA cannot use a MIG instance together
+        with another device."""
+        if gpus <= 1:
+            return self
+        return replace(self, gpus=tuple(gpu for gpu in self.gpus if gpu.instance is None))
 
     def describe(self) -> str:
         """One line."""
@@ -143,7 +152,7 @@ def _no_such(machine: Machine, words: Sequence[str]) -> str:
     several = [word for word in uuids if sum(gpu.uuid.startswith(word) for gpu in machine.gpus) > 1]
     if several:
         return f"'{several[0]}' is the beginning of several UUIDs; {machine.name} has: {', '.join(named)}"
-    have = f"it has: {', '.join(named)}" if named else "it has none"
+    have = "; ".join([f"it has: {', '.join(named)}" if named else "it has none", *machine.lost])
     return f"{machine.name} has no GPU {' or '.join(repr(word) for word in words)}; {have}"
 
 
@@ -154,12 +163,14 @@ def here() -> Machine:
     cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     memory = int(psutil.virtual_memory().total)
     mps = platform.system() == "Darwin" and platform.machine() == "arm64"
+    inventory = nvml.inventory()
     return Machine(
         platform.node() or "this host",
         min(cores, cpu_limit() or cores),
         min(memory, memory_limit() or memory),
-        tuple(Gpu(d.index, d.name, d.memory, d.uuid, d.instance, d.parent) for d in nvml.inventory()),
+        tuple(Gpu(d.index, d.name, d.memory, d.uuid, d.instance, d.parent) for d in inventory.devices),
         mps,
+        lost=tuple(f"GPU {index} cannot be used: the driver says: {words}" for index, words in inventory.lost.items()),
     )
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 MIG = "MIG-"
 """Prefix of the UUID of a MIG instance."""
+LOST = 15
+"""NVML_ERROR_GPU_IS_LOST."""
 
 
 @dataclass(frozen=True)
@@ -89,32 +91,60 @@ def session() -> Iterator[None]:
             _open = before
 
 
-def inventory() -> list[Device]:
-    """Every device; empty if no driver answers. Raises NVML's errors if the driver answers first and fails later."""
-    with ExitStack() as stack:
+@dataclass(frozen=True)
+class Inventory:
+    """The devices that can be used, and the driver's words on each GPU that cannot, by its index."""
+
+    devices: list[Device]
+    lost: dict[int, str]
+
+
+def inventory() -> Inventory:
+    """Every device; empty if no driver answers. A GPU that has fallen off the bus, for which every question fails, does
+    not hide the others."""
+    found = Inventory([], {})
+    with suppress(Exception), _library() as nvml:
+        for index in range(nvml.nvmlDeviceGetCount()):
+            try:
+                found.devices.extend(_inventory_of(nvml, index))
+            except Exception as error:  # NVML's errors have no common base class
+                found.lost[index] = str(error)
+    return found
+
+
+def _inventory_of(nvml: Any, index: int) -> list[Device]:
+    return [
+        Device(
+            index,
+            _text(nvml.nvmlDeviceGetName(handle)),
+            int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
+            _text(nvml.nvmlDeviceGetUUID(handle)),
+            instance,
+            _text(nvml.nvmlDeviceGetUUID(_handle(nvml, index))) if instance is not None else "",
+        )
+        for instance, handle in _devices(nvml, index)
+    ]
+
+
+def why_lost(index: int) -> str | None:
+    """The driver's words if the GPU `index` has fallen off the bus; else None, also if no driver answers."""
+    with suppress(Exception), _library() as nvml:
         try:
-            nvml = stack.enter_context(_library())
-        except Exception:
-            return []
-        return [
-            Device(
-                index,
-                _text(nvml.nvmlDeviceGetName(handle)),
-                int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
-                _text(nvml.nvmlDeviceGetUUID(handle)),
-                instance,
-                _text(nvml.nvmlDeviceGetUUID(_handle(nvml, index))) if instance is not None else "",
-            )
-            for index in range(nvml.nvmlDeviceGetCount())
-            for instance, handle in _devices(nvml, index)
-        ]
+            nvml.nvmlDeviceGetMemoryInfo(_handle(nvml, index))
+        except Exception as error:
+            is_lost = getattr(error, "value", None) == LOST or "lost" in str(error).lower()
+            return str(error) if is_lost else None
+    return None
 
 
 def divided_without_instances() -> list[int]:
     """Indices of the GPUs in MIG mode that have no MIG instance, so that CUDA cannot use them."""
+    divided = []
     with suppress(Exception), _library() as nvml:
-        return [index for index in range(nvml.nvmlDeviceGetCount()) if not _devices(nvml, index)]
-    return []
+        for index in range(nvml.nvmlDeviceGetCount()):
+            with suppress(Exception):  # a lost GPU
+                divided += [] if _devices(nvml, index) else [index]
+    return divided
 
 
 def _handle(nvml: Any, index: int) -> Any:
@@ -137,12 +167,12 @@ def _devices(nvml: Any, index: int) -> list[tuple[int | None, Any]]:
 
 
 def gpu_uses() -> list[GpuUse]:
-    """Use of every device of this host, without its run. The list ends before a GPU that is lost (fallen off the
-    bus)."""
+    """Use of every device of this host, without its run. Leaves out a GPU that is lost."""
     uses: list[GpuUse] = []
     with suppress(Exception), _library() as nvml:
         for index in range(nvml.nvmlDeviceGetCount()):
-            uses += [_gpu_use(nvml, index, instance, handle) for instance, handle in _devices(nvml, index)]
+            with suppress(Exception):
+                uses += [_gpu_use(nvml, index, instance, handle) for instance, handle in _devices(nvml, index)]
     return uses
 
 

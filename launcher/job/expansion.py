@@ -278,12 +278,13 @@ def _resources(job: Job, machine: Machine, cpu_only: bool) -> tuple[Resources, s
     cpus = default_cpus(machine, gpus, demand.share_gpu) if demand.cpus == "auto" else demand.cpus
     memory = None if demand.memory == "auto" else demand.memory
     cap = None if demand.gpu_memory == "auto" else demand.gpu_memory
-    large = [gpu for gpu in machine.gpus if gpu.memory is None or gpu.memory >= (cap or 0)]
+    usable = machine.for_run_on(gpus).gpus
+    large = [gpu for gpu in usable if gpu.memory is None or gpu.memory >= (cap or 0)]
     why, field = None, ""
     if gpus > len(devices):
-        hidden = f"; {machine.ignored}" if machine.ignored else ""
+        hidden = "".join(f"; {line}" for line in (*machine.lost, machine.ignored) if line)
         field, why = "gpus", f"{gpus} GPU requested, {len(devices)} available (--cpu trains without a GPU){hidden}"
-    elif gpus > 1 and machine.gpus and gpus > sum(gpu.instance is None for gpu in machine.gpus):
+    elif machine.gpus and gpus > len(usable):
         field, why = "gpus", f"{gpus} GPU requested, but CUDA can use one MIG instance only"
     elif cap is not None and gpus and machine.gpus and gpus > len(large):
         field, why = "gpu_memory", f"{gpus} GPU with {show_size(cap)} requested, {len(large)} available"

@@ -65,6 +65,7 @@ def fit(config: Config, resources: Resources, machine: Machine, runs_root: Path 
     gpus = resources.gpus
     if not gpus or config.device == "cpu" or micro_batch % gpus or training.batch_size % gpus:
         return Fit(micro_batch)  # the trainer refuses a batch that the devices cannot divide evenly
+    machine = machine.for_run_on(gpus)
     limits = budgets(machine, resources.gpu_memory)
     device = "cuda" if machine.gpus else "mps"
     precision = predict.precision_of(training.precision, device)

@@ -45,7 +45,8 @@ class Demand:
 class Capacity:
     """Resources of a machine, and the largest number of runs at once (None: as many as fit).
 
-    `device_memory` is bytes by device; the memory of a missing device is unknown.
+    `device_memory` is bytes by device; the memory of a missing device is unknown. `instances` are the devices that are
+    MIG instances: CUDA can use one of them and no other device beside it, so a run on several devices gets none.
     """
 
     devices: tuple[str, ...]
@@ -53,6 +54,7 @@ class Capacity:
     memory: int
     max_parallel: int | None = None
     device_memory: Mapping[str, int] = field(default_factory=dict)
+    instances: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -136,8 +138,10 @@ def why_never(demand: Demand, capacity: Capacity) -> str | None:
     large_enough = sum(holds(device, demand, capacity) for device in capacity.devices)
     if demand.gpus <= large_enough:
         return None
-    size = f" with {show_size(demand.gpu_memory)}" if demand.gpus <= len(capacity.devices) else ""
-    return f"it needs {demand.gpus} GPU{size}; this machine has {large_enough}"
+    whole = len([device for device in capacity.devices if demand.gpus <= 1 or device not in capacity.instances])
+    size = f" with {show_size(demand.gpu_memory)}" if demand.gpus <= whole else ""
+    what = "whole GPUs (several MIG instances cannot be used together)" if whole < len(capacity.devices) else "GPU"
+    return f"it needs {demand.gpus} {what}{size}; this machine has {large_enough}"
 
 
 def place(
@@ -173,6 +177,8 @@ def _leaves(demand: Demand, active: Sequence[Running], capacity: Capacity, other
 
 def holds(device: str, demand: Demand, capacity: Capacity, holders: Sequence[Demand] = ()) -> bool:
     """Whether the device has room for the run beside its present holders."""
+    if demand.gpus > 1 and device in capacity.instances:
+        return False
     memory = capacity.device_memory.get(device)
     if memory is not None and demand.gpu_memory > memory:
         return False

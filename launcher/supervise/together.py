@@ -34,7 +34,8 @@ def demand_of(request: RunRequest) -> Demand:
 def capacity_of(machine: Machine, max_parallel: int | None) -> Capacity:
     """What the scheduler has to know of a machine."""
     sizes = {gpu.label: gpu.memory for gpu in machine.gpus if gpu.memory}
-    return Capacity(machine.devices, machine.cpus, machine.memory, max_parallel, sizes)
+    instances = frozenset(gpu.label for gpu in machine.gpus if gpu.instance is not None)
+    return Capacity(machine.devices, machine.cpus, machine.memory, max_parallel, sizes, instances)
 
 
 def at_once(planned: Sequence[Planned], machine: Machine, max_parallel: int | None) -> int:

@@ -111,7 +111,7 @@ def _by_hand(run_dir: Path, request: RunRequest) -> tuple[dict[str, str], list[g
         append_event(run_dir, "lost", reason="its process ended without a message")
     if read_status(run_dir).state in ENDED:
         append_event(run_dir, "queued", status.attempt + 1, "executed by hand")
-    machine = select(None)
+    machine = select(None).for_run_on(request.resources.gpus)
     got: list[tuple[str, gpu_locks.GpuLock]] = []
     for device in machine.devices if request.resources.gpus else ():
         one = gpu_locks.acquire(machine.lock_name(device), str(run_dir)) if len(got) < request.resources.gpus else None
@@ -119,7 +119,7 @@ def _by_hand(run_dir: Path, request: RunRequest) -> tuple[dict[str, str], list[g
     if len(got) < request.resources.gpus:
         for _, one in got:
             one.close()
-        why = f"; {machine.ignored}" if machine.ignored else ""
+        why = "".join(f"; {line}" for line in (*machine.lost, machine.ignored) if line)
         raise RunError(
             f"{run_dir.name}: needs {request.resources.gpus} GPU; "
             f"this host has {len(machine.devices)}, {len(got)} free{why}"

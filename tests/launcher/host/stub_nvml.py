@@ -40,7 +40,10 @@ def nvmlDeviceGetCount() -> int:
 
 
 def nvmlDeviceGetHandleByIndex(index: int) -> dict:
-    return _gpus()[index]
+    gpu = _gpus()[index]
+    if gpu.get("lost"):
+        raise NVMLError("GPU is lost")
+    return gpu
 
 
 def nvmlDeviceGetHandleByUUID(uuid: str) -> dict:

@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
-from launcher.host import gpu_locks, nvml
+from launcher.base.errors import MachineError
+from launcher.host import checks, gpu_locks, machine, nvml
+from launcher.job import remarks, spec
 from tests.launcher.host import stub_nvml
 
 GIB = 2**30
@@ -55,3 +57,38 @@ def test_the_driver_is_opened_once_for_all_questions(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with nvml.session():
         assert nvml.memory_of_processes(0) == 0
+
+
+def several(monkeypatch: pytest.MonkeyPatch, *gpus: dict[str, object]) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", stub_nvml)
+    monkeypatch.setenv("STUB_GPUS", json.dumps([{"name": "A100", "gib": 80, **gpu} for gpu in gpus]))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+LOST: dict[str, object] = {"uuid": "GPU-b", "lost": True}
+SAID = "GPU 1 cannot be used: the driver says: GPU is lost"
+
+
+def test_a_lost_gpu_hides_no_other(monkeypatch: pytest.MonkeyPatch, locks: None) -> None:
+    several(monkeypatch, {"uuid": "GPU-a"}, LOST, {"uuid": "GPU-c", "instances": None})
+    host = machine.here()
+    assert host.devices == ("0", "2") and host.lost == (SAID,)
+    assert [use.uuid for use in nvml.gpu_uses()] == ["GPU-a", "GPU-c"]
+    assert nvml.divided_without_instances() == []
+    assert gpu_locks.why_taken("GPU-a", 0) is None
+    assert gpu_locks.why_taken("GPU-b", 1) == "lost (the driver says: GPU is lost)", "it was lost after the start"
+    with pytest.raises(MachineError, match=f"has no GPU '1'; it has: 0 .*; {SAID}"):
+        machine.select(None, "1")
+
+
+def test_doctor_and_notes_name_a_lost_gpu_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    several(monkeypatch, {"uuid": "GPU-a"}, LOST)
+    levels = [(check.what, check.level) for check in checks._accelerator()]
+    assert levels == [("gpu 0", "ok"), ("gpu 1", "note")]
+    job = spec.from_overrides(("model=resnet34",), (), {})
+    host = machine.here()
+    notes = remarks.before_start(job, [], host)
+    assert [note for note in notes if "lost" in note] == [f"note: {SAID}"]
+    several(monkeypatch, LOST)
+    (check,) = checks._accelerator()
+    assert check.level == "missing" and "GPU 0 cannot be used" in check.said, "none is left"

@@ -174,6 +174,16 @@ def test_two_runs_have_an_instance_each(lab: Lab) -> None:
     assert "job.yaml:3: resources.gpus: " in refused.stderr and "CUDA can use one MIG instance only" in refused.stderr
 
 
+def test_a_run_on_several_gpus_gets_no_mig_instance(lab: Lab) -> None:
+    gpus(lab, P400, DIVIDED, A100)
+    lab.plan = {"*": {"exit": 3}}
+    assert lab.launcher("submit", lab.job(seeds(1, "resources: {gpus: 2, cpus: 1}\n"))).returncode == 1
+    lab.launcher("exec", str(lab.submission() / "001-resnet34"))
+    submitted, by_hand = lab.journal("begin")
+    for event in (submitted, by_hand):
+        assert event["env"]["CUDA_VISIBLE_DEVICES"] == f"{P400['uuid']},{A100['uuid']}"
+
+
 def test_a_variable_that_names_nothing_known_is_told(lab: Lab) -> None:
     gpus(lab, P400, A100, CUDA_VISIBLE_DEVICES="MIG-4c60d78c")
     said = "CUDA_VISIBLE_DEVICES=MIG-4c60d78c: "

@@ -266,3 +266,17 @@ def test_on_average_it_is_better_than_first_in_first_out(family: str) -> None:
     fifo = means.pop("first in, first out")
     assert all(1 <= mean < fifo for mean in means.values())
     assert means["scheduler, durations unknown"] < 1.2 and means["scheduler, durations known"] < 1.1
+
+
+def test_a_run_on_several_devices_gets_no_mig_instance() -> None:
+    """CUDA can use one instance, and no other device beside it."""
+    capacity = Capacity(("0", "1:0", "1:1", "2"), 16, 10**12, instances=frozenset({"1:0", "1:1"}))
+    wide = Demand("wide", gpus=2)
+    assert choose([wide], {}, (), capacity) == [Start("wide", ("0", "2"))]
+    one = {"one": Running(Demand("one", gpus=1), ("0",))}
+    assert choose([wide], one, (), capacity) == []
+    assert choose([Demand("narrow", gpus=1)], one, (), capacity) == [Start("narrow", ("1:0",))]
+    few = dataclasses.replace(capacity, devices=("0", "1:0"))
+    assert why_never(wide, few) == (
+        "it needs 2 whole GPUs (several MIG instances cannot be used together); this machine has 1"
+    )
