@@ -44,6 +44,10 @@ def place(
             "secrets are files of this host, but the engine is on another host; remove secrets: from the job"
         )
     user, cache = recipe.run_user(runs_root, podman.is_rootless(info)), cache_dir(runs_root)
+    if run_dir.resolve().is_relative_to(cache.resolve()):
+        raise EngineError(
+            f"{cache}: containers write to this cache, and the runs are in it; set CACHE_DIR to another folder"
+        )
     give_cache(cache, runs_root, user)
     network = recipe.network_reason(request, os.environ, cache, image.weights) is not None
     secrets = secret_files.hand_over(request.secrets, run_dir, attempt, user if os.getuid() == 0 else None)

@@ -15,7 +15,7 @@ from launcher.engines.docker import checks, client, data_links, image_marks, ima
 from launcher.engines.docker.client import explain
 from launcher.engines.docker.connection import Connection
 from launcher.engines.docker.containers import NAME, Containers
-from launcher.engines.docker.recipe import network_reason, run_user
+from launcher.engines.docker.recipe import DATA, network_reason, refuse_exchangeable, run_user
 from launcher.host.checks import Check, missing_packages
 from launcher.host.gpu_locks import GpuLock
 from launcher.host.machine import Machine
@@ -108,6 +108,7 @@ class DockerEngine(SupervisedEngine):
         """See `Engine.check_data`. If the launcher is root, its runs have another user; and links may lead where
         containers see nothing."""
         check_access(data_dir, runs_root)
+        check_cache(runs_root, data_dir)
         return data_links.notes(data_dir)
 
     def completed(self, requests: Sequence[RunRequest], job: Job, choice: Choice) -> list[RunRequest]:
@@ -231,6 +232,20 @@ def check_access(data_dir: str, runs_root: Path) -> None:
             f"{data_dir}: the runs' user {user[0]}:{user[1]} cannot read the data folder "
             f"(for root that is the owner of the runs folder, else 1000); run: chmod -R a+rX {data_dir}"
         )
+
+
+def check_cache(runs_root: Path, data_dir: str) -> None:
+    """Raises DataFolderError if containers could write to the runs folder or the data through the cache that they
+    share, or exchange the data."""
+    cache = cache_dir(runs_root)
+    for folder, what in ((runs_root, "the runs folder"), (Path(data_dir), "the data folder")):
+        if folder.resolve().is_relative_to(cache.resolve()):
+            raise DataFolderError(
+                f"{cache}: containers write to this cache, and {what} {folder} is in it; set another CACHE_DIR"
+            )
+    refuse_exchangeable(data_dir, cache, "the data folder")
+    for target in data_links.links(str(Path(data_dir).resolve()), DATA).mounts.values():
+        refuse_exchangeable(target, cache, "a link of the data")
 
 
 def _image(client: DockerClient, want: Want, gpus: bool) -> images.Image:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.base.errors import DataFolderError
 from launcher.base.sizes import GIB
 from launcher.engines.docker import client
 from launcher.engines.outcome import GRACE
@@ -21,6 +22,7 @@ from launcher.job.matrix import override_value
 from launcher.memory.predict import device_limit
 from launcher.record import retry, trainer_files
 from launcher.record.find import cache_dir
+from launcher.record.folders import is_run
 from launcher.record.journal import read_events
 from launcher.record.request import RunRequest
 from launcher.record.trainer_files import RESUME
@@ -37,6 +39,8 @@ FILES = ("model.weights", "data.root", "resume", "training.teachers")
 path."""
 LISTS = ("training.teachers",)
 """The keys of `FILES` whose value is a list."""
+LINKS = 40
+"""Links on the way to a file that are followed: the kernel's own limit."""
 DATA, RUNS, CACHE, SECRETS, COMPILED = "/data", "/runs", "/cache", "/run/secrets", "/compiled"
 
 
@@ -98,8 +102,40 @@ def network_reason(request: RunRequest, environment: Mapping[str, str], cache: P
     return f"the weights of {name} are neither in the image nor in {cache}{stray([name], cache)}"
 
 
-def words(request: RunRequest, run_dir: Path) -> tuple[list[str], list[Path]]:
-    """The trainer's words with paths of the container, and the host's files that they name, which must be mounted.
+def exchangeable(path: Path, cache: Path) -> tuple[Path, str] | None:
+    """The run directory or shared cache that a path leads into, also through links on its way, and the rest of the
+    path in it. None if it leads into none.
+
+    A run can exchange the names in there after the launcher has checked them, but it cannot exchange the folder itself.
+    So only the folder as a whole may be mounted.
+    """
+    here, left, hops = Path("/"), list(path.parts[1:]), 0
+    cache = Path(os.path.realpath(cache))
+    while left and hops <= LINKS:
+        name = left.pop(0)
+        here = here.parent if name == ".." else here / name
+        if here == cache or is_run(here):
+            return here, "/".join(left)
+        if here.is_symlink():
+            hops += 1
+            target = here.readlink()
+            here = Path("/") if target.is_absolute() else here.parent
+            left = [*(part for part in target.parts if part != "/"), *left]
+    return None
+
+
+def refuse_exchangeable(folder: str, cache: Path, what: str) -> None:
+    """Raise DataFolderError if a folder of data leads into a run directory or the shared cache."""
+    if inner := exchangeable(Path(os.path.abspath(folder)), cache):  # noqa: PTH100  # keeps links
+        raise DataFolderError(
+            f"{folder}: {what} leads into {inner[0]}, where runs can exchange it for any other folder of this host; "
+            "copy it, and give the copy with --data DIR"
+        )
+
+
+def words(request: RunRequest, run_dir: Path, cache: Path) -> tuple[list[str], list[Path]]:
+    """The trainer's words with paths of the container, and what must be mounted of this host for them: files, or
+    folders that are mounted as a whole, see `exchangeable`.
 
     Raises FileNotFoundError.
     """
@@ -111,9 +147,13 @@ def words(request: RunRequest, run_dir: Path) -> tuple[list[str], list[Path]]:
         for position, value in enumerate(values):
             if not value.startswith(RUNS + "/"):
                 path = Path(os.path.abspath(Path(request.cwd or ".") / Path(value).expanduser()))  # noqa: PTH100  # keeps links
+                inner = exchangeable(path, cache)
+                path = inner[0] / inner[1] if inner else path
                 if not trainer_files.is_usable(path):
                     raise FileNotFoundError(f"{key}={value}: no such file")
-                files += [path, *trainer_files.ensemble_members(path)]
+                for each in (path, *trainer_files.ensemble_members(path)):
+                    inner = exchangeable(each, cache)
+                    files.append(inner[0] if inner else each)
                 values[position] = str(path)
         if values:
             word = f"{key}={override_value(values if key in LISTS else values[0])}"
@@ -167,11 +207,15 @@ def options(
     """Arguments of `APIClient.create_container`, with `host_config` as those of `create_host_config`.
 
     The container itself writes the trainer's output to the run's log.txt, so that the log is complete at any time.
-    Raises FileNotFoundError for a file that the run names.
+    Raises FileNotFoundError for a file that the run names, and DataFolderError.
     """
     from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 
-    trainer_words, files = words(request, run_dir)
+    trainer_words, files = words(request, run_dir, place.cache)
+    if request.data_dir:
+        refuse_exchangeable(request.data_dir, place.cache, "the data folder")
+    for target in request.links.values():
+        refuse_exchangeable(target, place.cache, "a link of the data")
     resources = request.resources
     inside = f"{RUNS}/{run_dir.parent.name}/{run_dir.name}"
     mounts = [Mount(inside, str(run_dir), type="bind")]

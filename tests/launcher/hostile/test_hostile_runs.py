@@ -19,8 +19,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from launcher.base.errors import RunError
+from launcher.base.errors import DataFolderError, RunError
 from launcher.cli import live, watch
+from launcher.engines.docker import recipe
+from launcher.engines.docker.engine import check_cache
 from launcher.job import remarks
 from launcher.record import folders, predictions, reuse, trainer_files
 from launcher.record.journal import append_event, create_run, read_status
@@ -349,3 +351,80 @@ def test_an_interrupt_at_any_step_leaves_the_champions_files_together(
     assert sorted(path.name.partition("-")[0] for path in place.iterdir()) == [
         ".lock", "best_model.ckpt", "champion_info.json", "current", "model",
     ]  # fmt: skip
+
+
+# -- what the engine mounts after the launcher has looked at it
+
+
+@pytest.fixture
+def named(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A run that has a checkpoint, a run that names files, and the cache."""
+    first, second = (tmp_path / "runs" / "job-20261130-101500" / name for name in ("001-a", "002-b"))
+    for number, path in enumerate((first, second), 1):
+        create_run(path, RunRequest(path.name, number, "train", ["train"]))
+    (first / "best.ckpt").write_text("weights")
+    return first, second, tmp_path / "cache"
+
+
+def mounted(run_dir: Path, cache: Path, *words: str, **more: Any) -> dict[str, str]:
+    """Where a container of a run with these words has which folder or file of the host."""
+    request = RunRequest(run_dir.name, 2, "train", ["train", *words], cwd=str(run_dir.parents[2]), **more)
+    place = recipe.Place("image", (), (1000, 1000), cache=cache)
+    host = recipe.options(request, place, run_dir, 1, [], [])["host_config"]
+    return {mount["Target"]: mount["Source"] for mount in host["mounts"] if mount["ReadOnly"]}
+
+
+@pytest.mark.parametrize("how", ["path", "link", "link of a folder", "two links", "ensemble", "teacher"])
+def test_a_file_of_a_run_is_mounted_only_with_its_whole_directory(named: tuple[Path, Path, Path], how: str) -> None:
+    """The run can exchange best.ckpt for a link to any file of the host after the launcher's check, and the engine
+    follows links. It cannot exchange its directory."""
+    first, second, cache = named
+    here = first.parents[2]
+    words = {
+        "path": f"model.weights={first}/best.ckpt",
+        "link": "model.weights=link",
+        "link of a folder": "model.weights=folder/001-a/best.ckpt",
+        "two links": "model.weights=other",
+        "ensemble": "training.teachers=[vote/ensemble.json]",
+        "teacher": f"training.teachers=[{first}/best.ckpt]",
+    }
+    (here / "link").symlink_to(first / "best.ckpt")
+    (here / "folder").symlink_to(first.parent)
+    (here / "other").symlink_to("link")
+    (here / "vote").mkdir()
+    member = os.path.relpath(first / "best.ckpt", here / "vote")
+    (here / "vote" / "ensemble.json").write_text(json.dumps({"members": [{"checkpoint": member}]}))
+    seen = mounted(second, cache, words[how])
+    expected = {str(first): str(first)}
+    if how == "ensemble":
+        expected |= {str(here / "vote" / "ensemble.json"): str(here / "vote" / "ensemble.json")}
+    assert seen == expected
+    request = RunRequest("002-b", 2, "train", ["train", words[how]], cwd=str(here))
+    told = recipe.words(request, second, cache)[0][1]
+    assert how == "ensemble" or str(first / "best.ckpt") in told, "the container finds it in that directory"
+
+
+def test_a_file_of_the_cache_is_mounted_only_with_the_whole_cache(named: tuple[Path, Path, Path]) -> None:
+    _, second, cache = named
+    (cache / "weights").mkdir(parents=True)
+    (cache / "weights" / "w.st").write_text("weights")
+    assert mounted(second, cache, f"model.weights={cache}/weights/w.st") == {str(cache): str(cache)}
+
+
+def test_data_that_a_run_can_exchange_is_refused(
+    named: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, cache = named
+    (first / "data" / "train" / "a").mkdir(parents=True)
+    (cache / "data").mkdir(parents=True)
+    link = first.parents[2] / "data"
+    link.symlink_to(first / "data")
+    for folder in (first / "data", link, cache / "data"):
+        with pytest.raises(DataFolderError, match=r"the data folder leads into .*, where runs can exchange it"):
+            mounted(second, cache, data_dir=str(folder))
+    with pytest.raises(DataFolderError, match="a link of the data leads into "):
+        mounted(second, cache, links={"/mnt/x": str(first / "data")})
+    assert mounted(second, cache, data_dir=str(first.parents[2] / "elsewhere"))["/data"].endswith("/elsewhere")
+    monkeypatch.setenv("CACHE_DIR", str(first.parents[2]))
+    with pytest.raises(DataFolderError, match=r"containers write to this cache, and the runs folder .* is in it"):
+        check_cache(first.parents[1], "/nonexistent")

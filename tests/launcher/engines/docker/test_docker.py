@@ -200,6 +200,16 @@ def test_a_request_to_stop_leaves_a_checkpoint_and_resume_goes_on(
     assert "--- attempt 1" in log and "--- attempt 2" in log
 
 
+def test_the_result_of_an_earlier_attempt_is_none_of_a_later_one(box: Lab, image: str) -> None:
+    box.plan = {"*": {"exit": 3, "leaves": {"metrics.json": '{"val_f1": 0.9}', "best.ckpt": "weights"}}}
+    assert submit(box, job(box, image)).returncode == 1
+    assert (box.submission() / "001-resnet34" / "metrics.json").exists()
+    box.plan = {"*": {"idle": True}}  # it ends with 0 and leaves nothing
+    again = box.launcher("resume", box.machine())
+    assert again.returncode == 1 and box.status("1").state == "failed", again.stdout + again.stderr
+    assert box.status("1").reason.startswith("ended with exit code 0, but left no metrics.json")
+
+
 def assert_exclusive(spans: list[tuple[str, float, float]]) -> None:
     for number, (gpu, begin, end) in enumerate(spans):
         for other, its_begin, its_end in spans[number + 1 :]:
@@ -284,7 +294,7 @@ def test_a_files_name_may_have_any_characters(tmp_path: Path, name: str) -> None
     for key, value in (("model.weights", name), ("resume", name), ("training.teachers", [name])):
         word = f"{key}={override_value(value)}"
         request = RunRequest("001-a", 1, "train", ["train", word], cwd=str(tmp_path))
-        given, files = recipe.words(request, tmp_path)
+        given, files = recipe.words(request, tmp_path, tmp_path / "cache")
         path = str(tmp_path / name)
         assert files == [tmp_path / name]
         assert given[1] == f"{key}={override_value([path] if isinstance(value, list) else path)}"

@@ -323,7 +323,7 @@ def test_paths_of_the_host_are_mounted_where_they_are(tmp_path: Path) -> None:
     (tmp_path / "vote" / "ensemble.json").write_text('{"members": [{"checkpoint": "../a b.ckpt"}]}')
     (tmp_path / "a b.ckpt").touch()
     command = ["train", "model.weights=w.pth", f"data.root='{tmp_path}/d'", "resume=@runs/a/001-b/last.ckpt", "seed=1"]
-    told, files = recipe.words(request(command=command, cwd=str(tmp_path)), tmp_path)
+    told, files = recipe.words(request(command=command, cwd=str(tmp_path)), tmp_path, tmp_path / "cache")
     assert told == [
         "train",
         f"model.weights={tmp_path}/w.pth",
@@ -333,15 +333,21 @@ def test_paths_of_the_host_are_mounted_where_they_are(tmp_path: Path) -> None:
     ]
     assert files == [tmp_path / "w.pth", tmp_path / "d"]
     taught = request(command=["train", "training.teachers=[vote/ensemble.json,'a b.ckpt']"], cwd=str(tmp_path))
-    told, files = recipe.words(taught, tmp_path)
+    told, files = recipe.words(taught, tmp_path, tmp_path / "cache")
     assert told[1] == f"training.teachers=[{tmp_path}/vote/ensemble.json,'{tmp_path}/a b.ckpt']"
     assert files == [tmp_path / "vote" / "ensemble.json", tmp_path / "a b.ckpt", tmp_path / "a b.ckpt"]
     (tmp_path / "last.ckpt").touch()
-    assert recipe.words(request(command=command, cwd=str(tmp_path)), tmp_path)[0][-1] == "resume=auto"
+    assert (
+        recipe.words(request(command=command, cwd=str(tmp_path)), tmp_path, tmp_path / "cache")[0][-1] == "resume=auto"
+    )
     with pytest.raises(FileNotFoundError, match=r"model\.weights=gone\.pth: no such file"):
-        recipe.words(request(command=["train", "model.weights=gone.pth"], cwd=str(tmp_path)), tmp_path)
+        recipe.words(
+            request(command=["train", "model.weights=gone.pth"], cwd=str(tmp_path)), tmp_path, tmp_path / "cache"
+        )
     with pytest.raises(FileNotFoundError, match=r"training\.teachers=gone\.ckpt: no such file"):
-        recipe.words(request(command=["train", "training.teachers=[gone.ckpt]"], cwd=str(tmp_path)), tmp_path)
+        recipe.words(
+            request(command=["train", "training.teachers=[gone.ckpt]"], cwd=str(tmp_path)), tmp_path, tmp_path / "cache"
+        )
 
 
 def test_a_message_of_a_container_speaks_of_the_hosts_folders(monkeypatch: pytest.MonkeyPatch) -> None:
