@@ -15,7 +15,11 @@ from launcher.remote.host_option import on_host
 @click.command("collect", short_help="Write the leaderboard, keep the best model")
 @on_host(fetches=True)
 @click.argument("name", metavar="[SUBMISSION]", required=False, shell_complete=completion.submissions)
-@click.option("--champion", type=click.Path(path_type=Path), help="Folder of the best model (default: RUNS/champion).")
+@click.option(
+    "--champion",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the best model (default: RUNS/champion).",
+)
 @click.option("--replace", is_flag=True, help="Also replace a champion that was validated on another split.")
 @json_option
 @runs_option

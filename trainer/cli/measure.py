@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from trainer.base.errors import EXIT_OK, ConfigError
-from trainer.base.files import check_folder, write_json, write_text
+from trainer.base.files import write_json, write_text
 from trainer.cli import options
 from trainer.cli.imports import heavy
 
@@ -27,7 +27,7 @@ def estimate(arguments: list[str]) -> int:
         raise ConfigError(f"--table {args.table}: the table has all models and sizes; remove the other arguments")
     config = options.composed(args.overrides, "estimate", None)
     if args.table:
-        check_folder(args.table.absolute().parent)
+        options.check_output_file("--table", args.table)
     else:
         from trainer.config import timm_models
 
@@ -61,7 +61,7 @@ def bench(arguments: list[str]) -> int:
     )
     args = parser.parse_args(arguments)
     if args.json is not None:
-        check_folder(args.json.absolute().parent)
+        options.check_output_file("--json", args.json)
 
     with heavy():
         from trainer.bench import bench as benches

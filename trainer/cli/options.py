@@ -157,6 +157,19 @@ def output_folder(named: Path | None) -> Path:
     return folder
 
 
+def check_output_file(option: str, file: Path) -> None:
+    """Raises ConfigError if a file for results cannot be written. Its folder must exist: it may be misspelt, and the
+    work for the file may take minutes."""
+    folder = file.absolute().parent
+    if file.is_dir():
+        raise ConfigError(f"{option} {file}: is a folder; give a file")
+    if not folder.exists():
+        raise ConfigError(f"{option} {file}: the folder {folder} does not exist; create it, or give another file")
+    if not folder.is_dir():
+        raise ConfigError(f"{option} {file}: {folder} is not a folder; give another file")
+    check_folder(folder)
+
+
 def optional_data(named: Path | None) -> Path | None:
     """The data folder. None if none is given and ./data does not exist. Raises DataError if a given one is missing."""
     if named is None and not os.environ.get("DATA_DIR") and not Path("data").is_dir():

@@ -76,9 +76,15 @@ WRONG: dict[str, list[tuple[list[str], int, str]]] = {
     "estimate": [
         (["training.batch_size=0"], 64, "training.batch_size=0"),
         (["model.name=resnet43"], 64, "did you mean 'resnet34'?"),
-        (["--table", "any.ckpt/table.csv"], 64, "cannot create this folder"),
+        (["--table", "any.ckpt/table.csv"], 64, "any.ckpt is not a folder"),
+        (["--table", "nope/table.csv"], 64, "--table nope/table.csv: the folder "),
+        (["--table", "."], 64, "--table .: is a folder; give a file"),
     ],
-    "bench": [(["--only", "nothing"], 64, "--only"), (["--json", "any.ckpt/x.json"], 64, "cannot create this folder")],
+    "bench": [
+        (["--only", "nothing"], 64, "--only"),
+        (["--json", "any.ckpt/x.json"], 64, "any.ckpt is not a folder"),
+        (["--json", "nope/x.json"], 64, "--json nope/x.json: the folder "),
+    ],
     "sample-data": [(["any.ckpt/drawn"], 64, "cannot create this folder"), (["--classes", "0", "x"], 64, "--classes")],
 }
 CASES = """

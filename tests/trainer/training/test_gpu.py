@@ -150,17 +150,17 @@ def measured(folder: Path, documents: Path, limit: int | None, *words: str) -> d
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize(("name", "size", "batch"), steps.GPU_SETUPS)
-def test_memory_foreseen_is_what_steps_take(
+def test_the_predicted_memory_is_what_steps_take(
     tmp_path: Path, many: Path, name: str, size: int, batch: int, precision: str
 ) -> None:
-    """What the tensors take by the allocator's count is what is foreseen; and with the cap of a run that shares its GPU
+    """What the tensors take by the allocator's count is what was predicted; and with the cap of a run that shares its GPU
     it trains, and the whole process holds no more than it was packed by."""
     micro = batch if precision == "bf16" else batch // 2
     need = predict(compose([f"model={name}"]).model.name, size, precision)
     assert need is not None
-    foreseen = need.at(micro, accumulates=False)
-    if foreseen + 2 * CONTEXT > torch.cuda.mem_get_info()[1]:
-        pytest.skip(f"{name} in {precision} needs a GPU with {(foreseen + 2 * CONTEXT) / GIB:.0f} GiB")
+    predicted = need.at(micro, accumulates=False)
+    if predicted + 2 * CONTEXT > torch.cuda.mem_get_info()[1]:
+        pytest.skip(f"{name} in {precision} needs a GPU with {(predicted + 2 * CONTEXT) / GIB:.0f} GiB")
     words = [
         f"model={name}",
         f"data.img_size={size}",
@@ -168,15 +168,15 @@ def test_memory_foreseen_is_what_steps_take(
         f"training.precision={precision}",
     ]
     free = measured(tmp_path / "free", many, None, *words)
-    capped = measured(tmp_path / "capped", many, foreseen + CONTEXT - DRIVER, *words)
+    capped = measured(tmp_path / "capped", many, predicted + CONTEXT - DRIVER, *words)
     context = capped["context"] or DRIVER  # where the driver does not know this process by its number
-    columns = (foreseen, free["tensors"], free["allocator"], context, capped["allocator"])
-    told = f"{name} {size} px {micro} {precision}: foreseen, tensors, allocator, context, capped allocator (GiB): "
+    columns = (predicted, free["tensors"], free["allocator"], context, capped["allocator"])
+    told = f"{name} {size} px {micro} {precision}: predicted, tensors, allocator, context, capped allocator (GiB): "
     told += " ".join(f"{value / GIB:.2f}" for value in columns) + f" {free} {capped}"
     print(told)
     assert free["code"] == capped["code"] == EXIT_OK, told
-    assert abs(foreseen / free["tensors"] - 1) <= 0.1, told
-    assert capped["allocator"] + context <= foreseen + CONTEXT, told
+    assert abs(predicted / free["tensors"] - 1) <= 0.1, told
+    assert capped["allocator"] + context <= predicted + CONTEXT, told
 
 
 def test_predictions_are_those_of_a_cpu(tmp_path: Path, train: Train, documents: Path, monkeypatch: Any) -> None:
