@@ -73,6 +73,10 @@ class DamagedFileError(RunError):
     exit_code = EXIT_DATA
 
 
+class RecordError(RunError):
+    """A file of the launcher's own about a run or submission cannot be used. The message names the file."""
+
+
 class RunFileError(RunError):
     """A file in a run directory cannot be used: it is missing, a link, no regular file, too large, or not readable."""
 

@@ -33,8 +33,9 @@ def _root(context: click.Context) -> Path:
 
 def _submissions(context: click.Context) -> list[str]:
     """The latest first."""
-    files = sorted(_root(context).glob("*/submission.json"), key=lambda path: -path.stat().st_mtime)
-    return [path.parent.name for path in files]
+    from launcher.record.find import list_submissions
+
+    return [path.name for path in reversed(list_submissions(_root(context)))]
 
 
 def _runs(context: click.Context, incomplete: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,9 @@ from launcher.host import usage
 from launcher.host.nvml import GpuUse
 from launcher.record import waiting
 from launcher.record.find import list_runs
-from launcher.record.journal import Status, read_status, status_of
+from launcher.record.journal import Status, look, status_of
 from launcher.record.records import Records
-from launcher.record.states import ENDED, GOOD
+from launcher.record.states import ENDED, GOOD, UNKNOWN
 from trainer.base.errors import EXIT_FAILED, EXIT_OK
 from trainer.base.figures import MAIN
 
@@ -62,7 +63,7 @@ class Watching:
         status = watch.status_json(self.submission, watch.SHOWN, self.records)
         for run in status["runs"]:
             run_dir = Path(run["directory"])
-            run["host_memory_bytes"] = self.memory.peak(run_dir, self.records.status(run_dir.name))
+            run["host_memory_bytes"] = self.memory.peak(run_dir, self.records.look(run_dir.name))
         status["gpus"] = usage.gpu_uses()
         return status
 
@@ -189,15 +190,21 @@ def follow(submission: Path, on_event: Callable[[str, Status], None]) -> int | N
         began = time.thread_time()
         driven = registry.is_driven(submission)  # before the runs are read, so that the journals have its last changes
         for run_dir in paths:
-            status = records.status(run_dir.name)
+            status = records.look(run_dir.name)
             if (not driven or in_queue) and status.state not in ENDED:
                 registry.settle(run_dir)
-                status = records.status(run_dir.name)
-            if status is last.get(run_dir):
+                status = records.look(run_dir.name)
+            if status == last.get(run_dir):
                 continue
-            events = records.events(run_dir.name)
+            last[run_dir] = status
+            if status.state == UNKNOWN:
+                on_event(run_dir.name, status)
+                continue
+            events: Sequence[dict[str, Any]] = ()
+            with suppress(RunError, OSError):  # the next look shows the run as `unknown`
+                events = records.events(run_dir.name)
             news = events[seen.get(run_dir, max(0, len(events) - 1)) :]
-            seen[run_dir], last[run_dir] = len(events), status
+            seen[run_dir] = len(events)
             for event in news:
                 on_event(run_dir.name, status_of(event))
         if not driven:
@@ -210,18 +217,18 @@ def follow(submission: Path, on_event: Callable[[str, Status], None]) -> int | N
 
 
 def exit_code(paths: Sequence[Path]) -> int | None:
-    """The exit code of a command that has followed these runs to their end: 0 all succeeded, 1 some did not, 130
-    stopped. None if some have not ended."""
-    states = {read_status(path).state for path in paths}
+    """The exit code of a command that has followed these runs to their end: 0 all succeeded, 1 some did not or there
+    are none, 130 stopped. None if some have not ended."""
+    statuses = [look(path) for path in paths]
+    states = {status.state for status in statuses}
     if not states <= ENDED:
         return None
-    if states <= GOOD:
+    if states and states <= GOOD:
         return EXIT_OK
-    return EXIT_INTERRUPTED if _was_stopped(paths) else EXIT_FAILED
+    return EXIT_INTERRUPTED if _was_stopped(statuses) else EXIT_FAILED
 
 
-def _was_stopped(paths: Sequence[Path]) -> bool:
+def _was_stopped(statuses: Sequence[Status]) -> bool:
     """Whether runs were stopped on request: their launcher then ended with 130. Others were cancelled because of a run
     that failed."""
-    statuses = [read_status(path) for path in paths]
     return any(status.state == "cancelled" and "because" not in status.figures for status in statuses)

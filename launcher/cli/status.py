@@ -90,7 +90,7 @@ def attach(name: str | None, runs_root: Path) -> int:
     """
     from launcher.cli import live, tables
     from launcher.record.find import find_submission, list_runs
-    from launcher.record.journal import read_status
+    from launcher.record.journal import look
     from launcher.record.states import GOOD
     from launcher.results import collect, leaderboard
 
@@ -109,7 +109,7 @@ def attach(name: str | None, runs_root: Path) -> int:
         rows = collect.leaderboard_rows(directory)
     click.echo()
     print_table(leaderboard.render(rows))
-    bad = [path.name for path in list_runs(directory) if read_status(path).state not in GOOD]
+    bad = [path.name for path in list_runs(directory) if look(path).state not in GOOD]
     if code == EXIT_INTERRUPTED:
         click.echo(f"stopped; continue with: launcher resume {at}")
     elif bad:
@@ -126,6 +126,7 @@ def replay(name: str | None, runs_root: Path) -> int:
     from launcher.base.errors import RunError
     from launcher.record import journal
     from launcher.record.find import find_run, find_submission, list_runs
+    from launcher.record.states import UNKNOWN
 
     try:
         paths = list_runs(find_submission(runs_root, name))
@@ -135,8 +136,10 @@ def replay(name: str | None, runs_root: Path) -> int:
         paths = [find_run(runs_root, name)]
     bad = 0
     for run_dir in paths:
-        events = journal.read_events(run_dir)
         try:
+            if (status := journal.look(run_dir)).state == UNKNOWN:
+                raise RunError(status.reason)
+            events = journal.read_events(run_dir)
             journal.replay(events)
             click.echo(f"✓ {run_dir.name}: {' → '.join(event['state'] for event in events)}")
         except RunError as error:

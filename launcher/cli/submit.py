@@ -139,10 +139,10 @@ def resume(
     def requeue(mine: lease.Lease) -> None:
         if isinstance(its_engine, SupervisedEngine):
             its_engine.end_orphans(list_runs(directory), click.echo)
-        again = submission.requeue(directory, mine, only)
+        again = submission.requeue(directory, mine, only, click.echo)
         click.echo(f"{directory.name}: {remarks.on_resume(directory, again, only)}")
-        if selected is not None and selected.ignored:
-            click.echo(f"note: {selected.ignored}")
+        for line in (*selected.lost, selected.ignored) if selected is not None else ():
+            click.echo(f"note: {line}") if line else None
         sys.stdout.flush()
         if in_background:
             detached.started(directory)
@@ -265,20 +265,27 @@ def stop(name: str | None, now: bool, runs_root: Path) -> None:
     ended after half a minute is killed."""
     from launcher.engines.outcome import GRACE
     from launcher.record.find import list_runs
-    from launcher.record.journal import read_status
-    from launcher.record.states import ENDED
+    from launcher.record.journal import look
+    from launcher.record.states import UNKNOWN
     from launcher.supervise import supervisor
 
     directory, run = _submission_or_run(runs_root, name)
     targets = [directory / run] if run else list_runs(directory)
     try:
-        touched = supervisor.stop(directory, targets, 0 if now else GRACE + 2)
+        touched, problems = supervisor.stop(directory, targets, 0 if now else GRACE + 2)
     except KeyboardInterrupt:
         raise RefusedError("\nStopped waiting; the runs were asked to stop.", EXIT_INTERRUPTED) from None
-    still = [path.name for path in targets if read_status(path).state not in ENDED]
+    statuses = {path: look(path) for path in targets}
+    still = [path.name for path, status in statuses.items() if not supervisor.is_over(path, status)]
+    still = [name for name in still if name not in problems]
+    for path, status in statuses.items():
+        if status.state == UNKNOWN:
+            click.echo(f"note: {path.name}: {status.reason}")
     click.echo(f"{directory.name}: " + (f"stopped: {listed(touched)}" if touched else "nothing was running or queued"))
     if touched:
         at = directory.resolve()
         click.echo(f"continue with: launcher resume {at.name} --runs {shown(at.parent)}")
-    if still:
-        raise RefusedError(f"still running: {listed(still)}; try again: launcher stop --now", EXIT_FAILED)
+    errors = [f"{name}: cannot be stopped: {why}" for name, why in problems.items()]
+    errors += [f"still running: {listed(still)}; try again: launcher stop --now"] if still else []
+    if errors:
+        raise RefusedError("\n".join(errors), EXIT_FAILED)

@@ -19,10 +19,10 @@ from launcher.base.text import Pieces, last_lines
 from launcher.engines import registry
 from launcher.record import retry, waiting
 from launcher.record.find import read_submission
-from launcher.record.journal import Status, read_events, read_status
+from launcher.record.journal import Status, look, read_events
 from launcher.record.records import Records
 from launcher.record.request import RunRequest, read_request
-from launcher.record.states import ENDED, GOOD
+from launcher.record.states import ENDED, GOOD, UNKNOWN
 from launcher.record.trainer_files import next_data, open_log, read_metrics, read_progress
 from launcher.supervise import durations
 from trainer.base.figures import MAIN
@@ -49,10 +49,10 @@ def observe(submission: Path, records: Records) -> list[tuple[Path, Status]]:
     in_queue = registry.queue_of(submission) is not None
     observed = []
     for run_dir in records.run_dirs():
-        status = records.status(run_dir.name)
+        status = records.look(run_dir.name)
         if status.state in ("starting", "running") or (in_queue and status.state == "queued"):
             unknown = registry.settle(run_dir)
-            status = records.status(run_dir.name)
+            status = records.look(run_dir.name)
             if unknown and status.state not in ENDED:
                 status = dataclasses.replace(status, reason=unknown)
         observed.append((run_dir, status))
@@ -60,15 +60,22 @@ def observe(submission: Path, records: Records) -> list[tuple[Path, Status]]:
 
 
 class _Requests(Mapping[str, RunRequest]):
-    """The requests of runs by name. Reads one when somebody asks for it: most are never needed."""
+    """The requests of runs by name. Reads one when somebody asks for it: most are never needed. One that cannot be
+    used is an empty one."""
 
     def __init__(self, records: Records, observed: Sequence[tuple[Path, Status]]) -> None:
         self._records, self._names = records, [run_dir.name for run_dir, _ in observed]
         self._read: dict[str, RunRequest] = {}
+        self.unusable: dict[str, Status] = {}
+        """The runs whose request cannot be used, each with the status `unknown` and the reason."""
 
     def __getitem__(self, name: str) -> RunRequest:
         if name not in self._read:
-            self._read[name] = self._records.request(name)
+            request = self._records.look_at_request(name)
+            if isinstance(request, Status):
+                self.unusable[name] = request
+                request = RunRequest(name, 0, "train", [])
+            self._read[name] = request
         return self._read[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -79,15 +86,17 @@ class _Requests(Mapping[str, RunRequest]):
 
 
 def _explained(
-    observed: list[tuple[Path, Status]], waits: str | None, requests: Mapping[str, RunRequest]
+    observed: list[tuple[Path, Status]], waits: str | None, requests: _Requests
 ) -> list[tuple[Path, Status]]:
-    """The runs with `waits` in the reasons of those that could start otherwise."""
-    if waits is None:
-        return observed
+    """The runs with `waits` in the reasons of those that could start otherwise. One that is queued and whose request
+    cannot be used is `unknown`."""
     over = {run_dir.name for run_dir, status in observed if status.state in ENDED}
     explained = []
     for run_dir, status in observed:
-        if status.state == "queued" and over.issuperset(requests[run_dir.name].needs):
+        needs = requests[run_dir.name].needs if status.state == "queued" else []
+        if status.state == "queued" and run_dir.name in requests.unusable:
+            status = requests.unusable[run_dir.name]
+        elif status.state == "queued" and waits is not None and over.issuperset(needs):
             reason = "; ".join(part for part in (status.reason, waits) if part)
             status = dataclasses.replace(status, reason=reason)
         explained.append((run_dir, status))
@@ -95,8 +104,11 @@ def _explained(
 
 
 def submission_state(submission: Path, statuses: list[Status]) -> str:
-    """running, unattended (runs are left and no launcher is running them), succeeded, failed or stopped."""
+    """running, unattended (runs are left and no launcher is running them), succeeded, failed or stopped. Without a
+    run: failed."""
     states = {status.state for status in statuses}
+    if not states:
+        return "failed"
     if states & {"queued", "starting", "running"}:
         return "running" if registry.is_driven(submission) else "unattended"
     if states <= GOOD:
@@ -221,7 +233,7 @@ def follow_log(run_dir: Path, follow: bool, lines: int | None = None) -> bool:
     reported: str | None = None
     while True:
         registry.settle(run_dir)
-        state = read_status(run_dir).state
+        state = look(run_dir).state
         idle = follow and state == "queued" and not registry.is_driven(run_dir.parent)
         over = not follow or idle or (state in ENDED and not _is_repeated(run_dir))
         waits = registry.why_waits(run_dir.parent) if state == "queued" and not idle else None
@@ -246,8 +258,10 @@ def follow_log(run_dir: Path, follow: bool, lines: int | None = None) -> bool:
             if not error.missing:
                 raise
         if over:
-            if position is None:
-                status = read_status(run_dir)
+            status = look(run_dir)
+            if status.state == UNKNOWN:
+                print(f"{run_dir.name}: {status.reason}", file=sys.stderr)
+            elif position is None:
                 origin = status.figures.get("source")
                 see = f"; see: launcher logs {origin}" if origin else ""
                 if not idle:
@@ -260,10 +274,11 @@ def follow_log(run_dir: Path, follow: bool, lines: int | None = None) -> bool:
 
 def _is_repeated(run_dir: Path) -> bool:
     """Whether a launcher is about to queue the run, whose last attempt has ended, again."""
-    events = read_events(run_dir)
-    if not events or events[-1]["state"] in GOOD or not registry.is_driven(run_dir.parent):
-        return False
-    return isinstance(retry.decide(read_request(run_dir), events), retry.NextAttempt)
+    with suppress(RunError, OSError):  # a run whose records cannot be used is not repeated
+        events = read_events(run_dir)
+        if events and events[-1]["state"] not in GOOD and registry.is_driven(run_dir.parent):
+            return isinstance(retry.decide(read_request(run_dir), events), retry.NextAttempt)
+    return False
 
 
 def _reader_gone() -> bool:

@@ -163,8 +163,8 @@ def settle(run_dir: Path, driving: bool = False) -> str | None:
     from launcher.record import lease
     from launcher.record.journal import read_status
 
-    status = read_status(run_dir)
     try:
+        status = read_status(run_dir)
         waits = status.state == "queued" and queue_of(run_dir.parent) is not None
         if not (waits or status.state in ("starting", "running")):
             return None
@@ -177,7 +177,7 @@ def settle(run_dir: Path, driving: bool = False) -> str | None:
         return str(error)
     except OSError as error:
         if error.errno not in READ_ONLY:
-            raise
+            return f"{error.filename or run_dir}: {error.strerror}"
         return (
             "it is not running any more, as far as another user can see; only its owner's launcher can record its end"
         )

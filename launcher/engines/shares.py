@@ -12,6 +12,9 @@ from launcher.host.gpu_locks import GpuLock
 from launcher.host.machine import Machine
 from launcher.record.request import Resources
 
+PATIENCE = 10.0
+"""Seconds that a run without a supervisor waits for other launchers that are starting runs."""
+
 
 def in_progress() -> list[Share]:
     """All shares of runs in progress, of any submission and user. Raises OSError if the folder of the locks cannot be
@@ -42,7 +45,7 @@ def in_progress() -> list[Share]:
 def claim(run_dir: Path, resources: Resources, machine: Machine) -> GpuLock:
     """Claim the share of a run that no supervisor starts. Raises RunError if others leave too little."""
     try:
-        with account.exclusive() as mine:
+        with account.exclusive(PATIENCE) as mine:
             if not mine:
                 raise RunError(f"{run_dir.name}: other launchers are starting runs; repeat the command")
             cpus, memory = resources.cpus or 0, resources.memory or 0

@@ -15,11 +15,11 @@ from launcher.job.spec import Job
 from launcher.memory import compatibility
 from launcher.memory.predict import CONTEXT
 from launcher.record.find import list_runs
-from launcher.record.journal import read_status
+from launcher.record.journal import look
 from launcher.record.request import device_need
 from launcher.record.retry import HOPELESS
 from launcher.record.reuse import EqualRun
-from launcher.record.states import ENDED, GOOD
+from launcher.record.states import ENDED, GOOD, UNKNOWN
 
 
 def plan_as_json(job: Job, planned: Sequence[Planned], machine: Machine, parallel: int) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def _plain(p: Planned, environment: str) -> dict[str, Any]:
 
 def before_start(job: Job, planned: Sequence[Planned], machine: Machine, contained: bool = False) -> list[str]:
     """Notes to the user before these runs start."""
-    lines = [f"note: {machine.ignored}"] if machine.ignored else []
+    lines = [f"note: {line}" for line in (*machine.lost, machine.ignored) if line]
     if not machine.devices and any(p.request.kind == "train" for p in planned):
         cores = f"{machine.cpus:g} CPU core{'s' * (machine.cpus != 1)}"
         lines.append(f"note: training on {cores} takes many times longer than on a GPU")
@@ -144,13 +144,13 @@ def on_resume(directory: Path, again: Sequence[str], only: Collection[str] | Non
     """Message of `resume`, which has queued the runs `again`. `only`: the runs that it could choose from; None: all."""
     if again:
         return f"continuing; {len(again)} {'run' if len(again) == 1 else 'runs'} queued again: {listed(again)}"
-    status = {run_dir.name: read_status(run_dir) for run_dir in list_runs(directory)}
-    if {last.state for last in status.values()} <= GOOD:
+    status = {run_dir.name: look(run_dir) for run_dir in list_runs(directory)}
+    if status and {last.state for last in status.values()} <= GOOD:
         return f"all {len(status)} runs are finished; nothing to do"
     if not {last.state for last in status.values()} <= ENDED:
         return "continuing; no run is queued again"
     never = [name for name, last in status.items() if last.figures.get("exit_code") in HOPELESS]
-    later = [name for name, last in status.items() if last.state not in GOOD and name not in never]
+    later = [name for name, last in status.items() if last.state not in GOOD | {UNKNOWN} and name not in never]
     parts = [f"nothing to do: {sum(last.state in GOOD for last in status.values())} of {len(status)} runs are finished"]
     if never:
         what = "configuration or data must be corrected, then submit again"

@@ -10,7 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from launcher.base.errors import RunError
+from launcher.base import fields
+from launcher.base.errors import RecordError, RunError
+from launcher.record import folders
 from launcher.record.folders import STATE, is_old, is_run
 from trainer.base.errors import nearest
 
@@ -19,34 +21,67 @@ BUILDING = ".new-"
 
 
 def list_runs(submission_dir: Path) -> list[Path]:
-    """The run directories of a submission, in the order of their index."""
+    """The run directories of a submission, in the order of their index. Also those that are gone: its records name
+    them. Raises OSError."""
     try:
         with os.scandir(submission_dir) as entries:
             names = {entry.name for entry in entries if entry.is_dir(follow_symlinks=False)}
     except (FileNotFoundError, NotADirectoryError):
         return []
-    known = set()
-    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(submission_dir / STATE) as entries:
-        known = {entry.name for entry in entries if not entry.name.startswith(".")}
-    old = {name for name in names - known if not name.startswith(".") and is_old(submission_dir / name)}
-    return [submission_dir / name for name in sorted(names & (known | old))]
+    known, all_known = set(), set()
+    with suppress(OSError), os.scandir(submission_dir / STATE) as entries:
+        for entry in entries:
+            if not entry.name.startswith("."):
+                all_known.add(entry.name)
+                if entry.is_dir(follow_symlinks=False):
+                    known.add(entry.name)
+    old = {name for name in names - all_known if not name.startswith(".") and is_old(submission_dir / name)}
+    with suppress(RunError):
+        submission = read_submission(submission_dir)
+        known.update(submission.get("runs") or (), submission.get("steps") or ())
+    return [submission_dir / name for name in sorted(known | old | names & all_known)]
+
+
+_CHECKS: dict[str, fields.Check] = {
+    "runs": fields.NAMES,
+    "steps": fields.NAMES,
+    "engine": fields.TEXT,
+    "follows": fields.NAME,
+    "max_parallel": fields.whole(1),
+    "on_failure": fields.TEXT,
+    "image": (lambda value: isinstance(value, dict) and isinstance(value.get("id"), str), "an image with its id"),
+    "slurm": fields.MAPPING,
+}
+"""Types of the fields of submission.json that are read."""
 
 
 def read_submission(submission: Path) -> dict[str, Any]:
-    """submission.json. Raises RunError."""
+    """submission.json. Raises RecordError if it cannot be used."""
+    place = submission / "submission.json"
     try:
-        content: dict[str, Any] = json.loads((submission / "submission.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{submission / 'submission.json'}: cannot be read: {error}") from None
+        with folders.opened(submission) as folder:
+            content: object = json.loads(folders.read(folder, place.name).decode())
+    except (OSError, ValueError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise RecordError(f"{place}: cannot be read: {why}") from None
+    if not isinstance(content, dict):
+        raise RecordError(f"{place}: not a submission of this launcher: it is no mapping")
+    if why := fields.wrong(content, _CHECKS):
+        raise RecordError(f"{place}: not a submission of this launcher: {why}")
     return content
 
 
 def list_submissions(runs_root: Path) -> list[Path]:
-    """The submissions below `runs_root`, oldest first."""
-    # A name with a leading dot is a submission in creation, or one whose launcher was killed then.
-    submissions = [path.parent for path in runs_root.glob("[!.]*/submission.json")]
-    # By the time of a file that is written once: the folder's own time changes with every file in it.
-    return sorted(submissions, key=lambda path: ((path / "submission.json").stat().st_mtime_ns, path.name))
+    """The submissions below `runs_root`, oldest first. Leaves out folders that this user may not read."""
+    submissions = []
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(runs_root) as entries:
+        # A name with a leading dot is a submission in creation, or one whose launcher was killed then.
+        for name in [entry.name for entry in entries if not entry.name.startswith(".")]:
+            with suppress(OSError):
+                # By the time of a file that is written once: the folder's own time changes with every file in it.
+                written = os.lstat(runs_root / name / "submission.json").st_mtime_ns
+                submissions.append((written, name))
+    return [runs_root / name for _, name in sorted(submissions)]
 
 
 def find_submission(runs_root: Path, name: str | None = None) -> Path:
@@ -55,7 +90,7 @@ def find_submission(runs_root: Path, name: str | None = None) -> Path:
 
     Raises RunError, which names the most similar one.
     """
-    if name and (Path(name) / "submission.json").is_file():
+    if name and os.path.lexists(Path(name) / "submission.json"):
         return Path(name)
     submissions = list_submissions(runs_root)
     if not submissions:
@@ -64,7 +99,7 @@ def find_submission(runs_root: Path, name: str | None = None) -> Path:
             start = "give the runs folder with --runs DIR, or cd to the project's checkout to start one"
         raise RunError(f"{runs_root}: no submission yet; {start}")
     if name is None:
-        return max(submissions, key=lambda path: (path / "submission.json").stat().st_mtime_ns)
+        return submissions[-1]
     names = [path.name for path in submissions]
     if name in names:
         return runs_root / name
@@ -93,8 +128,15 @@ def find_run(runs_root: Path, name: str) -> Path:
     candidates = [find_submission(runs_root, submission)] if submission else list_submissions(runs_root)[::-1]
     if not candidates:
         find_submission(runs_root)
+    known: list[Path] = []
     for directory in candidates:
-        paths = list_runs(directory)
+        try:
+            paths = list_runs(directory)
+        except OSError:  # another user's, and not readable
+            if submission:
+                raise
+            continue
+        known += paths
         for matches in (
             [p for p in paths if p.name == run],
             [p for p in paths if p.name.partition("-")[0].lstrip("0") == run.lstrip("0") and run.isdigit()],
@@ -105,8 +147,7 @@ def find_run(runs_root: Path, name: str) -> Path:
                 raise RunError(f"'{name}' is ambiguous; write one of: {', '.join(p.name for p in matches)}")
             if matches:
                 return matches[0]
-    names = [path.name for directory in candidates for path in list_runs(directory)]
-    raise RunError(f"no run '{name}'; {nearest(run, names)}")
+    raise RunError(f"no run '{name}'; {nearest(run, [path.name for path in known])}")
 
 
 def own_cache(runs_root: Path) -> Path:

@@ -35,6 +35,11 @@ REQUEST, JOURNAL, STATUS, LOCK, TASK, STOP = (
     "stop.requested",
 )
 """The launcher's own files of a run."""
+PASSING = (
+    errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+    errno.ENOTCONN, errno.EAGAIN,
+)  # fmt: skip
+"""Errors of a file system that may answer later."""
 LARGEST = 64 * 2**20
 """Largest size in bytes of a file of the launcher's own."""
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -121,9 +126,21 @@ def state_folder(run_dir: Path) -> Path:
 
 def is_old(run_dir: Path) -> bool:
     """Whether the run has the layout of the version before."""
-    return not os.path.lexists(run_dir.parent / STATE / run_dir.name) and all(
-        os.path.lexists(run_dir / name) for name in (REQUEST, JOURNAL)
-    )
+    return not os.path.lexists(run_dir.parent / STATE / run_dir.name) and os.path.lexists(run_dir / JOURNAL)
+
+
+def why_no_directory(run_dir: Path) -> str:
+    """Why the run has no directory of its own; empty if it has one. Raises OSError if the file system may answer
+    later."""
+    try:
+        mode = os.lstat(run_dir).st_mode
+    except FileNotFoundError:
+        return "the run's directory is gone"
+    except OSError as error:
+        if error.errno in PASSING:
+            raise
+        return f"the run's directory: {error.strerror}"
+    return "" if stat.S_ISDIR(mode) else "the run's directory is gone, and something else has its name"
 
 
 def is_run(run_dir: Path) -> bool:

@@ -1,23 +1,29 @@
 """The journal of a run: one line per change of state. The journal is authoritative; status.json is a copy of its
-end."""
+end.
+
+A crash or a full disk cuts lines short: those are skipped. A line that is whole but not of this launcher means that
+nobody knows the run's state: it is `unknown`, and the reason names the line.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from launcher.base.errors import FencedError, RunError
+from launcher.base import fields
+from launcher.base.errors import FencedError, RecordError, RunError
 from launcher.record import folders
-from launcher.record.folders import JOURNAL, REQUEST, STATUS, Folder
+from launcher.record.folders import JOURNAL, PASSING, REQUEST, STATUS, Folder
 from launcher.record.locks import is_run_locked, lock_journal, run_locked
 from launcher.record.request import RunRequest, request_as_json
-from launcher.record.states import ENDED, TRANSITIONS, State
+from launcher.record.states import ENDED, TRANSITIONS, UNKNOWN, State
 from trainer.base.files import json_text
 
 
@@ -30,6 +36,22 @@ class Status:
     reason: str = ""
     time: float = 0.0
     figures: dict[str, Any] = field(default_factory=dict)
+
+
+_DEFAULTS = {"attempt": 1, "time": 0.0, "reason": ""}
+_CHECKS: dict[str, fields.Check] = {
+    "state": fields.one_of(tuple(TRANSITIONS)),
+    "attempt": fields.whole(1, 10**9),
+    "time": fields.number(0, 10**11),
+    "reason": fields.TEXT,
+    "devices": fields.TEXTS,
+    **dict.fromkeys(("host", "node", "engine", "engine_id", "container", "slurm", "source", "because"), fields.TEXT),
+    **dict.fromkeys(("pid", "exec_pid"), fields.whole(1, 2**31)),
+    **dict.fromkeys(("fence", "retry", "micro_batch", "peak_host_memory_bytes"), fields.COUNT),
+    "exit_code": fields.whole(-(10**6), 10**6),
+    "seconds": fields.number(0, 10**10),
+}
+"""Types of the fields of an event."""
 
 
 def create_run(run_dir: Path, request: RunRequest) -> None:
@@ -53,43 +75,53 @@ def status_text(event: Mapping[str, Any]) -> str:
 
 
 def read_events(run_dir: Path) -> list[dict[str, Any]]:
-    """The journal, oldest first. Skips a line that a crash or a full disk cut short."""
+    """The journal, oldest first; empty if there is none. Skips a line that a crash or a full disk cut short. Raises
+    RecordError if it cannot be used, and OSError if the file system may answer later."""
     try:
         with folders.state(run_dir) as folder:
-            return _parsed(folders.read(folder, JOURNAL))
+            return _parsed(folders.read(folder, JOURNAL), folder.path)
     except FileNotFoundError:
         return []
+    except OSError as error:
+        if error.errno in PASSING:
+            raise
+        raise RecordError(f"{folders.state_folder(run_dir) / JOURNAL}: {error.strerror}") from None
 
 
-def _parsed(content: bytes) -> list[dict[str, Any]]:
-    events = []
-    for line in content.decode(errors="replace").split("\n"):  # not splitlines: a text may have other line separators
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(event, dict) and _is_event(event):
-            events.append(event)
+def _parsed(content: bytes, folder: Path) -> list[dict[str, Any]]:
+    """The events of a journal in `folder`. Raises RecordError."""
+    lines = content.split(b"\n")  # not splitlines: a text may have other line separators
+    events = [event for number, line in enumerate(lines, 1) if (event := _event(line, number, folder)) is not None]
+    if not events and content.strip():
+        raise RecordError(f"{folder / JOURNAL}: not a journal of this launcher")
     return events
 
 
-def _is_event(event: Mapping[str, Any]) -> bool:
-    """Whether the fields that every event has are of their types: another user may have written an old journal."""
-    state, attempt, at, reason = (event.get(key) for key in ("state", "attempt", "time", "reason"))
-    return (
-        isinstance(state, str)
-        and state in TRANSITIONS
-        and isinstance(attempt, int | None)
-        and isinstance(at, int | float | None)
-        and isinstance(reason, str | None)
-    )
+def _event(line: bytes, number: int, folder: Path) -> dict[str, Any] | None:
+    """The event in a line of the journal; None if the line was cut short. Raises RecordError for any other line."""
+    try:
+        event: object = json.loads(line.decode(errors="replace"))
+    except (ValueError, RecursionError):
+        return None
+    why = "no mapping" if not isinstance(event, dict) else fields.wrong(event, _CHECKS)
+    if isinstance(event, dict) and not why and event.get("state") is None:
+        why = "it has no state"
+    if why or not isinstance(event, dict):
+        raise RecordError(f"{folder / JOURNAL}: line {number} is no event of this launcher: {why}")
+    for name, value in _DEFAULTS.items():
+        if event.get(name) is None:
+            event[name] = value
+    return event
 
 
-def last_event(content: bytes) -> tuple[dict[str, Any] | None, int]:
-    """The last event of a journal of this content (None if there is none), and the length of its status.json."""
-    for line in reversed(content.split(b"\n")):
-        if events := _parsed(line):
-            event = events[-1]
+def last_event(content: bytes, folder: Path) -> tuple[dict[str, Any] | None, int]:
+    """The last event of a journal of this content in `folder` (None if there is none), and the length of its
+    status.json. Raises RecordError."""
+    lines = content.split(b"\n")
+    for number in range(len(lines), 0, -1):
+        line = lines[number - 1]
+        event = _event(line, number, folder)
+        if event is not None:
             if any(isinstance(value, list | dict) for value in event.values()):
                 return event, len(status_text(event).encode())
             # One line per field in place of one line for all: indenting every text to measure it takes too long.
@@ -112,14 +144,14 @@ def append_event(
         os.fdopen(folders.open_own(folder, JOURNAL, os.O_RDWR | os.O_APPEND | os.O_CREAT), "a+b") as journal,
     ):
         lock_journal(journal.fileno())
-        events = _parsed(folders.read(folder, JOURNAL))
+        events = _parsed(folders.read(folder, JOURNAL), folder.path)
         if events and state not in TRANSITIONS[events[-1]["state"]]:
             raise RunError(f"{run_dir.name}: is {events[-1]['state']} already and cannot become {state}")
         if events and attempt is not None and attempt < events[-1]["attempt"]:
             raise FencedError(
                 f"{run_dir.name}: attempt {attempt} has ended: attempt {events[-1]['attempt']} has started"
             )
-        if figures.get("fence") and any(event.get("fence", 0) > figures["fence"] for event in events):
+        if figures.get("fence") and any((event.get("fence") or 0) > figures["fence"] for event in events):
             raise FencedError(f"{run_dir.name}: another launcher has taken over this submission; this launcher stops")
         last = events[-1]["attempt"] if events else 1
         event = {"time": time.time(), "state": state, "attempt": attempt or last, "reason": reason, **figures}
@@ -168,15 +200,58 @@ def status_of(event: dict[str, Any]) -> Status:
 
 
 def read_status(run_dir: Path) -> Status:
-    """The status after the journal's last event. Repairs status.json if it differs."""
+    """The status after the journal's last event. Repairs status.json if it differs. `unknown`, with the reason, if the
+    journal cannot be used or the run's directory is gone. Raises OSError if the file system may answer later."""
+    return checked(run_dir, lambda: recorded(run_dir))
+
+
+def recorded(run_dir: Path) -> Status | None:
+    """The status after the journal's last event; None if it has none. Raises OSError and RecordError."""
+    with folders.state(run_dir) as folder:
+        events = _parsed(folders.read(folder, JOURNAL), folder.path)
+        if events:
+            _repair(folder, events[-1])
+    return status_of(events[-1]) if events else None
+
+
+def checked(run_dir: Path, read: Callable[[], Status | None]) -> Status:
+    """The status that `read` returns, or `unknown` with the reason: see `read_status`."""
     try:
-        with folders.state(run_dir) as folder:
-            events = _parsed(folders.read(folder, JOURNAL))
-            if events:
-                _repair(folder, events[-1])
-    except FileNotFoundError:
-        return Status()
-    return status_of(events[-1]) if events else Status()
+        status = read()
+    except (OSError, RecordError) as error:
+        if isinstance(error, OSError) and error.errno in PASSING:
+            raise
+        return unknown(run_dir, error)
+    if status is None:
+        return unknown(run_dir, RecordError(f"{folders.state_folder(run_dir) / JOURNAL}: has no event"))
+    if not (why := folders.why_no_directory(run_dir)):
+        return status
+    if status.state in ("starting", "running"):
+        why = f"{run_dir}: {why}"
+        return dataclasses.replace(status, reason=f"{status.reason}; {why}" if status.reason else why)
+    was = f"it was {status.state}" + (f": {status.reason}" if status.reason else "")
+    return dataclasses.replace(status, state=UNKNOWN, reason=f"{run_dir}: {why} ({was}); {AGAIN}")
+
+
+def look(run_dir: Path) -> Status:
+    """`read_status` for commands that only look: also `unknown` if the file system may answer later."""
+    try:
+        return read_status(run_dir)
+    except OSError as error:
+        return unknown(run_dir, error)
+
+
+AGAIN = "submit the job again: results that are left are reused"
+
+
+def unknown(run_dir: Path, error: OSError | RunError, file: str = JOURNAL) -> Status:
+    """The status of a run whose records cannot be used. `file`: which of them, if the error does not say so."""
+    if not isinstance(error, OSError):
+        return Status(UNKNOWN, reason=str(error))
+    with suppress(OSError):
+        if isinstance(error, FileNotFoundError) and (why := folders.why_no_directory(run_dir)):
+            return Status(UNKNOWN, reason=f"{run_dir}: {why}; {AGAIN}")
+    return Status(UNKNOWN, reason=f"{folders.state_folder(run_dir) / file}: {error.strerror or error}")
 
 
 def _repair(folder: Folder, last: Mapping[str, Any]) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from launcher.base.errors import RecordError, RunError
 from launcher.record import folders
 from launcher.record.find import list_runs
-from launcher.record.folders import JOURNAL, REQUEST, STATE, STATUS, Folder
-from launcher.record.journal import Status, last_event, read_events, read_status, status_of
+from launcher.record.folders import JOURNAL, PASSING, REQUEST, STATE, STATUS, Folder
+from launcher.record.journal import Status, checked, last_event, read_events, recorded, status_of, unknown
 from launcher.record.request import RunRequest, parse_request, read_request
 
 Stamp = tuple[int, int, int]
@@ -42,18 +43,30 @@ class Records:
         return list_runs(self.submission)
 
     def status(self, name: str) -> Status:
-        """The status of a run after its journal's last event. Raises OSError."""
+        """See `read_status`."""
+        return checked(self.submission / name, lambda: self._recorded(name))
+
+    def _recorded(self, name: str) -> Status | None:
         stamp = self._stamp(name)
         if stamp is None:
-            return read_status(self.submission / name)
+            return recorded(self.submission / name)
         seen = self._seen.get(name)
         if seen is None or seen[0] != stamp:
             # The stamp was taken before the content is read: a change in between is seen the next time.
-            event, length = last_event(self._read(name, JOURNAL))
+            event, length = last_event(self._read(name, JOURNAL), self.submission / STATE / name)
             copied = event is not None and self._is_copied(name, stamp, length)
-            status = status_of(event) if event is not None and copied else read_status(self.submission / name)
+            status = status_of(event) if event is not None and copied else recorded(self.submission / name)
+            if status is None:
+                return None
             seen = self._seen[name] = stamp, status
         return seen[1]
+
+    def look(self, name: str) -> Status:
+        """See `journal.look`."""
+        try:
+            return self.status(name)
+        except OSError as error:
+            return unknown(self.submission / name, error)
 
     def _is_copied(self, name: str, stamp: Stamp, length: int) -> bool:
         """Whether status.json is younger than the journal, and as long as it has to be."""
@@ -80,9 +93,22 @@ class Records:
     def request(self, name: str) -> RunRequest:
         """See `read_request`."""
         if self._states is not None:
-            with suppress(FileNotFoundError):
+            try:
                 return parse_request(self._read(name, REQUEST), self.submission / name)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                if error.errno in PASSING:
+                    raise
+                raise RecordError(f"{error.filename}: {error.strerror}") from None
         return read_request(self.submission / name)
+
+    def look_at_request(self, name: str) -> RunRequest | Status:
+        """The request of a run, or its status `unknown` with the reason why the request cannot be used."""
+        try:
+            return self.request(name)
+        except (OSError, RunError) as error:
+            return unknown(self.submission / name, error, REQUEST)
 
     def _stamp(self, name: str) -> Stamp | None:
         """Changes whenever the journal does. None if the run is of the version before, or has no journal."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from launcher.base.errors import RunError
+from launcher.base import fields
+from launcher.base.errors import RecordError, RunError
 from launcher.record import folders
-from launcher.record.folders import REQUEST
+from launcher.record.folders import JOURNAL, PASSING, REQUEST
 from launcher.record.states import State
 from trainer.base.files import json_text
 
@@ -93,6 +96,39 @@ class RunRequest:
     """Predicted memory in bytes on each device, including the allowance for a CUDA context."""
 
 
+_CHECKS: dict[str, fields.Check] = {
+    **dict.fromkeys(("command", "overrides", "options", "env", "secrets"), fields.TEXTS),
+    **dict.fromkeys(("image", "image_id", "fetches", "data_dir", "cwd"), fields.TEXT),
+    **dict.fromkeys(("memory_place", "shm_place", "identity", "data", "code", "configuration"), fields.TEXT),
+    **dict.fromkeys(("network", "share_gpu"), fields.FLAG),
+    **dict.fromkeys(("loader_shm", "predicted_memory"), fields.COUNT),
+    **dict.fromkeys(("resources", "retry", "config", "select"), fields.MAPPING),
+    "name": fields.NAME,
+    "needs": fields.NAMES,
+    "index": fields.COUNT,
+    "kind": fields.one_of(get_args(Kind)),
+    "links": fields.TEXTS_BY_NAME,
+    "timeout": fields.AMOUNT,
+    "priority": fields.whole(-(10**15)),
+}
+_INNER: dict[str, dict[str, fields.Check]] = {
+    "resources": {**dict.fromkeys(("gpus", "gpu_memory", "memory", "shm"), fields.COUNT), "cpus": fields.AMOUNT},
+    "retry": {"attempts": fields.COUNT, "on": fields.TEXTS, "backoff": fields.AMOUNT},
+    "config": {
+        **dict.fromkeys(("img_size", "batch_size", "epochs", "fold"), fields.COUNT),
+        **dict.fromkeys(("model", "data", "training", "root", "format", "weights"), fields.TEXT),
+        "teachers": fields.TEXTS,
+    },
+    "select": {"top": fields.COUNT, "runs": fields.TEXTS, "submission": fields.TEXT},
+}
+"""Types of the fields of run.json, and of the mappings in it."""
+_FIELDS = {field.name for field in dataclass_fields(RunRequest)}
+_REQUIRED = _FIELDS - {
+    *("fetches", "select", "options", "image", "image_id", "network", "data_dir", "cwd", "timeout", "predicted_memory")
+}
+"""Fields that are never null."""
+
+
 def device_need(request: RunRequest) -> int | None:
     """Bytes on each device that the scheduler reserves: the job's own cap, else the prediction; None: unknown."""
     return request.resources.gpu_memory or request.predicted_memory
@@ -111,21 +147,57 @@ def request_as_json(request: RunRequest) -> str:
 
 
 def read_request(run_dir: Path) -> RunRequest:
-    """The request in run.json. Raises RunError if `run_dir` is not a run directory."""
+    """The request in run.json. Raises RunError if `run_dir` is not a run directory, RecordError if the file cannot be
+    used, and OSError if the file system may answer later."""
     try:
         with folders.state(run_dir) as folder:
             return parse_request(folders.read(folder, REQUEST), run_dir)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if os.path.lexists(folders.state_folder(run_dir) / JOURNAL):
+            raise RecordError(f"{folders.state_folder(run_dir) / REQUEST}: {error.strerror}") from None
         raise RunError(f"{run_dir}: not a run directory: it has no run.json") from None
+    except OSError as error:
+        if error.errno in PASSING:
+            raise
+        raise RecordError(f"{folders.state_folder(run_dir) / REQUEST}: {error.strerror}") from None
 
 
 def parse_request(text: bytes, run_dir: Path) -> RunRequest:
-    """The request that is the content of run.json in `run_dir`. Raises RunError."""
+    """The request that is the content of run.json in `run_dir`. Raises RecordError."""
     try:
         content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError("it is no mapping")
         content.pop("attempts", None)  # written by an earlier version
+        if why := _wrong(content):
+            raise ValueError(why)
         retry = {**content.get("retry", {})}
         retry["on"] = tuple(retry.get("on", Retry.on))
         return RunRequest(**{**content, "resources": Resources(**content["resources"]), "retry": Retry(**retry)})
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise RunError(f"{folders.state_folder(run_dir) / REQUEST}: not a request of this launcher: {error}") from None
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        why = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else str(error)
+        place = folders.state_folder(run_dir) / REQUEST
+        raise RecordError(f"{place}: not a request of this launcher: {why}") from None
+
+
+def _wrong(content: dict[str, Any]) -> str:
+    """What is wrong with the fields of a request; empty if nothing is."""
+    if more := content.keys() - _FIELDS:
+        return f"its field {min(more)} is of another version"
+    if nulls := [name for name in _REQUIRED & content.keys() if content[name] is None]:
+        return f"{nulls[0]} is null"
+    if why := fields.wrong(content, _CHECKS):
+        return why
+    for name, checks in _INNER.items():
+        inner = content.get(name) or {}
+        if why := fields.wrong(inner, checks):
+            return f"{name}.{why}"
+    if content.get("select") is not None and not {"top", "runs"} & {
+        k for k, v in content["select"].items() if v is not None
+    }:
+        return "select names neither top nor runs"
+    if "gpus" in (resources := content.get("resources") or {}) and resources["gpus"] is None:
+        return "resources.gpus is null"
+    if any(value is None for value in (content.get("retry") or {}).values()):
+        return "retry has a null"
+    return ""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launcher.base.errors import RunError
+from launcher.record.find import read_submission
 from launcher.record.journal import Status
 from launcher.record.records import Records
-from launcher.record.request import RunRequest
-from launcher.record.states import GOOD
+from launcher.record.request import Kind, RunRequest
+from launcher.record.states import GOOD, UNKNOWN
 from launcher.record.trainer_files import Figures, read_metrics
 from trainer.base.figures import DEFAULT_MONITOR, MAIN, columns
 
@@ -33,15 +36,27 @@ class Result:
 
 
 def results(submission: Path, *kinds: str) -> list[Result]:
-    """The runs of these kinds, in the order of their index."""
+    """The runs of these kinds, in the order of their index. One whose request cannot be used is `unknown`."""
     selected = []
     with Records(submission) as records:
         for run_dir in records.run_dirs():
-            request, status = records.request(run_dir.name), records.status(run_dir.name)
+            read, status = records.look_at_request(run_dir.name), records.look(run_dir.name)
+            if isinstance(read, Status):
+                request = RunRequest(run_dir.name, 0, _kind(run_dir), [])
+                status = status if status.state == UNKNOWN else read
+            else:
+                request = read
             if request.kind in kinds:
                 figures = read_metrics(run_dir) if status.state in GOOD else {}
                 selected.append(Result(run_dir, request, status, figures))
     return selected
+
+
+def _kind(run_dir: Path) -> Kind:
+    """The kind of a run whose request cannot be used, as far as its submission says it."""
+    with suppress(RunError):
+        return "train" if run_dir.name in read_submission(run_dir.parent).get("runs", ()) else "ensemble"
+    return "train"
 
 
 def configurations(all_results: Iterable[Result]) -> list[list[Result]]:
@@ -54,7 +69,7 @@ def configurations(all_results: Iterable[Result]) -> list[list[Result]]:
 
 
 def fold_of(result: Result) -> int:
-    return int(result.request.config.get("fold", 0))
+    return int(result.request.config.get("fold") or 0)
 
 
 def out_of_fold(folds: Sequence[Result]) -> tuple[Predictions | None, str]:

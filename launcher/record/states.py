@@ -16,17 +16,21 @@ State = Literal[
     "cancelled",
     "lost",
     "reused",
+    "unknown",
 ]
+UNKNOWN: State = "unknown"
+"""Never in a journal: a file of the run's records, or its directory, is missing or cannot be used."""
 ENDED: frozenset[State] = frozenset(get_args(State)) - {"queued", "starting", "running"}
+"""States in which nobody waits for the run any more."""
 GOOD: frozenset[State] = frozenset({"succeeded", "reused"})
 # Allowed next states. An ended run may be queued again as another attempt; `succeeded` and `reused` are final.
 TRANSITIONS: dict[State, frozenset[State]] = {
     "queued": frozenset({"starting", "cancelled", "failed", "reused"}),
     "starting": frozenset({"running", "queued", "failed", "cancelled", "lost"}),
-    "running": ENDED - {"reused"},
+    "running": ENDED - {"reused", UNKNOWN},
     "succeeded": frozenset(),
     "reused": frozenset(),
-    **{state: frozenset({"queued"}) for state in ENDED - GOOD},
+    **{state: frozenset({"queued"}) for state in ENDED - GOOD - {UNKNOWN}},
 }
 
 MEANINGS: dict[State, tuple[str, str]] = {
@@ -41,6 +45,11 @@ MEANINGS: dict[State, tuple[str, str]] = {
     "cancelled": ("was stopped on request, or before it started", "queues it again"),
     "lost": ("ended for an unknown reason: killed from outside, or its host went down", "queues it again"),
     "reused": ("an equal run of an earlier submission is used instead", "leaves it"),
+    "unknown": (
+        "its directory or a file of its records is missing or cannot be used: the reason names it; no journal has this "
+        "state",
+        "leaves it",
+    ),
 }
 """Meaning of each state, and the action of `launcher resume` on a run in it."""
 RETRIED: frozenset[State] = frozenset({"out_of_device_memory", "lost", "failed", "timed_out"})
@@ -51,9 +60,12 @@ def reference() -> str:
     """The states as a Markdown table."""
     lines = ["| state | meaning | may become | retried | `launcher resume` |", "| --- | --- | --- | --- | --- |"]
     for state in MEANINGS:  # TRANSITIONS is made from sets, which have no order
-        after = TRANSITIONS[state]
+        after = TRANSITIONS.get(state, frozenset())
         meaning, resumed = MEANINGS[state]
         nexts = ", ".join(f"`{following}`" for following in MEANINGS if following in after) or "nothing: it is final"
-        retried = "by `retry.on`" if state in RETRIED else "–" if state in GOOD or state not in ENDED else "never"
+        nexts = "–" if state == UNKNOWN else nexts
+        retried = (
+            "by `retry.on`" if state in RETRIED else "–" if state in GOOD | {UNKNOWN} or state not in ENDED else "never"
+        )
         lines.append(f"| `{state}` | {meaning} | {nexts} | {retried} | {resumed} |")
     return "\n".join(lines)

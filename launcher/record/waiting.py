@@ -31,7 +31,10 @@ def write(submission: Path, reason: str | None) -> None:
 
 def read(submission: Path) -> str | None:
     """The reason, or None. It is out of date if no launcher is running the submission."""
-    with suppress(OSError, ValueError, TypeError, KeyError), folders.opened(submission / folders.STATE, 2) as folder:
+    with (
+        suppress(OSError, ValueError, TypeError, KeyError, RecursionError),
+        folders.opened(submission / folders.STATE, 2) as folder,
+    ):
         return str(json.loads(folders.read(folder, FILE))["reason"])
     with suppress(OSError):
         return full_disk(submission)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.record import folders, standings, trainer_files
+from launcher.record.journal import Status
 from launcher.record.records import Records
 from launcher.record.standings import Result
 from launcher.record.states import GOOD
@@ -212,8 +213,10 @@ def places(submission: Path) -> list[tuple[str, str]]:
     labelled = [("leaderboard", submission / "leaderboard.csv"), ("runs", submission)]
     with Records(submission) as records:
         for run_dir in records.run_dirs():
-            request = records.request(run_dir.name)
-            if request.kind != "train" and records.status(run_dir.name).state in GOOD:
+            request = records.look_at_request(run_dir.name)
+            if isinstance(request, Status) or request.kind == "train":
+                continue
+            if records.look(run_dir.name).state in GOOD:
                 names = ("ensemble.json", "submission.csv", "analysis_results/report.html")
                 products = [run_dir / name for name in names if trainer_files.has(run_dir, name)]
                 labelled += [(request.kind, path) for path in products]

@@ -14,7 +14,7 @@ from launcher.engines import registry
 from launcher.engines.base import Waste
 from launcher.record import lease, trainer_files
 from launcher.record.find import BUILDING, list_runs, list_submissions
-from launcher.record.journal import read_status
+from launcher.record.journal import look
 from launcher.record.states import GOOD
 from launcher.record.trainer_files import RESUME
 from trainer.base.errors import os_error
@@ -43,7 +43,7 @@ def _checkpoints(runs_root: Path, remarks: list[str]) -> list[Waste]:
                 continue
             for run_dir in list_runs(directory):
                 size = trainer_files.size(run_dir, RESUME)
-                if size is not None and read_status(run_dir).state in GOOD:
+                if size is not None and look(run_dir).state in GOOD:
                     name = f"{directory.name}/{run_dir.name}/{RESUME}"
                     free = partial(trainer_files.remove, run_dir, RESUME)
                     waste.append(Waste(name, size, "the run succeeded", free))

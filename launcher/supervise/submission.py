@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from launcher import CHECKOUT, __version__
@@ -19,11 +20,11 @@ from launcher.job.expansion import Planned
 from launcher.job.spec import Job
 from launcher.record import folders, retry, reuse, stop_request, trainer_files
 from launcher.record.find import BUILDING, find_submission, own_cache, read_submission
-from launcher.record.journal import append_event, create_run
+from launcher.record.journal import Status, append_event, create_run
 from launcher.record.lease import Lease
 from launcher.record.records import Records
 from launcher.record.request import RunRequest, read_request, write_request
-from launcher.record.states import ENDED, GOOD
+from launcher.record.states import ENDED, GOOD, UNKNOWN
 from launcher.supervise.supervisor import Rules
 from trainer.base import provenance
 from trainer.base.files import write_json
@@ -138,41 +139,102 @@ def rules(submission: Path) -> Rules:
     return Rules(written.get("max_parallel"), written.get("on_failure", "continue"), written.get("follows"))
 
 
-def requeue(submission: Path, mine: Lease, only: Collection[str] | None = None) -> list[str]:
+def requeue(
+    submission: Path, mine: Lease, only: Collection[str] | None = None, say: Callable[[str], None] = lambda line: None
+) -> list[str]:
     """Queue again the runs that were lost, cancelled, ran out of time or memory, or failed for another reason than
     their configuration or data. Only for the launcher that holds the lease `mine`. `only`: the names of runs that may
     be queued; None: all. Returns the names.
 
-    A `launcher stop` in the meantime stops these runs, too. Raises LeaseLostError.
+    A step whose input cannot come, because a step that it needs has failed for good, is not queued: it would be
+    cancelled at once; `say` is called with the reason. A `launcher stop` in the meantime stops these runs, too. Raises
+    LeaseLostError, and RunError for a step of `only` whose input cannot come.
     """
     names = []
     digests = reuse.DataDigests(own_cache(submission.parent))
     with Records(submission) as records:
+        states: dict[str, Status] = {}
         for run_dir in records.run_dirs():
-            status = records.status(run_dir.name)
+            status = records.look(run_dir.name)
             if status.state not in ENDED:
                 registry.settle(run_dir, driving=True)
-                status = records.status(run_dir.name)
-            hopeless = status.figures.get("exit_code") in retry.HOPELESS
-            if status.state in ENDED - GOOD and not hopeless and (only is None or run_dir.name in only):
-                _renew(run_dir, records.request(run_dir.name), mine, digests)
-                reason, fence = f"resumed after {status.state}", mine.fence
-                try:
-                    append_event(run_dir, "queued", status.attempt + 1, reason, durable=False, fence=fence)
-                except FencedError:
+                status = records.look(run_dir.name)
+            states[run_dir.name] = status
+        wanted = {name for name, status in states.items() if is_repeated(status) and (only is None or name in only)}
+        for name, why in without_input(wanted, states, records).items():
+            if only is not None:
+                raise RunError(f"{name}: {why}")
+            say(f"{name} is not repeated: it {why}")
+            wanted.remove(name)
+        for name in sorted(wanted):
+            run_dir, status, request = submission / name, states[name], records.look_at_request(name)
+            if isinstance(request, Status):  # the supervisor says so
+                continue
+            _renew(run_dir, request, mine, digests)
+            reason, fence = f"resumed after {status.state}", mine.fence
+            try:
+                append_event(run_dir, "queued", status.attempt + 1, reason, durable=False, fence=fence)
+            except FencedError:
+                raise
+            except RunError:
+                if records.look(name).state in ENDED - {UNKNOWN}:
                     raise
-                except RunError:
-                    if records.status(run_dir.name).state in ENDED:
-                        raise
-                    continue  # the run's own task in an engine's queue has repeated it meanwhile
-                names.append(run_dir.name)
+                continue  # the run's own task in an engine's queue has repeated it meanwhile
+            names.append(name)
         for name in stop_request.among(submission, names):
-            if records.status(name).state == "queued":  # else `launcher stop` has seen it
+            if records.look(name).state == "queued":  # else `launcher stop` has seen it
                 reason = "stopped before it started"
                 append_event(submission / name, "cancelled", reason=reason, durable=False, fence=mine.fence)
             names.remove(name)
     folders.flush(submission)
     return names
+
+
+def is_repeated(status: Status) -> bool:
+    """Whether `resume` queues a run in this state again."""
+    hopeless = status.figures.get("exit_code") in retry.HOPELESS
+    return status.state in ENDED - GOOD - {UNKNOWN} and not hopeless
+
+
+def without_input(wanted: Collection[str], states: Mapping[str, Status], records: Records) -> dict[str, str]:
+    """The steps among the `wanted` runs whose input cannot come, because what they need has ended without success and
+    is not wanted itself; each with the reason and what to type."""
+    reasons: dict[str, str] = {}
+    training = frozenset(read_submission(records.submission).get("runs") or ())
+    for name in sorted(set(wanted) - training):
+        request = records.look_at_request(name)
+        if isinstance(request, Status):
+            continue
+        trained = [need for need in request.needs if need in training]
+        steps = [need for need in request.needs if need not in training]
+        dead = {need for need in request.needs if _is_dead(need, wanted, states) or need in reasons}
+        missing = [need for need in steps if need in dead]
+        if not missing and request.select is not None and trained and dead.issuperset(trained):
+            missing = trained
+        if missing:
+            reasons[name] = _why_no_input(missing, states, records.submission)
+    return reasons
+
+
+def _is_dead(name: str, wanted: Collection[str], states: Mapping[str, Status]) -> bool:
+    return name not in wanted and name in states and states[name].state in ENDED - GOOD
+
+
+def _why_no_input(missing: Sequence[str], states: Mapping[str, Status], submission: Path) -> str:
+    """`missing`: a step that is needed, or all runs of which one is needed."""
+    first = states[missing[0]]
+    said = f"is {first.state}" + (f" ({first.reason})" if first.reason else "")
+    what = f"needs {missing[0]}, which {said}"
+    if len(missing) > 1:
+        what = f"needs one of {len(missing)} runs, and none has succeeded: {missing[0]} {said}"
+    if not any(is_repeated(states[need]) for need in missing):
+        return f"{what} and is never repeated; correct the job or its data, and submit it again"
+    runs = shlex.quote(str(submission.parent))
+    whole = f"launcher resume {submission.name} --runs {runs}"
+    if len(missing) > 1:
+        return f"{what}; continue them first: {whole}"
+    one = f"launcher resume {submission.name}/{missing[0]} --runs {runs}"
+    return f"{what}; continue that run first: {one}, or all runs: {whole}"
 
 
 def _renew(run_dir: Path, request: RunRequest, mine: Lease, digests: reuse.DataDigests) -> None:

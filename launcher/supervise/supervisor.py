@@ -6,7 +6,6 @@ All state is in the run directories. If a supervisor is killed, its runs continu
 from __future__ import annotations
 
 import dataclasses
-import errno
 import os
 import signal
 import time
@@ -22,17 +21,17 @@ from launcher.engines import registry
 from launcher.engines.base import SupervisedEngine
 from launcher.host.machine import Machine
 from launcher.record import folders, lease, retry, stop_request, waiting
-from launcher.record.find import list_runs
-from launcher.record.folders import refuse_foreign
-from launcher.record.journal import Status, append_event, read_events, read_status
-from launcher.record.locks import is_locked
+from launcher.record.find import list_runs, read_submission
+from launcher.record.folders import PASSING, refuse_foreign
+from launcher.record.journal import Status, append_event, look, read_events, read_status, unknown
+from launcher.record.locks import is_locked, is_run_locked
 from launcher.record.records import Records
 from launcher.record.request import RunRequest, write_request
-from launcher.record.states import ENDED, GOOD, State
+from launcher.record.states import ENDED, GOOD, UNKNOWN, State
 from launcher.supervise import scheduler
 from launcher.supervise.placing import Placed, Placing
 from launcher.supervise.together import demand_of
-from trainer.base.errors import EXIT_FAILED, EXIT_OK
+from trainer.base.errors import EXIT_FAILED, EXIT_OK, os_error
 
 POLL = 0.25
 """Seconds between two checks of the runs."""
@@ -46,11 +45,8 @@ FEW = 100
 """So many queued runs are cancelled in no time."""
 RETRY_START, RETRY_LATEST = 0.5, 5.0
 """Seconds after which the scheduler is asked again although no run has changed, at least and at most."""
-PASSING = (
-    errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH,
-    errno.ENOTCONN, errno.EAGAIN,
-)  # fmt: skip
-"""Errors of a file system that may answer later."""
+SILENCE = 60.0
+"""A run whose files alone cannot be read for this many seconds is given up."""
 RENEW = 5.0
 """Seconds between two writes of a reason in which only figures have changed."""
 Event = Callable[[str, Status], None]
@@ -83,10 +79,19 @@ class Supervision:
         self.on_event = on_event or (lambda name, status: None)
         self.placing = Placing(submission, machine, engine, rules.max_parallel)
         self.records = Records(submission)
-        self.requests = {path.name: self.records.request(path.name) for path in self.records.run_dirs()}
+        self.requests: dict[str, RunRequest] = {}
+        self.unusable: dict[str, Status] = {}
+        """The runs whose request cannot be used, with the reason. They are not supervised."""
+        for path in self.records.run_dirs():
+            request = self.records.look_at_request(path.name)
+            if isinstance(request, Status):
+                self.unusable[path.name] = request
+            else:
+                self.requests[path.name] = request
         if rules.only is not None:
             wanted = _with_needs(rules.only, self.requests)
             self.requests = {name: request for name, request in self.requests.items() if name in wanted}
+            self.unusable = {name: status for name, status in self.unusable.items() if name in wanted}
         self.steps = [name for name, request in self.requests.items() if request.needs]
         self.demands = {name: demand_of(request) for name, request in self.requests.items()}
         self.states: dict[str, Status] = {}
@@ -97,6 +102,8 @@ class Supervision:
         """Runs whose state has changed since the scheduler was asked."""
         self.next_rescan = self.next_start = 0.0
         """When all queued runs are looked at again, and when the scheduler is asked again, by the monotonic clock."""
+        self.silent: dict[str, tuple[float, str]] = {}
+        """Runs whose files cannot be read at the moment: since when, by the monotonic clock, and why."""
         self.note: str | None = None
         self.waits: str | None = None
         """Why queued runs wait, as it was reported."""
@@ -138,12 +145,32 @@ class Supervision:
                 signal.signal(number, handler)
 
     def status(self, name: str) -> Status:
-        """The run's status by its journal. Calls `on_event` if it has changed."""
-        status = self.records.status(name)
-        if status.state in ("starting", "running") and not self.engine.poll(self.dir(name)):
+        """The run's status by its journal. Calls `on_event` if it has changed. While the file system does not answer,
+        the run stays as it was."""
+        try:
             status = self.records.status(name)
+            if status.state in ("starting", "running") and not self.engine.poll(self.dir(name)):
+                status = self.records.status(name)
+        except OSError as error:
+            if error.errno in PASSING and not self._is_given_up(name, error):
+                return self.states.get(name, Status())
+            status = unknown(self.dir(name), error)
+        except RunError as error:
+            status = unknown(self.dir(name), error)
+        self.silent.pop(name, None)
         self._set(name, status)
         return status
+
+    def _is_given_up(self, name: str, error: OSError) -> bool:
+        """Whether this run alone cannot be read for long: then the others do not wait for it."""
+        now = time.monotonic()
+        began, _ = self.silent.get(name, (now, ""))
+        self.silent[name] = began, f"{error.filename or self.dir(name)}: {error.strerror}; trying again"
+        if now - began < SILENCE:
+            return False
+        with suppress(RunError):
+            return bool(read_submission(self.submission))
+        return False
 
     def _set(self, name: str, status: Status) -> None:
         before, self.states[name] = self.states.get(name), status
@@ -165,11 +192,24 @@ class Supervision:
         now = time.monotonic()
         if now >= self.next_rescan:
             began = time.thread_time()
-            unknown = self.requests.keys() - self.states.keys() if len(self.states) < len(self.requests) else set()
-            for name in [name for name in self.requests if name in unknown] or list(self.queued):
+            new = [name for name in self.requests if name not in self.states] if self._are_new() else []
+            for name in new or list(self.queued):
                 self.status(name)
+            for name, status in self.unusable.items():
+                if name not in self.states:
+                    self._set(name, self._refuse(name, status))
             # Thousands of runs take a hundredth of a core, however many they are.
             self.next_rescan = now + max(RESCAN, 100 * (time.thread_time() - began))
+
+    def _are_new(self) -> bool:
+        """Whether some runs have not been looked at."""
+        return len(self.states) < len(self.requests) + len(self.unusable)
+
+    def _refuse(self, name: str, status: Status) -> Status:
+        """Record that a queued run cannot be started, because its request cannot be used. Returns its status."""
+        if look(self.dir(name)).state == "queued":
+            return self._append(name, "failed", reason=status.reason)
+        return status
 
     def drive(self) -> int:
         """Supervise until every run has ended. Returns the exit code."""
@@ -203,11 +243,14 @@ class Supervision:
             self._stop(at_once=self.asked > 1)
             self.handled, self.next_rescan = handled, 0.0
             return None
-        if not self.under_way and (self.asked or not self.queued):
+        if not self.under_way and (self.asked or not (self.queued or self._are_new())):
             waiting.write(self.submission, None)
             bad = {s.state for s in self.states.values()} - GOOD
-            return EXIT_OK if not bad else EXIT_INTERRUPTED if self.asked or bad == {"cancelled"} else EXIT_FAILED
-        self._report(*(self._advance() if not self.asked else (self.engine.trouble, None)))
+            if not bad and self.states:
+                return EXIT_OK
+            return EXIT_INTERRUPTED if self.asked or bad == {"cancelled"} else EXIT_FAILED
+        note, waits = self._advance() if not self.asked else (self.engine.trouble, None)
+        self._report(next((why for _, why in self.silent.values()), note), waits)
         return None
 
     def _append(self, name: str, state: State, attempt: int | None = None, **more: Any) -> Status:
@@ -220,15 +263,24 @@ class Supervision:
         except RunError:
             self.lease.check()
             return read_status(self.dir(name))
+        except OSError as error:
+            if error.errno in PASSING:
+                raise
+            return unknown(self.dir(name), error)
 
     def _repeat(self) -> None:
         """Queue runs again for which the job's policy allows another attempt."""
         for name in list(self.changed):
             status = self.states[name]
-            if status.state not in ENDED - GOOD or (name, status.attempt) in self.judged:
+            if status.state not in ENDED - GOOD - {UNKNOWN} or (name, status.attempt) in self.judged:
+                continue
+            if name in self.unusable:
+                continue
+            try:
+                events = read_events(self.dir(name))
+            except RunError:  # the next look shows the run as `unknown`
                 continue
             self.judged.add((name, status.attempt))
-            events = read_events(self.dir(name))
             again = retry.decide(self.requests[name], events)
             if isinstance(again, retry.NextAttempt):
                 more = {"micro_batch": again.micro_batch} if again.micro_batch else {}
@@ -278,7 +330,7 @@ class Supervision:
             return self.follows
         for run_dir in list_runs(self.followed):
             registry.settle(run_dir)
-        if all(read_status(run_dir).state in ENDED for run_dir in list_runs(self.followed)):
+        if all(look(run_dir).state in ENDED for run_dir in list_runs(self.followed)):
             self.followed = self.follows = None
         else:
             name = self.followed.name
@@ -306,7 +358,7 @@ class Supervision:
         for name in self.under_way:
             try:
                 (self.engine.kill if at_once else self.engine.stop)(self.dir(name))
-            except RunError as error:  # stop the others anyway
+            except (RunError, OSError) as error:  # stop the others anyway
                 said = f"cannot be stopped now: {error}"
                 self.on_event(name, dataclasses.replace(self.states[name], reason=said, time=time.time()))
 
@@ -320,7 +372,10 @@ class Supervision:
                 self._set(name, self._append(name, "cancelled", reason=reason, because=failed[0]))
 
     def _failed_step(self, need: str) -> bool:
-        return self.requests[need].kind != "train" and self.states[need].state in ENDED - GOOD
+        return need in self.requests and self.requests[need].kind != "train" and self._is_bad(need)
+
+    def _is_bad(self, name: str) -> bool:
+        return name in self.states and self.states[name].state in ENDED - GOOD
 
     def _start_when_due(self) -> None:
         """Ask the scheduler if a run has changed or a pause has ended, and else only from time to time: others may
@@ -343,7 +398,7 @@ class Supervision:
             if why := scheduler.why_never(demand, self.placing.capacity):
                 self._set(demand.name, self._append(demand.name, "failed", reason=why))
         running = {
-            name: scheduler.Running(self.demands[name], tuple(self.states[name].figures.get("devices", [])))
+            name: scheduler.Running(self.demands[name], tuple(self.states[name].figures.get("devices") or ()))
             for name in self.under_way
         }
         over = {name for name, status in self.states.items() if status.state in ENDED}
@@ -390,7 +445,7 @@ def _with_needs(names: Iterable[str], requests: Mapping[str, RunRequest]) -> set
         name = waiting_names.pop()
         if name not in wanted:
             wanted.add(name)
-            waiting_names += requests[name].needs
+            waiting_names += requests[name].needs if name in requests else ()
     return wanted
 
 
@@ -430,49 +485,56 @@ DYING = 5.0
 """Seconds that `stop` waits for a run after it was killed."""
 
 
-def stop(submission: Path, run_dirs: list[Path], grace: float) -> list[str]:
+def stop(submission: Path, run_dirs: list[Path], grace: float) -> tuple[list[str], dict[str, str]]:
     """Ask these runs of a submission to end, and kill those that have not ended after `grace` seconds. Returns the
-    names of those that had not ended before.
+    names of those that had not ended before, and why some could not be stopped.
 
     A run that is still queued is cancelled, so that no supervisor starts it. Raises RunError.
     """
     refuse_foreign(submission)
     whole = len(run_dirs) > 1 or run_dirs == list_runs(submission)
     records = Records(submission)
-    queued = {run_dir for run_dir in run_dirs if records.status(run_dir.name).state == "queued"}
+    queued = {run_dir for run_dir in run_dirs if records.look(run_dir.name).state == "queued"}
     stop_request.ask(submission, None if whole else [run_dir.name for run_dir in run_dirs])
     in_queue = registry.queue_of(submission) is not None
     touched = []
+    problems: dict[str, str] = {}
     for run_dir in run_dirs:
-        if records.status(run_dir.name).state in ("starting", "running") or in_queue:
+        if records.look(run_dir.name).state in ("starting", "running") or in_queue:
             registry.settle(run_dir)
-        if run_dir in queued or records.status(run_dir.name).state not in ENDED:  # a supervisor cancels queued runs
+        if run_dir in queued or not is_over(run_dir, records.look(run_dir.name)):  # a supervisor cancels queued runs
             touched.append(run_dir)
     for run_dir in touched:  # queued runs first, so that they do not start in the places that become free
-        if records.status(run_dir.name).state == "queued":
-            with suppress(RunError):  # it has just started: it is stopped below
-                append_event(run_dir, "cancelled", reason="stopped before it started", durable=False)
+        if records.look(run_dir.name).state == "queued":
+            try:
+                with suppress(RunError):  # it has just started: it is stopped below
+                    append_event(run_dir, "cancelled", reason="stopped before it started", durable=False)
+            except OSError as error:
+                problems[run_dir.name] = os_error(error)
     folders.flush(submission)
     registry.release({submission} if touched else ())
     asked: dict[Path, str] = {}
     killed: set[Path] = set()
     deadline = time.monotonic() + grace
-    waiting_for = touched
-    while waiting_for := [run_dir for run_dir in waiting_for if records.status(run_dir.name).state not in ENDED]:
+    waiting_for = [run_dir for run_dir in touched if run_dir.name not in problems]
+    while waiting_for := [path for path in waiting_for if not is_over(path, records.look(path.name))]:
         if time.monotonic() > deadline + DYING:
             break
         for run_dir in waiting_for:
             # A run that is starting may not receive the request yet: ask again once it is running, but not more often,
             # because a second request does not wait for the checkpoint.
-            state = records.status(run_dir.name).state
-            if state in ("starting", "running") and asked.get(run_dir) != state:
-                asked[run_dir] = state
-                with suppress(RunError):
-                    registry.of_run(run_dir).stop(run_dir)
-            if time.monotonic() >= deadline and run_dir not in killed:
-                killed.add(run_dir)
-                with suppress(RunError):
-                    registry.of_run(run_dir).kill(run_dir)
+            state = records.look(run_dir.name).state
+            try:
+                if state != "queued" and asked.get(run_dir) != state:
+                    asked[run_dir] = state
+                    with suppress(RunError):
+                        registry.of_run(run_dir).stop(run_dir)
+                if time.monotonic() >= deadline and run_dir not in killed:
+                    killed.add(run_dir)
+                    with suppress(RunError):
+                        registry.of_run(run_dir).kill(run_dir)
+            except OSError as error:
+                problems[run_dir.name] = os_error(error)
         time.sleep(0.1)
         for run_dir in waiting_for:
             registry.settle(run_dir)
@@ -480,4 +542,13 @@ def stop(submission: Path, run_dirs: list[Path], grace: float) -> list[str]:
         deadline = time.monotonic() + PARTING
         while is_locked(submission / lease.LOCK) and time.monotonic() < deadline:
             time.sleep(0.05)
-    return [run_dir.name for run_dir in touched]
+    return [run_dir.name for run_dir in touched if run_dir.name not in problems], problems
+
+
+def is_over(run_dir: Path, status: Status) -> bool:
+    """Whether nothing executes the run any more. If its state is `unknown`, its lock decides."""
+    if status.state != UNKNOWN:
+        return status.state in ENDED
+    with suppress(OSError):
+        return not is_run_locked(run_dir)
+    return True

@@ -17,7 +17,7 @@ from launcher.engines.docker.client import explain
 from launcher.record.folders import REQUEST, state_folder
 from launcher.record.journal import read_status
 from launcher.record.locks import is_run_locked
-from launcher.record.states import ENDED
+from launcher.record.states import ENDED, UNKNOWN
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -73,6 +73,9 @@ def _why_left(container: Container, run_dir: Path, remarks: list[str]) -> str | 
         registry.settle(run_dir)
     status = read_status(run_dir)
     current = str(status.attempt) == container.labels.get(docker_client.ATTEMPT)
+    if status.state == UNKNOWN:
+        remarks.append(f"container {container.name} stays: its run cannot be checked: {status.reason}")
+        return None
     if is_run_locked(run_dir) or (current and status.state not in ENDED):
         return None
     return f"the run is {status.state}"

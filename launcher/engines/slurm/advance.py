@@ -26,9 +26,9 @@ from launcher.engines.slurm.jobs import Jobs
 from launcher.engines.slurm.request import begin_words, words
 from launcher.record import lease, retry
 from launcher.record.find import list_runs, read_submission
-from launcher.record.journal import append_event, read_events, read_status
-from launcher.record.request import read_request
-from launcher.record.states import ENDED, GOOD, State
+from launcher.record.journal import Status, append_event, look, read_events
+from launcher.record.request import RunRequest, read_request
+from launcher.record.states import ENDED, GOOD, UNKNOWN, State
 
 SETTLE_PATIENCE = 300.0
 """Seconds that the small job waits for another process that does the same."""
@@ -47,9 +47,19 @@ class _Advance:
         self.max_parallel = written.get("max_parallel")
         self.on_failure = written.get("on_failure", "continue")
         self.follows = written.get("follows")
-        self.requests = {path.name: read_request(path) for path in list_runs(self.directory)}
         self.board: Board = jobs.board(self.directory, fresh=True)
-        self.states = {name: jobs.settled(self.directory / name, self.board) for name in self.requests}
+        self.requests: dict[str, RunRequest] = {}
+        self.states: dict[str, Status] = {}
+        for path in list_runs(self.directory):
+            try:
+                request, status = read_request(path), jobs.settled(path, self.board)
+                why = status.reason if status.state == UNKNOWN else ""
+            except (RunError, OSError) as error:
+                why = str(error)
+            if why:  # the others go on without it
+                say(f"{path.name}: left out: {why}")
+                continue
+            self.requests[path.name], self.states[path.name] = request, status
         self.new: list[Batch] = []
         self.begin: dict[str, float] = {}
         """Seconds that a repeated run waits before it may start."""
@@ -63,14 +73,18 @@ class _Advance:
         except FencedError:
             raise
         except RunError:
-            self.states[name] = read_status(self.directory / name)
+            self.states[name] = look(self.directory / name)
 
     def repeat(self) -> None:
         """Queue runs again for which the job's policy allows another attempt."""
         for name, status in list(self.states.items()):
-            if status.state not in ENDED - GOOD - {"cancelled"}:
+            if status.state not in ENDED - GOOD - {"cancelled", UNKNOWN}:
                 continue
-            events = read_events(self.directory / name)
+            try:
+                events = read_events(self.directory / name)
+            except (RunError, OSError) as error:
+                self.say(f"{name}: left out: {error}")
+                continue
             again = retry.decide(self.requests[name], events)
             if isinstance(again, retry.NextAttempt):
                 more = {"micro_batch": again.micro_batch} if again.micro_batch else {}
@@ -84,7 +98,7 @@ class _Advance:
         bad = ENDED - GOOD
         failed = next((n for n, s in self.states.items() if s.state in bad - {"cancelled"}), None)
         for name in self.queued():
-            lost = [n for n in self.requests[name].needs if self.requests[n].kind != "train"]
+            lost = [need for need in self._needs(name) if self.requests[need].kind != "train"]
             lost = [need for need in lost if self.states[need].state in bad]
             if failed is not None and self.on_failure == "stop":
                 reason = f"{failed} is {self.states[failed].state} (on_failure: stop)"
@@ -92,6 +106,10 @@ class _Advance:
             elif lost:
                 reason = f"'{lost[0]}' {self.states[lost[0]].state}: the step has no input"
                 self._append(name, "cancelled", None, reason, because=lost[0])
+
+    def _needs(self, name: str) -> list[str]:
+        """The runs that a run needs, without those whose records cannot be used."""
+        return [need for need in self.requests[name].needs if need in self.requests]
 
     # -- requests to Slurm
 
@@ -158,7 +176,7 @@ class _Advance:
         other = self.directory.parent / str(self.follows)
         if read_submission(other).get("engine") == Jobs.name:
             return [batch.job for batch in board.load(other).living() if batch.job is not None]
-        open_ = [path.name for path in list_runs(other) if read_status(path).state not in ENDED]
+        open_ = [path.name for path in list_runs(other) if look(path).state not in ENDED]
         if open_:
             raise RunError(f"follows: {other.name} does not run in Slurm; Slurm can only wait for its own jobs")
         return []
@@ -188,7 +206,7 @@ class _Advance:
         """Submit the waiting steps, each after the steps that it needs."""
         jobs: dict[str, int] = {}
         for name in self.queued("ensemble", "predict", "analyze"):
-            needs = self.requests[name].needs
+            needs = self._needs(name)
             trains = any(self.requests[n].kind == "train" and self.states[n].state not in ENDED for n in needs)
             after = [("afterany", settling)] if trains and settling is not None else []
             for need in needs:

@@ -15,8 +15,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
+from launcher.base import fields
 from launcher.engines.slurm import calls, squeue
 from launcher.engines.slurm.squeue import Key, SlurmJob, Snapshot, snapshot
 from launcher.record import folders
@@ -49,6 +50,16 @@ class Batch:
         return any(word.startswith("--array=") for word in self.words)
 
 
+_CHECKS: dict[str, fields.Check] = {
+    "number": fields.TEXT,
+    "kind": fields.one_of(get_args(Kind)),
+    "words": fields.TEXTS,
+    "after": (lambda value: isinstance(value, list) and all(type(job) is int for job in value), "a list of jobs"),
+    "job": fields.COUNT,
+    "user": fields.COUNT,
+}
+
+
 def read_batches(submission: Path) -> list[Batch]:
     """The sbatch calls so far, oldest first. Skips a call whose file is truncated."""
     batches = []
@@ -57,8 +68,9 @@ def read_batches(submission: Path) -> list[Batch]:
             with folders.opened(path.parent, 2) as folder:
                 content = json.loads(folders.read(folder, path.name))
             content["runs"] = [(str(name), int(attempt)) for name, attempt in content["runs"]]
-            batches.append(Batch(**content))
-        except (OSError, ValueError, TypeError, KeyError):
+            if not fields.wrong(content, _CHECKS):
+                batches.append(Batch(**content))
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             continue
     return batches
 

@@ -24,9 +24,9 @@ from launcher.engines.slurm.squeue import Detail, Key, SlurmJob
 from launcher.record import retry, trainer_files
 from launcher.record.find import list_runs
 from launcher.record.folders import clear_stop, request_stop, stop_requested
-from launcher.record.journal import Status, append_event, read_events, read_status
+from launcher.record.journal import Status, append_event, look, read_events, read_status
 from launcher.record.request import RunRequest, read_request
-from launcher.record.states import ENDED, State
+from launcher.record.states import ENDED, UNKNOWN, State
 from launcher.record.trainer_files import RESUME
 
 FRESH = 2.0
@@ -172,8 +172,8 @@ def _unneeded(board: Board, submission: Path) -> list[str]:
     job."""
     unneeded = []
     for run_dir in list_runs(submission):
-        status = read_status(run_dir)
-        key = board.key(run_dir.name, status) if status.state in ENDED else None
+        status = look(run_dir)
+        key = board.key(run_dir.name, status) if status.state in ENDED - {UNKNOWN} else None
         job = board.snapshot.find(key) if key else None
         if key is not None and job is not None and job.waits:
             unneeded.append(str(key))
@@ -220,7 +220,7 @@ def _settle_queued(run_dir: Path, key: Key, job: SlurmJob | None, board: Board) 
 
 def last_words(submission: Path) -> str:
     """The last line of output of the submission's jobs outside the runs' logs."""
-    outputs = sorted((submission / slurm_board.FOLDER).glob("*.out"), key=lambda path: path.stat().st_mtime)
+    outputs = sorted((submission / slurm_board.FOLDER).glob("*.out"), key=lambda path: path.lstat().st_mtime)
     lines = [line for path in outputs[-1:] for line in printable(tail(path)).splitlines() if line.strip()]
     return lines[-1][:300] if lines else ""
 

@@ -154,7 +154,7 @@ def run(run_dir: Path, announced: int, number: str) -> int:
     refuse_foreign(run_dir.parent)
     key, request = here(), read_request(run_dir)
     written = read_submission(run_dir.parent)
-    docker = written.get("slurm", {}).get("runtime") == "docker"
+    docker = (written.get("slurm") or {}).get("runtime") == "docker"
     host = os.uname().nodename
     mark: dict[str, Any] = {"engine": NAME, "slurm": str(key), "node": os.environ.get("SLURMD_NODENAME") or host}
     attempt = claim(run_dir, announced, key)

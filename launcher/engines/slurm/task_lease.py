@@ -67,7 +67,7 @@ class TaskLease:
     def _is_taken(self) -> bool:
         try:
             events = read_events(self.run_dir)
-        except OSError:
+        except (OSError, RunError):
             events = []
         if not events:  # the volume does not answer or is not mounted: nothing is known
             return False

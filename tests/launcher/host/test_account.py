@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -104,6 +105,32 @@ def test_the_folder_and_files_of_another_user_are_used(folder: Path, umask: int)
         process.wait()
     lock.close()
     assert account.shares() == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can write another user's file")
+def test_another_users_private_file_with_the_name_of_a_share_is_passed_over(folder: Path) -> None:
+    """65534 put a file that only 65534 may open where 65533's share would be."""
+    for path in folder.parents:
+        if path.stat().st_uid == 0 and path != Path("/"):
+            path.chmod(path.stat().st_mode | 0o055)
+    os.close(gpu_locks.open_folder())
+    for name in ("share-65533-0", "gpu0"):
+        (folder / f"{name}.lock").write_text("x")
+        (folder / f"{name}.lock").chmod(0o600)
+        os.chown(folder / f"{name}.lock", 65534, 65534)
+    program = (
+        "account.check(); lock = account.claim(account.Share('/runs/one/001-a', 1, 2))\n"
+        "try: gpu_locks.open_lock('gpu0')\n"
+        "except gpu_locks.NoLockFileError as error: assert str(error).endswith('/gpu0.lock: cannot be opened; remove it')\n"
+        "else: raise SystemExit('no error')"
+    )
+    process = elsewhere(folder, program, user=65533)
+    assert [(share.file, share.uid, share.locked) for share in account.shares()] == [
+        ("share-65533-1.lock", 65533, True)
+    ]
+    assert (folder / "share-65533-0.lock").read_text() == "x"
+    process.kill()
+    process.wait()
 
 
 def test_what_lies_in_the_folder_is_not_believed(folder: Path, tmp_path: Path) -> None:
@@ -276,8 +303,10 @@ def test_a_killed_run_gives_its_share_back(lab: Lab) -> None:
     next(line for line in second.stdout if "9 of 16 are used by first-" in line)
     refused = lab.launcher("exec", str(find_run(lab.runs, "1")))
     assert refused.returncode == 1 and "it needs 9 cores; " in refused.stderr
-    for process in (first.pid, lab.status(str(run)).figures["exec_pid"], lab.journal("begin")[0]["pid"]):
-        os.kill(process, signal.SIGKILL)
+    executor = wait_for(lambda: lab.status(str(run)).figures.get("exec_pid"), "word of it")
+    for process in (first.pid, executor, lab.journal("begin")[0]["pid"]):
+        with contextlib.suppress(ProcessLookupError):  # the trainer ends by itself when its `launcher exec` has ended
+            os.kill(process, signal.SIGKILL)
     assert second.wait(60) == 0
 
 

@@ -262,7 +262,7 @@ def test_where_a_devices_memory_is_not_known_nothing_is_refused_or_traced(no_tra
     ("machine", "words"),
     [(Machine("cpu", 4, 8 * GIB), ()), (card(2), ("device=cpu",))],
 )
-def test_on_a_cpu_nothing_is_foreseen_or_traced(machine: Machine, words: tuple[str, ...], no_trace: list[Any]) -> None:
+def test_on_a_cpu_nothing_is_predicted_or_traced(machine: Machine, words: tuple[str, ...], no_trace: list[Any]) -> None:
     for model in ("model=swin_base_384", "model.name=resnet18"):
         planned = expand(machine, model, *words)
         assert planned.request.predicted_memory is None and planned.why_not is None and not no_trace
@@ -406,7 +406,7 @@ def test_fit_leaves_a_batch_that_does_not_divide_to_the_trainer() -> None:
     assert found == fitting.Fit(5)
 
 
-def test_averaged_weights_and_teachers_are_foreseen(tmp_path: Path) -> None:
+def test_averaged_weights_and_teachers_are_predicted(tmp_path: Path) -> None:
     (tmp_path / "teacher.ckpt").write_bytes(b"0" * 1000)
     need = predict.predict("resnet34", 768, "bf16")
     plain, averaged = expand(card(24)), expand(card(24), "training.ema_decay=0.99")

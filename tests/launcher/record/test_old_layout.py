@@ -79,12 +79,17 @@ def test_one_that_cannot_be_read_serves_nobody_and_stops_nobody(old: Path, kind:
     assert reuse.equal_runs([request], old.parent) == {}
 
 
-def test_events_of_wrong_types_are_left_out(old: Path) -> None:
+@pytest.mark.parametrize(
+    "line", ['{"state": []}', '{"state": "succeeded", "attempt": "x"}', '{"state": "lost", "time": {}}', "[1]"]
+)
+def test_an_event_of_wrong_types_makes_the_run_unknown(old: Path, line: str) -> None:
     run_dir = old / "002-seed1"
-    before = read_events(run_dir)
     with (run_dir / "events.jsonl").open("a") as journal:
-        journal.write('{"state": []}\n{"state": "succeeded", "attempt": "x"}\n{"state": "lost", "time": {}}\n[1]\n')
-    assert read_events(run_dir) == before and read_status(run_dir).state == "failed"
+        journal.write(f"{line}\n")
+    status = read_status(run_dir)
+    assert status.state == "unknown" and f"{run_dir}/events.jsonl: line 5 is no event of this launcher" in status.reason
+    with pytest.raises(RunError, match="line 5 is no event"):
+        read_events(run_dir)
 
 
 def test_a_change_moves_the_files_as_a_whole(old: Path) -> None:

@@ -196,6 +196,23 @@ def test_stop_and_resume_over_ssh(lab: Lab, server: SshServer) -> None:
     assert states(submission) == ["succeeded", "succeeded"]
 
 
+def test_ctrl_c_in_stop_says_that_the_runs_may_be_stopping(lab: Lab, server: SshServer) -> None:
+    plan(server, {"*": {"until": str(lab.root / "go"), "stubborn": True}})
+    submission = submitted(lab, server)
+    wait_for(lambda: len(lab.journal("begin")) == 2, "both to begin")
+    process = lab.start("stop", "--host", server.host)
+    wait_for(
+        lambda: all((path / "stop.requested").exists() for path in (submission / ".state").glob("0*")), "a request"
+    )
+    os.killpg(process.pid, signal.SIGINT)
+    out = process.communicate(timeout=60)[0]
+    look = f"See: launcher status --host {server.host}\n"
+    assert process.returncode == 130, out
+    assert f"Stopped waiting; the runs may be stopping on {server.host}. {look}" in out
+    (lab.root / "go").touch()
+    wait_for(lambda: over(server), "the runs' end")
+
+
 def test_words_arrive_as_they_were_typed(lab: Lab, server: SshServer) -> None:
     """Spaces, quotes, $, ; and the like, in overrides, settings and paths."""
     odd = """a b'c"d$HOME;`id`\\ & *~!#"""

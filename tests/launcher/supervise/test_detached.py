@@ -88,7 +88,7 @@ def test_a_stop_while_runs_are_queued_again_stops_all_of_them(lab: Lab, monkeypa
         appended.append(run_dir.name)
         status = append_event(run_dir, *words, **more)
         if len(appended) == 1:  # the second run has ended still, so `stop` finds nothing to do there
-            assert supervisor.stop(lab.submission(), list_runs(lab.submission()), 0) == [run_dir.name]
+            assert supervisor.stop(lab.submission(), list_runs(lab.submission()), 0) == ([run_dir.name], {})
         return status
 
     monkeypatch.setattr(submission, "append_event", append)

@@ -72,15 +72,15 @@ def test_nothing_is_forecast_from_nothing() -> None:
 
 
 def test_a_run_that_shares_is_held_to_what_it_was_packed_by() -> None:
-    gpu, capped, foreseen = Resources(gpus=1), Resources(gpus=1, gpu_memory=5), CONTEXT + 7
+    gpu, capped, predicted = Resources(gpus=1), Resources(gpus=1, gpu_memory=5), CONTEXT + 7
     for made, need, limit in (
         (request(resources=gpu), None, None),
-        (request(resources=gpu, predicted_memory=foreseen), foreseen, None),
-        (request(resources=gpu, predicted_memory=foreseen, share_gpu=True), foreseen, CONTEXT - DRIVER + 7),
-        (request(resources=capped, predicted_memory=foreseen, share_gpu=True), 5, 5),
-        (request(resources=capped, predicted_memory=foreseen), 5, 5),
+        (request(resources=gpu, predicted_memory=predicted), predicted, None),
+        (request(resources=gpu, predicted_memory=predicted, share_gpu=True), predicted, CONTEXT - DRIVER + 7),
+        (request(resources=capped, predicted_memory=predicted, share_gpu=True), 5, 5),
+        (request(resources=capped, predicted_memory=predicted), 5, 5),
         (request(resources=gpu, share_gpu=True), None, None),
-        (request(predicted_memory=foreseen, share_gpu=True), foreseen, None),  # on the CPU there is nothing to share
+        (request(predicted_memory=predicted, share_gpu=True), predicted, None),  # on the CPU there is nothing to share
     ):
         assert (device_need(made), device_limit(made)) == (need, limit)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from launcher.record.find import find_run, list_submissions
+from launcher.record.journal import read_events
 from launcher.record.locks import is_locked
 from tests.launcher.conftest import Lab, seeds, wait_for
 
@@ -124,6 +125,49 @@ def test_resume_of_a_finished_run_names_the_stopped_one(lab: Lab) -> None:
         f"{name}: nothing to do: 1 of 2 runs are finished; not asked for: 002-seed1 (launcher resume {name})\n"
         in done.stdout
     )
+
+
+STEPS = "after: [{name: vote, step: ensemble, from: {top: 2}}, {name: out, step: predict, needs: [vote]}]\n"
+
+
+def test_resume_of_a_step_without_its_input_is_refused(lab: Lab) -> None:
+    lab.plan, machine = {"vote": {"bad_attempts": 1, "bad_exit": 3}}, lab.machine()
+    assert lab.launcher("submit", lab.job(seeds(1, STEPS)), machine).returncode == 1
+    name = lab.submission().name
+    before = lab.journal("begin")
+    refused = lab.launcher("resume", f"{name}/003-out", machine)
+    assert refused.returncode == 1 and lab.journal("begin") == before, refused.stdout
+    assert refused.stderr.startswith(
+        f"error: 003-out: needs 002-vote, which is failed (exit code 3: a bad day); continue that run first: launcher "
+        f"resume {name}/002-vote --runs "
+    )
+    assert len(read_events(lab.submission() / "003-out")) == 2, "it is not queued and cancelled again"
+    assert lab.launcher("resume", f"{name}/002-vote", machine).returncode == 0
+    assert lab.launcher("resume", f"{name}/003-out", machine).returncode == 0
+    assert set(lab.states().values()) == {"succeeded"}
+
+
+def test_resume_leaves_steps_whose_input_cannot_come(lab: Lab) -> None:
+    lab.plan, machine = {"vote": {"exit": 64}}, lab.machine()
+    assert lab.launcher("submit", lab.job(seeds(1, STEPS)), machine).returncode == 1
+    done = lab.launcher("resume", machine)
+    assert done.returncode == 1 and len(read_events(lab.submission() / "003-out")) == 2
+    reason = "it needs 002-vote, which is failed (bad configuration: working) and is never repeated; correct the job"
+    assert f"003-out is not repeated: {reason}" in done.stdout
+    refused = lab.launcher("resume", "3", machine)
+    assert refused.returncode == 1 and "which is failed (bad configuration: working) and is never" in refused.stderr
+
+
+def test_resume_of_an_ensemble_without_any_model_is_refused(lab: Lab) -> None:
+    bad, machine = {"bad_attempts": 1, "bad_exit": 3}, lab.machine()
+    lab.plan = {"seed0": bad, "seed1": bad}
+    assert lab.launcher("submit", lab.job(seeds(2, STEPS)), machine).returncode == 1
+    refused = lab.launcher("resume", "003-vote", machine)
+    said = (
+        "003-vote: needs one of 2 runs, and none has succeeded: 001-seed0 is failed (exit code 3: a bad day); continue"
+    )
+    assert refused.returncode == 1 and said in refused.stderr
+    assert lab.launcher("resume", machine).returncode == 0 and set(lab.states().values()) == {"succeeded"}
 
 
 def test_resume_says_when_nothing_is_left_to_do(lab: Lab) -> None:

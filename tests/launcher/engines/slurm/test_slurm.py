@@ -53,7 +53,10 @@ def test_runs_have_gpus_of_their_own_stop_and_go_on_from_any_host_and_steps_come
 ) -> None:
     gate = cluster.root / "gate"
     cluster.plan = {"*": {"until": str(gate), "f1": 0.5}, "seed1": {"f1": 0.9}}
-    directory = submit(cluster, seeds(5, SMALL + STEPS))
+    done = cluster.launcher("submit", cluster.job(seeds(5, SMALL + STEPS)), "--engine", "slurm", "--detach")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "note: --detach has no effect: this command returns immediately\n" in done.stdout
+    directory = cluster.submission()
     wait_for(lambda: list(cluster.states().values()).count("running") == 4, "four runs")
     begun = wait_for(lambda: len(cluster.journal("begin")) == 4 and cluster.journal("begin"), "their trainers")
     names = [event["run"].partition("-")[2] for event in begun]
