@@ -150,7 +150,7 @@ def status_json(submission: Path, most: int | None = None, records: Records | No
                 "attempt": status.attempt,
                 "reason": status.reason,
                 MAIN: read_metrics(run_dir).get(MAIN) if status.state in GOOD else beaten and beaten.best_f1,
-                "devices": status.figures.get("devices", []),
+                "devices": status.figures.get("devices") or [],
                 "progress": progress,
                 "directory": str(run_dir),
             }

@@ -270,7 +270,7 @@ def mark_lost(run_dir: Path, state: Literal["lost", "cancelled"] = "lost", reaso
     status = read_status(run_dir)
     if status.state not in ("starting", "running"):
         return False
-    if status.figures.get("host", os.uname().nodename) != os.uname().nodename:
+    if (status.figures.get("host") or os.uname().nodename) != os.uname().nodename:
         return False  # this host cannot see the locks of another host
     if is_run_locked(run_dir):
         return False

@@ -277,7 +277,7 @@ class Containers:
                 self._clear(watched)
                 append_event(watched.run_dir, "lost", reason="its launcher died during the start", **self.mark())
                 return
-            devices = status.figures.get("devices", [])
+            devices = status.figures.get("devices") or []
             append_event(
                 watched.run_dir, "running", devices=devices, host=os.uname().nodename, container=watched.id[:12],
                 **self.mark(),
@@ -328,7 +328,7 @@ class Containers:
                     self._clear(ContainerAttempt(run_dir, status.attempt, read_request(run_dir), id=str(container.id)))
                     append_event(run_dir, "lost", reason="its launcher died during the start", **self.mark())
                     return False
-                devices = status.figures.get("devices", [])
+                devices = status.figures.get("devices") or []
                 append_event(
                     run_dir, "running", devices=devices, container=str(container.id)[:12], **self.mark()
                 )  # fmt: skip

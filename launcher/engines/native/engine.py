@@ -102,7 +102,7 @@ class NativeEngine(SupervisedEngine):
         """See `Engine.settle`."""
         self._trouble = None
         status = read_status(run_dir)
-        if status.state in ENDED or status.figures.get("engine", self.name) != self.name:
+        if status.state in ENDED or (status.figures.get("engine") or self.name) != self.name:
             return status.state not in ENDED
         executor = orphans.orphaned(run_dir) if status.state != "queued" else None
         if executor is not None:

@@ -104,7 +104,7 @@ def _by_hand(run_dir: Path, request: RunRequest) -> tuple[dict[str, str], list[g
     names for CUDA."""
     status = read_status(run_dir)
     if status.state in ("starting", "running"):
-        engine = str(status.figures.get("engine", NAME))
+        engine = str(status.figures.get("engine") or NAME)
         if engine != NAME:
             where = registry.engine(engine).where
             raise RunError(f"{run_dir.name}: is in progress {where}; see: launcher logs {run_dir} -f")
