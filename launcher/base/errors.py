@@ -7,6 +7,7 @@ with the class's exit code. The codes that the trainer has, too, are in `trainer
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -101,6 +102,48 @@ class ArgumentError(EngineError):
     """The Dockerfile does not have this build argument, or does not allow its value."""
 
     exit_code = EXIT_USAGE
+
+
+class Errors:
+    """Errors of one command that do not follow from each other, to raise them as one."""
+
+    def __init__(self) -> None:
+        self._errors: list[LauncherError] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._errors)
+
+    def add(self, *errors: LauncherError) -> None:
+        """Errors that were found."""
+        self._errors += errors
+
+    @contextlib.contextmanager
+    def collected(self) -> Iterator[None]:
+        """A context whose error is kept for later."""
+        try:
+            yield
+        except LauncherError as error:
+            self.add(error)
+
+    def raise_all(self) -> None:
+        """Raise the errors as one, if there are any: first those with a place in a job, by line, then the others. The
+        exit code is that of the gravest: 64, then 65."""
+        if len(self._errors) == 1:
+            raise self._errors[0]
+        if not self._errors:
+            return
+        lines = list(dict.fromkeys(line for error in self._errors for line in str(error).split("\n")))
+        placed = sorted((line for line in lines if _line_of(line) is not None), key=lambda line: _line_of(line) or 0)
+        codes = {error.exit_code for error in self._errors}
+        code = next((code for code in (EXIT_USAGE, EXIT_DATA) if code in codes), self._errors[0].exit_code)
+        text = "\n".join([*placed, *(line for line in lines if _line_of(line) is None)])
+        raise JobError(text) if any(isinstance(error, JobError) for error in self._errors) else RefusedError(text, code)
+
+
+def _line_of(error: str) -> int | None:
+    """The line of a job file that an error names at its beginning; 0: the command line. None: no place."""
+    match = re.match(r"(?:the command line|--set [^:]*)(?=:| and )|(?!\S+\.csv:)[^:]*:(\d+)(?=:| and )", error)
+    return int(match[1] or 0) if match else None
 
 
 def stopped_watching(place: str = "") -> int:

@@ -74,24 +74,25 @@ def engine_settings(engine: str, given: Mapping[str, str | None]) -> list[str]:
 
 
 def load_job(words: tuple[str, ...], settings: tuple[str, ...]) -> Job:
-    """The job that the words of the command line name. Raises JobError with every error."""
-    from launcher.base.errors import JobError
-    from launcher.job import document, expansion, spec
+    """The job that the words of the command line name. Raises JobError with every error of its fields."""
+    from launcher.job import document, spec
 
     sent: bytes | None = click.get_current_context().obj
     first, rest, sections = words[0], words[1:], registry.sections()
-    try:
-        if sent is None and not document.names_file(first):
-            return spec.from_overrides(words, settings, sections)
-        for word in rest:
-            if "=" not in word:
-                raise RefusedError(
-                    f"{word}: only one job file is allowed, and {first} is one; write other words as key=value",
-                    EXIT_USAGE,
-                )
-        return spec.load(Path(first), rest, settings, sent, sections)
-    except JobError as error:
-        raise expansion.all_errors(error) from None
+    if sent is None and not document.names_file(first):
+        return spec.from_overrides(words, settings, sections)
+    for word in rest:
+        if "=" not in word:
+            raise RefusedError(
+                f"{word}: only one job file is allowed, and {first} is one; write other words as key=value",
+                EXIT_USAGE,
+            )
+    return spec.load(Path(first), rest, settings, sent, sections)
+
+
+def say(line: str) -> None:
+    """Print a line that is no result."""
+    click.echo(line, err=True)
 
 
 def print_json(value: Any) -> None:

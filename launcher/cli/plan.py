@@ -7,7 +7,16 @@ from pathlib import Path
 import click
 
 from launcher.base import env_file
-from launcher.cli.options import ENGINES, job_options, json_option, load_job, print_json, print_table, runs_option
+from launcher.cli.options import (
+    ENGINES,
+    job_options,
+    json_option,
+    load_job,
+    print_json,
+    print_table,
+    runs_option,
+    say,
+)
 from launcher.remote.host_option import on_host
 
 
@@ -24,37 +33,25 @@ def plan(
 ) -> None:  # fmt: skip
     """Show the runs of a job, and which of them fit this machine. Starts nothing and needs no data."""
     from launcher.cli import tables
-    from launcher.engines import choice, readiness
-    from launcher.engines.base import QueueEngine, Want
-    from launcher.job import data_folder, expansion, remarks
-    from launcher.supervise import together
+    from launcher.engines.base import QueueEngine
+    from launcher.job import remarks
+    from launcher.supervise import preflight, together
 
-    want = Want(load_job(words, settings), machine, gpus, cpu_only)
-    chosen = choice.choose(engine, want) if engine else None
-    offered = chosen.machine if chosen else want.host()
-    planned = expansion.expand(want.job, offered, cpu_only, runs_root)
-    if offered.declared:
-        expansion.check_follows(want.job, runs_root)
-    else:
-        expansion.check_sources(want.job, runs_root)
-    data_dir = data_folder.find_data(data, planned) if data else None
-    data_notes = chosen.engine.check_data(data_dir, runs_root) if chosen and data_dir else []
-    if chosen and not machine:
-        chosen.engine.check_requests([run.request for run in planned if not run.why_not], want.job)
-    blame = expansion.blame(want.job)
-    unchecked = readiness.check_planned(planned, data_dir, runs_root, chosen, offered, blame)
+    asked = preflight.Asked(machine, gpus, cpu_only, engine, data, starts=False)
+    ready = preflight.check(lambda: load_job(words, settings), asked, runs_root, say)
+    job, chosen, offered, planned = ready.job, ready.chosen, ready.machine, ready.planned
     if as_json:
-        parallel = together.at_once(planned, offered, want.job.spec.max_parallel)
-        print_json(remarks.plan_as_json(want.job, planned, offered, parallel))
+        parallel = together.at_once(planned, offered, job.spec.max_parallel)
+        print_json(remarks.plan_as_json(job, planned, offered, parallel))
         return
     print_table(tables.table(planned, offered))
-    engine_notes = (f"as {chosen.said}", *chosen.warnings, *data_notes) if chosen else ()
-    for line in (*engine_notes, *env_file.notes(), *unchecked):
+    engine_notes = (f"as {chosen.said}", *chosen.warnings, *ready.data_notes) if chosen else ()
+    for line in (*engine_notes, *env_file.notes(), *ready.unchecked):
         click.echo(line)
     queue = chosen is not None and isinstance(chosen.engine, QueueEngine)
-    for line in () if queue else together.lines(want.job, planned, offered):
+    for line in () if queue else together.lines(job, planned, offered):
         click.echo(line)
-    for line in remarks.before_start(want.job, planned, offered, contained=chosen is not None and chosen.contained):
+    for line in remarks.before_start(job, planned, offered, contained=chosen is not None and chosen.contained):
         click.echo(line)
 
 

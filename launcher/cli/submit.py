@@ -24,6 +24,7 @@ from launcher.cli.options import (
     load_job,
     print_table,
     runs_option,
+    say,
     shown,
 )
 from launcher.remote.host_option import on_host
@@ -63,37 +64,28 @@ def submit(
     Exit codes: 0 all runs succeeded, 1 some did not, 64 bad job, 65 no data, 130 stopped. Ctrl-C lets the runs save
     their checkpoints and stops them; a second Ctrl-C stops them immediately.
     """
-    from launcher.engines import choice, readiness
-    from launcher.engines.base import QueueEngine, Want
+    from launcher.engines.base import QueueEngine
     from launcher.host import account
-    from launcher.job import data_folder, expansion, remarks
-    from launcher.record import reuse
-    from launcher.supervise import detached, submission, together
+    from launcher.job import remarks
+    from launcher.supervise import detached, preflight, submission, together
 
-    job = load_job(words, (*settings, *engine_settings(engine, of_engines)))
-    chosen = choice.choose(engine, Want(job, machine, gpus, cpu_only))
-    planned = expansion.expand(job, chosen.machine, cpu_only, runs_root)
-    expansion.refuse_misfits(planned)
-    expansion.check_sources(job, runs_root)
-    data_dir, root = data_folder.find_data(data, planned), runs_root.resolve()
-    data_notes = chosen.engine.check_data(data_dir, runs_root) if data_dir else []
-    completed = chosen.engine.completed(submission.complete(planned, root, data_dir, chosen), job, chosen)
-    equal, serving = reuse.split(completed, root, fresh, reuse_stale)
-    new = [request for request in completed if request.name not in serving]
-    chosen.engine.check_requests(new, job)
-    unchecked = readiness.check(new, root, chosen, lambda line: click.echo(line, err=True), expansion.blame(job))
+    given = (*settings, *engine_settings(engine, of_engines))
+    asked = preflight.Asked(machine, gpus, cpu_only, engine, data, True, fresh, reuse_stale)
+    ready = preflight.check(lambda: load_job(words, given), asked, runs_root, say)
+    job, chosen, planned, root = ready.job, ready.chosen, ready.planned, runs_root.resolve()
+    assert chosen is not None
     if not isinstance(chosen.engine, QueueEngine):
         account.check()
-    directory = submission.create(job, completed, serving, root, data_dir, chosen)
+    directory = submission.create(job, ready.completed, ready.serving, root, ready.data_dir, chosen)
     chosen.engine.created(directory)
     queue = chosen.engine if isinstance(chosen.engine, QueueEngine) else None
     notes = [] if queue else together.lines(job, planned, chosen.machine)
     notes += [] if queue else remarks.before_start(job, planned, chosen.machine, chosen.contained)
     notes += ["note: --detach has no effect: this command returns immediately"] if queue and detach else []
-    notes += [*env_file.notes(), *unchecked]
+    notes += [*env_file.notes(), *ready.unchecked]
     notes += remarks.unset_variables(job, os.environ)
-    notes += [*data_notes, *chosen.engine.remarks(new, root, chosen)]
-    notes += remarks.reused_runs(equal, serving)
+    notes += [*ready.data_notes, *chosen.engine.remarks(ready.new, root, chosen)]
+    notes += remarks.reused_runs(ready.equal, ready.serving)
     notes += remarks.as_root(chosen.contained)
     if detach and not queue:
         detached.detach(directory, gpus, machine)

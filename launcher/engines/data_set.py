@@ -45,9 +45,11 @@ class Answers:
     unchecked: list[str] = field(default_factory=list)
 
 
-def check(requests: Sequence[RunRequest], runs_root: Path, say: Say, blame: Blame) -> list[str]:
-    """Check the data of these runs and steps. Returns notes. Raises DataFolderError with all errors: first those of
-    values in the job, then those of files."""
+def check(
+    requests: Sequence[RunRequest], runs_root: Path, say: Say, blame: Blame, wait: float | None = None
+) -> list[str]:
+    """Check the data of these runs and steps, for at most `wait` seconds a folder. Returns notes. Raises
+    DataFolderError with all errors: first those of values in the job, then those of files."""
     by_folder: dict[tuple[str, str], list[RunRequest]] = {}
     for request in requests:
         if request.kind == "train":
@@ -67,7 +69,7 @@ def check(requests: Sequence[RunRequest], runs_root: Path, say: Say, blame: Blam
         for request in same:
             by_words.setdefault(_words(request), request)
         steps = predicting.pop(folder, [])
-        answers = ask(folder, kind, _digest(same), own_cache(runs_root), say, list(by_words), bool(steps))
+        answers = ask(folder, kind, _digest(same), own_cache(runs_root), say, list(by_words), bool(steps), wait)
         of_files += [*answers.errors, *_of_steps(steps, answers.test, blame)]
         for request, errors, own_notes in zip(by_words.values(), answers.configurations, answers.notes, strict=False):
             for line in errors:
@@ -82,11 +84,7 @@ def check(requests: Sequence[RunRequest], runs_root: Path, say: Say, blame: Blam
 
 def _of_steps(steps: Sequence[RunRequest], errors: Sequence[str], blame: Blame) -> list[str]:
     """The errors of the test images, with the step that would predict them."""
-    if not steps or not errors:
-        return []
-    if len(errors) == 1:
-        return [blame(steps[0], errors[0])]
-    return [blame(steps[0], f"{len(errors)} errors of the test images:"), *errors]
+    return [blame(steps[0], error) for error in errors] if steps else []
 
 
 def _words(request: RunRequest) -> tuple[str, ...]:
@@ -105,10 +103,11 @@ def _digest(requests: Iterable[RunRequest]) -> str:
 
 def ask(
     folder: str, kind: str, digest: str, cache: Path, say: Say = lambda line: None,
-    configurations: Sequence[Sequence[str]] = (), test: bool = False,
+    configurations: Sequence[Sequence[str]] = (), test: bool = False, wait: float | None = None,
 ) -> Answers:  # fmt: skip
     """Let the trainer read every training image and label of a data folder, split them as each of these configurations
-    (overrides) does, and read the test images if `test`. Calls `say` if it takes long.
+    (overrides) does, and read the test images if `test`. Calls `say` if it takes long, and ends after `wait` seconds
+    without an answer.
 
     `kind` is the value of `data.format`; empty: nothing is trained. A file in `cache`, which no run can write to,
     remembers a good data set by the `digest` of its content (empty: unknown).
@@ -125,8 +124,10 @@ def ask(
     environment = {**os.environ, "CACHE_DIR": str(cache)}
     try:
         code, said, errors = _result(
-            command, environment, asked, lambda: say(f"{folder}: reading every image, once for all runs …")
+            command, environment, asked, lambda: say(f"{folder}: reading every image, once for all runs …"), wait
         )
+    except subprocess.TimeoutExpired:
+        return Answers()
     except OSError as error:
         return _unchecked(folder, f"({error.strerror})")
     try:
@@ -168,10 +169,10 @@ def _stamp(folder: Path) -> str:
 
 
 def _result(
-    command: Sequence[str], environment: dict[str, str], asked: str, tell: Callable[[], object]
+    command: Sequence[str], environment: dict[str, str], asked: str, tell: Callable[[], object], wait: float | None
 ) -> tuple[int, str, str]:
     """Exit code, output and errors of a command with `asked` on its standard input. Calls `tell` after some seconds.
-    Raises OSError."""
+    Raises OSError, and subprocess.TimeoutExpired after `wait` seconds more."""
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
     )
@@ -179,8 +180,8 @@ def _result(
         try:
             said, errors = process.communicate(to_bytes(asked), timeout=QUIET)
         except subprocess.TimeoutExpired:
-            tell()
-            said, errors = process.communicate()
+            tell() if wait is None else None
+            said, errors = process.communicate(timeout=wait)
     finally:  # also after Ctrl-C
         if process.poll() is None:
             process.kill()

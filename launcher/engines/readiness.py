@@ -1,9 +1,8 @@
-"""What runs need beside their configuration: a data set without errors, and weights that can be had. Checked once for
-all runs before the first starts."""
+"""Pretrained weights of runs: whether they are stored, and can be had. Checked once for all runs before the first
+starts."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import socket
 import threading
@@ -11,50 +10,16 @@ import urllib.parse
 import urllib.request
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from launcher.base.errors import DamagedFileError, RunError
-from launcher.engines import data_set, registry
 from launcher.engines.base import Choice, QueueEngine
-from launcher.host.machine import Machine
 from launcher.job import named_files
-from launcher.record.find import cache_dir
 from launcher.record.request import RunRequest
 from trainer.config import timm_models
-
-if TYPE_CHECKING:
-    from launcher.job.expansion import Planned
 
 HUB = "https://huggingface.co"
 PATIENCE = 5.0
 """Seconds for a connection to the hub."""
-
-
-def check(
-    requests: Sequence[RunRequest], runs_root: Path, chosen: Choice, say: data_set.Say, blame: data_set.Blame
-) -> list[str]:
-    """Check what these runs need. Returns notes on what could not be checked. Calls `say` before a long wait. `blame`
-    puts the place to blame before an error of a run. Raises DataFolderError, RunError."""
-    notes = data_set.check(requests, runs_root, say, blame)
-    check_weights([request for request in requests if request.kind == "train"], cache_dir(runs_root), chosen)
-    return notes
-
-
-def check_planned(
-    planned: Sequence[Planned], data_dir: str | None, runs_root: Path, chosen: Choice | None, machine: Machine,
-    blame: data_set.Blame,
-) -> list[str]:  # fmt: skip
-    """The same for `plan`, which starts nothing: the data set if its folder is named, and a note on weights that could
-    not be had. Raises DataFolderError."""
-    requests = [dataclasses.replace(run.request, data_dir=data_dir) for run in planned]
-    notes = data_set.check(requests, runs_root, lambda line: None, blame) if data_dir else []
-    if not machine.declared:
-        trained = [request for request in requests if request.kind == "train"]
-        try:
-            check_weights(trained, cache_dir(runs_root), chosen or Choice(registry.engine("native"), machine, ""))
-        except RunError as error:
-            notes.append(f"note: submit would refuse this now: {error}")
-    return notes
 
 
 def check_weights(trained: Sequence[RunRequest], cache: Path, chosen: Choice) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.base.errors import DamagedFileError, JobError, RunError
+from launcher.base.errors import DamagedFileError, Errors, JobError, RunError
 from launcher.base.sizes import show_size
 from launcher.host.machine import Machine
 from launcher.job import folds, matrix, named_files, steps
 from launcher.job.document import COMMAND_LINE, in_order
 from launcher.job.equal_runs import EqualRuns
+from launcher.job.schema import StepSpec
 from launcher.job.spec import PRIORITY, Job
 from launcher.memory import fitting
 from launcher.record import reuse, trainer_files
@@ -37,8 +39,8 @@ class Planned:
 
     request: RunRequest
     why_not: str | None = None
-    place: str = ""
-    """Place in the job file of the request that the machine cannot meet."""
+    misfits: tuple[str, ...] = ()
+    """The same as errors, each with the place in the job file of the request that the machine cannot meet."""
     fit: fitting.Fit | None = None
     """The predicted device memory of a training run."""
 
@@ -49,6 +51,22 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False, runs_root: Path |
     Raises JobError with every error of every run, without duplicates, each at the line of its value. Raises
     DamagedFileError if the only errors are files that have no weights.
     """
+    errors = Errors()
+    planned = expand_valid(job, machine, errors, cpu_only, runs_root)
+    errors.raise_all()
+    return planned
+
+
+def expand_valid(
+    job: Job, machine: Machine, collected: Errors, cpu_only: bool = False, runs_root: Path | None = None
+) -> list[Planned]:
+    """The runs and steps without an error, as `expand` returns them. Adds the errors to `collected`."""
+    with collected.collected():
+        return _expanded(job, machine, collected, cpu_only, runs_root)
+    return []
+
+
+def _expanded(job: Job, machine: Machine, collected: Errors, cpu_only: bool, runs_root: Path | None) -> list[Planned]:
     spec = job.spec
     if too_many := matrix.too_many(job.matrix, spec.exclude, spec.include):
         field, why = too_many
@@ -70,7 +88,9 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False, runs_root: Path |
     keys = matrix.differing([entry.values for entry in entries])
     common = _common(job)
     positions = _positions(job)
-    resources, why_not, place = _resources(job, machine, cpu_only)
+    resources, lacking = _resources(job, machine, cpu_only)
+    why_not = f"{machine.name}: {'; '.join(lacking.values())}" if lacking else None
+    misfits = tuple(unavailable(job, machine, cpu_only))
     width = max(3, len(str(len(entries))))
     planned: list[Planned] = []
     needed = named_files.NamedFiles(job, machine, runs_root)
@@ -81,7 +101,11 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False, runs_root: Path |
         try:
             composed = compose(words)
         except ConfigError as error:
-            errors += [_attributed(line, origins, job) for line in str(error).split("\n")]
+            lines = str(error).split("\n")
+            errors += [_attributed(line, origins, job) for line in lines]
+            for fault in needed.faults_of_words(words):
+                if not any(line.startswith(fault.text.partition(":")[0]) for line in lines):
+                    (damaged if fault.damaged else errors).append(_attributed(fault.text, origins, job))
             continue
         for fault in needed.faults(composed):
             (damaged if fault.damaged else errors).append(_attributed(fault.text, origins, job))
@@ -111,16 +135,22 @@ def expand(job: Job, machine: Machine, cpu_only: bool = False, runs_root: Path |
         )
         if fit.why_not and not why_not:
             key = next((key for key in ("data.img_size", "model.name", "model", "data") if key in origins), "")
-            where = f"{_place(origins.get(key, ()), job)}: {request.name}"
-            planned.append(Planned(request, f"{machine.name}: {fit.why_not}", where, fit))
+            said = f"{machine.name}: {fit.why_not}"
+            planned.append(Planned(request, said, (f"{_place(origins.get(key, ()), job)}: {name}: {said}",), fit))
         else:
-            planned.append(Planned(request, why_not, place, fit))
+            planned.append(Planned(request, why_not, misfits, fit))
     errors += equal.errors(job.matrix, lambda path: _place(path, job))
+    whole = len(planned) == len(entries)  # else the run that a step names may be missing because of its error
+    try:
+        steps_planned = _steps(job, [p.request for p in planned], resources) if whole else []
+    except JobError as error:
+        steps_planned = []
+        errors += str(error).split("\n")
     if errors:
-        raise JobError(in_order([*errors, *damaged]))
+        collected.add(JobError(in_order(errors)))
     if damaged:
-        raise DamagedFileError(in_order(damaged))
-    return planned + _steps(job, [p.request for p in planned], resources)
+        collected.add(DamagedFileError(in_order(damaged)))
+    return planned + steps_planned
 
 
 def _loader_shm(config: Config, resources: Resources, machine: Machine) -> int:
@@ -129,17 +159,6 @@ def _loader_shm(config: Config, resources: Resources, machine: Machine) -> int:
     images, available = training.micro_batch or training.batch_size, int(resources.cpus or machine.cpus)
     devices = config.devices or max(1, resources.gpus)
     return loading.shared_bytes(training.num_workers, images, config.data.img_size, device, devices, available)
-
-
-def all_errors(error: JobError) -> JobError:
-    """The error, extended by the errors from expanding the valid rest of the job."""
-    if error.sound is None:
-        return error
-    try:
-        expand(error.sound, Machine("any", 1, 0), cpu_only=True)
-    except (JobError, DamagedFileError) as more:
-        return JobError(in_order([*str(error).split("\n"), *str(more).split("\n")]))
-    return error
 
 
 def _common(job: Job) -> dict[str, Any]:
@@ -270,8 +289,8 @@ def _splitting(composed: Config) -> dict[str, Any]:
     return changed if composed.training.drop_last else {**changed, "training.drop_last": False}
 
 
-def _resources(job: Job, machine: Machine, cpu_only: bool) -> tuple[Resources, str | None, str]:
-    """Resources of each run on this machine, why they are not available, and the place of the request."""
+def _resources(job: Job, machine: Machine, cpu_only: bool) -> tuple[Resources, dict[str, str]]:
+    """Resources of each run on this machine, and by field why they are not available."""
     demand = job.spec.resources
     devices = () if cpu_only else machine.devices
     gpus = min(1, len(devices)) if demand.gpus == "auto" else 0 if cpu_only else demand.gpus
@@ -280,18 +299,18 @@ def _resources(job: Job, machine: Machine, cpu_only: bool) -> tuple[Resources, s
     cap = None if demand.gpu_memory == "auto" else demand.gpu_memory
     usable = machine.for_run_on(gpus).gpus
     large = [gpu for gpu in usable if gpu.memory is None or gpu.memory >= (cap or 0)]
-    why, field = None, ""
+    why: dict[str, str] = {}
     if gpus > len(devices):
         hidden = "".join(f"; {line}" for line in (*machine.lost, machine.ignored) if line)
-        field, why = "gpus", f"{gpus} GPU requested, {len(devices)} available (--cpu trains without a GPU){hidden}"
+        why["gpus"] = f"{gpus} GPU requested, {len(devices)} available (--cpu trains without a GPU){hidden}"
     elif machine.gpus and gpus > len(usable):
-        field, why = "gpus", f"{gpus} GPU requested, but CUDA can use one MIG instance only"
+        why["gpus"] = f"{gpus} GPU requested, but CUDA can use one MIG instance only"
     elif cap is not None and gpus and machine.gpus and gpus > len(large):
-        field, why = "gpu_memory", f"{gpus} GPU with {show_size(cap)} requested, {len(large)} available"
-    elif cpus > machine.cpus:
-        field, why = "cpus", f"{cpus:g} cores requested, {machine.cpus:g} available"
-    elif memory is not None and memory > machine.memory:
-        field, why = "memory", f"{show_size(memory)} requested, {show_size(machine.memory)} available"
+        why["gpu_memory"] = f"{gpus} GPU with {show_size(cap)} requested, {len(large)} available"
+    if cpus > machine.cpus:
+        why["cpus"] = f"{cpus:g} cores requested, {machine.cpus:g} available"
+    if memory is not None and memory > machine.memory:
+        why["memory"] = f"{show_size(memory)} requested, {show_size(machine.memory)} available"
     return (
         Resources(
             gpus=gpus,
@@ -300,9 +319,16 @@ def _resources(job: Job, machine: Machine, cpu_only: bool) -> tuple[Resources, s
             cpus=cpus,
             shm=None if demand.shm == "auto" else demand.shm,
         ),
-        f"{machine.name}: {why}" if why else None,
-        f"{job.document.place(('resources', field))}: resources.{field}" if why else "",
+        why,
     )
+
+
+def unavailable(job: Job, machine: Machine, cpu_only: bool = False) -> list[str]:
+    """The resources that the job requests for each run and the machine does not have, each with its place."""
+    return [
+        f"{job.document.place(('resources', field))}: resources.{field}: {machine.name}: {why}"
+        for field, why in _resources(job, machine, cpu_only)[1].items()
+    ]
 
 
 def default_cpus(machine: Machine, gpus: int, share: bool) -> float:
@@ -371,9 +397,10 @@ def _selected(
     return [run for run in trained if any(fits(run.name, pattern) for pattern in select["runs"])]
 
 
-def refuse_misfits(planned: Sequence[Planned]) -> None:
-    """Raises JobError if a run requests more than the machine has."""
-    errors = [f"{run.place}: {run.why_not}" for run in planned if run.why_not]
+def refuse_misfits(planned: Sequence[Planned], lacking: Sequence[str] = ()) -> None:
+    """Raises JobError if a run requests more than the machine has. `lacking`: see `unavailable`, for a job whose runs
+    have all other errors."""
+    errors = [*lacking, *(line for run in planned for line in run.misfits)]
     if errors:
         remedy = "request less with --set resources.<field>=…, or " if any(": resources." in f for f in errors) else ""
         raise JobError(in_order(errors) + f"\n{remedy}see: launcher plan")
@@ -393,7 +420,7 @@ def check_sources(job: Job, runs_root: Path) -> None:
     DamagedFileError if a checkpoint of these runs is damaged."""
     check_follows(job, runs_root)
     errors, damaged = [], []
-    for index, step in enumerate(job.spec.after):
+    for index, step in _valid_steps(job):
         if step.from_ is None or step.from_.submission is None or job.spec.follows:
             continue
         place = f"{job.document.place(('after', index, 'from', 'submission'))}: after.{index}.from"
@@ -409,3 +436,15 @@ def check_sources(job: Job, runs_root: Path) -> None:
         raise JobError(in_order([*errors, *damaged]))
     if damaged:
         raise DamagedFileError(in_order(damaged))
+
+
+def _valid_steps(job: Job) -> list[tuple[int, StepSpec]]:
+    """The steps with their places in `after`. If one has an error, the job has none: then those that are valid."""
+    if job.spec.after:
+        return list(enumerate(job.spec.after))
+    listed = job.document.content.get("after")
+    valid = []
+    for index, item in enumerate(listed if isinstance(listed, list) else ()):
+        with contextlib.suppress(ValueError):
+            valid.append((index, StepSpec.model_validate(item)))
+    return valid

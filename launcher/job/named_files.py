@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +15,11 @@ from launcher.record import trainer_files
 from trainer.base import model_files
 from trainer.base.errors import ConfigError, nearest
 from trainer.config import timm_models
+from trainer.config.compose import parse
 from trainer.config.schema import Config
 
 RUNS = "@runs/"
+KEYS = ("model.name", "model.weights", "training.teachers", "resume")
 OWN_IMAGES = ("auto", "cpu", "cuda")
 """Values of `image:` for this project's trainer. Another one may have other models and formats."""
 
@@ -49,6 +53,22 @@ class NamedFiles:
             if word not in self._known:
                 self._known[word] = self._model(word[1]) if word[0] == "model.name" else self._file(*word)
         return [fault for word in wanted if (fault := self._known[word]) is not None]
+
+    def faults_of_words(self, words: Sequence[str]) -> list[Fault]:
+        """The same for the overrides of a run whose configuration has an error elsewhere."""
+        composed = Config()
+        for word in words:
+            key, _, _ = word.partition("=")
+            if key in KEYS:
+                with suppress(ConfigError, AttributeError):
+                    section, _, leaf = key.rpartition(".")
+                    setattr(getattr(composed, section) if section else composed, leaf, parse(word)[1])
+        if not isinstance(composed.training.teachers, list):
+            composed.training.teachers = []
+        model = composed.model
+        model.name, model.weights = str(model.name), str(model.weights) if model.weights else None
+        composed.resume = str(composed.resume) if composed.resume else None
+        return self.faults(composed)
 
     def _model(self, name: str) -> Fault | None:
         try:

@@ -13,7 +13,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launcher.base.errors import JobError, MachineError, RunError
+from launcher.base.errors import Errors, JobError, MachineError, RunError
 from launcher.engines import registry
 from launcher.engines.base import Choice
 from launcher.host.machine import BUILT_IN, Machine
@@ -144,7 +144,9 @@ def examine(content: bytes, words: list[str], settings_: list[str], machine: Mac
             planned = expansion.expand(job, machine)
             remarks.plan_as_json(job, planned, machine, together.at_once(planned, machine, None))
         except (JobError, MachineError) as error:
-            said = str(expansion.all_errors(error) if isinstance(error, JobError) else error)
+            said = str(error)
+            if isinstance(error, JobError) and error.sound is not None:
+                expansion.expand_valid(error.sound, machine, Errors(), cpu_only=True)
             first = said.split("\n")[0]
             named = re.search(r"job\.yaml:\d+: ", first) or first.startswith(("the command line: ", "--set "))
             assert named, f"says not where: {said}"

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launcher.base.errors import EngineError, JobError, RunError, SizeError
+from launcher.base.errors import EngineError, Errors, JobError, RunError, SizeError
 from launcher.base.sizes import parse_duration, parse_size
 from launcher.engines import choice, registry
 from launcher.engines.base import Choice, Want
@@ -150,7 +150,13 @@ def all_faults(text: str, tmp_path: Path) -> list[str]:
     (tmp_path / "job.yaml").write_text(text)
     with pytest.raises(JobError) as raised:
         spec.load(tmp_path / "job.yaml")
-    return str(expansion.all_errors(raised.value)).replace(f"{tmp_path}/", "").splitlines()
+    collected = Errors()
+    collected.add(raised.value)
+    if raised.value.sound is not None:
+        expansion.expand_valid(raised.value.sound, machine.Machine("any", 1, 0), collected, cpu_only=True)
+    with pytest.raises(JobError) as joined:
+        collected.raise_all()
+    return str(joined.value).replace(f"{tmp_path}/", "").splitlines()
 
 
 def test_faults_of_fields_of_steps_and_of_names_come_together(tmp_path: Path) -> None:
