@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,30 +33,33 @@ MACHINE = (
     "tests/launcher/supervise/test_crashes.py",
 )
 """What shares the Docker engine or Slurm of these tests, or looks at all processes of the machine."""
-WARM = pytest.StashKey[subprocess.Popen[bytes]]()
+WARM = pytest.StashKey[dict[str, subprocess.Popen[bytes]]]()
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What tests start as `python -m trainer` is forked from one process for the whole session: see tests/warm."""
+    """What tests start as `python -m trainer` is forked from one process for the whole session, and so are commands of the
+    launcher: see tests/warm."""
     if hasattr(config, "workerinput"):  # of xdist: its environment is that of the process that was started
         return
     root = Path(__file__).parents[1]
     os.environ["HF_HUB_OFFLINE"] = "1"  # read on import
-    address = Path(tempfile.mkdtemp(prefix="warm-")) / "socket"
+    folder = tempfile.mkdtemp(prefix="warm-")
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}  # no thread before a fork
-    command = [sys.executable, "-m", "tests.warm.server", str(address)]
-    config.stash[WARM] = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
-    os.environ["WARM_TRAINER"] = str(address)
+    config.stash[WARM] = {}
+    for package in ("launcher", "trainer"):
+        command = [sys.executable, "-m", "tests.warm.server", f"{folder}/{package}", package]
+        server = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
+        config.stash[WARM][package] = server
+        os.environ[f"WARM_{package.upper()}"] = f"{folder}/{package}"
     os.environ["PYTHONPATH"] = f"{root / 'tests' / 'warm'}{os.pathsep}{root}"
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     if WARM in config.stash:
-        config.stash[WARM].communicate()
-        address = Path(os.environ["WARM_TRAINER"])
-        address.unlink(missing_ok=True)
-        address.parent.rmdir()
+        for server in config.stash[WARM].values():
+            server.communicate()
+        shutil.rmtree(Path(os.environ["WARM_TRAINER"]).parent)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from launcher.engines.docker import images
 from launcher.record.find import find_submission, list_runs
 from launcher.record.journal import read_events
 from tests.docker_engine import BASE, REPOSITORY, Dockerd, missing
+from tests.warm import client as warm
 
 SMALL = ["data.img_size=64", "training.epochs=1", "training.patience=0", "model.pretrained=false"]
 
@@ -56,8 +57,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def launch(dockerd: Dockerd, *words: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "launcher", *words]
-    return subprocess.run(command, env=dockerd.environment, capture_output=True, text=True, cwd=cwd)
+    return warm.launch(list(words), cwd, dockerd.environment)
 
 
 @pytest.mark.shared

@@ -22,6 +22,7 @@ from launcher.record.find import find_run, find_submission, list_runs
 from launcher.record.journal import Status, read_status
 from tests.docker_engine import Dockerd
 from tests.slurm_cluster import Slurm
+from tests.warm.client import launch
 
 settings.register_profile("no deadline", deadline=None)  # a busy machine takes its time
 settings.load_profile("no deadline")
@@ -80,8 +81,8 @@ class Lab:
         return {"cwd": self.root, "env": environment, "text": True}
 
     def launcher(self, *words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "launcher", *words]
-        return subprocess.run(command, capture_output=True, **self.arguments())
+        arguments = self.arguments()
+        return launch(list(words), arguments["cwd"], arguments["env"])
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "launcher", *words]

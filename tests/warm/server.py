@@ -1,5 +1,5 @@
-"""`python -m tests.warm.server SOCKET`: import all that the trainer needs, once, and fork a trainer for whoever asks. A
-start takes milliseconds in place of ten seconds. Ends with its standard input.
+"""`python -m tests.warm.server SOCKET PACKAGE`: import all that the trainer (or the launcher) needs, once, and fork one for
+whoever asks. A start takes milliseconds, not seconds. Ends with its standard input.
 
 A request is one message: the words, folder and environment as JSON, and the three standard streams. The answer is
 `begun`, then the fork's status as `wait` gives it. Meanwhile each message is the number of a signal for the fork."""
@@ -22,24 +22,32 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
-WITHIN_FUNCTIONS = (
-    "cleanlab.filter", "dotenv", "hydra.compose", "hydra.initialize", "matplotlib.pyplot", "onnxscript", "pandas",
-    "scipy.optimize", "scipy.signal", "scipy.stats", "sklearn.metrics", "sklearn.model_selection", "torch.onnx",
-)  # fmt: skip
-"""Imported by the trainer when they are used. Not onnxruntime, which starts a thread."""
-READ_ON_IMPORT = ("HF_", "HOME", "MPL", "PYTHON", "TORCH_", "XDG_")
+WITHIN_FUNCTIONS = {
+    "launcher": (
+        "docker", "dotenv", "hydra.compose", "hydra.initialize", "omegaconf", "pandas", "psutil", "pydantic", "pynvml",
+        "rich.progress", "rich.table", "yaml",
+    ),
+    "trainer": (
+        "cleanlab.filter", "dotenv", "hydra.compose", "hydra.initialize", "matplotlib.pyplot", "onnxscript", "pandas",
+        "scipy.optimize", "scipy.signal", "scipy.stats", "sklearn.metrics", "sklearn.model_selection", "torch.onnx",
+    ),
+}  # fmt: skip
+"""Imported when they are used. Not onnxruntime, which starts a thread."""
+READ_ON_IMPORT = ("HF_", "HOME", "LANG", "LC_", "MPL", "PYTHON", "TORCH_", "XDG_")
 """Beginnings of the variables that must be the same as here, else a fork would not be what a start gives."""
 BUT_NOT = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONUNBUFFERED", "HF_HUB_DISABLE_")
 
 
-def load() -> None:
-    import trainer
-
-    for module in pkgutil.walk_packages(trainer.__path__, "trainer."):
+def load(package: str) -> None:
+    for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    for name in WITHIN_FUNCTIONS:
+    for name in WITHIN_FUNCTIONS[package]:
         importlib.import_module(name)
+    from trainer.config.compose import compose
+
+    for model in ("resnet34", "resnet50"):  # the second one composes all options, which is kept
+        compose([f"model={model}"])
     threads = list(Path("/proc/self/task").iterdir())
     assert len(threads) == 1, f"{len(threads)} threads: a fork would have but one of them"
     gc.collect()
@@ -53,13 +61,13 @@ def read_on_import(environment: dict[str, str]) -> dict[str, str]:
 AT_START = read_on_import(dict(os.environ))  # imports change it
 
 
-def would_start(request: dict[str, Any]) -> Path:
+def would_start(request: dict[str, Any], package: str) -> Path:
     """The folder of the package that `python -m trainer` would run there."""
     folders = [request["cwd"], *request["environment"].get("PYTHONPATH", "").split(os.pathsep)]
-    return next((Path(folder) for folder in folders if (Path(folder) / "trainer" / "__init__.py").is_file()), Path("/"))
+    return next((Path(folder) for folder in folders if (Path(folder) / package / "__init__.py").is_file()), Path("/"))
 
 
-def become(request: dict[str, Any], streams: list[int]) -> None:
+def become(request: dict[str, Any], streams: list[int], package: str) -> None:
     """In the fork: all that distinguishes one process from another."""
     os.setsid()
     for descriptor, stream in enumerate(streams):
@@ -70,10 +78,17 @@ def become(request: dict[str, Any], streams: list[int]) -> None:
     os.umask(request["umask"])
     os.chdir(request["cwd"])
     sys.argv[1:], sys.path[0] = request["words"], request["cwd"]
+    sys.orig_argv[1:] = ["-m", package, *request["words"]]
     out, err = (io.BufferedWriter(io.FileIO(number, "w", closefd=False)) for number in (1, 2))
     sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)))
     sys.stdout = io.TextIOWrapper(out, write_through=bool(os.environ.get("PYTHONUNBUFFERED")))
     sys.stderr = io.TextIOWrapper(err, errors="backslashreplace", line_buffering=True)
+    if package == "launcher":
+        for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+            if (Path(folder) / "sitecustomize.py").is_file():
+                runpy.run_path(str(Path(folder) / "sitecustomize.py"))
+                break
+        return
     import numpy as np
     import torch
 
@@ -84,21 +99,21 @@ def become(request: dict[str, Any], streams: list[int]) -> None:
         exec(Path(patch).read_text(), {})
 
 
-def keep(peer: socket.socket) -> None:
-    """Start the trainer and stay beside it: pass signals on, and answer with its status. Returns in the trainer."""
+def keep(peer: socket.socket, package: str) -> None:
+    """Start the fork and stay beside it: pass signals on, and answer with its status. Returns in the fork."""
     message, streams, _, _ = socket.recv_fds(peer, 2**20, 3)
     if not message:
         os._exit(0)
     request = json.loads(message)
     differ = {name for name, _ in read_on_import(request["environment"]).items() ^ AT_START.items()}
-    if differ or not would_start(request).samefile(REPOSITORY):
-        print(f"tests/warm: started cold, for {differ or would_start(request)}", file=sys.stderr)
+    if differ or not would_start(request, package).samefile(REPOSITORY):
+        print(f"tests/warm: started cold, for {differ or would_start(request, package)}", file=sys.stderr)
         peer.send(b"refused")
         os._exit(0)
     pid = os.fork()
     if pid == 0:
         peer.close()
-        return become(request, streams)
+        return become(request, streams, package)
     for stream in streams:
         os.close(stream)  # or whoever reads what the trainer prints would never see its end
     ended = os.pidfd_open(pid)
@@ -118,8 +133,8 @@ def keep(peer: socket.socket) -> None:
     os._exit(0)
 
 
-def serve(address: str) -> None:
-    """Returns in each trainer."""
+def serve(address: str, package: str) -> None:
+    """Returns in each fork."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(address)
     listener.listen(64)
@@ -129,17 +144,18 @@ def serve(address: str) -> None:
             sys.exit()
         peer, _ = listener.accept()
         if not loaded:  # not before somebody asks
-            load()
+            load(package)
             loaded = True
         with suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass  # the keepers that have ended
         if os.fork() == 0:
             listener.close()
-            return keep(peer)
+            return keep(peer, package)
         peer.close()
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
-    runpy.run_module("trainer", run_name="__main__", alter_sys=True)
+    package = sys.argv[2]
+    serve(sys.argv[1], package)
+    runpy.run_module(package, run_name="__main__", alter_sys=True)

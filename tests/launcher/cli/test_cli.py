@@ -17,14 +17,14 @@ from launcher.base.errors import SizeError
 from launcher.cli import watch
 from launcher.host import gpu_locks, machine
 from tests.launcher.conftest import Lab
+from tests.warm.client import launch
 
 REPOSITORY = Path(__file__).parents[3]
 JOBS = sorted(path.name for path in (REPOSITORY / "jobs").glob("*.yaml"))
 
 
 def launcher(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "launcher", *words]
-    return subprocess.run(command, cwd=REPOSITORY, env={**os.environ, **environment}, capture_output=True, text=True)
+    return launch(list(words), REPOSITORY, {**os.environ, **environment})
 
 
 def sample_data(folder: Path) -> Path:
