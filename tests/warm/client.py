@@ -32,7 +32,7 @@ def _begun(warm: socket.socket, words: list[str], cwd: Path, env: dict[str, str]
     os.umask(umask)
     request = {"words": words, "cwd": str(cwd), "umask": umask, "environment": env}
     warm.connect(os.environ["WARM_LAUNCHER"])
-    with open(os.devnull) as nothing:
+    with Path(os.devnull).open() as nothing:
         socket.send_fds(warm, [json.dumps(request).encode()], [nothing.fileno(), pipes[0][1], pipes[1][1]])
     for _, write in pipes:
         os.close(write)
