@@ -7,6 +7,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+INIT_TIMEOUT = 20
+"""Seconds to wait for W&B's server at the start of a run."""
+
 
 class Tracking:
     """Sends metrics to W&B if it is on. After its first error it prints the error and sends nothing more."""
@@ -29,7 +32,7 @@ class Tracking:
                     dir=run_dir,
                     config=config,
                     mode="offline" if mode == "offline" else "online",
-                    settings=wandb.Settings(init_timeout=20, silent=True, console="off"),
+                    settings=wandb.Settings(init_timeout=INIT_TIMEOUT, silent=True, console="off"),
                 )
         except Exception as error:  # W&B and its network raise many kinds of errors
             self._give_up(error)

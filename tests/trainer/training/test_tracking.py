@@ -43,6 +43,7 @@ def test_off_offline_and_refusing_give_the_same_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, documents: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DATA_DIR", str(documents))
+    monkeypatch.setattr(tracking, "INIT_TIMEOUT", 2)
     states = {}
     settings = {
         "off": {"WANDB_MODE": "disabled"},
