@@ -19,7 +19,7 @@ from launcher.record.find import find_submission
 def test_two_models_and_their_ensemble_learn_real_documents(shared: Path, tmp_path: Path) -> None:
     weights = shared / "weights" / "tf_efficientnet_lite0.safetensors"
     words = ["model.name=tf_efficientnet_lite0", f"model.weights={weights}", "seed=1,2"]
-    words += ["data.img_size=96", "training.epochs=4", "training.patience=0"]
+    words += ["data.img_size=96", "training.epochs=2", "training.patience=0"]
     command = [
         sys.executable,
         "-m",
