@@ -205,23 +205,32 @@ def _await_former(submission: Path, say: Say) -> Holder | None:
 
 
 def _await_readable(submission: Path, say: Say) -> Holder | None:
-    """`read_holder`. Waits up to `EXPIRY` seconds for a file system that does not answer, then raises RunError."""
-    deadline = time.monotonic() + EXPIRY
-    said = False
+    """`read_holder` of a file system that may not answer."""
+    advice = (
+        "\nit names the launcher that runs this submission, so nothing was started. If no launcher does: "
+        f"launcher resume {_at(submission)} --take-over"
+    )
+    return await_answer(lambda: read_holder(submission), submission / FILE, EXPIRY, advice, say)
+
+
+def await_answer(read: Callable[[], Holder | None], path: Path, seconds: float, advice: str, say: Say) -> Holder | None:
+    """The result of `read`, which reads `path`, on a file system that may not answer for some time.
+
+    Raises RunError with the reason and `advice` if it does not answer within `seconds`, or immediately if this user may
+    not read the file."""
+    deadline = time.monotonic() + seconds
+    noted = False
     while True:
         try:
-            return read_holder(submission)
+            return read()
         except OSError as error:
-            why = f"{submission / FILE} cannot be read: {error.strerror}"
+            reason = f"{path} cannot be read: {error.strerror}"
             if isinstance(error, PermissionError) or time.monotonic() > deadline:
-                raise RunError(
-                    f"{why}\nit names the launcher that runs this submission, so nothing was started. If no launcher "
-                    f"does: launcher resume {_at(submission)} --take-over"
-                ) from None
-        if not said:
-            say(f"{why}; trying again for {EXPIRY:g} s")
-            said = True
-        time.sleep(min(0.5, EXPIRY / 10))
+                raise RunError(reason + advice) from None
+        if not noted:
+            say(f"{reason}; trying again for {seconds:g} s")
+            noted = True
+        time.sleep(min(0.5, seconds / 10))
 
 
 def _known(submission: Path) -> Holder | None:

@@ -120,20 +120,10 @@ def await_former(run_dir: Path, say: Callable[[str], None] = print) -> None:
 
 
 def _await_readable(run_dir: Path, say: Callable[[str], None]) -> Holder | None:
-    """`read_holder`. Waits up to `EXPIRY` seconds for a file system that does not answer, then raises RunError."""
-    deadline = time.monotonic() + EXPIRY
-    said = False
-    while True:
-        try:
-            return read_holder(run_dir)
-        except OSError as error:
-            why = f"{folders.state_folder(run_dir) / TASK} cannot be read: {error.strerror}"
-            if time.monotonic() > deadline:
-                raise RunError(f"{why}; an earlier attempt may still execute the run") from None
-        if not said:
-            say(f"{why}; trying again for {EXPIRY:g} s")
-            said = True
-        time.sleep(min(0.5, EXPIRY / 10))
+    """`read_holder` of a file system that may not answer."""
+    advice = "; an earlier attempt may still execute the run"
+    path = folders.state_folder(run_dir) / TASK
+    return lease.await_answer(lambda: read_holder(run_dir), path, EXPIRY, advice, say)
 
 
 def is_fresh(run_dir: Path) -> bool:
