@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from launcher.engines.docker import images
+from launcher.engines.docker import builder
 from launcher.record.find import find_submission, list_runs
 from launcher.record.journal import read_events
 from tests.docker_engine import BASE, REPOSITORY, Dockerd, missing
@@ -137,7 +137,7 @@ def test_a_change_of_one_line_reuses_every_layer_but_the_last(dockerd: Dockerd, 
     saved = dict(os.environ)
     os.environ.update(DOCKER_HOST=dockerd.host, PATH=dockerd.environment["PATH"])
     try:
-        changed = images.build(client, "cpu", BASE, {}, ["changed:test"], lambda line: None, tmp_path)
+        changed = builder.build(client, "cpu", BASE, {}, ["changed:test"], lambda line: None, tmp_path)
         layers = [client.images.get(name).attrs["RootFS"]["Layers"] for name in (cpu, "changed:test")]
         assert len(layers[0]) == len(layers[1])
         same = [a == b for a, b in zip(*layers, strict=True)]

@@ -37,15 +37,15 @@ def build(variant: Any, base: str | None, arguments: tuple[str, ...], tags: tupl
     --build-arg WEIGHTS=resnet34,resnet50 (or a folder) puts ImageNet weights into the image; TORCH_INDEX=… installs
     torch from another package index.
     """
+    from launcher.engines.docker import builder, images
     from launcher.engines.docker import client as docker_client
-    from launcher.engines.docker import images
 
     for word in arguments:
         if "=" not in word:
             raise RefusedError(f"--build-arg {word}: write KEY=VALUE", EXIT_USAGE)
     client = docker_client.connect()
     image, seconds = timed(
-        lambda: images.build(
+        lambda: builder.build(
             client, variant, base, dict(word.split("=", 1) for word in arguments),
             tags or (images.default_tag(variant),), builder_output(verbose),
         )
