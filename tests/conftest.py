@@ -87,7 +87,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             path = nodeid.partition("::")[0]
             if path.startswith("tests/trainer/training/"):
-                return nodeid  # the last and longest files: both workers end at the same time
+                return nodeid  # the last and longest files: all workers end at the same time
             return "machine" if path.startswith(MACHINE) else path
 
     return OneForTheMachine(config, log)

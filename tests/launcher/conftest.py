@@ -82,6 +82,9 @@ class Lab:
 
     def launcher(self, *words: str) -> subprocess.CompletedProcess[str]:
         arguments = self.arguments()
+        if "PYTHONPATH" in self.environment:  # modules that the warm process has not imported
+            command = [sys.executable, "-m", "launcher", *words]
+            return subprocess.run(command, capture_output=True, **arguments)
         return launch(list(words), arguments["cwd"], arguments["env"])
 
     def start(self, *words: str) -> subprocess.Popen[str]:
