@@ -33,13 +33,17 @@ def request(**more: Any) -> RunRequest:
         ({"fetches": "resnet50"}, {}, "weights of resnet50"),
         ({"fetches": "resnet34"}, {}, None),
         ({"fetches": "resnet18"}, {}, None),
+        ({"fetches": "resnet26"}, {}, "weights of resnet26"),  # its download was cut short
         ({"fetches": "resnet10t"}, {}, None),
     ],
 )
 def test_a_container_has_a_network_for_a_reason(
     tmp_path: Path, asked: dict[str, Any], environment: dict[str, str], why: str | None
 ) -> None:
-    (tmp_path / "weights" / "models--timm--resnet18.a1_in1k").mkdir(parents=True)
+    (tmp_path / "weights" / "models--timm--resnet26.bt_in1k").mkdir(parents=True)
+    stored = tmp_path / "weights" / "models--timm--resnet18.a1_in1k" / "snapshots" / "abc" / "model.safetensors"
+    stored.parent.mkdir(parents=True)
+    stored.touch()
     (tmp_path / "weights" / "resnet10t.safetensors").touch()
     reason = recipe.network_reason(request(**asked), environment, tmp_path, "resnet34,deit_base_384")
     assert (reason is None) == (why is None) and (why or "") in (reason or "")
