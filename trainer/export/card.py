@@ -16,41 +16,64 @@ from trainer.scores import intervals
 HIDDEN = ("root", "resume", "device", "devices", "choices")
 """Settings that are not in the card: settings of the machine, and group names (the card shows their values)."""
 
-PREPARE = """\
+CLASSIFY = """\
 import json
-import albumentations, numpy{imports}
-from PIL import Image, ImageOps
+import albumentations{imports}
+from read_page import read_page
 
-about = json.load(open("preprocessing.json"))
+about = json.load(open("preprocessing.json", encoding="utf-8"))
 steps = [getattr(albumentations, step["name"])(**step["arguments"]) for step in about["transforms"]]
-page = numpy.asarray(ImageOps.exif_transpose(Image.open("page.jpg")).convert("RGB"))
-images = albumentations.Compose(steps)(image=page)["image"].transpose(2, 0, 1)[None]  # uint8 (1, 3, {size}, {size})
+prepare = albumentations.Compose(steps)
+{load}
+
+def classify(file):
+    page = prepare(image=read_page(file, **about["read_page"]))["image"]
+    images = page.transpose(2, 0, 1)[None]  # uint8 (1, 3, {size}, {size})
+{run}
+"""
+"""Code of the card. It defines `classify`: a file → probabilities (classes,). The check of an export runs it."""
+
+USE = """
+probabilities = classify("page.jpg")
+print(about["class_names"][probabilities.argmax()])
 """
 
 RUN = {
     "onnx": (
         ", onnxruntime",
-        """\
-probabilities = onnxruntime.InferenceSession("model.onnx").run(None, {"images": images})[0]
-""",
+        'session = onnxruntime.InferenceSession("model.onnx")',
+        '    return session.run(None, {"images": images})[0][0]',
     ),
     "torch_export": (
         ", torch",
-        """\
-probabilities = torch.export.load("model.pt2").module()(torch.from_numpy(images)).detach().numpy()
-""",
+        'model = torch.export.load("model.pt2").module()',
+        "    return model(torch.from_numpy(images))[0].detach().numpy()",
     ),
     "safetensors": (
         ", timm, torch",
         """\
-net = timm.create_model("local-dir:.", pretrained=True).eval()
-mean, std = (torch.tensor(about[name]).view(3, 1, 1) for name in ("mean", "std"))
-logits = net((torch.from_numpy(images) / 255 - mean) / std)
-probabilities = (logits / about["temperature"]).softmax(1).detach().numpy()
-""",
+model = timm.create_model("local-dir:.", pretrained=True).eval()
+mean, std = (torch.tensor(about[name]).view(3, 1, 1) for name in ("mean", "std"))""",
+        """\
+    logits = model((torch.from_numpy(images) / 255 - mean) / std)[0]
+    return (logits / about["temperature"]).softmax(0).detach().numpy()""",
     ),
 }
-"""Imports, and code that computes `probabilities` (1, classes) from `images`."""
+"""Imports, and code that loads the model and returns its probabilities for `images`."""
+
+
+def lines(to: str, size: int) -> str:
+    """The card's code for the format `to` and images of `size` × `size` pixels, which defines `classify`."""
+    imports, load, run = RUN[to]
+    return CLASSIFY.format(imports=imports, load=load, run=run, size=size)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest absolute difference between probabilities, and the largest that is allowed."""
+
+    largest: float
+    allowed: float
 
 
 @dataclass(frozen=True)
@@ -59,9 +82,14 @@ class Check:
 
     images: int
     source: str
-    difference: float
-    """The largest absolute difference between probabilities."""
-    allowed: float
+    model: Difference
+    """Of the exported model and the checkpoint's, on the same pixels in float32."""
+    carried: Difference | None
+    """Of the card's lines and the validation whose probabilities the checkpoint carries. None if not comparable."""
+    same_class: int
+    """Images with the same class by the card's lines and in that validation."""
+    precision: str
+    """Number format of that validation: bf16, fp16, fp32 or unknown."""
     varies: bool
     """Whether the preprocessing of a page is random."""
 
@@ -83,18 +111,16 @@ def render(checkpoint: Checkpoint, export: Export) -> str:
     """The card in Markdown. All metrics come from the checkpoint; the card says so if there are none."""
     settings = checkpoint.settings
     size = checkpoint.preprocessing["img_size"]
-    imports, lines = RUN[export.to]
-    usage = (
-        PREPARE.format(imports=imports, size=size) + lines + 'print(about["class_names"][probabilities[0].argmax()])'
-    )
+    usage = lines(export.to, size) + USE
     return "\n".join(
         [
             "---\nlibrary_name: timm\npipeline_tag: image-classification\ntags: [document-classification]\n---",
             f"# {settings.model.name}, {len(checkpoint.class_names)} kinds of documents\n",
             f"`{export.file}` ({export.size / 1e6:.1f} MB, {export.parameters / 1e6:.1f}M parameters) classifies a "
             f"page as one of the kinds below. It takes batches of RGB images of {size} × {size} pixels. "
-            "`preprocessing.json` describes how to prepare them.\n",
-            f"```python\n{usage}\n```\n",
+            "`read_page.py` reads a page as in training: orientation, paper, depth and reduction of its size. "
+            "`preprocessing.json` has the other steps.\n",
+            f"```python\n{usage}```\n",
             "## Metrics\n",
             _figures(checkpoint),
             "## Classes\n",
@@ -187,9 +213,10 @@ def _limits(checkpoint: Checkpoint, export: Export) -> str:
         "The model knows only the classes above. A page of another kind gets one of them, perhaps with a high "
         "probability.",
         f"The export was compared with its checkpoint on {export.check.source}. The probabilities differ by at most "
-        f"{export.check.difference:.1e} (allowed: {export.check.allowed:g}), in float32 on a CPU"
+        f"{export.check.model.largest:.1e} (allowed: {export.check.model.allowed:g}), in float32 on a CPU"
         + (", by onnxruntime's CPU provider" if export.to == "onnx" else "")
-        + ". Not tested: GPUs (including Apple's), other runtimes, lower precision and quantisation.",
+        + f".{_carried(export.check)} Not tested: GPUs (including Apple's), other runtimes, lower precision and "
+        "quantisation.",
     ]
     if export.check.varies:
         lines.append(
@@ -197,6 +224,16 @@ def _limits(checkpoint: Checkpoint, export: Export) -> str:
             "time. `albumentations.Compose(steps, seed=0)` repeats one sequence."
         )
     return "\n".join(f"- {line}" for line in lines) + "\n"
+
+
+def _carried(check: Check) -> str:
+    if check.carried is None:
+        return " The lines above were not compared with the validation."
+    return (
+        f" The lines above give the class of the validation ({check.precision}) for {check.same_class} of "
+        f"{check.images} images; the probabilities differ by at most {check.carried.largest:.1e} (allowed: "
+        f"{check.carried.allowed:g})."
+    )
 
 
 def _origin(checkpoint: Checkpoint, export: Export) -> str:
@@ -227,7 +264,7 @@ def _exporters(to: str) -> dict[str, str]:
     from importlib.metadata import version
 
     names = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "safetensors": ("safetensors",)}.get(to, ())
-    return {name: version(name) for name in names}
+    return {name: version(name) for name in (*names, "albumentations", "opencv-python-headless", "pillow")}
 
 
 def _configuration(checkpoint: Checkpoint) -> str:

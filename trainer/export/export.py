@@ -5,10 +5,13 @@ After writing, the export is read again from its files and compared with the che
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import os
 import random
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import albumentations
 import numpy as np
 import timm
 import torch
@@ -27,19 +31,24 @@ from trainer.base.errors import ConfigError, DataError, TrainerError, nearest
 from trainer.base.files import check_folder, settle, sha256, write_json, write_text
 from trainer.data import drawn
 from trainer.export import card
-from trainer.images import reading
+from trainer.images import read_page, reading
+from trainer.images.decode import Limit, decode
 from trainer.models import build
 from trainer.models.checkpoint import Checkpoint
 from trainer.models.checkpoint import load as load_checkpoint
+from trainer.scores.calibration import tempered
 
 TOLERANCE = 1e-4
 """Largest allowed difference from the checkpoint's probabilities."""
 
+CARRIED = {"fp32": 0.01, "bf16": 0.1, "fp16": 0.1}
+"""Largest allowed difference from the probabilities of the validation, by its number format. On a GPU fp32 is TF32."""
+
 OPSET = 20
 """ONNX opset: the exporter's default, and the first with GELU as one operator."""
 
-ABOUT, CARD, BUILDING = "preprocessing.json", "README.md", ".export-"
-FORMAT = 1
+ABOUT, CARD, READER, BUILDING = "preprocessing.json", "README.md", "read_page.py", ".export-"
+FORMAT = 2
 
 Run = Callable[[torch.Tensor], torch.Tensor]
 """uint8 images (N, 3, H, W) → float32 probabilities (N, classes)."""
@@ -72,14 +81,22 @@ class Format:
 
 @dataclass(frozen=True)
 class CheckedPages:
-    """Images for the check, uint8 (N, 3, H, W), and their description in words."""
+    """Pages for the check: their files, and their images prepared as in validation, uint8 (N, 3, H, W)."""
 
+    files: list[Path | bytes]
+    """Path, or the content of a file."""
     images: torch.Tensor
+    carried: torch.Tensor | None
+    """The probabilities (N, classes) of the validation, with the temperature. None for drawn pages."""
     source: str
     where: str
     """The data folder, or the reason for drawn pages. For the terminal, not for the card."""
     varies: bool
     """Whether the preprocessing of a page is random."""
+
+    @property
+    def words(self) -> str:
+        return f"{self.source}{self.where}"
 
 
 def export(
@@ -93,14 +110,16 @@ def export(
 ) -> card.Check:
     """Write the checkpoint at `path` as `to` (a key of FORMATS), preprocessing.json and README.md into `output`.
 
-    Checks the export on up to `images` validation images of `root`, in batches of `batch_size` and of one. Without
-    `root` it uses drawn pages. `force` replaces an earlier export. Raises ConfigError, DataError, and TrainerError if a
-    probability differs by more than TOLERANCE; then it leaves no files.
+    Checks the export on up to `images` validation images of `root`, in batches of `batch_size` and of one, and by the
+    lines of its card with the probabilities that the checkpoint carries. Without `root` it uses drawn pages. `force`
+    replaces an earlier export. Raises ConfigError, DataError, and TrainerError if a probability differs by more than
+    TOLERANCE or CARRIED; then it leaves no files.
     """
     if to not in FORMATS:
         raise ConfigError(f"--to {to}: unknown format; {nearest(to, FORMATS)}")
     _check_output(output, force)
     checkpoint = load_checkpoint(path)
+    _refuse_own(checkpoint, path)
     config, about = checkpoint.settings, _about(checkpoint, to)
     size, classes = checkpoint.preprocessing["img_size"], len(checkpoint.class_names)
     bare = build.restore(config.model, classes, size, checkpoint.state_dict)
@@ -112,17 +131,14 @@ def export(
     written = FORMATS[to]
     with _building(output) as folder:
         write_json(folder / ABOUT, about)
+        write_text(folder / READER, Path(read_page.__file__).read_text(encoding="utf-8"))
         with _quiet():
             written.write(net, checkpoint, folder)
             run = written.read(folder)
             difference = _difference(net, run, pages.images, batch_size)
-        if not difference <= TOLERANCE:  # also True for NaN
-            others = " or ".join(name for name in FORMATS if name != to)
-            raise TrainerError(
-                f"{path}: the probabilities of {to} differ from the checkpoint's by {difference:.2g} on "
-                f"{pages.source}{pages.where}, more than {TOLERANCE:g}; the export was removed; try --to {others}"
-            )
-        check = card.Check(len(pages.images), pages.source, difference, TOLERANCE, pages.varies)
+            by_card = None if pages.varies else _by_the_card(folder, card.lines(to, size), pages.files)
+        check = _compared(checkpoint, net, pages, difference, by_card)
+        _refuse_wrong(check, pages, f"{path}: {to}", [name for name in FORMATS if name != to])
         exported = card.Export(
             to=to,
             file=written.file,
@@ -134,45 +150,149 @@ def export(
         )
         write_text(folder / CARD, card.render(checkpoint, exported))
         files = sorted(file.name for file in folder.iterdir())
-    most = f"at most {difference:.1e} (allowed: {TOLERANCE:g})"
-    print(f"checked on {pages.source}{pages.where}: probabilities differ by {most}")
+    print(f"checked on {pages.words}: probabilities differ by {_most(check.model)}")
+    if check.carried is not None:
+        print(
+            f"by the lines of its card, {check.same_class} of {check.images} images get the class of the validation "
+            f"({check.precision}); probabilities differ by {_most(check.carried)}"
+        )
     beside = ", ".join(name for name in files if name != written.file)
     print(f"{output / written.file} ({exported.size / 1e6:.1f} MB), with {beside}")
     return check
 
 
+def _refuse_own(checkpoint: Checkpoint, path: Path) -> None:
+    """Raises ConfigError if the preprocessing needs the trainer."""
+    names = {entry if isinstance(entry, str) else next(iter(entry)) for entry in checkpoint.preprocessing["transforms"]}
+    own = sorted(name for name in names if not hasattr(albumentations, name))
+    if own:
+        raise ConfigError(
+            f"{path}: data.val_transforms has {', '.join(own)}, which albumentations does not have; an export without "
+            "the trainer cannot prepare its pages"
+        )
+
+
+def _most(difference: card.Difference) -> str:
+    return f"at most {difference.largest:.1e} (allowed: {difference.allowed:g})"
+
+
+def _compared(
+    checkpoint: Checkpoint,
+    net: Classifier,
+    pages: CheckedPages,
+    difference: float,
+    by_card: torch.Tensor | None,
+) -> card.Check:
+    """The result of the check, from the largest difference of the models and the probabilities by the card's lines."""
+    carried, same = None, 0
+    if by_card is not None:
+        with torch.inference_mode():
+            ours = torch.cat([net(pages.images[row : row + 1]) for row in range(len(pages.images))])
+        difference = _larger(difference, float((by_card - ours).abs().max()))
+        if pages.carried is not None:
+            largest = float((by_card - pages.carried).abs().max())
+            carried = card.Difference(largest, CARRIED.get(_precision(checkpoint), CARRIED["bf16"]))
+            same = int((by_card.argmax(1) == pages.carried.argmax(1)).sum())
+    return card.Check(
+        images=len(pages.files),
+        source=pages.source,
+        model=card.Difference(difference, TOLERANCE),
+        carried=carried,
+        same_class=same,
+        precision=_precision(checkpoint),
+        varies=pages.varies,
+    )
+
+
+def _larger(first: float, second: float) -> float:
+    """NaN if one of them is."""
+    return float(np.maximum(first, second))
+
+
+def _precision(checkpoint: Checkpoint) -> str:
+    """The number format of the validation whose probabilities the checkpoint carries."""
+    asked = checkpoint.settings.training.precision
+    return checkpoint.provenance.get("precision", "unknown" if asked == "auto" else asked)
+
+
+def _refuse_wrong(check: card.Check, pages: CheckedPages, what: str, others: Sequence[str]) -> None:
+    """Raises TrainerError if the export differs too much from its checkpoint."""
+    if not check.model.largest <= check.model.allowed:  # also True for NaN
+        raise TrainerError(
+            f"{what}: the probabilities differ from the checkpoint's by {check.model.largest:.2g} on {pages.words}, "
+            f"more than {check.model.allowed:g}; the export was removed; try --to {' or '.join(others)}"
+        )
+    if check.carried is not None and not check.carried.largest <= check.carried.allowed:
+        raise TrainerError(
+            f"{what}: by the lines of its card, the probabilities of {pages.words} differ from those of the "
+            f"validation in training by {check.carried.largest:.2g}, more than {check.carried.allowed:g}, and "
+            f"{check.images - check.same_class} of {check.images} get another class; the export was removed. Have "
+            "these files changed since the training? Without a data folder, drawn pages are compared instead"
+        )
+
+
+def _by_the_card(folder: Path, code: str, files: Sequence[Path | bytes]) -> torch.Tensor:
+    """The probabilities (N, classes) that the card's `code` gives for `files`, run as a user does: inside `folder`."""
+    names: dict[str, Any] = {}
+    here, folder, reader = Path.cwd(), folder.resolve(), sys.modules.pop(Path(READER).stem, None)
+    files = [file.resolve() if isinstance(file, Path) else file for file in files]
+    sys.path.insert(0, str(folder))
+    os.chdir(folder)
+    try:
+        exec(compile(code, CARD, "exec"), names)
+        opened = (io.BytesIO(file) if isinstance(file, bytes) else file for file in files)
+        return torch.from_numpy(np.stack([names["classify"](file) for file in opened]))
+    finally:
+        os.chdir(here)
+        sys.path.remove(str(folder))
+        sys.modules.pop(Path(READER).stem, None)
+        if reader is not None:
+            sys.modules[Path(READER).stem] = reader
+
+
 def check_pages(checkpoint: Checkpoint, root: Path | None, count: int) -> CheckedPages:
     """Up to `count` of the checkpoint's validation images in `root`, spread over the split and prepared as in
     validation. Drawn pages if `root` is None or has none of them. Raises DataError for an unreadable image."""
-    view = Augmentation(
-        checkpoint.preprocessing["transforms"],
-        "data.val_transforms",
-        checkpoint.preprocessing["img_size"],
-        checkpoint.settings.seed,
-    )
+    about, carried = checkpoint.preprocessing, None
+    view = Augmentation(about["transforms"], "data.val_transforms", about["img_size"], checkpoint.settings.seed)
     ids = list(checkpoint.validation.get("ids", ()))
-    files = [file for i in ids if root is not None and (file := reading.find_image(root, i)) is not None]
-    files = [files[round(row)] for row in np.linspace(0, len(files) - 1, min(count, len(files)))]
-    if files:
-        faults = [f"{files[row]}: {reason}" for row, reason in reading.unreadable(files)]
+    found = [(row, file) for row, i in enumerate(ids) if root and (file := reading.find_image(root, i)) is not None]
+    found = [found[round(place)] for place in np.linspace(0, len(found) - 1, min(count, len(found)))]
+    files: list[Path | bytes] = [file for _, file in found]
+    if found:
+        faults = [f"{found[place][1]}: {reason}" for place, reason in reading.unreadable([file for _, file in found])]
         if faults:
             raise DataError("\n".join(faults))
-        sources = [np.asarray(reading.open_image(file)) for file in files]
+        rows = torch.tensor([row for row, _ in found])
+        carried = tempered(checkpoint.validation["probabilities"][rows], checkpoint.temperature)
         source, where = f"{len(files)} validation images", f" of {root}"
     else:
-        chance, kinds = random.Random(0), list(drawn.KINDS)
-        sources = [np.asarray(drawn.draw(kinds[n % len(kinds)], chance)) for n in range(count)]
+        files = _drawn(count)
         source = f"{count} drawn pages, not real ones"
         where = " (no data folder given)" if root is None else f" ({root} has none of the validation images)"
-    prepared = [view(image, 0, row) for row, image in enumerate(sources)]
-    varies = any((view(image, 1, row) != prepared[row]).any() for row, image in enumerate(sources[:4]))
-    return CheckedPages(torch.from_numpy(np.stack(prepared)).permute(0, 3, 1, 2).contiguous(), source, where, varies)
+    limit = Limit.of(about["transforms"]) if about.get("fast") else None
+    pages = [decode(io.BytesIO(file) if isinstance(file, bytes) else file, limit) for file in files]
+    prepared = [view(page, 0, row) for row, page in enumerate(pages)]
+    varies = any((view(page, 1, row) != prepared[row]).any() for row, page in enumerate(pages[:4]))
+    images = torch.from_numpy(np.stack(prepared)).permute(0, 3, 1, 2).contiguous()
+    return CheckedPages(files, images, carried, source, where, varies)
+
+
+def _drawn(count: int) -> list[Path | bytes]:
+    """Drawn pages as JPEG files."""
+    chance, kinds, files = random.Random(0), list(drawn.KINDS), list[Path | bytes]()
+    for number in range(count):
+        file = io.BytesIO()
+        drawn.draw(kinds[number % len(kinds)], chance).save(file, "JPEG", quality=90)
+        files.append(file.getvalue())
+    return files
 
 
 def _about(checkpoint: Checkpoint, to: str) -> dict[str, Any]:
     """The content of preprocessing.json."""
     size, classes = checkpoint.preprocessing["img_size"], len(checkpoint.class_names)
     entries = [e if isinstance(e, dict) else {e: {}} for e in checkpoint.preprocessing["transforms"]]
+    limit = Limit.of(checkpoint.preprocessing["transforms"]) if checkpoint.preprocessing.get("fast") else None
     inside = to != "safetensors"
     return {
         "format": FORMAT,
@@ -192,6 +312,7 @@ def _about(checkpoint: Checkpoint, to: str) -> dict[str, Any]:
             "softmax": "inside the model" if inside else "softmax(logits / temperature), to be done after the model",
         },
         "img_size": size,
+        "read_page": {} if limit is None else {"longest": limit.longest, "interpolation": limit.interpolation},
         "transforms": [
             {"name": n, "arguments": arguments or {}} for entry in entries for n, arguments in entry.items()
         ],
@@ -318,7 +439,12 @@ def _building(output: Path) -> Iterator[Path]:
         files = sorted(folder.iterdir())
         for file in files:
             settle(file, output / file.name)
-        known = {ABOUT, CARD, *(name for written in FORMATS.values() for name in (written.file, *written.more_files))}
+        known = {
+            ABOUT,
+            CARD,
+            READER,
+            *(name for written in FORMATS.values() for name in (written.file, *written.more_files)),
+        }
         for name in known - {file.name for file in files}:
             (output / name).unlink(missing_ok=True)  # a file of the replaced format
     finally:

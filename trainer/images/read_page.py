@@ -31,9 +31,11 @@ LARGEST_SIDE = 8000
 """No page gets larger than this, pixels: an A4 page at 680 dpi."""
 MOST_MEMORY = 1_500_000_000
 """Largest memory for decoding a page, bytes: RGB up to 187 million pixels (A4 at 1,200 dpi has 140), gray up to 750."""
-BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
-"""Bytes per pixel in Pillow's memory, by mode. 4 for others."""
-BAND = 1024
+BYTES = {"1": 1, "L": 1, "P": 2, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
+"""Bytes per pixel in memory, by Pillow's mode. 4 for others."""
+DECODER_BYTES = {"WEBP": 10, "AVIF": 4, "JPEG2000": 12}
+"""Bytes per pixel that a decoder needs besides, by format (measured)."""
+BAND = 256
 """Rows that are converted at once. A multiple of 8, the largest reduction."""
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -178,8 +180,8 @@ def _upright(image: Any, orientation: int) -> Shape:
 
 
 def _check_memory(image: Image.Image) -> None:
-    """Decoded and converted or turned, a page takes its memory twice, and what the decoder needs for itself."""
-    own = {"WEBP": 8, "AVIF": 8, "JPEG2000": 12}.get(image.format or "", 6 if image.info.get("progressive") else 0)
+    """A page is twice in memory: as decoded, and turned or converted."""
+    own = 2 if image.info.get("progressive") else DECODER_BYTES.get(image.format or "", 0)
     need = image.width * image.height * (2 * BYTES.get(image.mode, 4) + own)
     if need > MOST_MEMORY:
         raise TooLargeError(

@@ -40,7 +40,8 @@ class Checkpoint:
     """temperature, ece (expected calibration error without the temperature) and ece_calibrated (with it)."""
     versions: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)
-    """git_sha: commit of the code. data_fingerprint: fingerprint of the training images and labels."""
+    """git_sha: commit of the code. data_fingerprint: fingerprint of the training images and labels. precision: number
+    format of training and validation."""
 
     @property
     def temperature(self) -> float:

@@ -196,7 +196,11 @@ def _assemble(
         progress=progress,
         reporter=Reporter(run_dir, training.epochs, total, chosen, fabric.global_rank == 0),
         tracking=Tracking(to_dict(config), run_dir, active=fabric.global_rank == 0),
-        provenance={"git_sha": provenance.revision(), "data_fingerprint": inputs.fingerprint},
+        provenance={
+            "git_sha": provenance.revision(),
+            "data_fingerprint": inputs.fingerprint,
+            "precision": precision,
+        },
     )
     run.reporter.best_f1 = progress.best.get(MAIN)
     if run.chief:

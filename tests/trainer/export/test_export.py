@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from dataclasses import replace
@@ -14,26 +15,40 @@ import onnxruntime
 import pytest
 import timm
 import torch
+from PIL import Image
 from torch import nn
 
 from trainer.cli.main import main
 from trainer.config.plain import to_dict
 from trainer.config.schema import Config, DataConfig, ModelConfig
-from trainer.export import export
+from trainer.data.table import Table
+from trainer.export import card, export
+from trainer.images import read_page
 from trainer.images.reading import find_image, open_image
 from trainer.models import build, checkpoint
+from trainer.predict import inference
 from trainer.scores import intervals
 
 TRANSFORMS = [{"Resize": {"height": 64, "width": 64}}, {"CLAHE": {"clip_limit": [4.0, 4.0], "p": 1.0}}]
 
 
+def carrying(kept: checkpoint.Checkpoint, documents: Path) -> checkpoint.Checkpoint:
+    """The checkpoint with the probabilities that it gives its validation images."""
+    ids = kept.validation["ids"]
+    paths = [path for i in ids if (path := find_image(documents, i)) is not None]
+    table = Table(ids, paths, [], kept.class_names, kept.labels)
+    bare = replace(kept, calibration={})
+    probabilities = inference.probabilities([bare], table, inference.Options("cpu", "fp32"))[0]
+    return replace(kept, validation={**kept.validation, "probabilities": probabilities})
+
+
 @pytest.fixture
-def plain(trained: list[Path], tmp_path: Path) -> Path:
+def plain(trained: list[Path], documents: Path, tmp_path: Path) -> Path:
     """A trained checkpoint whose preprocessing has no random part."""
     kept = checkpoint.load(trained[0] / "best.ckpt")
-    preprocessing = {**kept.preprocessing, "transforms": TRANSFORMS}
+    kept = carrying(replace(kept, preprocessing={**kept.preprocessing, "transforms": TRANSFORMS}), documents)
     calibration = {"temperature": 2.5, "ece": 0.25, "ece_calibrated": 0.125}
-    checkpoint.save(tmp_path / "plain.ckpt", replace(kept, preprocessing=preprocessing, calibration=calibration))
+    checkpoint.save(tmp_path / "plain.ckpt", replace(kept, calibration=calibration))
     return tmp_path / "plain.ckpt"
 
 
@@ -63,7 +78,8 @@ def test_the_lines_of_the_card_give_the_checkpoints_probabilities(
     assert main(["export", *words]) == 0
     out, err = capfd.readouterr()
     lines = out.splitlines()
-    assert err == "" and len(lines) == 3 and lines[1].startswith(f"checked on 8 validation images of {documents}: ")
+    assert err == "" and len(lines) == 4 and lines[1].startswith(f"checked on 8 validation images of {documents}: ")
+    assert lines[2].startswith("by the lines of its card, 8 of 8 images get the class of the validation (")
     folder = tmp_path / "export" / to
     for file in folder.iterdir():
         assert b"site-packages" not in file.read_bytes(), f"{file} names this machine's files"
@@ -75,13 +91,16 @@ def test_the_lines_of_the_card_give_the_checkpoints_probabilities(
     assert page is not None
     (folder / "page.jpg").write_bytes(page.read_bytes())
     monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    sys.modules.pop("read_page", None)  # of another export
     code = re.findall(r"^```python\n(.*?)^```$", card, re.S | re.M)[0]
     names: dict[str, Any] = {}
     exec(code, names)
     want = expected(kept, page, 2.5)
-    np.testing.assert_allclose(names["probabilities"], want.numpy(), atol=1e-5)
+    np.testing.assert_allclose(names["probabilities"], want[0].numpy(), atol=1e-5)
     assert capfd.readouterr().out == kept.class_names[int(want.argmax())] + "\n"
-    assert "trainer" not in code
+    assert "trainer" not in code and Path(names["read_page"].__code__.co_filename).parent == folder
+    assert (folder / "read_page.py").read_bytes() == Path(read_page.__file__).read_bytes()
 
 
 def test_an_attention_model_takes_batches_of_any_size(trained: list[Path], tmp_path: Path) -> None:
@@ -145,6 +164,73 @@ def test_what_differs_from_the_checkpoint_is_not_kept(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["nan.ckpt", "plain.ckpt"]
 
 
+@pytest.fixture
+def large(trained: list[Path], documents: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A trained checkpoint and its validation images in four times the size, as PNG: reduced before they are resized."""
+    root = tmp_path / "large"
+    (root / "train").mkdir(parents=True)
+    kept = checkpoint.load(trained[0] / "best.ckpt")
+    for i in kept.validation["ids"]:
+        page = open_image(find_image(documents, i) or Path())
+        page.resize((page.width * 5, page.height * 5), Image.Resampling.NEAREST).save(root / "train" / i, "PNG")
+    checkpoint.save(tmp_path / "best.ckpt", carrying(kept, root))
+    return tmp_path / "best.ckpt", root
+
+
+def test_the_export_is_compared_with_the_validation_by_the_lines_of_its_card(
+    large: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A card whose lines read a page in another way than the validation is not kept."""
+    path, root = large
+    words = ["export", f"checkpoint={path}", "to=safetensors", f"data.root={root}", "output=made"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    found = re.search(r"by the lines of its card, (\d+) of 8 .* by at most (\S+) \(allowed: (\S+)\)", said)
+    assert found is not None and found[1] == "8" and float(found[2]) < 1e-4
+    about = json.loads((tmp_path / "made" / "preprocessing.json").read_text())
+    assert about["read_page"] == {"longest": 64, "interpolation": 1} and about["format"] == export.FORMAT
+    assert "the class of the validation" in (tmp_path / "made" / "README.md").read_text()
+
+    whole = card.CLASSIFY.replace(', **about["read_page"]', "")
+    monkeypatch.setattr(card, "CLASSIFY", whole)
+    assert main([*words, "--force"]) == 1
+    assert "differ from the checkpoint's by" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    kept = checkpoint.load(path)
+    checkpoint.save(path, replace(kept, validation={**kept.validation, "probabilities": torch.eye(3)[[0] * 8]}))
+    assert main([*words, "--force"]) == 1
+    message = capsys.readouterr().err
+    assert "differ from those of the validation in training by" in message and "get another class" in message
+    assert "Have these files changed since the training?" in message
+
+
+def test_bf16_is_allowed_more_than_fp32_and_every_tolerance_is_printed(
+    plain: Path, documents: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = checkpoint.load(plain)
+    for precision, allowed in (("fp32", "0.01"), ("bf16", "0.1"), ("", "0.1")):
+        provenance = {**kept.provenance, "precision": precision} if precision else {}
+        checkpoint.save(plain, replace(kept, provenance=provenance))
+        words = [f"checkpoint={plain}", "to=safetensors", f"data.root={documents}", "images=3", "--force"]
+        assert main(["export", *words]) == 0
+        assert f"validation ({precision or 'unknown'}); probabilities differ by at most" in (
+            said := capsys.readouterr().out
+        )
+        assert f"(allowed: {allowed})" in said and "(allowed: 0.0001)" in said
+
+
+def test_a_page_with_an_augmentation_of_the_trainer_is_not_exported(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = checkpoint.load(plain)
+    preprocessing = {**kept.preprocessing, "transforms": [*TRANSFORMS, "InkStain"]}
+    checkpoint.save(plain, replace(kept, preprocessing=preprocessing))
+    assert main(["export", f"checkpoint={plain}", "to=safetensors"]) == 64
+    assert "data.val_transforms has InkStain, which albumentations does not have" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [plain]
+
+
 def test_an_export_is_replaced_only_by_force_and_nothing_else_is(
     plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,7 +242,7 @@ def test_an_export_is_replaced_only_by_force_and_nothing_else_is(
         (tmp_path / "made" / name).write_text("earlier")
     (tmp_path / "made" / "model.safetensors").write_text("earlier")
     assert main([*words, "--force"]) == 0
-    names = ["README.md", "config.json", "mine.txt", "model.safetensors", "preprocessing.json"]
+    names = ["README.md", "config.json", "mine.txt", "model.safetensors", "preprocessing.json", "read_page.py"]
     assert sorted(path.name for path in (tmp_path / "made").iterdir()) == names
     assert (tmp_path / "made" / "model.safetensors").stat().st_size > 1_000_000
     (tmp_path / "own").mkdir()
@@ -173,7 +259,7 @@ def test_what_a_killed_export_left_is_in_nobodys_way(
     (tmp_path / "made" / ".export-killed").mkdir(parents=True)
     (tmp_path / "made" / ".export-killed" / "model.onnx").write_text("half")
     assert main(words) == 0
-    names = ["README.md", "config.json", "model.safetensors", "preprocessing.json"]
+    names = ["README.md", "config.json", "model.safetensors", "preprocessing.json", "read_page.py"]
     assert sorted(path.name for path in (tmp_path / "made").iterdir()) == names
     (tmp_path / "made" / "preprocessing.json").unlink()  # killed while the files took their places: this is the last
     (tmp_path / "made" / ".export-killed").mkdir()
@@ -259,8 +345,8 @@ def check_onnx(kept: checkpoint.Checkpoint, folder: Path, root: Path | None) -> 
     check = export.export(folder / "best.ckpt", "onnx", folder / "made", root, images=6, batch_size=5)
     session = onnxruntime.InferenceSession(folder / "made" / "model.onnx")
     found = session.run(None, {"images": export.check_pages(kept, root, 6).images.numpy()})[0]
-    print(f"{kept.settings.model.name}: largest difference {check.difference:.1e}")
-    assert check.difference <= 1e-4
+    print(f"{kept.settings.model.name}: largest difference {check.model.largest:.1e}")
+    assert check.model.largest <= 1e-4
     assert found.std(0).max() > 0.05, "what is the same for all pages would prove nothing"
 
 
@@ -287,5 +373,5 @@ def test_real_weights_on_real_scans_are_the_same_in_onnx(shared: Path, tmp_path:
     kept = telling(ModelConfig(name="tf_efficientnet_lite0", weights=str(weights)), 384)
     ids = sorted(path.name for path in (shared / "documents" / "train").iterdir())[::50]
     targets = torch.zeros(len(ids), dtype=torch.long)
-    validation = {"ids": ids, "targets": targets, "probabilities": torch.ones(len(ids), 17) / 17}
-    check_onnx(replace(kept, validation=validation), tmp_path, shared / "documents")
+    kept = carrying(replace(kept, validation={"ids": ids, "targets": targets}), shared / "documents")
+    check_onnx(kept, tmp_path, shared / "documents")
