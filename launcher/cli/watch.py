@@ -17,6 +17,7 @@ from launcher.base.errors import RunError, RunFileError
 from launcher.base.sizes import show_duration, show_size
 from launcher.base.text import Pieces, last_lines
 from launcher.engines import registry
+from launcher.job import steps
 from launcher.record import retry, waiting
 from launcher.record.find import read_submission
 from launcher.record.journal import Status, look, read_events
@@ -103,6 +104,16 @@ def _explained(
     return explained
 
 
+def _out_of_date(
+    submission: Path, observed: Sequence[tuple[Path, Status]], requests: _Requests, training: frozenset[str]
+) -> dict[str, str]:
+    """The steps whose result is out of date, each with the reason."""
+    states = {run_dir.name: status.state for run_dir, status in observed}
+    finished = [name for name in states if training and name not in training and states[name] in GOOD]
+    old = steps.outdated(submission, {name: requests[name] for name in finished}, states)
+    return {name: f"out of date: {why}; launcher resume {submission.name}" for name, why in old.items()}
+
+
 def submission_state(submission: Path, statuses: list[Status]) -> str:
     """running, unattended (runs are left and no launcher is running them), succeeded, failed or stopped. Without a
     run: failed."""
@@ -131,6 +142,7 @@ def status_json(submission: Path, most: int | None = None, records: Records | No
     training: frozenset[str] = frozenset()
     with suppress(RunError):  # without it, the requests say the same
         training = frozenset(read_submission(submission).get("runs", ()))
+    old = _out_of_date(submission, observed, requests, training)
     etas, runs = {}, []
     for place, (run_dir, status) in enumerate(selected):
         is_shown = most is None or place < most
@@ -148,7 +160,7 @@ def status_json(submission: Path, most: int | None = None, records: Records | No
                 "kind": "train" if run_dir.name in training else requests[run_dir.name].kind,
                 "state": status.state,
                 "attempt": status.attempt,
-                "reason": status.reason,
+                "reason": "; ".join(part for part in (status.reason, old.get(run_dir.name)) if part),
                 MAIN: read_metrics(run_dir).get(MAIN) if status.state in GOOD else beaten and beaten.best_f1,
                 "devices": status.figures.get("devices") or [],
                 "progress": progress,

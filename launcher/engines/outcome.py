@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -87,7 +88,7 @@ def verdict(
     )
     missing = missing_results(request, run_dir) if code == EXIT_OK else ""
     if code == EXIT_OK and not missing:
-        return "succeeded", ""
+        return "succeeded", request.remark
     if timed_out:
         return "timed_out", f"the time limit of {request.timeout:g} s was reached (timeout: in the job file)"
     if asked:
@@ -120,6 +121,12 @@ def forget_result(request: RunRequest, run_dir: Path) -> None:
     Checkpoints stay."""
     with suppress(RunFileError):
         trainer_files.remove(run_dir, RESULTS[request.kind][0])
+
+
+def heading(request: RunRequest, attempt: int) -> str:
+    """The first lines of an attempt in the run's log."""
+    note = f"--- note: {request.remark}\n" if request.remark else ""
+    return f"--- attempt {attempt}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n{note}"
 
 
 def missing_results(request: RunRequest, run_dir: Path) -> str:

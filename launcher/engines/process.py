@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from launcher.engines import orphans, secret_files
-from launcher.engines.outcome import EXIT_TAKEN, Overseer, StopSignals, forget_result, last_error, verdict
+from launcher.engines.outcome import EXIT_TAKEN, Overseer, StopSignals, forget_result, heading, last_error, verdict
 from launcher.host import processes, usage
 from launcher.memory.predict import device_limit
 from launcher.record import retry, trainer_files
@@ -67,7 +67,7 @@ def run_trainer(
     forget_result(request, run_dir)
     try:
         with trainer_files.append_log(run_dir) as log:
-            log.write(f"--- attempt {status.attempt}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
+            log.write(heading(request, status.attempt).encode(errors="replace"))
             begin = log.seek(0, os.SEEK_END)
             try:
                 process = subprocess.Popen(

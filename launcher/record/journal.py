@@ -38,6 +38,8 @@ class Status:
     figures: dict[str, Any] = field(default_factory=dict)
 
 
+OUTDATED = "outdated"
+"""Field of an event that queues a step again although it has succeeded."""
 _DEFAULTS = {"attempt": 1, "time": 0.0, "reason": ""}
 _CHECKS: dict[str, fields.Check] = {
     "state": fields.one_of(tuple(TRANSITIONS)),
@@ -48,6 +50,7 @@ _CHECKS: dict[str, fields.Check] = {
     **dict.fromkeys(("host", "node", "engine", "engine_id", "container", "slurm", "source", "because"), fields.TEXT),
     **dict.fromkeys(("pid", "exec_pid"), fields.whole(1, 2**31)),
     **dict.fromkeys(("fence", "retry", "micro_batch", "peak_host_memory_bytes"), fields.COUNT),
+    OUTDATED: fields.FLAG,
     "exit_code": fields.whole(-(10**6), 10**6),
     "seconds": fields.number(0, 10**10),
 }
@@ -145,7 +148,7 @@ def append_event(
     ):
         lock_journal(journal.fileno())
         events = _parsed(folders.read(folder, JOURNAL), folder.path)
-        if events and state not in TRANSITIONS[events[-1]["state"]]:
+        if events and not _may_follow(events[-1]["state"], state, figures):
             raise RunError(f"{run_dir.name}: is {events[-1]['state']} already and cannot become {state}")
         if events and attempt is not None and attempt < events[-1]["attempt"]:
             raise FencedError(
@@ -172,6 +175,12 @@ def append_event(
     return status_of(event)
 
 
+def _may_follow(before: State, state: State, figures: Mapping[str, Any]) -> bool:
+    """Whether an event may follow one of the state `before`. Of the runs that have succeeded only a step may begin
+    again, if it is outdated: see `job.steps`."""
+    return state in TRANSITIONS[before] and (before != "succeeded" or bool(figures.get(OUTDATED)))
+
+
 def copy_to_run_dir(folder: Folder, run_dir: Path) -> None:
     """Copy the request and the status into the run directory, for people and rsync. The launcher never reads the
     copies."""
@@ -185,7 +194,7 @@ def replay(events: Sequence[Mapping[str, Any]]) -> Status:
     status = Status()
     for number, event in enumerate(events, start=1):
         if (number == 1 and event["state"] != "queued") or (
-            number > 1 and event["state"] not in TRANSITIONS[status.state]
+            number > 1 and not _may_follow(status.state, event["state"], event)
         ):
             before = status.state if number > 1 else "nothing"
             raise RunError(f"line {number}: {event['state']} cannot follow {before}")

@@ -58,6 +58,10 @@ class RunRequest:
     select: dict[str, Any] | None = None
     options: list[str] | None = None
     """Of a step with `select`: its words without the members, which are chosen again for each attempt."""
+    absent: list[str] = field(default_factory=list)
+    """Of a step with `select`: the training runs that had not succeeded when its members were chosen."""
+    remark: str = ""
+    """Of a step with `select`: that it has fewer members than it should have, and why."""
     resources: Resources = field(default_factory=Resources)
     image: str | None = None
     image_id: str | None = None
@@ -99,7 +103,8 @@ class RunRequest:
 _CHECKS: dict[str, fields.Check] = {
     **dict.fromkeys(("command", "overrides", "options", "env", "secrets"), fields.TEXTS),
     **dict.fromkeys(("image", "image_id", "fetches", "data_dir", "cwd"), fields.TEXT),
-    **dict.fromkeys(("memory_place", "shm_place", "identity", "data", "code", "configuration"), fields.TEXT),
+    **dict.fromkeys(("memory_place", "shm_place", "identity", "data", "code", "configuration", "remark"), fields.TEXT),
+    "absent": fields.NAMES,
     **dict.fromkeys(("network", "share_gpu"), fields.FLAG),
     **dict.fromkeys(("loader_shm", "predicted_memory"), fields.COUNT),
     **dict.fromkeys(("resources", "retry", "config", "select"), fields.MAPPING),

@@ -23,12 +23,13 @@ UNKNOWN: State = "unknown"
 ENDED: frozenset[State] = frozenset(get_args(State)) - {"queued", "starting", "running"}
 """States in which nobody waits for the run any more."""
 GOOD: frozenset[State] = frozenset({"succeeded", "reused"})
-# Allowed next states. An ended run may be queued again as another attempt; `succeeded` and `reused` are final.
+# Allowed next states. An ended run may be queued again as another attempt; `reused` is final, and `succeeded`, too, but
+# for a step whose members have changed.
 TRANSITIONS: dict[State, frozenset[State]] = {
     "queued": frozenset({"starting", "cancelled", "failed", "reused"}),
     "starting": frozenset({"running", "queued", "failed", "cancelled", "lost"}),
     "running": ENDED - {"reused", UNKNOWN},
-    "succeeded": frozenset(),
+    "succeeded": frozenset({"queued"}),
     "reused": frozenset(),
     **{state: frozenset({"queued"}) for state in ENDED - GOOD - {UNKNOWN}},
 }
@@ -37,7 +38,7 @@ MEANINGS: dict[State, tuple[str, str]] = {
     "queued": ("waits for its turn", "starts it"),
     "starting": ("its devices are locked; its process or container is being started", "adopts it, else it is `lost`"),
     "running": ("its trainer runs", "adopts it, else it is `lost`"),
-    "succeeded": ("ended with exit code 0", "leaves it"),
+    "succeeded": ("ended with exit code 0", "leaves it; queues a step again whose members would be others now"),
     "failed": ("ended with an error, or could not be started", "queues it again, except after exit codes 64 and 65"),
     "out_of_device_memory": ("ended with exit code 75", "queues it again"),
     "out_of_host_memory": ("the kernel or the engine killed it for lack of memory", "queues it again"),

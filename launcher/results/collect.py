@@ -112,7 +112,8 @@ def _block(result: Result) -> _Block:
         row["members"] = " ".join(Path(member["checkpoint"]).parent.name for member in members)
         row["voters"] = len({member.get("member", place) for place, member in enumerate(members)})
         row["checkpoint"] = f"{name}/ensemble.json"
-        row["model"], row["reason"] = scores.get("method", ""), scores.get("why_no_val") or ""
+        row["model"] = scores.get("method", "")
+        row["reason"] = "; ".join(part for part in (result.status.reason, scores.get("why_no_val")) if part)
     return _Block(row, scores, (result.run_dir,))
 
 

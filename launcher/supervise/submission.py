@@ -16,15 +16,16 @@ from launcher import CHECKOUT, __version__
 from launcher.base.errors import DataFolderError, FencedError, RunError, RunFileError
 from launcher.engines import registry
 from launcher.engines.base import Choice
+from launcher.job import steps
 from launcher.job.expansion import Planned
 from launcher.job.spec import Job
 from launcher.record import folders, retry, reuse, stop_request, trainer_files
 from launcher.record.find import BUILDING, find_submission, own_cache, read_submission
-from launcher.record.journal import Status, append_event, create_run
+from launcher.record.journal import OUTDATED, Status, append_event, create_run
 from launcher.record.lease import Lease
 from launcher.record.records import Records
 from launcher.record.request import RunRequest, read_request, write_request
-from launcher.record.states import ENDED, GOOD, UNKNOWN
+from launcher.record.states import ENDED, GOOD, UNKNOWN, State
 from launcher.supervise.supervisor import Rules
 from trainer.base import provenance
 from trainer.base.files import write_json
@@ -181,12 +182,37 @@ def requeue(
                     raise
                 continue  # the run's own task in an engine's queue has repeated it meanwhile
             names.append(name)
+        names += _queue_outdated(submission, mine, records, states, set(names), only)
         for name in stop_request.among(submission, names):
             if records.look(name).state == "queued":  # else `launcher stop` has seen it
                 reason = "stopped before it started"
                 append_event(submission / name, "cancelled", reason=reason, durable=False, fence=mine.fence)
             names.remove(name)
     folders.flush(submission)
+    return names
+
+
+def _queue_outdated(
+    submission: Path, mine: Lease, records: Records, states: Mapping[str, Status], queued: Collection[str],
+    only: Collection[str] | None,
+) -> list[str]:  # fmt: skip
+    """Queue steps again that have succeeded without a run that has succeeded since. Those that take a run of `queued`
+    are queued by the supervisor, when it has succeeded. Returns the names."""
+    training = frozenset(read_submission(submission).get("runs") or ())
+    requests = {
+        name: request
+        for name in states
+        if name not in training and not isinstance(request := records.look_at_request(name), Status)
+    }
+    known: dict[str, State] = {name: "queued" if name in queued else status.state for name, status in states.items()}
+    names = []
+    for name, why in steps.outdated(submission, requests, known).items():
+        if only is None or name in only:
+            attempt, fence = states[name].attempt + 1, mine.fence
+            append_event(
+                submission / name, "queued", attempt, f"again: {why}", durable=False, fence=fence, **{OUTDATED: True}
+            )
+            names.append(name)
     return names
 
 
@@ -206,9 +232,9 @@ def without_input(wanted: Collection[str], states: Mapping[str, Status], records
         if isinstance(request, Status):
             continue
         trained = [need for need in request.needs if need in training]
-        steps = [need for need in request.needs if need not in training]
+        other_steps = [need for need in request.needs if need not in training]
         dead = {need for need in request.needs if _is_dead(need, wanted, states) or need in reasons}
-        missing = [need for need in steps if need in dead]
+        missing = [need for need in other_steps if need in dead]
         if not missing and request.select is not None and trained and dead.issuperset(trained):
             missing = trained
         if missing:

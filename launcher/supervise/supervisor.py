@@ -20,10 +20,11 @@ from launcher.base.errors import EXIT_INTERRUPTED, FencedError, RunError
 from launcher.engines import registry
 from launcher.engines.base import SupervisedEngine
 from launcher.host.machine import Machine
+from launcher.job import steps
 from launcher.record import folders, lease, retry, stop_request, waiting
 from launcher.record.find import list_runs, read_submission
 from launcher.record.folders import PASSING, refuse_foreign
-from launcher.record.journal import Status, append_event, look, read_events, read_status, unknown
+from launcher.record.journal import OUTDATED, Status, append_event, look, read_events, read_status, unknown
 from launcher.record.locks import is_locked, is_run_locked
 from launcher.record.records import Records
 from launcher.record.request import RunRequest, write_request
@@ -237,6 +238,7 @@ class Supervision:
             return EXIT_INTERRUPTED
         if not self.asked:
             self._repeat()
+            self._redo_outdated()
             self._stop_after_failure()
         if self.asked > self.handled and (self.asked > 1 or time.monotonic() >= self.stop_at):
             handled = self.asked
@@ -292,6 +294,17 @@ class Supervision:
                 self._set(name, appended)
             elif again is not None:
                 self.on_event(name, dataclasses.replace(status, reason=again, time=time.time()))
+
+    def _redo_outdated(self) -> None:
+        """Queue steps again that have succeeded without a run that has succeeded now."""
+        changed = {name for name in self.changed if self.states[name].state in GOOD}
+        if not any(changed.intersection(self.requests[name].absent) for name in self.steps):
+            return
+        states = {name: status.state for name, status in self.states.items()}
+        for name, why in steps.outdated(self.submission, self.requests, states).items():
+            status = self.states[name]
+            more = {OUTDATED: True}
+            self._set(name, self._append(name, "queued", status.attempt + 1, reason=f"again: {why}", **more))
 
     def _stop_after_failure(self) -> None:
         """`on_failure: stop`: cancel runs that have not started, once a run has failed for good."""
@@ -418,8 +431,8 @@ class Supervision:
             named = retry.latest(read_events(run_dir), "micro_batch")
             more = {"micro_batch": named} if named else {}
             append_event(
-                run_dir, "starting", fence=self.lease.fence, devices=list(placed.devices),
-                host=os.uname().nodename, **self.engine.mark(), **more,
+                run_dir, "starting", reason=self.requests[placed.name].remark, fence=self.lease.fence,
+                devices=list(placed.devices), host=os.uname().nodename, **self.engine.mark(), **more,
             )  # fmt: skip
             self.engine.start(run_dir, attempt, placed.devices, placed.held)
         except (OSError, RunError) as error:
@@ -430,9 +443,7 @@ class Supervision:
         """Fill in the members of a step, whose runs have ended."""
         request = self.requests[run_dir.name]
         if request.select is not None:
-            from launcher.job.steps import with_members
-
-            request = with_members(request, self.submission)
+            request = steps.with_members(request, self.submission)
             write_request(run_dir, request)
             self.requests[run_dir.name] = request
 

@@ -22,7 +22,7 @@ from launcher.engines.docker.client import explain
 from launcher.engines.docker.connection import Connection
 from launcher.engines.docker.watched import ContainerAttempt, ending, sample_memory, state_at_end
 from launcher.engines.orphans import Executor
-from launcher.engines.outcome import GRACE, forget_result
+from launcher.engines.outcome import GRACE, forget_result, heading
 from launcher.host import account, gpu_locks, processes
 from launcher.host.gpu_locks import GpuLock
 from launcher.record import retry, trainer_files
@@ -148,7 +148,7 @@ class Containers:
             given = recipe.options(watched.request, place, run_dir, watched.attempt, devices, locks)
             trainer_files.hand_over(run_dir, place.user)
             watched.log_begin = trainer_files.size(run_dir, LOG) or 0
-            write_log(run_dir, f"--- attempt {watched.attempt}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+            write_log(run_dir, heading(watched.request, watched.attempt))
             if sum(event["state"] == "starting" for event in read_events(run_dir)) > 1:
                 # A failing engine may have started it anyway: two containers must not share a run directory.
                 for left in client.of_run(engine.client, run_dir):

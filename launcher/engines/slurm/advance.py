@@ -24,9 +24,10 @@ from launcher.engines.slurm.board import Batch, Board
 from launcher.engines.slurm.calls import SlurmError
 from launcher.engines.slurm.jobs import Jobs
 from launcher.engines.slurm.request import begin_words, words
+from launcher.job import steps
 from launcher.record import lease, retry
 from launcher.record.find import list_runs, read_submission
-from launcher.record.journal import Status, append_event, look, read_events
+from launcher.record.journal import OUTDATED, Status, append_event, look, read_events
 from launcher.record.request import RunRequest, read_request
 from launcher.record.states import ENDED, GOOD, UNKNOWN, State
 
@@ -92,6 +93,13 @@ class _Advance:
                 self._append(name, "queued", status.attempt + 1, reason, retry=count, **more)
                 self.begin[name] = again.wait
                 self.say(f"{name}: queued again {reason}")
+
+    def redo_outdated(self) -> None:
+        """Queue steps again that have succeeded without a run that has succeeded now."""
+        states = {name: status.state for name, status in self.states.items()}
+        for name, why in steps.outdated(self.directory, self.requests, states).items():
+            self._append(name, "queued", self.states[name].attempt + 1, f"again: {why}", **{OUTDATED: True})
+            self.say(f"{name}: queued again: {why}")
 
     def cancel_hopeless(self) -> None:
         """Cancel runs that must not start: by `on_failure: stop`, and steps whose required step has failed."""
@@ -255,6 +263,7 @@ def advance(
             prepare(mine)
         look = _Advance(jobs, directory, mine, say)
         look.repeat()
+        look.redo_outdated()
         look.cancel_hopeless()
         look.send_runs()
         settling = look.settle_after(look._living("train"), "after_runs")

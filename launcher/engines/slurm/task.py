@@ -180,7 +180,7 @@ def run(run_dir: Path, announced: int, number: str) -> int:
     named = retry.latest(read_events(run_dir), "micro_batch")
     more = {"micro_batch": named} if named else {}
     clear_stop(run_dir)
-    append_event(run_dir, "starting", attempt, devices=devices, host=host, **mark, **more)
+    append_event(run_dir, "starting", attempt, request.remark, devices=devices, host=host, **mark, **more)
     lease = TaskLease(run_dir, attempt)
     overseer = SlurmOverseer(run_dir, lease, mark, run_dir.parent / board.FOLDER / f"{number}.out")
     task_lease.await_former(run_dir, lambda line: print(f"{run_dir.name}: {line}", flush=True))

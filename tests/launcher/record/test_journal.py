@@ -17,7 +17,7 @@ from launcher.record.folders import state_folder
 from launcher.record.journal import Status, append_event, create_run, mark_lost, read_events, read_status
 from launcher.record.locks import locked, run_locked
 from launcher.record.request import Resources, RunRequest, read_request, write_request
-from launcher.record.states import ENDED, GOOD, TRANSITIONS, UNKNOWN, State
+from launcher.record.states import ENDED, TRANSITIONS, UNKNOWN, State
 from trainer.base.files import write_json
 
 
@@ -64,7 +64,19 @@ def test_every_state_can_be_left_or_is_final() -> None:
     assert set(TRANSITIONS) == set(ENDED) - {UNKNOWN} | {"queued", "starting", "running"}
     for state, following in TRANSITIONS.items():
         assert following <= set(TRANSITIONS)
-        assert bool(following) == (state not in GOOD)
+        assert bool(following) == (state != "reused")
+
+
+def test_a_run_that_has_succeeded_begins_again_only_if_it_is_an_outdated_step(run_dir: Path) -> None:
+    for state in ("starting", "running", "succeeded"):
+        append_event(run_dir, state)
+    with pytest.raises(RunError, match="is succeeded already and cannot become queued"):
+        append_event(run_dir, "queued", 2)
+    append_event(run_dir, "queued", 2, "again", outdated=True)
+    events = read_events(run_dir)
+    assert journal.replay(events).attempt == 2
+    with pytest.raises(RunError, match="line 5: queued cannot follow succeeded"):
+        journal.replay([*events[:4], {**events[4], "outdated": False}])
 
 
 @pytest.mark.parametrize(
