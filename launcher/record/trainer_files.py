@@ -415,7 +415,17 @@ def _lines(value: object) -> list[str] | None:
 
 
 _COUNTS = ("epochs", "best_epoch", "params", "img_size", "seed")
-_TEXTS = ("split_fingerprint", "model", "data", "training", "method", "why_no_val")
+_TEXTS = (
+    "split_fingerprint",
+    "data_fingerprint",
+    "git_sha",
+    "model",
+    "model_name",
+    "data",
+    "training",
+    "method",
+    "why_no_val",
+)
 _CHECKS: dict[str, Callable[[object], Any]] = {
     **dict.fromkeys(_COUNTS, whole),
     **dict.fromkeys(_TEXTS, line),

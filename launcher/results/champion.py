@@ -12,23 +12,27 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from launcher.base.errors import RunFileError
+from launcher.base.errors import RunError, RunFileError
 from launcher.host import processes
 from launcher.record import folders, trainer_files
 from launcher.record.folders import Folder
 from launcher.record.locks import locked
+from launcher.record.request import read_request
 from launcher.record.trainer_files import Figures, read_metrics
 from trainer.base.figures import MAIN, columns
 from trainer.base.files import json_text
 
-CHECKPOINT, INFO = "best_model.ckpt", "champion_info.json"
+CHECKPOINT, INFO, HISTORY = "best_model.ckpt", "champion_info.json", "history.csv"
 CURRENT, PREFIX = "current", "model-"
-"""The two files are in a folder `model-…`. `current` is a link to the present one, and is replaced at once: nobody sees
-the files of two models together. The files' own names are links to `current/…`."""
+"""The files are in a folder `model-…`. `current` is a link to the present one, and is replaced at once: nobody sees the
+files of two models together. The files' own names are links to `current/…`."""
 Row = dict[str, Any]
 KEPT = (
     "split_fingerprint",
+    "data_fingerprint",
+    "git_sha",
     "model",
+    "model_name",
     "data",
     "training",
     "img_size",
@@ -135,24 +139,40 @@ def _replace(submission: Path, best: Row, champion: Path, replace: bool) -> str:
         **{key: metrics[key] for key in (*columns(), *KEPT) if key in metrics},
         "score": best["score"],
         "monitor": best["monitor"],
+        "data_folder": _data_folder(source.parent),
     }
     with folders.opened(champion) as folder:
         _publish(folder, source, json_text(info, indent=2) + "\n")
     return f"champion: {name} ({figure} {metrics[figure]:.4f}) → {place}"
 
 
+def _data_folder(run_dir: Path) -> str | None:
+    """The data folder of a run, if it is known: `analyze` takes its pictures from there."""
+    with suppress(RunError, OSError):
+        request = read_request(run_dir)
+        named = request.config.get("root") or request.data_dir
+        return os.path.abspath(Path(request.cwd or ".") / Path(named).expanduser()) if named else None  # noqa: PTH100  # keeps links
+    return None
+
+
 def _publish(folder: Folder, checkpoint: Path, info: str) -> None:
-    """Put a checkpoint of a run and its description into the champion's folder, both at once. Raises RunFileError and
-    OSError."""
+    """Put a checkpoint of a run, its history and its description into the champion's folder, all at once. Raises
+    RunFileError and OSError."""
     new, new_name = _new(folder)
+    has_history = trainer_files.has(checkpoint.parent, HISTORY)
     try:
         trainer_files.copy(checkpoint.parent, checkpoint.name, new, CHECKPOINT)
+        if has_history:
+            trainer_files.copy(checkpoint.parent, HISTORY, new, HISTORY)
         folders.replace(new, INFO, info.encode())
         os.fsync(new.descriptor)
         _keep_old_layout(folder)
         _link(folder, CURRENT, new_name)
-        for name in (CHECKPOINT, INFO):
+        for name in (CHECKPOINT, INFO, *([HISTORY] if has_history else [])):
             _link(folder, name, f"{CURRENT}/{name}")
+        if not has_history:
+            with suppress(FileNotFoundError):
+                os.unlink(HISTORY, dir_fd=folder.descriptor)
         os.fsync(folder.descriptor)
     except BaseException:
         if not _leads(folder, CURRENT, new_name):

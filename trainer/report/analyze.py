@@ -19,11 +19,12 @@ def analyze(path: Path, output: Path, root: Path | None) -> dict[str, Any]:
     """Write report.html, confusion_matrix.png, classification_report.csv and worst_mistakes.png into `output`.
 
     `path` is a best.ckpt, an ensemble.json or a val_predictions.npz. `root` is the data folder for the thumbnails
-    (None: no thumbnails). Returns macro F1, accuracy and the number of mistakes. Raises ConfigError if there are no
-    validation predictions.
+    (None: the folder that the checkpoint was trained on; without it there are no thumbnails). Returns macro F1,
+    accuracy and the number of mistakes. Raises ConfigError if there are no validation predictions.
     """
     analysed = subject.read(path)
     validation = analysed.validation
+    root = root or analysed.data_folder
     output.mkdir(parents=True, exist_ok=True)
     gallery.save(plots.confusion(validation), output / "confusion_matrix.png")
     table = _report(validation)

@@ -184,6 +184,8 @@ def meaning(subject: Subject, headline: list[Score]) -> str:
     if subject.method:
         leans = "Both values are" if more else "The value is"
         text += f". {leans} a little too high, because the members were chosen on the same images."
+        if subject.tta != "none":
+            text += f" Predictions with --tta {subject.tta} were not measured: these values are without it."
         return text + (" The mean of the folds, which predicts new images, was not measured." if subject.folds else "")
     return f"{text}. {_leaning(monitored(subject), bool(more))}."
 
@@ -337,6 +339,9 @@ def provenance(subject: Subject) -> list[tuple[str, str]]:
     pairs = [
         ("file", subject.path.name),
         ("sha256", subject.sha256),
+        ("run", subject.origin.get("run")),
+        ("git commit", subject.origin.get("git_sha")),
+        ("data fingerprint", subject.origin.get("data_fingerprint")),
         (
             "best at",
             f"epoch {metrics['epoch']}, step {metrics['step']}" if {"epoch", "step"} <= metrics.keys() else "",

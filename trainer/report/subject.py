@@ -45,7 +45,17 @@ class Subject:
     """Members of an ensemble. First, if scored, the same members with equal weights."""
     folds: bool = False
     """Whether the ensemble has folds. Its validation is the out-of-fold votes, without a temperature."""
+    tta: str = "none"
+    """Views of an ensemble's predictions. Its validation is without them."""
     sha256: str = ""
+    origin: dict[str, str] = field(default_factory=dict)
+    """Where a checkpoint comes from, by name: run, git_sha, data_fingerprint, data_folder. Without what is unknown."""
+
+    @property
+    def data_folder(self) -> Path | None:
+        """The folder of the images, if it is known and exists."""
+        named = self.origin.get("data_folder")
+        return Path(named) if named and Path(named).is_dir() else None
 
     @property
     def corruption_seed(self) -> int | None:
@@ -70,7 +80,19 @@ def read(path: Path) -> Subject:
         loaded.calibration.get("temperature"),
         read_history(path.parent / "history.csv"),
         sha256=sha256(path),
+        origin=loaded.provenance | _champion(path),
     )
+
+
+def _champion(path: Path) -> dict[str, str]:
+    """The run and the data folder of a champion, from the launcher's champion_info.json beside the checkpoint."""
+    if path.name != "best_model.ckpt":
+        return {}
+    try:
+        content = json.loads((path.parent / "champion_info.json").read_text(encoding="utf-8"))
+        return {key: content[key] for key in ("run", "data_folder") if isinstance(content.get(key), str)}
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
@@ -105,6 +127,7 @@ def _ensemble(path: Path, validation: Validation) -> Subject:
         weighting=content.get("weighting"),
         members=members,
         folds=folds,
+        tta=str(content.get("tta", "none")),
         sha256=sha256(path),
     )
 

@@ -116,6 +116,24 @@ def test_the_champion_is_compared_by_the_figure_that_both_have(tmp_path: Path) -
     assert champion(tmp_path)["run"] == "three/001-a" and "(val_f1 0.9" in line
 
 
+def test_the_champion_has_the_history_origin_and_data_folder_of_its_run(tmp_path: Path) -> None:
+    for name, wrong, history in (("one", 6, True), ("two", 4, False), ("three", 2, True)):
+        data = tmp_path / "pages"
+        run_dir = scored_run(tmp_path / name, "001-resnet10t", wrong=wrong, data_dir=str(data))
+        figures = json.loads((run_dir / "metrics.json").read_text())
+        more = {"model": "resnet10t", "model_name": "resnet10t", "git_sha": name, "data_fingerprint": "f"}
+        write_json(run_dir / "metrics.json", figures | more)
+        if history:
+            (run_dir / "history.csv").write_text(f"epoch,step\n1,{wrong}\n")
+        collect.collect(tmp_path / name)
+        found = champion(tmp_path)
+        assert (found["run"], found["model"], found["git_sha"]) == (f"{name}/001-resnet10t", "resnet10t", name)
+        assert found["data_fingerprint"] == "f" and found["data_folder"] == str(data)
+        kept = tmp_path / "champion" / "history.csv"
+        assert (kept.read_text() if kept.is_symlink() else None) == (f"epoch,step\n1,{wrong}\n" if history else None)
+    assert (tmp_path / "champion" / "history.csv").resolve().parent.name.startswith("model-")
+
+
 def test_the_folds_of_a_configuration_are_one_row_of_their_pooled_predictions(tmp_path: Path) -> None:
     submission = tmp_path / "one"
     scored_folds(submission, "a", 1, [1, 2, 3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,3 +91,31 @@ def test_what_cannot_be_analysed_is_one_clear_error(
 def test_a_data_folder_that_is_not_there_is_told(trained: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["analyze", "--checkpoint", str(trained[0] / "best.ckpt"), "--data.root", "nowhere"]) == 65
     assert "nowhere: the data folder (data.root) does not exist" in capsys.readouterr().err
+
+
+def test_a_champion_is_analysed_with_its_run_its_curves_and_its_pictures(
+    trained: list[Path],
+    documents: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Without a data folder on the command line or in the environment, as the launcher leaves the champion."""
+    monkeypatch.delenv("DATA_DIR")
+    place = tmp_path / "champion"
+    place.mkdir()
+    shutil.copy(trained[0] / "best.ckpt", place / "best_model.ckpt")
+    shutil.copy(trained[0] / "history.csv", place)
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(documents, moved)
+    (place / "champion_info.json").write_text(json.dumps({"run": "night-1/003-x", "data_folder": str(moved)}))
+    assert main(["analyze", "--checkpoint", str(place / "best_model.ckpt")]) == 0
+    page = Path("analysis_results/report.html").read_text()
+    origin = checkpoint.load(place / "best_model.ckpt").provenance
+    assert "night-1/003-x" in page and origin["git_sha"] in page and origin["data_fingerprint"] in page
+    assert "Training" in page and "data:image" in page
+    assert "no data folder" not in capsys.readouterr().out
+    (place / "champion_info.json").unlink()
+    assert origin["data_folder"] == str(documents.resolve())
+    assert main(["analyze", "--checkpoint", str(place / "best_model.ckpt")]) == 0
+    assert "no data folder" not in capsys.readouterr().out
