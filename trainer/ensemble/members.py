@@ -105,3 +105,19 @@ def _pooled(member: Member, class_names: Sequence[str]) -> _Held:
 def class_order(class_names: Sequence[str], member: Checkpoint) -> list[int]:
     """The index of each of `class_names` in the checkpoint."""
     return [member.class_names.index(name) for name in class_names]
+
+
+def references(members: Sequence[Member]) -> list[torch.Tensor]:
+    """The calibrated validation probabilities of each member, of all images, copies and classes, (K,). `rank_averaging`
+    ranks against them."""
+    found = []
+    for member in members:
+        parts = [part.checkpoint for part in member.parts]
+        copies = [
+            tempered(part.validation[copy], part.temperature).flatten()
+            for part in parts
+            for copy in ("probabilities", "corrupted")
+            if copy in part.validation
+        ]
+        found.append(torch.cat(copies))
+    return found

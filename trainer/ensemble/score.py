@@ -52,8 +52,13 @@ def predictions_of(ensemble: Ensemble, table: Table, fingerprint: str, options: 
         ).mean(0)
         for member in ensemble.members
     ]
-    joined = tempered(combine(ensemble.method, own, ensemble.weights), ensemble.temperature)
+    voted = combine(ensemble.method, own, ensemble.weights, _references(ensemble))
+    joined = tempered(voted, ensemble.temperature)
     return Predictions(table.ids, joined, first.class_names, first.labels)
+
+
+def _references(ensemble: Ensemble) -> list[torch.Tensor]:
+    return members.references(ensemble.members) if ensemble.method == "rank_averaging" else []
 
 
 def predict(path: Path, root: Path, options: Options) -> tuple[Predictions, Origin]:
@@ -73,7 +78,7 @@ def predict(path: Path, root: Path, options: Options) -> tuple[Predictions, Orig
 
 def _monitor(ensemble: Ensemble) -> str:
     """The monitor of the members. If they have different monitors: the mean of clean and corrupted F1."""
-    named = {str(part.checkpoint.config["training"].get("monitor", figures.MAIN)) for part in ensemble.parts}
+    named = {str(part.checkpoint.config.get("training", {}).get("monitor", figures.MAIN)) for part in ensemble.parts}
     return named.pop() if len(named) == 1 and named <= set(figures.columns()) else figures.DEFAULT_MONITOR
 
 
@@ -95,9 +100,10 @@ def score(ensemble: Ensemble, validation: SharedValidation, how: str) -> Scored:
     The metrics of searched weights come from cross-validation: the weights for an image were searched without it. If
     these metrics are worse than with equal weights, the weights stay equal.
     """
+    against = _references(ensemble)
     vote = voting.Vote(
-        ballots(ensemble.method, validation.clean),
-        ballots(ensemble.method, validation.corrupted) if validation.corrupted is not None else None,
+        ballots(ensemble.method, validation.clean, against),
+        ballots(ensemble.method, validation.corrupted, against) if validation.corrupted is not None else None,
         validation.targets,
     )
     equal = vote.counted([1.0] * len(ensemble.members))
@@ -199,6 +205,7 @@ def _summary(ensemble: Ensemble, scored: Scored | None, why_not: str, how: str, 
         "val_images": len(scored.validation.ids) if scored else None,
         "method": ensemble.method,
         "tta": ensemble.tta,
+        "val_tta": "none" if scored else None,
         "temperature": ensemble.temperature,
         "members": entries,
         "out_of_fold": _out_of_fold(ensemble, scored),
@@ -239,6 +246,8 @@ def _say(summary: dict[str, Any]) -> None:
     if count == 1 and summary["weighting_asked"] == "greedy":
         print(f"note: --weights {summary['weighting_asked']}: not searched, because there is only one member")
     of = f"{count} ({checkpoints} checkpoints)" if checkpoints > count else f"{count}"
+    if summary["val_tta"] and summary["tta"] != summary["val_tta"]:
+        print(f"note: the validation figures and the temperature are without --tta {summary['tta']}")
     why = f" ({summary['why_no_val']})" if summary["why_no_val"] else ""
     print(f"{summary['method']} of {of}, {summary['weighting']} weights: {_figure(summary, images)}{why}")
 

@@ -31,20 +31,39 @@ Ballots = NDArray[np.float64]
 Weights = NDArray[np.float64]
 
 
-def ballots(method: str, probabilities: Sequence[torch.Tensor]) -> torch.Tensor:
+MOST_REFERENCE = 1_000_000
+"""Largest number of reference values that ranks are computed from. More are thinned out evenly."""
+
+
+def ballots(
+    method: str, probabilities: Sequence[torch.Tensor], references: Sequence[torch.Tensor] = ()
+) -> torch.Tensor:
     """The ballots of M members, (M, N, classes) float64. The ensemble is their weighted mean.
 
     soft_voting: the probabilities. hard_voting: one vote per image, plus a very small share of the probabilities to
-    decide ties. rank_averaging: ranks of the images per class, so that confident and cautious members count equally.
+    decide ties. rank_averaging: the rank of each probability among the member's `references` (its validation
+    probabilities of any image and class), so that confident and cautious members count equally.
     """
     stack = torch.stack([p.double() for p in probabilities])
     if method == "hard_voting":
         return torch.nn.functional.one_hot(stack.argmax(2), stack.shape[2]).double() + 1e-6 * stack
     if method == "rank_averaging":
-        from scipy.stats import rankdata
-
-        return torch.from_numpy(rankdata(stack.numpy(), axis=1)) / stack.shape[1]
+        return torch.stack([ranks(own, reference) for own, reference in zip(stack, references, strict=True)])
     return stack
+
+
+def ranks(probabilities: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """The share of the values of `reference` that are smaller, for each probability, float64. Between two values the
+    share is interpolated. So a larger probability has a larger rank, whatever its class and the other images are: a
+    member alone keeps its choice."""
+    values = np.sort(reference.double().numpy().ravel())
+    values, counts = np.unique(values[:: -(-len(values) // MOST_REFERENCE)], return_counts=True)
+    shares = (np.cumsum(counts) - counts / 2) / counts.sum()
+    if values[0] > 0:
+        values, shares = np.insert(values, 0, 0.0), np.insert(shares, 0, 0.0)
+    if values[-1] < 1:
+        values, shares = np.append(values, 1.0), np.append(shares, 1.0)
+    return torch.from_numpy(np.interp(probabilities.double().numpy(), values, shares))
 
 
 def count(cast: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
@@ -55,9 +74,14 @@ def count(cast: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
     return (joined / joined.sum(1, keepdim=True)).float()
 
 
-def combine(method: str, probabilities: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
-    """Join the members' (N, classes) probabilities into one (N, classes) distribution."""
-    return count(ballots(method, probabilities), weights)
+def combine(
+    method: str,
+    probabilities: Sequence[torch.Tensor],
+    weights: Sequence[float],
+    references: Sequence[torch.Tensor] = (),
+) -> torch.Tensor:
+    """Join the members' (N, classes) probabilities into one (N, classes) distribution. `references`: see `ballots`."""
+    return count(ballots(method, probabilities, references), weights)
 
 
 @dataclass(frozen=True)

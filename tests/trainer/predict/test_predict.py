@@ -105,13 +105,72 @@ def test_hard_voting_counts_votes_and_breaks_ties_by_probability() -> None:
 
 
 def test_rank_averaging_ignores_how_sure_a_member_is() -> None:
+    """The same ranks against validation images of which the member is as sure."""
     generator = torch.Generator().manual_seed(0)
-    logits, other = torch.randn(30, 2, generator=generator), torch.randn(30, 2, generator=generator).softmax(1)
+    logits, held_out = torch.randn(30, 2, generator=generator), torch.randn(200, 2, generator=generator)
+    other, others = torch.randn(30, 2, generator=generator).softmax(1), torch.rand(400, generator=generator)
     calm, sure = logits.softmax(1), (logits * 3).softmax(1)
-    a = voting.combine("rank_averaging", [calm, other], [1, 1])
-    b = voting.combine("rank_averaging", [sure, other], [1, 1])
-    torch.testing.assert_close(a, b)
+    a = voting.combine("rank_averaging", [calm, other], [1, 1], [held_out.softmax(1), others])
+    b = voting.combine("rank_averaging", [sure, other], [1, 1], [(held_out * 3).softmax(1), others])
+    torch.testing.assert_close(a, b, atol=0.01, rtol=0)
     torch.testing.assert_close(a.sum(1), torch.ones(30))
+
+
+@pytest.mark.parametrize("priors", [(1 / 3, 1 / 3, 1 / 3), (0.9, 0.07, 0.03)])
+@pytest.mark.parametrize("method", ["soft_voting", "hard_voting", "rank_averaging"])
+def test_perfect_members_stay_perfect_whatever_the_share_of_the_classes(method: str, priors: tuple[float, ...]) -> None:
+    chance = np.random.default_rng(0)
+
+    def predicted(targets: np.ndarray) -> torch.Tensor:
+        noise = chance.dirichlet([1.0, 1.0, 1.0], len(targets))
+        return torch.from_numpy(0.6 * np.eye(3)[targets] + 0.4 * noise).float()
+
+    held_out, test = (chance.choice(3, 1000, p=priors) for _ in range(2))
+    references = [predicted(held_out) for _ in range(2)]
+    members = [predicted(test) for _ in range(2)]
+    voted = voting.combine(method, members, [1, 1], references)
+    assert (voted.argmax(1).numpy() == test).all()
+    for row in range(5):  # one image alone has the votes that it has among others
+        alone = voting.combine(method, [member[row : row + 1] for member in members], [1, 1], references)
+        torch.testing.assert_close(alone[0], voted[row])
+
+
+def test_a_rank_grows_with_its_probability() -> None:
+    reference = torch.tensor([0.0, 0.0, 0.2, 0.2, 0.2, 0.9, 1.0])
+    ranks = voting.ranks(torch.tensor([0.0, 0.1, 0.2, 0.3, 0.89, 0.95, 1.0]), reference)
+    assert (ranks.diff() > 0).all() and ranks[0] >= 0 and ranks[-1] <= 1
+    assert ranks[2].item() == pytest.approx((2 + 3 / 2) / 7)
+
+
+def test_rank_averaging_needs_validation_predictions(
+    trained: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = altered(trained[0] / "best.ckpt", tmp_path / "bare.ckpt", validation={})
+    assert main(["ensemble", "--checkpoints", str(bare), str(bare), "--method", "rank_averaging"]) == 64
+    assert "no validation predictions to rank against; use --method soft_voting" in capsys.readouterr().err
+    assert (
+        main(["ensemble", "--checkpoints", *(str(run / "best.ckpt") for run in trained), "--method", "rank_averaging"])
+        == 0
+    )
+    content = json.loads(Path("ensemble.json").read_text())
+    Path("ensemble.json").write_text(json.dumps(content | {"format": 2}))
+    assert main(["predict", "checkpoint=ensemble.json", "output=x"]) == 64
+    assert "run the ensemble command again, or use --method soft_voting" in capsys.readouterr().err
+
+
+def test_figures_are_said_to_be_without_the_views(
+    trained: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = [str(run / "best.ckpt") for run in trained]
+    assert main(["ensemble", "--checkpoints", *best, "--tta", "light"]) == 0
+    assert "note: the validation figures and the temperature are without --tta light" in capsys.readouterr().out
+    content = json.loads(Path("metrics.json").read_text())
+    assert (content["tta"], content["val_tta"]) == ("light", "none")
+    assert main(["analyze", "--checkpoint", "ensemble.json"]) == 0
+    assert "Predictions with --tta light were not measured" in Path("analysis_results/report.html").read_text()
+    capsys.readouterr()
+    assert main(["ensemble", "--checkpoints", *best, "--output", "plain"]) == 0
+    assert "without --tta" not in capsys.readouterr().out
 
 
 def test_members_may_have_their_classes_in_another_order(trained: list[Path], tmp_path: Path) -> None:
