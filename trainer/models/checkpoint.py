@@ -40,8 +40,9 @@ class Checkpoint:
     """temperature, ece (expected calibration error without the temperature) and ece_calibrated (with it)."""
     versions: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)
-    """git_sha: commit of the code. data_fingerprint: fingerprint of the training images and labels. precision: number
-    format of training and validation."""
+    """git_sha: commit of the code. data_fingerprint: fingerprint of the training images and labels. `+` joins those of
+    several attempts. data_folder: its path in the training process. precision: number format of training and
+    validation."""
 
     @property
     def temperature(self) -> float:
@@ -76,7 +77,8 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 
 def load(path: Path, mapped: bool = False) -> Checkpoint:
-    """Read a checkpoint to the CPU. Raises ConfigError with the reason if the file is wrong.
+    """Read a checkpoint to the CPU: ours, or one of Lightning with a timm model. Raises ConfigError with the reason if
+    the file is wrong.
 
     With `mapped` the weights stay on disk until their use, which saves memory and time for many large checkpoints.
     """
@@ -86,14 +88,32 @@ def load(path: Path, mapped: bool = False) -> Checkpoint:
     except Exception as error:  # a damaged file can raise any error
         if not zipfile.is_zipfile(path):
             raise ConfigError(f"{path}: not a checkpoint, or damaged; give a best.ckpt") from None
-        reason = " ".join(str(error).split(". ")[0].split())[:200]
-        raise ConfigError(f"{path}: not a checkpoint that can be loaded safely: {reason}") from None
+        content = _objects(path, mapped)
+        if content is None:
+            reason = " ".join(str(error).split(". ")[0].split())[:200]
+            raise ConfigError(f"{path}: not a checkpoint that can be loaded safely: {reason}") from None
+    if isinstance(content, dict) and "pytorch-lightning_version" in content:
+        from trainer.models import lightning
+
+        return Checkpoint(**lightning.fields(path, content))
     if not isinstance(content, dict) or "format" not in content or "class_names" not in content:
         hint = "; last.ckpt is only for resume; give best.ckpt" if path.name == "last.ckpt" else ""
         raise ConfigError(f"{path}: not a checkpoint of this trainer{hint}")
     if content["format"] != FORMAT:
         raise ConfigError(f"{path}: written by another version (format {content['format']}, not {FORMAT})")
     return Checkpoint(**{name: content[name] for name in Checkpoint.__dataclass_fields__ if name in content})
+
+
+def _objects(path: Path, mapped: bool) -> Any:
+    """The content of a Lightning checkpoint that has other objects than weights, read without their code. None for any
+    other file."""
+    from trainer.models import lightning
+
+    try:
+        content = lightning.read_objects(path, mapped)
+    except Exception:  # as above
+        return None
+    return content if lightning.is_lightning(content) else None
 
 
 def versions() -> dict[str, str]:

@@ -14,8 +14,8 @@ from trainer.base.names import METHODS
 from trainer.models import checkpoint
 from trainer.models.checkpoint import Checkpoint
 
-FORMAT = 2
-READABLE = (1, 2)
+FORMAT = 3
+READABLE = (1, 2, 3)
 UNIMPORTANT = (
     "data.root",
     "data.fold",
@@ -91,12 +91,19 @@ def make(paths: Sequence[Path], method: str, weights: Sequence[float] | None = N
         raise ConfigError(f"--method {method}: unknown method; {nearest(method, METHODS)}")
     if not paths:
         raise ConfigError("--checkpoints: give at least one best.ckpt")
-    loaded = [load(path) for path in paths]
+    loaded = _named([load(path) for path in paths])
     classes = set(loaded[0].checkpoint.class_names)
     for part in loaded:
         if set(part.checkpoint.class_names) != classes:
             odd = sorted(set(part.checkpoint.class_names) ^ classes)
             raise ConfigError(f"{part.path}: its classes differ from {paths[0]} in {', '.join(odd)}")
+    if method == "rank_averaging":
+        bare = next((part.path for part in loaded if not part.checkpoint.validation), None)
+        if bare:
+            raise ConfigError(
+                f"--method rank_averaging: {bare} has no validation predictions to rank against; "
+                "use --method soft_voting"
+            )
     grouped = group(loaded)
     if weights is not None and len(weights) != len(grouped):
         folds = " (all folds of a model are one member)" if len(grouped) < len(paths) else ""
@@ -110,6 +117,23 @@ def load(path: Path) -> Loaded:
     """Load one checkpoint. Raises ConfigError if it is not a checkpoint."""
     member = checkpoint.load(path, mapped=True)
     return Loaded(path, sha256(path), member)
+
+
+def _named(loaded: list[Loaded]) -> list[Loaded]:
+    """The checkpoints; those of Lightning, which have no names of classes, with the names that another one has for the
+    same labels."""
+    ours = next((part.checkpoint for part in loaded if "lightning" not in part.checkpoint.versions), None)
+    if ours is None:
+        return loaded
+    names = dict(zip(ours.labels, ours.class_names, strict=True))
+    return [
+        replace(
+            part, checkpoint=replace(part.checkpoint, class_names=[names[label] for label in part.checkpoint.labels])
+        )
+        if "lightning" in part.checkpoint.versions and set(part.checkpoint.labels) == set(names)
+        else part
+        for part in loaded
+    ]
 
 
 def fold_of(member: Checkpoint) -> int:
@@ -165,6 +189,11 @@ def read(path: Path) -> Ensemble:
         sums = [entry["sha256"] for entry in content["members"]]
         # Files of format 1 have one weight per checkpoint: all members were single checkpoints.
         by_member = {entry.get("member", place): entry["weight"] for place, entry in enumerate(content["members"])}
+        if content["method"] == "rank_averaging" and content["format"] < 3:
+            raise ConfigError(
+                f"{path}: rank_averaging of an earlier version, which ranked otherwise; run the ensemble command "
+                "again, or use --method soft_voting"
+            )
         method, temperature, tta = content["method"], content.get("temperature", 1.0), content.get("tta", "none")
     except FileNotFoundError:
         raise ConfigError(f"{path}: file not found; give a best.ckpt or an ensemble.json") from None

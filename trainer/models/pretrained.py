@@ -7,7 +7,7 @@ import socket
 import sys
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,8 @@ def load_file(model: nn.Module, path: Path) -> None:
         ) from None
     state = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)} if isinstance(state, dict) else {}
     wanted = model.state_dict()
-    heads = _classifier_names(model)
+    heads = classifier_names(getattr(model, "pretrained_cfg", None))
+    state = _unwrapped(state, [key for key in wanted if not key.startswith(heads)])
     state = {
         k: v for k, v in state.items() if not (k.startswith(heads) and (k not in wanted or wanted[k].shape != v.shape))
     }
@@ -118,9 +119,22 @@ def load_file(model: nn.Module, path: Path) -> None:
     model.load_state_dict(state, strict=False)
 
 
-def _classifier_names(model: nn.Module) -> tuple[str, ...]:
-    cfg: Any = getattr(model, "pretrained_cfg", {})
-    names = cfg.get("classifier", "")
+def prefix_of(state: Collection[str], wanted: Collection[str]) -> str | None:
+    """The shortest text before the names of all `wanted` tensors in `state`. None if there is none."""
+    some = max(wanted, key=len)
+    prefixes = sorted({key[: -len(some)] for key in state if key.endswith(some)}, key=len)
+    return next((prefix for prefix in prefixes if all(f"{prefix}{key}" in state for key in wanted)), None)
+
+
+def _unwrapped(state: dict[str, torch.Tensor], wanted: Collection[str]) -> dict[str, torch.Tensor]:
+    """The tensors of the model alone, if it is inside another module, as in a checkpoint of Lightning."""
+    prefix = prefix_of(state, wanted)
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)} if prefix else state
+
+
+def classifier_names(cfg: Any) -> tuple[str, ...]:
+    """How the names of the classifier's tensors begin, from timm's configuration of the model."""
+    names = (cfg.classifier if isinstance(cfg, timm.models.PretrainedCfg) else (cfg or {}).get("classifier")) or ()
     return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names) if name)
 
 

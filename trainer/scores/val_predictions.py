@@ -89,6 +89,11 @@ def read(path: Path) -> Validation:
 
 def of(loaded: checkpoint.Checkpoint, path: Path) -> Validation:
     """The validation predictions of a checkpoint from `path`. Raises ConfigError if it has none."""
+    if not loaded.validation and "lightning" in loaded.versions:
+        raise ConfigError(
+            f"{path}: a checkpoint of Lightning has no validation predictions to analyse; predict with it, or train "
+            "here with model.weights=FILE and analyse the new best.ckpt"
+        )
     if not loaded.validation:
         raise ConfigError(f"{path}: has no validation predictions; give the best.ckpt of a run")
     return _validation(loaded.validation, loaded.class_names)
