@@ -109,7 +109,7 @@ def _expanded(job: Job, machine: Machine, collected: Errors, cpu_only: bool, run
             continue
         for fault in needed.faults(composed):
             (damaged if fault.damaged else errors).append(_attributed(fault.text, origins, job))
-        summary = _summary(composed, words)
+        summary = _summary(composed)
         name = matrix.run_name(index, entry.values, keys, summary["model"])
         name = name.zfill(len(name) + width - len(name.split("-")[0]))
         plain = view(composed)
@@ -263,10 +263,9 @@ def _place(path: tuple[str | int, ...] | None, job: Job) -> str:
     return "the command line" if path is None else job.document.place(path)
 
 
-def _summary(composed: Config, words: Sequence[str]) -> dict[str, Any]:
-    named = any(word.startswith("model.name=") for word in words)
+def _summary(composed: Config) -> dict[str, Any]:
     return {
-        "model": composed.model.name if named else composed.choices["model"],
+        "model": composed.choices["model"],
         "data": composed.choices["data"],
         "training": composed.choices["training"],
         "img_size": composed.data.img_size,

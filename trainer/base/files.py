@@ -6,6 +6,8 @@ import errno
 import hashlib
 import json
 import os
+import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +54,19 @@ def settle(temporary: Path, path: Path) -> None:
         os.fsync(written.fileno())
     temporary.chmod(0o666 & ~UMASK)  # mkstemp makes private files; give it the usual mode
     temporary.replace(path)
+
+
+def link_or_copy(source: Path, place: Path) -> None:
+    """Put the content of `source` at `place`, atomically: as a hard link if possible, else as a copy."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f".{place.stem}.{secrets.token_hex(4)}{place.suffix}")
+    try:
+        os.link(source.resolve(), temporary)
+        temporary.replace(place)
+        temporary.unlink(missing_ok=True)  # if both were the same file, it is still there
+    except OSError:  # no hard links on this file system, or not between these folders
+        with replacing(place) as copy:
+            shutil.copyfile(source, copy)
 
 
 def check_folder(folder: Path) -> None:
@@ -113,7 +128,7 @@ def check_checkpoint(path: Path) -> None:
 
 def resume_file(resume: str | None, run_dir: Path) -> Path | None:
     """The last.ckpt that a run in `run_dir` with this `resume` continues from. Raises ConfigError if the file is
-    missing, or if the folder has an earlier run and `resume` is None."""
+    missing, or if the folder has another run that `resume` does not continue."""
     last = run_dir / "last.ckpt"
     if resume is None:
         if last.exists() or (run_dir / "best.ckpt").exists():
@@ -127,6 +142,11 @@ def resume_file(resume: str | None, run_dir: Path) -> Path | None:
     path = Path(resume).expanduser()
     if not path.is_file():
         raise ConfigError(f"resume={resume}: file not found; give a last.ckpt, or use resume=auto")
+    if last.exists() and not last.samefile(path):
+        raise ConfigError(
+            f"resume={resume}: {run_dir} has a run of its own already; continue that one with resume=auto, or set "
+            "RUN_DIR to another folder"
+        )
     return path
 
 

@@ -25,6 +25,10 @@ def heavy() -> Iterator[None]:
         yield
     for name in ("lightning_fabric", "timm", "huggingface_hub", "httpx"):  # Fabric sets its own level on import
         logging.getLogger(name).setLevel(logging.ERROR)
+    if "torch" in sys.modules:
+        from trainer.training.device import limit_threads
+
+        limit_threads()
 
 
 @contextlib.contextmanager

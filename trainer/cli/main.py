@@ -15,6 +15,7 @@ from pathlib import Path
 
 from trainer import __version__
 from trainer.base.errors import (
+    EXIT_DEVICE_MEMORY,
     EXIT_FAILED,
     EXIT_OK,
     EXIT_USAGE,
@@ -80,6 +81,12 @@ def main(arguments: Sequence[str]) -> int:
         if os.environ.get("TRAINER_DEBUG"):
             raise
         reason = " ".join(_message(error).split()) or "no message"
+        if isinstance(error, MemoryError):
+            print(f"error: out of host memory: {reason[:500]}", file=sys.stderr)
+            return EXIT_FAILED
+        if _is_full_device(error):
+            print(f"error: out of device memory: {reason[:500]}; use a device with more free memory", file=sys.stderr)
+            return EXIT_DEVICE_MEMORY
         if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("trainer"):
             say = "pip install -c images/constraints.txt -e '.[train]'"
             print(f"error: package {error.name} is not installed; run: {say}", file=sys.stderr)
@@ -91,6 +98,16 @@ def main(arguments: Sequence[str]) -> int:
                 file=sys.stderr,
             )
         return EXIT_FAILED
+
+
+def _is_full_device(error: Exception) -> bool:
+    """Whether the error means full device memory. Training and prediction name remedies themselves; this is for
+    anything before them, such as the start of CUDA on a GPU that others have filled."""
+    if not isinstance(error, RuntimeError) or "torch" not in sys.modules:
+        return False
+    from trainer.training import full_memory
+
+    return full_memory.is_full(error)
 
 
 def _message(error: Exception) -> str:

@@ -30,8 +30,7 @@ def train(arguments: list[str]) -> int:
         raise ConfigError(f"--multirun: the trainer trains one model; for several models: launcher submit {rest}")
     overrides, folder = options.split_data(arguments)
     config = options.composed(overrides, "train", folder)
-    named = any(word.startswith("model.name=") for word in overrides)
-    model = re.sub(r"[^\w.-]+", "_", config.model.name) if named else config.choices["model"]
+    model = re.sub(r"[^\w.-]+", "_", config.choices["model"])
     default = Path("outputs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{model}"
     run_dir = Path(os.environ.get("RUN_DIR") or default)
     check_folder(run_dir)

@@ -131,6 +131,11 @@ def check(config: Config) -> list[str]:
         faults.append(
             "training.compile=true: does not work well with training.grad_checkpointing=true; use one of them"
         )
+    if training.balanced_sampling and training.class_weights:
+        faults.append(
+            "training.balanced_sampling=true: with training.class_weights=true rare classes would count twice; "
+            "add training.class_weights=false"
+        )
     if training.min_lr > training.lr:
         faults.append(f"training.min_lr={training.min_lr}: more than training.lr={training.lr}")
     return faults

@@ -13,7 +13,7 @@ from typing import Any
 
 from trainer.base.errors import ConfigError, nearest
 from trainer.config.check import check
-from trainer.config.keys import GROUPS, keys, option_names
+from trainer.config.keys import GROUPS, keys, model_names, option_names
 from trainer.config.merge import merged
 from trainer.config.plain import first_line
 from trainer.config.schema import Config
@@ -47,6 +47,8 @@ def compose(overrides: Sequence[str] = (), command: str = "train") -> Config:
         raise ConfigError("\n".join(faults))
 
     config = merged(tuple(groups.get(group, "") for group in GROUPS), values)
+    if config.model.name != model_names().get(config.choices["model"]):
+        config.choices["model"] = config.model.name  # records name the model that trains, not the group it began with
     faults = check(config)
     if faults:
         raise ConfigError("\n".join(faults))

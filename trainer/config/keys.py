@@ -25,6 +25,14 @@ def option_names(group: str) -> tuple[str, ...]:
 
 
 @functools.cache
+def model_names() -> dict[str, str]:
+    """timm's name of each option of the group `model`."""
+    files = {name: (CONF_DIR / "model" / f"{name}.yaml").read_text(encoding="utf-8") for name in option_names("model")}
+    found = {name: re.search(r"^name:\s*(\S+)", text, re.M) for name, text in files.items()}
+    return {name: match[1] for name, match in found.items() if match}
+
+
+@functools.cache
 def file_names(folder: str) -> tuple[str, ...]:
     """The module names in `trainer/<folder>`, sorted: one per loss or optimizer. Imports none of them.
 

@@ -75,7 +75,7 @@ class TrainingConfig:
     scheduler: str = "cosine"
     """Learning rate schedule after the warm-up."""
     warmup_epochs: float = 5
-    """Epochs of linear warm-up to lr."""
+    """Epochs of linear warm-up to lr. At most a fifth of the run; more counts as a tenth of it."""
     warmup_start: float = 0.01
     """Warm-up starts at this share of lr."""
     min_lr: float = 1e-6
@@ -105,7 +105,7 @@ class TrainingConfig:
     mix_probability: float = 0.5
     """Share of the optimizer steps that use mixup or cutmix."""
     balanced_sampling: bool = False
-    """Sample all classes equally often. Set class_weights=false too, or rare classes count twice."""
+    """Sample all classes equally often. Needs class_weights=false, or rare classes would count twice."""
     ema_decay: float | None = None
     """Decay per step of the weights' moving average, which is then validated and saved. null: no average."""
     layer_decay: float | None = None
@@ -142,4 +142,4 @@ class Config:
     resume: str | None = None
     """A last.ckpt to continue from. auto: last.ckpt in $RUN_DIR, if it exists. null: a new run."""
     choices: dict[str, str] = field(default_factory=dict)
-    """The chosen name of each group. `compose` sets it."""
+    """The chosen name of each group. `compose` sets it. With model.name=NAME the model is NAME."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from trainer.base import cores
 from trainer.base.errors import DataError
 from trainer.base.files import write_json
 from trainer.config.schema import DataConfig
@@ -70,7 +70,7 @@ def check(config: DataConfig) -> Checked:
     except DataError as error:
         faults = faults or str(error).splitlines()  # after a fix of these the split may work
     paths = [*train.paths, *test.paths]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores.available()) as pool:
         looks = list(pool.map(duplicates.look, paths))
     compared = duplicates.find_duplicates(paths, looks)
     across = leaks.across_split(split, _within(compared.pairs, len(train))) if split else []

@@ -8,7 +8,6 @@ measure the worst place of a pair, not the mean, because pages of one template d
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.base import cores
 from trainer.images.reading import open_image
 
 TURNS = tuple((quarters, mirrored) for mirrored in (False, True) for quarters in range(4))
@@ -120,7 +120,7 @@ def find_duplicates(paths: Sequence[Path], looks: Sequence[Look]) -> Duplicates:
         return bool(near), duplicate
 
     candidates = sorted(turns)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores.available()) as pool:
         batches = (candidates[start : start + BATCH] for start in range(0, len(candidates), BATCH))
         results = [result for batch in batches for result in pool.map(compare, batch)]
     pairs = sorted([*exact, *(duplicate for _, duplicate in results if duplicate)], key=lambda p: (p.a, p.b))

@@ -134,3 +134,16 @@ def frozen_statistics(model: nn.Module, enabled: bool) -> Iterator[None]:
     finally:
         for norm, momentum, batches in settings:
             norm.momentum, norm.num_batches_tracked = momentum, batches
+
+
+@contextmanager
+def stored_statistics(model: nn.Module, enabled: bool) -> Iterator[None]:
+    """Make batch normalisation use its stored statistics, as in validation: one image alone has none to speak of."""
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training] if enabled else []
+    for norm in norms:
+        norm.eval()
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.train()

@@ -24,6 +24,7 @@ from trainer.models import build
 from trainer.models.checkpoint import Checkpoint
 from trainer.scores.calibration import tempered
 from trainer.training import device
+from trainer.training.full_memory import memory_errors
 from trainer.training.stop import ignore_in_worker
 
 TOGETHER_BYTES = 4 * 2**30
@@ -100,9 +101,10 @@ def _pass(
     sizes = [config.training.micro_batch or config.training.batch_size for config in configs]
     workers = cores.workers(options.num_workers, chosen)
     source = _images(members[0], table)
+    batch = options.batch_size or min(sizes)
     loader: DataLoader[Any] = DataLoader(
         ImageDataset(table, prepare, source),
-        batch_size=options.batch_size or min(sizes),
+        batch_size=batch,
         sampler=sampling.EpochSampler(range(len(table)), None, len(table)),  # (epoch, row) for the dataset
         num_workers=workers,
         worker_init_fn=ignore_in_worker if workers else None,
@@ -110,7 +112,7 @@ def _pass(
     )
     names = ", ".join(dict.fromkeys(config.model.name for config in configs))
     parts: list[list[torch.Tensor]] = [[] for _ in members]
-    with device.memory_errors(configs[0]), torch.inference_mode():
+    with memory_errors(configs[0], predicting=batch), torch.inference_mode():
         nets = [fabric.setup_module(_net(member, chosen)).eval() for member in members]
         for images, _, _ in track(loader, f"{names}: predicting", transient=True, disable=not sys.stdout.isatty()):
             images = images.to(fabric.device)

@@ -1,4 +1,4 @@
-"""The device of a run: its precision, its memory layout, and messages for full memory."""
+"""The device of a run: its precision, its memory layout, its limits."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from trainer.base import cores
-from trainer.base.errors import ConfigError, DeviceMemoryError, TrainerError
+from trainer.base.errors import ConfigError, TrainerError
 from trainer.config.schema import Config
 
 if TYPE_CHECKING:
@@ -199,62 +198,3 @@ def listen_for_fallbacks() -> None:
 
     warnings.filterwarnings("always", message=_FALLBACK)
     warnings.showwarning = note_once
-
-
-@contextmanager
-def memory_errors(config: Config) -> Iterator[None]:
-    """Turn a device's out-of-memory error into DeviceMemoryError with the manual's remedies, in its order. Turn a
-    host's out-of-memory error into TrainerError: a retry would not help."""
-    try:
-        yield
-    except RuntimeError as error:
-        text = str(error)
-        if "DataLoader worker" in text and "killed by signal" in text:
-            raise TrainerError(
-                f"an image loading process was killed ({' '.join(text.split())[:120]}): the host's memory or "
-                f"{_shared_memory()} is full; {MORE_SHARED}"
-            ) from None
-        if "shared memory" in text and "No space left on device" in text:
-            raise TrainerError(
-                f"{_shared_memory()} is full: image loading processes leave their batches there; {MORE_SHARED}"
-            ) from None
-        if "DefaultCPUAllocator" in text:
-            raise TrainerError(
-                f"out of host memory: {' '.join(text.split())[-160:]}; use a smaller training.micro_batch or "
-                "data.img_size"
-            ) from None
-        if not (isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in text):
-            raise
-        micro = config.training.micro_batch or config.training.batch_size
-        raise DeviceMemoryError(
-            f"out of device memory at micro-batch {micro}, {config.data.img_size} px: "
-            f"{' '.join(text.split())[:200]}\n{_advice(config, micro)}"
-        ) from None
-
-
-MORE_SHARED = (
-    "use a smaller training.num_workers, or give the container more: resources.shm in the launcher's job file, "
-    "--shm-size in docker run"
-)
-
-
-def _shared_memory() -> str:
-    """The folder of shared memory with its size."""
-    try:
-        status = os.statvfs("/dev/shm")
-    except OSError:
-        return "/dev/shm"
-    return f"/dev/shm ({status.f_frsize * status.f_blocks / 2**20:,.0f} MiB)"
-
-
-def _advice(config: Config, micro: int) -> str:
-    """Smaller settings to try, in the manual's order, without those that the run has already."""
-    smaller = [f"training.micro_batch={micro // 2} (same effective batch)"] if micro > 1 else []
-    smaller += [f"data.img_size={size}" for size in (512, 384) if size < config.data.img_size][:1]
-    smaller += ["model=resnet34"] if config.model.name != "resnet34" else []
-    if smaller:
-        return f"try, in this order: {'; '.join(smaller)}"
-    if not torch.cuda.is_available():
-        return "nothing smaller to try here; use a device with more memory"
-    free, total = (size / 2**30 for size in torch.cuda.mem_get_info())
-    return f"nothing smaller to try here: this GPU has {free:.1f} GiB free of {total:.1f} GiB; use another GPU"

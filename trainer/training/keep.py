@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
+import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,46 +11,49 @@ import torch
 
 from trainer.base import figures
 from trainer.base.errors import ConfigError
+from trainer.base.files import link_or_copy
 from trainer.config.plain import to_dict
 from trainer.models import build, checkpoint
 from trainer.scores import val_predictions
 from trainer.scores.validation import Outcome, calibration_figures
-from trainer.training.state import Run
+from trainer.training.state import Run, Saved
 
 LAST_FORMAT = 2
 
 
 def keep(run: Run, values: dict[str, float], score: float, best: bool, outcome: Outcome) -> None:
     """After a validation: write best.ckpt if it is the best, and keep the next best in top/. Of equal scores the
-    earliest is the best."""
+    earliest is the best.
+
+    After a best one also write last.ckpt: a GPU may not repeat results to the bit, so a killed run must resume from its
+    best. Until then the former best stays in top/, so that the old last.ckpt can still be resumed.
+    """
     progress, count = run.progress, run.config.training.keep_top
     monitored = figures.columns()[run.config.training.monitor]
-    name = f"epoch{progress.epoch + 1:03d}-step{progress.step:06d}-{monitored.figure.name}_{score:.4f}.ckpt"
+    name = f"epoch{progress.number:03d}-step{progress.step:06d}-{monitored.figure.name}_{score:.4f}.ckpt"
+    former = progress.top[0][1] if progress.top else None
     ranked = sorted([*progress.top, [score, name]], key=lambda item: -monitored.worth(item[0]))
     progress.top = ranked[:count]
-    if [score, name] not in progress.top:
-        return
-    new = _checkpoint(run, values, outcome)
     if best:
-        _demote(run.folder, [other for _, other in progress.top[1:2]])
+        new = _checkpoint(run, values, outcome)
+        if former is not None and (run.folder / "best.ckpt").exists():
+            link_or_copy(run.folder / "best.ckpt", run.folder / "top" / former)
         checkpoint.save(run.folder / "best.ckpt", new)
         val_predictions.write(run.folder / "val_predictions.npz", new.validation, new.class_names)
-    else:
-        checkpoint.save(run.folder / "top" / name, new)
-    for _, dropped in ranked[count:]:
-        (run.folder / "top" / dropped).unlink(missing_ok=True)
+        save_last(run)
+    elif [score, name] in progress.top:
+        checkpoint.save(run.folder / "top" / name, _checkpoint(run, values, outcome))
+    remove_others(run.folder, [other for _, other in progress.top[1:]])
 
 
-def _demote(run_dir: Path, names: list[str]) -> None:
-    """Move the old best.ckpt to top/ with a hard link, so that best.ckpt always exists."""
-    for name in names:
-        place = run_dir / "top" / name
-        if (run_dir / "best.ckpt").exists() and not place.exists():
-            place.parent.mkdir(exist_ok=True)
-            try:
-                os.link(run_dir / "best.ckpt", place)
-            except OSError:  # no hard links on this file system
-                shutil.copyfile(run_dir / "best.ckpt", place)
+def remove_others(run_dir: Path, names: Collection[str]) -> None:
+    """Remove the checkpoints in top/ that are not among `names`, and the folder if it is then empty."""
+    top = run_dir / "top"
+    for path in top.glob("epoch*.ckpt"):
+        if path.name not in names:
+            path.unlink(missing_ok=True)
+    if top.is_dir() and not any(top.iterdir()):
+        top.rmdir()
 
 
 def _checkpoint(run: Run, values: dict[str, float], outcome: Outcome) -> checkpoint.Checkpoint:
@@ -67,7 +70,7 @@ def _checkpoint(run: Run, values: dict[str, float], outcome: Outcome) -> checkpo
             "transforms": run.config.data.val_transforms,
             "fast": run.config.data.fast,
         },
-        metrics={**values, "epoch": run.progress.epoch + 1, "step": run.progress.step},
+        metrics={**values, "epoch": run.progress.number, "step": run.progress.step},
         validation=val_predictions.arrays(
             [run.table.ids[row] for row in outcome.rows],
             outcome.targets,
@@ -86,7 +89,7 @@ def save_last(run: Run) -> None:
     """Write last.ckpt: the whole state between two optimizer steps."""
     if not run.chief:
         return
-    step = run.step
+    step, began = run.step, time.monotonic()
     checkpoint.write(
         run.folder / "last.ckpt",
         {
@@ -99,8 +102,12 @@ def save_last(run: Run) -> None:
             "class_names": run.table.class_names,
             "split_fingerprint": run.split.fingerprint,
             "config": to_dict(run.config),
+            "files": run.files,
+            "used": run.used,
+            "provenance": run.provenance,
         },
     )
+    run.saved = Saved(time.monotonic(), time.monotonic() - began)
 
 
 def sweep(run_dir: Path) -> None:

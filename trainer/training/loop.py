@@ -41,12 +41,18 @@ def fit(run: Run) -> dict[str, Any]:
             run.reporter.step(progress.epoch, progress.step, images, device.memory_in_use(run.device))
             if _stop_asked(run):
                 _stop(run)
+            elif run.saved.due(epoch_ended=False):
+                keep.save_last(run)
         progress.epoch += 1
         progress.step_in_epoch = 0
         progress.seconds = time.monotonic() - started
-        keep.save_last(run)
+        if run.saved.due(epoch_ended=True):
+            keep.save_last(run)
         if _stop_asked(run):
             _stop(run)
+    if progress.best_score is None:  # resumed at its end, and its best checkpoint was lost
+        _validate(run)
+    keep.save_last(run)
     return _finish(run)
 
 
@@ -102,7 +108,7 @@ def _validate(run: Run) -> None:
     score, worth = figures.score(values, monitor), figures.columns()[monitor].worth
     best = progress.best_score is None or worth(score) > worth(progress.best_score)
     entry = {
-        "epoch": progress.epoch + 1,
+        "epoch": progress.number,
         "step": progress.step,
         "train_loss": round(float(run.step.loss_sum) / max(1, progress.loss_images), 6),
         **values,
@@ -113,14 +119,14 @@ def _validate(run: Run) -> None:
     run.step.loss_sum.zero_()
     progress.loss_images = 0
     progress.validated_at = progress.step
+    if progress.history and progress.history[-1]["step"] == progress.step:
+        progress.history.pop()
     progress.history.append(entry)
     if best:
-        progress.best_score, progress.best_epoch = score, progress.epoch + 1
+        progress.best_score, progress.best_epoch = score, progress.number
         progress.best = {**values, "monitor": monitor, "score": score, **certainty(outcome)}
     if run.chief:
         keep.keep(run, values, score, best, outcome)
-        if best:
-            keep.save_last(run)  # a GPU may not repeat results to the bit: a killed run must resume from its best
         _report(run, entry)
 
 
@@ -153,7 +159,12 @@ def _report(run: Run, entry: dict[str, Any]) -> None:
     reporter.say(validation_line(entry, run.config.training.epochs, reporter.images_per_second, eta))
     reporter.beat(progress.epoch, progress.step, device.memory_in_use(run.device), force=True)
     run.tracking.log({key: value for key, value in entry.items() if key != "best"}, progress.step)
-    write_text(run.folder / "history.csv", _history_csv(progress.history))
+    write_history(run)
+
+
+def write_history(run: Run) -> None:
+    """Write history.csv: the validations up to now."""
+    write_text(run.folder / "history.csv", _history_csv(run.progress.history))
 
 
 def _gather(run: Run, probabilities: torch.Tensor) -> Outcome:
@@ -186,10 +197,14 @@ def _history_csv(history: list[dict[str, Any]]) -> str:
 
 
 def _stop_asked(run: Run) -> bool:
-    """Whether any process got a stop signal. The answer is the same in all processes."""
+    """Whether any process got a stop signal. The answer is the same in all processes; several processes ask each other
+    about once a second, and at the end of an epoch."""
+    progress = run.progress
     if run.world_size == 1:
         return run.stop.requested
-    return bool(run.step.fabric.strategy.reduce_boolean_decision(run.stop.requested, all=False))
+    if progress.step_in_epoch and not run.poll.due(progress.step):
+        return False
+    return run.poll.ask(run.step.fabric, run.stop.requested, progress.step)
 
 
 def _diverged(run: Run) -> TrainerError:
@@ -204,7 +219,7 @@ def _stop(run: Run) -> None:
         raise _diverged(run)  # keep the last.ckpt of the last validation
     keep.save_last(run)
     raise StoppedError(
-        f"stopped in epoch {run.progress.epoch + 1} after step {run.progress.step}; "
+        f"stopped in epoch {run.progress.number} after step {run.progress.step}; "
         f"continue with RUN_DIR={run.folder}, the same words and resume=auto"
     )
 
@@ -227,6 +242,7 @@ def _finish(run: Run) -> dict[str, Any]:
         "best_epoch": progress.best_epoch,
         "epochs": progress.epoch,
         "steps": progress.step,
+        "warmup_steps": round(step.warmup_steps(run.config.training, run.step.steps_per_epoch, run.step.total_steps)),
         "seconds": round(progress.seconds, 1),
         "images_per_second": rounded(run.reporter.images_per_second, 2),
         "params": sum(p.numel() for p in run.step.bare.parameters()),
@@ -237,6 +253,7 @@ def _finish(run: Run) -> dict[str, Any]:
         "channels_last": run.channels_last,
         "compiled": run.compiled,
         **run.config.choices,
+        "changed_on_resume": progress.changes,
         "model_name": run.config.model.name,
         "img_size": run.config.data.img_size,
         "batch_size": run.config.training.batch_size,

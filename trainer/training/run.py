@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +33,13 @@ from trainer.images import decode
 from trainer.images.decode import Images, Limit
 from trainer.models import build, compiling
 from trainer.training import device, keep, teachers
-from trainer.training.loop import fit
+from trainer.training import resume as resuming
+from trainer.training.full_memory import memory_errors
+from trainer.training.loop import fit, write_history
 from trainer.training.progress import Reporter
-from trainer.training.state import Progress, Run
-from trainer.training.step import learner, set_up, total_steps
-from trainer.training.stop import Stop, ignore_in_worker
+from trainer.training.state import Progress, Run, Saved
+from trainer.training.step import learner, set_up, total_steps, warmup_steps
+from trainer.training.stop import Poll, Stop, ignore_in_worker
 from trainer.training.tracking import Tracking
 from trainer.training.val_batches import Item, Remembered, ValidationView, end_workers
 from trainer.training.val_batches import items as validation_items
@@ -45,6 +49,7 @@ from trainer.training.val_batches import items as validation_items
 class Inputs:
     """The checked data, and how to make batches of them."""
 
+    root: Path
     table: Table
     split: Split
     fingerprint: str
@@ -61,14 +66,16 @@ def train(config: Config, run_dir: Path, stop: Stop, lap: Callable[[str], None] 
     Checks data, model and augmentation before training. Raises ConfigError, DataError, DeviceMemoryError or
     StoppedError.
     """
-    chosen = device.choose(config.device)
-    devices = device.count(config, chosen)
-    precision = device.precision(config.training.precision, chosen)
-    build.check_name(config.model.name)
-    check_folder(run_dir)
-    resume = resume_file(config.resume, run_dir)
-    state = keep.read_last(resume) if resume else None
-    inputs = _inputs(config, run_dir)
+    with _once():
+        chosen = device.choose(config.device)
+        devices = device.count(config, chosen)
+        precision = device.precision(config.training.precision, chosen)
+        build.check_name(config.model.name)
+        check_folder(run_dir)
+        past = _past(config, run_dir)
+        inputs = _inputs(config, run_dir)
+        if past is not None:
+            _check_past(past, config, inputs, run_dir)
 
     fabric = device.fabric(chosen, precision, devices)
     if devices > 1:
@@ -79,8 +86,9 @@ def train(config: Config, run_dir: Path, stop: Stop, lap: Callable[[str], None] 
     device.limit_threads()
     device.limit_memory(chosen)
     device.name_fallbacks(chosen)
-    with device.memory_errors(config):
-        run = _assemble(config, run_dir, inputs, fabric, chosen, precision, stop, state)
+    with memory_errors(config):
+        with _once():
+            run = _assemble(config, run_dir, inputs, fabric, chosen, precision, stop, past)
         run.step.lap = lap
         try:
             return fit(run)
@@ -94,6 +102,71 @@ def train(config: Config, run_dir: Path, stop: Stop, lap: Callable[[str], None] 
             run.val_batches.close()
             for images in inputs.images:
                 images.close()
+
+
+@dataclass
+class Past:
+    """What a run continues from: its last.ckpt, and what has changed since."""
+
+    path: Path
+    state: dict[str, Any]
+    changes: list[resuming.Change]
+    note: str = ""
+
+
+def _past(config: Config, run_dir: Path) -> Past | None:
+    """The last.ckpt of `config.resume`. None for a new run. Raises ConfigError if the run cannot continue with this
+    configuration."""
+    path = resume_file(config.resume, run_dir)
+    if path is None:
+        return None
+    state = keep.read_last(path)
+    return Past(path, state, resuming.check(state, config, path))
+
+
+def _check_past(past: Past, config: Config, inputs: Inputs, run_dir: Path) -> None:
+    """Check that the data are those of `past`, and bring its checkpoints to `run_dir`. Raises ConfigError.
+
+    The first process has done so before the others start; they do not touch the files."""
+    state, progress = past.state, past.state["progress"]
+    if state["class_names"] != inputs.table.class_names or state["split_fingerprint"] != inputs.split.fingerprint:
+        raise ConfigError(
+            f"resume: {past.path} has other data or another split; use the data and split of the first start, or "
+            f"{resuming.start_again(config)}"
+        )
+    per_epoch = _steps_per_epoch(config, inputs)
+    resuming.check_length(progress, config, per_epoch, total_steps(config, per_epoch))
+    progress["top"] = progress["top"][: config.training.keep_top]
+    past.note = resuming.carry(past.path.parent, run_dir, progress, touch=_is_first_process())
+    progress["changes"] = [
+        *progress.get("changes", []),
+        *(asdict(change) | {"after_step": progress["step"]} for change in past.changes),
+    ]
+
+
+def _is_first_process() -> bool:
+    """Fabric starts the other processes of a run on several devices with LOCAL_RANK."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+@contextmanager
+def _once() -> Iterator[None]:
+    """Print nothing in the other processes of a run: they repeat the checks of the first one, and its notes."""
+    if _is_first_process():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):  # noqa: PTH123
+        yield
+
+
+def _usable(config: Config, inputs: Inputs) -> int:
+    """The training images of an epoch."""
+    images, batch = len(inputs.split.train), config.training.batch_size
+    return images - images % batch if config.training.drop_last else images
+
+
+def _steps_per_epoch(config: Config, inputs: Inputs) -> int:
+    return math.ceil(_usable(config, inputs) / config.training.batch_size)
 
 
 def _inputs(config: Config, run_dir: Path) -> Inputs:
@@ -121,7 +194,7 @@ def _inputs(config: Config, run_dir: Path) -> Inputs:
     fingerprint = training_fingerprint(table)
     images = _images(config, table, fingerprint)
     _rehearse(table, split, images, train_view, plain)
-    return Inputs(table, split, fingerprint, images, train_view, val_view)
+    return Inputs(root, table, split, fingerprint, images, train_view, val_view)
 
 
 def _images(config: Config, table: Table, fingerprint: str) -> tuple[Images, Images]:
@@ -153,17 +226,15 @@ def _assemble(
     chosen: str,
     precision: str,
     stop: Stop,
-    state: dict[str, Any] | None,
+    past: Past | None,
 ) -> Run:
-    """A new run, or one resumed from the `state` of a last.ckpt. The first process makes the files and prints the first
-    log lines."""
+    """A new run, or one that continues from `past`. The first process makes the files and prints the first log
+    lines."""
     table, split, training, world = inputs.table, inputs.split, config.training, fabric.world_size
     channels_last = device.channels_last(training.channels_last, chosen)
     teaching = teachers.load(training.teachers, table.class_names, fabric.device, channels_last)
-    if state is not None:
-        _check_resumable(state, table, split)
-    usable = len(split.train) - (len(split.train) % training.batch_size if training.drop_last else 0)
-    steps_per_epoch = math.ceil(usable / training.batch_size)
+    state = past.state if past is not None else None
+    usable, steps_per_epoch = _usable(config, inputs), _steps_per_epoch(config, inputs)
     progress = Progress(**state["progress"]) if state is not None else Progress()
     micro = training.micro_batch or training.batch_size
 
@@ -196,18 +267,43 @@ def _assemble(
         progress=progress,
         reporter=Reporter(run_dir, training.epochs, total, chosen, fabric.global_rank == 0),
         tracking=Tracking(to_dict(config), run_dir, active=fabric.global_rank == 0),
-        provenance={
-            "git_sha": provenance.revision(),
-            "data_fingerprint": inputs.fingerprint,
-            "precision": precision,
-        },
+        provenance=_origin(inputs, past, precision),
+        files=resuming.digests(to_dict(config)),
+        saved=Saved(time.monotonic()),
+        poll=Poll(progress.step),
     )
     run.reporter.best_f1 = progress.best.get(MAIN)
     if run.chief:
         keep.sweep(run_dir)
         write_text(run_dir / "config.yaml", to_yaml(config))
-        _introduce(run, note, resumed=state is not None)
+        if past is not None:
+            (run_dir / "metrics.json").unlink(missing_ok=True)  # of an end that this process goes beyond
+            _record_changes(run, past)
+        _introduce(run, note, past)
     return run
+
+
+def _origin(inputs: Inputs, past: Past | None, precision: str) -> dict[str, str]:
+    """Commit, data, data folder and number format of the run. `+` joins those of several attempts if they differ."""
+    now = {"git_sha": provenance.revision(), "data_fingerprint": inputs.fingerprint}
+    before = past.state.get("provenance", {}) if past is not None else {}
+    both = {key: resuming.joined(before.get(key), value) for key, value in now.items()}
+    return {**both, "data_folder": str(inputs.root.resolve()), "precision": precision}
+
+
+def _record_changes(run: Run, past: Past) -> None:
+    """Add what `auto` means in this process, if it is new, to the changes of the run. Write history.csv and last.ckpt:
+    the folder may be new."""
+    asked = {change.key for change in past.changes}
+    found = resuming.changes(past.state.get("used", run.used), run.used)
+    past.changes += [change for change in found if change.key not in asked]
+    run.progress.changes += [
+        asdict(change) | {"after_step": run.progress.step} for change in found if change.key not in asked
+    ]
+    if run.progress.history:
+        write_history(run)
+    if past.path.parent.resolve() != run.folder.resolve():
+        keep.save_last(run)
 
 
 def _class_weights(config: Config, inputs: Inputs) -> list[float]:
@@ -243,7 +339,7 @@ def _loaders(
     return _loader(config, training, sampler, batch, workers), Remembered(val_loader, copies)
 
 
-def _introduce(run: Run, note: str, resumed: bool) -> None:
+def _introduce(run: Run, note: str, past: Past | None) -> None:
     """Print the first lines of the log: model, device, data, and notes. `note` is about torch.compile."""
     config, training, table, split = run.config, run.config.training, run.table, run.split
     run.reporter.say(
@@ -254,6 +350,12 @@ def _introduce(run: Run, note: str, resumed: bool) -> None:
     )
     if note:
         run.reporter.say(f"note: {note}")
+    warmup = warmup_steps(training, run.step.steps_per_epoch, run.step.total_steps)
+    if warmup != training.warmup_epochs * run.step.steps_per_epoch:
+        run.reporter.say(
+            f"note: training.warmup_epochs={training.warmup_epochs:g} is long for a run of {run.step.total_steps} "
+            f"steps; the warm-up ends after a tenth of them ({warmup:.0f})"
+        )
     if table.groups is not None:
         run.reporter.say(
             "note: intervals are too narrow here: they assume independent images, but images of one group are similar"
@@ -264,8 +366,14 @@ def _introduce(run: Run, note: str, resumed: bool) -> None:
             f"warning: training.teachers: {', '.join(doubtful)} may have trained on this run's validation images "
             "(another or unknown split); the validation metrics may be too good"
         )
-    if resumed:
+    if past is not None:
         run.reporter.say(f"resumed in epoch {run.progress.epoch + 1} after optimizer step {run.progress.step}")
+        for change in past.changes:
+            run.reporter.say(f"  from here on with another {change}")
+        if past.note:
+            run.reporter.say(f"warning: {past.note}")
+        if "+" in run.provenance["data_fingerprint"]:
+            run.reporter.say("warning: the training images have changed since the first start of this run")
 
 
 def _loader(
@@ -282,11 +390,3 @@ def _loader(
         worker_init_fn=ignore_in_worker if workers else None,
         collate_fn=collate,
     )
-
-
-def _check_resumable(state: dict[str, Any], table: Table, split: Split) -> None:
-    if state["class_names"] != table.class_names or state["split_fingerprint"] != split.fingerprint:
-        raise ConfigError(
-            "resume: the checkpoint has other data or another split; use the data and split of the first start, or "
-            "start again with another RUN_DIR"
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from trainer.data.split import Split
 from trainer.data.table import Table
 from trainer.training.progress import Reporter
 from trainer.training.step import Step
-from trainer.training.stop import Stop
+from trainer.training.stop import Poll, Stop
 from trainer.training.tracking import Tracking
 from trainer.training.val_batches import Remembered
 
@@ -37,7 +38,34 @@ class Progress:
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     top: list[list[Any]] = field(default_factory=list)
-    """[score, file name] of the checkpoints in top/, best first."""
+    """[score, file name] of the best checkpoints, best first. The first one is best.ckpt, the others are in top/."""
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    """Changes of the configuration by resumes: key, old, new, after_step."""
+
+    @property
+    def number(self) -> int:
+        """The number of the present epoch, from 1. Between two epochs: that of the last one."""
+        return self.epoch + (self.step_in_epoch > 0)
+
+
+SAVE_SECONDS = 600.0
+"""Longest time between two last.ckpt."""
+SAVE_SHARE = 0.05
+"""Largest share of the time for last.ckpt at the ends of epochs."""
+
+
+@dataclass
+class Saved:
+    """When this process wrote the last last.ckpt, and how long that took, in seconds."""
+
+    at: float
+    took: float = 0.0
+
+    def due(self, epoch_ended: bool) -> bool:
+        """Whether last.ckpt is due: after `SAVE_SECONDS`, and at the end of an epoch if epochs are long enough. A large
+        model takes seconds to write, as long as a short epoch."""
+        since = time.monotonic() - self.at
+        return since >= SAVE_SECONDS or (epoch_ended and since * SAVE_SHARE >= self.took)
 
 
 @dataclass
@@ -62,6 +90,23 @@ class Run:
     tracking: Tracking
     provenance: dict[str, str]
     """See `Checkpoint`."""
+    files: dict[str, list[str]]
+    """SHA-256 of the files that the configuration names, by key."""
+    saved: Saved
+    """The last last.ckpt."""
+    poll: Poll
+    """Questions of several processes about a stop."""
+
+    @property
+    def used(self) -> dict[str, Any]:
+        """What `auto` and null mean in this process, by key."""
+        return {
+            "device": self.device,
+            "devices": self.world_size,
+            "training.precision": self.precision,
+            "training.channels_last": self.channels_last,
+            "training.compile": self.compiled,
+        }
 
     @property
     def accumulate(self) -> int:

@@ -70,10 +70,23 @@ def total_steps(config: Config, steps_per_epoch: int) -> int:
     return min(total, config.training.max_steps or total)
 
 
+LONGEST_WARMUP = 0.2
+"""Largest share of a run for its warm-up."""
+SHORT_WARMUP = 0.1
+"""The share instead of a larger one: a short run must have time to reach the end of its schedule."""
+
+
+def warmup_steps(training: TrainingConfig, steps_per_epoch: int, total: int) -> float:
+    """The steps of the warm-up: those of `training.warmup_epochs`, or a tenth of the `total` if they are more than a
+    fifth of it."""
+    asked = training.warmup_epochs * steps_per_epoch
+    return asked if asked <= LONGEST_WARMUP * total else SHORT_WARMUP * total
+
+
 def learning_rate(training: TrainingConfig, number: int, steps_per_epoch: int, total: int) -> float:
     """The learning rate of optimizer step `number` (from 0) of `total`: linear warm-up, then constant, or cosine decay
     to min_lr (Loshchilov and Hutter 2017, eq. 5, one period)."""
-    warmup = min(training.warmup_epochs * steps_per_epoch, total)
+    warmup = warmup_steps(training, steps_per_epoch, total)
     if number < warmup:
         return training.lr * (training.warmup_start + (1 - training.warmup_start) * number / warmup)
     if training.scheduler == "constant":
@@ -119,6 +132,7 @@ def _restore(net: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, 
         net.load_state_dict(state["model"])
         for old, new in zip(state["optimizer"]["param_groups"], optimizer.param_groups, strict=False):
             old["fused"] = new["fused"]  # another device or precision may need another implementation
+            old["weight_decay"] = new["weight_decay"]
         optimizer.load_state_dict(state["optimizer"])
     except torch.OutOfMemoryError:
         raise
@@ -175,12 +189,17 @@ def take(step: Step, batches: Sequence[Any], number: int) -> int:
     """
     config, training, fabric = step.config, step.config.training, step.fabric
     size = sum(len(batch[0]) for batch in batches)
+    usual = (training.micro_batch or training.batch_size) // fabric.world_size
     mix = mixing.draw(training, config.seed, number, config.data.img_size)
     torch.manual_seed((config.seed * 1_000_003 + number) * 1024 + fabric.global_rank)
     for count, batch in enumerate(batches, start=1):
         images, wanted = _inputs(step, batch, batches[count % len(batches)], mix)
         step.lap("transfer")
-        with fabric.no_backward_sync(step.net, enabled=count < len(batches) and fabric.world_size > 1):
+        alone = len(images) == 1 and usual > 1  # the last batch of an epoch
+        with (
+            fabric.no_backward_sync(step.net, enabled=count < len(batches) and fabric.world_size > 1),
+            build.stored_statistics(step.bare, alone),
+        ):
             loss = _loss(step, images, wanted) / size
             step.lap("forward")
             with build.frozen_statistics(step.bare, training.grad_checkpointing):
@@ -218,7 +237,15 @@ def _inputs(step: Step, batch: Any, following: Any, mix: mixing.Mix | None) -> t
 def _loss(step: Step, images: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """The sum of the losses of the images. The log shows the loss against the labels without class weights."""
     training = step.config.training
-    logits = step.net(images)
+    try:
+        logits = step.net(images)
+    except ValueError as error:
+        if "Expected more than 1 value per channel" not in str(error):
+            raise
+        raise ConfigError(
+            f"{step.config.model.name} cannot train on one image of {step.config.data.img_size} px at a time: its "
+            "batch normalisation needs two values; use a larger training.micro_batch or data.img_size"
+        ) from None
     terms = losses.by_class(logits, wanted, training)
     step.loss_sum += terms.detach().sum()
     loss = (terms * step.class_weights).sum()

@@ -1,11 +1,19 @@
-"""Weights & Biases: on if there is a key or WANDB_MODE. An error in W&B never ends a run."""
+"""Weights & Biases: on if there is a key or WANDB_MODE. An error in W&B never ends a run.
+
+All attempts of a run are one run of W&B: its id is kept in the run's folder.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import secrets
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from trainer.base.files import write_text
 
 INIT_TIMEOUT = 20
 """Seconds to wait for W&B's server at the start of a run."""
@@ -32,6 +40,9 @@ class Tracking:
                     dir=run_dir,
                     config=config,
                     mode="offline" if mode == "offline" else "online",
+                    id=_run_id(run_dir),
+                    resume="allow",
+                    allow_val_change=True,
                     settings=wandb.Settings(init_timeout=INIT_TIMEOUT, silent=True, console="off"),
                 )
         except Exception as error:  # W&B and its network raise many kinds of errors
@@ -58,6 +69,24 @@ class Tracking:
         self._wandb_run = None
         reason = " ".join(str(error).split())[:200]
         print(f"note: W&B is off for this run: {reason} (to avoid this: WANDB_MODE=disabled or offline)")
+
+
+ID_FILE = "wandb_id.txt"
+"""The file with the id of W&B's run, in the run's folder."""
+
+
+def _run_id(run_dir: Path) -> str:
+    """The id of this run at W&B: $WANDB_RUN_ID, that of an earlier attempt, or a new one."""
+    named = os.environ.get("WANDB_RUN_ID")
+    if named:
+        return named
+    with suppress(OSError, UnicodeDecodeError):
+        stored = (run_dir / ID_FILE).read_text(encoding="utf-8").strip()
+        if re.fullmatch(r"[\w-]{1,64}", stored, re.ASCII):
+            return stored
+    new = secrets.token_hex(4)
+    write_text(run_dir / ID_FILE, new + "\n")
+    return new
 
 
 def choose_mode() -> str:

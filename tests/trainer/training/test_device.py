@@ -14,7 +14,7 @@ from trainer.base.errors import ConfigError, DeviceMemoryError, TrainerError
 from trainer.cli import main
 from trainer.config.compose import compose
 from trainer.config.keys import option_names
-from trainer.training import device
+from trainer.training import device, full_memory
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, gpus: int = 0, mps: bool = False) -> None:
@@ -69,13 +69,13 @@ def test_precision_auto_takes_what_the_device_gains_from(monkeypatch: pytest.Mon
 def test_out_of_device_memory_names_the_remedies_in_the_manuals_order() -> None:
     composed = compose(["model=resnet50", "training.batch_size=16"])
     for error in (torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("MPS backend out of memory (…)")):
-        with pytest.raises(DeviceMemoryError) as raised, device.memory_errors(composed):
+        with pytest.raises(DeviceMemoryError) as raised, full_memory.memory_errors(composed):
             raise error
         message = str(raised.value)
         assert raised.value.exit_code == 75
         places = [message.index(w) for w in ("training.micro_batch=8", "data.img_size=512", "model=resnet34")]
         assert places == sorted(places)
-    with pytest.raises(RuntimeError, match="something else"), device.memory_errors(composed):
+    with pytest.raises(RuntimeError, match="something else"), full_memory.memory_errors(composed):
         raise RuntimeError("something else")
 
 
@@ -86,7 +86,10 @@ def test_out_of_device_memory_names_no_remedy_that_the_run_has_already(monkeypat
         (["model=resnet50", "training.batch_size=1"], "try, in this order: model=resnet34"),
         (["model=resnet34", "training.batch_size=1"], "this GPU has 2.0 GiB free of 8.0 GiB"),
     ):
-        with pytest.raises(DeviceMemoryError) as raised, device.memory_errors(compose(["data.img_size=384", *words])):
+        with (
+            pytest.raises(DeviceMemoryError) as raised,
+            full_memory.memory_errors(compose(["data.img_size=384", *words])),
+        ):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         advice = str(raised.value).splitlines()[-1]
         assert said in advice and advice.startswith(("try, in this order: model", "nothing smaller to try here"))

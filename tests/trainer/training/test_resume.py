@@ -23,7 +23,7 @@ from tests.trainer.conftest import TINY
 from trainer.base.errors import DeviceMemoryError, StoppedError, TrainerError
 from trainer.config.compose import compose
 from trainer.models import checkpoint
-from trainer.training import device, step
+from trainer.training import full_memory, step
 from trainer.training import run as train
 from trainer.training.progress import Reporter
 from trainer.training.stop import Stop
@@ -155,7 +155,7 @@ def test_full_memory_while_a_checkpoint_is_read_is_no_fault_of_the_checkpoint(mo
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(torch.optim.Optimizer, "load_state_dict", full)
-    with pytest.raises(DeviceMemoryError, match=r"training\.micro_batch=8"), device.memory_errors(settings):
+    with pytest.raises(DeviceMemoryError, match=r"training\.micro_batch=8"), full_memory.memory_errors(settings):
         step.learner(settings, 3, torch.device("cpu"), "fp32", True, state)
 
 

@@ -19,7 +19,7 @@ from trainer.base import cores, loading
 from trainer.base.errors import TrainerError
 from trainer.config.compose import compose
 from trainer.data.dataset import ImageDataset
-from trainer.training import device, run
+from trainer.training import full_memory, run
 from trainer.training.val_batches import end_workers
 
 SIZE, BATCH = 32, 4
@@ -77,7 +77,7 @@ def test_the_formula_counts_processes_as_the_trainer_does() -> None:
 def test_full_shared_memory_names_its_size_and_both_settings(text: str) -> None:
     with (
         pytest.raises(TrainerError, match=r"/dev/shm \([\d,]+ MiB\) is full") as raised,
-        device.memory_errors(compose([])),
+        full_memory.memory_errors(compose([])),
     ):
         raise RuntimeError(text)
     assert "training.num_workers" in str(raised.value) and "resources.shm" in str(raised.value)
@@ -90,12 +90,12 @@ def test_a_full_shared_memory_ends_the_run_and_never_hangs(tmp_path: Path) -> No
     script.write_text(
         textwrap.dedent("""
         import sys
-        from tests.trainer.training.test_shared_memory import Dark, compose, device, end_workers, run
+        from tests.trainer.training.test_shared_memory import Dark, compose, full_memory, end_workers, run
         from trainer.base.errors import TrainerError
         config = compose(["data.img_size=32"])
         loader = run._loader(config, Dark(400), [(0, row) for row in range(400)], 100, 1)
         try:
-            with device.memory_errors(config):
+            with full_memory.memory_errors(config):
                 for batch in loader:
                     pass
         except TrainerError as error:

@@ -303,6 +303,8 @@ def test_two_processes_reach_the_f1_of_one(tmp_path: Path, documents: Path, trai
     """Distributed by gloo on the CPU: 13 validation images, each counted once, in 4 batches here and 3 there. Also in
     a job of Slurm, which has started one process."""
     uneven = write_documents(tmp_path / "uneven", per_class=21)
+    with (uneven / "meta.csv").open("a") as meta:
+        meta.write("3,never\n")  # a warning, of one of the processes
     words = ["model.name=test_vit", "data.img_size=160", "training.epochs=2", "training.batch_size=4"]
     words += ["training.precision=fp32", "training.optimizer=sgd", "training.lr=0.01", "device=cpu"]
     words += ["training.ema_decay=0.5"]
@@ -313,6 +315,8 @@ def test_two_processes_reach_the_f1_of_one(tmp_path: Path, documents: Path, trai
     environment = {**os.environ, **slurm, "DATA_DIR": str(uneven)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    assert any("class 'never'" in line for line in lines) and len(lines) == len(set(lines)), lines
     (made,) = (tmp_path / "outputs").iterdir()
     one, two = summary(tmp_path / "one"), summary(made)
     assert (one["devices"], two["devices"]) == (1, 2) and one["val_images"] == two["val_images"] == 13
@@ -332,7 +336,7 @@ def test_resuming_on_other_data_is_refused(tmp_path: Path, train: Train, capsys:
     assert (
         train(tmp_path / "run", "training.max_steps=2", "resume=auto", "model.name=test_vit", "data.img_size=160") == 64
     )
-    assert "another model" in capsys.readouterr().err
+    assert "model.name: test_resnet → test_vit" in capsys.readouterr().err
 
 
 def test_bad_data_ends_before_training_with_exit_code_65(

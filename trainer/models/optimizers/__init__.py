@@ -35,16 +35,18 @@ def create(training: TrainingConfig, net: nn.Module, precision: str = "fp32") ->
 
 def _groups(training: TrainingConfig, net: nn.Module) -> Groups:
     bare: Any = net.model if isinstance(net, Normalized) else net  # timm asks the model itself for its layers
-    decay = training.weight_decay
     no_decay = bare.no_weight_decay() if hasattr(bare, "no_weight_decay") else ()
+    some = training.weight_decay or 1.0  # without a decay timm makes other groups, and a resume could not change it
     if training.layer_decay is None:
-        groups: Groups = param_groups_weight_decay(bare, decay, no_weight_decay_list=no_decay)
-        return groups
-    groups = param_groups_layer_decay(bare, decay, no_weight_decay_list=no_decay, layer_decay=training.layer_decay)
-    if len({group["lr_scale"] for group in groups}) == 1:
-        raise ConfigError(
-            "training.layer_decay: timm does not know the layers of this model; remove training.layer_decay"
-        )
+        groups: Groups = param_groups_weight_decay(bare, some, no_weight_decay_list=no_decay)
+    else:
+        groups = param_groups_layer_decay(bare, some, no_weight_decay_list=no_decay, layer_decay=training.layer_decay)
+        if len({group["lr_scale"] for group in groups}) == 1:
+            raise ConfigError(
+                "training.layer_decay: timm does not know the layers of this model; remove training.layer_decay"
+            )
+    for group in groups:
+        group["weight_decay"] = training.weight_decay if group["weight_decay"] else 0.0
     return groups
 
 
