@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -23,7 +22,6 @@ def main(arguments: list[str] | None = None) -> None:
     from launcher.cli.main import cli
     from trainer.base.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, os_error
 
-    gc.set_threshold(100_000, 20, 20)  # by default, looking for cycles takes a third of the time for thousands of runs
     plain_streams()
     env_file.load()
     if threading.current_thread() is threading.main_thread():

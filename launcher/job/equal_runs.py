@@ -36,11 +36,12 @@ class EqualRuns:
         """Whether a key may set what a group sets: then two groups can be equal."""
         self._firsts: dict[tuple[str, ...], tuple[int, str]] = {}
         self._pairs: list[_Pair] = []
+        self._texts: dict[int, tuple[object, str]] = {}
 
     def add(self, index: int, name: str, plain: Mapping[str, Any], identity: str, origins: Origins) -> None:
         """A run with its configuration and its identity."""
         if self._groups:
-            identity = reuse.identity({**plain, "choices": {}})
+            identity = reuse.identity({**plain, "choices": {}}, self._texts)
         others = (key.rpartition(".") for key in reuse.UNIMPORTANT)
         key = (identity, *(repr(plain[section][leaf]) for section, _, leaf in others))
         first = self._firsts.setdefault(key, (index, name))

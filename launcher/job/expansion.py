@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from launcher.record.find import find_submission, fits
 from launcher.record.request import Resources, Retry, RunRequest
 from trainer.base import loading
 from trainer.base.errors import ConfigError
-from trainer.config.compose import compose
+from trainer.config.compose import compose_shared
 from trainer.config.plain import view
 from trainer.config.schema import Config, DataConfig
 
@@ -43,6 +44,18 @@ class Planned:
     """The same as errors, each with the place in the job file of the request that the machine cannot meet."""
     fit: fitting.Fit | None = None
     """The predicted device memory of a training run."""
+
+
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Thousands of runs are made at once and all stay: to look for cycles among them takes a third of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def expand(job: Job, machine: Machine, cpu_only: bool = False, runs_root: Path | None = None) -> list[Planned]:
@@ -66,6 +79,7 @@ def expand_valid(
     return []
 
 
+@_without_garbage_collection()
 def _expanded(job: Job, machine: Machine, collected: Errors, cpu_only: bool, runs_root: Path | None) -> list[Planned]:
     spec = job.spec
     if too_many := matrix.too_many(job.matrix, spec.exclude, spec.include):
@@ -86,20 +100,22 @@ def _expanded(job: Job, machine: Machine, collected: Errors, cpu_only: bool, run
         errors.append(f"{job.document.place(('exclude',))}: exclude leaves no run")
     priorities = [int(entry.values.pop(PRIORITY, 0)) for entry in entries]
     keys = matrix.differing([entry.values for entry in entries])
-    common = _common(job)
+    of_job = _common(job)
     positions = _positions(job)
     resources, lacking = _resources(job, machine, cpu_only)
     why_not = f"{machine.name}: {'; '.join(lacking.values())}" if lacking else None
     misfits = tuple(unavailable(job, machine, cpu_only))
     width = max(3, len(str(len(entries))))
     planned: list[Planned] = []
+    alike: dict[tuple[object, ...], _Alike] = {}
+    texts: dict[int, tuple[object, str]] = {}
     needed = named_files.NamedFiles(job, machine, runs_root)
     damaged: list[str] = []
     equal = EqualRuns(entries, [*spec.overrides, *(word.partition("=")[0] for word in job.overrides)])
     for index, (entry, priority) in enumerate(zip(entries, priorities, strict=True), start=1):
         words, origins = _overrides(job, entry, positions)
         try:
-            composed = compose(words)
+            composed = compose_shared(words)
         except ConfigError as error:
             lines = str(error).split("\n")
             errors += [_attributed(line, origins, job) for line in lines]
@@ -107,16 +123,21 @@ def _expanded(job: Job, machine: Machine, collected: Errors, cpu_only: bool, run
                 if not any(line.startswith(fault.text.partition(":")[0]) for line in lines):
                     (damaged if fault.damaged else errors).append(_attributed(fault.text, origins, job))
             continue
-        for fault in needed.faults(composed):
+        known = _key(composed)
+        if known not in alike:
+            # The identity excludes the micro-batch that this adds: on another machine it is the same run.
+            fit = fitting.fit(composed, resources, machine, runs_root)
+            shm = _loader_shm(composed, resources, machine)
+            alike[known] = _Alike(composed, needed.faults(composed), _summary(composed), fit, shm)
+        common = alike[known]
+        for fault in common.faults:
             (damaged if fault.damaged else errors).append(_attributed(fault.text, origins, job))
-        summary = _summary(composed)
+        fit, summary = common.fit, {**common.summary, "seed": composed.seed}
         name = matrix.run_name(index, entry.values, keys, summary["model"])
         name = name.zfill(len(name) + width - len(name.split("-")[0]))
         plain = view(composed)
-        identity = reuse.identity(plain)
+        identity = reuse.identity(plain, texts)
         equal.add(index, name, plain, identity, origins)
-        # The identity excludes the micro-batch that this adds: on another machine it is the same run.
-        fit = fitting.fit(composed, resources, machine, runs_root)
         request = RunRequest(
             name=name,
             index=index,
@@ -125,13 +146,13 @@ def _expanded(job: Job, machine: Machine, collected: Errors, cpu_only: bool, run
             overrides=[*words, *fit.words],
             resources=resources,
             fetches=composed.model.name if composed.model.pretrained and not composed.model.weights else None,
-            **common,
+            **of_job,
             priority=priority,
             identity=identity,
             configuration=folds.configuration(words) if composed.data.folds else "",
             config=summary,
             predicted_memory=fit.predicted,
-            loader_shm=_loader_shm(composed, resources, machine),
+            loader_shm=common.loader_shm,
         )
         if fit.why_not and not why_not:
             key = next((key for key in ("data.img_size", "model.name", "model", "data") if key in origins), "")
@@ -151,6 +172,27 @@ def _expanded(job: Job, machine: Machine, collected: Errors, cpu_only: bool, run
     if damaged:
         collected.add(DamagedFileError(in_order(damaged)))
     return planned + steps_planned
+
+
+@dataclass(frozen=True)
+class _Alike:
+    """What runs have in common that differ only in the seed."""
+
+    composed: Config
+    """One of them. It keeps the sections alive whose identities are in the key."""
+    faults: Sequence[named_files.Fault]
+    summary: dict[str, Any]
+    fit: fitting.Fit
+    loader_shm: int
+
+
+def _key(composed: Config) -> tuple[object, ...]:
+    """Equal for runs that differ only in the seed."""
+    sections = id(composed.model), id(composed.data), id(composed.training)
+    rest = (
+        value for key, value in vars(composed).items() if key not in ("model", "data", "training", "seed", "choices")
+    )
+    return (*sections, *composed.choices.values(), *rest)
 
 
 def _loader_shm(config: Config, resources: Resources, machine: Machine) -> int:

@@ -49,15 +49,27 @@ class EqualRun:
     stale: bool
 
 
-def identity(plain: Mapping[str, Any]) -> str:
-    """SHA-256 of a configuration without the keys that do not change the result."""
-    relevant = {key: dict(value) if isinstance(value, dict) else value for key, value in plain.items()}
-    for key in UNIMPORTANT:
-        section, _, leaf = key.rpartition(".")
-        (relevant.get(section, {}) if section else relevant).pop(leaf, None)
-    if relevant.get("resume") in (None, "auto"):  # resumes itself; another run's checkpoint would change the result
-        relevant.pop("resume", None)
-    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
+def identity(plain: Mapping[str, Any], texts: dict[int, tuple[object, str]] | None = None) -> str:
+    """SHA-256 of a configuration without the keys that do not change the result.
+
+    `texts` remembers the JSON of each section by its identity, for thousands of configurations that share sections.
+    """
+    texts = {} if texts is None else texts
+    parts = []
+    for key, value in sorted(plain.items()):
+        if key == "resume" and value in (None, "auto"):
+            continue  # resumes itself; another run's checkpoint would change the result
+        if key == "choices" or not isinstance(value, dict):
+            parts.append(f'"{key}": {_encode(value)}')
+            continue
+        if id(value) not in texts:
+            relevant = {name: item for name, item in value.items() if f"{key}.{name}" not in UNIMPORTANT}
+            texts[id(value)] = value, _encode(relevant)
+        parts.append(f'"{key}": {texts[id(value)][1]}')
+    return hashlib.sha256(("{" + ", ".join(parts) + "}").encode()).hexdigest()
+
+
+_encode = json.JSONEncoder(sort_keys=True).encode
 
 
 class TrainerImage(Protocol):

@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from trainer.base import figures
@@ -84,9 +84,22 @@ def choices() -> dict[str, tuple[str, ...]]:
     return {**_CHOICES, "training.monitor": tuple(figures.columns())}
 
 
+def check_rest(config: Config) -> list[str]:
+    """The errors in values outside the sections (seed, device, …). No rule connects them with others."""
+    return [*_check_values(config, *_outside())]
+
+
+@functools.cache
+def _outside() -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[float, float, bool]]]:
+    return (
+        {key: allowed for key, allowed in choices().items() if "." not in key},
+        {key: limits for key, limits in RANGES.items() if "." not in key},
+    )
+
+
 def check(config: Config) -> list[str]:
     """One line per error in the values. Empty if there is none."""
-    faults = [*_check_values(config)]
+    faults = [*_check_values(config, choices(), RANGES)]
     for name in ("train_transforms", "val_transforms"):
         entries = getattr(config.data, name)
         if not isinstance(entries, list):  # OmegaConf takes anything for a list[Any]
@@ -141,12 +154,14 @@ def check(config: Config) -> list[str]:
     return faults
 
 
-def _check_values(config: Config) -> Iterator[str]:
-    for key, allowed in choices().items():
+def _check_values(
+    config: Config, words: Mapping[str, tuple[str, ...]], ranges: Mapping[str, tuple[float, float, bool]]
+) -> Iterator[str]:
+    for key, allowed in words.items():
         value = _getter(key)(config)
         if value not in allowed:
             yield f"{key}={value}: {nearest(str(value), allowed)}"
-    for key, (low, high, closed) in RANGES.items():
+    for key, (low, high, closed) in ranges.items():
         value = _getter(key)(config)
         if value is None:
             continue

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import resource
 import subprocess
@@ -15,7 +16,9 @@ from pathlib import Path
 
 from launcher.host.machine import BUILT_IN
 from launcher.job import expansion, remarks, spec
+from launcher.memory import fitting
 from launcher.supervise import together
+from trainer.config import compose
 
 REPOSITORY = Path(__file__).parents[3]
 MODELS = ["resnet34", "resnet50", "efficientnet_b4", "convnext_base", "swin_base_384"]
@@ -45,9 +48,10 @@ def big_job(folder: Path) -> Path:
 def main() -> None:
     """Plan the big job in this process, and print what it took as JSON."""
     import hydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
-    calls = {"compose": 0, "to_object": 0, "update": 0}
+    calls = dict.fromkeys(("compose", "parse_override", "to_object", "update", "fit", "check", "collections"), 0)
 
     def counted(owner: object, name: str) -> None:
         function = getattr(owner, name)
@@ -59,13 +63,22 @@ def main() -> None:
         setattr(owner, name, staticmethod(counting) if isinstance(owner, type) else counting)
 
     counted(hydra, "compose")
+    counted(OverridesParser, "parse_override")
     counted(OmegaConf, "to_object")
     counted(OmegaConf, "update")
+    counted(fitting, "fit")
+    counted(compose, "check")
+
+    def collecting(phase: str, about: dict[str, int]) -> None:
+        calls["collections"] += phase == "start" and about["generation"] == 2
+
     machine = BUILT_IN["cuda-server"]
     with tempfile.TemporaryDirectory() as folder:
         began, busy = time.monotonic(), time.process_time()
         job = spec.load(big_job(Path(folder)))
+        gc.callbacks.append(collecting)
         planned = expansion.expand(job, machine)
+        gc.callbacks.remove(collecting)
         text = json.dumps(
             remarks.plan_as_json(job, planned, machine, together.at_once(planned, machine, None)), indent=2
         )
@@ -87,8 +100,11 @@ def test_ten_thousand_runs_are_composed_by_a_few_looks_at_omegaconf() -> None:
     told = json.loads(done.stdout)
     assert told["runs"] == told["names"] == told["identities"] == 10_000
     assert told["configurations"] == 2_000  # of five folds each
-    assert told["compose"] == 2  # once for the first choice of groups, once for all options of all groups
-    assert told["to_object"] < 100 and told["update"] < 1000  # by Hydra, and once for each distinct word
+    assert told["compose"] == told["parse_override"] == 0  # Hydra is for options and words that are not plain
+    assert told["to_object"] <= 2 * 8  # twice for each option of a group
+    assert told["update"] == 0  # numbers of the right type need no conversion
+    assert told["fit"] == told["check"] == 100  # once for runs that differ only in the seed
+    assert told["collections"] == 0
     assert told["peak"] < LIMIT
 
 

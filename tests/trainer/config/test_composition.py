@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra.errors import HydraException
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -15,6 +18,7 @@ from trainer.config import keys as keys_module
 from trainer.config import merge
 from trainer.config.compose import _hydra_parser, compose, parse
 from trainer.config.keys import GROUPS, keys, option_names
+from trainer.config.merge import Value
 from trainer.config.plain import to_dict
 from trainer.config.schema import Config
 
@@ -70,24 +74,52 @@ def test_the_short_way_gives_what_the_long_one_gives(overrides: list[str]) -> No
 
 def test_plain_values_take_the_short_way_and_others_do_not() -> None:
     chosen = ("resnet50", "transformer_384", "")
-    composed = merge.fast(chosen, [("seed=7", "seed", 7), ("data.img_size=96", "data.img_size", 96)])
+    composed = merge.fast(chosen, [Value("seed=7", "seed", 7), Value("data.img_size=96", "data.img_size", 96)])
     assert isinstance(composed, Config) and (composed.seed, composed.data.img_size) == (7, 96)
     assert composed.data.train_transforms[0] == {"LongestMaxSize": {"max_size": 96, "interpolation": 1}}
     for key, value in (
         ("seed", "x"),
         ("seed", "${data.img_size}"),
         ("data.root", "???"),
+        ("data.root", "${model.name}"),
         ("data.val_transforms", None),
     ):
-        assert merge.fast(chosen, [(f"{key}={value}", key, value)]) is None
+        assert merge.fast(chosen, [Value(f"{key}={value}", key, value)]) is None
 
 
-@given(st.sampled_from([*KEYS, *GROUPS, "null", "true", "x.y"]), st.from_regex(r"[+-]?[0-9_]{1,19}", fullmatch=True))
-@settings(max_examples=200, deadline=None)
-def test_whole_numbers_are_read_as_hydra_reads_them(key: str, number: str) -> None:
-    override = _hydra_parser().parse_override(f"{key}={number}")
-    expected = (override.key_or_group, override.value())
-    assert repr(parse(f"{key}={number}")) == repr(expected)
+def test_lists_and_references_within_a_section_take_the_short_way() -> None:
+    resize = [{"Resize": {"height": "${data.img_size}", "width": 7}}]
+    values = [Value("a", "data.val_transforms", resize), Value("b", "data.img_size", 96)]
+    values += [Value("c", "data.val_transforms.0.Resize.width", 8), Value("d", "training.teachers", ["a.ckpt"])]
+    composed = merge.fast(("resnet50", "transformer_384", ""), values)
+    assert composed is not None and composed == merge.slow(("resnet50", "transformer_384", ""), values)
+    assert composed.data.val_transforms == [{"Resize": {"height": 96, "width": 8}}]
+
+
+plain_texts = st.one_of(
+    st.from_regex(r"[+-]?[0-9_]{1,19}", fullmatch=True),
+    st.from_regex(r"[+-]?[0-9_]{0,4}\.?[0-9_]{0,4}([eE][+-]?[0-9_]{0,3})?", fullmatch=True),
+    st.from_regex(r"[A-Za-z_][A-Za-z0-9_-]{0,6}", fullmatch=True),
+    st.sampled_from(["null", "Null", "true", "FALSE", "nan", "NaN", "inf", "-inf", "Inf", "nulls", "in", "e1", "_", "a-", "1e", "1.", "01", "00.5", ".5", "é"]),
+)  # fmt: skip
+
+
+@given(st.sampled_from([*KEYS, *GROUPS, "null", "true", "x.y"]), plain_texts)
+@settings(max_examples=600, deadline=None)
+def test_plain_words_are_read_as_hydra_reads_them(key: str, text: str) -> None:
+    assert repr(_read(parse, f"{key}={text}")) == repr(_read(_by_hydra, f"{key}={text}"))
+
+
+def _by_hydra(text: str) -> tuple[str, Any]:
+    override = _hydra_parser().parse_override(text)
+    return override.key_or_group, override.value()
+
+
+def _read(reader: Callable[[str], Any], text: str) -> Any:
+    try:
+        return reader(text)
+    except (ConfigError, HydraException):
+        return "an error"
 
 
 def test_configurations_share_nothing() -> None:
@@ -100,34 +132,59 @@ def test_configurations_share_nothing() -> None:
     assert to_dict(second) == OmegaConf.to_container(OmegaConf.structured(second))
 
 
-def test_a_combination_is_the_same_after_others() -> None:
-    """The first one of a process is composed alone, the others with all options at once."""
+@pytest.mark.parametrize("model", ["", *option_names("model")])
+def test_an_option_is_what_hydra_composes(model: str) -> None:
+    """Each option of each group once, with the options that its defaults name."""
+    position = ["", *option_names("model")].index(model)
     options = [["", *option_names(group)] for group in GROUPS]
-    merge._compose_groups.cache_clear()
-    merge._compose_groups("", "", "")
-    assert merge._every_option() is not None
-    for position in range(max(map(len, options))):
-        chosen = tuple(names[position % len(names)] for names in options)
-        later = merge._compose_groups(*chosen)
-        merge._compose_groups.cache_clear()
-        alone = merge._compose_groups(*chosen)
-        assert repr(OmegaConf.to_container(later)) == repr(OmegaConf.to_container(alone))
+    chosen = tuple(names[position % len(names)] for names in options)
+    assert repr(merge._from_files(*chosen)) == repr(merge._by_hydra(*chosen))
+    short = merge.fast(chosen, [])
+    assert short is not None and repr(to_dict(short)) == repr(to_dict(merge.slow(chosen, [])))
 
 
-def test_options_that_reach_into_other_groups_are_composed_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "content",
+    [
+        "# @package _global_\nseed: 7\n",
+        "defaults:\n  - /training: transformer\n  - _self_\nimg_size: 7\n",
+        "defaults:\n  - override /training: transformer\n  - _self_\nimg_size: 7\n",
+        "defaults:\n  - baseline_aug\nimg_size: 7\n",
+        "defaults:\n  - _self_\n  - baseline_aug\nimg_size: 7\n",
+        "defaults:\n  - nothing\n  - _self_\n",
+        "img_size: ${seed}\n",
+        "img_size: ${data.cache_gb}\n",
+        "img_size: '???'\n",
+        "img_size: x\n",
+        "img_sise: 7\n",
+        "- img_size\n",
+        "img_size: 1e3\ncache_gb: 1e3\n",
+        "",
+    ],
+)
+def test_an_option_with_more_of_hydras_words_is_composed_by_hydra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:
     shutil.copytree(keys_module.CONF_DIR, tmp_path / "conf")
-    (tmp_path / "conf" / "data" / "mine.yaml").write_text("# @package _global_\nseed: 7\n")
+    (tmp_path / "conf" / "data" / "mine.yaml").write_text(content)
     monkeypatch.setattr(merge, "CONF_DIR", tmp_path / "conf")
     monkeypatch.setattr(keys_module, "CONF_DIR", tmp_path / "conf")
-    caches = (option_names, merge._compose_groups, merge._every_option)
+    caches = (option_names, merge._composed, merge._option, merge._option_references, merge._section, merge._resolved)
     for cache in caches:
         cache.cache_clear()
     try:
-        assert merge._compose_groups("", "", "").seed == 42
-        assert merge._compose_groups("resnet34", "mine", "").seed == 7
-        assert merge._every_option() is None
+        outcomes = [_outcome(way, value) for value in (None, 9) for way in (merge.merged, merge.slow)]
+        monkeypatch.setattr(merge, "_from_files", lambda *chosen: None)
+        merge._composed.cache_clear()
+        assert outcomes == [_outcome(merge.slow, value) for value in (None, None, 9, 9)]
     finally:
         for cache in caches:
             cache.cache_clear()
+
+
+def _outcome(way: Callable[[tuple[str, ...], list[Value]], Config], size: int | None) -> str:
+    values = [] if size is None else [Value(f"data.img_size={size}", "data.img_size", size)]
+    try:
+        return repr(to_dict(way(("resnet50", "mine", ""), values)))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
