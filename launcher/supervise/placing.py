@@ -51,6 +51,8 @@ class Placing:
         """How many starts have passed a waiting run."""
         self.blocked: tuple[str, str] | None = None
         """The first run that others hold up, and how."""
+        self.held_up = False
+        """Whether a run could start beside those of this submission, but was not placed. It may be later."""
         self._seen: set[str] = set()
         """Runs of others that have been in progress while it waited."""
         self._passes = 0
@@ -63,15 +65,18 @@ class Placing:
         Asks what others hold only if something could start otherwise.
         """
         wishes = scheduler.choose(queue, running, over, self.capacity, passed=self.passed)
+        self.held_up = False
         if not wishes:
             self._unblock()
             return []
         try:
-            return self._beside_others(wishes, queue, running, over)
+            placed = self._beside_others(wishes, queue, running, over)
         except OSError as error:  # of the folder of the locks
             self._unblock()
             self.blocked = wishes[0].name, str(error)
-            return []
+            placed = []
+        self.held_up = len(placed) < len(wishes)
+        return placed
 
     def _beside_others(
         self, wishes: Sequence[Start], queue: Sequence[Demand], running: Mapping[str, Running], over: Collection[str]

@@ -42,6 +42,9 @@ PARTING = 5.0
 """Seconds that `launcher stop` waits for the end of the supervisor of ended runs."""
 RESCAN = 2.0
 """Seconds between two checks of the queued runs, at least."""
+PAUSE = 300
+"""Pause after a repeated look at all runs, as a multiple of its CPU time: so it takes a third of a percent of a core,
+however many runs there are."""
 FEW = 100
 """So many queued runs are cancelled in no time."""
 RETRY_START, RETRY_LATEST = 0.5, 5.0
@@ -114,7 +117,7 @@ class Supervision:
         """Attempts for which the retry decision has been made."""
         self.not_before: dict[str, float] = {}
         """When a repeated run may start, by the monotonic clock."""
-        self.followed = submission.parent / rules.follows if rules.follows else None
+        self.followed = Records(submission.parent / rules.follows) if rules.follows else None
         self.follows: str | None = None
         self.next_look = 0.0
         self.asked = self.handled = 0
@@ -199,8 +202,7 @@ class Supervision:
             for name, status in self.unusable.items():
                 if name not in self.states:
                     self._set(name, self._refuse(name, status))
-            # Thousands of runs take a hundredth of a core, however many they are.
-            self.next_rescan = now + max(RESCAN, 100 * (time.thread_time() - began))
+            self.next_rescan = now + max(RESCAN, PAUSE * (time.thread_time() - began))
 
     def _are_new(self) -> bool:
         """Whether some runs have not been looked at."""
@@ -335,20 +337,25 @@ class Supervision:
 
     def _follows(self) -> str | None:
         """Why the submission that must end first has not ended; None if it has."""
-        if self.followed is None or time.monotonic() < self.next_look:
+        now = time.monotonic()
+        if self.followed is None or now < self.next_look:
             return self.follows
-        self.next_look = time.monotonic() + FOLLOW
-        if registry.is_driven(self.followed):
-            self.follows = f"{self.followed.name} is in progress"
-            return self.follows
-        for run_dir in list_runs(self.followed):
-            registry.settle(run_dir)
-        if all(look(run_dir).state in ENDED for run_dir in list_runs(self.followed)):
+        name, began = self.followed.submission.name, time.thread_time()
+        if registry.is_driven(self.followed.submission):
+            self.follows = f"{name} is in progress"
+        elif all(self._is_over(self.followed, run_dir) for run_dir in self.followed.run_dirs()):
             self.followed = self.follows = None
         else:
-            name = self.followed.name
             self.follows = f"{name} is unattended; continue it with: launcher resume {name}"
+        self.next_look = now + max(FOLLOW, PAUSE * (time.thread_time() - began))
         return self.follows
+
+    @staticmethod
+    def _is_over(records: Records, run_dir: Path) -> bool:
+        """Whether a run of the submission that this one follows has ended. Reads only journals that have changed."""
+        if records.look(run_dir.name).state not in ENDED:
+            registry.settle(run_dir)
+        return records.look(run_dir.name).state in ENDED
 
     def _report(self, note: str | None, waits: str | None) -> None:
         """Print the reasons if they are news, and write them for the commands that look at the submission."""
@@ -391,11 +398,11 @@ class Supervision:
         return name in self.states and self.states[name].state in ENDED - GOOD
 
     def _start_when_due(self) -> None:
-        """Ask the scheduler if a run has changed or a pause has ended, and else only from time to time: others may
-        have left devices, cores or memory."""
+        """Ask the scheduler if a run has changed or a pause has ended. If others hold up a run, ask from time to time:
+        they may have left devices, cores or memory."""
         now = time.monotonic()
         ended = [name for name, moment in self.not_before.items() if moment <= now]
-        if not (self.changed or ended or now >= self.next_start):
+        if not (self.changed or ended or (self.placing.held_up and now >= self.next_start)):
             return
         for name in ended:
             del self.not_before[name]
@@ -403,7 +410,7 @@ class Supervision:
         began = time.thread_time()
         self._start()
         busy = time.thread_time() - began
-        self.next_start = now + min(RETRY_LATEST, max(RETRY_START, 100 * busy))
+        self.next_start = now + min(RETRY_LATEST, max(RETRY_START, PAUSE * busy))
 
     def _start(self) -> None:
         queue = [self.demands[name] for name in self.requests if name in self.queued and name not in self.not_before]

@@ -14,9 +14,12 @@ from pathlib import Path
 import pytest
 
 from launcher.record.find import find_run, list_submissions
+from launcher.record.folders import state_folder
 from launcher.record.journal import read_events
 from launcher.record.locks import is_locked
+from launcher.supervise import supervisor
 from tests.launcher.conftest import Lab, seeds, wait_for
+from tests.opened import watching
 
 
 def test_a_submission_leaves_every_run_succeeded_and_a_leaderboard(lab: Lab) -> None:
@@ -207,6 +210,25 @@ def test_a_second_supervisor_is_refused(lab: Lab) -> None:
     assert refused.returncode == 1 and "another launcher is running this submission" in refused.stderr
     gate.touch()
     assert process.wait(60) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
+def test_a_supervisor_never_reads_ended_runs_again(lab: Lab) -> None:
+    gates = {f"seed{number}": lab.root / f"gate{number}" for number in (1, 2)}
+    lab.plan = {name: {"until": str(gate)} for name, gate in gates.items()}
+    job = lab.job(seeds(4, "max_parallel: 1\nretry: {attempts: 2, on: [failed], backoff: 1s}\n"))
+    assert lab.launcher("submit", job, lab.machine(), "--detach").returncode == 0
+    wait_for(lambda: len(lab.journal("begin")) == 2, "the second run")
+    over = find_run(lab.runs, "seed0")
+    with watching(over, state_folder(over)) as opened:
+        gates["seed1"].touch()
+        wait_for(lambda: len(lab.journal("begin")) == 3, "the third run")
+        time.sleep(supervisor.RESCAN + 1)  # it has looked at the queued runs, too, and asked the scheduler
+        assert opened.take() == []
+        assert lab.states()["seed0"] == "succeeded"
+        assert any(name.endswith("events.jsonl") for name in opened.take()), "this test sees who reads"
+    gates["seed2"].touch()
+    wait_for(lambda: set(lab.states().values()) == {"succeeded"}, "the end")
 
 
 def test_a_run_whose_process_is_killed_is_lost_and_its_trainer_ends(lab: Lab) -> None:
