@@ -111,9 +111,63 @@ def _items(value: Any, indent: str = "") -> str:
     return "[\n" + ",\n".join(f"{indent}  {json_text(item)}" for item in value) + f"\n{indent}]"
 
 
+PIPE_WIDTH = 220
+"""Columns of a table in a file or pipe."""
+
+
 def print_table(renderable: Any) -> None:
     """Print a table: fitted to a terminal, or with unbroken lines in a file or pipe."""
-    new_console(width=None if sys.stdout.isatty() else 220).print(renderable)
+    on_terminal = sys.stdout.isatty()
+    lines = None if on_terminal else plain_lines(renderable, PIPE_WIDTH)
+    if lines is None:
+        new_console(width=None if on_terminal else PIPE_WIDTH).print(renderable)
+    else:
+        click.echo("\n".join(lines))
+
+
+def plain_lines(table: Any, width: int) -> list[str] | None:
+    """The lines of a table without lines between its cells, as rich prints them without colours; rich takes a
+    millisecond for each row. None if rich has to break a text, or if it is no such table."""
+    cells = [[column.header, *column.cells] for column in getattr(table, "columns", [])]
+    if not cells or table.box or table.pad_edge:
+        return None
+    around = [
+        text.split("\n") if isinstance(text, str) and justify == "left" else [] if not text else None
+        for text, justify in ((table.title, table.title_justify), (table.caption, table.caption_justify))
+    ]
+    above, below = around
+    texts = [text for column in cells for text in column]
+    if above is None or below is None or not all(isinstance(text, str) for text in texts):
+        return None
+    widths = [max(map(_width, column)) for column in cells]
+    whole = sum(widths) + len(GAP) * (len(widths) - 1)
+    if whole > width or any(_width(line) > whole for line in (*above, *below)):
+        return None
+    if not all(text.isprintable() for text in (*texts, *above, *below)):
+        return None
+    rights = [column.justify == "right" for column in table.columns]
+    rows = [
+        GAP.join(_padded(text, size, right) for text, size, right in zip(row, widths, rights, strict=True))
+        for row in zip(*cells, strict=True)
+    ]
+    return [*(_padded(line, whole) for line in above), *rows, *(_padded(line, whole) for line in below)]
+
+
+GAP = "  "
+
+
+def _padded(text: str, width: int, right: bool = False) -> str:
+    space = " " * (width - _width(text))
+    return space + text if right else text + space
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal that a text takes."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
 
 
 def new_console(width: int | None = None) -> Console:
@@ -127,7 +181,7 @@ def new_console(width: int | None = None) -> Console:
                 yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
     out: Any = _Styled(sys.stdout) if isinstance(sys.stdout, PlainWriter) else None
-    return PlainConsole(file=out, width=width, highlight=False, markup=False)
+    return PlainConsole(file=out, width=width, highlight=False, markup=False, emoji=False)
 
 
 class _Styled:

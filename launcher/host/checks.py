@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -55,6 +56,7 @@ def _python() -> Check:
 INSTALL = "pip install -c images/constraints.txt -e '.[train]'"
 
 
+@functools.cache
 def missing_packages() -> list[str]:
     """Packages of the `train` extra that are not installed, by metadata, because importing torch takes seconds.
 

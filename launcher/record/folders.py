@@ -17,7 +17,7 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,11 +169,20 @@ def own_state(run_dir: Path) -> Iterator[Folder]:
         yield folder
 
 
-def create_state(run_dir: Path) -> None:
-    """Create the run directory, and the folder of the launcher's own files. Raises OSError."""
+def create_state(run_dir: Path, contents: Mapping[str, bytes] | None = None) -> None:
+    """Create the run directory, and the folder of the launcher's own files with these files. Flushes nothing to disk.
+    Raises OSError."""
     run_dir.mkdir(parents=True)
-    (run_dir.parent / STATE).mkdir(mode=0o755, exist_ok=True)
-    (run_dir.parent / STATE / run_dir.name).mkdir(mode=0o755)
+    place = run_dir.parent / STATE / run_dir.name
+    try:
+        place.mkdir(0o755)
+    except FileNotFoundError:  # the first run
+        place.parent.mkdir(0o755, exist_ok=True)
+        place.mkdir(0o755)
+    for name, content in (contents or {}).items():
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE
+        with os.fdopen(os.open(place / name, flags, 0o666), "wb") as file:
+            file.write(content)
 
 
 def _move(run_dir: Path) -> None:

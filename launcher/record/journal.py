@@ -62,19 +62,16 @@ def create_run(run_dir: Path, request: RunRequest) -> None:
 
     The files are not flushed to disk here: the caller flushes all runs at once before it publishes them.
     """
-    folders.create_state(run_dir)
     event = {"time": time.time(), "state": "queued", "attempt": 1, "reason": ""}
-    for name, text in (
-        (REQUEST, request_as_json(request)),
-        (JOURNAL, json_text(event) + "\n"),
-        (STATUS, status_text(event)),
-    ):
-        (folders.state_folder(run_dir) / name).write_text(text, encoding="utf-8")
+    contents = {REQUEST: request_as_json(request), JOURNAL: json_text(event) + "\n", STATUS: status_text(event)}
+    folders.create_state(run_dir, {name: text.encode() for name, text in contents.items()})
 
 
 def status_text(event: Mapping[str, Any]) -> str:
-    """The content of status.json after this event."""
-    return json_text(event, indent=2) + "\n"
+    """The content of status.json after this event, as `json_text` with an indent of 2 writes it."""
+    if any(isinstance(value, list | dict) for value in event.values()):
+        return json_text(event, indent=2) + "\n"
+    return "{\n" + ",\n".join(f"  {json_text(key)}: {json_text(value)}" for key, value in event.items()) + "\n}\n"
 
 
 def read_events(run_dir: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.base.errors import RunError
+from launcher.record import trainer_files
 from launcher.record.find import read_submission
 from launcher.record.journal import Status
 from launcher.record.records import Records
@@ -74,24 +75,34 @@ def fold_of(result: Result) -> int:
 
 def out_of_fold(folds: Sequence[Result]) -> tuple[Predictions | None, str]:
     """The joined predictions of a configuration's folds, or None and the reason."""
-    from launcher.record import predictions
-
     if missing := [f"fold {fold_of(fold)} {fold.status.state}" for fold in folds if not fold.good]:
         return None, f"incomplete: {', '.join(missing)}"
-    parts = [part for fold in folds if (part := predictions.load(fold.run_dir)) is not None]
-    if len(parts) < len(folds):
+    parts = predictions_of([fold.run_dir for fold in folds])
+    if parts is None:
         return None, "a fold has no val_predictions.npz that can be read"
+    from launcher.record import predictions
+
     joint = predictions.joined(parts)
     return joint, "" if joint else "its folds do not fit together: the data changed between the runs"
 
 
-def pooled(folds: Sequence[Result]) -> tuple[Figures, str]:
-    """The figures of a configuration's folds together; or an empty mapping and the reason if they cannot be joined."""
+def predictions_of(run_dirs: Sequence[Path]) -> list[Predictions] | None:
+    """The predictions of each run; None if one has none that can be read. Loads numpy only if all have the file."""
+    if not all(trainer_files.has(run_dir, trainer_files.PREDICTIONS) for run_dir in run_dirs):
+        return None
     from launcher.record import predictions
 
+    parts = [part for run_dir in run_dirs if (part := predictions.load(run_dir)) is not None]
+    return parts if len(parts) == len(run_dirs) else None
+
+
+def pooled(folds: Sequence[Result]) -> tuple[Figures, str]:
+    """The figures of a configuration's folds together; or an empty mapping and the reason if they cannot be joined."""
     joint, why_not = out_of_fold(folds)
     if joint is None:
         return {}, why_not
+    from launcher.record import predictions
+
     known = {"monitor": folds[0].figures["monitor"]} if "monitor" in folds[0].figures else {}
     return {**known, **predictions.scores(joint)}, ""
 

@@ -166,10 +166,12 @@ def _compare(ranked: Sequence[_Block], figure: str) -> None:
 
 
 def _predicted(block: _Block) -> Predictions | None:
+    parts = standings.predictions_of(block.runs)
+    if parts is None:
+        return None
     from launcher.record import predictions
 
-    parts = [predictions.load(run_dir) for run_dir in block.runs]
-    return predictions.joined([part for part in parts if part is not None]) if None not in parts else None
+    return predictions.joined(parts)
 
 
 def collect(

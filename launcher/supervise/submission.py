@@ -35,22 +35,18 @@ def complete(planned: Sequence[Planned], runs_root: Path, data_dir: str | None, 
     """The requests, completed by image, data and code, which are known only at submission. Raises RunError."""
     code = reuse.code_of(choice.image)
     digests = reuse.DataDigests(own_cache(runs_root))
+    image, image_id = (choice.image.name, choice.image.id) if choice.image else (None, None)
+    everywhere = {"data_dir": data_dir, "image": image, "image_id": image_id, "cwd": str(Path.cwd())}
     requests = []
     for run in planned:
-        request = dataclasses.replace(
-            run.request,
-            data_dir=data_dir,
-            image=choice.image.name if choice.image else None,
-            image_id=choice.image.id if choice.image else None,
-            cwd=str(Path.cwd()),
-        )
-        if request.kind == "train":
+        of_data: dict[str, str] = {}
+        if run.request.kind == "train":
             try:
-                data = _data_of(request, str(request.config.get("root") or data_dir), digests)
+                data = _data_of(run.request, str(run.request.config.get("root") or data_dir), digests)
             except OSError as error:
                 raise DataFolderError(f"{error.filename}: the data folder cannot be read: {error.strerror}") from None
-            request = dataclasses.replace(request, code=code, data=data)
-        requests.append(request)
+            of_data = {"code": code, "data": data}
+        requests.append(dataclasses.replace(run.request, **everywhere, **of_data))
     return requests
 
 
@@ -78,10 +74,7 @@ def create(
     follows = find_submission(runs_root, job.spec.follows).name if job.spec.follows else None
     name = _reserve(runs_root, f"{job.spec.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     try:
-        requests = [
-            dataclasses.replace(run, command=[word.replace("@submission/", f"@runs/{name}/") for word in run.command])
-            for run in completed
-        ]
+        requests = [_named(run, name) for run in completed]
         (building / "job.yaml").write_bytes(job.source)
         write_json(
             building / "submission.json",
@@ -121,6 +114,14 @@ def create(
         with contextlib.suppress(OSError):
             (runs_root / name).rmdir()  # the reservation, if the submission was not moved over it
     return runs_root / name
+
+
+def _named(request: RunRequest, submission: str) -> RunRequest:
+    """The request with the submission's name in its command."""
+    if not any("@submission/" in word for word in request.command):
+        return request
+    command = [word.replace("@submission/", f"@runs/{submission}/") for word in request.command]
+    return dataclasses.replace(request, command=command)
 
 
 def _reserve(runs_root: Path, name: str) -> str:

@@ -178,7 +178,12 @@ def _columns(figures: tuple[Figure, ...]) -> dict[str, Column]:
 
 def on_leaderboard(copy: Copy) -> tuple[str, ...]:
     """The columns of leaderboard.csv for this copy."""
-    return tuple(name for name, of in columns().items() if of.copy == copy and copy in of.figure.leaderboard)
+    return _on_leaderboard(FIGURES, copy)
+
+
+@functools.lru_cache(maxsize=8)
+def _on_leaderboard(figures: tuple[Figure, ...], copy: Copy) -> tuple[str, ...]:
+    return tuple(name for name, of in _columns(figures).items() if of.copy == copy and copy in of.figure.leaderboard)
 
 
 def values(targets: Labels, copies: Mapping[Copy, Probabilities]) -> dict[str, float]:

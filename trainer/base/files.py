@@ -176,6 +176,10 @@ def json_text(value: Any, indent: int | None = None) -> str:
 
     A name of a file may be any bytes. Those that are not UTF-8 are surrogates in Python, which JSON must escape.
     """
+    if value is None or value is True or value is False:
+        return "null" if value is None else "true" if value else "false"
+    if type(value) is int:
+        return repr(value)
     text = _ENCODE(value) if indent is None else json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     try:
         text.encode()

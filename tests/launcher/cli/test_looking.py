@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
@@ -17,8 +18,12 @@ from typing import Any
 
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from rich.table import Table
 
-from launcher.cli import tables, top, watch
+from launcher.cli import options, tables, top, watch
 from launcher.engines.host_memory import HostMemory
 from launcher.host import gpu_locks, machine
 from launcher.record.find import list_runs
@@ -335,3 +340,43 @@ def test_the_completion_script_is_printed(lab: Lab, shell: str) -> None:
     assert done.returncode == 0 and "_LAUNCHER_COMPLETE" in done.stdout
     if shell == "bash":
         assert subprocess.run(["bash", "-n"], input=done.stdout, text=True).returncode == 0
+
+
+cells = st.one_of(
+    st.text("abc :.[]éß·…✓한글 ", max_size=9),
+    st.sampled_from(["", " ", "a  b", ":smile:", "[bold]x[/bold]", "tab\there", "two\nlines", "e\u0301", "\x1b[1mx"]),
+)
+
+
+@given(
+    st.integers(1, 4).flatmap(
+        lambda columns: st.lists(st.lists(cells, min_size=columns, max_size=columns), min_size=1)
+    ),
+    st.lists(st.booleans(), min_size=4, max_size=4),
+    st.tuples(st.none() | cells, st.none() | cells),
+    st.integers(1, 60),
+)
+def test_a_table_in_a_file_is_what_rich_prints(
+    rows: list[list[str]], rights: list[bool], around: tuple[str | None, str | None], width: int
+) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold", title=around[0], caption=around[1])
+    table.title_justify = table.caption_justify = "left"
+    for title, right in zip(rows[0], rights, strict=False):
+        table.add_column(title, justify="right" if right else "left", overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*row)
+    lines = options.plain_lines(table, width)
+    if lines is not None:
+        expected = io.StringIO()
+        Console(file=expected, width=width, highlight=False, markup=False, emoji=False).print(table)
+        assert "".join(f"{line}\n" for line in lines) == expected.getvalue()
+
+
+def test_a_wide_table_and_control_characters_are_left_to_rich() -> None:
+    table = Table("run", "state", box=None, pad_edge=False)
+    table.add_row("a", "b")
+    assert options.plain_lines(table, 10) == ["run  state", "a    b    "]
+    assert options.plain_lines(table, 9) is None
+    table.add_row("a\x1b", "b")
+    assert options.plain_lines(table, 10) is None
+    assert options.plain_lines("no table", 10) is None
