@@ -1,12 +1,14 @@
 """What the launcher's commands take for submissions of thousands of runs, with a trainer that only waits.
 
-`python -m tests.bench_scale [--runs 1000 10000] [--old CHECKOUT]` prints a Markdown table. CPU seconds, because other
-programs on the machine change the seconds of a clock. `--old` measures another version in the same minutes.
+`python -m tests.bench_scale [--runs 1000 10000] [--old CHECKOUT] [--turns 2] [--json FILE]` prints a Markdown table. CPU
+seconds, because other programs on the machine change the seconds of a clock. `--old` measures another version in turns
+with this one. The table has the least of all turns, which other programs disturbed least; the file has each turn.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -37,6 +39,8 @@ MEMORY = 300 * 2**20
 """Bytes: limit of the memory of each process."""
 WATCH = 20.0
 """Seconds for which the supervisor is observed."""
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+"""Without bytecode, each command would compile the launcher first."""
 MARK_SUCCEEDED = """\
 import os, sys
 from pathlib import Path
@@ -86,7 +90,7 @@ class Bench:
         if words[0] in ("submit", "resume"):  # they start runs; the stand-in's imports would count for the others
             path.insert(0, str(self.checkout / "tests" / "launcher" / "fake"))
         environment = {
-            **os.environ,
+            **ENVIRONMENT,
             "PYTHONPATH": os.pathsep.join(path),
             "FAKE_PLAN": json.dumps({"*": {"until": str(self.root / "gate")}}),
             "FAKE_LOG": str(self.root / "journal"),
@@ -146,7 +150,7 @@ class Bench:
         self.run("resume", "--detach", *machine, name="resume --detach")
         self.run("stop")
         self._await_end()
-        environment = {**os.environ, "PYTHONPATH": str(self.checkout)}
+        environment = {**ENVIRONMENT, "PYTHONPATH": str(self.checkout)}
         subprocess.run([sys.executable, "-c", MARK_SUCCEEDED, str(self.submission)], check=True, env=environment)
         self.run("collect", name="collect")
         return self.figures
@@ -197,22 +201,28 @@ def processor() -> str:
     return platform.processor()
 
 
-def table(results: dict[int, list[dict[str, Figure]]]) -> str:
-    """The figures as a Markdown table; of two versions, the old one first."""
-    head = ["| command |"]
+def least(turns: list[dict[str, Figure]]) -> dict[str, Figure]:
+    """Of each command the figure with the least CPU."""
+    return {name: min((turn[name] for turn in turns), key=lambda figure: figure.cpu) for name in turns[0]}
+
+
+def table(results: dict[int, list[list[dict[str, Figure]]]]) -> str:
+    """The least of each figure as a Markdown table. `results`: runs → versions, the old one first → turns."""
+    head = "| command |"
     for count, versions in results.items():
         old = " before |" if len(versions) > 1 else ""
-        head[0] += f" {count:,} runs:{old} CPU | limit | elapsed | memory |"
-    lines = [head[0], "| --- |" + " --- |" * (head[0].count("|") - 2)]
+        head += f" {count:,} runs: limit |{old} now | elapsed | memory |"
+    lines = [head, "| --- |" + " --- |" * (head.count("|") - 2)]
     for name, limits in LIMITS.items():
         line = f"| `{name}` |" if name != "supervisor" else "| supervisor, two runs in progress |"
         for count, versions in results.items():
-            figure = versions[-1][name]
+            figures = [least(turns)[name] for turns in versions]
             shown = (lambda value: f"{value:.1%}") if name == "supervisor" else (lambda value: f"{value:.2f} s")
-            line += f" {shown(versions[0][name].cpu)} |" if len(versions) > 1 else ""
-            elapsed = f"{figure.elapsed:.1f} s" if figure.elapsed is not None else ""
+            elapsed = f"{figures[-1].elapsed:.1f} s" if figures[-1].elapsed is not None else ""
             limit = limits[0] if count <= 1000 else limits[1]
-            line += f" {shown(figure.cpu)} | {shown(limit)} | {elapsed} | {figure.memory / 2**20:.0f} MiB |"
+            line += f" {limit:.0%} |" if name == "supervisor" else f" {limit:g} s |"
+            line += "".join(f" {shown(figure.cpu)} |" for figure in figures)
+            line += f" {elapsed} | {figures[-1].memory / 2**20:.0f} MiB |"
         lines.append(line)
     return "\n".join(lines)
 
@@ -222,24 +232,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, nargs="+", default=[1000, 10_000])
     parser.add_argument("--files", type=int, default=50_000, help="files of the data folder")
-    parser.add_argument("--old", type=Path, help="a checkout of another version, measured first")
+    parser.add_argument("--old", type=Path, help="a checkout of another version, measured in turns with this one")
+    parser.add_argument("--turns", type=int, default=1, help="measurements of each version")
+    parser.add_argument("--json", type=Path, help="also write all figures to this file")
     given = parser.parse_args()
-    results: dict[int, list[dict[str, Figure]]] = {}
+    checkouts = [*([given.old.resolve()] if given.old else []), REPOSITORY]
+    for checkout in checkouts:
+        compiled = [sys.executable, "-m", "compileall", "-q", "launcher", "trainer"]
+        subprocess.run(compiled, cwd=checkout, check=True, env=ENVIRONMENT)
+    results: dict[int, list[list[dict[str, Figure]]]] = {count: [[] for _ in checkouts] for count in given.runs}
+    loads = [os.getloadavg()[0]]
     with data_folder(given.files) as data:
         for count in given.runs:
-            for checkout in (*([given.old.resolve()] if given.old else []), REPOSITORY):
-                with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
-                    bench = Bench(Path(name), checkout, count, data)
-                    try:
-                        results.setdefault(count, []).append(bench.measure())
-                    finally:
-                        bench.close()
-    print(f"{processor()}, {os.cpu_count()} cores, {given.files:,} data files\n")
+            for _ in range(given.turns):
+                for turns, checkout in zip(results[count], checkouts, strict=True):
+                    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
+                        bench = Bench(Path(name), checkout, count, data)
+                        try:
+                            turns.append(bench.measure())
+                        finally:
+                            bench.close()
+                    loads.append(os.getloadavg()[0])
+    machine = f"{processor()}, {os.cpu_count()} cores, load {min(loads):.1f} to {max(loads):.1f}"
+    print(f"{machine}, {given.files:,} data files, the least of {given.turns}\n")
     print(table(results))
+    if given.json:
+        names = [*(["before"] if given.old else []), "now"]
+        figures = {
+            str(count): {
+                name: [{key: dataclasses.asdict(figure) for key, figure in turn.items()} for turn in turns]
+                for name, turns in zip(names, versions, strict=True)
+            }
+            for count, versions in results.items()
+        }
+        content = {"machine": machine, "data_files": given.files, "runs": figures}
+        given.json.write_text(json.dumps(content, indent=2) + "\n")
     over = [
         f"{name} at {count:,} runs"
         for count, versions in results.items()
-        for name, figure in versions[-1].items()
+        for name, figure in least(versions[-1]).items()
         if figure.cpu > LIMITS[name][0 if count <= 1000 else 1] or figure.memory > MEMORY
     ]
     print("\nover the limit: " + ", ".join(over) if over else "\nall within the limits")
