@@ -132,7 +132,7 @@ def plain_lines(table: Any, width: int) -> list[str] | None:
     if not cells or table.box or table.pad_edge:
         return None
     around = [
-        text.split("\n") if isinstance(text, str) and justify == "left" else [] if not text else None
+        [] if not text else text.split("\n") if isinstance(text, str) and justify == "left" else None
         for text, justify in ((table.title, table.title_justify), (table.caption, table.caption_justify))
     ]
     above, below = around
@@ -141,9 +141,9 @@ def plain_lines(table: Any, width: int) -> list[str] | None:
         return None
     widths = [max(map(_width, column)) for column in cells]
     whole = sum(widths) + len(GAP) * (len(widths) - 1)
-    if whole > width or any(_width(line) > whole for line in (*above, *below)):
+    if 0 in widths or whole > width or any(_width(line) > whole for line in (*above, *below)):
         return None
-    if not all(text.isprintable() for text in (*texts, *above, *below)):
+    if not all(text.isprintable() and not text.endswith(" ") for text in (*texts, *above, *below)):
         return None
     rights = [column.justify == "right" for column in table.columns]
     rows = [

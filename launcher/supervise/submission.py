@@ -33,20 +33,24 @@ from trainer.base.files import write_json
 
 def complete(planned: Sequence[Planned], runs_root: Path, data_dir: str | None, choice: Choice) -> list[RunRequest]:
     """The requests, completed by image, data and code, which are known only at submission. Raises RunError."""
-    code = reuse.code_of(choice.image)
+    trained_code = reuse.code_of(choice.image)
     digests = reuse.DataDigests(own_cache(runs_root))
     image, image_id = (choice.image.name, choice.image.id) if choice.image else (None, None)
-    everywhere = {"data_dir": data_dir, "image": image, "image_id": image_id, "cwd": str(Path.cwd())}
+    cwd = str(Path.cwd())
     requests = []
     for run in planned:
-        of_data: dict[str, str] = {}
+        code = data = ""
         if run.request.kind == "train":
+            code = trained_code
             try:
                 data = _data_of(run.request, str(run.request.config.get("root") or data_dir), digests)
             except OSError as error:
                 raise DataFolderError(f"{error.filename}: the data folder cannot be read: {error.strerror}") from None
-            of_data = {"code": code, "data": data}
-        requests.append(dataclasses.replace(run.request, **everywhere, **of_data))
+        requests.append(
+            dataclasses.replace(
+                run.request, data_dir=data_dir, image=image, image_id=image_id, cwd=cwd, code=code, data=data
+            )
+        )
     return requests
 
 

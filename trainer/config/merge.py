@@ -95,9 +95,10 @@ def fast(chosen: tuple[str, ...], values: Sequence[Value]) -> Config | None:
     names = {group: name or defaults[group] for group, name in zip(GROUPS, chosen, strict=True)}
     sections = {group: _section(group, name, tuple(own[group])) for group, name in names.items()}
     typed = [(value.key, _typed(value) if value.is_plain else _WRONG) for value in own[""]]
-    if None in sections.values() or any(each is _WRONG for _, each in typed):
+    model, data, training = (sections[group] for group in GROUPS)
+    if model is None or data is None or training is None or any(each is _WRONG for _, each in typed):
         return None
-    config = Config(**sections, choices=names)
+    config = Config(model, data, training, choices=names)
     vars(config).update(typed)
     return config
 
@@ -160,7 +161,7 @@ def _resolved(group: str, name: str, values: tuple[Value, ...]) -> Any | None:
     from omegaconf import OmegaConf
 
     try:
-        tree = OmegaConf.merge({group: OmegaConf.structured(_SECTIONS[group])}, {group: _option(group, name)})
+        tree: Any = OmegaConf.merge({group: OmegaConf.structured(_SECTIONS[group])}, {group: _option(group, name)})
         for value in values:
             OmegaConf.update(tree, value.key, value.value, merge=False)
         section = OmegaConf.to_object(tree[group])
