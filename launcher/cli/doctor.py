@@ -11,6 +11,7 @@ import click
 from launcher.base import env_file
 from launcher.cli.options import json_option, print_json, runs_option
 from launcher.record.find import cache_dir, own_cache
+from trainer.base.plural import counted
 
 if TYPE_CHECKING:
     from launcher.engines.base import Engine
@@ -83,7 +84,7 @@ def _weights(runs_root: Path) -> Check:
     stored = len(
         [path for path in folder.glob("*") if path.suffix == ".safetensors" or path.name.startswith("models--")]
     )
-    have = f"{folder}: {stored} models"
+    have = f"{folder}: {counted(stored, 'model')}"
     if why := readiness.why_no_hub():
         fix = f"NAME.safetensors in {folder}, model.weights=FILE, or model.pretrained=false"
         return Check("weights", "note", f"{have}; {why}", fix)

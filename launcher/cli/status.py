@@ -12,6 +12,7 @@ from launcher.cli import completion
 from launcher.cli.options import json_option, print_json, print_table, runs_option, shown
 from launcher.remote.host_option import on_host
 from trainer.base.errors import EXIT_FAILED, EXIT_OK
+from trainer.base.plural import counted
 
 
 @click.command(short_help="Show the state and progress of each run")
@@ -98,7 +99,8 @@ def attach(name: str | None, runs_root: Path) -> int:
         directory = find_submission(runs_root, name).resolve()
         at = f"{directory.name} --runs {shown(directory.parent)}"
         click.echo(
-            f"{directory.name}: {len(list_runs(directory))} runs; Ctrl-C stops only the watching, the runs continue"
+            f"{directory.name}: {counted(len(list_runs(directory)), 'run')}; Ctrl-C stops only the watching, the runs "
+            "continue"
         )
         code = live.follow(directory, tables.Announcer(directory).event)
         if code is None:

@@ -29,6 +29,7 @@ from launcher.cli.options import (
 )
 from launcher.remote.host_option import on_host
 from trainer.base.errors import EXIT_FAILED, EXIT_USAGE
+from trainer.base.plural import counted
 
 if TYPE_CHECKING:
     from launcher.engines.base import Choice, QueueEngine
@@ -86,10 +87,10 @@ def submit(
     notes += remarks.unset_variables(job, os.environ)
     notes += [*ready.data_notes, *chosen.engine.remarks(ready.new, root, chosen)]
     notes += remarks.reused_runs(ready.equal, ready.serving)
-    notes += remarks.as_root(chosen.contained)
+    notes += remarks.as_root(chosen.contained, bool(chosen.refused))
     if detach and not queue:
         detached.detach(directory, gpus, machine)
-    click.echo(f"{directory.name}: {len(planned)} runs as {chosen.said}, on {chosen.machine.describe()}")
+    click.echo(f"{directory.name}: {counted(len(planned), 'run')} as {chosen.said}, on {chosen.machine.describe()}")
     for line in (*chosen.warnings, *notes):
         click.echo(line)
     if queue:

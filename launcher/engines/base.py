@@ -67,6 +67,8 @@ class Choice:
     """Whether the runs are containers, with enforced limits and an environment of their own."""
     why: str = ""
     """Why `--engine auto` uses this engine, if it is the first that was asked."""
+    refused: tuple[str, ...] = ()
+    """Why `--engine auto` uses none of the engines before this one."""
 
 
 @dataclass(frozen=True)

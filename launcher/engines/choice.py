@@ -23,5 +23,6 @@ def choose(wanted: str, want: Want) -> Choice:
         except UnofferedError as error:
             refused.append(str(error))
             continue
-        return dataclasses.replace(choice, said=f"{choice.said} (auto: {'; '.join(refused) or choice.why})")
+        said = f"{choice.said} (auto: {'; '.join(refused) or choice.why})"
+        return dataclasses.replace(choice, said=said, refused=tuple(refused))
     raise RunError(f"no engine accepts the job: {'; '.join(refused)}")

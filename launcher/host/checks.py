@@ -17,6 +17,7 @@ from typing import Literal
 from launcher.base.sizes import GIB
 from launcher.host import nvml
 from launcher.host.machine import VARIABLE, Machine, here, select
+from trainer.base.plural import counted
 
 Level = Literal["ok", "note", "missing"]
 MARKS: dict[Level, str] = {"ok": "✓", "note": "!", "missing": "✗"}
@@ -112,7 +113,8 @@ def _accelerator() -> list[Check]:
     elif not checks and Path("/dev/nvidiactl").exists():
         checks.append(Check("gpu", "note", "found an NVIDIA device, but its driver does not answer", "nvidia-smi"))
     elif not checks:
-        checks.append(Check("gpu", "note", f"none; runs train on the CPU ({host.cpus:g} cores), many times slower"))
+        cores = counted(host.cpus, "core")
+        checks.append(Check("gpu", "note", f"none; runs train on the CPU ({cores}), many times slower"))
     return checks + _variable(host)
 
 

@@ -15,6 +15,7 @@ from launcher.base.sizes import GIB, parse_size
 from launcher.host import gpu_locks, nvml
 from trainer.base.cgroup import cpu_limit, memory_limit
 from trainer.base.errors import nearest
+from trainer.base.plural import counted
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Machine:
         """One line."""
         named = ", ".join(sorted({gpu.name for gpu in self.gpus}))
         accelerators = f"{len(self.gpus)} GPU ({named})" if self.gpus else "MPS" if self.mps else "no GPU"
-        return f"{self.name}: {accelerators}, {self.cpus:g} cores, {self.memory / GIB:.1f} GiB"
+        return f"{self.name}: {accelerators}, {counted(self.cpus, 'core')}, {self.memory / GIB:.1f} GiB"
 
 
 ASSUMED_GPU = Gpu(0, "NVIDIA GPU, 80 GiB assumed", 80 * GIB)

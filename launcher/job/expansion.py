@@ -24,6 +24,7 @@ from launcher.record.find import find_submission, fits
 from launcher.record.request import Resources, Retry, RunRequest
 from trainer.base import loading
 from trainer.base.errors import ConfigError
+from trainer.base.plural import counted
 from trainer.config.compose import compose_shared
 from trainer.config.plain import view
 from trainer.config.schema import Config, DataConfig
@@ -349,7 +350,7 @@ def _resources(job: Job, machine: Machine, cpu_only: bool) -> tuple[Resources, d
     elif cap is not None and gpus and machine.gpus and gpus > len(large):
         why["gpu_memory"] = f"{gpus} GPU with {show_size(cap)} requested, {len(large)} available"
     if cpus > machine.cpus:
-        why["cpus"] = f"{cpus:g} cores requested, {machine.cpus:g} available"
+        why["cpus"] = f"{counted(cpus, 'core')} requested, {machine.cpus:g} available"
     if memory is not None and memory > machine.memory:
         why["memory"] = f"{show_size(memory)} requested, {show_size(machine.memory)} available"
     return (

@@ -20,6 +20,7 @@ from launcher.record.request import device_need
 from launcher.record.retry import HOPELESS
 from launcher.record.reuse import EqualRun
 from launcher.record.states import ENDED, GOOD, UNKNOWN
+from trainer.base.plural import counted
 
 
 def plan_as_json(job: Job, planned: Sequence[Planned], machine: Machine, parallel: int) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def before_start(job: Job, planned: Sequence[Planned], machine: Machine, contain
     """Notes to the user before these runs start."""
     lines = [f"note: {line}" for line in (*machine.lost, machine.ignored) if line]
     if not machine.devices and any(p.request.kind == "train" for p in planned):
-        cores = f"{machine.cpus:g} CPU core{'s' * (machine.cpus != 1)}"
+        cores = counted(machine.cpus, "CPU core")
         lines.append(f"note: training on {cores} takes many times longer than on a GPU")
     unknown = any(device_need(p.request) is None for p in planned if p.request.kind == "train")
     if job.spec.resources.share_gpu and (unknown or any(gpu.memory is None for gpu in machine.gpus)):
@@ -119,42 +120,48 @@ def unset_variables(job: Job, environment: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def as_root(contained: bool) -> list[str]:
-    """A note if runs are processes of root, so that nothing protects the host from their code."""
+def as_root(contained: bool, refused: bool = False) -> list[str]:
+    """A note if runs are processes of root, so that nothing protects the host from their code. `refused`: `--engine
+    auto` has just said why containers cannot be used."""
     if contained or os.geteuid() != 0:
         return []
-    return ["note: runs execute as root, and nothing protects this host from their code: use --engine docker"]
+    fix = "launcher doctor says what containers need" if refused else "containers do: --engine docker"
+    return [f"note: runs execute as root, and nothing protects this host from their code; {fix}"]
 
 
 def reused_runs(equal: Mapping[str, EqualRun], serving: Mapping[str, Path]) -> list[str]:
     """Which runs are reused, and which could be reused."""
     lines = []
     if serving:
-        sources = ", ".join(sorted({source.parent.name for source in serving.values()}))
-        lines.append(f"reused: {len(serving)} runs that equal runs of {sources} (--fresh trains them again)")
+        sources, runs = ", ".join(sorted({source.parent.name for source in serving.values()})), len(serving)
+        equals = f"that equal{'s' * (runs == 1)} runs of {sources}"
+        lines.append(f"reused: {counted(runs, 'run')} {equals} (--fresh trains again)")
     if passed := [name for name in equal if name not in serving]:
-        lines.append(
-            f"trained again: {len(passed)} runs that equal earlier runs of another version of the trainer "
-            "(--reuse-stale reuses them)"
-        )
+        equals = f"that equal{'s' * (len(passed) == 1)} earlier runs of another version of the trainer"
+        lines.append(f"trained again: {counted(len(passed), 'run')} {equals} (--reuse-stale reuses them)")
     return lines
 
 
 def on_resume(directory: Path, again: Sequence[str], only: Collection[str] | None = None) -> str:
     """Message of `resume`, which has queued the runs `again`. `only`: the runs that it could choose from; None: all."""
     if again:
-        return f"continuing; {len(again)} {'run' if len(again) == 1 else 'runs'} queued again: {listed(again)}"
+        return f"continuing; {counted(len(again), 'run')} queued again: {listed(again)}"
     status = {run_dir.name: look(run_dir) for run_dir in list_runs(directory)}
     if status and {last.state for last in status.values()} <= GOOD:
-        return f"all {len(status)} runs are finished; nothing to do"
+        return f"{_all(len(status))} finished; nothing to do"
     if not {last.state for last in status.values()} <= ENDED:
         return "continuing; no run is queued again"
     never = [name for name, last in status.items() if last.figures.get("exit_code") in HOPELESS]
     later = [name for name, last in status.items() if last.state not in GOOD | {UNKNOWN} and name not in never]
-    parts = [f"nothing to do: {sum(last.state in GOOD for last in status.values())} of {len(status)} runs are finished"]
+    done = sum(last.state in GOOD for last in status.values())
+    parts = [f"nothing to do: {done} of {counted(len(status), 'run')} {'is' if len(status) == 1 else 'are'} finished"]
     if never:
         what = "configuration or data must be corrected, then submit again"
         parts.append(f"never repeated: {listed(never)} ({what})")
     if later and only is not None:
         parts.append(f"not asked for: {listed(later)} (launcher resume {directory.name})")
     return "; ".join(parts)
+
+
+def _all(runs: int) -> str:
+    return "the run is" if runs == 1 else f"all {runs} runs are"

@@ -16,6 +16,7 @@ from launcher.record import standings
 from launcher.record.find import find_submission, fits
 from launcher.record.request import RunRequest, read_request
 from launcher.record.states import ENDED, GOOD, State
+from trainer.base.plural import counted
 
 ONE_FOLD = (
     "the best configuration has several folds, each with its own model: give an ensemble with needs:, or one run with "
@@ -98,7 +99,7 @@ def _remark(request: RunRequest, selection: Selection) -> str:
         few = f"votes with {selection.chosen} of {selection.wanted}: {absent}"
         return few if selection.chosen < selection.wanted else ""
     succeeded_runs = selection.total - len(selection.absent)
-    return f"takes the best of {succeeded_runs} of {selection.total} runs: {absent}" if absent else ""
+    return f"takes the best of {succeeded_runs} of {counted(selection.total, 'run')}: {absent}" if absent else ""
 
 
 def outdated(submission: Path, requests: Mapping[str, RunRequest], states: Mapping[str, State]) -> dict[str, str]:

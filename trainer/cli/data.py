@@ -11,6 +11,7 @@ from pathlib import Path
 
 from trainer.base.errors import EXIT_DATA, EXIT_OK, DataError
 from trainer.base.files import check_folder, data_folder, json_text
+from trainer.base.plural import counted
 from trainer.cli import options
 from trainer.cli.imports import heavy
 from trainer.config.schema import DataConfig
@@ -67,7 +68,7 @@ def _quick(args: argparse.Namespace, base: DataConfig, folder: str | None) -> in
         raise DataError("\n".join(errors))
     for note in answers.configurations[0].notes:
         print(f"warning: {note}")
-    print(f"{data_folder(base.root)}: {answers.images} training images without errors")
+    print(f"{data_folder(base.root)}: {counted(answers.images, 'training image')} without errors")
     return EXIT_OK
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from trainer.base import cores
 from trainer.base.errors import DataError
 from trainer.base.files import write_json
+from trainer.base.plural import counted
 from trainer.config.schema import DataConfig
 from trainer.data import duplicates, leaks
 from trainer.data.duplicates import Look, Pair
@@ -136,8 +137,8 @@ def as_text(checked: Checked, report: dict[str, Any]) -> str:
     """The report as text for a terminal."""
     images, tests = report["images"], report["test_images"]
     lines = [
-        f"{images['train']} training images ({images['validation']} of them for validation), "
-        f"{len(report['classes'])} classes, {images['test']} test images",
+        f"{counted(images['train'], 'training image')} ({images['validation']} of them for validation), "
+        f"{counted(len(report['classes']), 'class')}, {counted(images['test'], 'test image')}",
         "",
     ]
     width = max(len(name) for name in ("class", *(entry["name"] for entry in report["classes"])))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.base.errors import DataError
+from trainer.base.plural import counted
 from trainer.config.schema import Config, DataConfig, TrainingConfig
 from trainer.data import duplicates, leaks, split
 from trainer.data.duplicates import Pair
@@ -44,10 +45,10 @@ class Answers:
 def check_batch(training: TrainingConfig, images: int) -> None:
     """Raises DataError if an epoch of so many training images has no step."""
     if training.drop_last and images < training.batch_size:
+        few = f"{counted(images, 'training image')} {'is' if images == 1 else 'are'} fewer than one batch"
         raise DataError(
-            f"training.batch_size={training.batch_size}: {images} training images are fewer than one batch, and "
-            f"training.drop_last=true skips it; use training.batch_size={max(1, images // 2)} or "
-            "training.drop_last=false"
+            f"training.batch_size={training.batch_size}: {few}, and training.drop_last=true skips it; use "
+            f"training.batch_size={max(1, images // 2)} or training.drop_last=false"
         )
 
 

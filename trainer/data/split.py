@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.base.errors import DataError
+from trainer.base.plural import counted
 from trainer.config.schema import DataConfig
 from trainer.data.table import Table
 
@@ -87,7 +88,7 @@ def _asked(config: DataConfig) -> str:
 
 
 def _size(table: Table) -> str:
-    return f"{len(table)} images in {len(set(table.targets))} classes"
+    return f"{counted(len(table), 'image')} in {counted(len(set(table.targets)), 'class')}"
 
 
 def _check_counts(table: Table, config: DataConfig) -> None:
@@ -99,8 +100,8 @@ def _check_counts(table: Table, config: DataConfig) -> None:
     if (config.folds or table.groups is not None) and largest < _folds(config):
         better = f"data.folds={largest} or fewer" if config.folds else f"data.val_fraction={1 / largest:.2g} or more"
         raise DataError(
-            f"{_asked(config)}: {_size(table)} cannot be split: a class has at most {largest} images, fewer than the "
-            f"{_folds(config)} parts; {f'use {better}' if largest > 1 else 'add images'}"
+            f"{_asked(config)}: {_size(table)} cannot be split: a class has at most {counted(largest, 'image')}, fewer "
+            f"than the {_folds(config)} parts; {f'use {better}' if largest > 1 else 'add images'}"
         )
     if config.folds or table.groups is not None:
         return
@@ -136,8 +137,8 @@ def checked_side(table: Table, config: DataConfig, sides: Sequence[Side]) -> Spl
         )
     hint = "fewer folds" if config.folds else "a larger data.val_fraction"
     notes = [
-        f"{_asked(config)}: class {name} ({counts[name]} images) has no validation image in this split; its F1 is not "
-        f"measured; use {hint}, or another data.split_seed"
+        f"{_asked(config)}: class {name} ({counted(counts[name], 'image')}) has no validation image in this split; its "
+        f"F1 is not measured; use {hint}, or another data.split_seed"
         for name in unseen
     ]
     return Split([int(r) for r in train], sorted(int(r) for r in val), notes=tuple(notes))

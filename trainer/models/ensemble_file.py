@@ -11,6 +11,7 @@ from typing import Any
 from trainer.base.errors import ConfigError, nearest
 from trainer.base.files import sha256
 from trainer.base.names import METHODS
+from trainer.base.plural import counted
 from trainer.models import checkpoint
 from trainer.models.checkpoint import Checkpoint
 
@@ -108,7 +109,8 @@ def make(paths: Sequence[Path], method: str, weights: Sequence[float] | None = N
     if weights is not None and len(weights) != len(grouped):
         folds = " (all folds of a model are one member)" if len(grouped) < len(paths) else ""
         raise ConfigError(
-            f"--weights: {len(weights)} weights for {len(grouped)} members{folds}; give one weight per member, or none"
+            f"--weights: {counted(len(weights), 'weight')} for {counted(len(grouped), 'member')}{folds}; give one "
+            "weight per member, or none"
         )
     return Ensemble(grouped, method, [float(w) for w in weights or [1.0] * len(grouped)])
 

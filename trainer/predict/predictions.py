@@ -16,6 +16,7 @@ import torch
 
 from trainer.base import provenance
 from trainer.base.files import replacing, write_text
+from trainer.base.plural import counted
 
 KEPT = 200
 """Largest number of files in $CACHE_DIR/predictions. The oldest are removed."""
@@ -135,4 +136,4 @@ def write(predictions: Predictions, output: Path, origin: Origin) -> None:
     choices = predictions.probabilities.argmax(1).tolist()
     writer.writerows([i, predictions.labels[c]] for i, c in zip(predictions.ids, choices, strict=True))
     write_text(output / "submission.csv", out.getvalue())
-    print(f"predicted {len(predictions.ids)} images: {output / 'submission.csv'}")
+    print(f"predicted {counted(len(predictions.ids), 'image')}: {output / 'submission.csv'}")

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.base.files import write_text
+from trainer.base.plural import counted
 
 PICTURED = 24
 WEAK = 0.4
@@ -100,7 +101,7 @@ def write(predictions: Path, output: Path, root: Path | None) -> list[LabelError
     title = f"Likely label errors{more}: label → suggested (probability)" if tiles else "No likely label error"
     gallery.save(gallery.gallery(tiles[:PICTURED], 6, title), output / "label_errors.png")
     places = f"{output / 'label_errors.csv'}, {output / 'label_errors.png'}"
-    print(f"{len(errors)} likely label errors in {len(validation.ids)} images: {places}")
+    print(f"{counted(len(errors), 'likely label error')} in {counted(len(validation.ids), 'image')}: {places}")
     if (why := doubt(validation.targets, validation.probabilities)) is not None:
         print(f"note: {why}")
     if tiles and root is None:

@@ -19,6 +19,7 @@ from trainer.base import figures
 from trainer.base.durations import duration
 from trainer.base.errors import StoppedError, TrainerError
 from trainer.base.files import write_json, write_text
+from trainer.base.plural import counted
 from trainer.models import checkpoint
 from trainer.scores import intervals
 from trainer.scores.validation import Outcome, certainty
@@ -229,7 +230,7 @@ def _out_of_patience(run: Run) -> bool:
     if not patience or run.progress.epoch - run.progress.best_epoch < patience or not run.progress.history:
         return False
     run.reporter.say(
-        f"early stopping: no better {run.config.training.monitor} in {patience} epochs "
+        f"early stopping: no better {run.config.training.monitor} in {counted(patience, 'epoch')} "
         f"(best: epoch {run.progress.best_epoch})"
     )
     return True

@@ -22,6 +22,7 @@ from trainer.base import cores, loading, provenance
 from trainer.base.errors import ConfigError, StoppedError
 from trainer.base.figures import MAIN
 from trainer.base.files import check_folder, resume_file, write_text
+from trainer.base.plural import counted
 from trainer.config.plain import to_dict, to_yaml
 from trainer.config.schema import Config
 from trainer.data import duplicates, leaks, sampling
@@ -344,9 +345,10 @@ def _introduce(run: Run, note: str, past: Past | None) -> None:
     config, training, table, split = run.config, run.config.training, run.table, run.split
     run.reporter.say(
         f"{config.model.name} on {run.device}{f' ×{run.world_size}' if run.world_size > 1 else ''} in {run.precision}, "
-        f"{config.data.img_size} px: {len(split.train)} training and {len(split.val)} validation images in "
-        f"{len(table.class_names)} classes; "
-        f"{training.epochs} epochs of {run.step.steps_per_epoch} steps of {training.batch_size} images"
+        f"{config.data.img_size} px: {len(split.train)} training and {counted(len(split.val), 'validation image')} in "
+        f"{counted(len(table.class_names), 'class')}; "
+        f"{counted(training.epochs, 'epoch')} of {counted(run.step.steps_per_epoch, 'step')} of "
+        f"{counted(training.batch_size, 'image')}"
     )
     if note:
         run.reporter.say(f"note: {note}")

@@ -19,6 +19,7 @@ from launcher.engines.docker.recipe import run_user
 from launcher.host import nvml
 from launcher.host.checks import Check, Level
 from launcher.host.machine import here
+from trainer.base.plural import counted
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -69,8 +70,8 @@ def examine(runs_root: Path) -> list[Check]:
     checks: list[Check] = []
     try:
         info = client.info()
-        memory, cores = int(info.get("MemTotal") or 0) / GIB, info.get("NCPU")
-        checks.append(Check("docker", "ok", f"engine {podman.title(info)}, {cores} cores, {memory:.1f} GiB"))
+        memory, cores = int(info.get("MemTotal") or 0) / GIB, int(info.get("NCPU") or 0)
+        checks.append(Check("docker", "ok", f"engine {podman.title(info)}, {counted(cores, 'core')}, {memory:.1f} GiB"))
         host = here()
         gpus = host.visible([gpu.label for gpu in host.gpus])
         checks += limit_checks(info, bool(gpus))

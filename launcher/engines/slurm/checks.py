@@ -10,6 +10,7 @@ from launcher.base.sizes import show_duration, show_size
 from launcher.engines.slurm import calls, variables
 from launcher.engines.slurm.calls import Node, SlurmError
 from launcher.host.checks import Check
+from trainer.base.plural import counted
 
 KILL_WAIT = 30
 """Seconds from Slurm's SIGTERM to its SIGKILL that a run needs for its checkpoint."""
@@ -42,7 +43,8 @@ def _partitions(nodes: list[Node]) -> list[Check]:
         its = [node for node in nodes if node.partition == name]
         gpus, cpus, memory = (max(getattr(node, field) for node in its) for field in ("gpus", "cpus", "memory"))
         limit = f", runs of at most {show_duration(its[0].longest)}" if its[0].longest is not None else ""
-        said = f"{name}: {len(its)} nodes of up to {gpus:g} GPUs, {cpus:g} cores, {show_size(memory)}{limit}"
+        size = f"{counted(gpus, 'GPU')}, {counted(cpus, 'core')}, {show_size(memory)}"
+        said = f"{name}: {counted(len(its), 'node')} of up to {size}{limit}"
         ask = f"srun -p {name}{' --gres=gpu:1' if gpus else ''} launcher doctor"
         checks.append(Check("partition", "ok", f"{said}; to check a node: {ask}"))
     return checks

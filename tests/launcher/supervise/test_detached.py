@@ -24,7 +24,7 @@ def test_a_detached_supervisor_drives_on_alone(lab: Lab) -> None:
     job = lab.job("name: x\nmatrix: {seed: [1]}\n")
     lab.plan = {"*": {"until": str(lab.root / "go")}}
     done = lab.launcher("submit", job, "--detach")
-    assert done.returncode == 0 and done.stdout.startswith(f"{lab.submission().name}: 1 runs"), done.stderr
+    assert done.returncode == 0 and done.stdout.startswith(f"{lab.submission().name}: 1 run as"), done.stderr
     assert is_locked(lab.submission() / "supervisor.lock")
     done = lab.launcher("resume", "--detach")
     assert done.returncode == 1 and "another launcher is running this submission" in done.stderr

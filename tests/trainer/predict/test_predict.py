@@ -251,7 +251,7 @@ def test_without_test_images_an_ensemble_still_has_its_validation(trained: list[
         (["predict", "checkpoint={last}"], 64, "last.ckpt is only for resume; give best.ckpt"),
         (["predict", "checkpoint={csv}"], 64, "not a checkpoint, or damaged; give a best.ckpt"),
         (["ensemble", "--checkpoints", "{first}", "--method", "soft_votin"], 64, "did you mean 'soft_voting'?"),
-        (["ensemble", "--checkpoints", "{first}", "--weights", "1", "2"], 64, "2 weights for 1 members"),
+        (["ensemble", "--checkpoints", "{first}", "--weights", "1", "2"], 64, "2 weights for 1 member"),
         (["ensemble", "--checkpoints", "{first}", "--weights", "-1"], 64, "weights must not be negative"),
         (["ensemble", "--checkpoints"], 64, "expected at least one argument"),
     ],
