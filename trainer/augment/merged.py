@@ -51,6 +51,7 @@ def merge(pipeline: A.Compose, image: Pixels) -> Pixels:
         if step is not None and step(page, transform):
             continue
         any_resolution = isinstance(transform, ANY_RESOLUTION) or getattr(transform, "any_resolution", False)
+        any_resolution = any_resolution and page.pixels.shape[:2] != (1, 1)  # A.ToGray drops two of its dimensions
         if any_resolution:
             lay_out(page)
         else:

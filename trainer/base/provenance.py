@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
@@ -35,6 +36,17 @@ def code_fingerprint(package: Path = PACKAGE) -> str:
         if path.is_file() and "__pycache__" not in path.parts:
             digest.update(f"\0{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+PIXELS_AND_MODELS = ("albumentations", "numpy", "opencv-python-headless", "pillow", "timm", "torch")
+"""Packages on which predictions depend."""
+
+
+@functools.cache
+def software_fingerprint() -> str:
+    """The first 16 digits of a SHA-256 over the code and the versions of the packages that make predictions."""
+    versions = [(name, version(name)) for name in PIXELS_AND_MODELS]
+    return hashlib.sha256(repr((code_fingerprint(), versions)).encode()).hexdigest()[:16]
 
 
 def _git(folder: Path, *words: str) -> str | None:

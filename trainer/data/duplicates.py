@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.base import cores
+from trainer.images.read_page import page_shape
 from trainer.images.reading import open_image
 
 TURNS = tuple((quarters, mirrored) for mirrored in (False, True) for quarters in range(4))
@@ -91,9 +92,10 @@ def equal_files(paths: Sequence[Path]) -> list[Pair]:
 def look(path: Path) -> Look:
     """The `Look` of an image file. Raises the errors of `trainer.images.reading.open_image`."""
     image = open_image(path)
+    height, width = page_shape(path)
     pixels = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
     thumbnail = _resize(np.asarray(image.convert("L")), THUMBNAIL, THUMBNAIL)
-    return Look(hashlib.sha256(path.read_bytes()).hexdigest(), pixels, *image.size, thumbnail)
+    return Look(hashlib.sha256(path.read_bytes()).hexdigest(), pixels, width, height, thumbnail)
 
 
 def find_duplicates(paths: Sequence[Path], looks: Sequence[Look]) -> Duplicates:

@@ -50,8 +50,8 @@ class Wanted:
 
     name: str
     """Name of its folder. Equal pixels have equal names."""
-    shapes: Sequence[Shape]
-    """Height and width of each image, in the order of `order`."""
+    shapes: Callable[[], Sequence[Shape]]
+    """Returns height and width of each image, in the order of `order`. Called only for a new cache."""
     order: Sequence[int]
     """The caller's row in each slot."""
     about: dict[str, Any]
@@ -182,7 +182,7 @@ def open_cache(wanted: Wanted, limit: int) -> Decoded | None:
     """Open or create the cache. All caches together may take `limit` bytes. None without $CACHE_DIR, and None with a
     note if it is not writable."""
     root = cache_folder.root()
-    if root is None or limit <= 0 or not wanted.shapes:
+    if root is None or limit <= 0 or not wanted.order:
         return None
     slots = {row: slot for slot, row in enumerate(wanted.order)}
     folder = root / wanted.name
@@ -192,7 +192,7 @@ def open_cache(wanted: Wanted, limit: int) -> Decoded | None:
                 _make(folder, wanted, limit)
             opened = Decoded(folder, slots)
             # It may be evicted before the lock. Then the name belongs to another folder, or to none.
-            if _same(folder / "in_use", opened._in_use) and len(opened.index) == len(wanted.shapes):
+            if _same(folder / "in_use", opened._in_use) and len(opened.index) == len(wanted.order):
                 with contextlib.suppress(OSError):
                     os.utime(folder / "meta.json")
                 return opened
@@ -212,13 +212,14 @@ def _same(path: Path, descriptor: int) -> bool:
 
 def _make(folder: Path, wanted: Wanted, limit: int) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    sizes = [height * width * 3 for height, width in wanted.shapes]
+    shapes = wanted.shapes()
+    sizes = [height * width * 3 for height, width in shapes]
     cache_folder.sweep(folder.parent)
     room = cache_folder.make_room(folder.parent, sum(sizes), limit)
     index = np.full((len(sizes), 3), -1, dtype=np.int64)
     end = count = 0
     for slot in _fixed_order(wanted):
-        index[slot, 1:] = wanted.shapes[slot]
+        index[slot, 1:] = shapes[slot]
         if end + sizes[slot] <= room:
             index[slot, 0] = end
             end, count = end + sizes[slot], count + 1
@@ -239,4 +240,4 @@ def _make(folder: Path, wanted: Wanted, limit: int) -> None:
 
 def _fixed_order(wanted: Wanted) -> list[int]:
     """Slots in a pseudo-random order that is the same for every run. The cache has room for the first of them."""
-    return sorted(range(len(wanted.shapes)), key=lambda slot: zlib.crc32(f"{wanted.name}/{slot}".encode()))
+    return sorted(range(len(wanted.order)), key=lambda slot: zlib.crc32(f"{wanted.name}/{slot}".encode()))

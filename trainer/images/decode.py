@@ -9,15 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import PIL
-from PIL import features
 
 from trainer.images import cache_folder
 from trainer.images.cache import VERSION, Decoded, Wanted, open_cache
 from trainer.images.read_page import Pixels, Source, fitted, page_shape, read_page
-
-DECODERS = (PIL.__version__, features.version("jpg"), cv2.__version__)
-"""Other versions may decode other pixels."""
+from trainer.images.reading import DECODERS
 
 
 @dataclass(frozen=True)
@@ -85,14 +81,11 @@ def shared(
         return Images(paths, limit)
     order = sorted(range(len(ids)), key=ids.__getitem__)
     longest = None if limit is None else limit.longest
-    shapes = [fitted(page_shape(paths[row]), longest) for row in order]
     kind = "whole" if limit is None else f"{limit.longest}px-{limit.interpolation}"
-    key = hashlib.sha256(
-        repr((VERSION, DECODERS, fingerprint, [ids[row] for row in order], shapes)).encode()
-    ).hexdigest()
+    key = hashlib.sha256(repr((VERSION, DECODERS, fingerprint, [ids[row] for row in order])).encode()).hexdigest()
     wanted = Wanted(
         f"{key[:16]}-{kind}",
-        shapes,
+        lambda: [fitted(page_shape(paths[row]), longest) for row in order],
         order,
         {
             "data_fingerprint": fingerprint,

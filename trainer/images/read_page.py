@@ -64,7 +64,7 @@ def read_page(source: Source, longest: int | None = None, interpolation: int = c
 
     - Of several pages or frames it is the first.
     - It is upright, by the orientation tag (EXIF, TIFF or XMP).
-    - What is transparent or not a number is white, like paper.
+    - What is transparent or not a number is white, like paper. An alpha channel of zeros alone does not count.
     - More than 8 bits are scaled to 8, by the range that the format or the file declares.
     - A page larger than `longest` is first averaged over squares of 2, 4 or 8 pixels, which keeps thin lines. The JPEG
       decoder does this by itself. Then it is resized with OpenCV's `interpolation`.
@@ -84,6 +84,8 @@ def read_page(source: Source, longest: int | None = None, interpolation: int = c
         depth = image.tile[0][3] if image.format == "PNG" and image.tile else None
         image.load()
         _scale_transparency(image, depth)
+        if image.mode in ("RGBA", "LA") and _is_unset(image.getextrema()):
+            image = image.convert("RGB" if image.mode == "RGBA" else "L")
         convert = _eight_bits(image) if image.mode.startswith("I") or image.mode == "F" else _white_paper
         if orientation in TURNS and image.format != "TIFF":  # Pillow turns TIFF itself
             image = image.transpose(TURNS[orientation])
@@ -223,6 +225,12 @@ def _scale_transparency(image: Image.Image, depth: Any) -> None:
         image.info["transparency"] = colour * {"L;2": 85, "L;4": 17}[depth]
     elif depth == "RGB;16B" and isinstance(colour, tuple):
         image.info["transparency"] = tuple(value >> 8 for value in colour)
+
+
+def _is_unset(extrema: Any) -> bool:
+    """Whether a page that shows something has an alpha channel of zeros: some programs store it so, as unused."""
+    *colours, alpha = extrema
+    return alpha == (0, 0) and any(lowest != highest for lowest, highest in colours)
 
 
 def _white_paper(image: Image.Image) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -9,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from PIL import Image
+import cv2
+import PIL
+from PIL import Image, features
 
 from trainer.base import cores
 from trainer.base.files import write_text
@@ -18,6 +21,8 @@ from trainer.images.read_page import TooLargeError, has_several_pages, read_page
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 NAMED = 3
 """Files that a note names."""
+DECODERS = (PIL.__version__, features.version("jpg"), cv2.__version__)
+"""Other versions may decode other pixels."""
 
 
 def open_image(path: Path) -> Image.Image:
@@ -46,12 +51,13 @@ def unreadable(paths: Sequence[Path]) -> Iterator[tuple[int, str]]:
     top = os.path.commonpath([path.parent for path in paths]) if paths else ""
     # Relative: a container sees the same files under another path.
     listed = [(os.path.relpath(p, top), s.st_size, s.st_mtime_ns) for p, s in zip(paths, stats, strict=True)]
-    key = hashlib.sha256(repr(listed).encode())
+    key = hashlib.sha256(repr((DECODERS, listed)).encode())
     cache = os.environ.get("CACHE_DIR")
     passed = Path(cache) / "checked" / f"{key.hexdigest()}.json" if cache else None
     if passed is not None and passed.exists():
-        _note_pages(json.loads(passed.read_text(encoding="utf-8"))["several_pages"])
-        return
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # another program's file
+            _note_pages(json.loads(passed.read_text(encoding="utf-8"))["several_pages"])
+            return
     good, several = True, []
     with ThreadPoolExecutor(max_workers=cores.available()) as pool:
         for row, (reason, pages) in enumerate(pool.map(_examined, paths)):
@@ -59,7 +65,7 @@ def unreadable(paths: Sequence[Path]) -> Iterator[tuple[int, str]]:
                 good = False
                 yield row, reason
             elif pages:
-                several.append(os.path.relpath(paths[row], top))
+                several.append(os.path.relpath(paths[row], Path(top).parent))
     _note_pages(several)
     if good and passed is not None:
         write_text(passed, json.dumps({"images": len(paths), "several_pages": several}) + "\n")

@@ -41,8 +41,8 @@ class Origin:
     test_fingerprint: str
     tta: str
     precision: str
-    code: str = field(default_factory=provenance.code_fingerprint)
-    """Fingerprint of the trainer's code. Another version may prepare images in another way."""
+    code: str = field(default_factory=provenance.software_fingerprint)
+    """Fingerprint of the software. Another version of the trainer, Pillow, timm, … may give other predictions."""
 
 
 def save(path: Path, predictions: Predictions, origin: Origin) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.trainer.conftest import draw
 from trainer.augment import merged
+from trainer.augment.corruption import Corruption
 from trainer.augment.pipeline import Augmentation, build
 from trainer.config.compose import compose
 
@@ -200,3 +201,17 @@ def test_the_pipeline_s_own_probability_counts() -> None:
     pipeline = A.Compose([A.InvertImg(p=1)], p=0.0)
     page = np.asarray(draw(0, 0))
     assert merged.merge(pipeline, page) is page
+
+
+@pytest.mark.parametrize("name", ["baseline_aug", "document_aug"])
+@pytest.mark.parametrize("fast", [True, False])
+def test_pages_of_a_pixel_or_a_line_come_out_at_the_size_of_the_model(name: str, fast: bool) -> None:
+    """Also of one pixel, of which A.ToGray would leave a number."""
+    config = compose([f"data={name}", "data.img_size=64"])
+    train = Augmentation(config.data.train_transforms, "t", 64, 0, fast)
+    corruption = Corruption(0)
+    for height, width in ((1, 1), (1, 2), (3, 2), (1, 64), (64, 1)):
+        page = np.full((height, width, 3), 90, dtype=np.uint8)
+        for epoch in range(12):
+            assert train(page, epoch, 0).shape == (64, 64, 3)
+        assert min(corruption(page, f"{width} {height}").shape) > 0

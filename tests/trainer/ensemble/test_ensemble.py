@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import shutil
 from dataclasses import replace
@@ -330,6 +331,10 @@ def test_what_another_version_of_the_trainer_predicted_is_not_taken(
     predictions.save(tmp_path / "predictions.npz", made, old)
     assert predictions.stored(tmp_path / "x.ckpt", ["a"], now) is None
     assert predictions.stored(tmp_path / "x.ckpt", ["a"], old) is not None
+    monkeypatch.setattr(
+        provenance, "version", lambda name: "0.1" if name == "pillow" else importlib.metadata.version(name)
+    )
+    assert provenance.software_fingerprint.__wrapped__() != now.code, "another Pillow decodes other pixels"
 
 
 def test_an_ensemble_json_of_the_first_format_is_still_read(trained: list[Path]) -> None:

@@ -249,6 +249,22 @@ def test_all_pixels_come_from_the_cache_only_where_it_has_them(cache: Path, path
     assert images(paths).whole(1).shape == decode.decode(paths[1], None).shape
 
 
+def test_a_full_cache_needs_no_header(cache: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next run knows the shapes from the cache: headers of 100,000 files would take half a minute."""
+    first = images(paths)
+    wanted = [first(row) for row in range(4)]
+
+    def header(path: Path) -> tuple[int, int]:
+        raise AssertionError(f"{path} is opened")
+
+    monkeypatch.setattr(decode, "page_shape", header)
+    again = images(paths)
+    assert all(np.array_equal(again(row), wanted[row]) for row in range(4))
+    monkeypatch.setattr(decode, "DECODERS", ("another Pillow",))
+    with pytest.raises(AssertionError, match="is opened"):
+        images(paths)
+
+
 def test_limits_are_read_from_the_list() -> None:
     assert decode.Limit.of([{"LongestMaxSize": {"max_size": 64, "interpolation": 3}}]) == decode.Limit(64, 3)
     assert decode.Limit.of([{"LongestMaxSize": {"max_size": 64}}, "HorizontalFlip"]) == decode.Limit(64, 1)

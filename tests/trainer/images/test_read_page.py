@@ -270,6 +270,19 @@ def test_a_palette_with_transparency_lies_on_paper() -> None:
         assert found[0, 0].tolist() == [0, 0, 0] and (found.reshape(-1, 3)[1:] == 255).all(), name
 
 
+def test_an_alpha_channel_of_zeros_is_no_transparency() -> None:
+    """Windows programs leave the fourth byte of a bitmap unset. An empty sheet is white all the same."""
+    for mode in ("RGBA", "LA"):
+        for image, want in (
+            (page().convert(mode), np.asarray(page().convert(mode).convert("RGB"))),
+            (Image.new(mode, (61, 90), 0), np.full((90, 61, 3), 255)),
+        ):
+            image.putalpha(0)
+            file = io.BytesIO()
+            image.save(file, "PNG")
+            assert apart(read_page.read_page(file), want) <= 1, mode
+
+
 def test_lab_is_read_as_colours(tmp_path: Path) -> None:
     white, black = (255, 128, 128), (0, 128, 128)
     image = Image.new("LAB", (20, 20), white)
@@ -455,8 +468,17 @@ def test_files_of_several_pages_are_named_once(
     for _ in range(2):  # the second time from the cache
         assert not list(reading.unreadable([*files, *singles]))
         assert capsys.readouterr().out == (
-            "note: 4 files have several pages or frames; only the first of each is read: a.tif, a.gif, a.webp, …\n"
+            "note: 4 files have several pages or frames; only the first of each is read: "
+            f"{tmp_path.name}/a.tif, {tmp_path.name}/a.gif, {tmp_path.name}/a.webp, …\n"
         )
+    (remembered,) = (tmp_path / "cache" / "checked").iterdir()
+    remembered.write_text("62 images\n")  # what is no memory of this version is made again
+    assert not list(reading.unreadable([*files, *singles]))
+    assert capsys.readouterr().out.startswith("note: 4 files")
+    monkeypatch.setattr(reading, "DECODERS", ("another Pillow",))
+    assert not list(reading.unreadable([*files, *singles]))
+    assert len(list((tmp_path / "cache" / "checked").iterdir())) == 2
+    assert capsys.readouterr().out.startswith("note: 4 files")
     assert not list(reading.unreadable(singles))
     assert capsys.readouterr().out == ""
 
