@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -176,7 +177,8 @@ def settle(run_dir: Path, driving: bool = False) -> str | None:
     except RunError as error:
         return str(error)
     except OSError as error:
-        if error.errno not in READ_ONLY:
+        is_ours = error.errno is None or error.strerror != os.strerror(error.errno)  # of a file that is not one
+        if error.errno not in READ_ONLY or is_ours:
             return f"{error.filename or run_dir}: {error.strerror}"
         return (
             "it is not running any more, as far as another user can see; only its owner's launcher can record its end"

@@ -277,6 +277,21 @@ def test_a_lock_file_of_other_types_names_nobody(submission: Path, run: Callable
 
 
 @pytest.mark.parametrize("submission", ["new"], indirect=True)
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link"])
+def test_a_run_in_progress_whose_lock_is_none(submission: Path, run: Callable[..., Done], kind: str) -> None:
+    append_event(submission / BAD, "queued", 2)
+    append_event(submission / BAD, "starting")
+    place = state_folder(submission / BAD) / "exec.lock"
+    place.touch()
+    PLACES[kind](place)
+    seen = json.loads(run("status", "--json").out)
+    assert [row["state"] for row in seen["runs"]] == ["succeeded", "starting", "failed"]
+    assert f"{BAD}/exec.lock: " in seen["runs"][1]["reason"]
+    assert run("collect").code == 0 and run("logs", "2").code == 0 and run("prune").code == 0
+    assert run("attach").code == 1 and driven(submission)[0] == 1
+
+
+@pytest.mark.parametrize("submission", ["new"], indirect=True)
 def test_a_folder_of_records_that_is_none(submission: Path, run: Callable[..., Done]) -> None:
     place = submission / ".state" / BAD
     shutil.rmtree(place)
