@@ -197,7 +197,7 @@ class Supervision:
         if now >= self.next_rescan:
             began = time.thread_time()
             new = [name for name in self.requests if name not in self.states] if self._are_new() else []
-            for name in new or list(self.queued):
+            for name in [*new, *self.queued]:
                 self.status(name)
             for name, status in self.unusable.items():
                 if name not in self.states:
