@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -206,7 +207,7 @@ def test_ctrl_c_in_stop_says_that_the_runs_may_be_stopping(lab: Lab, server: Ssh
     )
     os.killpg(process.pid, signal.SIGINT)
     out = process.communicate(timeout=60)[0]
-    look = f"See: launcher status --host {server.host}\n"
+    look = f"See: launcher status --host {shlex.quote(server.host)}\n"
     assert process.returncode == 130, out
     assert f"Stopped waiting; the runs may be stopping on {server.host}. {look}" in out
     (lab.root / "go").touch()
