@@ -95,7 +95,10 @@ def submit(
         click.echo(line)
     if queue:
         return _hand_over(directory, queue)
-    return 0 if detach else _drive(directory, chosen)
+    if detach:
+        click.echo(_how_to_follow(directory))
+        return 0
+    return _drive(directory, chosen)
 
 
 @click.command(short_help="Continue a submission that was interrupted")
@@ -161,6 +164,7 @@ def resume(
     assert chosen is not None
     if detach:
         click.echo(detached.detach(directory, gpus, machine, take_over, run))
+        click.echo(_how_to_follow(directory))
         return 0
     chosen.engine.created(directory)
     return _drive(directory, chosen, requeue, take_over, only)
@@ -182,6 +186,12 @@ def _submission_or_run(runs_root: Path, name: str | None) -> tuple[Path, str | N
         except RunError as no_run:
             raise RunError(f"{no_submission}\n{no_run}") from None
         return found.parent, found.name
+
+
+def _how_to_follow(directory: Path) -> str:
+    """What to type to see or stop a submission in the background."""
+    at = f"{directory.name} --runs {shown(directory.parent)}"
+    return f"it runs in the background; follow it: launcher attach {at}; see its state: launcher status {at}"
 
 
 def _hand_over(
@@ -265,7 +275,7 @@ def stop(name: str | None, now: bool, runs_root: Path) -> None:
     directory, run = _submission_or_run(runs_root, name)
     targets = [directory / run] if run else list_runs(directory)
     try:
-        touched, problems = supervisor.stop(directory, targets, 0 if now else GRACE + 2)
+        touched, problems = supervisor.stop(directory, targets, 0 if now else GRACE + 2, click.echo)
     except KeyboardInterrupt:
         raise RefusedError("\nStopped waiting; the runs were asked to stop.", EXIT_INTERRUPTED) from None
     statuses = {path: look(path) for path in targets}

@@ -198,8 +198,7 @@ def _joined(document: Document, problems: Sequence[Any]) -> list[dict[str, Any]]
         words = [word for p in same if p["type"] == "literal_error" for word in re.findall(r"'([^']*)'", p["msg"])]
         others = [p for p in same if p["type"] != "literal_error"]
         if len(same) > 1 and len(others) == 1 and words:
-            message = others[0]["msg"].partition(", unable to")[0]
-            joined.append({**others[0], "msg": f"{message}, or {' or '.join(words)}"})
+            joined.append({**others[0], "msg": f"{_must_be(others[0])}, or {' or '.join(words)}", "type": JOINED})
         else:
             joined += same
     return joined
@@ -231,8 +230,38 @@ def _error_text(document: Document, problem: Any, model: type[JobSpec]) -> str:
         allowed = re.findall(r"'([^']*)'", message)
         value = problem["input"]
         return f"{place}: {field}: {value!r} is not allowed; {nearest(str(value), allowed)}"
-    message = message.removeprefix("Value error, ").removeprefix("Input ")
+    message = message.removeprefix("Value error, ") if kind in ("value_error", JOINED) else _must_be(problem)
     return f"{place}: {field}: {message}" + ("" if kind == "value_error" else f", not {_short(problem['input'])}")
+
+
+JOINED = "joined"
+"""Type of a problem of a field of several types."""
+_TYPES = {
+    "int": "must be a whole number",
+    "float": "must be a number",
+    "finite": "must be a finite number",
+    "bool": "must be true or false",
+    "string": "must be a text",
+    "list": "must be a list",
+    "dict": "must be a mapping",
+    "model": "must be a mapping",
+}
+_BOUNDS = {
+    "greater_than": ("gt", "must be more than"),
+    "greater_than_equal": ("ge", "must be at least"),
+    "less_than": ("lt", "must be less than"),
+    "less_than_equal": ("le", "must be at most"),
+}
+
+
+def _must_be(problem: Any) -> str:
+    """A problem of pydantic in our words."""
+    kind, message = str(problem["type"]), str(problem["msg"])
+    if kind in _BOUNDS:
+        name, words = _BOUNDS[kind]
+        return f"{words} {problem['ctx'][name]:g}"
+    said = _TYPES.get(kind.partition("_")[0])
+    return said or message.removeprefix("Value error, ").removeprefix("Input ").partition(", unable to")[0]
 
 
 def _short(value: Any) -> str:

@@ -14,6 +14,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import pwd
 import secrets
 import stat
 import sys
@@ -104,16 +105,34 @@ def inside(folder: Folder, name: str) -> int:
 
 
 def refuse_foreign(submission: Path) -> None:
-    """Raise RunError if this process is root and the submission belongs to another user, whose requests and journals
-    name commands to execute and processes to end."""
-    if os.geteuid() != 0:
-        return
+    """Raise RunError if the submission belongs to another user and this process may not change it; root must not, since
+    that user's requests and journals name commands to execute and processes to end."""
+    me = os.geteuid()
     with opened(submission) as folder:
-        if folder.owner != 0:
+        if me not in (0, folder.owner) and not _may_change(submission):
+            owner = _user(folder.owner)
+            raise RunError(
+                f"{submission.name}: belongs to {owner}, and you ({_user(me)}) may not change it; ask {owner}, or run "
+                f"the command as that user: sudo -u '#{folder.owner}' launcher …"
+            )
+        if me == 0 and folder.owner != 0:
             raise RunError(
                 f"{submission.name}: belongs to uid {folder.owner}, and root executes nothing that another user wrote; "
                 f"run the command as that user: sudo -u '#{folder.owner}' launcher …"
             )
+
+
+def _may_change(submission: Path) -> bool:
+    """Whether this user may write to a submission and to the records of its runs."""
+    return all(os.access(path, os.W_OK) for path in (submission, submission / STATE) if path.exists())
+
+
+def _user(uid: int) -> str:
+    """The user's name; `uid N` if it has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
 
 
 # -- the launcher's own files of a run

@@ -58,7 +58,7 @@ _LAST_COLUMNS = (
     "voters",
 )
 _OF_METRICS = ("best_epoch", "epochs", "images_per_second", "params")
-NO_FIGURE = "no run of this submission has a validation F1"
+NO_FIGURE = "no training run of this submission has succeeded"
 FOLDS_ALONE = (
     "a fold cannot become the champion, because each fold has other validation images; add a step {step: ensemble, "
     "from: {top: 1}}, and use its ensemble.json with predict"
@@ -195,11 +195,27 @@ def collect(
     folds = any(row["kind"] == "folds" or row["fold"] != "" for row in ranked)
     place = place or submission.parent / "champion"
     lines: list[str] = []
-    why_none = FOLDS_ALONE if folds else NO_FIGURE
+    why_none = ""
+    if best is None:
+        why_none = FOLDS_ALONE if folds else NO_FIGURE + _best_so_far(submission, rows)
     kept = _attempt(lambda: lines.append(champion.crown(submission, best, place, replace, why_none, say)))
     lines += [f"leaderboard.csv is not written: {failed}"] if failed else []
     lines += [f"the champion is not updated: {kept}; another folder: --champion DIR"] if kept else []
     return rows, "\n".join(lines)
+
+
+def _best_so_far(submission: Path, rows: Sequence[Row]) -> str:
+    """The best figure of a run that was stopped or has failed, as `status` shows it; empty if there is none."""
+    unfinished = (row for row in rows if row["kind"] == "train" and row["state"] not in GOOD)
+    so_far = []
+    for row in unfinished:
+        beaten = trainer_files.read_progress(submission / row["run"])
+        if beaten is not None and beaten.best_f1 is not None:
+            so_far.append((beaten.best_f1, row))
+    if not so_far:
+        return ""
+    value, row = max(so_far, key=lambda pair: pair[0])
+    return f" (so far {row['run']}, {row['state']}, has {figures.MAIN} {value:.4f})"
 
 
 def _attempt(write: Callable[[], object]) -> str | None:

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from launcher.base.errors import EXIT_INTERRUPTED, FencedError, RunError
-from launcher.engines import registry
+from launcher.engines import outcome, registry
 from launcher.engines.base import SupervisedEngine
 from launcher.host.machine import Machine
 from launcher.job import steps
@@ -33,6 +33,7 @@ from launcher.supervise import scheduler
 from launcher.supervise.placing import Placed, Placing
 from launcher.supervise.together import demand_of
 from trainer.base.errors import EXIT_FAILED, EXIT_OK, os_error
+from trainer.base.plural import counted
 
 POLL = 0.25
 """Seconds between two checks of the runs."""
@@ -371,6 +372,11 @@ class Supervision:
             self.written = text, time.monotonic()
 
     def _stop(self, at_once: bool) -> None:
+        if self.under_way:
+            runs = counted(len(self.under_way), "run")
+            how = f"each saves its checkpoint first, for at most {outcome.GRACE:g} s; Ctrl-C again kills them at once"
+            said = f"killing {runs}" if at_once else f"stopping {runs}: {how}"
+            self.on_event(self.submission.name, Status("queued", reason=said))
         self.placing.release_turn()
         for name in list(self.queued):
             self._append(name, "cancelled", reason="stopped before it started", durable=False)
@@ -503,9 +509,11 @@ DYING = 5.0
 """Seconds that `stop` waits for a run after it was killed."""
 
 
-def stop(submission: Path, run_dirs: list[Path], grace: float) -> tuple[list[str], dict[str, str]]:
+def stop(
+    submission: Path, run_dirs: list[Path], grace: float, say: Callable[[str], None] = lambda line: None
+) -> tuple[list[str], dict[str, str]]:
     """Ask these runs of a submission to end, and kill those that have not ended after `grace` seconds. Returns the
-    names of those that had not ended before, and why some could not be stopped.
+    names of those that had not ended before, and why some could not be stopped. Calls `say` before it waits.
 
     A run that is still queued is cancelled, so that no supervisor starts it. Raises RunError.
     """
@@ -535,6 +543,9 @@ def stop(submission: Path, run_dirs: list[Path], grace: float) -> tuple[list[str
     killed: set[Path] = set()
     deadline = time.monotonic() + grace
     waiting_for = [run_dir for run_dir in touched if run_dir.name not in problems]
+    if living := [path for path in waiting_for if not is_over(path, records.look(path.name))]:
+        how = f"saves its checkpoint first, for at most {grace:g} s" if grace else "is killed at once"
+        say(f"stopping {counted(len(living), 'run')}: each {how}")
     while waiting_for := [path for path in waiting_for if not is_over(path, records.look(path.name))]:
         if time.monotonic() > deadline + DYING:
             break

@@ -16,7 +16,7 @@ from trainer.base.errors import ConfigError, nearest
 from trainer.config.check import check, check_rest
 from trainer.config.keys import GROUPS, keys, model_names, option_names
 from trainer.config.merge import Value, merged
-from trainer.config.plain import copied, first_line
+from trainer.config.plain import copied
 from trainer.config.schema import Config
 
 
@@ -46,10 +46,16 @@ def compose_shared(overrides: Sequence[str] = (), command: str = "train") -> Con
             groups[each.key] = each.value
         else:
             values.append(each)
+    chosen = tuple(groups.get(group, "") for group in GROUPS)
     if faults:
-        raise ConfigError("\n".join(faults))
-
-    config = merged(tuple(groups.get(group, "") for group in GROUPS), values)
+        raise ConfigError("\n".join([*faults, *_further(chosen, values, faults)]))
+    try:
+        config = merged(chosen, values)
+    except ConfigError as error:
+        lines = str(error).split("\n")
+        right = [value for value in values if not any(line.startswith(f"{value.text}: ") for line in lines)]
+        more = _further(chosen, right, lines) if len(right) < len(values) else []
+        raise ConfigError("\n".join([*lines, *more])) from None
     if config.model.name != model_names().get(config.choices["model"]):
         config.choices["model"] = config.model.name  # records name the model that trains, not the group it began with
     sections = (id(config.model), id(config.data), id(config.training), config.choices["training"])
@@ -61,6 +67,23 @@ def compose_shared(overrides: Sequence[str] = (), command: str = "train") -> Con
     return config
 
 
+def _further(chosen: tuple[str, ...], values: Sequence[Value], faults: Sequence[str]) -> list[str]:
+    """The errors of the values that can be set, beside the `faults` of the others. Without those that may follow from
+    a fault, since they name its key or a value that nobody has given."""
+    wrong = {fault.partition("=")[0].partition(":")[0] for fault in faults}
+    right = [value for value in values if value.key not in wrong]
+    given, lines = {value.key for value in right}, []
+    try:
+        lines = check(merged(chosen, right))
+    except ConfigError as error:
+        lines = str(error).split("\n")
+        rest = [value for value in right if not any(line.startswith(f"{value.text}: ") for line in lines)]
+        lines += _further(chosen, rest, [*faults, *lines]) if len(rest) < len(right) else []
+    return [line for line in lines if (named := set(re.findall(_KEY, line))) and named <= given]
+
+
+_KEY = re.compile(r"(?<![\w.])([a-z_]+(?:\.\w+)*)(?==)")
+"""A key in a message."""
 MOST_KNOWN = 10_000
 _SOUND: dict[tuple[int | str, ...], Config] = {}
 """Configurations whose sections together have no error, by the identities of the sections, which live as long."""
@@ -100,8 +123,8 @@ def parse(text: str, command: str = "train") -> tuple[str, Any]:
         raise ConfigError(f"{text[:60]}…: nested too deeply: more than {DEEPEST} brackets in each other")
     try:
         override = _hydra_parser().parse_override(text)
-    except HydraException as error:
-        raise ConfigError(f"{text}: cannot be parsed: {first_line(error)}") from None
+    except HydraException:
+        raise ConfigError(f"{text}: cannot be parsed: {_how_to_write(text)}") from None
     except ValueError as error:  # a number of thousands of digits
         raise ConfigError(f"{text[:60]}…: cannot be parsed: {str(error).partition(';')[0]}") from None
     if override.type is not OverrideType.CHANGE or override.package:
@@ -111,6 +134,15 @@ def parse(text: str, command: str = "train") -> tuple[str, Any]:
     if override.is_sweep_override():
         raise ConfigError(f"{text}: several values need several runs; start them with `launcher submit {text}`")
     return override.key_or_group, override.value()
+
+
+def _how_to_write(text: str) -> str:
+    """What an override that Hydra's grammar does not take lacks."""
+    key, _, value = text.partition("=")
+    if value[:1] in ("[", "{", "'", '"'):
+        return "a bracket, a comma or a quotation mark is missing, or one is too much"
+    quoted = value.replace("'", "\\'")
+    return f"this value needs quotation marks: {key}='{quoted}'"
 
 
 def _depth(text: str) -> int:

@@ -68,9 +68,7 @@ def slow(chosen: tuple[str, ...], values: Sequence[Value]) -> Config:
         try:
             OmegaConf.update(tree, each.key, each.value, merge=False)
         except OmegaConfBaseException as error:
-            reason = first_line(error)
-            remedy = f"must be a list: write {each.key}=[{each.value}]" if "ListConfig" in reason else reason
-            faults.append(f"{each.text}: {remedy}")
+            faults.append(f"{each.text}: {_must_be(each) or first_line(error)}")
         except (IndexError, TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
             faults.append(f"{each.text}: cannot be set: {first_line(error)}")
     if faults:
@@ -78,9 +76,26 @@ def slow(chosen: tuple[str, ...], values: Sequence[Value]) -> Config:
     try:
         config = OmegaConf.to_object(tree)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"the configuration has a wrong ${{reference}}: {first_line(error)}") from None
+        missing = re.search(r"key '([^']*)' not found", first_line(error))
+        what = f"no key '{missing[1]}'" if missing else first_line(error)
+        raise ConfigError(f"the configuration has a wrong ${{reference}}: {what}") from None
     assert isinstance(config, Config)
     return config
+
+
+_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
+"""The types of the schema in words."""
+
+
+def _must_be(value: Value) -> str:
+    """What type a value that OmegaConf does not take must have; empty if it is no key of the schema itself."""
+    kind, _, optional = keys().get(value.key, "").partition(" | ")
+    if kind.startswith("list"):
+        plain = not isinstance(value.value, dict | list)
+        return f"must be a list: write {value.key}=[{value.value}]" if plain else "must be a list"
+    if kind not in _TYPES:
+        return ""
+    return f"must be {_TYPES[kind]}" + (", or null" if optional else "")
 
 
 def fast(chosen: tuple[str, ...], values: Sequence[Value]) -> Config | None:

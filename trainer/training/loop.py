@@ -219,10 +219,10 @@ def _stop(run: Run) -> None:
     if not all(bool(torch.isfinite(weights).all()) for weights in run.step.normalized.parameters()):
         raise _diverged(run)  # keep the last.ckpt of the last validation
     keep.save_last(run)
-    raise StoppedError(
-        f"stopped in epoch {run.progress.number} after step {run.progress.step}; "
-        f"continue with RUN_DIR={run.folder}, the same words and resume=auto"
-    )
+    # The launcher gives every run resume=auto, and continues it with a command of its own.
+    again = f"continue with RUN_DIR={run.folder}, the same words and resume=auto"
+    how = "last.ckpt is saved; the same command continues it" if run.config.resume == "auto" else again
+    raise StoppedError(f"stopped in epoch {run.progress.number} after step {run.progress.step}; {how}")
 
 
 def _out_of_patience(run: Run) -> bool:

@@ -85,9 +85,9 @@ after:
         ("name: x\nresources:\n  gpu: 1\n", "job.yaml:3: resources.gpu: unknown field; did you mean 'gpus'?"),
         ("resources: {memory: lots}\n", "job.yaml:1: resources.memory: 'lots' is not a size; write it like 24g"),
         ("resources:\n  memory: 5m\n", "job.yaml:2: resources.memory: '5m' is too little: a container needs at least 6m"),
-        ("resources: {gpus: lots}\n", "job.yaml:1: resources.gpus: should be a valid integer, or auto, not 'lots'"),
-        ("resources: {cpus: 0}\n", "job.yaml:1: resources.cpus: should be greater than 0, or auto, not 0"),
-        ("network: maybe\n", "job.yaml:1: network: should be a valid boolean, or auto, not 'maybe'"),
+        ("resources: {gpus: lots}\n", "job.yaml:1: resources.gpus: must be a whole number, or auto, not 'lots'"),
+        ("resources: {cpus: 0}\n", "job.yaml:1: resources.cpus: must be more than 0, or auto, not 0"),
+        ("network: maybe\n", "job.yaml:1: network: must be true or false, or auto, not 'maybe'"),
         ("name: x\ntimeout: soon\n", "job.yaml:2: timeout: 'soon' is not a duration; write it like 8h"),
         ("resources: {gpus: -1}\n", "job.yaml:1: resources.gpus:"),
         ("matrix: {model: resnet34}\n", "job.yaml:1: matrix.model: must be a list"),
@@ -577,5 +577,5 @@ def test_traces_of_memory_are_kept_where_runs_says(
     monkeypatch.setattr(predict, "trace", trace)
     words = [command, "model.name=resnet10t", "--machine", "cuda-server", "--runs", str(tmp_path / "mine")]
     done = CliRunner().invoke(cli, words + (["--engine", "native"] if command == "submit" else []))
-    assert str(done.exception) == "far enough"
+    assert str(done.exception).splitlines()[0] == "far enough"
     assert [folder.is_relative_to(tmp_path / "mine") for folder in folders] == [True]

@@ -91,7 +91,7 @@ def test_what_an_analysis_left_is_its_report(tmp_path: Path) -> None:
 def test_without_a_success_there_is_no_champion(tmp_path: Path) -> None:
     rows, line = collect.collect(submission(tmp_path, "one", {"a": "lost"}))
     assert line.startswith(
-        "no run of this submission has a validation F1. No champion yet. The best single training run"
+        "no training run of this submission has succeeded. No champion yet. The best single training run"
     )
     assert line.endswith("(or run: launcher collect).")
     assert rows[0]["state"] == "lost" and not (tmp_path / "champion").exists()
@@ -100,7 +100,7 @@ def test_without_a_success_there_is_no_champion(tmp_path: Path) -> None:
 def test_a_submission_without_a_success_leaves_the_champion_and_says_which(tmp_path: Path) -> None:
     collect.collect(submission(tmp_path, "one", {"a": 0.5}))
     _, line = collect.collect(submission(tmp_path, "two", {"a": "failed"}))
-    assert line == ("no run of this submission has a validation F1; the champion stays one/001-a (val_f1 0.5000)")
+    assert line == ("no training run of this submission has succeeded; the champion stays one/001-a (val_f1 0.5000)")
     assert champion(tmp_path) == ("one/001-a", 0.5)
 
 
