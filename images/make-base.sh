@@ -6,6 +6,6 @@
 set -euo pipefail
 name=${1:-document-classifier-base:bookworm}
 bundle=${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}
-mmdebstrap --quiet --variant=minbase --include=python3,python3-venv,ca-certificates \
+mmdebstrap --quiet --variant=minbase --include=python3,python3-venv,ca-certificates,fonts-nanum \
     --customize-hook="copy-in $bundle /etc/ssl/certs" bookworm - |
     docker import --change 'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' - "$name"

@@ -17,6 +17,8 @@ from typing import Literal
 from launcher.base.sizes import GIB
 from launcher.host import nvml
 from launcher.host.machine import VARIABLE, Machine, here, select
+from trainer.base import layout
+from trainer.base.errors import DataError
 from trainer.base.plural import counted
 
 Level = Literal["ok", "note", "missing"]
@@ -150,15 +152,18 @@ def _data(given: str | None) -> Check:
     if not folder.is_dir():
         return Check("data", "note", f"{folder}: no such folder", fix)
     try:
-        for place in (folder, *(folder / name for name in ("train", "test") if (folder / name).is_dir())):
-            next(os.scandir(place), None)
-        if (folder / "train.csv").is_file() or any(path.is_dir() for path in folder.glob("train/*")):
+        parts = layout.find(folder)
+        for place in (parts.train, parts.validation, parts.test):
+            next(os.scandir(place), None) if place is not None else None
+        if (why_not := layout.why_not_trainable(parts, "auto")) is None:
             return Check("data", "ok", str(folder))
     except OSError as error:
         return Check(
             "data", "missing", f"{error.filename}: cannot be read ({error.strerror})", "chmod -R u+rX, or --data DIR"
         )
-    return Check("data", "note", f"{folder}: has neither train.csv nor train/<class>/", fix)
+    except DataError as error:
+        return Check("data", "missing", str(error), "--data DIR")
+    return Check("data", "note", f"{folder}: {why_not}", fix)
 
 
 def _runs(root: Path) -> Check:

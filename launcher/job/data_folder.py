@@ -8,6 +8,8 @@ from pathlib import Path
 
 from launcher.base.errors import DataFolderError
 from launcher.job.expansion import Planned
+from trainer.base import layout
+from trainer.base.errors import DataError
 
 
 def find_data(option: str | None, planned: Sequence[Planned]) -> str | None:
@@ -47,23 +49,14 @@ def find_data(option: str | None, planned: Sequence[Planned]) -> str | None:
 
 
 def _why_no_data(folder: Path, formats: set[str]) -> str | None:
-    """Why runs of these values of `data.format` cannot train on the folder, judged by its top level; None: they can.
-
-    The trainer has the same rule, and then opens every image.
-    """
+    """Why runs of these values of `data.format` cannot train on the folder, judged by its top level with the trainer's
+    own rules; None: they can. The trainer then opens every image."""
     try:
         if not folder.is_dir():
             return "is not a folder" if folder.exists() else "does not exist"
-        has_table = (folder / "train.csv").is_file()
-        base = folder / "train" if (folder / "train").is_dir() else folder
-        class_folders = [path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        parts = layout.find(folder)
+        return next(filter(None, (layout.why_not_trainable(parts, kind) for kind in sorted(formats))), None)
     except OSError as error:
         return f"cannot be read ({error.strerror}: {error.filename})"
-    has_classes = bool(class_folders if base != folder else set(class_folders) - {"test"})
-    if "csv" in formats and not has_table:
-        return "has no train.csv, which data.format=csv needs"
-    if "imagefolder" in formats and not has_classes:
-        return "has no class folders in train/, which data.format=imagefolder needs"
-    if "auto" in formats and not has_table and not has_classes:
-        return "has neither train.csv nor class folders in train/"
-    return None
+    except DataError as error:
+        raise DataFolderError(str(error)) from None

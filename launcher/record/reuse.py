@@ -24,7 +24,8 @@ from launcher.record.find import list_runs, list_submissions
 from launcher.record.journal import append_event, read_status
 from launcher.record.request import RunRequest, read_request
 from launcher.record.states import GOOD
-from trainer.base import provenance
+from trainer.base import layout, provenance
+from trainer.base.errors import DataError
 from trainer.base.files import json_text, to_bytes
 
 KEPT = ("best.ckpt", "metrics.json", "history.csv", "val_predictions.npz", "config.yaml")
@@ -99,8 +100,8 @@ def code_of(image: TrainerImage | None) -> str:
 
 
 class DataDigests:
-    """SHA-256 of runs' training data: train.csv, meta.csv, the files below train/, weights and teachers. (An
-    ensemble.json contains the checksums of its members.)
+    """SHA-256 of runs' training data: train.csv, meta.csv, the files below train/, those of an own validation split,
+    weights and teachers. (An ensemble.json contains the checksums of its members.)
 
     Lists each data folder once, however many runs train on it. Files are read again only if a name, size or
     modification time has changed. The folder `cache` keeps the digests.
@@ -147,14 +148,20 @@ class _Listing:
     def __init__(self, folder: Path) -> None:
         self.files: list[tuple[str, Path]] = []
         self.stats = hashlib.sha256()
-        for name in ("train.csv", "meta.csv"):
-            if (folder / name).is_file():
-                self._append(name, folder / name, (folder / name).stat())
-        images = folder / "train" if (folder / "train").is_dir() else folder  # else one folder per class, right here
-        prefix = "train/" if images != folder else ""
-        for name, path, stat in sorted(_walk(str(images), prefix, ()), key=lambda found: found[0].split("/")):
-            if prefix or "/" in name:
-                self._append(name, Path(path), stat)
+        try:
+            parts = layout.find(folder)
+        except (OSError, DataError):  # nothing to train on
+            return
+        for table in (parts.train_csv, parts.meta_csv, parts.validation_csv):
+            if table is not None and table.is_file():
+                self._append(table.name, table, table.stat())
+        # Without a folder for training there is one folder per class, right here.
+        images = [part for part in (parts.train, parts.validation) if part is not None] if parts.train else [folder]
+        for place in images:
+            prefix = f"{place.name}/" if place != folder else ""
+            for name, path, stat in sorted(_walk(str(place), prefix, ()), key=lambda found: found[0].split("/")):
+                if prefix or "/" in name:
+                    self._append(name, Path(path), stat)
 
     def _append(self, name: str, path: Path, stat: os.stat_result) -> None:
         self.files.append((name, path))

@@ -21,7 +21,7 @@ from launcher.results import champion
 from launcher.results.champion import Row
 from trainer.base import figures
 from trainer.base.errors import os_error
-from trainer.base.files import to_bytes
+from trainer.base.files import csv_bytes
 
 if TYPE_CHECKING:
     from launcher.record.predictions import Predictions
@@ -188,7 +188,7 @@ def collect(
     writer = csv.DictWriter(out, columns(), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    failed = _attempt(lambda: folders.write(submission / "leaderboard.csv", to_bytes(out.getvalue())))
+    failed = _attempt(lambda: folders.write(submission / "leaderboard.csv", csv_bytes(out.getvalue())))
     ranked = [row for row in rows if row["rank"] != ""]
     trained = (row for row in ranked if row["kind"] == "train" and row["fold"] == "")
     best = next((row for row in trained if trainer_files.has(submission / row["run"], trainer_files.BEST)), None)

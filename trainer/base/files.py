@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
 import json
@@ -98,12 +99,13 @@ def _check_parent(folder: Path) -> None:
     )
 
 
-def data_folder(named: str | None) -> Path:
-    """The data folder: `named`, $DATA_DIR, or the default `data`. Raises DataError if it does not exist."""
+def data_folder(named: str | None, may_be_file: bool = False) -> Path:
+    """The data folder: `named`, $DATA_DIR, or the default `data`. Raises DataError if it does not exist, or if it is a
+    file and must not be one."""
     for source, value in (("data.root", named), ("DATA_DIR", os.environ.get("DATA_DIR")), ("the default", "data")):
         if value:
             root = Path(value).expanduser()
-            if not root.is_dir():
+            if not (root.is_dir() or (may_be_file and root.is_file())):
                 what = "is not a folder" if root.exists() else "does not exist"
                 raise DataError(
                     f"{root}: the data folder ({source}) {what}; set it with --data DIR or DATA_DIR, "
@@ -160,6 +162,19 @@ def write_text(path: Path, text: str) -> None:
     """Replace the content of `path` with `text` in UTF-8; see `to_bytes`."""
     with replacing(path) as temporary:
         temporary.write_bytes(to_bytes(text))
+
+
+def write_csv(path: Path, text: str) -> None:
+    """Replace the content of `path` with a table; see `csv_bytes`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(csv_bytes(text))
+
+
+def csv_bytes(text: str) -> bytes:
+    """A table that people open in Excel: UTF-8, with a byte order mark if it is not ASCII. Without the mark Excel shows
+    Korean as other characters. Pandas, Polars and `encoding="utf-8-sig"` read both."""
+    content = to_bytes(text)
+    return content if content.isascii() else codecs.BOM_UTF8 + content
 
 
 def write_json(path: Path, value: Any) -> None:

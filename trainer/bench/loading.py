@@ -27,7 +27,7 @@ from trainer.config.compose import compose
 from trainer.config.schema import DataConfig
 from trainer.data import drawn
 from trainer.data.dataset import ImageDataset, collate
-from trainer.data.table import Table
+from trainer.data.rows import Table
 from trainer.images import decode
 from trainer.training.stop import ignore_in_worker
 

@@ -48,7 +48,7 @@ def check_data(arguments: list[str]) -> int:
         checked = check.check(config)
         report = check.write(checked, output)
     print(json.dumps(report, indent=2, ensure_ascii=False) if args.json else check.as_text(checked, report))
-    check.refuse(checked, config)
+    check.refuse(checked, config, output)
     return EXIT_OK
 
 

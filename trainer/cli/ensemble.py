@@ -39,16 +39,17 @@ def ensemble(arguments: list[str]) -> int:
     weights = weighting(args.weights)
     for path in args.checkpoints:
         check_checkpoint(path)
-    root = options.optional_data(args.root)
+    root = options.optional_data(args.root, may_be_file=True)
 
     with heavy():
+        from trainer.data.table import has_test_images
         from trainer.ensemble.score import ensemble as run
         from trainer.models.ensemble_file import make
 
     joined = make(args.checkpoints, args.method, None if isinstance(weights, str) else weights)
     if root is None:
         print("note: no data folder, so no submission.csv; add --data DIR to get one")
-    elif not (root / "sample_submission.csv").is_file() and not (root / "test").is_dir():
+    elif not has_test_images(root):
         print(f"note: {root} has no test images, so no submission.csv")
         root = None
     run(joined, weights if isinstance(weights, str) else "given", root, output, options.inference(args))

@@ -49,7 +49,15 @@ def add_checkpoint(to: Parser, what: str = "a best.ckpt or an ensemble.json") ->
 
 def add_inference(to: Parser) -> None:
     """Options of the commands that predict."""
-    add_data(to)
+    to.add_argument(
+        DATA, dest="root", type=Path, metavar="DIR", help="data folder, or one image (default: $DATA_DIR, else ./data)"
+    )
+    to.add_argument("--data.root", dest="root", type=Path, help=argparse.SUPPRESS)
+    to.add_argument(
+        "--skip_unreadable",
+        action="store_true",
+        help="leave out test images that cannot be read, and name them, instead of predicting none",
+    )
     to.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
     to.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"))
     to.add_argument("--batch_size", type=positive, metavar="N", help="images per batch (default: as in training)")
@@ -69,7 +77,14 @@ def inference(options: argparse.Namespace) -> Options:
     """The options of `add_inference`. Imports torch."""
     from trainer.predict.inference import Options
 
-    return Options(options.device, options.precision, options.batch_size, options.num_workers, options.tta)
+    return Options(
+        options.device,
+        options.precision,
+        options.batch_size,
+        options.num_workers,
+        options.tta,
+        options.skip_unreadable,
+    )
 
 
 def check_views(name: str | None) -> None:
@@ -93,6 +108,7 @@ def count(text: str) -> int:
 def parse(by: Parser, arguments: Sequence[str]) -> argparse.Namespace:
     """Parse both spellings: `--key value` and `key=value` (also `training.key=value`, as in train)."""
     known = {option for action in by._actions for option in action.option_strings}
+    flags = {option for action in by._actions if action.nargs == 0 for option in action.option_strings}
     visible = {option for action in by._actions if action.help != argparse.SUPPRESS for option in action.option_strings}
     words: list[str] = []
     for argument in arguments:
@@ -103,7 +119,12 @@ def parse(by: Parser, arguments: Sequence[str]) -> argparse.Namespace:
                 raise ConfigError(f"{argument}: only `train` takes data=GROUP; for the data folder use {DATA} DIR")
             if name not in known:
                 raise ConfigError(f"{argument}: unknown option '{key}'; {nearest(name, visible)}")
-            words += [name, value]
+            if name in flags:
+                if value.lower() not in ("true", "false"):
+                    raise ConfigError(f"{argument}: must be true or false")
+                words += [name] * (value.lower() == "true")
+            else:
+                words += [name, value]
         elif argument.startswith("--") and argument not in known:
             raise ConfigError(f"{argument}: unknown option; {nearest(argument, visible)}")
         else:
@@ -170,13 +191,13 @@ def check_output_file(option: str, file: Path) -> None:
     check_folder(folder)
 
 
-def optional_data(named: Path | None) -> Path | None:
+def optional_data(named: Path | None, may_be_file: bool = False) -> Path | None:
     """The data folder. None if none is given and ./data does not exist. Raises DataError if a given one is missing."""
     if named is None and not os.environ.get("DATA_DIR") and not Path("data").is_dir():
         return None
-    return required_data(named)
+    return required_data(named, may_be_file)
 
 
-def required_data(named: Path | None) -> Path:
-    """The data folder. Raises DataError if it is missing."""
-    return data_folder(None if named is None else str(named))
+def required_data(named: Path | None, may_be_file: bool = False) -> Path:
+    """The data folder, or perhaps one image. Raises DataError if it is missing."""
+    return data_folder(None if named is None else str(named), may_be_file)

@@ -17,7 +17,7 @@ def predict(arguments: list[str]) -> int:
     output = options.output_folder(args.output)
     options.check_views(args.tta)
     check_checkpoint(args.checkpoint)
-    root = options.required_data(args.root)
+    root = options.required_data(args.root, may_be_file=True)
 
     with heavy():
         from trainer.predict import predict as predicting

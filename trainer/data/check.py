@@ -19,9 +19,11 @@ from trainer.base.plural import counted
 from trainer.config.schema import DataConfig
 from trainer.data import duplicates, leaks
 from trainer.data.duplicates import Look, Pair
+from trainer.data.rows import Table
 from trainer.data.split import Split, split_images
-from trainer.data.table import Table, data_root, examine, read_test
+from trainer.data.table import data_root, examine, has_test_images, in_short, read_test, say_notes
 from trainer.images import gallery, reading
+from trainer.images.lettering import Lettering
 
 PICTURED, LISTED, KEPT = 24, 40, 1000
 """Most pairs in duplicates.png, in the text and in check_data.json, worst first. n equal images make n² / 2 pairs."""
@@ -63,6 +65,8 @@ def check(config: DataConfig) -> Checked:
     train, faults = examine(root, config)
     test, more = _test(root)
     faults += more
+    for table in (train, test):
+        say_notes(table)
     split = None
     try:
         split = split_images(train, config)
@@ -84,18 +88,22 @@ def write(checked: Checked, output: Path) -> dict[str, Any]:
     report = as_dict(checked)
     write_json(output / "check_data.json", report)
     pairs = checked.worst_first
-    tiles = [tile for pair in pairs[:PICTURED] for tile in _tiles(checked, pair)]
+    shown = [_image(checked, row) for pair in pairs[:PICTURED] for row in (pair.a, pair.b)]
+    text = Lettering(name for image in shown for name in (image["id"], image["class"] or ""))
+    tiles = [tile for pair in pairs[:PICTURED] for tile in _tiles(checked, pair, text)]
     more = f", the {PICTURED} worst" if len(pairs) > PICTURED else ""
     title = f"{len(pairs)} pairs of duplicates{more}, side by side" if pairs else "No duplicates"
     gallery.save(gallery.gallery(tiles, 6, title), output / "duplicates.png")
+    text.write_legend(output / "names_in_pictures.txt")
     return report
 
 
-def refuse(checked: Checked, config: DataConfig) -> None:
-    """Raises DataError if images or labels have errors, or there are leaks that are not allowed."""
+def refuse(checked: Checked, config: DataConfig, output: Path) -> None:
+    """Raises DataError if images or labels have errors, or there are leaks that are not allowed. A file in `output`
+    gets all errors if they are too many for a message."""
     lines = list(checked.faults)
     if lines:
-        lines.append(f"{len(lines)} error{'s' * (len(lines) > 1)}; fix the files or remove them, then run again")
+        lines = in_short(lines, "this data", output / "data_faults.txt")
     if checked.split:
         try:
             pairs = _within(checked.pairs, len(checked.train))
@@ -115,6 +123,8 @@ def as_dict(checked: Checked) -> dict[str, Any]:
     return {
         "images": {"train": len(train), "validation": len(split.val) if split else 0, "test": len(checked.test)},
         "split_fingerprint": split.fingerprint if split else None,
+        "own_split": train.own_split or None,
+        "notes": [*train.notes, *checked.test.notes],
         "classes": [
             {"name": name, "label": label, "images": counts[target], "validation": held[target]}
             for target, (name, label) in enumerate(zip(train.class_names, train.labels, strict=True))
@@ -136,8 +146,9 @@ def as_dict(checked: Checked) -> dict[str, Any]:
 def as_text(checked: Checked, report: dict[str, Any]) -> str:
     """The report as text for a terminal."""
     images, tests = report["images"], report["test_images"]
+    own = f", the folder's own split: {report['own_split']}" if report["own_split"] else ""
     lines = [
-        f"{counted(images['train'], 'training image')} ({images['validation']} of them for validation), "
+        f"{counted(images['train'], 'training image')} ({images['validation']} of them for validation{own}), "
         f"{counted(len(report['classes']), 'class')}, {counted(images['test'], 'test image')}",
         "",
     ]
@@ -171,7 +182,7 @@ def as_text(checked: Checked, report: dict[str, Any]) -> str:
 def _test(root: Path) -> tuple[Table, list[str]]:
     """The readable test images (None: there are no test images), and one error for each of the others."""
     empty = Table([], [], [], [], [])
-    if not (root / "sample_submission.csv").is_file() and not (root / "test").is_dir():
+    if not has_test_images(root):
         return empty, []
     try:
         table = read_test(root)
@@ -257,15 +268,15 @@ def _marks(entry: dict[str, Any]) -> str:
     return f": {', '.join(marks)}" if marks else ""
 
 
-def _tiles(checked: Checked, pair: Pair) -> list[gallery.Tile]:
+def _tiles(checked: Checked, pair: Pair, text: Lettering) -> list[gallery.Tile]:
     entry = _pair(checked, pair)
     paths = [*checked.train.paths, *checked.test.paths]
     colour = "firebrick" if entry["contradictory"] or (entry["leak"] and not entry["allowed"]) else "black"
-    what = leaks.kind(pair).removeprefix("the same picture, ").rstrip(",")
+    how = leaks.kind(pair).removeprefix("the same picture, ").rstrip(",")
     return [
-        gallery.Tile(paths[row], f"{image['id']}\n{image['side']} {image['class'] or ''}\n{text}", colour)
-        for row, image, text in (
+        gallery.Tile(paths[row], f"{text(image['id'])}\n{image['side']} {text(image['class'] or '')}\n{what}", colour)
+        for row, image, what in (
             (pair.a, entry["a"], _marks(entry).removeprefix(": ") or " "),
-            (pair.b, entry["b"], what),
+            (pair.b, entry["b"], how),
         )
     ]

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
-from trainer.data.table import Table
+from trainer.data.rows import Table
 from trainer.images.decode import Images
 
 Preparation = Callable[[NDArray[np.uint8], int, int], NDArray[np.uint8]]

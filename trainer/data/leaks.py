@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterable, Sequence
 
 from trainer.base.errors import DataError, nearest
+from trainer.base.spelling import visible
 from trainer.data.duplicates import TURNS, Pair
+from trainer.data.rows import Table
 from trainer.data.split import Split
-from trainer.data.table import Table
 
 SHOWN = 20
 
@@ -21,6 +22,7 @@ def across_split(split: Split, pairs: Iterable[Pair]) -> list[Pair]:
 
 def refused(table: Table, leaks: Iterable[Pair], allowed: Sequence[str]) -> list[Pair]:
     """The `leaks` without an image in `allowed`. Raises DataError if `allowed` has an unknown ID."""
+    allowed = [visible(str(image_id)) for image_id in allowed]
     for image_id in sorted(set(allowed) - set(table.ids)):
         hint = nearest(image_id, table.ids)
         raise DataError(f"data.allowed_leaks: unknown training image '{image_id}'; {hint}")
@@ -44,10 +46,11 @@ def refuse(table: Table, split: Split, pairs: Iterable[Pair], allowed: Sequence[
         lines.append(f"… and {len(bad) - SHOWN} more; see check_data.json")
     names = ",".join(dict.fromkeys(_word(table.ids[pair.a]) for pair in bad[:SHOWN]))
     plural = "s" * (len(bad) > 1)
+    group = "" if table.own_split else "or give both the same value in a `group` column of train.csv, "
     lines.append(
         f"{len(bad)} leak{plural} across the split; validation scores would be too high. List them with `python -m "
-        f"trainer check-data`. Then remove one image of each pair, or give both the same value in a `group` column of "
-        f'train.csv, or allow them with "data.allowed_leaks=[{names}]"'
+        f"trainer check-data`. Then remove one image of each pair, {group}"
+        f'or allow them with "data.allowed_leaks=[{names}]"'
     )
     raise DataError("\n".join(lines))
 
@@ -65,5 +68,5 @@ def kind(pair: Pair) -> str:
 
 def _word(image_id: str) -> str:
     """The ID, quoted for Hydra."""
-    plain = re.fullmatch(r"[\w/-]*\.[A-Za-z]{3,4}", image_id)
+    plain = re.fullmatch(r"[\w/-]*\.[A-Za-z]{3,4}", image_id, re.ASCII)
     return image_id if plain else "'" + image_id.replace("'", "\\'") + "'"

@@ -11,7 +11,8 @@ from trainer.base.plural import counted
 from trainer.config.schema import Config, DataConfig, TrainingConfig
 from trainer.data import duplicates, leaks, split
 from trainer.data.duplicates import Pair
-from trainer.data.table import Table, data_root, read_test, read_training
+from trainer.data.rows import Table
+from trainer.data.table import data_root, read_test, read_training
 from trainer.images import reading
 
 

@@ -12,7 +12,8 @@ import torch
 from trainer.base import figures
 from trainer.base.errors import ConfigError
 from trainer.base.files import sha256, write_json
-from trainer.data.table import Table, content_fingerprint
+from trainer.data.rows import Table
+from trainer.data.table import content_fingerprint
 from trainer.ensemble import members, voting
 from trainer.ensemble.members import SharedValidation
 from trainer.ensemble.voting import ballots, combine
@@ -66,7 +67,7 @@ def predict(path: Path, root: Path, options: Options) -> tuple[Predictions, Orig
     it is for these images. Otherwise the members predict."""
     ensemble = ensemble_file.read(path)
     options = replace(options, tta=options.tta or ensemble.tta)
-    table = test_images(root)
+    table = test_images(root, options.skip_unreadable)
     fingerprint = content_fingerprint(table.paths)
     origin = origin_of(sha256(path), fingerprint, options)
     reused = predictions.stored(path, table.ids, origin)
@@ -142,7 +143,7 @@ def ensemble(ensemble: Ensemble, how: str, root: Path | None, output: Path, opti
         raise ConfigError(f"--weights {how}: no validation images to search weights on: {why_not}; use equal")
     predicted: Predictions | None = None
     if root is not None:
-        table = test_images(root)
+        table = test_images(root, options.skip_unreadable)
         fingerprint = content_fingerprint(table.paths)
         predicted = predictions_of(ensemble, table, fingerprint, options)
 

@@ -33,6 +33,7 @@ from trainer.data import drawn
 from trainer.export import card
 from trainer.images import read_page, reading
 from trainer.images.decode import Limit, decode
+from trainer.images.files import finder
 from trainer.models import build
 from trainer.models.checkpoint import Checkpoint
 from trainer.models.checkpoint import load as load_checkpoint
@@ -256,7 +257,8 @@ def check_pages(checkpoint: Checkpoint, root: Path | None, count: int) -> Checke
     about, carried = checkpoint.preprocessing, None
     view = Augmentation(about["transforms"], "data.val_transforms", about["img_size"], checkpoint.settings.seed)
     ids = list(checkpoint.validation.get("ids", ()))
-    found = [(row, file) for row, i in enumerate(ids) if root and (file := reading.find_image(root, i)) is not None]
+    known = finder(root) if root else None
+    found = [(row, file) for row, i in enumerate(ids) if known and (file := known.find(i)[0]) is not None]
     found = [found[round(place)] for place in np.linspace(0, len(found) - 1, min(count, len(found)))]
     files: list[Path | bytes] = [file for _, file in found]
     if found:

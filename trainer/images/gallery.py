@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,5 +61,6 @@ def gallery(tiles: Sequence[Tile], columns: int, title: str) -> Figure:
 def save(figure: Figure, path: Path) -> None:
     """Write the figure to `path`, atomically."""
     FigureCanvasAgg(figure)
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # characters without a glyph: `lettering` has said it once
         figure.savefig(temporary, dpi=110)

@@ -1,6 +1,7 @@
 """Read a page as in the training of the model. The trainer itself reads with this file, and an export has a copy of it.
 
-Needs Pillow, NumPy and OpenCV. Importing it raises Pillow's limit of pixels; `read_page` has a limit of memory instead.
+Needs Pillow, NumPy and OpenCV, and pi-heif for HEIC. Importing it raises Pillow's limit of pixels; `read_page` has a
+limit of memory instead.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms
+
+with contextlib.suppress(ImportError):  # photos of phones; there are platforms without this package
+    import pi_heif
+
+    pi_heif.register_heif_opener()
 
 Pixels = NDArray[np.uint8]
 """(H, W, 3) RGB."""

@@ -1,4 +1,4 @@
-"""Image files: find them by ID, open them as RGB, check them completely."""
+"""Image files: open them as RGB, check them completely."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from trainer.base import cores
 from trainer.base.files import write_text
 from trainer.images.read_page import TooLargeError, has_several_pages, read_page
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 NAMED = 3
 """Files that a note names."""
 DECODERS = (PIL.__version__, features.version("jpg"), cv2.__version__)
@@ -28,18 +27,6 @@ DECODERS = (PIL.__version__, features.version("jpg"), cv2.__version__)
 def open_image(path: Path) -> Image.Image:
     """The page of `read_page` as an RGB image. Raises OSError or ValueError for an unreadable file."""
     return Image.fromarray(read_page(path))
-
-
-def find_image(root: Path, image_id: str, folder: str = "train") -> Path | None:
-    """The file of `image_id` in `root`/`folder` (or in `root`, for a plain ImageFolder). The ID may have no extension.
-    None if there is no file, or if the ID points outside the folder."""
-    if Path(image_id).is_absolute() or ".." in Path(image_id).parts or not image_id:
-        return None
-    for base in (root / folder, root):
-        for candidate in (base / image_id, *(base / (image_id + suffix) for suffix in SUFFIXES)):
-            if candidate.is_file():
-                return candidate
-    return None
 
 
 def unreadable(paths: Sequence[Path]) -> Iterator[tuple[int, str]]:

@@ -14,6 +14,7 @@ import torch
 from trainer import __version__
 from trainer.base.errors import ConfigError, TrainerError
 from trainer.base.files import check_checkpoint, replacing
+from trainer.base.spelling import visible
 from trainer.config.plain import from_dict
 from trainer.config.schema import Config
 
@@ -101,6 +102,9 @@ def load(path: Path, mapped: bool = False) -> Checkpoint:
         raise ConfigError(f"{path}: not a checkpoint of this trainer{hint}")
     if content["format"] != FORMAT:
         raise ConfigError(f"{path}: written by another version (format {content['format']}, not {FORMAT})")
+    names = [visible(name) for name in content["class_names"]]
+    if len(set(names)) == len(names):  # an earlier version could have one name in two Unicode forms
+        content["class_names"] = names
     return Checkpoint(**{name: content[name] for name in Checkpoint.__dataclass_fields__ if name in content})
 
 

@@ -18,7 +18,8 @@ from trainer.augment.pipeline import Augmentation
 from trainer.base import cores
 from trainer.data import sampling
 from trainer.data.dataset import ImageDataset, collate
-from trainer.data.table import Table, content_fingerprint
+from trainer.data.rows import Table
+from trainer.data.table import content_fingerprint
 from trainer.images import decode
 from trainer.models import build
 from trainer.models.checkpoint import Checkpoint
@@ -41,6 +42,8 @@ class Options:
     batch_size: int | None = None
     num_workers: int | None = None
     tta: str | None = None
+    skip_unreadable: bool = False
+    """Leave out test images that cannot be read."""
 
     def __post_init__(self) -> None:
         tta.views(self.tta or "none")

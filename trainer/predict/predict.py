@@ -10,7 +10,8 @@ import torch
 
 from trainer.base.errors import ConfigError, DataError
 from trainer.base.files import write_json
-from trainer.data.table import Table, content_fingerprint, read_test
+from trainer.data.rows import Table
+from trainer.data.table import content_fingerprint, in_short, read_test, say_notes
 from trainer.images import reading
 from trainer.models import ensemble_file
 from trainer.models.ensemble_file import Loaded
@@ -22,13 +23,27 @@ Model = Callable[[Path, Path, Options], tuple[Predictions, Origin]]
 """A function from a model file, a data folder and options to predictions of the test images, and their origin."""
 
 
-def test_images(root: Path) -> Table:
-    """The checked images to predict. Raises DataError with all errors."""
-    table = read_test(root)
-    faults = [f"test/{table.ids[row]}: {reason}" for row, reason in reading.unreadable(table.paths)]
-    if faults:
-        raise DataError("\n".join(faults))
-    return table
+def test_images(root: Path, skip_unreadable: bool = False) -> Table:
+    """The checked images to predict. Prints notes. Raises DataError with all errors; with `skip_unreadable` an image
+    that cannot be read is left out and named."""
+    try:
+        table = read_test(root)
+    except DataError as error:
+        lines = str(error).splitlines()
+        raise DataError("\n".join(in_short(lines, str(root)) if len(lines) > 1 else lines)) from None
+    say_notes(table)
+    base = root if root.is_dir() else root.parent
+    broken = dict(reading.unreadable(table.paths))
+    faults = [f"{table.paths[row].relative_to(base)}: {reason}" for row, reason in broken.items()]
+    if not faults:
+        return table
+    if not skip_unreadable or len(faults) == len(table):
+        others = ["or predict the others with --skip_unreadable"] if len(faults) < len(table) else []
+        raise DataError("\n".join([*in_short(faults, str(root)), *others]))
+    for fault in faults:
+        print(f"left out: {fault}")
+    print(f"note: {len(faults)} of {len(table)} images cannot be read and have no row in submission.csv")
+    return table.without(broken)
 
 
 def origin_of(sha256: str, fingerprint: str, options: Options) -> Origin:
@@ -57,7 +72,7 @@ def members_predictions(
 def of_checkpoint(path: Path, root: Path, options: Options) -> tuple[Predictions, Origin]:
     """The predictions of the checkpoint at `path` for `root`'s test images. Raises ConfigError or DataError."""
     member = ensemble_file.load(path)
-    table = test_images(root)
+    table = test_images(root, options.skip_unreadable)
     fingerprint = content_fingerprint(table.paths)
     predicted = members_predictions([member], table, fingerprint, options)[0]
     return predicted, origin_of(member.sha256, fingerprint, options)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from trainer.base import provenance
-from trainer.base.files import replacing, write_text
+from trainer.base.files import replacing, write_csv
 from trainer.base.plural import counted
 
 KEPT = 200
@@ -126,7 +126,8 @@ def _made_by(folder: Path) -> str | None:
 
 
 def write(predictions: Predictions, output: Path, origin: Origin) -> None:
-    """Write submission.csv (ID,target) and predictions.npz. Print a note if they replace those of another model."""
+    """Write submission.csv (ID,target; see `csv_bytes`) and predictions.npz. Print a note if they replace those of
+    another model."""
     if (output / "submission.csv").exists() and _made_by(output) != origin.sha256:
         print(f"note: replaced {output / 'submission.csv'} of another model (to keep both, use --output DIR)")
     save(output / "predictions.npz", predictions, origin)
@@ -135,5 +136,5 @@ def write(predictions: Predictions, output: Path, origin: Origin) -> None:
     writer.writerow(["ID", "target"])
     choices = predictions.probabilities.argmax(1).tolist()
     writer.writerows([i, predictions.labels[c]] for i, c in zip(predictions.ids, choices, strict=True))
-    write_text(output / "submission.csv", out.getvalue())
+    write_csv(output / "submission.csv", out.getvalue())
     print(f"predicted {counted(len(predictions.ids), 'image')}: {output / 'submission.csv'}")

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.base.figures import ACCURACY, F1
-from trainer.base.files import write_text
+from trainer.base.files import write_csv
 from trainer.images import gallery
+from trainer.images.lettering import Lettering
 from trainer.report import plots, report, subject
 from trainer.scores.val_predictions import Validation
 
@@ -26,12 +27,13 @@ def analyze(path: Path, output: Path, root: Path | None) -> dict[str, Any]:
     validation = analysed.validation
     root = root or analysed.data_folder
     output.mkdir(parents=True, exist_ok=True)
-    gallery.save(plots.confusion(validation), output / "confusion_matrix.png")
-    table = _report(validation)
-    write_text(output / "classification_report.csv", table.to_csv(float_format="%.4f", index_label="class"))
     worst = report.mistakes(validation.targets, validation.probabilities)
-    figure, missing = plots.worst(validation, worst[:SHOWN], root)
+    text = Lettering([*validation.class_names, *(validation.ids[row] for row in worst[:SHOWN])])
+    gallery.save(plots.confusion(validation, text), output / "confusion_matrix.png")
+    write_table(validation, output / "classification_report.csv")
+    figure, missing = plots.worst(validation, worst[:SHOWN], root, text)
     gallery.save(figure, output / "worst_mistakes.png")
+    text.write_legend(output / "names_in_pictures.txt")
     if missing and root is None:
         print("note: no data folder, so the report has no pictures; add --data DIR")
     elif missing:
@@ -47,6 +49,11 @@ def analyze(path: Path, output: Path, root: Path | None) -> dict[str, Any]:
         "accuracy": ACCURACY.value(validation.targets, validation.probabilities),
         "mistakes": len(worst),
     }
+
+
+def write_table(validation: Validation, path: Path) -> None:
+    """Write precision, recall, F1 and the number of images of each class as a table; see `csv_bytes`."""
+    write_csv(path, _report(validation).to_csv(float_format="%.4f", index_label="class"))
 
 
 def _report(validation: Validation) -> Any:

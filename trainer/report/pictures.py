@@ -12,7 +12,7 @@ from PIL import Image
 
 from trainer.augment.corruption import Corruption
 from trainer.base.figures import Copy
-from trainer.images import reading
+from trainer.images import files, reading
 from trainer.scores.val_predictions import Validation
 
 SIDE = 240
@@ -68,7 +68,7 @@ class Source:
         )
 
     def _address(self, row: int, worse: bool) -> str | None:
-        path = reading.find_image(self.root, self.validation.ids[row]) if self.root is not None else None
+        path = files.find_image(self.root, self.validation.ids[row]) if self.root is not None else None
         if path is None or (worse and self.corruption is None):
             return None
         try:

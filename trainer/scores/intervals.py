@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from trainer.base.figures import Counts, class_f1, macro_f1
 
 RESAMPLES = 2000
 _CHUNK = 250
+DENSE = 2**20
+"""Most images × classes for matrix products."""
 
 Labels = NDArray[np.integer[Any]]
 Interval = tuple[float, float]
@@ -90,14 +92,12 @@ def differences(
     return [_percentiles(means[0] - other, level) for other in means[1:]]
 
 
-def _draws(targets: Labels, seed: int) -> list[NDArray[np.intp]]:
+def _draws(targets: Labels, seed: int) -> Iterator[NDArray[np.intp]]:
     """Row numbers of RESAMPLES resamples in chunks (b, N). Equal targets and seeds give equal (paired) resamples."""
     generator = np.random.default_rng(seed)
     rows = [np.flatnonzero(targets == c) for c in np.unique(targets)]
-    return [
-        np.concatenate([own[generator.integers(len(own), size=(_CHUNK, len(own)))] for own in rows], axis=1)
-        for _ in range(RESAMPLES // _CHUNK)
-    ]
+    for _ in range(RESAMPLES // _CHUNK):
+        yield np.concatenate([own[generator.integers(len(own), size=(_CHUNK, len(own)))] for own in rows], axis=1)
 
 
 def _resampled(
@@ -109,25 +109,44 @@ def _resampled(
 def _all_resampled(
     targets: Labels, predictions: Sequence[Labels], classes: int, seed: int, of: Statistic
 ) -> list[NDArray[np.float64]]:
-    """The metric (RESAMPLES, …) of each of `predictions` on the same resamples. A matrix product is much faster than
-    confusion matrices, and its sums of counts are exact."""
-    one_hot = np.eye(classes, dtype=np.float32)
-    labels = one_hot[targets]
-    labelled = labels.sum(0, dtype=np.float64)  # the same in each resample
+    """The metric (RESAMPLES, …) of each of `predictions` on the same resamples."""
+    labelled = np.bincount(targets, minlength=classes).astype(np.float64)  # the same in each resample
+    count = _by_product if len(targets) * classes <= DENSE else _by_counting
     parts: list[list[NDArray[np.float64]]] = [[] for _ in predictions]
     for chunk in _draws(targets, seed):
-        drawn = _times_drawn(chunk)
-        for values, predicted in zip(parts, predictions, strict=True):
-            taken = one_hot[predicted]
-            counts = (drawn @ taken).astype(np.float64), (drawn @ (labels * taken)).astype(np.float64)
-            values.append(of(Counts(np.broadcast_to(labelled, counts[0].shape), *counts)))
+        counts = count(targets, predictions, classes, chunk)
+        for values, (predicted, right) in zip(parts, counts, strict=True):
+            values.append(of(Counts(np.broadcast_to(labelled, predicted.shape), predicted, right)))
     return [np.concatenate(values) for values in parts]
+
+
+Pairs = Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]
+"""Per model: how often each class is predicted, and how often rightly, in each of b resamples (b, classes)."""
+
+
+def _by_product(targets: Labels, predictions: Sequence[Labels], classes: int, chunk: NDArray[np.intp]) -> Pairs:
+    """By matrix products, whose sums of counts are exact. The fastest way for few images and classes."""
+    one_hot = np.eye(classes, dtype=np.float32)
+    labels, drawn = one_hot[targets], _times_drawn(chunk)
+    for predicted in predictions:
+        taken = one_hot[predicted]
+        yield (drawn @ taken).astype(np.float64), (drawn @ (labels * taken)).astype(np.float64)
 
 
 def _times_drawn(rows: NDArray[np.intp]) -> NDArray[np.float32]:
     """How often each image is in each of b resamples (b, N)."""
     cells = rows + np.arange(len(rows))[:, None] * rows.shape[1]
     return np.bincount(cells.ravel(), minlength=rows.size).reshape(rows.shape).astype(np.float32)
+
+
+def _by_counting(targets: Labels, predictions: Sequence[Labels], classes: int, chunk: NDArray[np.intp]) -> Pairs:
+    """By counting classes. Takes no memory for images × classes."""
+    start = np.arange(len(chunk))[:, None] * classes
+    for predicted in predictions:
+        cells = start + predicted[chunk]
+        right = cells[(predicted == targets)[chunk]]
+        counts = (np.bincount(of.ravel(), minlength=start.size * classes) for of in (cells, right))
+        yield tuple(count.reshape(-1, classes).astype(np.float64) for count in counts)  # type: ignore[misc]
 
 
 def _percentiles(values: NDArray[np.float64], level: float) -> Interval:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.base.files import write_text
+from trainer.base.files import write_csv
 from trainer.base.plural import counted
 
 PICTURED = 24
@@ -79,27 +79,32 @@ def write(predictions: Path, output: Path, root: Path | None) -> list[LabelError
     `predictions` is a val_predictions.npz or another file for `val_predictions.read`. `root` is the data folder for the
     pictures. Raises ConfigError if `predictions` has no validation predictions.
     """
-    from trainer.images import gallery, reading  # here, because `find_label_errors` does not need it
+    from trainer.images import files, gallery  # here, because `find_label_errors` does not need it
+    from trainer.images.lettering import Lettering  # here, because `find_label_errors` does not need it
     from trainer.scores import val_predictions  # here, because `find_label_errors` does not need it
 
     validation = val_predictions.read(predictions)
     errors = find_label_errors(validation.targets, validation.probabilities)
     names = validation.class_names
+    text = Lettering([*names, *(validation.ids[error.row] for error in errors[:PICTURED])])
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(["ID", "label", "suggested", "score", *(f"p_{name}" for name in names)])
-    tiles = []
+    tiles: list[gallery.Tile] = []
     for error in errors:
         image_id, label = validation.ids[error.row], names[validation.targets[error.row]]
         chances = validation.probabilities[error.row]
         suggested = names[error.suggested]
         rows.writerow([image_id, label, suggested, f"{error.score:.4f}", *(f"{p:.4f}" for p in chances)])
-        caption = f"{image_id}\n{label}\n→ {suggested} ({chances[error.suggested]:.0%})"
-        tiles.append(gallery.Tile(reading.find_image(root, image_id) if root else None, caption))
-    write_text(output / "label_errors.csv", table.getvalue())
-    more = f", the {PICTURED} surest" if len(tiles) > PICTURED else ""
+        if len(tiles) == PICTURED:
+            continue
+        caption = f"{text(image_id)}\n{text(label)}\n→ {text(suggested)} ({chances[error.suggested]:.0%})"
+        tiles.append(gallery.Tile(files.find_image(root, image_id) if root else None, caption))
+    write_csv(output / "label_errors.csv", table.getvalue())
+    more = f", the {PICTURED} surest" if len(errors) > PICTURED else ""
     title = f"Likely label errors{more}: label → suggested (probability)" if tiles else "No likely label error"
-    gallery.save(gallery.gallery(tiles[:PICTURED], 6, title), output / "label_errors.png")
+    gallery.save(gallery.gallery(tiles, 6, title), output / "label_errors.png")
+    text.write_legend(output / "names_in_pictures.txt")
     places = f"{output / 'label_errors.csv'}, {output / 'label_errors.png'}"
     print(f"{counted(len(errors), 'likely label error')} in {counted(len(validation.ids), 'image')}: {places}")
     if (why := doubt(validation.targets, validation.probabilities)) is not None:

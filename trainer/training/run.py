@@ -28,8 +28,9 @@ from trainer.config.schema import Config
 from trainer.data import duplicates, leaks, sampling
 from trainer.data.dataset import ImageDataset, collate
 from trainer.data.quick_check import check_batch
+from trainer.data.rows import Table
 from trainer.data.split import Split, split_images
-from trainer.data.table import Table, data_root, read_training, training_fingerprint
+from trainer.data.table import data_root, read_training, training_fingerprint
 from trainer.images import decode
 from trainer.images.decode import Images, Limit
 from trainer.models import build, compiling
@@ -358,6 +359,8 @@ def _introduce(run: Run, note: str, past: Past | None) -> None:
             f"note: training.warmup_epochs={training.warmup_epochs:g} is long for a run of {run.step.total_steps} "
             f"steps; the warm-up ends after a tenth of them ({warmup:.0f})"
         )
+    if table.own_split:
+        run.reporter.say(f"note: the validation images are the data folder's own: {table.own_split}")
     if table.groups is not None:
         run.reporter.say(
             "note: intervals are too narrow here: they assume independent images, but images of one group are similar"

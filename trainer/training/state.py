@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 
 from trainer.config.schema import Config
 from trainer.data import sampling
+from trainer.data.rows import Table
 from trainer.data.split import Split
-from trainer.data.table import Table
 from trainer.training.progress import Reporter
 from trainer.training.step import Step
 from trainer.training.stop import Poll, Stop

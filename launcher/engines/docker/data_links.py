@@ -18,13 +18,13 @@ from pathlib import Path
 from launcher.base.errors import DataFolderError
 from launcher.engines.docker.recipe import CACHE, COMPILED, DATA, RUNS, SECRETS
 from launcher.record.request import RunRequest
+from trainer.base import layout
+from trainer.base.errors import DataError
 
 MOST = 32
 """Mounts of single files for one data folder."""
 SHOWN = 3
 """Links that a message names."""
-READ = ("train", "test", "train.csv", "meta.csv", "sample_submission.csv")
-"""What the trainer reads at the top of a data folder that has train/."""
 SYSTEM = ("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "root", "run", "sbin", "sys", "usr", "var")
 """Folders at the root of a file system whose content is never data, unless it lies in `DEEPER`."""
 DEEPER = tuple(map(Path, ("/usr/local/share", "/usr/share", "/var/lib", "/var/tmp", "/var/data", "/run/media")))
@@ -96,7 +96,7 @@ def links(folder: str, inside: str) -> Links:
         if place in read:
             continue
         read.add(place)
-        for name, is_link, is_folder in _entries(place, READ if place == data and (data / "train").is_dir() else None):
+        for name, is_link, is_folder in _entries(place, _read_at_the_top(data) if place == data else None):
             link, path = place / name, its_path / name
             if not is_link:
                 to_read += [(link, path)] if is_folder else []
@@ -126,6 +126,17 @@ def links(folder: str, inside: str) -> Links:
             to_read.append((target, seen_as))
     _add_files(found, files, data)
     return found
+
+
+def _read_at_the_top(data: Path) -> list[str] | None:
+    """The names that the trainer reads at the top of a data folder that has train/. None: it may read everything."""
+    try:
+        parts = layout.find(data)
+    except (OSError, DataError):
+        return None
+    if parts.train is None:
+        return None
+    return [path.name for path in (*parts.read, parts.test, parts.sample_csv) if path is not None]
 
 
 def _add_files(found: Links, files: dict[tuple[Path, Path], dict[str, str]], data: Path) -> None:

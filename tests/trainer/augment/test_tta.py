@@ -11,7 +11,8 @@ from PIL import Image
 
 from tests.trainer.conftest import draw
 from trainer.augment import views
-from trainer.data.table import Table, read_test
+from trainer.data.rows import Table
+from trainer.data.table import read_test
 from trainer.images import decode
 from trainer.models import checkpoint
 from trainer.models.checkpoint import Checkpoint

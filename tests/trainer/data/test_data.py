@@ -14,8 +14,9 @@ from tests.trainer.conftest import draw, write_documents
 from trainer.base.errors import DataError
 from trainer.config.schema import DataConfig
 from trainer.data import sampling
+from trainer.data.rows import Table
 from trainer.data.split import split_images
-from trainer.data.table import Table, data_root, read_test, read_training
+from trainer.data.table import data_root, read_test, read_training
 from trainer.images import reading
 
 
@@ -105,7 +106,7 @@ def test_csv_files_of_spreadsheets_are_read(tmp_path: Path) -> None:
         ("train.csv", "ID,target\n", "no rows below the header"),
         ("train.csv", "", "not a CSV file"),
         ("train.csv", 'ID,target\n"a,1\nb,c,d\n', "not a CSV file"),
-        ("train.csv", "ID,target\nx,0,1\n", "train.csv: not a CSV file in UTF-8: row 2 has 3 fields, its header 2"),
+        ("train.csv", "ID,target\nx,0,1\n", "train.csv:2: 3 values, but the header has 2"),
         ("train.csv", "\nID,target\nx,0\n", "its first line is empty"),
         ("meta.csv", "target,class_name\n0,a\n0,b\n1,a\n2,c\n", "class_name 'a' occurs 2 times"),
         ("sample_submission.csv", "target\n0\n", "no column 'ID'"),

@@ -21,10 +21,11 @@ from torch import nn
 from trainer.cli.main import main
 from trainer.config.plain import to_dict
 from trainer.config.schema import Config, DataConfig, ModelConfig
-from trainer.data.table import Table
+from trainer.data.rows import Table
 from trainer.export import card, export
 from trainer.images import read_page
-from trainer.images.reading import find_image, open_image
+from trainer.images.files import find_image
+from trainer.images.reading import open_image
 from trainer.models import build, checkpoint
 from trainer.predict import inference
 from trainer.scores import intervals

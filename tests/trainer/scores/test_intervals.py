@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score
@@ -134,3 +136,23 @@ def test_a_class_that_is_never_true_nor_predicted_makes_no_difference() -> None:
     ((low, high),) = intervals.differences(targets, [targets], [[other]], 9)
     (fewer,) = intervals.differences(targets, [targets], [[other]], 3)
     assert (low, high) == pytest.approx(fewer, abs=2e-6) and low > 0
+
+
+def test_many_classes_and_images_have_the_same_intervals_with_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    targets, predicted = drawn(300, 0.8, classes=17)
+    other = drawn(300, 0.7, 1, classes=17)[1]
+
+    def all_intervals() -> list[object]:
+        pair = intervals.differences(targets, [predicted, other], [[other, predicted]], 17)
+        return [intervals.interval(targets, predicted, 17), *intervals.class_intervals(targets, predicted, 17), *pair]
+
+    by_product = all_intervals()
+    monkeypatch.setattr(intervals, "DENSE", 0)
+    assert all_intervals() == by_product
+
+    monkeypatch.setattr(intervals, "RESAMPLES", intervals._CHUNK)
+    targets, predicted = drawn(20_000, 0.8, classes=1000)
+    tracemalloc.start()
+    assert intervals.interval(targets, predicted, 1000) is not None
+    assert tracemalloc.get_traced_memory()[1] < 400e6
+    tracemalloc.stop()

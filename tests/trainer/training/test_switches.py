@@ -23,7 +23,8 @@ from trainer.cli.main import main
 from trainer.config.compose import compose
 from trainer.config.schema import DataConfig, TrainingConfig
 from trainer.data import sampling
-from trainer.data.table import Table, read_training, training_fingerprint
+from trainer.data.rows import Table
+from trainer.data.table import read_training, training_fingerprint
 from trainer.models import build, checkpoint, losses
 from trainer.training import teachers
 
