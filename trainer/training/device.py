@@ -138,8 +138,9 @@ def allow_fast_kernels(device: str, steps: int) -> None:
         torch.backends.cudnn.benchmark = steps >= MANY_STEPS
 
 
-def limit_memory(device: str) -> None:
-    """Limit this process's allocator to $DEVICE_MEMORY_LIMIT (bytes). No container engine can limit GPU memory.
+def limit_memory(device: str, own: int | None = None) -> None:
+    """Limit this process's allocator to $DEVICE_MEMORY_LIMIT (bytes). No container engine can limit GPU memory. `own`:
+    the only GPU of a process beside others; to set a limit takes memory of a GPU. None: all visible ones.
 
     Raises ConfigError if the limit is not a positive whole number.
     """
@@ -149,7 +150,7 @@ def limit_memory(device: str) -> None:
     if not text.isdigit() or int(text) == 0:
         raise ConfigError(f"DEVICE_MEMORY_LIMIT={text}: must be a number of bytes")
     if device == "cuda":
-        for index in range(torch.cuda.device_count()):
+        for index in range(torch.cuda.device_count()) if own is None else [own]:
             total = torch.cuda.get_device_properties(index).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, int(text) / total), index)
     else:

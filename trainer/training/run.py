@@ -86,7 +86,7 @@ def train(config: Config, run_dir: Path, stop: Stop, lap: Callable[[str], None] 
     fabric.launch()
     stop.listen()  # launching may have replaced the handlers
     device.limit_threads()
-    device.limit_memory(chosen)
+    device.limit_memory(chosen, fabric.device.index if devices > 1 else None)
     device.name_fallbacks(chosen)
     with memory_errors(config):
         with _once():
@@ -377,6 +377,10 @@ def _introduce(run: Run, note: str, past: Past | None) -> None:
             run.reporter.say(f"  from here on with another {change}")
         if past.note:
             run.reporter.say(f"warning: {past.note}")
+        if "+" in run.provenance["git_sha"]:
+            run.reporter.say(
+                f"note: the code has changed since the first start of this run: {run.provenance['git_sha']}"
+            )
         if "+" in run.provenance["data_fingerprint"]:
             run.reporter.say("warning: the training images have changed since the first start of this run")
 

@@ -112,6 +112,9 @@ def test_the_memory_limit_caps_the_allocator(monkeypatch: pytest.MonkeyPatch) ->
     )
     device.limit_memory("cuda")
     assert calls == [(0.25, 0), (0.25, 1)]
+    calls.clear()
+    device.limit_memory("cuda", own=1)
+    assert calls == [(0.25, 1)], "a process beside others takes no memory of their GPUs"
 
 
 def test_operators_that_fall_back_from_mps_are_named_once_each(capsys: pytest.CaptureFixture[str]) -> None:

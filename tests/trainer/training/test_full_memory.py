@@ -148,7 +148,7 @@ def test_memory_that_is_full_before_the_first_step_has_its_code_too(
 ) -> None:  # fmt: skip
     """Such as a GPU that others have filled, when CUDA starts."""
 
-    def full(_device: str) -> None:
+    def full(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(device, "limit_memory", full)
