@@ -69,11 +69,19 @@ def lines(to: str, size: int) -> str:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """The largest absolute difference between probabilities, and the largest that is allowed."""
+class Carried:
+    """The comparison of the card's lines with the validation whose probabilities the checkpoint carries."""
 
+    precision: str
+    """Number format of that validation: bf16, fp16, fp32 or unknown."""
+    same_class: int
+    """Images with the same class."""
+    mean: float
+    """Mean over the images of the largest absolute difference between probabilities."""
     largest: float
+    """Largest of all images."""
     allowed: float
+    """Largest allowed mean."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +90,12 @@ class Check:
 
     images: int
     source: str
-    model: Difference
-    """Of the exported model and the checkpoint's, on the same pixels in float32."""
-    carried: Difference | None
-    """Of the card's lines and the validation whose probabilities the checkpoint carries. None if not comparable."""
-    same_class: int
-    """Images with the same class by the card's lines and in that validation."""
-    precision: str
-    """Number format of that validation: bf16, fp16, fp32 or unknown."""
+    difference: float
+    """The largest absolute difference between the probabilities of both models in float32, on the same pixels and by
+    the card's lines."""
+    allowed: float
+    carried: Carried | None
+    """None if there are no probabilities to compare."""
     varies: bool
     """Whether the preprocessing of a page is random."""
 
@@ -213,7 +219,7 @@ def _limits(checkpoint: Checkpoint, export: Export) -> str:
         "The model knows only the classes above. A page of another kind gets one of them, perhaps with a high "
         "probability.",
         f"The export was compared with its checkpoint on {export.check.source}. The probabilities differ by at most "
-        f"{export.check.model.largest:.1e} (allowed: {export.check.model.allowed:g}), in float32 on a CPU"
+        f"{export.check.difference:.1e} (allowed: {export.check.allowed:g}), in float32 on a CPU"
         + (", by onnxruntime's CPU provider" if export.to == "onnx" else "")
         + f".{_carried(export.check)} Not tested: GPUs (including Apple's), other runtimes, lower precision and "
         "quantisation.",
@@ -227,12 +233,13 @@ def _limits(checkpoint: Checkpoint, export: Export) -> str:
 
 
 def _carried(check: Check) -> str:
-    if check.carried is None:
+    carried = check.carried
+    if carried is None:
         return " The lines above were not compared with the validation."
     return (
-        f" The lines above give the class of the validation ({check.precision}) for {check.same_class} of "
-        f"{check.images} images; the probabilities differ by at most {check.carried.largest:.1e} (allowed: "
-        f"{check.carried.allowed:g})."
+        f" The lines above give the class of the validation ({carried.precision}) for {carried.same_class} of "
+        f"{check.images} images. The largest difference of an image's probabilities is {carried.mean:.1e} on average "
+        f"(allowed: {carried.allowed:g}), and {carried.largest:.1e} at most."
     )
 
 

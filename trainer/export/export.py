@@ -42,8 +42,10 @@ from trainer.scores.calibration import tempered
 TOLERANCE = 1e-4
 """Largest allowed difference from the checkpoint's probabilities."""
 
-CARRIED = {"fp32": 0.01, "bf16": 0.1, "fp16": 0.1}
-"""Largest allowed difference from the probabilities of the validation, by its number format. On a GPU fp32 is TF32."""
+CARRIED = {"fp32": 0.005, "bf16": 0.04, "fp16": 0.04}
+"""Allowed difference from the probabilities of the validation, by its number format: mean over images of the largest
+difference. For 62 real scans it was 0.08 if the pages were read otherwise, and 0.008 because of bf16 (0.09 for one
+page). On a GPU fp32 is TF32."""
 
 OPSET = 20
 """ONNX opset: the exporter's default, and the first with GELU as one operator."""
@@ -151,11 +153,13 @@ def export(
         )
         write_text(folder / CARD, card.render(checkpoint, exported))
         files = sorted(file.name for file in folder.iterdir())
-    print(f"checked on {pages.words}: probabilities differ by {_most(check.model)}")
+    most = f"at most {check.difference:.1e} (allowed: {check.allowed:g})"
+    print(f"checked on {pages.words}: probabilities differ by {most}")
     if check.carried is not None:
         print(
-            f"by the lines of its card, {check.same_class} of {check.images} images get the class of the validation "
-            f"({check.precision}); probabilities differ by {_most(check.carried)}"
+            f"by the lines of its card, {check.carried.same_class} of {check.images} images get the class of the "
+            f"validation ({check.carried.precision}); probabilities differ by {check.carried.mean:.1e} on average "
+            f"(allowed: {check.carried.allowed:g}), and {check.carried.largest:.1e} at most"
         )
     beside = ", ".join(name for name in files if name != written.file)
     print(f"{output / written.file} ({exported.size / 1e6:.1f} MB), with {beside}")
@@ -173,10 +177,6 @@ def _refuse_own(checkpoint: Checkpoint, path: Path) -> None:
         )
 
 
-def _most(difference: card.Difference) -> str:
-    return f"at most {difference.largest:.1e} (allowed: {difference.allowed:g})"
-
-
 def _compared(
     checkpoint: Checkpoint,
     net: Classifier,
@@ -185,29 +185,21 @@ def _compared(
     by_card: torch.Tensor | None,
 ) -> card.Check:
     """The result of the check, from the largest difference of the models and the probabilities by the card's lines."""
-    carried, same = None, 0
+    carried = None
     if by_card is not None:
         with torch.inference_mode():
             ours = torch.cat([net(pages.images[row : row + 1]) for row in range(len(pages.images))])
-        difference = _larger(difference, float((by_card - ours).abs().max()))
+        difference = float(np.maximum(difference, float((by_card - ours).abs().max())))  # NaN if one is
         if pages.carried is not None:
-            largest = float((by_card - pages.carried).abs().max())
-            carried = card.Difference(largest, CARRIED.get(_precision(checkpoint), CARRIED["bf16"]))
-            same = int((by_card.argmax(1) == pages.carried.argmax(1)).sum())
-    return card.Check(
-        images=len(pages.files),
-        source=pages.source,
-        model=card.Difference(difference, TOLERANCE),
-        carried=carried,
-        same_class=same,
-        precision=_precision(checkpoint),
-        varies=pages.varies,
-    )
-
-
-def _larger(first: float, second: float) -> float:
-    """NaN if one of them is."""
-    return float(np.maximum(first, second))
+            largest, precision = (by_card - pages.carried).abs().max(1).values, _precision(checkpoint)
+            carried = card.Carried(
+                precision=precision,
+                same_class=int((by_card.argmax(1) == pages.carried.argmax(1)).sum()),
+                mean=float(largest.mean()),
+                largest=float(largest.max()),
+                allowed=CARRIED.get(precision, CARRIED["bf16"]),
+            )
+    return card.Check(len(pages.files), pages.source, difference, TOLERANCE, carried, pages.varies)
 
 
 def _precision(checkpoint: Checkpoint) -> str:
@@ -218,17 +210,17 @@ def _precision(checkpoint: Checkpoint) -> str:
 
 def _refuse_wrong(check: card.Check, pages: CheckedPages, what: str, others: Sequence[str]) -> None:
     """Raises TrainerError if the export differs too much from its checkpoint."""
-    if not check.model.largest <= check.model.allowed:  # also True for NaN
+    if not check.difference <= check.allowed:  # also True for NaN
         raise TrainerError(
-            f"{what}: the probabilities differ from the checkpoint's by {check.model.largest:.2g} on {pages.words}, "
-            f"more than {check.model.allowed:g}; the export was removed; try --to {' or '.join(others)}"
+            f"{what}: the probabilities differ from the checkpoint's by {check.difference:.2g} on {pages.words}, "
+            f"more than {check.allowed:g}; the export was removed; try --to {' or '.join(others)}"
         )
-    if check.carried is not None and not check.carried.largest <= check.carried.allowed:
+    if check.carried is not None and not check.carried.mean <= check.carried.allowed:
         raise TrainerError(
             f"{what}: by the lines of its card, the probabilities of {pages.words} differ from those of the "
-            f"validation in training by {check.carried.largest:.2g}, more than {check.carried.allowed:g}, and "
-            f"{check.images - check.same_class} of {check.images} get another class; the export was removed. Have "
-            "these files changed since the training? Without a data folder, drawn pages are compared instead"
+            f"validation in training by {check.carried.mean:.2g} on average, more than {check.carried.allowed:g}, and "
+            f"{check.images - check.carried.same_class} of {check.images} get another class; the export was removed. "
+            "Have these files changed since the training? Without a data folder, drawn pages are compared instead"
         )
 
 

@@ -186,7 +186,7 @@ def test_the_export_is_compared_with_the_validation_by_the_lines_of_its_card(
     words = ["export", f"checkpoint={path}", "to=safetensors", f"data.root={root}", "output=made"]
     assert main(words) == 0
     said = capsys.readouterr().out
-    found = re.search(r"by the lines of its card, (\d+) of 8 .* by at most (\S+) \(allowed: (\S+)\)", said)
+    found = re.search(r"by the lines of its card, (\d+) of 8 .* by (\S+) on average \(allowed: (\S+)\)", said)
     assert found is not None and found[1] == "8" and float(found[2]) < 1e-4
     about = json.loads((tmp_path / "made" / "preprocessing.json").read_text())
     assert about["read_page"] == {"longest": 64, "interpolation": 1} and about["format"] == export.FORMAT
@@ -210,14 +210,12 @@ def test_bf16_is_allowed_more_than_fp32_and_every_tolerance_is_printed(
     plain: Path, documents: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kept = checkpoint.load(plain)
-    for precision, allowed in (("fp32", "0.01"), ("bf16", "0.1"), ("", "0.1")):
+    for precision, allowed in (("fp32", "0.005"), ("bf16", "0.04"), ("", "0.04")):
         provenance = {**kept.provenance, "precision": precision} if precision else {}
         checkpoint.save(plain, replace(kept, provenance=provenance))
         words = [f"checkpoint={plain}", "to=safetensors", f"data.root={documents}", "images=3", "--force"]
         assert main(["export", *words]) == 0
-        assert f"validation ({precision or 'unknown'}); probabilities differ by at most" in (
-            said := capsys.readouterr().out
-        )
+        assert f"validation ({precision or 'unknown'}); probabilities differ by" in (said := capsys.readouterr().out)
         assert f"(allowed: {allowed})" in said and "(allowed: 0.0001)" in said
 
 
@@ -346,8 +344,8 @@ def check_onnx(kept: checkpoint.Checkpoint, folder: Path, root: Path | None) -> 
     check = export.export(folder / "best.ckpt", "onnx", folder / "made", root, images=6, batch_size=5)
     session = onnxruntime.InferenceSession(folder / "made" / "model.onnx")
     found = session.run(None, {"images": export.check_pages(kept, root, 6).images.numpy()})[0]
-    print(f"{kept.settings.model.name}: largest difference {check.model.largest:.1e}")
-    assert check.model.largest <= 1e-4
+    print(f"{kept.settings.model.name}: largest difference {check.difference:.1e}")
+    assert check.difference <= 1e-4
     assert found.std(0).max() > 0.05, "what is the same for all pages would prove nothing"
 
 
