@@ -32,6 +32,8 @@ def decide(request: RunRequest, events: Sequence[Mapping[str, Any]]) -> NextAtte
     that divides the effective batch and is at most half as large. A lost or failed run waits first, twice as long each
     time. Out of host memory is never repeated: the limit would be the same.
     """
+    if not events:  # the journal was removed meanwhile
+        return None
     last = events[-1]
     state, retry = str(last["state"]), request.retry
     if state == "out_of_host_memory" and "failed" in retry.on:
@@ -58,7 +60,7 @@ def decide(request: RunRequest, events: Sequence[Mapping[str, Any]]) -> NextAtte
 def retries(events: Sequence[Mapping[str, Any]]) -> int:
     """Number of attempts that the policy has added since the run was submitted or resumed."""
     queued = [event for event in events if event["state"] == "queued"]
-    return int(queued[-1].get("retry", 0)) if queued else 0
+    return int(queued[-1].get("retry") or 0) if queued else 0
 
 
 def micro_batch(request: RunRequest, events: Sequence[Mapping[str, Any]]) -> int | None:

@@ -35,7 +35,7 @@ def after_failure(run_dir: Path) -> None:
                 reason, count = f"after {events[-1]['state']}: {again.why}", retry.retries(events) + 1
                 append_event(run_dir, "queued", int(events[-1]["attempt"]) + 1, reason, retry=count, **more)
                 _send(run_dir, request, written, again.wait)
-        elif written.get("on_failure") == "stop" and events[-1]["state"] in ENDED - GOOD - {"cancelled"}:
+        elif events and written.get("on_failure") == "stop" and events[-1]["state"] in ENDED - GOOD - {"cancelled"}:
             stop_waiting(run_dir.parent, f"{run_dir.name} is {events[-1]['state']} (on_failure: stop)")
     except RunError as error:  # the small job does it
         print(f"{run_dir.name}: {error}", flush=True)

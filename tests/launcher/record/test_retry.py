@@ -64,6 +64,12 @@ def test_waits_double_and_attempts_are_counted() -> None:
     assert waits[3] == "not repeated: 4 attempts were made"
 
 
+def test_a_journal_without_events_or_with_nulls_is_no_reason_for_an_attempt_too_many() -> None:
+    assert retry.decide(request(on=("failed",)), []) is None
+    events = [{"state": "queued", "retry": None}, {"state": "failed", "exit_code": None}]
+    assert retry.retries(events) == 0 and isinstance(retry.decide(request(on=("failed",)), events), retry.NextAttempt)
+
+
 def test_what_somebody_resumes_has_all_its_attempts_again() -> None:
     events = [*ended("lost", 3), {"state": "queued", "attempt": 4}, {"state": "starting"}, {"state": "lost"}]
     assert isinstance(retry.decide(request(on=("lost",)), events), retry.NextAttempt)
