@@ -184,6 +184,23 @@ def test_a_run_on_several_gpus_gets_no_mig_instance(lab: Lab) -> None:
         assert event["env"]["CUDA_VISIBLE_DEVICES"] == f"{P400['uuid']},{A100['uuid']}"
 
 
+def test_a_lost_gpu_is_named_once_and_the_others_are_used(lab: Lab) -> None:
+    gpus(lab, {**L4, "lost": True}, A100)
+    job, said = (
+        lab.job(seeds(1, "resources: {gpus: 1, cpus: 1}\n")),
+        "GPU 0 cannot be used: the driver says: GPU is lost",
+    )
+    for command, code in (("plan", 0), ("submit", 0)):
+        done = lab.launcher(command, job)
+        assert (done.returncode, done.stdout.count(said)) == (code, 1), done.stdout + done.stderr
+    (begun,) = lab.journal("begin")
+    assert begun["env"]["CUDA_VISIBLE_DEVICES"] == A100["uuid"]
+    doctor = lab.launcher("doctor").stdout
+    assert doctor.count(said) == 1 and "A100" in doctor
+    refused = lab.launcher("plan", job, "--set", "resources.gpus=2")
+    assert f"2 GPU requested, 1 available (--cpu trains without a GPU); {said}" in " ".join(refused.stdout.split())
+
+
 def test_a_variable_that_names_nothing_known_is_told(lab: Lab) -> None:
     gpus(lab, P400, A100, CUDA_VISIBLE_DEVICES="MIG-4c60d78c")
     said = "CUDA_VISIBLE_DEVICES=MIG-4c60d78c: "
