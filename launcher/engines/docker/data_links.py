@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from launcher.base.errors import DataFolderError
-from launcher.engines.docker.recipe import CACHE, COMPILED, DATA, RUNS, SECRETS
+from launcher.engines.docker.recipe import CACHE, COMPILED, DATA, RUNS, SECRETS, exchangeable, is_written_by_runs
 from launcher.record.request import RunRequest
 from trainer.base import layout
 from trainer.base.errors import DataError
@@ -87,19 +87,23 @@ def links(folder: str, inside: str) -> Links:
     A link that leads nowhere on this host, too, and a folder that cannot be read, are left to the trainer's own check.
     """
     data, found = Path(folder).resolve(), Links()
+    cache, known = cache_of_all(), dict[Path, tuple[Path, str] | None]()
     visible = {Path(inside): data}
     """Folders of the container → folders of this host."""
     files: dict[tuple[Path, Path], dict[str, str]] = {}
     to_read, read = [(data, Path(inside))], set[Path]()
     while to_read:
         place, its_path = to_read.pop()
-        if place in read:
+        if place in read or (place != data and is_written_by_runs(place, cache)):  # a run may have made links there
             continue
         read.add(place)
         for name, is_link, is_folder in _entries(place, _read_at_the_top(data) if place == data else None):
             link, path = place / name, its_path / name
             if not is_link:
                 to_read += [(link, path)] if is_folder else []
+                continue
+            if inner := _leads_into_runs(link, cache, known):
+                found.refused[str(link)] = f"leads into {inner[0]}, where runs can exchange it"
                 continue
             try:
                 target, named = link.resolve(strict=True), link.readlink()
@@ -137,6 +141,26 @@ def _read_at_the_top(data: Path) -> list[str] | None:
     if parts.train is None:
         return None
     return [path.name for path in (*parts.read, parts.test, parts.sample_csv) if path is not None]
+
+
+def cache_of_all() -> Path | None:
+    """The cache that $CACHE_DIR names; None for the default one, which is hidden in the runs folder."""
+    given = os.environ.get("CACHE_DIR")
+    return Path(given).expanduser() if given else None
+
+
+def _leads_into_runs(
+    link: Path, cache: Path | None, known: dict[Path, tuple[Path, str] | None]
+) -> tuple[Path, str] | None:
+    """See `exchangeable`. `known` keeps the answers for the folders of the targets: there may be thousands of links."""
+    try:
+        target = link.parent / link.readlink()
+    except OSError:  # it has been removed
+        return None
+    if target.parent not in known:
+        known[target.parent] = exchangeable(target.parent, cache)
+    inner = known[target.parent]
+    return inner or (exchangeable(target, cache) if target.is_symlink() or target.is_dir() else None)
 
 
 def _add_files(found: Links, files: dict[tuple[Path, Path], dict[str, str]], data: Path) -> None:

@@ -102,7 +102,7 @@ def network_reason(request: RunRequest, environment: Mapping[str, str], cache: P
     return f"the weights of {name} are neither in the image nor in {cache}{stray([name], cache)}"
 
 
-def exchangeable(path: Path, cache: Path) -> tuple[Path, str] | None:
+def exchangeable(path: Path, cache: Path | None) -> tuple[Path, str] | None:
     """The run directory or shared cache that a path leads into, also through links on its way, and the rest of the
     path in it. None if it leads into none.
 
@@ -110,11 +110,10 @@ def exchangeable(path: Path, cache: Path) -> tuple[Path, str] | None:
     So only the folder as a whole may be mounted.
     """
     here, left, hops = Path("/"), list(path.parts[1:]), 0
-    cache = Path(os.path.realpath(cache))
     while left and hops <= LINKS:
         name = left.pop(0)
         here = here.parent if name == ".." else here / name
-        if here == cache or is_run(here):
+        if is_written_by_runs(here, cache):
             return here, "/".join(left)
         if here.is_symlink():
             hops += 1
@@ -122,6 +121,16 @@ def exchangeable(path: Path, cache: Path) -> tuple[Path, str] | None:
             here = Path("/") if target.is_absolute() else here.parent
             left = [*(part for part in target.parts if part != "/"), *left]
     return None
+
+
+def is_written_by_runs(folder: Path, cache: Path | None) -> bool:
+    """Whether a folder is a run directory (or looks like one: it is in a submission), or the shared cache."""
+    if is_run(folder) or os.path.lexists(folder.parent / "submission.json"):
+        return True
+    try:
+        return cache is not None and folder.samefile(cache)
+    except OSError:
+        return False
 
 
 def refuse_exchangeable(folder: str, cache: Path, what: str) -> None:

@@ -45,6 +45,27 @@ def resolved(path: str, mounts: dict[str, str], data: Path) -> Path:
     raise AssertionError(f"{path} leads in circles")
 
 
+def test_links_that_runs_can_make_are_not_followed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs folder and the cache may be in the data folder: a run could have anything of the host mounted."""
+    monkeypatch.setenv("CACHE_DIR", str(data / "cache"))
+    (data / "cache").mkdir()
+    submission = data / "runs" / "job-20261130-101500"
+    (submission / "001-a").mkdir(parents=True)
+    (submission / "submission.json").touch()
+    (data / "class").mkdir()
+    for folder in (submission / "001-a", data / "cache", data / "class"):
+        (folder / "link").symlink_to(tmp_path / "elsewhere" / "more")
+    found = links(str(data), "/data")
+    assert list(found.mounts.values()) == [str(tmp_path / "elsewhere" / "more")] and not found.refused
+    assert list(found.named) == [str(data / "class" / "link")]
+    links.cache_clear()
+    (data / "class" / "through").symlink_to(submission / "001-a" / "link")  # its run chooses where it leads
+    found = links(str(data), "/data")
+    assert list(found.refused) == [str(data / "class" / "through")] and "001-a, where runs can exchange it" in str(
+        found.refused
+    )
+
+
 @pytest.mark.parametrize("relative", [False, True])
 def test_links_of_folders_and_files_are_mounted_where_they_lead(data: Path, tmp_path: Path, relative: bool) -> None:
     away = Path("../elsewhere") if relative else tmp_path / "elsewhere"
