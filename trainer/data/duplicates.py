@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.base import cores
+from trainer.images.digests import digests
 from trainer.images.read_page import page_shape
 from trainer.images.reading import open_image
 
@@ -39,6 +40,8 @@ RESIZED = 1.05
 """Above this ratio of sides, the smaller image may be reduced without smoothing."""
 REDUCTIONS = (cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_NEAREST, cv2.INTER_NEAREST_EXACT)
 """How libraries reduce images. All except the first drop details and add false patterns."""
+MOST_PAIRS = 100_000
+"""About the most pairs of one group of equal files."""
 BATCH = 1024
 """Largest number of pairs that wait for the third filter. Each takes memory."""
 
@@ -80,13 +83,24 @@ class Duplicates:
 
 
 def equal_files(paths: Sequence[Path]) -> list[Pair]:
-    """Pairs of files with equal bytes. Reads only files of equal size, so it is fast."""
+    """Pairs of files with equal bytes. Reads only files of equal size, so it is fast.
+
+    Of many equal files, such as blank pages, only some pairs are listed, about `MOST_PAIRS`: each file with the first
+    ones. A split between any two of them is also a split of a listed pair.
+    """
     sizes: dict[int, list[int]] = defaultdict(list)
     for row, path in enumerate(paths):
         sizes[path.stat().st_size].append(row)
     rows = sorted(row for same in sizes.values() if len(same) > 1 for row in same)
-    digests = {row: hashlib.sha256(paths[row].read_bytes()).hexdigest() for row in rows}
-    return [Pair(a, b, "file") for a, b in _equal(digests)]
+    groups: dict[bytes, list[int]] = defaultdict(list)
+    for row, digest in zip(rows, digests([paths[row] for row in rows]), strict=True):
+        groups[digest].append(row)
+    return [
+        Pair(a, b, "file")
+        for same in groups.values()
+        for place, a in enumerate(same[: max(1, MOST_PAIRS // len(same))])
+        for b in same[place + 1 :]
+    ]
 
 
 def look(path: Path) -> Look:

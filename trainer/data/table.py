@@ -16,6 +16,7 @@ from trainer.config.schema import DataConfig
 from trainer.data import csv_file, from_csv, from_folders
 from trainer.data.rows import Table
 from trainer.images import files
+from trainer.images.digests import digests
 from trainer.images.reading import unreadable
 
 MOST = 50
@@ -218,6 +219,6 @@ def training_fingerprint(table: Table) -> str:
 def content_fingerprint(paths: Iterable[Path]) -> str:
     """A fingerprint of the file contents, in order: the first 16 digits of a SHA-256."""
     digest = hashlib.sha256()
-    for path in paths:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for own in digests(list(paths)):
+        digest.update(own)
     return digest.hexdigest()[:16]
