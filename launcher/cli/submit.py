@@ -124,7 +124,7 @@ def resume(
     from launcher.job import remarks
     from launcher.record import lease, stop_request
     from launcher.record.find import list_runs, read_submission
-    from launcher.supervise import detached, submission
+    from launcher.supervise import detached, preflight, submission
 
     directory, run = _submission_or_run(runs_root, name)
     directory, only = directory.resolve(), frozenset([run]) if run else None
@@ -135,7 +135,9 @@ def resume(
     def requeue(mine: lease.Lease) -> None:
         if isinstance(its_engine, SupervisedEngine):
             its_engine.end_orphans(list_runs(directory), click.echo)
-        again = submission.requeue(directory, mine, only, click.echo)
+        again = submission.requeue(
+            directory, mine, only, click.echo, lambda requests: preflight.check_again(requests, directory, say)
+        )
         click.echo(f"{directory.name}: {remarks.on_resume(directory, again, only)}")
         for line in (*selected.lost, selected.ignored) if selected is not None else ():
             click.echo(f"note: {line}") if line else None

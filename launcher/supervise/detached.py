@@ -9,8 +9,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from launcher.base.errors import RunError
+from launcher.base.errors import RefusedError
 from launcher.record import folders
+from trainer.base.errors import EXIT_FAILED
 
 LOG = "supervisor.log"
 STARTED = b"\0"
@@ -24,7 +25,7 @@ def detach(
     """Start `launcher resume` for the submission (or for one `run` of it) in its own process session, and wait until it
     runs the submission. Returns its output until then.
 
-    Raises RunError with its output if it ends earlier.
+    Raises RefusedError with its output and its exit code if it ends earlier.
     """
     command = [
         sys.executable,
@@ -58,9 +59,10 @@ def detach(
                 with os.fdopen(_log(submission), "ab") as log:
                     log.write(said)
                 why = lines.removeprefix("error: ") or f"exit code {child.returncode}"
-                raise RunError(
+                raise RefusedError(
                     f"{submission.name}: nothing was started: {why}\nthe submission exists; continue with: "
-                    f"launcher resume {submission.name} --runs {os.path.relpath(submission.parent)}"
+                    f"launcher resume {submission.name} --runs {os.path.relpath(submission.parent)}",
+                    child.returncode if child.returncode > 0 else EXIT_FAILED,
                 )
 
 

@@ -12,10 +12,10 @@ from launcher.base.errors import DamagedFileError, Errors, JobError, RunError
 from launcher.engines import choice, data_set, readiness, registry
 from launcher.engines.base import Choice, Want
 from launcher.host.machine import Machine
-from launcher.job import data_folder, expansion
+from launcher.job import data_folder, expansion, named_files
 from launcher.job.expansion import Planned
 from launcher.job.spec import Job
-from launcher.record import reuse
+from launcher.record import reuse, trainer_files
 from launcher.record.find import cache_dir
 from launcher.record.request import RunRequest
 from launcher.supervise import submission
@@ -111,6 +111,31 @@ def check(load: Callable[[], Job], asked: Asked, runs_root: Path, say: data_set.
             chosen.engine.check_requests(fitting, job)
     errors.raise_all()
     return ready
+
+
+def check_again(requests: Sequence[RunRequest], submission_dir: Path, say: data_set.Say) -> None:
+    """The same for runs that `resume` is about to start: their data, and the files that they name. Raises a
+    LauncherError with all errors."""
+    errors = Errors()
+    runs_root = submission_dir.parent
+    lines: dict[str, None] = {}
+    for request in requests:
+        new = not trainer_files.has(submission_dir / request.name, trainer_files.RESUME)
+        named = [("model.weights", request.config.get("weights"))] if new else []
+        named += [("training.teachers", name) for name in request.config.get("teachers") or ()]
+        for key, name in named:
+            path = Path(request.cwd or ".") / Path(str(name or "")).expanduser()
+            if name and not str(name).startswith(named_files.RUNS):
+                why = named_files.absent(path) or (
+                    None if request.image else named_files.wrong(path, key == "training.teachers")
+                )
+                lines |= {f"{key}={name}: {why}": None} if why else {}
+    if lines:
+        errors.add(DamagedFileError("\n".join(lines)))
+    with errors.collected():
+        for note in data_set.check(requests, runs_root, say, lambda request, line: f"{request.name}: {line}"):
+            say(note)
+    errors.raise_all()
 
 
 def _loaded(load: Callable[[], Job], errors: Errors) -> Job | None:

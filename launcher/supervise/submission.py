@@ -146,14 +146,16 @@ def rules(submission: Path) -> Rules:
 
 
 def requeue(
-    submission: Path, mine: Lease, only: Collection[str] | None = None, say: Callable[[str], None] = lambda line: None
-) -> list[str]:
+    submission: Path, mine: Lease, only: Collection[str] | None = None, say: Callable[[str], None] = lambda line: None,
+    check: Callable[[Sequence[RunRequest]], None] = lambda requests: None,
+) -> list[str]:  # fmt: skip
     """Queue again the runs that were lost, cancelled, ran out of time or memory, or failed for another reason than
     their configuration or data. Only for the launcher that holds the lease `mine`. `only`: the names of runs that may
     be queued; None: all. Returns the names.
 
     A step whose input cannot come, because a step that it needs has failed for good, is not queued: it would be
-    cancelled at once; `say` is called with the reason. A `launcher stop` in the meantime stops these runs, too. Raises
+    cancelled at once; `say` is called with the reason. `check` is called with all requests that are going to start, and
+    may raise an error before anything is changed. A `launcher stop` in the meantime stops these runs, too. Raises
     LeaseLostError, and RunError for a step of `only` whose input cannot come.
     """
     names = []
@@ -172,6 +174,11 @@ def requeue(
                 raise RunError(f"{name}: {why}")
             say(f"{name} is not repeated: it {why}")
             wanted.remove(name)
+        waiting = {
+            name for name, status in states.items() if status.state == "queued" and (only is None or name in only)
+        }
+        starting = [records.look_at_request(name) for name in sorted(wanted | waiting)]
+        check([_with_data(request, digests) for request in starting if isinstance(request, RunRequest)])
         for name in sorted(wanted):
             run_dir, status, request = submission / name, states[name], records.look_at_request(name)
             if isinstance(request, Status):  # the supervisor says so
@@ -266,6 +273,17 @@ def _why_no_input(missing: Sequence[str], states: Mapping[str, Status], submissi
         return f"{what}; continue them first: {whole}"
     one = f"launcher resume {submission.name}/{missing[0]} --runs {runs}"
     return f"{what}; continue that run first: {one}, or all runs: {whole}"
+
+
+def _with_data(request: RunRequest, digests: reuse.DataDigests) -> RunRequest:
+    """The request with the digest of its data as they are now; empty if that is unknown."""
+    folder = request.config.get("root") or request.data_dir
+    if request.kind != "train" or not request.data or not folder:
+        return request
+    try:
+        return dataclasses.replace(request, data=_data_of(request, folder, digests))
+    except (OSError, RunFileError):
+        return dataclasses.replace(request, data="")
 
 
 def _renew(run_dir: Path, request: RunRequest, mine: Lease, digests: reuse.DataDigests) -> None:

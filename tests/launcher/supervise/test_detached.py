@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launcher.base.errors import RunError
+from launcher.base.errors import RefusedError
 from launcher.record import lease, stop_request
 from launcher.record.find import list_runs, list_submissions
 from launcher.record.journal import append_event
@@ -34,7 +34,7 @@ def test_a_detached_supervisor_drives_on_alone(lab: Lab) -> None:
 
 def test_what_keeps_a_detached_supervisor_from_starting_is_told(lab: Lab) -> None:
     lab.launcher("submit", lab.job(TWO))
-    with pytest.raises(RunError, match=r"nothing was started: --machine nowhere: .*\n.*: launcher resume two-"):
+    with pytest.raises(RefusedError, match=r"nothing was started: --machine nowhere: .*\n.*: launcher resume two-"):
         detached.detach(lab.submission(), machine="nowhere")
 
 

@@ -7,6 +7,8 @@ import json
 import pytest
 
 from launcher.base.errors import DataFolderError, Errors, JobError, RefusedError, RunError
+from launcher.record.find import list_runs
+from launcher.record.journal import read_events
 from tests.launcher.conftest import Lab, seeds
 
 JOB = """matrix:
@@ -66,6 +68,28 @@ def test_a_job_without_a_valid_part_is_refused_with_its_data_folder(lab: Lab) ->
     done = lab.launcher("submit", lab.job("matrix: 3\n"), "--data", "nowhere")
     first, second = done.stderr.splitlines()
     assert done.returncode == 64 and first.startswith("error: job.yaml:1: matrix") and second.startswith("nowhere: ")
+
+
+def test_resume_says_the_same_before_it_changes_anything(lab: Lab) -> None:
+    lab.plan = {"*": {"bad_attempts": 1}}
+    header = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    weights = lab.root / "w.safetensors"
+    weights.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    job = lab.job(seeds(2), "job.yaml")
+    assert lab.launcher("submit", job, "model.weights=w.safetensors", lab.machine()).returncode == 1
+    before = [len(read_events(path)) for path in list_runs(lab.submission())]
+    weights.write_bytes(weights.read_bytes()[:-1])
+    errors = ["training.batch_size=16: 9 training images are fewer than one batch"]
+    answer = {"errors": [], "configurations": [{"errors": errors, "notes": []}], "test": []}
+    lab.environment["FAKE_CHECK"] = json.dumps(answer)
+    for words in ((), ("--detach",)):
+        done = lab.launcher("resume", lab.machine(), *words)
+        assert done.returncode == 65 and "model.weights=w.safetensors: is truncated: 65 of 66 bytes" in done.stderr
+        assert f"001-seed0: {errors[0]}" in done.stderr and done.stderr.count("is truncated") == 1
+    assert [len(read_events(path)) for path in list_runs(lab.submission())] == before
+    del lab.environment["FAKE_CHECK"]
+    weights.write_bytes(weights.read_bytes() + b"\0")
+    assert lab.launcher("resume", lab.machine()).returncode == 0
 
 
 @pytest.mark.parametrize(
