@@ -54,7 +54,10 @@ def merged(chosen: tuple[str, ...], values: Sequence[Value]) -> Config:
 
     Raises ConfigError that lists every value that cannot be set.
     """
-    return fast(chosen, values) or slow(chosen, values)
+    config = fast(chosen, values)
+    if config is None and (faults := quick_faults(values)):
+        raise ConfigError("\n".join(faults))
+    return config or slow(chosen, values)
 
 
 def slow(chosen: tuple[str, ...], values: Sequence[Value]) -> Config:
@@ -62,15 +65,8 @@ def slow(chosen: tuple[str, ...], values: Sequence[Value]) -> Config:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    faults = []
     tree = _composed(*chosen).copy()
-    for each in values:
-        try:
-            OmegaConf.update(tree, each.key, each.value, merge=False)
-        except OmegaConfBaseException as error:
-            faults.append(f"{each.text}: {_must_be(each) or first_line(error)}")
-        except (IndexError, TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
-            faults.append(f"{each.text}: cannot be set: {first_line(error)}")
+    faults = [fault for value in values if (fault := _set(tree, value)) is not None]
     if faults:
         raise ConfigError("\n".join(faults))
     try:
@@ -81,6 +77,31 @@ def slow(chosen: tuple[str, ...], values: Sequence[Value]) -> Config:
         raise ConfigError(f"the configuration has a wrong ${{reference}}: {what}") from None
     assert isinstance(config, Config)
     return config
+
+
+def quick_faults(values: Sequence[Value]) -> list[str]:
+    """The errors of `slow` in some microseconds, for thousands of runs with the same error. Empty if there is none, or
+    if a value is not plain."""
+    return [fault for value in values if (fault := _fault(value))] if all(value.is_plain for value in values) else []
+
+
+@functools.cache
+def _fault(value: Value) -> str | None:
+    return _set(_schema(), value)
+
+
+def _set(tree: Any, value: Value) -> str | None:
+    """Set a value in a tree of OmegaConf. Returns the error if that is not possible."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        OmegaConf.update(tree, value.key, value.value, merge=False)
+    except OmegaConfBaseException as error:
+        return f"{value.text}: {_must_be(value) or first_line(error)}"
+    except (IndexError, TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
+        return f"{value.text}: cannot be set: {first_line(error)}"
+    return None
 
 
 _TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
@@ -152,14 +173,9 @@ def _typed(value: Value) -> Any:
     if type(value.value) is float and keys().get(value.key) in ("float", "float | None"):
         return value.value
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     tree = _schema()
-    try:
-        OmegaConf.update(tree, value.key, value.value, merge=False)
-        return OmegaConf.select(tree, value.key)
-    except (OmegaConfBaseException, IndexError, TypeError, ValueError, AttributeError, KeyError, OverflowError):
-        return _WRONG
+    return _WRONG if _set(tree, value) is not None else OmegaConf.select(tree, value.key)
 
 
 @functools.cache
