@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 
@@ -16,6 +15,8 @@ def load() -> None:
     _notes.clear()
     if not FILE.is_file():
         return
+    import logging
+
     from dotenv.main import DotEnv
     from dotenv.parser import parse_stream
 

@@ -30,17 +30,19 @@ READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 @dataclass(frozen=True)
 class Entry:
-    """Location of an engine's class (`module:Class`), and the fields of its section that are also options of
-    `submit`."""
+    """Location of an engine's class (`module:Class`), and the fields of its section that are also options of `submit`.
+    `has_queue`: whether it is a `QueueEngine`; None: its class is imported to know it, which commands that only look
+    would notice."""
 
     place: str
     options: tuple[str, ...] = ()
+    has_queue: bool | None = None
 
 
 ENGINES: dict[str, Entry] = {
-    "docker": Entry("launcher.engines.docker.engine:DockerEngine"),
-    "native": Entry("launcher.engines.native.engine:NativeEngine"),
-    "slurm": Entry("launcher.engines.slurm.engine:SlurmEngine", options=("partition", "account", "qos")),
+    "docker": Entry("launcher.engines.docker.engine:DockerEngine", has_queue=False),
+    "native": Entry("launcher.engines.native.engine:NativeEngine", has_queue=False),
+    "slurm": Entry("launcher.engines.slurm.engine:SlurmEngine", ("partition", "account", "qos"), has_queue=True),
 }
 """Engines in the order in which `--engine auto` asks them."""
 AUTO = "auto"
@@ -118,6 +120,9 @@ def _of_run(run_dir: Path, status: Status) -> Engine:
 
 def queue_of(submission: Path) -> QueueEngine | None:
     """The submission's engine if it has its own queue, else None. Raises RunError."""
+    entry = ENGINES.get(_named_by(submission.absolute()) or BY_HAND)
+    if entry is not None and entry.has_queue is False:
+        return None
     from launcher.engines.base import QueueEngine
 
     named = of_submission(submission)

@@ -3,7 +3,6 @@ supervisor reads no heartbeats for it."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping
 
 from launcher.record.journal import Status
@@ -47,6 +46,10 @@ def seconds_left(
     `etas` are the seconds until runs in progress end, by their heartbeats. `now` is in seconds since 1970.
     """
     under_way = [name for name, status in states.items() if status.state in ("starting", "running")]
+    if not under_way:
+        return None
+    import statistics  # it imports numbers of many kinds
+
     paces: dict[Kind, list[float]] = {}
     rates: list[float] = []
     for name, total in _totals(states, etas, now).items():
@@ -66,7 +69,7 @@ def seconds_left(
         if known is None:
             return None
         left.append(max(0.0, known))
-    return max(sum(left) / len(under_way), *left) if under_way else None
+    return max(sum(left) / len(under_way), *left)
 
 
 def _totals(states: Mapping[str, Status], etas: Mapping[str, float], now: float) -> dict[str, float]:

@@ -380,3 +380,25 @@ def test_a_wide_table_and_control_characters_are_left_to_rich() -> None:
     table.add_row("a\x1b", "b")
     assert options.plain_lines(table, 10) is None
     assert options.plain_lines("no table", 10) is None
+
+
+SLOW = (
+    "rich.console", "yaml", "omegaconf", "hydra", "pydantic", "numpy", "subprocess", "statistics", "logging",
+    "importlib.metadata", "launcher.engines.base", "launcher.engines.native.engine",
+)  # fmt: skip
+"""Modules that take longer than the rest of the command."""
+
+
+@pytest.mark.parametrize("words", [["status"], ["status", "--json"]])
+def test_status_imports_little(tmp_path: Path, words: list[str]) -> None:
+    submission = tmp_path / "one-20261130-120000"
+    create_run(submission / "001-x", RunRequest("001-x", 1, "train", []))
+    (submission / "submission.json").write_text('{"engine": "native", "runs": ["001-x"]}')
+    code = (
+        "import sys\nfrom launcher.__main__ import main\n"
+        f"try:\n    main({[*words, '--runs', str(tmp_path)]})\nfinally:\n"
+        f"    print(*sorted({{*{SLOW}}} & {{*sys.modules}}), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "001-x" in done.stdout, done.stderr
+    assert done.stderr.split() == []

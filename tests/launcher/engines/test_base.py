@@ -31,3 +31,8 @@ def test_every_engine_has_all_methods_and_no_trouble_at_first(name: str) -> None
     engine = type(registry.engine(name))()
     assert isinstance(engine, SupervisedEngine | QueueEngine) and engine.name == name
     assert engine.trouble is None
+
+
+@pytest.mark.parametrize("name", registry.ENGINES)
+def test_the_registry_knows_who_has_a_queue(name: str) -> None:
+    assert registry.ENGINES[name].has_queue == isinstance(registry.engine(name), QueueEngine)
