@@ -50,7 +50,6 @@ _CHECKS: dict[str, fields.Check] = {
     "max_parallel": fields.whole(1),
     "on_failure": fields.TEXT,
     "image": (lambda value: isinstance(value, dict) and isinstance(value.get("id"), str), "an image with its id"),
-    "slurm": fields.MAPPING,
 }
 """Types of the fields of submission.json that are read."""
 
@@ -66,7 +65,8 @@ def read_submission(submission: Path) -> dict[str, Any]:
         raise RecordError(f"{place}: cannot be read: {why}") from None
     if not isinstance(content, dict):
         raise RecordError(f"{place}: not a submission of this launcher: it is no mapping")
-    if why := fields.wrong(content, _CHECKS):
+    section = {str(content.get("engine")): fields.MAPPING}  # the engine's section of the job file has its name
+    if why := fields.wrong(content, _CHECKS) or fields.wrong(content, section):
         raise RecordError(f"{place}: not a submission of this launcher: {why}")
     return content
 

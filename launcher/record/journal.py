@@ -47,7 +47,7 @@ _CHECKS: dict[str, fields.Check] = {
     "time": fields.number(0, 10**11),
     "reason": fields.TEXT,
     "devices": fields.TEXTS,
-    **dict.fromkeys(("host", "node", "engine", "engine_id", "container", "slurm", "source", "because"), fields.TEXT),
+    **dict.fromkeys(("host", "node", "engine", "engine_id", "container", "source", "because"), fields.TEXT),
     **dict.fromkeys(("pid", "exec_pid"), fields.whole(1, 2**31)),
     **dict.fromkeys(("fence", "retry", "micro_batch", "peak_host_memory_bytes"), fields.COUNT),
     OUTDATED: fields.FLAG,
@@ -104,6 +104,8 @@ def _event(line: bytes, number: int, folder: Path) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     why = "no mapping" if not isinstance(event, dict) else fields.wrong(event, _CHECKS)
+    if isinstance(event, dict) and not why:  # a field of the engine's name has its id of the attempt
+        why = fields.wrong(event, {str(event.get("engine")): fields.TEXT})
     if isinstance(event, dict) and not why and event.get("state") is None:
         why = "it has no state"
     if why or not isinstance(event, dict):
