@@ -78,6 +78,7 @@ def before_start(job: Job, planned: Sequence[Planned], machine: Machine, contain
         lines.append(
             f"{several} of {what}: the leaderboard shows them as one, and from: {{top: N}} counts configurations"
         )
+    lines += _small_ensembles(job, planned)
     limited = [field for field in ("memory", "shm") if any(getattr(p.request.resources, field) for p in planned)]
     if limited and not contained:
         lines.append(
@@ -85,6 +86,19 @@ def before_start(job: Job, planned: Sequence[Planned], machine: Machine, contain
         )
     if contained:
         lines += _little_shared_memory(job, planned)
+    return lines
+
+
+def _small_ensembles(job: Job, planned: Sequence[Planned]) -> list[str]:
+    """Notes on ensembles that ask for more members than the job trains."""
+    members = {p.request.configuration or p.request.name for p in planned if p.request.kind == "train"}
+    lines = []
+    for offset, step in enumerate(job.spec.after):
+        top = step.from_.top if step.from_ is not None and step.from_.submission is None else None
+        if step.step == "ensemble" and top is not None and top > len(members) > 0:
+            place = job.document.place(("after", offset, "from"))
+            have = counted(len(members), "member")
+            lines.append(f"note: {place}: after.{offset}.from.top: {top}, but the job trains {have}")
     return lines
 
 

@@ -116,3 +116,13 @@ def test_the_figure_of_a_stopped_run_is_the_one_that_status_shows(tmp_path: Path
     row = {"run": "001-a", "kind": "train", "state": "cancelled"}
     assert collect._best_so_far(tmp_path / "job-1", [row]) == " (so far 001-a, cancelled, has val_f1 0.4006)"
     assert collect._best_so_far(tmp_path / "job-1", [{**row, "state": "succeeded"}]) == ""
+
+
+def test_an_ensemble_that_asks_for_more_than_the_job_trains_is_noted() -> None:
+    text = "matrix:\n  seed: [1, 2]\nafter:\n  - {name: vote, step: ensemble, from: {top: TOP}}\n"
+    for top, said in ((2, False), (3, True)):
+        document = spec.parse_bytes(text.replace("TOP", str(top)).encode(), "job.yaml")
+        job = spec.Job(spec._validate(document), document)
+        notes = remarks.before_start(job, expand(text.replace("TOP", str(top))), Machine("here", 4, 2**34))
+        note = "note: job.yaml:4: after.0.from.top: 3, but the job trains 2 members"
+        assert (note in notes) is said, notes
