@@ -22,6 +22,7 @@ from launcher.engines.process import DEVICES, FDS
 from launcher.host import checks, gpu_locks, processes
 from launcher.host.gpu_locks import GpuLock
 from launcher.host.machine import Machine
+from launcher.host.processes import Process
 from launcher.record import trainer_files
 from launcher.record.folders import clear_stop, request_stop, stop_requested
 from launcher.record.journal import Status, mark_lost, read_status
@@ -150,23 +151,13 @@ class NativeEngine(SupervisedEngine):
         first = run_dir not in self._ends
         deadline = self._ends.setdefault(run_dir, time.monotonic() + GRACE)
         left = orphans.processes_of(executor, run_dir) if first or at_once or time.monotonic() > deadline else []
+        if first:  # before the signals, while they have names
+            self._orphans[run_dir] = _told(run_dir, executor, left)
         for one in left:
             if at_once or time.monotonic() > deadline:
                 processes.send(one, signal.SIGKILL)
             else:
                 orphans.request_end(one)
-        if first:
-            names = ", ".join(map(processes.describe, left[:3])) + (
-                f" and {len(left) - 3} more" if len(left) > 3 else ""
-            )
-            was = _killed(executor)
-            now = [f"ending what is left of it (at the latest in {GRACE:g} s): {names}"] if left else []
-            after = [f"ended what was left of it: {names}"] if left else []
-            others = orphans.unfamiliar(run_dir, left)
-            if others or not left:
-                others = others or "a process that this user may not see"
-                now.append(f"not ended, because it may be none of this run's: {others}, which has the run's lock open")
-            self._orphans[run_dir] = "; ".join([was, *now]), "; ".join([was, *after])
 
     def taken(self) -> dict[str, str]:
         """See `SupervisedEngine.taken`. Runs of other engines on this host use GPUs, too."""
@@ -222,6 +213,19 @@ def _stop_requested(run_dir: Path) -> bool:
 
 def _killed(executor: Executor) -> str:
     return f"its launcher exec (process {executor.process.pid}) was killed"
+
+
+def _told(run_dir: Path, executor: Executor, left: Sequence[Process]) -> tuple[str, str]:
+    """What is done with the processes `left` of a run without its `launcher exec`, before and after. Names those that
+    may hold the run's lock and are not ended."""
+    more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+    names, was = ", ".join(map(processes.describe, left[:3])) + more, _killed(executor)
+    now = [was, *([f"ending what is left of it (at the latest in {GRACE:g} s): {names}"] if left else [])]
+    others = orphans.unfamiliar(run_dir, left)
+    if others or not left:
+        others = others or "a process that this user may not see"
+        now.append(f"not ended, because it may be none of this run's: {others}, which has the run's lock open")
+    return "; ".join(now), f"{was}; ended what was left of it: {names}" if left else was
 
 
 def _not_installed(missing: Sequence[str]) -> str:
