@@ -43,13 +43,13 @@ def test_buildx_is_asked_to_hand_over_what_it_built(tmp_path: Path, monkeypatch:
     assert builder.buildkit_command() == [f"{tmp_path}/plugin/docker", "buildx", "build", "--load"]
 
 
-@pytest.mark.parametrize("builder", ["BuildKit", "the engine's own"])
+@pytest.mark.parametrize("way", ["BuildKit", "the engine's own"])
 def test_either_builder_builds_the_real_dockerfiles(
-    dockerd: Dockerd, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, builder: str
+    dockerd: Dockerd, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     dockerd.base()
     monkeypatch.setenv("DOCKER_HOST", dockerd.host)
-    monkeypatch.setenv("PATH", dockerd.environment["PATH"] if builder == "BuildKit" else str(tmp_path))
+    monkeypatch.setenv("PATH", dockerd.environment["PATH"] if way == "BuildKit" else str(tmp_path))
     said: list[str] = []
     (tmp_path / "w").mkdir()
     (tmp_path / "w" / "resnet34.safetensors").write_bytes(b"weights")
@@ -71,7 +71,7 @@ def test_either_builder_builds_the_real_dockerfiles(
             for tag in tags:
                 client.images.remove(tag, force=True)
     assert any("installed packages with http://elsewhere" in line for line in said)
-    assert ("no docker client with BuildKit" in said[0]) == (builder != "BuildKit")
+    assert ("no docker client with BuildKit" in said[0]) == (way != "BuildKit")
 
 
 class NoEngine:

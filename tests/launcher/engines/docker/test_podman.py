@@ -16,7 +16,7 @@ from docker.errors import APIError
 
 from launcher.base.errors import EngineError
 from launcher.engines.base import UnofferedError, Want
-from launcher.engines.docker import checks, client, create, images, leftovers, podman
+from launcher.engines.docker import builder, checks, client, create, images, leftovers, podman
 from launcher.engines.docker.engine import DockerEngine
 from launcher.engines.docker.watched import ContainerAttempt, ending
 from launcher.job import spec
@@ -164,7 +164,7 @@ def test_the_engines_own_builder_builds_the_real_dockerfile(
     dockerd.base()
     monkeypatch.setenv("PATH", dockerd.environment["PATH"])  # a docker client with BuildKit is of no use
     said: list[str] = []
-    built = images.build(dockerd.client(), "cpu", BASE, {}, ["built:one", "built:two"], said.append, tree)
+    built = builder.build(dockerd.client(), "cpu", BASE, {}, ["built:one", "built:two"], said.append, tree)
     try:
         assert {"built:one", "built:two"} <= set(built.tags) and built.variant == "cpu"
         assert said[1].startswith("Podman: using the engine's own builder") and built.content

@@ -205,9 +205,12 @@ def test_a_run_that_preemption_cancels_gets_another_job_at_once(cluster: Lab, sl
 
 
 def test_with_on_failure_stop_runs_that_wait_leave_the_queue_at_once(cluster: Lab, slurm: Slurm) -> None:
-    cluster.plan = {"*": {"seconds": 300}, "seed1": {"seconds": 0, "bad_attempts": 9}}
+    begun = cluster.root / "seed0 runs"
+    cluster.plan = {"*": {"seconds": 300}, "seed1": {"seconds": 0, "bad_attempts": 9, "until": str(begun)}}
     two_at_once = "resources: {gpus: 2, memory: 400m, cpus: 1}\n"
     submit(cluster, seeds(5, two_at_once + "on_failure: stop\nretry: {attempts: 1}\n"))
+    wait_for(lambda: cluster.states()["seed0"] == "running", "the other run")
+    begun.touch()
     wait_for(lambda: cluster.states()["seed1"] == "failed", "a failure")
     wait_for(
         lambda: "PENDING" not in {job["job_state"] for job in slurm.jobs() if job["array_task_string"]}, "no waiting"
