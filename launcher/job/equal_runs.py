@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from launcher.job.matrix import Entry, override_value
 from launcher.record import reuse
-from trainer.config.keys import GROUPS
+from trainer.config.keys import CONF_DIR, GROUPS, option_names
 
 KeyPath = tuple[str | int, ...]
 Origins = Mapping[str, KeyPath | None]
@@ -72,7 +73,8 @@ class EqualRuns:
             {key: override_value(entry.values[key]) for key in keys if key in entry.values} for entry in (one, other)
         ]
         differing = [key for key in keys if texts[0].get(key) != texts[1].get(key)]
-        beside = [key for key in pair.origins if any(_is_about(key, changed) for changed in differing)]
+        groups = [(key, text[key]) for key in differing for text in texts if key in text]
+        beside = [key for key in pair.origins if any(_sets(group, option, key) for group, option in groups)]
         if differing and beside:
             origins: list[KeyPath | None] = [pair.origins.get(key, ()) for key in (*differing, *beside)]
             what = f"{' and '.join(differing)} makes no difference beside {' and '.join(beside)}"
@@ -87,5 +89,9 @@ class EqualRuns:
         return f"{' and '.join(dict.fromkeys(map(place, short)))}: {what}"
 
 
-def _is_about(key: str, changed: str) -> bool:
-    return key != changed and (key.startswith(f"{changed}.") or changed.startswith(f"{key}."))
+def _sets(group: str, option: str, key: str) -> bool:
+    """Whether an option of a group sets this key."""
+    if group not in GROUPS or option not in option_names(group) or not key.startswith(f"{group}."):
+        return False
+    text = (CONF_DIR / group / f"{option}.yaml").read_text(encoding="utf-8")
+    return re.search(rf"^{re.escape(key.removeprefix(f'{group}.').partition('.')[0])}:", text, re.M) is not None

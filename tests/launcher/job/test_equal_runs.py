@@ -26,7 +26,7 @@ NAMES = "matrix:\n  model.name: [resnet18, resnet34]\n"
         ),
         (
             "matrix:\n  model: [resnet34, resnet50]\n",
-            ["model.name=resnet18"],
+            ["model.name=resnet18", "model.pretrained=false"],
             "job.yaml:2 and the command line: model makes no difference beside model.name: 002-resnet50 equals "
             "001-resnet34; remove one of them",
         ),
