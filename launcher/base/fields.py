@@ -14,6 +14,8 @@ Check = tuple[Callable[[Any], bool], str]
 def wrong(content: Mapping[str, Any], checks: Mapping[str, Check]) -> str:
     """The first field of another type, for a message: `devices: 7 is not a list of texts`. Empty if there is none. A
     field that is missing or null is right."""
+    if all(value is None or name not in checks or checks[name][0](value) for name, value in content.items()):
+        return ""
     for name, (is_right, what) in checks.items():
         value = content.get(name)
         if value is not None and not is_right(value):

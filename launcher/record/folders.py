@@ -63,11 +63,12 @@ class Folder:
 def opened(path: Path, depth: int = 1) -> Iterator[Folder]:
     """Open a folder. Its last `depth` components are no links, except that the first of them may be a link of this user
     or root, in a folder that only they can change. Raises OSError."""
-    path = Path(os.path.abspath(path))  # noqa: PTH100  # keeps links
-    depth = min(depth, len(path.parents))
-    descriptor = os.open(path.parents[depth - 1], FOLDER)
+    text = os.path.abspath(path)  # noqa: PTH100  # keeps links
+    names = [name for name in text.split("/") if name][-depth:]  # `Path.parents` takes longer than all the rest
+    path, above = Path(text), text[: len(text) - len("/".join(names))]
+    descriptor = os.open(above, FOLDER)
     try:
-        for position, name in enumerate(path.parts[-depth:]):
+        for position, name in enumerate(names):
             inner = _entered(descriptor, name, path, may_be_link=position == 0)
             os.close(descriptor)
             descriptor = inner
@@ -145,7 +146,8 @@ def state_folder(run_dir: Path) -> Path:
 
 def is_old(run_dir: Path) -> bool:
     """Whether the run has the layout of the version before."""
-    return not os.path.lexists(run_dir.parent / STATE / run_dir.name) and os.path.lexists(run_dir / JOURNAL)
+    submission, name = os.path.split(run_dir)
+    return not os.path.lexists(f"{submission or '.'}/{STATE}/{name}") and os.path.lexists(f"{run_dir}/{JOURNAL}")
 
 
 def why_no_directory(run_dir: Path) -> str:
