@@ -14,10 +14,10 @@ from trainer.cli.imports import heavy
 def export(arguments: list[str]) -> int:
     parser = options.parser(
         "export",
-        "Write a checkpoint as a file for use without the trainer, with preprocessing.json and a model card "
-        "(README.md). Compares the file with the checkpoint. onnx and torch_export take uint8 images and return "
-        "calibrated probabilities. safetensors holds only the timm model; it takes normalised images and returns "
-        "logits.",
+        "Write a checkpoint as a file for use without the trainer, with read_page.py, preprocessing.json and a "
+        "model card (README.md). Compares the file with the checkpoint. onnx and torch_export take uint8 images and "
+        "return calibrated probabilities. safetensors holds only the timm model; it takes normalised images and "
+        "returns logits.",
     )
     options.add_checkpoint(parser, "a best.ckpt")
     parser.add_argument("--to", required=True, metavar="FORMAT", help=" | ".join(FORMATS))

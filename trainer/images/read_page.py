@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 with contextlib.suppress(ImportError):  # photos of phones; there are platforms without this package
     import pi_heif
@@ -75,7 +75,7 @@ def read_page(source: Source, longest: int | None = None, interpolation: int = c
     - A page larger than `longest` is first averaged over squares of 2, 4 or 8 pixels, which keeps thin lines. The JPEG
       decoder does this by itself. Then it is resized with OpenCV's `interpolation`.
 
-    Raises OSError, SyntaxError or ValueError if the file is not a readable image, and TooLargeError.
+    Raises OSError or ValueError if the file is not a readable image; TooLargeError is a ValueError.
     """
     with _opened(source) as (file, image):
         orientation = _orientation(file, image)
@@ -137,13 +137,18 @@ def _opened(source: Source) -> Iterator[tuple[BinaryIO, Any]]:
         warnings.simplefilter("ignore")  # real errors raise
         file: Any = stack.enter_context(Path(source).open("rb")) if isinstance(source, str | os.PathLike) else source
         try:
-            image = stack.enter_context(Image.open(file))
+            yield file, stack.enter_context(Image.open(file))
+        except UnidentifiedImageError:
+            raise OSError("cannot identify the format of the image") from None
         except Image.DecompressionBombError:
             most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
             raise TooLargeError(
                 f"the page has more than {most:,} pixels, too many to decode; make it smaller"
             ) from None
-        yield file, image
+        except (OSError, ValueError, MemoryError):
+            raise
+        except Exception as error:  # Pillow's decoders raise any error for a broken file
+            raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def _orientation(file: BinaryIO, image: Any) -> int:

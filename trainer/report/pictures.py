@@ -73,7 +73,7 @@ class Source:
             return None
         try:
             image = reading.open_image(path)
-        except (OSError, ValueError, Image.DecompressionBombError):
+        except (OSError, ValueError):
             return None
         if worse and self.corruption is not None:
             image = Image.fromarray(self.corruption(np.asarray(image), self.validation.ids[row]))

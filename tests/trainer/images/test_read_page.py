@@ -505,6 +505,33 @@ def test_what_cannot_be_converted_is_found_by_the_check(tmp_path: Path, monkeypa
     ]
 
 
+def test_a_damaged_file_is_refused_by_the_check_or_read_by_all(tmp_path: Path) -> None:
+    """With an OSError or a ValueError, whatever Pillow's decoder raises; and its header has the shape that is read."""
+    chance, path = random.Random(0), tmp_path / "page"
+    path.write_text("<html>")
+    assert [reason for _, reason in reading.unreadable([path])] == [
+        "not a readable image: cannot identify the format of the image"
+    ]
+    outcomes = set()
+    for mode in ("RGB", "P", "I;16"):
+        for name, content in files_of(pages()[mode][0].transpose(Image.Transpose.ROTATE_90), 6).items():
+            if "deflate" in name:  # libtiff prints each error
+                continue
+            for _ in range(12):
+                data = bytearray(content)
+                data[chance.randrange(min(len(data), chance.choice((60, 400, len(data)))))] = chance.randrange(256)
+                path.write_bytes(data[: chance.choice((None, chance.randrange(1, len(data))))])
+                refused = bool(list(reading.unreadable([path])))
+                for longest in (None, 40):
+                    try:
+                        shape = read_page.read_page(path, longest).shape[:2]
+                        assert not refused and shape == read_page.fitted(read_page.page_shape(path), longest), name
+                    except (OSError, ValueError):
+                        assert refused, name
+                outcomes.add(refused)
+    assert outcomes == {False, True}
+
+
 def test_a_file_object_is_read_as_its_path(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 8
