@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ from trainer.scores.val_predictions import Validation
 
 SHOWN = 12
 """Number of pictures in a gallery."""
+MATRIX = 100
+"""Most classes with a confusion matrix. For more the page would be tens of megabytes."""
+PAIRS = 30
+"""Number of confused pairs of classes instead."""
 
 Probabilities = NDArray[np.float32]
 Targets = NDArray[np.int64]
@@ -110,7 +115,8 @@ def content(subject: Subject, root: Path | None) -> dict[str, Any]:
         "main": F1,
         "figures": figure_rows(validation),
         "curves": curves(subject),
-        "matrices": {name: matrix(targets, p) for name, p in validation.copies.items()},
+        "matrices": {name: matrix(targets, p) for name, p in validation.copies.items()} if len(names) <= MATRIX else {},
+        "confused": {name: confused(targets, p, names) for name, p in validation.copies.items()},
         "classes": classes(validation),
         "kinds": by_kind(validation, kinds),
         "lost": None if validation.corrupted is None else len(set(wrong["corrupted"]) - set(wrong["clean"])),
@@ -256,6 +262,17 @@ def matrix(targets: Targets, probabilities: Probabilities) -> list[list[tuple[in
     counts = confusion_matrix(targets, probabilities.argmax(1), labels=range(probabilities.shape[1]))
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     return [list(zip(*pair, strict=True)) for pair in zip(counts.tolist(), shares.round(3).tolist(), strict=True)]
+
+
+def confused(targets: Targets, probabilities: Probabilities, names: Sequence[str]) -> list[tuple[str, str, int, float]]:
+    """The true and the predicted class that are confused most often: names, images, and share of the true class."""
+    predicted, count = probabilities.argmax(1), len(names)
+    wrong = predicted != targets
+    pairs, images = np.unique(targets[wrong].astype(np.int64) * count + predicted[wrong], return_counts=True)
+    of_class = np.bincount(targets, minlength=count)
+    most = np.lexsort((pairs, -images))[:PAIRS]
+    rows = [(int(pairs[at]) // count, int(pairs[at]) % count, int(images[at])) for at in most]
+    return [(names[true], names[other], n, n / int(of_class[true])) for true, other, n in rows]
 
 
 def classes(validation: Validation) -> list[ClassRow]:

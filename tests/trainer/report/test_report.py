@@ -203,3 +203,24 @@ def test_a_checkpoint_alone_or_beside_another_file_has_no_curves(
     shutil.copy(trained[0] / "best.ckpt", tmp_path / "best_model.ckpt")
     (tmp_path / "history.csv").write_text(history)
     assert report.content(subject.read(tmp_path / "best_model.ckpt"), None)["curves"] == []
+
+
+def test_many_classes_have_a_list_of_confused_pairs_and_no_matrix(tmp_path: Path) -> None:
+    classes = report.MATRIX + 20
+    targets = np.arange(4 * classes) % classes
+    predicted = np.where(np.arange(len(targets)) < 3 * classes, targets, (targets + 1) % classes)
+    predicted[targets == 7] = 9
+    probabilities = np.eye(classes, dtype=np.float32)[predicted]
+    names = [f"class {number}" for number in range(classes)]
+    assert report.confused(targets, probabilities, names)[:2] == [
+        ("class 7", "class 9", 4, 1.0),
+        ("class 0", "class 1", 1, 0.25),
+    ]
+    arrays = {"ids": [str(n) for n in range(len(targets))], "targets": targets, "probabilities": probabilities}
+    val_predictions.write(tmp_path / "val_predictions.npz", {**arrays, "split_fingerprint": "x"}, names)
+    report.write(tmp_path / "report.html", subject.read(tmp_path / "val_predictions.npz"), None)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert (
+        "too many classes for a matrix" in page and "<td>class 7</td><td>class 9</td><td>4</td><td>100 %</td>" in page
+    )
+    assert len(page) < 1_500_000
