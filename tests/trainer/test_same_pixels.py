@@ -119,7 +119,7 @@ def test_real_scans_get_the_class_of_predict_by_the_lines_of_the_card(
 ) -> None:
     """With the default augmentation, whose linear resize and CLAHE make much of a page's pixels. The weights are real,
     the last layer is random: its classes are as near to each other as they can be."""
-    size, root = 160, shared / "documents"
+    size, root = 96, shared / "documents"
     kept = checkpoint.load(trained[0] / "best.ckpt")
     model = {**kept.config["model"], "name": "tf_efficientnet_lite0", "pretrained": True}
     model["weights"] = str(shared / "weights" / "tf_efficientnet_lite0.safetensors")
