@@ -28,12 +28,12 @@ def launcher(*words: str, **environment: str) -> subprocess.CompletedProcess[str
 
 
 def sample_data(folder: Path) -> Path:
-    """Two classes of two images."""
+    """Two classes of two images, all different."""
     from PIL import Image
 
     (folder / "train").mkdir(parents=True)
-    for name in "abcd":
-        Image.new("RGB", (8, 8)).save(folder / "train" / f"{name}.png")
+    for shade, name in enumerate("abcd"):
+        Image.new("RGB", (8, 8), (shade, 0, 0)).save(folder / "train" / f"{name}.png")
     (folder / "train.csv").write_text("ID,target\na.png,0\nb.png,0\nc.png,1\nd.png,1\n")
     return folder
 
@@ -129,7 +129,8 @@ def test_plan_takes_the_words_of_submit_and_checks_them_as_it_does(tmp_path: Pat
     (tmp_path / "train.csv").write_text("ID,target\n")
     done = launcher(*words, "--data", str(tmp_path))
     assert done.returncode == 65 and "train.csv:1: no rows below the header" in done.stderr
-    done = launcher(*words, "--data", str(sample_data(tmp_path / "sample")))
+    few = ("data.val_fraction=0.5", "training.batch_size=2")
+    done = launcher(*words, *few, "--data", str(sample_data(tmp_path / "sample")))
     assert done.returncode == 0 and "as native processes\n" in done.stdout and "001-resnet34" in done.stdout
 
 
