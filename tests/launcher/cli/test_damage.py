@@ -496,15 +496,14 @@ def test_an_error_that_does_not_pass_ends_the_supervision(submission: Path, monk
         driven(submission)
 
 
-@pytest.mark.parametrize("what", ["its directory", "its directory and records", "the whole submission"])
+@pytest.mark.parametrize("what", ["its directory and records", "the whole submission"])
 def test_the_end_of_submit_survives_what_is_removed_meanwhile(lab: Lab, what: str) -> None:
     lab.plan = {"*": {"until": str(lab.root / "gate")}}
     process = lab.start("submit", lab.job(seeds(1)), lab.machine())
     wait_for(lambda: lab.journal("begin") and lab.status("1").state == "running", "a run")
     submission = lab.submission()
     shutil.rmtree(submission if what == "the whole submission" else submission / "001-resnet34")
-    if what == "its directory and records":
-        shutil.rmtree(submission / ".state")
+    shutil.rmtree(submission / ".state", ignore_errors=True)
     (lab.root / "gate").touch()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" not in output and "unexpected" not in output, output
