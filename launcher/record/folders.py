@@ -202,7 +202,7 @@ def create_state(run_dir: Path, contents: Mapping[str, bytes] | None = None) -> 
         place.mkdir(0o755)
     for name, content in (contents or {}).items():
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE
-        with os.fdopen(os.open(place / name, flags, 0o666), "wb") as file:
+        with os.fdopen(os.open(f"{place}/{name}", flags, 0o666), "wb") as file:
             file.write(content)
 
 

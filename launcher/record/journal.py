@@ -97,7 +97,7 @@ def _parsed(content: bytes, folder: Path) -> list[dict[str, Any]]:
     return events
 
 
-def _event(line: bytes, number: int, folder: Path) -> dict[str, Any] | None:
+def _event(line: bytes, number: int, folder: Path | str) -> dict[str, Any] | None:
     """The event in a line of the journal; None if the line was cut short. Raises RecordError for any other line."""
     try:
         event: object = json.loads(line.decode(errors="replace"))
@@ -109,14 +109,14 @@ def _event(line: bytes, number: int, folder: Path) -> dict[str, Any] | None:
     if isinstance(event, dict) and not why and event.get("state") is None:
         why = "it has no state"
     if why or not isinstance(event, dict):
-        raise RecordError(f"{folder / JOURNAL}: line {number} is no event of this launcher: {why}")
+        raise RecordError(f"{folder}/{JOURNAL}: line {number} is no event of this launcher: {why}")
     for name, value in _DEFAULTS.items():
         if event.get(name) is None:
             event[name] = value
     return event
 
 
-def last_event(content: bytes, folder: Path) -> tuple[dict[str, Any] | None, int]:
+def last_event(content: bytes, folder: Path | str) -> tuple[dict[str, Any] | None, int]:
     """The last event of a journal of this content in `folder` (None if there is none), and the length of its
     status.json. Raises RecordError."""
     lines = content.split(b"\n")

@@ -27,6 +27,7 @@ class Records:
         self._kept = ExitStack()
         self._states: Folder | None = None
         self._seen: dict[str, tuple[Stamp, Status]] = {}
+        self._dirs: dict[str, Path] = {}
         with suppress(OSError):  # a submission of the version before has no such folder
             self._states = self._kept.enter_context(folders.opened(submission / STATE, 2))
 
@@ -40,11 +41,20 @@ class Records:
 
     def run_dirs(self) -> list[Path]:
         """See `list_runs`."""
-        return list_runs(self.submission)
+        found = list_runs(self.submission)
+        self._dirs = {run_dir.name: run_dir for run_dir in found}
+        return found
+
+    def _dir(self, name: str) -> Path:
+        """The run's directory: made once, since paths of thousands of runs take as long as their files."""
+        run_dir = self._dirs.get(name)
+        if run_dir is None:
+            run_dir = self._dirs[name] = self.submission / name
+        return run_dir
 
     def status(self, name: str) -> Status:
         """See `read_status`."""
-        return checked(self.submission / name, lambda: self._recorded(name))
+        return checked(self._dir(name), lambda: self._recorded(name))
 
     def _recorded(self, name: str) -> Status | None:
         stamp = self._stamp(name)
@@ -53,7 +63,7 @@ class Records:
         seen = self._seen.get(name)
         if seen is None or seen[0] != stamp:
             # The stamp was taken before the content is read: a change in between is seen the next time.
-            event, length = last_event(self._read(name, JOURNAL), self.submission / STATE / name)
+            event, length = last_event(self._read(name, JOURNAL), f"{self.submission}/{STATE}/{name}")
             copied = event is not None and self._is_copied(name, stamp, length)
             status = status_of(event) if event is not None and copied else recorded(self.submission / name)
             if status is None:
