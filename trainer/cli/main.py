@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
     warnings.filterwarnings("ignore", module=r"(lightning_fabric|torch|timm|pydantic)\b.*")
     if sys.stdout is not None:  # the caller may have closed it
-        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         try:

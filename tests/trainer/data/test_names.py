@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import sys
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -240,3 +242,15 @@ def test_a_run_with_names_in_two_forms_ends_with_one_name_each(
     assert main(["analyze", *words]) == 0
     said = capsys.readouterr()
     assert "no picture" not in said.out and "Warning" not in said.err + said.out
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp949", "utf-8"])
+def test_any_terminal_can_show_any_name(tmp_path: Path, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = not_utf8(tmp_path)
+    for number, name in enumerate(("é", "領収書")):
+        write_pages(root / "train" / name, ["1.png", "2.png", "3.png", "4.pdf"], 4 * number)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    assert main(["check-data", "--quick", "--data", str(root), "data.val_fraction=0.34"]) == 0
+    sys.stdout.flush()
+    shown = sys.stdout.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    assert "6 training images without errors" in shown and "\\udcbc" in shown and "2 .pdf" in shown
