@@ -44,9 +44,11 @@ def fit(run: Run) -> dict[str, Any]:
                 _stop(run)
             elif run.saved.due(epoch_ended=False):
                 keep.save_last(run)
+        progress.seconds = time.monotonic() - started
+        if progress.step_in_epoch < run.step.steps_per_epoch:
+            break  # training.max_steps ends within the epoch; a resume with more steps trains on the rest of it
         progress.epoch += 1
         progress.step_in_epoch = 0
-        progress.seconds = time.monotonic() - started
         if run.saved.due(epoch_ended=True):
             keep.save_last(run)
         if _stop_asked(run):
@@ -241,7 +243,7 @@ def _finish(run: Run) -> dict[str, Any]:
     summary = {
         **progress.best,
         "best_epoch": progress.best_epoch,
-        "epochs": progress.epoch,
+        "epochs": progress.number,
         "steps": progress.step,
         "warmup_steps": round(step.warmup_steps(run.config.training, run.step.steps_per_epoch, run.step.total_steps)),
         "seconds": round(progress.seconds, 1),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.trainer.conftest import TINY
 from tests.trainer.training.test_resume import assert_same
 from trainer.base.errors import ConfigError
 from trainer.bench import steps
@@ -85,11 +89,11 @@ def test_a_model_that_does_not_compile_stays_as_it_was(tmp_path: Path, monkeypat
     import torch._inductor.config as inductor
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
     bare = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Flatten(), torch.nn.Linear(192, 3))
     net = build.Normalized(bare, (0.5,) * 3, (0.2,) * 3, False)
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    done, note = compiling.model_for(True, net, device.fabric("cpu", "fp32"), 2, 8, steps=1000)
+    with inductor.patch({"cpp.cxx": ("no-such-compiler",)}):
+        done, note = compiling.model_for(True, net, device.fabric("cpu", "fp32"), 2, 8, steps=1000)
     assert not done and note.startswith("torch.compile failed, so the model trains eagerly: ")
     assert_same(dict(net.state_dict()), before)
     assert all(parameter.grad is None for parameter in net.parameters())
@@ -99,18 +103,18 @@ def test_a_model_that_does_not_compile_stays_as_it_was(tmp_path: Path, monkeypat
 
 
 @pytest.mark.slow
-def test_a_run_that_cannot_compile_trains_eagerly_and_says_so(
-    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import torch._inductor.config as inductor
-
-    assert train(tmp_path / "eager", *SHORT) == 0
-    assert "compiled" not in capsys.readouterr().out  # the folder has the name of this test
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
-    torch.compiler.reset()
-    assert train(tmp_path / "run", *SHORT, "training.compile=true") == 0
-    assert "note: torch.compile failed, so the model trains eagerly: " in capsys.readouterr().out
+def test_a_run_that_cannot_compile_trains_eagerly_and_says_so(tmp_path: Path, documents: Path, cold: None) -> None:
+    """In processes of their own: dynamo remembers what failed."""
+    compiler = {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    printed = {}
+    for name, words in (("eager", []), ("run", ["training.compile=true"])):
+        environment = {**os.environ, **compiler, "RUN_DIR": str(tmp_path / name), "DATA_DIR": str(documents)}
+        command = [sys.executable, "-m", "trainer", "train", *TINY, *SHORT, *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        printed[name] = done.stdout
+    note = "note: torch.compile failed, so the model trains eagerly: "
+    assert note not in printed["eager"] and note in printed["run"]
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["compiled"] is False
     assert_same(last(tmp_path / "eager")["model"], last(tmp_path / "run")["model"])
 
@@ -121,6 +125,7 @@ def test_a_compiled_run_resumes_to_the_bit_and_leaves_the_names_of_an_eager_one(
     averaged weights and micro-batches."""
     words = ["training.batch_size=8", "training.micro_batch=4", "training.drop_last=false", "training.epochs=2"]
     words += ["training.ema_decay=0.9", "model.drop_path=0.1", "training.warmup_epochs=0"]
+    words += ["training.precision=fp32", "training.scheduler=constant"]
     assert train(tmp_path / "eager", *words) == 0
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         assert train(tmp_path / "whole", *words, "training.compile=true") == 0

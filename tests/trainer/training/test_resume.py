@@ -132,6 +132,19 @@ def test_ten_kills_at_random_steps_change_no_bit(tmp_path: Path, train: Train, d
     assert_same(left(whole), left(parts))
 
 
+def test_max_steps_within_an_epoch_leave_its_rest_to_a_resume(tmp_path: Path, train: Train) -> None:
+    words = ["training.epochs=2", "training.batch_size=8", "training.drop_last=false", "training.warmup_epochs=0"]
+    words += ["training.scheduler=constant", "training.validate_per_epoch=1"]
+    assert train(tmp_path / "whole", *words) == 0
+    assert train(tmp_path / "parts", *words, "training.max_steps=3") == 0
+    metrics = json.loads((tmp_path / "parts" / "metrics.json").read_text())
+    assert (metrics["steps"], metrics["epochs"]) == (3, 1)
+    assert train(tmp_path / "parts", *words, "resume=auto") == 0
+    whole, parts = (torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("whole", "parts"))
+    assert whole["progress"]["step"] == parts["progress"]["step"] == 8, "two epochs of 28 images"
+    assert_same(whole["model"], parts["model"])
+
+
 def test_what_a_run_goes_on_with_lies_where_it_trains() -> None:
     """The meta device stands for a GPU: an optimiser's state follows its weights when it is read, and no later."""
     settings = compose(["model.name=test_resnet", "model.pretrained=false", "data.img_size=64"])
