@@ -289,7 +289,7 @@ def test_a_run_without_its_checkpoint_leaves_the_place_to_the_next(stage: Stage)
     stage.check()
 
 
-# -- the champion's two files
+# -- the champion's files
 
 
 class Stopped(BaseException):
@@ -349,7 +349,7 @@ def test_an_interrupt_at_any_step_leaves_the_champions_files_together(
         assert read_status(stage.run_dir).state == "succeeded"
     assert steps > 8 and (place / "best_model.ckpt").read_text() == "weights of 0.9"
     assert sorted(path.name.partition("-")[0] for path in place.iterdir()) == [
-        ".lock", "best_model.ckpt", "champion_info.json", "current", "model",
+        ".lock", "best_model.ckpt", "champion_info.json", "current", "history.csv", "model",
     ]  # fmt: skip
 
 

@@ -21,7 +21,7 @@ def trainer(*words: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 def test_a_run_prints_no_warning(cold: None, documents: Path, tmp_path: Path) -> None:
     """Neither Hydra's `_self_`, nor albumentations' ignored arguments, nor a library's remark."""
-    words = ["data.img_size=64", "training.max_steps=2", "training.num_workers=1"]
+    words = ["data.img_size=64", "training.max_steps=2", "training.num_workers=1", "training.warmup_epochs=0"]
     done = trainer("train", *TINY, *words, DATA_DIR=str(documents), RUN_DIR=str(tmp_path / "run"))
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
