@@ -272,16 +272,16 @@ def stop(name: str | None, now: bool, runs_root: Path) -> None:
     from launcher.record.find import list_runs
     from launcher.record.journal import look
     from launcher.record.states import UNKNOWN
-    from launcher.supervise import supervisor
+    from launcher.supervise import stopping
 
     directory, run = _submission_or_run(runs_root, name)
     targets = [directory / run] if run else list_runs(directory)
     try:
-        touched, problems = supervisor.stop(directory, targets, 0 if now else GRACE + 2, click.echo)
+        touched, problems = stopping.stop(directory, targets, 0 if now else GRACE + 2, click.echo)
     except KeyboardInterrupt:
         raise RefusedError("\nStopped waiting; the runs were asked to stop.", EXIT_INTERRUPTED) from None
     statuses = {path: look(path) for path in targets}
-    still = [path.name for path, status in statuses.items() if not supervisor.is_over(path, status)]
+    still = [path.name for path, status in statuses.items() if not stopping.is_over(path, status)]
     still = [name for name in still if name not in problems]
     for path, status in statuses.items():
         if status.state == UNKNOWN:

@@ -23,7 +23,7 @@ from launcher.record.folders import state_folder
 from launcher.record.journal import append_event, create_run, read_status
 from launcher.record.request import RunRequest
 from launcher.results import collect
-from launcher.supervise import supervisor
+from launcher.supervise import stopping, supervisor
 from tests.launcher.conftest import NO_ENGINE, Lab, seeds, wait_for
 from trainer.base.files import write_json
 
@@ -424,15 +424,15 @@ def test_a_run_whose_journal_cannot_be_written_does_not_keep_the_others_from_the
     wait_for(lambda: lab.journal("begin") and "running" in lab.states().values(), "a run")
     process.kill()
     process.wait()
-    before = supervisor.append_event
+    before = stopping.append_event
 
     def append(run_dir: Path, *words: Any, **more: Any) -> Any:
         if run_dir.name == "002-seed1":
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(run_dir / "events.jsonl"))
         return before(run_dir, *words, **more)
 
-    monkeypatch.setattr(supervisor, "append_event", append)
-    touched, problems = supervisor.stop(lab.submission(), list_runs(lab.submission()), 30)
+    monkeypatch.setattr(stopping, "append_event", append)
+    touched, problems = stopping.stop(lab.submission(), list_runs(lab.submission()), 30)
     assert touched == ["001-seed0", "003-seed2"] and list(problems) == ["002-seed1"]
     assert "events.jsonl: Permission denied" in problems["002-seed1"]
     assert lab.states() == {"seed0": "cancelled", "seed1": "queued", "seed2": "cancelled"}

@@ -129,12 +129,12 @@ def test_root_executes_nothing_that_another_user_wrote(stage: Stage) -> None:
     """The request names a command, the journal names processes."""
     from launcher.engines.native import execute
     from launcher.record import lease
-    from launcher.supervise import supervisor
+    from launcher.supervise import stopping
 
     os.chown(stage.submission, 1000, 1000)
     run_dir = stage.submission / "003-c"
     create_run(run_dir, RunRequest("003-c", 3, "train", ["train"]))
-    for call in (lambda: execute.execute(run_dir), lambda: supervisor.stop(stage.submission, [run_dir], 1)):
+    for call in (lambda: execute.execute(run_dir), lambda: stopping.stop(stage.submission, [run_dir], 1)):
         with pytest.raises(RunError, match="sub: belongs to uid 1000"):
             call()
     with pytest.raises(RunError, match="sub: belongs to uid 1000"), lease.hold(stage.submission):

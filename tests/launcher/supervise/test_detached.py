@@ -14,7 +14,7 @@ from launcher.record import lease, stop_request
 from launcher.record.find import list_runs, list_submissions
 from launcher.record.journal import append_event
 from launcher.record.locks import is_locked
-from launcher.supervise import detached, submission, supervisor
+from launcher.supervise import detached, stopping, submission
 from tests.launcher.conftest import Lab, wait_for
 
 TWO = "name: two\nmatrix: {seed: [1, 2]}\nresources: {cpus: 0.1}\n"
@@ -71,7 +71,11 @@ def test_a_resume_in_the_background_shows_its_own_lines_and_returns_when_it_driv
         ended.set()
         writer.join()
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{name}: continuing; 2 runs queued again: 001-seed1, 002-seed2\n"
+    follow = f"follow it: launcher attach {name} --runs runs; see its state: launcher status {name} --runs runs"
+    assert done.stdout.splitlines() == [
+        f"{name}: continuing; 2 runs queued again: 001-seed1, 002-seed2",
+        f"it runs in the background; {follow}",
+    ]
     assert not set(lab.states().values()) & {"failed"}, "all runs are queued by now"
     stopped = lab.launcher("stop")
     assert stopped.returncode == 0 and "001-seed1, 002-seed2" in stopped.stdout
@@ -88,11 +92,11 @@ def test_a_stop_while_runs_are_queued_again_stops_all_of_them(lab: Lab, monkeypa
         appended.append(run_dir.name)
         status = append_event(run_dir, *words, **more)
         if len(appended) == 1:  # the second run has ended still, so `stop` finds nothing to do there
-            assert supervisor.stop(lab.submission(), list_runs(lab.submission()), 0) == ([run_dir.name], {})
+            assert stopping.stop(lab.submission(), list_runs(lab.submission()), 0) == ([run_dir.name], {})
         return status
 
     monkeypatch.setattr(submission, "append_event", append)
-    monkeypatch.setattr(supervisor, "PARTING", 0)
+    monkeypatch.setattr(stopping, "PARTING", 0)
     with lease.hold(lab.submission()) as mine:
         assert submission.requeue(lab.submission(), mine) == []
     assert set(lab.states().values()) == {"cancelled"}
