@@ -230,6 +230,7 @@ def _by_the_card(folder: Path, code: str, files: Sequence[Path | bytes]) -> torc
     here, folder, reader = Path.cwd(), folder.resolve(), sys.modules.pop(Path(READER).stem, None)
     files = [file.resolve() if isinstance(file, Path) else file for file in files]
     sys.path.insert(0, str(folder))
+    caches, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # no __pycache__ among the export's files
     os.chdir(folder)
     try:
         exec(compile(code, CARD, "exec"), names)
@@ -237,6 +238,7 @@ def _by_the_card(folder: Path, code: str, files: Sequence[Path | bytes]) -> torc
         return torch.from_numpy(np.stack([names["classify"](file) for file in opened]))
     finally:
         os.chdir(here)
+        sys.dont_write_bytecode = caches
         sys.path.remove(str(folder))
         sys.modules.pop(Path(READER).stem, None)
         if reader is not None:

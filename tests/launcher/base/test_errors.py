@@ -11,6 +11,8 @@ CODES = [
     (errors.RunError("x"), 1),
     (errors.FencedError("x"), 1),
     (errors.RunFileError("x"), 1),
+    (errors.RecordError("x"), 1),
+    (errors.DamagedFileError("x"), 65),
     (errors.LeaseLostError("x"), 1),
     (errors.EngineError("x"), 1),
     (errors.RefusedError("x", 3), 3),

@@ -21,7 +21,7 @@ from tests.launcher.conftest import REPOSITORY
 from trainer.base.files import write_json
 
 CODE = """
-import glob, importlib, io, os, pkgutil, sys
+import glob, importlib, io, os, pkgutil, statistics, sys
 import launcher, rich.live, rich.table, rich.console
 for module in pkgutil.walk_packages(launcher.__path__, "launcher."):
     if not module.name.endswith(("__main__", "marked")):
