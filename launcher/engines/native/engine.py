@@ -25,7 +25,7 @@ from launcher.host.machine import Machine
 from launcher.host.processes import Process
 from launcher.record import trainer_files
 from launcher.record.folders import clear_stop, request_stop, stop_requested
-from launcher.record.journal import Status, mark_lost, read_status
+from launcher.record.journal import Status, append_event, mark_lost, read_status
 from launcher.record.locks import is_run_locked
 from launcher.record.states import ENDED
 
@@ -93,11 +93,26 @@ class NativeEngine(SupervisedEngine):
         if child is not None and child.poll() is None:
             return True
         under_way = self.settle(run_dir)
+        if under_way and child is not None and read_status(run_dir).state == "starting":
+            under_way = not self._ended_early(run_dir, child)
         if under_way and orphans.orphaned(run_dir):
             self._end_orphan(run_dir)
         told = [f"{one.name}: {self._orphans[one][0]}" for one in sorted(self._orphans)]
         self._trouble = "; ".join(told) or None
         return under_way
+
+    def _ended_early(self, run_dir: Path, child: subprocess.Popen[bytes]) -> bool:
+        """Record the end of a `launcher exec` that was killed before it had the run's lock: whoever holds it, this
+        attempt does not run. Returns whether that was so."""
+        executor = orphans.executor_of(run_dir)
+        if not is_run_locked(run_dir) or (executor is not None and executor.process.pid == child.pid):
+            return False
+        stopped = run_dir in self._asked or _stop_requested(run_dir)
+        how = "stopped while it started" if stopped else "its launcher exec was killed while it started"
+        reason = f"{how}; {orphans.holder(run_dir)} holds the run's lock"
+        with suppress(RunError):  # that process has just recorded something
+            append_event(run_dir, "cancelled" if stopped else "lost", reason=reason)
+        return True
 
     def settle(self, run_dir: Path) -> bool:
         """See `Engine.settle`."""

@@ -18,11 +18,12 @@ import pytest
 
 from launcher.base.errors import RunError
 from launcher.engines import orphans, outcome, registry
+from launcher.engines.native.engine import NativeEngine
 from launcher.engines.process import _wait
 from launcher.host import gpu_locks, processes
 from launcher.record import folders
 from launcher.record.find import find_run, list_runs
-from launcher.record.journal import read_events
+from launcher.record.journal import append_event, read_events, read_status
 from launcher.record.locks import is_run_locked, locked, run_locked
 from tests.launcher.conftest import Lab, seeds, wait_for
 
@@ -302,6 +303,28 @@ def test_a_run_that_waits_for_its_lock_can_be_stopped(lab: Lab) -> None:
         assert process.wait(60) == 130
         assert lab.status("1").state == "cancelled" and lab.status("1").reason == "stopped before it started"
     assert len(lab.journal("begin")) == 1
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_an_exec_that_is_killed_before_it_has_the_lock_has_ended_whoever_holds_it(lab: Lab, stopped: bool) -> None:
+    lab.plan = {"*": {"bad_attempts": 1, "bad_exit": 3}}
+    assert lab.launcher("submit", lab.job(seeds(1)), lab.machine()).returncode == 1
+    place, native = run_dir(lab), NativeEngine()
+    append_event(place, "queued", attempt=2)
+    append_event(place, "starting", host=os.uname().nodename, engine="native")
+    with run_locked(place) as mine:
+        assert mine is not None
+        native.start(place, 2, [], [])
+        os.kill(native._children[place].pid, signal.SIGSTOP)  # before it can do anything
+        if stopped:
+            native._asked.add(place)
+        native._children[place].kill()
+        native._children[place].wait()
+        assert not native.poll(place)
+    status = read_status(place)
+    how = "stopped while it started" if stopped else "its launcher exec was killed while it started"
+    assert (status.state, status.attempt) == ("cancelled" if stopped else "lost", 2)
+    assert status.reason.startswith(how) and status.reason.endswith(" holds the run's lock")
 
 
 # -- processes of this host
