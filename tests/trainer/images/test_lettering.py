@@ -33,6 +33,7 @@ def own_fonts() -> Iterator[None]:
     manager = font_manager.fontManager
     before, manager.ttflist = manager.ttflist, [e for e in manager.ttflist if e.name.startswith("DejaVu")]
     with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # an earlier test may have chosen fonts
         yield
     manager.ttflist = before
 
