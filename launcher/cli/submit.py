@@ -122,9 +122,9 @@ def resume(
     from launcher.engines.base import SupervisedEngine
     from launcher.host.machine import select
     from launcher.job import remarks
-    from launcher.record import lease, stop_request
+    from launcher.record import lease
     from launcher.record.find import list_runs, read_submission
-    from launcher.supervise import detached, preflight, submission
+    from launcher.supervise import detached, preflight, stop_request, submission
 
     directory, run = _submission_or_run(runs_root, name)
     directory, only = directory.resolve(), frozenset([run]) if run else None
@@ -139,8 +139,8 @@ def resume(
             directory, mine, only, click.echo, lambda requests: preflight.check_again(requests, directory, say)
         )
         click.echo(f"{directory.name}: {remarks.on_resume(directory, again, only)}")
-        for line in (*selected.lost, selected.ignored) if selected is not None else ():
-            click.echo(f"note: {line}") if line else None
+        for line in filter(None, (*selected.lost, selected.ignored) if selected is not None else ()):
+            click.echo(f"note: {line}")
         sys.stdout.flush()
         if in_background:
             detached.started(directory)

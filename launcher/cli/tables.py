@@ -15,7 +15,7 @@ from launcher.job.expansion import Planned
 from launcher.memory import compatibility
 from launcher.record.journal import Status
 from launcher.record.states import GOOD
-from launcher.record.trainer_files import read_metrics
+from launcher.record.trainer_figures import read_metrics
 from trainer.base.figures import MAIN
 
 if TYPE_CHECKING:

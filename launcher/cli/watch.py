@@ -24,7 +24,8 @@ from launcher.record.journal import Status, look, read_events
 from launcher.record.records import Records
 from launcher.record.request import RunRequest, read_request
 from launcher.record.states import ENDED, GOOD, UNKNOWN
-from launcher.record.trainer_files import next_data, open_log, read_metrics, read_progress
+from launcher.record.trainer_figures import read_metrics, read_progress
+from launcher.record.trainer_files import next_data, open_log
 from launcher.supervise import durations
 from trainer.base.figures import MAIN
 

@@ -13,7 +13,7 @@ from typing import Any
 from launcher.base.errors import RunFileError
 from launcher.base.sizes import show_size
 from launcher.base.text import printable
-from launcher.record import trainer_files
+from launcher.record import trainer_figures, trainer_files
 from launcher.record.request import Kind, RunRequest
 from launcher.record.states import State
 from launcher.record.trainer_files import RESUME
@@ -134,7 +134,7 @@ def missing_results(request: RunRequest, run_dir: Path) -> str:
     bad = [name for name in RESULTS[request.kind] if not trainer_files.size(run_dir, name)]
     if bad:
         return f"left no {' and no '.join(bad)}"
-    if request.kind == "train" and trainer_files.read_metrics(run_dir).get(MAIN) is None:
+    if request.kind == "train" and trainer_figures.read_metrics(run_dir).get(MAIN) is None:
         return f"its metrics.json has no number {MAIN}"
     return ""
 

@@ -153,8 +153,8 @@ def _data(given: str | None) -> Check:
         return Check("data", "note", f"{folder}: no such folder", fix)
     try:
         parts = layout.find(folder)
-        for place in (parts.train, parts.validation, parts.test):
-            next(os.scandir(place), None) if place is not None else None
+        for place in filter(None, (parts.train, parts.validation, parts.test)):
+            next(os.scandir(place), None)
         if (why_not := layout.why_not_trainable(parts, "auto")) is None:
             return Check("data", "ok", str(folder))
     except OSError as error:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from launcher.host.machine import Machine
 from launcher.job import folds, matrix, named_files, steps
 from launcher.job.document import COMMAND_LINE, in_order
 from launcher.job.equal_runs import EqualRuns
+from launcher.job.origins import attributed, overrides_of, place_of, positions_of
 from launcher.job.schema import StepSpec
 from launcher.job.spec import PRIORITY, Job
 from launcher.memory import fitting
@@ -102,7 +102,7 @@ def _expanded(job: Job, machine: Machine, collected: Errors, cpu_only: bool, run
     priorities = [int(entry.values.pop(PRIORITY, 0)) for entry in entries]
     keys = matrix.differing([entry.values for entry in entries])
     of_job = _common(job)
-    positions = _positions(job)
+    positions = positions_of(job)
     resources, lacking = _resources(job, machine, cpu_only)
     why_not = f"{machine.name}: {'; '.join(lacking.values())}" if lacking else None
     misfits = tuple(unavailable(job, machine, cpu_only))
@@ -114,15 +114,15 @@ def _expanded(job: Job, machine: Machine, collected: Errors, cpu_only: bool, run
     damaged: list[str] = []
     equal = EqualRuns(entries, [*spec.overrides, *(word.partition("=")[0] for word in job.overrides)])
     for index, (entry, priority) in enumerate(zip(entries, priorities, strict=True), start=1):
-        words, origins = _overrides(job, entry, positions)
+        words, origins = overrides_of(job, entry, positions)
         try:
             composed = compose_shared(words)
         except ConfigError as error:
             lines = str(error).split("\n")
-            errors += [_attributed(line, origins, job) for line in lines]
+            errors += [attributed(line, origins, job) for line in lines]
             for fault in needed.faults_of_words(words):
                 if not any(line.startswith(fault.text.partition(":")[0]) for line in lines):
-                    (damaged if fault.damaged else errors).append(_attributed(fault.text, origins, job))
+                    (damaged if fault.damaged else errors).append(attributed(fault.text, origins, job))
             continue
         known = _key(composed)
         if known not in alike:
@@ -132,7 +132,7 @@ def _expanded(job: Job, machine: Machine, collected: Errors, cpu_only: bool, run
             alike[known] = _Alike(composed, needed.faults(composed), _summary(composed), fit, shm)
         common = alike[known]
         for fault in common.faults:
-            (damaged if fault.damaged else errors).append(_attributed(fault.text, origins, job))
+            (damaged if fault.damaged else errors).append(attributed(fault.text, origins, job))
         fit, summary = common.fit, {**common.summary, "seed": composed.seed}
         name = matrix.run_name(index, entry.values, keys, summary["model"])
         name = name.zfill(len(name) + width - len(name.split("-")[0]))
@@ -158,10 +158,10 @@ def _expanded(job: Job, machine: Machine, collected: Errors, cpu_only: bool, run
         if fit.why_not and not why_not:
             key = next((key for key in ("data.img_size", "model.name", "model", "data") if key in origins), "")
             said = f"{machine.name}: {fit.why_not}"
-            planned.append(Planned(request, said, (f"{_place(origins.get(key, ()), job)}: {name}: {said}",), fit))
+            planned.append(Planned(request, said, (f"{place_of(origins.get(key, ()), job)}: {name}: {said}",), fit))
         else:
             planned.append(Planned(request, why_not, misfits, fit))
-    errors += equal.errors(job.matrix, lambda path: _place(path, job))
+    errors += equal.errors(job.matrix, lambda path: place_of(path, job))
     whole = len(planned) == len(entries)  # else the run that a step names may be missing because of its error
     try:
         steps_planned = _steps(job, [p.request for p in planned], resources) if whole else []
@@ -225,85 +225,6 @@ def _trains_nothing(job: Job) -> bool:
     spec = job.spec
     elsewhere = [step.from_ is None or step.from_.submission is not None for step in spec.after]
     return not (job.matrix or spec.include or spec.overrides or job.overrides) and bool(elsewhere) and all(elsewhere)
-
-
-def _positions(job: Job) -> dict[str, dict[str, int]]:
-    """Index of the first occurrence of each value of each axis. A search per run would be slow for thousands of
-    runs."""
-    positions: dict[str, dict[str, int]] = {}
-    for key, axis in job.spec.matrix.items():
-        for position, value in enumerate(axis):
-            positions.setdefault(key, {}).setdefault(matrix.override_value(value), position)
-    return positions
-
-
-def _overrides(
-    job: Job, entry: matrix.Entry, positions: dict[str, dict[str, int]]
-) -> tuple[list[str], dict[str, tuple[str | int, ...] | None]]:
-    """The run's overrides in Hydra's grammar, and the place of each key's value (None: the command line)."""
-    values: dict[str, str] = {}
-    origins: dict[str, tuple[str | int, ...] | None] = {}
-    for key, value in job.spec.overrides.items():
-        values[key], origins[key] = matrix.override_value(value), ("overrides", key)
-    for key, value in entry.values.items():
-        including = [i for i in entry.includes if key in job.spec.include[i]]
-        typed = key in job.axes and not including  # a word of the command line is in Hydra's grammar already
-        values[key] = value if typed else matrix.override_value(value)
-        position = positions.get(key, {}).get(values[key])
-        if typed:
-            origins[key] = None
-        elif including:
-            origins[key] = ("include", including[-1], key)
-        else:
-            origins[key] = ("matrix", key) if position is None else ("matrix", key, position)
-    words = {key: f"{key}={value}" for key, value in values.items()}
-    for word in job.overrides:
-        key = word.partition("=")[0]
-        words[key], origins[key] = word, None
-    return list(words.values()), origins
-
-
-def _attributed(line: str, origins: dict[str, tuple[str | int, ...] | None], job: Job) -> str:
-    """An error of the trainer with the place of the value."""
-    first = line.partition("=")[0].partition(":")[0].strip()
-    # A conflict names a second key; a key of the command line is to blame for it, not a line of the file.
-    named = [_origin(key, origins) for key in (first, *re.findall(r"([a-z_]+(?:\.\w+)*)=", line))]
-    known = [key for key in named if key is not None]
-    if not known:
-        return f"{job.document.place(())}: {line}"
-    to_blame = next((key for key in known if origins[key] is None), known[0])
-    return f"{_place(origins[to_blame], job)}: {line}"
-
-
-def blame(job: Job) -> Callable[[RunRequest, str], str]:
-    """A function that puts the place of the value before an error of a run that its trainer would find. Errors that
-    name no value stay as they are."""
-    entries: list[matrix.Entry] = []
-    positions = _positions(job)
-
-    def placed(request: RunRequest, line: str) -> str:
-        if request.kind != "train":
-            offset = next((n for n, step in enumerate(job.spec.after) if request.name.endswith(f"-{step.name}")), 0)
-            return f"{job.document.place(('after', offset))}: {request.name.partition('-')[2]}: {line}"
-        if not re.match(r"(data|training|model)\.\w+[=:]", line):
-            return line
-        if not entries:  # expanded again, because most jobs have no such error
-            entries.extend(matrix.expand(job.matrix, job.spec.exclude, job.spec.include))
-        return _attributed(line, _overrides(job, entries[request.index - 1], positions)[1], job)
-
-    return placed
-
-
-def _origin(key: str, origins: Mapping[str, object]) -> str | None:
-    """The key of the job that sets `key`: itself, else the longest one above it (a group), else one below it."""
-    if key in origins:
-        return key
-    above = [other for other in origins if key.startswith(f"{other}.")]
-    return max(above, key=len, default=next((other for other in origins if other.startswith(f"{key}.")), None))
-
-
-def _place(path: tuple[str | int, ...] | None, job: Job) -> str:
-    return "the command line" if path is None else job.document.place(path)
 
 
 def _summary(composed: Config) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from launcher.base.errors import RunFileError
 from launcher.host.machine import Machine
 from launcher.job.spec import Job
-from launcher.record import trainer_files
+from launcher.record import trainer_figures, trainer_files
 from trainer.base import model_files
 from trainer.base.errors import ConfigError, nearest
 from trainer.config import timm_models
@@ -113,12 +113,12 @@ def wrong(path: Path, ensembles: bool = False) -> str | None:
             if not ensembles or path.suffix != model_files.ENSEMBLE:
                 return None
             file.seek(0)
-            content = trainer_files.parsed(file.read(trainer_files.LIMITS[trainer_files.ENSEMBLE]))
+            content = trainer_figures.parsed(file.read(trainer_files.LIMITS[trainer_files.ENSEMBLE]))
     except RunFileError as error:
         return str(error).removeprefix(f"{path}: ")
     except (OSError, ValueError) as error:
         return f"cannot be read: {getattr(error, 'strerror', None) or error}"
-    usable = trainer_files.ensemble_members(path)
+    usable = trainer_figures.ensemble_members(path)
     for member in content["members"]:
         named = Path(os.path.abspath(path.parent / member["checkpoint"]))  # noqa: PTH100  # keeps links
         why = (wrong(named) if named in usable else "") if named.is_file() else "no such file"

@@ -12,7 +12,7 @@ from launcher.host.machine import Machine
 from launcher.memory import predict
 from launcher.memory.predict import CONTEXT, DRIVER, METAL_SHARE, Need
 from launcher.record.request import Resources
-from launcher.record.trainer_files import ensemble_members
+from launcher.record.trainer_figures import ensemble_members
 from trainer.config.schema import Config
 
 

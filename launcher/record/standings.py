@@ -15,7 +15,7 @@ from launcher.record.journal import Status
 from launcher.record.records import Records
 from launcher.record.request import Kind, RunRequest
 from launcher.record.states import GOOD, UNKNOWN
-from launcher.record.trainer_files import Figures, read_metrics
+from launcher.record.trainer_figures import Figures, read_metrics
 from trainer.base.figures import DEFAULT_MONITOR, MAIN, columns
 
 if TYPE_CHECKING:

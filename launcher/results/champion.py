@@ -14,11 +14,11 @@ from typing import Any
 
 from launcher.base.errors import RunError, RunFileError
 from launcher.host import processes
-from launcher.record import folders, trainer_files
+from launcher.record import folders, trainer_figures, trainer_files
 from launcher.record.folders import Folder
 from launcher.record.locks import locked
 from launcher.record.request import read_request
-from launcher.record.trainer_files import Figures, read_metrics
+from launcher.record.trainer_figures import Figures, read_metrics
 from trainer.base.figures import MAIN, columns
 from trainer.base.files import json_text
 
@@ -27,18 +27,7 @@ CURRENT, PREFIX = "current", "model-"
 """The files are in a folder `model-…`. `current` is a link to the present one, and is replaced at once: nobody sees the
 files of two models together. The files' own names are links to `current/…`."""
 Row = dict[str, Any]
-KEPT = (
-    "split_fingerprint",
-    "data_fingerprint",
-    "git_sha",
-    "model",
-    "model_name",
-    "data",
-    "training",
-    "img_size",
-    "seed",
-    "class_names",
-)
+KEPT = (*trainer_figures.ORIGIN, "img_size", "seed", "class_names")
 
 
 PATIENCE = 60.0
@@ -88,11 +77,11 @@ def _present(champion: Path) -> Figures | None:
                     content = folders.read(Folder(descriptor, champion / CURRENT, folder.owner), INFO)
                 finally:
                     os.close(descriptor)
-        present = trainer_files.parsed(content)
+        present = trainer_figures.parsed(content)
     except (OSError, ValueError):
         return None
-    figures = trainer_files.checked(present) if isinstance(present, dict) else {}
-    run = trainer_files.line(present.get("run")) if MAIN in figures else None
+    figures = trainer_figures.checked(present) if isinstance(present, dict) else {}
+    run = trainer_figures.line(present.get("run")) if MAIN in figures else None
     return figures | {"run": run} if run else None
 
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.record import folders, standings, trainer_files
+from launcher.record import folders, standings, trainer_figures, trainer_files
 from launcher.record.journal import Status
 from launcher.record.records import Records
 from launcher.record.standings import Result
 from launcher.record.states import GOOD
-from launcher.record.trainer_files import Figures
+from launcher.record.trainer_figures import Figures
 from launcher.results import champion
 from launcher.results.champion import Row
 from trainer.base import figures
@@ -209,7 +209,7 @@ def _best_so_far(submission: Path, rows: Sequence[Row]) -> str:
     unfinished = (row for row in rows if row["kind"] == "train" and row["state"] not in GOOD)
     so_far = []
     for row in unfinished:
-        beaten = trainer_files.read_progress(submission / row["run"])
+        beaten = trainer_figures.read_progress(submission / row["run"])
         if beaten is not None and beaten.best_f1 is not None:
             so_far.append((beaten.best_f1, row))
     if not so_far:

@@ -12,7 +12,7 @@ from launcher.base.errors import DamagedFileError, Errors, JobError, RunError
 from launcher.engines import choice, data_set, readiness, registry
 from launcher.engines.base import Choice, Want
 from launcher.host.machine import Machine
-from launcher.job import data_folder, expansion, named_files
+from launcher.job import data_folder, expansion, named_files, origins
 from launcher.job.expansion import Planned
 from launcher.job.spec import Job
 from launcher.record import reuse, trainer_files
@@ -102,7 +102,7 @@ def check(load: Callable[[], Job], asked: Asked, runs_root: Path, say: data_set.
                 _complete(ready, asked, chosen, runs_root.resolve())
                 requests = ready.new
             wait = BRIEF if errors else None
-            ready.unchecked += data_set.check(requests, runs_root, say, expansion.blame(job), wait)
+            ready.unchecked += data_set.check(requests, runs_root, say, origins.blame(job), wait)
     with errors.collected():
         ready.unchecked += _weights(requests, asked, chosen, machine, runs_root)
     if chosen and not errors and (asked.starts or not asked.machine):

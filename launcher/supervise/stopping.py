@@ -9,13 +9,14 @@ from pathlib import Path
 
 from launcher.base.errors import RunError
 from launcher.engines import registry
-from launcher.record import folders, lease, stop_request
+from launcher.record import folders, lease
 from launcher.record.find import list_runs
 from launcher.record.folders import refuse_foreign
 from launcher.record.journal import Status, append_event
 from launcher.record.locks import is_locked, is_run_locked
 from launcher.record.records import Records
 from launcher.record.states import ENDED, UNKNOWN
+from launcher.supervise import stop_request
 from trainer.base.errors import os_error
 from trainer.base.plural import counted
 

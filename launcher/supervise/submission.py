@@ -19,13 +19,14 @@ from launcher.engines.base import Choice
 from launcher.job import steps
 from launcher.job.expansion import Planned
 from launcher.job.spec import Job
-from launcher.record import folders, retry, reuse, stop_request, trainer_files
+from launcher.record import folders, retry, reuse, trainer_files
 from launcher.record.find import BUILDING, find_submission, own_cache, read_submission
 from launcher.record.journal import OUTDATED, Status, append_event, create_run
 from launcher.record.lease import Lease
 from launcher.record.records import Records
 from launcher.record.request import RunRequest, read_request, write_request
 from launcher.record.states import ENDED, GOOD, UNKNOWN, State
+from launcher.supervise import stop_request
 from launcher.supervise.supervisor import Rules
 from trainer.base import provenance
 from trainer.base.files import write_json

@@ -17,18 +17,19 @@ from types import FrameType
 from typing import Any
 
 from launcher.base.errors import EXIT_INTERRUPTED, FencedError, RunError
-from launcher.engines import outcome, registry
+from launcher.engines import outcome
 from launcher.engines.base import SupervisedEngine
 from launcher.host.machine import Machine
 from launcher.job import steps
-from launcher.record import folders, lease, retry, stop_request, waiting
+from launcher.record import folders, lease, retry, waiting
 from launcher.record.find import read_submission
 from launcher.record.folders import PASSING
 from launcher.record.journal import OUTDATED, Status, append_event, look, read_events, read_status, unknown
 from launcher.record.records import Records
 from launcher.record.request import RunRequest, write_request
 from launcher.record.states import ENDED, GOOD, UNKNOWN, State
-from launcher.supervise import scheduler
+from launcher.supervise import scheduler, stop_request
+from launcher.supervise.followed import Followed
 from launcher.supervise.placing import Placed, Placing
 from launcher.supervise.together import demand_of
 from trainer.base.errors import EXIT_FAILED, EXIT_OK
@@ -36,8 +37,6 @@ from trainer.base.plural import counted
 
 POLL = 0.25
 """Seconds between two checks of the runs."""
-FOLLOW = 2.0
-"""Seconds between two checks of the submission that this one follows."""
 RESCAN = 2.0
 """Seconds between two checks of the queued runs, at least."""
 PAUSE = 300
@@ -115,9 +114,7 @@ class Supervision:
         """Attempts for which the retry decision has been made."""
         self.not_before: dict[str, float] = {}
         """When a repeated run may start, by the monotonic clock."""
-        self.followed = Records(submission.parent / rules.follows) if rules.follows else None
-        self.follows: str | None = None
-        self.next_look = 0.0
+        self.followed = Followed(submission.parent / rules.follows, PAUSE) if rules.follows else None
         self.asked = self.handled = 0
         """Requests to stop, and those of them that the runs have received."""
         self.stop_at = 0.0
@@ -320,7 +317,7 @@ class Supervision:
     def _advance(self) -> tuple[str | None, str | None]:
         """Start what can start. Returns a note on the whole submission, and why queued runs wait for others; None:
         there is nothing to say."""
-        if why := self._follows():
+        if self.followed is not None and (why := self.followed.why_waits()):
             return None, f"waiting: {why}"
         self._cancel_hopeless()
         full = waiting.full_disk(self.submission)
@@ -332,28 +329,6 @@ class Supervision:
             return full, None
         blocked = self.placing.blocked
         return self.engine.trouble, f"waiting: {blocked[1]}" if blocked is not None else None
-
-    def _follows(self) -> str | None:
-        """Why the submission that must end first has not ended; None if it has."""
-        now = time.monotonic()
-        if self.followed is None or now < self.next_look:
-            return self.follows
-        name, began = self.followed.submission.name, time.thread_time()
-        if registry.is_driven(self.followed.submission):
-            self.follows = f"{name} is in progress"
-        elif all(self._is_over(self.followed, run_dir) for run_dir in self.followed.run_dirs()):
-            self.followed = self.follows = None
-        else:
-            self.follows = f"{name} is unattended; continue it with: launcher resume {name}"
-        self.next_look = now + max(FOLLOW, PAUSE * (time.thread_time() - began))
-        return self.follows
-
-    @staticmethod
-    def _is_over(records: Records, run_dir: Path) -> bool:
-        """Whether a run of the submission that this one follows has ended. Reads only journals that have changed."""
-        if records.look(run_dir.name).state not in ENDED:
-            registry.settle(run_dir)
-        return records.look(run_dir.name).state in ENDED
 
     def _report(self, note: str | None, waits: str | None) -> None:
         """Print the reasons if they are news, and write them for the commands that look at the submission."""

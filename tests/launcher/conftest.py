@@ -38,6 +38,12 @@ def seeds(count: int, more: str = "") -> str:
     return SEEDS.format(", ".join(map(str, range(count)))) + more
 
 
+def pipe(path: Path) -> None:
+    """Replaces a file by a named pipe, which no reader may wait for."""
+    path.unlink()
+    os.mkfifo(path)
+
+
 def wait_for(condition: Callable[[], Any], what: str = "condition", seconds: float = 60) -> Any:
     """The first true value of `condition`."""
     deadline = time.monotonic() + seconds

@@ -28,7 +28,7 @@ def digests(paths: Sequence[Path]) -> list[bytes]:
     keys = [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in zip(paths, stats, strict=True)]
     missing = [row for row, key in enumerate(keys) if key not in _known]
     if missing:
-        place = _place([paths[row] for row in missing], [keys[row] for row in missing])
+        place = _place([paths[row] for row in missing], [stats[row] for row in missing])
         found = _stored(place, len(missing))
         if found is None:
             with ThreadPoolExecutor(max_workers=cores.available()) as pool:
@@ -38,14 +38,18 @@ def digests(paths: Sequence[Path]) -> list[bytes]:
     return [_known[key] for key in keys]
 
 
-def _place(paths: Sequence[Path], keys: Sequence[tuple[str, int, int]]) -> Path | None:
-    """The file in the cache for a set of files. Names are relative: a container sees the files under another path."""
+def name_of_set(paths: Sequence[Path], stats: Sequence[os.stat_result], *more: object) -> str:
+    """A file name for what a cache keeps about a set of files and `more`: another one if a name, size or time differs.
+    Names are relative: a container sees the same files under another path."""
+    top = os.path.commonpath([path.parent for path in paths]) if paths else ""
+    listed = [(os.path.relpath(p, top), s.st_size, s.st_mtime_ns) for p, s in zip(paths, stats, strict=True)]
+    return hashlib.sha256(repr((more, listed)).encode(errors="surrogateescape")).hexdigest()
+
+
+def _place(paths: Sequence[Path], stats: Sequence[os.stat_result]) -> Path | None:
+    """The file in the cache for a set of files."""
     cache = os.environ.get("CACHE_DIR")
-    if not cache:
-        return None
-    top = os.path.commonpath([path.parent for path in paths])
-    listed = [(os.path.relpath(path, top), *key[1:]) for path, key in zip(paths, keys, strict=True)]
-    return Path(cache) / "digests" / hashlib.sha256(repr(listed).encode(errors="surrogateescape")).hexdigest()
+    return Path(cache) / "digests" / name_of_set(paths, stats) if cache else None
 
 
 def _stored(place: Path | None, count: int) -> list[bytes] | None:

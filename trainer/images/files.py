@@ -220,6 +220,8 @@ class _Listing:
     def __init__(self, folder: Path) -> None:
         self.files: set[str] = set()
         self.folders: set[str] = set()
+        self._keys: dict[str, list[str]] | None = None
+        self._lower: dict[str, str] | None = None
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
@@ -229,8 +231,6 @@ class _Listing:
                         self.files.add(entry.name)
         except OSError:
             return
-        self._keys: dict[str, list[str]] | None = None
-        self._lower: dict[str, str] | None = None
 
     def files_of(self, name: str) -> list[str]:
         """The files that `name` can mean: the exact one, else those with the same visible name, else those with a

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from PIL import Image, features
 
 from trainer.base import cores
 from trainer.base.files import write_text
+from trainer.images.digests import name_of_set
 from trainer.images.read_page import TooLargeError, has_several_pages, read_page
 
 NAMED = 3
@@ -34,13 +34,9 @@ def unreadable(paths: Sequence[Path]) -> Iterator[tuple[int, str]]:
 
     A file in $CACHE_DIR remembers a correct set by names, sizes and times, because all runs of a matrix read the same.
     """
-    stats = [path.stat() for path in paths]
-    top = os.path.commonpath([path.parent for path in paths]) if paths else ""
-    # Relative: a container sees the same files under another path.
-    listed = [(os.path.relpath(p, top), s.st_size, s.st_mtime_ns) for p, s in zip(paths, stats, strict=True)]
-    key = hashlib.sha256(repr((DECODERS, listed)).encode())
+    name = name_of_set(paths, [path.stat() for path in paths], DECODERS)
     cache = os.environ.get("CACHE_DIR")
-    passed = Path(cache) / "checked" / f"{key.hexdigest()}.json" if cache else None
+    passed = Path(cache) / "checked" / f"{name}.json" if cache else None
     if passed is not None and passed.exists():
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # another program's file
             _note_pages(json.loads(passed.read_text(encoding="utf-8"))["several_pages"])
@@ -52,7 +48,8 @@ def unreadable(paths: Sequence[Path]) -> Iterator[tuple[int, str]]:
                 good = False
                 yield row, reason
             elif pages:
-                several.append(os.path.relpath(paths[row], Path(top).parent))
+                top = Path(os.path.commonpath([path.parent for path in paths]))
+                several.append(os.path.relpath(paths[row], top.parent))
     _note_pages(several)
     if good and passed is not None:
         write_text(passed, json.dumps({"images": len(paths), "several_pages": several}) + "\n")

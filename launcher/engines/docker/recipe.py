@@ -20,7 +20,7 @@ from launcher.engines.readiness import is_stored, stray
 from launcher.host import gpu_locks
 from launcher.job.matrix import override_value
 from launcher.memory.predict import device_limit
-from launcher.record import retry, trainer_files
+from launcher.record import retry, trainer_figures, trainer_files
 from launcher.record.find import cache_dir
 from launcher.record.folders import is_run
 from launcher.record.journal import read_events
@@ -160,7 +160,7 @@ def words(request: RunRequest, run_dir: Path, cache: Path) -> tuple[list[str], l
                 path = inner[0] / inner[1] if inner else path
                 if not trainer_files.is_usable(path):
                     raise FileNotFoundError(f"{key}={value}: no such file")
-                for each in (path, *trainer_files.ensemble_members(path)):
+                for each in (path, *trainer_figures.ensemble_members(path)):
                     inner = exchangeable(each, cache)
                     files.append(inner[0] if inner else each)
                 values[position] = str(path)

@@ -16,8 +16,7 @@ from typing import Any, cast
 
 import pytest
 
-from launcher.base.errors import RunError
-from launcher.engines import orphans, outcome, registry
+from launcher.engines import orphans, outcome
 from launcher.engines.native.engine import NativeEngine
 from launcher.engines.process import _wait
 from launcher.host import gpu_locks, processes
@@ -327,45 +326,7 @@ def test_an_exec_that_is_killed_before_it_has_the_lock_has_ended_whoever_holds_i
     assert status.reason.startswith(how) and status.reason.endswith(" holds the run's lock")
 
 
-# -- processes of this host
-
-
-def test_a_signal_reaches_the_process_that_was_meant_and_no_other() -> None:
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
-    meant = processes.find(child.pid)
-    assert meant is not None and processes.lives(meant)
-    assert not processes.send(processes.Process(child.pid, meant.started + "0"), signal.SIGKILL)
-    time.sleep(0.1)
-    assert child.poll() is None
-    assert processes.send(meant, signal.SIGKILL)
-    wait_for(lambda: not processes.lives(meant), "its end")  # a zombie has ended
-    child.wait()
-    assert not processes.send(meant, signal.SIGKILL) and processes.find(child.pid) is None
-
-
-def test_a_process_that_one_may_not_see_counts_as_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another user who looks at a run must not say that its `launcher exec` was killed."""
-    seen = processes.Process(4194000, "x")
-    assert not processes.lives(seen)
-
-    def refuse(pid: int, number: int) -> None:
-        raise PermissionError
-
-    monkeypatch.setattr(os, "kill", refuse)
-    assert processes.lives(seen)
-
-
-def test_descendants_leave_out_what_was_there_before() -> None:
-    code = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)']); time.sleep(300)"
-    first = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
-    me = processes.this()
-    before = wait_for(lambda: len(found := processes.descendants([me])) >= 2 and found, "both")
-    second = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
-    wait_for(lambda: len(processes.descendants([me], before)) == 2, "the others")
-    assert second.pid in [process.pid for process in processes.descendants([me], before)]
-    for process in (first, second):
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+# -- without a lock file or a subreaper
 
 
 def test_an_old_or_broken_lock_file_names_nobody(tmp_path: Path) -> None:
@@ -450,81 +411,3 @@ def test_a_run_that_waits_for_a_gpu_or_its_next_attempt_can_be_stopped(lab: Lab)
     wait_for(lambda: lab.runs.exists() and lab.status("1").attempt == 2, "its next attempt")
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 130 and lab.states() == {"resnet34": "cancelled"}
-
-
-# -- exit codes of commands that follow, and an engine that is not there
-
-
-def test_commands_that_follow_end_with_the_codes_of_attach(lab: Lab) -> None:
-    lab.plan = {"*": {"until": str(lab.root / "gate"), "exit": 3}}
-    job = lab.job(seeds(1, "retry: {on: [failed], backoff: 0s, attempts: 2}\n"))
-    process = lab.start("submit", job, lab.machine())
-    wait_for(lambda: lab.journal("begin"), "a run")
-    followers = [lab.start("logs", "1", "-f"), lab.start("status", "--watch"), lab.start("attach")]
-    for follower in followers:
-        assert follower.stdout is not None and follower.stdout.read(1)
-    (lab.root / "gate").touch()
-    assert [follower.wait(60) for follower in followers] == [1] * 3 and process.wait(60) == 1
-    assert followers[0].stdout is not None
-    assert lab.status("1").attempt == 2 and "attempt 2" in followers[0].stdout.read(), "all attempts are followed"
-    assert lab.launcher("logs", "1").returncode == lab.launcher("status").returncode == 0
-
-
-def test_one_run_can_be_resumed_and_the_others_stay_as_they_are(lab: Lab) -> None:
-    lab.plan = {"seed0": {"exit": 3}, "seed1": {"until": str(lab.root / "gate")}}
-    after = "after: [{name: vote, step: ensemble, from: {runs: ['*seed1']}}]\nmax_parallel: 1\n"
-    process = lab.start("submit", lab.job(seeds(3, after)), lab.machine())
-    wait_for(lambda: len(lab.journal("begin")) == 2, "the second run")
-    process.kill()
-    process.wait()
-    (lab.root / "gate").touch()
-    wait_for(lambda: lab.launcher("status").returncode == 0 and lab.states()["seed1"] == "succeeded", "its end")
-    lab.plan = {}
-    done = lab.launcher("resume", "vote", lab.machine())
-    assert done.returncode == 0, done.stdout + done.stderr
-    before = {"seed0": "failed", "seed1": "succeeded", "seed2": "queued"}
-    assert lab.states() == {**before, "vote": "succeeded"}
-    done = lab.launcher("resume", "1", lab.machine(), "--detach")
-    assert done.returncode == 0 and "continuing; 1 run queued again: 001-seed0" in done.stdout, done
-    wait_for(lambda: lab.states() == {**before, "seed0": "succeeded", "vote": "succeeded"}, "its second attempt")
-    told = lab.launcher("resume", "nosuch")
-    assert told.returncode == 1 and "no submission 'nosuch'" in told.stderr and "no run 'nosuch'" in told.stderr
-
-
-def test_following_what_was_stopped_or_nobody_starts(lab: Lab) -> None:
-    lab.plan = {"*": {"until": str(lab.root / "gate")}}
-    process = lab.start("submit", lab.job(seeds(2, "max_parallel: 1\n")), lab.machine())
-    wait_for(lambda: lab.journal("begin"), "a run")
-    process.kill()
-    process.wait()
-    (lab.root / "gate").touch()
-    wait_for(lambda: lab.launcher("status").returncode == 0 and lab.states()["seed0"] == "succeeded", "its end")
-    told = lab.launcher("logs", "seed1", "-f")
-    assert told.returncode == 1 and "is queued, and no launcher is running its submission; continue with" in told.stderr
-    assert lab.launcher("status", "--watch").returncode == 1
-    assert lab.launcher("stop").returncode == 0
-    assert lab.launcher("logs", "seed1", "-f").returncode == lab.launcher("status", "--watch").returncode == 130
-    assert lab.launcher("logs", "seed0", "-f").returncode == 0
-
-
-def test_an_engine_that_is_not_there_is_one_clear_error(lab: Lab) -> None:
-    lab.plan = {"*": {"until": str(lab.root / "gate")}}
-    process = lab.start("submit", lab.job(seeds(2, "max_parallel: 1\n")), lab.machine())
-    wait_for(lambda: lab.journal("begin"), "a run")
-    process.kill()
-    process.wait()
-    path = lab.submission() / "submission.json"
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "engine": "natve"}))
-    for command in ("resume", "status"):
-        done = lab.launcher(command)
-        said = "submission.json: engine: no engine 'natve'; did you mean 'native'?"
-        assert done.returncode == 1 and done.stderr.startswith("error: ") and said in done.stderr, done
-        assert len(done.stderr.splitlines()) == 1
-    texts = {json.dumps({"engine": name}): f"engine: no engine '{name}'" for name in (None, "kubernetes")}
-    texts |= {json.dumps({"engine": name}): "not a submission of this launcher: engine: " for name in (5, ["native"])}
-    for text, said in {**texts, "{": "cannot be read", "[]": "not a submission of this launcher"}.items():
-        path.write_text(text)
-        registry._named_by.cache_clear()
-        with pytest.raises(RunError, match=rf"submission\.json: {re.escape(said)}"):
-            registry.of_submission(path.parent)

@@ -30,7 +30,7 @@ import numpy as np
 from launcher.__main__ import main as launcher_main
 from launcher.base.errors import RunError
 from launcher.engines.docker import shared_cache
-from launcher.record import folders, journal, predictions, trainer_files
+from launcher.record import folders, journal, predictions, trainer_figures, trainer_files
 from launcher.record.journal import append_event, create_run
 from launcher.record.request import RunRequest
 from launcher.results import champion, collect
@@ -264,11 +264,11 @@ def _reuse(name: str) -> Callable[[Stage], None]:
 
 
 def _metrics(stage: Stage) -> None:
-    assert trainer_files.read_metrics(stage.run_dir).get("val_f1") in (None, 0.5)
+    assert trainer_figures.read_metrics(stage.run_dir).get("val_f1") in (None, 0.5)
 
 
 def _progress(stage: Stage) -> None:
-    progress = trainer_files.read_progress(stage.run_dir)
+    progress = trainer_figures.read_progress(stage.run_dir)
     assert progress is None or progress.epoch == 1
 
 
@@ -298,7 +298,7 @@ def _prune(stage: Stage) -> None:
 
 
 def _ensemble(stage: Stage) -> None:
-    trainer_files.ensemble_members(stage.run_dir / "ensemble.json")
+    trainer_figures.ensemble_members(stage.run_dir / "ensemble.json")
     collect.places(stage.submission)
 
 

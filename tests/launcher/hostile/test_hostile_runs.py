@@ -24,7 +24,7 @@ from launcher.cli import live, watch
 from launcher.engines.docker import recipe
 from launcher.engines.docker.engine import check_cache
 from launcher.job import remarks
-from launcher.record import folders, predictions, reuse, trainer_files
+from launcher.record import folders, predictions, reuse, trainer_figures, trainer_files
 from launcher.record.journal import append_event, create_run, read_status
 from launcher.record.request import RunRequest
 from launcher.results import champion, collect, leaderboard
@@ -183,11 +183,11 @@ def test_no_content_of_metrics_or_progress_is_believed(stage: Stage) -> None:
     chance = random.Random(0)
     for _ in range(FUZZED):
         (stage.run_dir / "metrics.json").write_bytes(fuzz.text(chance, fuzz.METRICS))
-        figures = trainer_files.read_metrics(stage.run_dir)
+        figures = trainer_figures.read_metrics(stage.run_dir)
         assert typed(figures) and json.dumps(figures, allow_nan=False)
         assert figures.get("seconds", 0) >= 0 and figures.get("val_f1", 0) <= 1
         (stage.run_dir / "progress.json").write_bytes(fuzz.text(chance, fuzz.PROGRESS))
-        progress = trainer_files.read_progress(stage.run_dir)
+        progress = trainer_figures.read_progress(stage.run_dir)
         assert progress is None or typed(dataclasses.asdict(progress))
 
 
@@ -249,7 +249,7 @@ def test_bombs_are_refused(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Non
         log.write(b"the end\n")
     assert printed_by(["logs", "sub/001-a", "--runs", str(stage.runs)]).endswith("the end\n")
     (stage.run_dir / "metrics.json").write_bytes(b" " * (trainer_files.LIMITS["metrics.json"] + 1))
-    assert trainer_files.read_metrics(stage.run_dir) == {}
+    assert trainer_figures.read_metrics(stage.run_dir) == {}
 
 
 def test_an_ensemble_of_a_run_names_only_files_of_the_runs_folder(stage: Stage) -> None:
@@ -267,10 +267,10 @@ def test_an_ensemble_of_a_run_names_only_files_of_the_runs_folder(stage: Stage) 
     names = [f"../{RUNS[1]}/best.ckpt", str(outside), "../../../victims/secret", "evil/linked", *deep]
     (stage.run_dir / "evil" / "linked").symlink_to(outside)
     (stage.run_dir / "ensemble.json").write_text(json.dumps({"members": [{"checkpoint": name} for name in names]}))
-    assert trainer_files.ensemble_members(stage.run_dir / "ensemble.json") == [inside]
+    assert trainer_figures.ensemble_members(stage.run_dir / "ensemble.json") == [inside]
     own = stage.root / "mine.json"  # the user's own may name any file
     own.write_text(json.dumps({"members": [{"checkpoint": "victims/secret"}]}))
-    assert trainer_files.ensemble_members(own) == [outside]
+    assert trainer_figures.ensemble_members(own) == [outside]
     (stage.run_dir / "best.ckpt").unlink()
     (stage.run_dir / "best.ckpt").symlink_to(outside)
     assert not trainer_files.is_usable(stage.run_dir / "best.ckpt") and trainer_files.is_usable(inside)

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from launcher.base.errors import RefusedError
-from launcher.record import lease, stop_request
+from launcher.record import lease
 from launcher.record.find import list_runs, list_submissions
 from launcher.record.journal import append_event
 from launcher.record.locks import is_locked
-from launcher.supervise import detached, stopping, submission
+from launcher.supervise import detached, stop_request, stopping, submission
 from tests.launcher.conftest import Lab, wait_for
 
 TWO = "name: two\nmatrix: {seed: [1, 2]}\nresources: {cpus: 0.1}\n"

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.trainer.conftest import draw, write_documents
+from tests.trainer.images.test_read_page import BACK
 from trainer.base.errors import DataError
 from trainer.config.schema import DataConfig
 from trainer.data import sampling
@@ -210,16 +211,8 @@ def marked() -> Image.Image:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_honoured(tmp_path: Path, orientation: int) -> None:
-    undo = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }
-    stored = marked().transpose(undo[orientation]) if orientation in undo else marked()
+    turn = BACK[orientation]
+    stored = marked() if turn is None else marked().transpose(turn)
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored.save(tmp_path / "x.png", exif=exif)

@@ -349,6 +349,12 @@ def check_onnx(kept: checkpoint.Checkpoint, folder: Path, root: Path | None) -> 
     assert found.std(0).max() > 0.05, "what is the same for all pages would prove nothing"
 
 
+def test_the_lines_of_the_docs_are_those_of_a_card() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "export.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python[^\n]*\n(.*?)^```$", page, re.S | re.M)
+    assert block == card.lines("onnx", 768) + card.USE
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
