@@ -60,6 +60,33 @@ def _values(arguments: dict[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
 
 
+_WITHOUT_DRAWS = {
+    "LongestMaxSize": ("max_size", "interpolation"),
+    "SmallestMaxSize": ("max_size", "interpolation"),
+    "Resize": ("height", "width", "interpolation"),
+    "PadIfNeeded": ("min_height", "min_width", "border_mode", "fill"),
+    "CenterCrop": ("height", "width"),
+    "CLAHE": ("clip_limit", "tile_grid_size"),
+}
+"""Transforms, and their arguments, with which every image of the same pixels gives the same result."""
+
+
+def is_fixed(entries: Sequence[Any]) -> bool:
+    """Whether the pipeline of the list certainly draws nothing at random."""
+    for entry in entries:
+        name, arguments = next(iter(entry.items())) if isinstance(entry, dict) else (entry, {})
+        given = dict(arguments or {})
+        always = given.pop("p", 0.5 if name == "CLAHE" else 1) == 1
+        if not always or name not in _WITHOUT_DRAWS or set(given) - set(_WITHOUT_DRAWS[name]):
+            return False
+        limits = given.get("clip_limit")
+        if name == "CLAHE" and not (isinstance(limits, list | tuple) and len(limits) == 2 and limits[0] == limits[1]):
+            return False  # one number is the upper end of a range
+        if isinstance(given.get("max_size"), list | tuple):
+            return False  # one of them is drawn
+    return True
+
+
 class Augmentation:
     """A pipeline with random state from (seed, epoch, index). `merge`: run faster with `trainer.augment.merged`."""
 

@@ -11,6 +11,8 @@ from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from trainer.data.rows import Table
 from trainer.images.decode import Images
+from trainer.images.prepared import Prepared
+from trainer.images.read_page import Pixels
 
 Preparation = Callable[[NDArray[np.uint8], int, int], NDArray[np.uint8]]
 """(H, W, 3) uint8 RGB, epoch (or copy), row → (img_size, img_size, 3) uint8."""
@@ -19,19 +21,27 @@ Preparation = Callable[[NDArray[np.uint8], int, int], NDArray[np.uint8]]
 class ImageDataset(Dataset[tuple[torch.Tensor, int, int]]):
     """Item (epoch, row) is (image, target, row): image uint8 (img_size, img_size, 3), target -1 if unknown.
 
-    A view with a true `sees_all(epoch)` gets all pixels of the file. Other views get the smaller image of `images`.
+    A view with a true `sees_all(epoch)` gets all pixels of the file. If `copies` is given, it keeps the results of such
+    views. Other views get the smaller image of `images`.
     """
 
-    def __init__(self, table: Table, augmentation: Preparation, images: Images | None = None) -> None:
+    def __init__(
+        self, table: Table, augmentation: Preparation, images: Images | None = None, copies: Prepared | None = None
+    ) -> None:
         self.table = table
         self.augmentation = augmentation
         self.images = Images(table.paths, None) if images is None else images
+        self.copies = copies
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, int, int]:
         epoch, row = item
         sees_all = getattr(self.augmentation, "sees_all", None)
-        image = self.images.whole(row) if sees_all is not None and sees_all(epoch) else self.images(row)
-        augmented = self.augmentation(image, epoch, row)
+        whole = sees_all is not None and sees_all(epoch)
+
+        def prepare() -> Pixels:
+            return self.augmentation(self.images.whole(row) if whole else self.images(row), epoch, row)
+
+        augmented = self.copies.get(row, prepare) if whole and self.copies is not None else prepare()
         target = self.table.targets[row] if self.table.targets else -1
         return torch.from_numpy(augmented), target, row
 

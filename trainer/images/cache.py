@@ -96,7 +96,7 @@ class Decoded:
         cached = self._read(slot)
         if cached is not None:
             return cached
-        with self._claim(slot) as claimed:
+        with claim(self._claims, slot) as claimed:
             if claimed:
                 cached = self._read(slot)  # another process may have decoded it
                 if cached is not None:
@@ -112,7 +112,7 @@ class Decoded:
 
     def _read(self, slot: int) -> Pixels | None:
         offset, height, width = self._place(slot)
-        there, _, crc = self._state_of(slot)
+        there, _, crc = state_of(self._state, slot)
         if not there:
             return None
         pixels = self._view[offset : offset + height * width * 3]
@@ -122,48 +122,21 @@ class Decoded:
             self._checked[slot] = 1
         return pixels.reshape(height, width, 3)
 
-    def _state_of(self, slot: int) -> tuple[int, int, int]:
-        there, decodes, crc = STATE.unpack(
-            os.pread(self._state, STATE.size, slot * STATE.size).ljust(STATE.size, b"\0")
-        )
-        return there, decodes, crc
-
     def _write(self, slot: int, pixels: Pixels) -> None:
         offset, height, width = self._place(slot)
         if not self.writable or pixels.shape != (height, width, 3):
             return  # the file has changed after its header was read
         data = np.ascontiguousarray(pixels)
-        _, decodes, _ = self._state_of(slot)
+        _, decodes, _ = state_of(self._state, slot)
         try:
             # Use write, not the memory map: a full disk is then an error and not a crash.
-            _write_all(self._pixels, data.reshape(-1).data, offset)
+            write_all(self._pixels, data.reshape(-1).data, offset)
             state = STATE.pack(1, min(decodes + 1, 2**16 - 1), zlib.crc32(data.data))
-            _write_all(self._state, memoryview(state), slot * STATE.size)
+            write_all(self._state, memoryview(state), slot * STATE.size)
             self._checked[slot] = 1  # no need to check pixels that this run has written
         except OSError as error:
             self.writable = False
             print(f"note: {self.folder}: cannot store more decoded images: {error.strerror}")
-
-    @contextlib.contextmanager
-    def _claim(self, slot: int) -> Iterator[bool]:
-        """Whether this process has the claim on the image. False after `PATIENCE`, or without file locks."""
-        until = time.monotonic() + PATIENCE
-        while True:
-            try:
-                fcntl.lockf(self._claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, slot)
-                break
-            except (BlockingIOError, PermissionError):
-                if time.monotonic() > until:
-                    yield False
-                    return
-                time.sleep(0.002)
-            except OSError:
-                yield False
-                return
-        try:
-            yield True
-        finally:
-            fcntl.lockf(self._claims, fcntl.LOCK_UN, 1, slot)
 
     def close(self) -> None:
         """Close the cache. From now on it may be evicted."""
@@ -172,7 +145,36 @@ class Decoded:
                 os.close(descriptor)
 
 
-def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
+def state_of(descriptor: int, slot: int) -> tuple[int, int, int]:
+    """The entry of an image in the file `state`."""
+    there, decodes, crc = STATE.unpack(os.pread(descriptor, STATE.size, slot * STATE.size).ljust(STATE.size, b"\0"))
+    return there, decodes, crc
+
+
+@contextlib.contextmanager
+def claim(descriptor: int, slot: int) -> Iterator[bool]:
+    """Whether this process has the claim on the image. False after `PATIENCE`, or without file locks."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, slot)
+            break
+        except (BlockingIOError, PermissionError):
+            if time.monotonic() > until:
+                yield False
+                return
+            time.sleep(0.002)
+        except OSError:
+            yield False
+            return
+    try:
+        yield True
+    finally:
+        fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, slot)
+
+
+def write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write all of `data` at `offset`. Raises OSError, also if the disk is full."""
     while data:
         written = os.pwrite(descriptor, data, offset)
         data, offset = data[written:], offset + written
@@ -192,7 +194,7 @@ def open_cache(wanted: Wanted, limit: int) -> Decoded | None:
                 _make(folder, wanted, limit)
             opened = Decoded(folder, slots)
             # It may be evicted before the lock. Then the name belongs to another folder, or to none.
-            if _same(folder / "in_use", opened._in_use) and len(opened.index) == len(wanted.order):
+            if same_file(folder / "in_use", opened._in_use) and len(opened.index) == len(wanted.order):
                 with contextlib.suppress(OSError):
                     os.utime(folder / "meta.json")
                 return opened
@@ -203,7 +205,8 @@ def open_cache(wanted: Wanted, limit: int) -> Decoded | None:
     return None
 
 
-def _same(path: Path, descriptor: int) -> bool:
+def same_file(path: Path, descriptor: int) -> bool:
+    """Whether the name still belongs to the open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
@@ -223,14 +226,23 @@ def _make(folder: Path, wanted: Wanted, limit: int) -> None:
         if end + sizes[slot] <= room:
             index[slot, 0] = end
             end, count = end + sizes[slot], count + 1
+    sizes_of = {"pixels": end, "state": STATE.size * len(sizes), "claims": 0, "in_use": 0}
+    about = {"version": VERSION, **wanted.about, "images": len(sizes), "kept": count, "bytes": end}
+    with new_folder(folder, sizes_of, about) as temporary:
+        np.save(temporary / "index.npy", index, allow_pickle=False)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path, sizes: dict[str, int], about: dict[str, Any]) -> Iterator[Path]:
+    """A temporary folder with empty files of these sizes and `about` in meta.json. After the block it becomes `folder`,
+    unless another run was first."""
     temporary = Path(tempfile.mkdtemp(prefix=cache_folder.MAKING, dir=folder.parent))
     try:
-        np.save(temporary / "index.npy", index, allow_pickle=False)
-        for name, size in (("pixels", end), ("state", STATE.size * len(sizes)), ("claims", 0), ("in_use", 0)):
+        for name, size in sizes.items():
             with (temporary / name).open("wb") as file:
                 file.truncate(size)
-        about = {"version": VERSION, **wanted.about, "images": len(sizes), "kept": count, "bytes": end}
-        write_json(temporary / "meta.json", about)
+        write_json(temporary / cache_folder.META, about)
+        yield temporary
         temporary.chmod(0o777 & ~UMASK)  # mkdtemp makes private folders
         with contextlib.suppress(OSError):  # another run was first: use its cache
             temporary.rename(folder)

@@ -33,6 +33,7 @@ from trainer.data.split import Split, split_images
 from trainer.data.table import data_root, read_training, training_fingerprint
 from trainer.images import decode
 from trainer.images.decode import Images, Limit
+from trainer.images.prepared import Prepared
 from trainer.models import build, compiling
 from trainer.training import device, keep, teachers
 from trainer.training import resume as resuming
@@ -43,7 +44,7 @@ from trainer.training.state import Progress, Run, Saved
 from trainer.training.step import learner, set_up, total_steps, warmup_steps
 from trainer.training.stop import Poll, Stop, ignore_in_worker
 from trainer.training.tracking import Tracking
-from trainer.training.val_batches import Item, Remembered, ValidationView, end_workers
+from trainer.training.val_batches import Item, Remembered, ValidationView, copies_on_disk, end_workers
 from trainer.training.val_batches import items as validation_items
 
 
@@ -59,6 +60,8 @@ class Inputs:
     """Images for training and for validation."""
     train_view: Augmentation
     val_view: ValidationView
+    copies: Prepared | None
+    """The corrupted validation images on disk, if they are kept."""
 
 
 def train(config: Config, run_dir: Path, stop: Stop, lap: Callable[[str], None] = lambda part: None) -> dict[str, Any]:
@@ -104,6 +107,8 @@ def train(config: Config, run_dir: Path, stop: Stop, lap: Callable[[str], None] 
             run.val_batches.close()
             for images in inputs.images:
                 images.close()
+            if inputs.copies is not None:
+                inputs.copies.close()
 
 
 @dataclass
@@ -194,9 +199,11 @@ def _inputs(config: Config, run_dir: Path) -> Inputs:
         print(f"warning: {note}")
     check_batch(config.training, len(split.train))
     fingerprint = training_fingerprint(table)
+    # Before the other images: they take longest, so they get their room first.
+    copies = copies_on_disk(config.data, table, split.val) if corruption is not None else None
     images = _images(config, table, fingerprint)
     _rehearse(table, split, images, train_view, plain)
-    return Inputs(root, table, split, fingerprint, images, train_view, val_view)
+    return Inputs(root, table, split, fingerprint, images, train_view, val_view, copies)
 
 
 def _images(config: Config, table: Table, fingerprint: str) -> tuple[Images, Images]:
@@ -332,7 +339,7 @@ def _loaders(
     batch = max(1, (config.training.micro_batch or config.training.batch_size) // world)
     workers = cores.workers(config.training.num_workers, chosen, world)
     training = ImageDataset(inputs.table, inputs.train_view, inputs.images[0])
-    validation = ImageDataset(inputs.table, inputs.val_view, inputs.images[1])
+    validation = ImageDataset(inputs.table, inputs.val_view, inputs.images[1], inputs.copies)
 
     def val_loader(copies: Sequence[Item]) -> DataLoader[Any]:
         return _loader(config, validation, copies, batch, workers)

@@ -1,16 +1,30 @@
-"""Validation images: a clean and a corrupted copy of each. They are prepared once and kept in memory up to a limit."""
+"""Validation images: a clean and a corrupted copy of each. They are prepared once and kept in memory up to a limit.
+
+The corrupted copies take most time. So memory keeps them first, and a cache on disk has them for all runs.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import platform
 from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
+from trainer.augment import corruption, pipeline
 from trainer.augment.corruption import Corruption
 from trainer.augment.pipeline import Augmentation
+from trainer.config.schema import DataConfig
+from trainer.data.rows import Table
+from trainer.images import cache_folder, read_page
+from trainer.images.digests import digests
+from trainer.images.prepared import Prepared, open_prepared
+from trainer.images.reading import DECODERS
 
 KEPT_BYTES = 2**30
 """Largest host memory for prepared validation images, per device of the run."""
@@ -44,14 +58,34 @@ class ValidationView:
         return self.plain(image, 0, row)
 
 
+def copies_on_disk(config: DataConfig, table: Table, rows: Sequence[int]) -> Prepared | None:
+    """The cache of the corrupted copies of the images in `rows` after the validation transforms.
+
+    None without $CACHE_DIR, with `data.fast=false`, and if the transforms may draw at random: then a copy depends on
+    more than its page."""
+    root = cache_folder.root()
+    if root is None or config.cache_gb == 0 or not config.fast or not pipeline.is_fixed(config.val_transforms):
+        return None
+    order = sorted(rows, key=table.ids.__getitem__)
+    pages = list(zip((table.ids[row] for row in order), digests([table.paths[row] for row in order]), strict=True))
+    versions = [metadata.version(name) for name in ("albumentations", "albucore", "numpy")]
+    sources = [Path(str(module.__file__)).read_bytes() for module in (corruption, pipeline, read_page)]
+    code = hashlib.sha256(b"".join(sources)).hexdigest()
+    steps = (config.split_seed, config.val_transforms, config.img_size)
+    key = hashlib.sha256(repr((DECODERS, versions, platform.machine(), code, steps, pages)).encode()).hexdigest()
+    limit = cache_folder.default_limit(root) if config.cache_gb is None else int(config.cache_gb * 10**9)
+    about = {"folder": str(table.paths[0].parent), "content": "corrupted validation images"}
+    return open_prepared(key, config.img_size, order, about, limit)
+
+
 def items(rows: Sequence[int], copies: int, rank: int = 0, world: int = 1) -> list[Item]:
-    """All copies of all rows, clean copies first. Each of `world` processes takes every world-th."""
-    return [(copy, row) for copy in range(copies) for row in rows][rank::world]
+    """All copies of all rows, corrupted copies first. Each of `world` processes takes every world-th."""
+    return [(copy, row) for copy in reversed(range(copies)) for row in rows][rank::world]
 
 
 class Remembered:
-    """Batches that are the same in each pass. The first pass keeps as many as fit into `limit` bytes of host memory.
-    Later passes load only the rest."""
+    """Batches that are the same in each pass. The first pass keeps the first ones, as many as fit into `limit` bytes of
+    host memory. Later passes load only the rest."""
 
     def __init__(
         self, load: Callable[[Sequence[Item]], DataLoader[Any]], wanted: Sequence[Item], limit: int = KEPT_BYTES
