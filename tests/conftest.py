@@ -24,15 +24,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of two tests at once would wait for each other
-MACHINE = (
-    "tests/launcher/cli/test_looking.py",
-    "tests/launcher/engines/docker/",
-    "tests/launcher/engines/slurm/test_slurm",
-    "tests/launcher/host/test_real_gpu.py",
-    "tests/launcher/remote/",
-    "tests/launcher/supervise/test_crashes.py",
-)
-"""What shares the Docker engine or Slurm of these tests, or looks at all processes of the machine."""
+GROUPS = {
+    "tests/launcher/engines/docker/test_podman.py": "podman",
+    "tests/launcher/engines/docker/": "docker",
+    "tests/launcher/engines/slurm/test_slurm": "docker",
+    "tests/launcher/supervise/test_crashes.py": "docker",
+}
+"""Files that share an engine of these tests: each group follows one another on one worker. The first prefix counts."""
+FIRST = ("tests/test_containers.py", "tests/launcher/engines/docker/", "tests/launcher/remote/")
+"""Files that take longest, and mostly wait: all other tests run beside them."""
 WARM = pytest.StashKey[dict[str, subprocess.Popen[bytes]]]()
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -78,19 +78,24 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`FIRST`, then the others in their order."""
+    items.sort(key=lambda item: next((n for n, path in enumerate(FIRST) if item.nodeid.startswith(path)), len(FIRST)))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Files of tests go to whichever worker is free, but for those in MACHINE: they follow one another on one worker."""
+    """A file of tests goes to whichever worker is free, and so does each of `GROUPS`."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class OneForTheMachine(LoadScopeScheduling):
+    class OneForAnEngine(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             path = nodeid.partition("::")[0]
             if path.startswith("tests/trainer/training/"):
                 return nodeid  # the last and longest files: all workers end at the same time
-            return "machine" if path.startswith(MACHINE) else path
+            return next((group for prefix, group in GROUPS.items() if path.startswith(prefix)), path)
 
-    return OneForTheMachine(config, log)
+    return OneForAnEngine(config, log)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
@@ -98,7 +97,7 @@ def test_runs_on_gpus_get_the_cuda_image(dockerd: Dockerd, cuda: str, documents:
     words += ["--engine", "docker", "--data", str(documents), "--runs", "runs", "--set", "resources.cpus=1"]
     refused = launch(dockerd, *words, cwd=tmp_path)  # the stub runtime has no device to give
     assert refused.returncode == 1 and "but CUDA sees no GPU: " in refused.stdout
-    done = launch(dockerd, *words, "device=cpu", "seed=1,2,3", cwd=tmp_path)
+    done = launch(dockerd, *words, "device=cpu", "seed=1,2", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "document-classifier:cuda" in done.stdout
     spans = []
@@ -106,9 +105,8 @@ def test_runs_on_gpus_get_the_cuda_image(dockerd: Dockerd, cuda: str, documents:
         running, ended = read_events(path)[-2:]
         (device,) = running["devices"]
         spans.append((device, running["time"], ended["time"]))
-    assert len(spans) == 3 and {device for device, _, _ in spans} == {"6", "7"}
-    spans.sort()
-    assert all(a[2] <= b[1] for a, b in itertools.pairwise(spans) if a[0] == b[0]), "one at a time on each"
+    assert sorted(device for device, _, _ in spans) == ["6", "7"]
+    assert max(start for _, start, _ in spans) < min(end for _, _, end in spans), "side by side"
 
 
 def test_the_one_off_docker_run_of_the_docs(dockerd: Dockerd, cuda: str, documents: Path, tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import yaml
@@ -14,6 +12,7 @@ from launcher.record.find import find_submission, list_runs
 from launcher.record.journal import read_events
 from launcher.record.states import ENDED
 from tests.docker_engine import REPOSITORY
+from tests.warm import client as warm
 from trainer.data.drawn import write_sample_data
 
 # What the trainers begin with: their steps raise torch's own exception above a micro-batch of four images.
@@ -31,26 +30,9 @@ WORDS += ["training.epochs=2", "training.num_workers=1", "training.drop_last=fal
 
 
 def submit(folder: Path, name: str, **more: str) -> Path:
-    command = [
-        sys.executable,
-        "-m",
-        "launcher",
-        "submit",
-        *WORDS,
-        "--engine",
-        "native",
-        f"--set=name={name}",
-        "--fresh",
-    ]
-    environment = {
-        **os.environ,
-        "CUDA_VISIBLE_DEVICES": "",
-        "DATA_DIR": str(folder / "data"),
-        **more,
-    }
-    done = subprocess.run(
-        [*command, "--runs", str(folder / "runs")], env=environment, cwd=REPOSITORY, capture_output=True, text=True
-    )
+    words = ["submit", *WORDS, "--engine", "native", f"--set=name={name}", "--fresh", "--runs", str(folder / "runs")]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "DATA_DIR": str(folder / "data"), **more}
+    done = warm.launch(words, REPOSITORY, environment)
     assert done.returncode == 0, done.stdout + done.stderr
     (run_dir,) = list_runs(find_submission(folder / "runs", name))
     return run_dir

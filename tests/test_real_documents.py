@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from sklearn.metrics import f1_score
 
 from launcher.record.find import find_submission
+from tests.docker_engine import REPOSITORY
+from tests.warm import client as warm
 
 
 @pytest.mark.shared
@@ -20,20 +20,9 @@ def test_two_models_and_their_ensemble_learn_real_documents(shared: Path, tmp_pa
     weights = shared / "weights" / "tf_efficientnet_lite0.safetensors"
     words = ["model.name=tf_efficientnet_lite0", f"model.weights={weights}", "seed=1,2"]
     words += ["data.img_size=96", "training.epochs=2", "training.patience=0"]
-    command = [
-        sys.executable,
-        "-m",
-        "launcher",
-        "submit",
-        "jobs/quickstart.yaml",
-        *words,
-        "--engine",
-        "native",
-        "--data",
-        str(shared / "documents"),
-    ]
+    submit = ["submit", "jobs/quickstart.yaml", *words, "--engine", "native", "--data", str(shared / "documents")]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "LAUNCHER_RUNS": str(tmp_path / "runs")}
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True)
+    done = warm.launch(submit, REPOSITORY, environment)
     assert done.returncode == 0, done.stdout + done.stderr
     submission = find_submission(tmp_path / "runs")
     figures = {path.parent.name: json.loads(path.read_text()) for path in sorted(submission.glob("*/metrics.json"))}

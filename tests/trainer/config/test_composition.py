@@ -62,7 +62,7 @@ def outcome(overrides: list[str]) -> str:
 
 
 @given(words)
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 def test_the_short_way_gives_what_the_long_one_gives(overrides: list[str]) -> None:
     short = outcome(overrides)
     with pytest.MonkeyPatch.context() as patch:
