@@ -22,7 +22,7 @@ from trainer.data.duplicates import Look, Pair
 from trainer.data.rows import Table
 from trainer.data.split import Split, split_images
 from trainer.data.table import data_root, examine, has_test_images, in_short, read_test, say_notes
-from trainer.images import gallery, reading
+from trainer.images import examined, gallery
 from trainer.images.lettering import Lettering
 
 PICTURED, LISTED, KEPT = 24, 40, 1000
@@ -188,7 +188,7 @@ def _test(root: Path) -> tuple[Table, list[str]]:
         table = read_test(root)
     except DataError as error:
         return empty, str(error).splitlines()
-    broken = dict(reading.unreadable(table.paths))
+    broken = dict(examined.unreadable(table.paths))
     return table.without(broken), [f"test/{table.ids[row]}: {reason}" for row, reason in broken.items()]
 
 

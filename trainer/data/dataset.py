@@ -41,7 +41,10 @@ class ImageDataset(Dataset[tuple[torch.Tensor, int, int]]):
         def prepare() -> Pixels:
             return self.augmentation(self.images.whole(row) if whole else self.images(row), epoch, row)
 
-        augmented = self.copies.get(row, prepare) if whole and self.copies is not None else prepare()
+        if whole and self.copies is not None:
+            augmented = self.copies.get(row, prepare, lambda: self.images.unchanged(row))
+        else:
+            augmented = prepare()
         target = self.table.targets[row] if self.table.targets else -1
         return torch.from_numpy(augmented), target, row
 

@@ -19,10 +19,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from trainer.base import cores
-from trainer.images.digests import digests
-from trainer.images.read_page import page_shape
+from trainer.images import examined
+from trainer.images.examined import digests
+from trainer.images.read_page import page_shape, read_page
 from trainer.images.reading import open_image
 
 TURNS = tuple((quarters, mirrored) for mirrored in (False, True) for quarters in range(4))
@@ -104,12 +106,14 @@ def equal_files(paths: Sequence[Path]) -> list[Pair]:
 
 
 def look(path: Path) -> Look:
-    """The `Look` of an image file. Raises the errors of `trainer.images.reading.open_image`."""
-    image = open_image(path)
-    height, width = page_shape(path)
+    """The `Look` of an image file. Raises the errors of `trainer.images.read_page.read_page`."""
+    with examined.opened(path) as (file, digest):
+        height, width = page_shape(file)
+        file.seek(0)
+        image = Image.fromarray(read_page(file))
     pixels = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
     thumbnail = _resize(np.asarray(image.convert("L")), THUMBNAIL, THUMBNAIL)
-    return Look(hashlib.sha256(path.read_bytes()).hexdigest(), pixels, width, height, thumbnail)
+    return Look(digest.hex(), pixels, width, height, thumbnail)
 
 
 def find_duplicates(paths: Sequence[Path], looks: Sequence[Look]) -> Duplicates:

@@ -13,7 +13,7 @@ from trainer.data import duplicates, leaks, split
 from trainer.data.duplicates import Pair
 from trainer.data.rows import Table
 from trainer.data.table import data_root, read_test, read_training
-from trainer.images import reading
+from trainer.images import examined
 
 
 @dataclass(frozen=True)
@@ -119,4 +119,4 @@ def _test_errors(root: Path) -> list[str]:
         table = read_test(root)
     except DataError as error:
         return str(error).splitlines()
-    return [f"test/{table.ids[row]}: {reason}" for row, reason in reading.unreadable(table.paths)]
+    return [f"test/{table.ids[row]}: {reason}" for row, reason in examined.unreadable(table.paths)]

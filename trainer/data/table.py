@@ -16,8 +16,7 @@ from trainer.config.schema import DataConfig
 from trainer.data import csv_file, from_csv, from_folders
 from trainer.data.rows import Table
 from trainer.images import files
-from trainer.images.digests import digests
-from trainer.images.reading import unreadable
+from trainer.images.examined import digests, unreadable
 
 MOST = 50
 """Errors that a message lists."""

@@ -31,7 +31,7 @@ from trainer.base.errors import ConfigError, DataError, TrainerError, nearest
 from trainer.base.files import check_folder, settle, sha256, write_json, write_text
 from trainer.data import drawn
 from trainer.export import card
-from trainer.images import read_page, reading
+from trainer.images import examined, read_page
 from trainer.images.decode import Limit, decode
 from trainer.images.files import finder
 from trainer.models import build
@@ -256,7 +256,7 @@ def check_pages(checkpoint: Checkpoint, root: Path | None, count: int) -> Checke
     found = [found[round(place)] for place in np.linspace(0, len(found) - 1, min(count, len(found)))]
     files: list[Path | bytes] = [file for _, file in found]
     if found:
-        faults = [f"{found[place][1]}: {reason}" for place, reason in reading.unreadable([file for _, file in found])]
+        faults = [f"{found[place][1]}: {reason}" for place, reason in examined.unreadable([file for _, file in found])]
         if faults:
             raise DataError("\n".join(faults))
         rows = torch.tensor([row for row, _ in found])

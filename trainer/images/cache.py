@@ -87,9 +87,9 @@ class Decoded:
         self.folder, self.slots = state["folder"], state["slots"]
         self._open()
 
-    def get(self, row: int, decode: Callable[[], Pixels]) -> Pixels:
+    def get(self, row: int, decode: Callable[[], Pixels], may_keep: Callable[[], bool] = lambda: True) -> Pixels:
         """The image of `row`: (H, W, 3) uint8, read-only if from the cache. If it is not in the cache, `decode` makes
-        it."""
+        it. The cache keeps it if `may_keep()` is then true."""
         slot = self.slots[row]
         if self.index[slot, 0] < 0:
             return decode()
@@ -102,7 +102,7 @@ class Decoded:
                 if cached is not None:
                     return cached
             decoded = decode()
-            if claimed:
+            if claimed and may_keep():
                 self._write(slot, decoded)
             return decoded
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import cv2
 
-from trainer.images import cache_folder
+from trainer.images import cache_folder, examined
 from trainer.images.cache import VERSION, Decoded, Wanted, open_cache
-from trainer.images.read_page import Pixels, Source, fitted, page_shape, read_page
+from trainer.images.read_page import Pixels, Source, fitted, read_page
 from trainer.images.reading import DECODERS
 
 
@@ -52,18 +52,25 @@ class Images:
         self.paths = paths
         self.limit = limit
         self.cache = cache
+        self._stamps = [examined.stamp(path) for path in paths]
 
     def __call__(self, row: int) -> Pixels:
         """The image, (H, W, 3) uint8 RGB, within the limit. Do not write to it: it may be part of the cache."""
         if self.cache is None:
             return decode(self.paths[row], self.limit)
-        return self.cache.get(row, lambda: decode(self.paths[row], self.limit))
+        return self.cache.get(row, lambda: decode(self.paths[row], self.limit), lambda: self.unchanged(row))
 
     def whole(self, row: int) -> Pixels:
         """The image with the pixels of the file, up to `LARGEST_SIDE`. From the cache if it is within the limit."""
-        if self.limit is None or max(page_shape(self.paths[row])) <= self.limit.longest:
+        if self.limit is None or max(examined.shape(self.paths[row])) <= self.limit.longest:
             return self(row)
         return decode(self.paths[row], None)
+
+    def unchanged(self, row: int) -> bool:
+        """Whether the file is still the one whose digest is known. If not, no cache may keep its pixels: caches are
+        named by the digests."""
+        stat = self.paths[row].stat()
+        return self._stamps[row] in (None, (stat.st_size, stat.st_mtime_ns))
 
     def close(self) -> None:
         """Close the cache."""
@@ -85,7 +92,7 @@ def shared(
     key = hashlib.sha256(repr((VERSION, DECODERS, fingerprint, [ids[row] for row in order])).encode()).hexdigest()
     wanted = Wanted(
         f"{key[:16]}-{kind}",
-        lambda: [fitted(page_shape(paths[row]), longest) for row in order],
+        lambda: [fitted(examined.shape(paths[row]), longest) for row in order],
         order,
         {
             "data_fingerprint": fingerprint,

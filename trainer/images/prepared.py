@@ -76,8 +76,9 @@ class Prepared:
     def _bytes(self) -> int:
         return self.size * self.size * 3
 
-    def get(self, row: int, make: Callable[[], Pixels]) -> Pixels:
-        """The image of `row`: (S, S, 3) uint8. If it is not in the cache, `make` makes it."""
+    def get(self, row: int, make: Callable[[], Pixels], may_keep: Callable[[], bool] = lambda: True) -> Pixels:
+        """The image of `row`: (S, S, 3) uint8. If it is not in the cache, `make` makes it. The cache keeps it if
+        `may_keep()` is then true."""
         slot = self.slots[row]
         cached = self._read(slot)
         if cached is not None or not self.writable:
@@ -89,8 +90,9 @@ class Prepared:
                     return cached
             began = time.thread_time()
             made = make()
-            if claimed:
-                self._keep(slot, made, time.thread_time() - began)
+            seconds = time.thread_time() - began
+            if claimed and may_keep():
+                self._keep(slot, made, seconds)
             return made
 
     def _read(self, slot: int) -> Pixels | None:

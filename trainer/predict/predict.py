@@ -12,7 +12,7 @@ from trainer.base.errors import ConfigError, DataError
 from trainer.base.files import write_json
 from trainer.data.rows import Table
 from trainer.data.table import content_fingerprint, in_short, read_test, say_notes
-from trainer.images import reading
+from trainer.images import examined
 from trainer.models import ensemble_file
 from trainer.models.ensemble_file import Loaded
 from trainer.predict import inference, predictions
@@ -33,7 +33,7 @@ def test_images(root: Path, skip_unreadable: bool = False) -> Table:
         raise DataError("\n".join(in_short(lines, str(root)) if len(lines) > 1 else lines)) from None
     say_notes(table)
     base = root if root.is_dir() else root.parent
-    broken = dict(reading.unreadable(table.paths))
+    broken = dict(examined.unreadable(table.paths))
     faults = [f"{table.paths[row].relative_to(base)}: {reason}" for row, reason in broken.items()]
     if not faults:
         return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,7 +32,7 @@ from trainer.data.quick_check import check_batch
 from trainer.data.rows import Table
 from trainer.data.split import Split, split_images
 from trainer.data.table import data_root, read_training, training_fingerprint
-from trainer.images import decode
+from trainer.images import decode, examined
 from trainer.images.decode import Images, Limit
 from trainer.images.prepared import Prepared
 from trainer.models import build, compiling
@@ -77,6 +78,8 @@ def train(config: Config, run_dir: Path, stop: Stop, lap: Callable[[str], None] 
         precision = device.precision(config.training.precision, chosen)
         build.check_name(config.model.name)
         check_folder(run_dir)
+        if devices > 1:
+            examined.folder = run_dir / ".examined"  # this process reads the images, and the others learn from it
         past = _past(config, run_dir)
         inputs = _inputs(config, run_dir)
         if past is not None:
@@ -87,6 +90,8 @@ def train(config: Config, run_dir: Path, stop: Stop, lap: Callable[[str], None] 
         # The default folder contains the time: only one process may choose it.
         os.environ["RUN_DIR"] = str(run_dir.resolve())
     fabric.launch()
+    if fabric.global_rank == 0:
+        shutil.rmtree(run_dir / ".examined", ignore_errors=True)  # the others have started: they have checked the data
     stop.listen()  # launching may have replaced the handlers
     device.limit_threads()
     device.limit_memory(chosen, fabric.device.index if devices > 1 else None)

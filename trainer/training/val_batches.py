@@ -22,7 +22,7 @@ from trainer.augment.pipeline import Augmentation
 from trainer.config.schema import DataConfig
 from trainer.data.rows import Table
 from trainer.images import cache_folder, read_page
-from trainer.images.digests import digests
+from trainer.images.examined import digests
 from trainer.images.prepared import Prepared, open_prepared
 from trainer.images.reading import DECODERS
 

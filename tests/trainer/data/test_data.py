@@ -138,7 +138,7 @@ def test_a_checked_set_is_remembered_until_a_file_changes(tmp_path: Path, monkey
     root = write_documents(tmp_path / "data")
     monkeypatch.setenv("CACHE_DIR", str(tmp_path / "cache"))
     read(root)
-    assert len(list((tmp_path / "cache" / "checked").iterdir())) == 1
+    assert len(list((tmp_path / "cache" / "examined").glob("[!.]*"))) == 1
     read(root)
     (root / "train" / "0-000.jpg").write_bytes(b"broken")
     assert "train.csv:2" in faults(root)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tests.trainer.conftest import draw
 from trainer.images import cache as decoded
-from trainer.images import cache_folder, decode
+from trainer.images import cache_folder, decode, examined
 from trainer.images.read_page import fitted
 
 LIMIT = decode.Limit(100, cv2.INTER_LINEAR)
@@ -257,7 +257,7 @@ def test_a_full_cache_needs_no_header(cache: Path, paths: list[Path], monkeypatc
     def header(path: Path) -> tuple[int, int]:
         raise AssertionError(f"{path} is opened")
 
-    monkeypatch.setattr(decode, "page_shape", header)
+    monkeypatch.setattr(examined, "page_shape", header)
     again = images(paths)
     assert all(np.array_equal(again(row), wanted[row]) for row in range(4))
     monkeypatch.setattr(decode, "DECODERS", ("another Pillow",))

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageDraw, ImageFile, ImageFont, PngImagePlugin
 
-from trainer.images import decode, read_page, reading
+from trainer.images import decode, examined, read_page
 from trainer.images.read_page import Pixels
 
 BACK = {
@@ -288,7 +288,7 @@ def test_lab_is_read_as_colours(tmp_path: Path) -> None:
     image = Image.new("LAB", (20, 20), white)
     image.paste(black, (0, 0, 10, 20))
     image.save(tmp_path / "page.tif")
-    assert not list(reading.unreadable([tmp_path / "page.tif"]))
+    assert not list(examined.unreadable([tmp_path / "page.tif"]))
     found = read_page.read_page(tmp_path / "page.tif")
     assert found[:, :10].max() <= 2 and found[:, 10:].min() >= 253
 
@@ -298,7 +298,7 @@ def test_a_tiny_jpeg_is_read_as_its_png(tmp_path: Path, size: tuple[int, int]) -
     page(120, 120).resize(size).save(tmp_path / "page.jpg")
     with Image.open(tmp_path / "page.jpg") as image:
         image.save(tmp_path / "page.png")
-    assert not list(reading.unreadable([tmp_path / "page.jpg", tmp_path / "page.png"]))
+    assert not list(examined.unreadable([tmp_path / "page.jpg", tmp_path / "page.png"]))
     for longest in (None, 400):
         assert apart(*(read_page.read_page(tmp_path / f"page.{name}", longest) for name in ("jpg", "png"))) <= 1
 
@@ -379,7 +379,7 @@ def test_damaged_tags_turn_nothing(tmp_path: Path) -> None:
         page().save(tmp_path / f"value-{value}.jpg", exif=exif_of, quality=95)
         (tmp_path / f"value-{value}.tif").write_bytes(tiff(gray(), {274: ("H", [value])}))
     paths = sorted(tmp_path.iterdir())
-    assert not list(reading.unreadable(paths))
+    assert not list(examined.unreadable(paths))
     for path in paths:
         assert read_page.read_page(path).shape == (90, 61, 3) and read_page.page_shape(path) == (90, 61)
 
@@ -417,7 +417,7 @@ def test_huge_pages_are_refused_by_their_memory(
         with read_page._opened(tmp_path / "page.png") as (_, image):
             read_page._check_memory(image)
         return
-    ((_, reason),) = reading.unreadable([tmp_path / "page.png"])
+    ((_, reason),) = examined.unreadable([tmp_path / "page.png"])
     assert "not a readable image" not in reason and "make it smaller" in reason
     with pytest.raises(read_page.TooLargeError, match="make it smaller"):
         read_page.read_page(tmp_path / "page.png")
@@ -466,20 +466,23 @@ def test_files_of_several_pages_are_named_once(
         assert read_page.read_page(path).shape == (90, 61, 3)
     monkeypatch.setenv("CACHE_DIR", str(tmp_path / "cache"))
     for _ in range(2):  # the second time from the cache
-        assert not list(reading.unreadable([*files, *singles]))
+        examined._known.clear()
+        assert not list(examined.unreadable([*files, *singles]))
         assert capsys.readouterr().out == (
             "note: 4 files have several pages or frames; only the first of each is read: "
             f"{tmp_path.name}/a.tif, {tmp_path.name}/a.gif, {tmp_path.name}/a.webp, …\n"
         )
-    (remembered,) = (tmp_path / "cache" / "checked").iterdir()
+    (remembered,) = (tmp_path / "cache" / "examined").glob("[!.]*")
     remembered.write_text("62 images\n")  # what is no memory of this version is made again
-    assert not list(reading.unreadable([*files, *singles]))
+    examined._known.clear()
+    assert not list(examined.unreadable([*files, *singles]))
     assert capsys.readouterr().out.startswith("note: 4 files")
-    monkeypatch.setattr(reading, "DECODERS", ("another Pillow",))
-    assert not list(reading.unreadable([*files, *singles]))
-    assert len(list((tmp_path / "cache" / "checked").iterdir())) == 2
+    monkeypatch.setattr(examined, "DECODERS", ("another Pillow",))
+    examined._known.clear()
+    assert not list(examined.unreadable([*files, *singles]))
+    assert len(list((tmp_path / "cache" / "examined").glob("[!.]*"))) == 2
     assert capsys.readouterr().out.startswith("note: 4 files")
-    assert not list(reading.unreadable(singles))
+    assert not list(examined.unreadable(singles))
     assert capsys.readouterr().out == ""
 
 
@@ -489,7 +492,7 @@ def test_damage_after_the_first_page_of_a_tiff_is_no_reason_to_refuse_it(tmp_pat
         image.seek(1)
         second: int = image._frame_pos[1]  # type: ignore[attr-defined]
     (tmp_path / "a.tif").write_bytes(content[: second + 3])
-    assert not list(reading.unreadable([tmp_path / "a.tif"]))
+    assert not list(examined.unreadable([tmp_path / "a.tif"]))
 
 
 def test_what_cannot_be_converted_is_found_by_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -500,7 +503,7 @@ def test_what_cannot_be_converted_is_found_by_the_check(tmp_path: Path, monkeypa
         raise ValueError("conversion from XYZ to RGB not supported")
 
     monkeypatch.setattr(read_page, "_white_paper", fails)
-    assert [reason for _, reason in reading.unreadable([tmp_path / "page.png"])] == [
+    assert [reason for _, reason in examined.unreadable([tmp_path / "page.png"])] == [
         "not a readable image: conversion from XYZ to RGB not supported"
     ]
 
@@ -509,7 +512,7 @@ def test_a_damaged_file_is_refused_by_the_check_or_read_by_all(tmp_path: Path) -
     """With an OSError or a ValueError, whatever Pillow's decoder raises; and its header has the shape that is read."""
     chance, path = random.Random(0), tmp_path / "page"
     path.write_text("<html>")
-    assert [reason for _, reason in reading.unreadable([path])] == [
+    assert [reason for _, reason in examined.unreadable([path])] == [
         "not a readable image: cannot identify the format of the image"
     ]
     outcomes = set()
@@ -521,7 +524,7 @@ def test_a_damaged_file_is_refused_by_the_check_or_read_by_all(tmp_path: Path) -
                 data = bytearray(content)
                 data[chance.randrange(min(len(data), chance.choice((60, 400, len(data)))))] = chance.randrange(256)
                 path.write_bytes(data[: chance.choice((None, chance.randrange(1, len(data))))])
-                refused = bool(list(reading.unreadable([path])))
+                refused = bool(list(examined.unreadable([path])))
                 for longest in (None, 40):
                     try:
                         shape = read_page.read_page(path, longest).shape[:2]

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -299,6 +300,17 @@ def test_sigterm_leaves_a_last_ckpt_from_which_the_run_ends_as_if_never_stopped(
     ]
 
 
+OPENS = """
+import os, sys, threading
+def hook(event, arguments):
+    name = str(arguments[0]) if event == "open" else ""
+    if name.endswith(".jpg") and threading.current_thread() is not threading.main_thread():  # not to decode it
+        with open(os.environ["OPENS"], "a") as log:
+            log.write(name + "\\n")
+sys.addaudithook(hook)
+"""
+
+
 def test_two_processes_reach_the_f1_of_one(tmp_path: Path, documents: Path, train: Train) -> None:
     """Distributed by gloo on the CPU: 13 validation images, each counted once, in 4 batches here and 3 there. Also in
     a job of Slurm, which has started one process."""
@@ -312,12 +324,18 @@ def test_two_processes_reach_the_f1_of_one(tmp_path: Path, documents: Path, trai
     command = [sys.executable, "-m", "trainer", "train", *TINY, *words, "devices=2"]
     job = {"JOB_ID": "5", "JOB_NAME": "job", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
     slurm = {f"SLURM_{name}": value for name, value in (job | {"NODELIST": "n1"}).items()}
-    environment = {**os.environ, **slurm, "DATA_DIR": str(uneven)}
+    (tmp_path / "hook" / "sitecustomize.py").parent.mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(OPENS)
+    path = os.pathsep.join([str(tmp_path / "hook"), *sys.path])
+    environment = {**os.environ, **slurm, "DATA_DIR": str(uneven), "PYTHONPATH": path, "OPENS": str(tmp_path / "opens")}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     assert any("class 'never'" in line for line in lines) and len(lines) == len(set(lines)), lines
     (made,) = (tmp_path / "outputs").iterdir()
+    opens = Counter((tmp_path / "opens").read_text().splitlines())
+    assert len(opens) == 63 and set(opens.values()) == {1}, "one process examines each image, for both"
+    assert not (made / ".examined").exists()
     one, two = summary(tmp_path / "one"), summary(made)
     assert (one["devices"], two["devices"]) == (1, 2) and one["val_images"] == two["val_images"] == 13
     for figure in ("val_f1", "val_f1_corrupted", "val_f1_mean"):
