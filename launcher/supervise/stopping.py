@@ -54,7 +54,8 @@ def stop(
                     append_event(run_dir, "cancelled", reason="stopped before it started", durable=False)
             except OSError as error:
                 problems[run_dir.name] = os_error(error)
-    folders.flush(submission)
+    with suppress(OSError):  # they are written, and a power cut could only undo that
+        folders.flush(submission)
     registry.release({submission} if touched else ())
     asked: dict[Path, str] = {}
     killed: set[Path] = set()

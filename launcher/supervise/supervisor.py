@@ -32,7 +32,7 @@ from launcher.supervise import scheduler, stop_request
 from launcher.supervise.followed import Followed
 from launcher.supervise.placing import Placed, Placing
 from launcher.supervise.together import demand_of
-from trainer.base.errors import EXIT_FAILED, EXIT_OK
+from trainer.base.errors import EXIT_FAILED, EXIT_OK, os_error
 from trainer.base.plural import counted
 
 POLL = 0.25
@@ -105,6 +105,10 @@ class Supervision:
         """When all queued runs are looked at again, and when the scheduler is asked again, by the monotonic clock."""
         self.silent: dict[str, tuple[float, str]] = {}
         """Runs whose files cannot be read at the moment: since when, by the monotonic clock, and why."""
+        self.unwritten: dict[str, str] = {}
+        """Runs whose next event could not be written, and why: it is tried again."""
+        self.is_interrupted = False
+        """Whether an error has ended the last start of runs."""
         self.note: str | None = None
         self.waits: str | None = None
         """Why queued runs wait, as it was reported."""
@@ -176,6 +180,7 @@ class Supervision:
         if before is not None and (before.state, before.attempt) == (status.state, status.attempt):
             return
         self.changed.append(name)
+        self.unwritten.pop(name, None)
         for state, names in ((("queued",), self.queued), (("starting", "running"), self.under_way)):
             if status.state in state:
                 names[name] = None
@@ -242,14 +247,15 @@ class Supervision:
             self._stop(at_once=self.asked > 1)
             self.handled, self.next_rescan = handled, 0.0
             return None
-        if not self.under_way and (self.asked or not (self.queued or self._are_new())):
+        if not self.under_way and (self.asked or not (self.queued or self.unwritten or self._are_new())):
             waiting.write(self.submission, None)
             bad = {s.state for s in self.states.values()} - GOOD
             if not bad and self.states:
                 return EXIT_OK
             return EXIT_INTERRUPTED if self.asked or bad == {"cancelled"} else EXIT_FAILED
         note, waits = self._advance() if not self.asked else (self.engine.trouble, None)
-        self._report(next((why for _, why in self.silent.values()), note), waits)
+        troubles = (*(why for _, why in self.silent.values()), *self.unwritten.values())
+        self._report(next(iter(troubles), note), waits)
         return None
 
     def _append(self, name: str, state: State, attempt: int | None = None, **more: Any) -> Status:
@@ -269,28 +275,44 @@ class Supervision:
 
     def _repeat(self) -> None:
         """Queue runs again for which the job's policy allows another attempt."""
-        for name in list(self.changed):
+        for name in dict.fromkeys((*self.changed, *self.unwritten)):
             status = self.states[name]
             if status.state not in ENDED - GOOD - {UNKNOWN} or (name, status.attempt) in self.judged:
                 continue
             if name in self.unusable:
                 continue
             try:
-                events = read_events(self.dir(name))
-            except RunError:  # the next look shows the run as `unknown`
+                self._judge(name, status)
+            except OSError as error:
+                self._try_again(name, error)
                 continue
             self.judged.add((name, status.attempt))
-            again = retry.decide(self.requests[name], events)
-            if isinstance(again, retry.NextAttempt):
-                more = {"micro_batch": again.micro_batch} if again.micro_batch else {}
-                self.not_before[name] = time.monotonic() + again.wait
-                appended = self._append(
-                    name, "queued", status.attempt + 1, reason=f"after {status.state}: {again.why}",
-                    retry=retry.retries(events) + 1, **more,
-                )  # fmt: skip
-                self._set(name, appended)
-            elif again is not None:
-                self.on_event(name, dataclasses.replace(status, reason=again, time=time.time()))
+            self.unwritten.pop(name, None)
+
+    def _judge(self, name: str, status: Status) -> None:
+        """Queue a run that has ended again, if its policy allows it. Raises OSError."""
+        try:
+            events = read_events(self.dir(name))
+        except RunError:  # the next look shows the run as `unknown`
+            return
+        again = retry.decide(self.requests[name], events)
+        if isinstance(again, retry.NextAttempt):
+            more = {"micro_batch": again.micro_batch} if again.micro_batch else {}
+            appended = self._append(
+                name, "queued", status.attempt + 1, reason=f"after {status.state}: {again.why}",
+                retry=retry.retries(events) + 1, **more,
+            )  # fmt: skip
+            self.not_before[name] = time.monotonic() + again.wait
+            self._set(name, appended)
+        elif again is not None:
+            self.on_event(name, dataclasses.replace(status, reason=again, time=time.time()))
+
+    def _try_again(self, name: str, error: OSError) -> None:
+        """Remember that the run's next event could not be written: the other runs do not wait for it. Raises an error
+        that does not pass."""
+        if error.errno not in PASSING:
+            raise error
+        self.unwritten[name] = f"{error.filename or self.dir(name)}: {error.strerror}; trying again"
 
     def _redo_outdated(self) -> None:
         """Queue steps again that have succeeded without a run that has succeeded now."""
@@ -350,9 +372,18 @@ class Supervision:
             said = f"killing {runs}" if at_once else f"stopping {runs}: {how}"
             self.on_event(self.submission.name, Status("queued", reason=said))
         self.placing.release_turn()
+        uncancelled: dict[str, OSError] = {}
         for name in list(self.queued):
-            self._append(name, "cancelled", reason="stopped before it started", durable=False)
-        folders.flush(self.submission)
+            try:
+                self._append(name, "cancelled", reason="stopped before it started", durable=False)
+            except OSError as error:  # stop the others anyway
+                uncancelled[name] = error
+        for name, refused in [*uncancelled.items()][:1]:
+            more = f"; so are {len(uncancelled) - 1} more" if len(uncancelled) > 1 else ""
+            reason = f"stays queued, since it cannot be cancelled now: {os_error(refused)}{more}"
+            self.on_event(name, dataclasses.replace(self.states[name], reason=reason, time=time.time()))
+        with suppress(OSError):  # they are written, and a power cut could only undo that
+            folders.flush(self.submission)
         for name in self.under_way:
             try:
                 (self.engine.kill if at_once else self.engine.stop)(self.dir(name))
@@ -380,13 +411,17 @@ class Supervision:
         they may have left devices, cores or memory."""
         now = time.monotonic()
         ended = [name for name, moment in self.not_before.items() if moment <= now]
-        if not (self.changed or ended or (self.placing.held_up and now >= self.next_start)):
+        later = self.placing.held_up or self.is_interrupted
+        if not (self.changed or ended or (later and now >= self.next_start)):
             return
         for name in ended:
             del self.not_before[name]
         self.changed.clear()
         began = time.thread_time()
+        self.is_interrupted = True
+        self.next_start = now + RETRY_START
         self._start()
+        self.is_interrupted = False
         busy = time.thread_time() - began
         self.next_start = now + min(RETRY_LATEST, max(RETRY_START, PAUSE * busy))
 
@@ -421,7 +456,11 @@ class Supervision:
             )  # fmt: skip
             self.engine.start(run_dir, attempt, placed.devices, placed.held)
         except (OSError, RunError) as error:
-            if read_status(run_dir).state in ("queued", "starting"):
+            state = read_status(run_dir).state
+            if state == "queued" and isinstance(error, OSError) and error.errno in PASSING:
+                self._try_again(placed.name, error)
+                self.not_before[placed.name] = time.monotonic() + RETRY_START
+            elif state in ("queued", "starting"):
                 self._append(placed.name, "failed", reason=str(error))
 
     def _resolve(self, run_dir: Path) -> None:
