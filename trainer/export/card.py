@@ -82,6 +82,20 @@ class Carried:
     """Largest of all images."""
     allowed: float
     """Largest allowed mean."""
+    margin: float | None = None
+    """Of the images with another class: the largest difference between their two most likely classes by the card's
+    lines. None if there are none."""
+
+    @property
+    def other_class(self) -> str:
+        """A sentence about the images with another class, after a space. Empty if there are none."""
+        if self.margin is None:
+            return ""
+        cause = f": {self.precision} rounds the weights" if self.precision in ("bf16", "fp16") else ""
+        return (
+            f" Where the class differs, the probabilities of the two most likely classes are at most {self.margin:.2g} "
+            f"apart{cause}."
+        )
 
 
 @dataclass(frozen=True)
@@ -239,7 +253,7 @@ def _carried(check: Check) -> str:
     return (
         f" The lines above give the class of the validation ({carried.precision}) for {carried.same_class} of "
         f"{check.images} images. The largest difference of an image's probabilities is {carried.mean:.1e} on average "
-        f"(allowed: {carried.allowed:g}), and {carried.largest:.1e} at most."
+        f"(allowed: {carried.allowed:g}), and {carried.largest:.1e} at most.{carried.other_class}"
     )
 
 

@@ -159,7 +159,7 @@ def export(
         print(
             f"by the lines of its card, {check.carried.same_class} of {check.images} images get the class of the "
             f"validation ({check.carried.precision}); probabilities differ by {check.carried.mean:.1e} on average "
-            f"(allowed: {check.carried.allowed:g}), and {check.carried.largest:.1e} at most"
+            f"(allowed: {check.carried.allowed:g}), and {check.carried.largest:.1e} at most.{check.carried.other_class}"
         )
     beside = ", ".join(name for name in files if name != written.file)
     print(f"{output / written.file} ({exported.size / 1e6:.1f} MB), with {beside}")
@@ -192,12 +192,14 @@ def _compared(
         difference = float(np.maximum(difference, float((by_card - ours).abs().max())))  # NaN if one is
         if pages.carried is not None:
             largest, precision = (by_card - pages.carried).abs().max(1).values, _precision(checkpoint)
+            others = by_card[by_card.argmax(1) != pages.carried.argmax(1)].sort(1, descending=True).values
             carried = card.Carried(
                 precision=precision,
                 same_class=int((by_card.argmax(1) == pages.carried.argmax(1)).sum()),
                 mean=float(largest.mean()),
                 largest=float(largest.max()),
                 allowed=CARRIED.get(precision, CARRIED["bf16"]),
+                margin=float((others[:, 0] - others[:, 1]).max()) if len(others) else None,
             )
     return card.Check(len(pages.files), pages.source, difference, TOLERANCE, carried, pages.varies)
 
@@ -205,7 +207,8 @@ def _compared(
 def _precision(checkpoint: Checkpoint) -> str:
     """The number format of the validation whose probabilities the checkpoint carries."""
     asked = checkpoint.settings.training.precision
-    return checkpoint.provenance.get("precision", "unknown" if asked == "auto" else asked)
+    known = checkpoint.provenance
+    return known.get("val_precision", known.get("precision", "unknown" if asked == "auto" else asked))
 
 
 def _refuse_wrong(check: card.Check, pages: CheckedPages, what: str, others: Sequence[str]) -> None:

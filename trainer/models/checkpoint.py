@@ -42,8 +42,8 @@ class Checkpoint:
     versions: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)
     """git_sha: commit of the code. data_fingerprint: fingerprint of the training images and labels. `+` joins those of
-    several attempts. data_folder: its path in the training process. precision: number format of training and
-    validation."""
+    several attempts. data_folder: its path in the training process. precision and val_precision: number
+    formats of training and validation. Earlier versions have no val_precision: both were equal."""
 
     @property
     def temperature(self) -> float:

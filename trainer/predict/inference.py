@@ -51,7 +51,7 @@ class Options:
     @property
     def real_precision(self) -> str:
         """bf16, fp16 or fp32. Raises ConfigError if the device does not support it."""
-        return device.precision(self.precision, device.choose(self.device))
+        return device.evaluation_precision(self.precision, device.choose(self.device))
 
 
 def probabilities(members: Sequence[Checkpoint], table: Table, options: Options) -> list[torch.Tensor]:

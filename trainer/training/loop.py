@@ -11,6 +11,7 @@ import io
 import os
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -141,9 +142,11 @@ def _held_out_probabilities(run: Run) -> torch.Tensor:
         for buffer in step.scored.buffers():  # batch statistics differ between processes; use those of the first
             torch.distributed.broadcast(buffer, 0)
     parts: list[torch.Tensor] = []
+    mixed = run.val_precision != "fp32"
     with torch.inference_mode():
         for images, _, _ in run.val_batches:
-            with step.fabric.autocast():  # without the wrapper: it would make processes wait for each other
+            # Without the wrapper, which would make processes wait for each other.
+            with step.fabric.autocast() if mixed else nullcontext():
                 logits = step.scored(images.to(step.fabric.device, non_blocking=True))
             parts.append(logits.softmax(1).cpu())
             run.reporter.beat(progress.epoch, progress.step, device.memory_in_use(run.device))

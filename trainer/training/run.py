@@ -281,7 +281,7 @@ def _assemble(
         progress=progress,
         reporter=Reporter(run_dir, training.epochs, total, chosen, fabric.global_rank == 0),
         tracking=Tracking(to_dict(config), run_dir, active=fabric.global_rank == 0),
-        provenance=_origin(inputs, past, precision),
+        provenance=_origin(inputs, past, precision, device.evaluation_precision(training.precision, chosen)),
         files=resuming.digests(to_dict(config)),
         saved=Saved(time.monotonic()),
         poll=Poll(progress.step),
@@ -297,12 +297,13 @@ def _assemble(
     return run
 
 
-def _origin(inputs: Inputs, past: Past | None, precision: str) -> dict[str, str]:
-    """Commit, data, data folder and number format of the run. `+` joins those of several attempts if they differ."""
+def _origin(inputs: Inputs, past: Past | None, precision: str, val_precision: str) -> dict[str, str]:
+    """Commit, data, data folder and number formats of the run. `+` joins those of several attempts if they differ."""
     now = {"git_sha": provenance.revision(), "data_fingerprint": inputs.fingerprint}
     before = past.state.get("provenance", {}) if past is not None else {}
     both = {key: resuming.joined(before.get(key), value) for key, value in now.items()}
-    return {**both, "data_folder": str(inputs.root.resolve()), "precision": precision}
+    more = {"data_folder": str(inputs.root.resolve()), "precision": precision, "val_precision": val_precision}
+    return {**both, **more}
 
 
 def _record_changes(run: Run, past: Past) -> None:

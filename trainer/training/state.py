@@ -13,6 +13,7 @@ from trainer.config.schema import Config
 from trainer.data import sampling
 from trainer.data.rows import Table
 from trainer.data.split import Split
+from trainer.training import device
 from trainer.training.progress import Reporter
 from trainer.training.step import Step
 from trainer.training.stop import Poll, Stop
@@ -107,6 +108,11 @@ class Run:
             "training.channels_last": self.channels_last,
             "training.compile": self.compiled,
         }
+
+    @property
+    def val_precision(self) -> str:
+        """The number format of validations: bf16, fp16 or fp32."""
+        return device.evaluation_precision(self.config.training.precision, self.device)
 
     @property
     def accumulate(self) -> int:

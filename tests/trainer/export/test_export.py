@@ -211,12 +211,37 @@ def test_bf16_is_allowed_more_than_fp32_and_every_tolerance_is_printed(
 ) -> None:
     kept = checkpoint.load(plain)
     for precision, allowed in (("fp32", "0.005"), ("bf16", "0.04"), ("", "0.04")):
-        provenance = {**kept.provenance, "precision": precision} if precision else {}
+        provenance = {"precision": precision} if precision else {}  # of an earlier version
         checkpoint.save(plain, replace(kept, provenance=provenance))
         words = [f"checkpoint={plain}", "to=safetensors", f"data.root={documents}", "images=3", "--force"]
         assert main(["export", *words]) == 0
         assert f"validation ({precision or 'unknown'}); probabilities differ by" in (said := capsys.readouterr().out)
         assert f"(allowed: {allowed})" in said and "(allowed: 0.0001)" in said
+
+
+def test_pages_with_another_class_than_in_the_validation_have_their_margin_in_words(
+    plain: Path, documents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = checkpoint.load(plain)
+    own = kept.validation["probabilities"]
+    other = torch.eye(len(kept.class_names))[(own.argmax(1) + 1) % len(kept.class_names)]
+    best = own.sort(1, descending=True).values
+    margin = float((best[:, 0] - best[:, 1]).max())
+    words = ["export", f"checkpoint={plain}", "to=safetensors", f"data.root={documents}", "output=made", "--force"]
+    for precision, cause in (("bf16", ": bf16 rounds the weights."), ("fp32", ".")):
+        monkeypatch.setitem(export.CARRIED, precision, 1.0)
+        provenance = {**kept.provenance, "val_precision": precision}
+        changed = {**kept.validation, "probabilities": other}
+        checkpoint.save(plain, replace(kept, provenance=provenance, validation=changed, calibration={}))
+        assert main(words) == 0
+        card_text = (tmp_path / "made" / "README.md").read_text()
+        for text in (capsys.readouterr().out, card_text):
+            found = re.search(r"Where the class differs, .* classes are at most (\S+) apart(: .*weights)?\.", text)
+            assert found is not None and found[0].endswith("apart" + cause), text
+            assert float(found[1]) == pytest.approx(margin, abs=0.01)
+    checkpoint.save(plain, kept)
+    assert main(words) == 0
+    assert "Where the class differs" not in capsys.readouterr().out
 
 
 def test_a_page_with_an_augmentation_of_the_trainer_is_not_exported(

@@ -6,6 +6,8 @@ import importlib.metadata
 import os
 import platform
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,10 @@ from trainer.base.errors import ConfigError, DeviceMemoryError, TrainerError
 from trainer.cli import main
 from trainer.config.compose import compose
 from trainer.config.keys import option_names
+from trainer.data.rows import Table
+from trainer.models import checkpoint
+from trainer.predict import inference
+from trainer.scores.calibration import tempered
 from trainer.training import device, full_memory
 
 
@@ -64,6 +70,28 @@ def test_precision_auto_takes_what_the_device_gains_from(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
     assert device.precision("auto", "cpu") == "fp32"
     assert device.precision("fp32", "cuda") == "fp32"
+
+
+def test_on_a_cpu_validation_and_prediction_are_in_float32_unless_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, documents: Path, train: Callable[..., int]
+) -> None:
+    """Also where training is in bf16: a page gets the same class on every CPU, and the one of an export."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    for asked, validated in (("auto", "fp32"), ("bf16", "bf16")):
+        assert train(tmp_path / asked, "training.max_steps=2", f"training.precision={asked}", "device=cpu") == 0
+        kept = checkpoint.load(tmp_path / asked / "best.ckpt")
+        assert (kept.provenance["precision"], kept.provenance["val_precision"]) == ("bf16", validated)
+        ids = kept.validation["ids"]
+        table = Table(ids, [documents / "train" / i for i in ids], [], kept.class_names, kept.labels)
+        by = {
+            precision: inference.probabilities([kept], table, inference.Options("cpu", precision, num_workers=0))[0]
+            for precision in ("auto", "fp32", "bf16")
+        }
+        carried = tempered(kept.validation["probabilities"], kept.temperature)
+        assert torch.equal(by["auto"], by["fp32"]) and not torch.equal(by["fp32"], by["bf16"])
+        torch.testing.assert_close(by[validated], carried, atol=1e-6, rtol=0)
+        other = by["bf16" if validated == "fp32" else "fp32"]
+        assert (other - carried).abs().max() > 1e-5, "what is the same in both formats would prove nothing"
 
 
 def test_out_of_device_memory_names_the_remedies_in_the_manuals_order() -> None:
