@@ -14,7 +14,11 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
+from trainer.cli import imports
 from trainer.cli.main import main
+
+with imports.heavy():  # as `python -m trainer` does: half the time for each worker
+    import trainer.predict.inference  # noqa: F401
 
 TINY = ["model.name=test_resnet", "model.pretrained=false", "data.img_size=64", "training.num_workers=0"]
 CLASSES = ("stripes", "boxes", "discs")

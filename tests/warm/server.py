@@ -21,6 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from trainer.cli.imports import heavy
+
 REPOSITORY = Path(__file__).parents[2]
 WITHIN_FUNCTIONS = {
     "launcher": (
@@ -39,9 +41,10 @@ BUT_NOT = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONUNBUFFERED", "HF_HUB_
 
 
 def load(package: str) -> None:
-    for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
+    with heavy():
+        for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
     for name in WITHIN_FUNCTIONS[package]:
         importlib.import_module(name)
     from trainer.config.compose import compose
