@@ -19,7 +19,7 @@ from launcher.host import processes, usage
 from launcher.memory.predict import device_limit
 from launcher.record import retry, trainer_files
 from launcher.record.find import cache_dir
-from launcher.record.journal import Status, append_event, read_events, read_status
+from launcher.record.journal import Status, append_event, is_here, read_events, read_status
 from launcher.record.locks import is_run_locked
 from launcher.record.request import RunRequest
 from launcher.record.trainer_files import RESUME
@@ -188,6 +188,6 @@ def host_memory(run_dir: Path, status: Status) -> int | None:
     """Current memory in bytes of the run's process and all its descendants; None if it is not on this host."""
     pid = status.figures.get("exec_pid")
     # Without the lock the process id may belong to another process by now.
-    if not pid or status.figures.get("host") != os.uname().nodename or not is_run_locked(run_dir):
+    if not pid or not is_here(status) or not is_run_locked(run_dir):
         return None
     return usage.resident_with_descendants(int(pid))

@@ -29,10 +29,11 @@ class Process:
 
 
 def place() -> str:
-    """A name of this host and, on Linux, of its process numbers: containers may share the one and not the other."""
+    """A name of this host's boot and, on Linux, of its process numbers: containers may share the one and not the other.
+    The host may change its own name."""
     with suppress(OSError):
-        return f"{os.uname().nodename} {(PROC / 'self/ns/pid').readlink()}"
-    return os.uname().nodename
+        return f"{boot() or os.uname().nodename} {(PROC / 'self/ns/pid').readlink()}"
+    return boot() or os.uname().nodename
 
 
 def this() -> Process:
@@ -255,11 +256,12 @@ def _entry(pid: int) -> tuple[str, int] | None:
         over = words[0] in (b"Z", b"X") and len(os.listdir(PROC / str(pid) / "task")) <= 1  # noqa: PTH208
     except (OSError, IndexError):
         return None
-    return None if over else (f"{_boot()}/{int(words[19])}", int(words[1]))
+    return None if over else (f"{boot()}/{int(words[19])}", int(words[1]))
 
 
 @cache
-def _boot() -> str:
+def boot() -> str:
+    """An id of this boot of the host; empty if the system has none."""
     with suppress(OSError):
         return (PROC / "sys/kernel/random/boot_id").read_text().strip()
     return ""

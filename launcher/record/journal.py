@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from launcher.base import fields
 from launcher.base.errors import FencedError, RecordError, RunError
+from launcher.host import processes
 from launcher.record import folders
 from launcher.record.folders import JOURNAL, PASSING, REQUEST, STATUS, Folder
 from launcher.record.locks import is_run_locked, lock_journal, run_locked
@@ -47,7 +48,7 @@ _CHECKS: dict[str, fields.Check] = {
     "time": fields.number(0, 10**11),
     "reason": fields.TEXT,
     "devices": fields.TEXTS,
-    **dict.fromkeys(("host", "node", "engine", "engine_id", "container", "source", "because"), fields.TEXT),
+    **dict.fromkeys(("host", "boot", "node", "engine", "engine_id", "container", "source", "because"), fields.TEXT),
     **dict.fromkeys(("pid", "exec_pid"), fields.whole(1, 2**31)),
     **dict.fromkeys(("fence", "retry", "micro_batch", "peak_host_memory_bytes"), fields.COUNT),
     OUTDATED: fields.FLAG,
@@ -272,13 +273,21 @@ def _repair(folder: Folder, last: Mapping[str, Any]) -> None:
             folders.replace(folder, STATUS, status_text(last).encode())
 
 
+def is_here(status: Status) -> bool:
+    """Whether a run in progress was started on this host: by the host's name, or by its boot, since a host can change
+    its name."""
+    host, boot = status.figures.get("host"), processes.boot()
+    named = (status.figures.get("boot"), str(status.figures.get("pid_started")).partition("/")[0])
+    return not host or host == os.uname().nodename or (boot != "" and boot in named)
+
+
 def mark_lost(run_dir: Path, state: Literal["lost", "cancelled"] = "lost", reason: str = "") -> bool:
     """Record a run as lost (or as cancelled, if a stop was requested) if its journal says that it is in progress and no
     process holds it. `reason`: if the caller knows more. Returns whether that was so."""
     status = read_status(run_dir)
     if status.state not in ("starting", "running"):
         return False
-    if (status.figures.get("host") or os.uname().nodename) != os.uname().nodename:
+    if not is_here(status):
         return False  # this host cannot see the locks of another host
     if is_run_locked(run_dir):
         return False

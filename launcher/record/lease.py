@@ -271,9 +271,10 @@ def _replaced_lock(submission: Path) -> Iterator[None]:
 
 def is_over_here(holder: Holder) -> bool:
     """Whether the holder has ended if nobody has the lock: it is of this host's current boot, or of an earlier boot of
-    this machine. Names of hosts may be equal, ids of machines and boots are not."""
+    this machine. Names of hosts may be equal and may change, ids of boots are not and do not; copies of a machine may
+    share its id."""
     if holder.host != os.uname().nodename:
-        return False
+        return holder.boot != "" and holder.boot == boot_id()
     return holder.boot in ("", boot_id()) or (holder.machine != "" and holder.machine == machine_id())
 
 

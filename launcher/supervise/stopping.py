@@ -12,7 +12,7 @@ from launcher.engines import registry
 from launcher.record import folders, lease
 from launcher.record.find import list_runs
 from launcher.record.folders import refuse_foreign
-from launcher.record.journal import Status, append_event
+from launcher.record.journal import Status, append_event, is_here
 from launcher.record.locks import is_locked, is_run_locked
 from launcher.record.records import Records
 from launcher.record.states import ENDED, UNKNOWN
@@ -24,6 +24,9 @@ PARTING = 5.0
 """Seconds to wait for the end of the supervisor of ended runs."""
 DYING = 5.0
 """Seconds that `stop` waits for a run after it was killed."""
+UNSEEN = 60.0
+"""Seconds that `stop --now` waits for a run on another host, which may see the request late: until then it may keep an
+old state of the shared folder."""
 
 
 def stop(
@@ -64,9 +67,16 @@ def stop(
     if living := [path for path in waiting_for if not is_over(path, records.look(path.name))]:
         how = f"saves its checkpoint first, for at most {grace:g} s" if grace else "is killed at once"
         say(f"stopping {counted(len(living), 'run')}: each {how}")
+    elsewhere = [path for path in living if _is_elsewhere(records.look(path.name))] if not grace else []
+    if elsewhere:
+        say(f"{counted(len(elsewhere), 'run')} on another host: lost if it does not answer in {UNSEEN:g} s")
     while waiting_for := [path for path in waiting_for if not is_over(path, records.look(path.name))]:
-        if time.monotonic() > deadline + DYING:
+        if time.monotonic() > deadline + DYING and not set(waiting_for) & set(elsewhere):
             break
+        if time.monotonic() > deadline + UNSEEN:
+            _give_up(elsewhere, records)
+            elsewhere = []
+            continue
         for run_dir in waiting_for:
             # A run that is starting may not receive the request yet: ask again once it is running, but not more often,
             # because a second request does not wait for the checkpoint.
@@ -90,6 +100,21 @@ def stop(
         while is_locked(submission / lease.LOCK) and time.monotonic() < deadline:
             time.sleep(0.05)
     return [run_dir.name for run_dir in touched if run_dir.name not in problems], problems
+
+
+def _is_elsewhere(status: Status) -> bool:
+    """Whether only another host can see the run's processes. Engines know more of their own runs."""
+    return (status.figures.get("engine") or registry.BY_HAND) == registry.BY_HAND and not is_here(status)
+
+
+def _give_up(run_dirs: list[Path], records: Records) -> None:
+    """Record that runs of another host have not answered."""
+    for run_dir in run_dirs:
+        status = records.look(run_dir.name)
+        if status.state in ("starting", "running"):
+            reason = f"stop --now: its host, {status.figures.get('host')}, has not answered in {UNSEEN:g} s"
+            with suppress(RunError, OSError):  # it has just answered, or stays as it is
+                append_event(run_dir, "lost", reason=reason)
 
 
 def is_over(run_dir: Path, status: Status) -> bool:

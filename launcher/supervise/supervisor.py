@@ -19,6 +19,7 @@ from typing import Any
 from launcher.base.errors import EXIT_INTERRUPTED, FencedError, RunError
 from launcher.engines import outcome
 from launcher.engines.base import SupervisedEngine
+from launcher.host import processes
 from launcher.host.machine import Machine
 from launcher.job import steps
 from launcher.record import folders, lease, retry, waiting
@@ -452,7 +453,8 @@ class Supervision:
             more = {"micro_batch": named} if named else {}
             append_event(
                 run_dir, "starting", reason=self.requests[placed.name].remark, fence=self.lease.fence,
-                devices=list(placed.devices), host=os.uname().nodename, **self.engine.mark(), **more,
+                devices=list(placed.devices), host=os.uname().nodename, boot=processes.boot(),
+                **self.engine.mark(), **more,
             )  # fmt: skip
             self.engine.start(run_dir, attempt, placed.devices, placed.held)
         except (OSError, RunError) as error:

@@ -25,7 +25,7 @@ from launcher.host.machine import Machine
 from launcher.host.processes import Process
 from launcher.record import trainer_files
 from launcher.record.folders import clear_stop, request_stop, stop_requested
-from launcher.record.journal import Status, append_event, mark_lost, read_status
+from launcher.record.journal import Status, append_event, is_here, mark_lost, read_status
 from launcher.record.locks import is_run_locked
 from launcher.record.states import ENDED
 
@@ -43,6 +43,8 @@ class NativeEngine(SupervisedEngine):
         """Runs without their `launcher exec`, and when what is left of them is killed, by the monotonic clock."""
         self._orphans: dict[Path, tuple[str, str]] = {}
         """The same runs, and what is done with them, before and after."""
+        self._elsewhere: dict[Path, str] = {}
+        """Runs that were started on another host, and that this host cannot see whether they go on."""
         self._left: dict[str, str] = {}
         """The names of the processes that outlive an executor, by its token."""
         self._trouble: str | None = None
@@ -98,6 +100,7 @@ class NativeEngine(SupervisedEngine):
         if under_way and orphans.orphaned(run_dir):
             self._end_orphan(run_dir)
         told = [f"{one.name}: {self._orphans[one][0]}" for one in sorted(self._orphans)]
+        told += [f"{one.name}: {self._elsewhere[one]}" for one in sorted(self._elsewhere)]
         self._trouble = "; ".join(told) or None
         return under_way
 
@@ -118,8 +121,12 @@ class NativeEngine(SupervisedEngine):
         """See `Engine.settle`."""
         self._trouble = None
         status = read_status(run_dir)
+        self._elsewhere.pop(run_dir, None)
         if status.state in ENDED or (status.figures.get("engine") or self.name) != self.name:
             return status.state not in ENDED
+        if status.state != "queued" and not is_here(status):
+            self._trouble = self._elsewhere[run_dir] = _elsewhere(run_dir, status)
+            return True
         executor = orphans.orphaned(run_dir) if status.state != "queued" else None
         if executor is not None:
             self._trouble = self._goes_on(run_dir, executor)
@@ -218,6 +225,14 @@ class NativeEngine(SupervisedEngine):
 
 def _is_under_way(run_dir: Path) -> bool:
     return read_status(run_dir).state in ("starting", "running")
+
+
+def _elsewhere(run_dir: Path, status: Status) -> str:
+    run = f"{run_dir.parent.name}/{run_dir.name}"
+    return (
+        f"it was started on {status.figures['host']}, and this host ({os.uname().nodename}) cannot see whether it goes "
+        f"on there; if that host is gone: launcher stop --now {run}, then launcher resume"
+    )
 
 
 def _stop_requested(run_dir: Path) -> bool:
