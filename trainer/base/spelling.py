@@ -16,12 +16,13 @@ REPAIR = "convmv -r -f cp949 -t utf8 --notest"
 def visible(name: str) -> str:
     """The name as a reader sees it: Unicode form NFC, no invisible characters, single spaces, none at the ends.
 
-    >>> visible("\\ufeffo\\u0308l\\u00a0 1 ")
+    >>> visible("\\ufeffo\\u0308l\\u00a0 \\x1b1 ")
     'öl 1'
     """
     if name.isascii() and name.isalnum():
         return name
-    seen = "".join(c for c in name if unicodedata.category(c) != "Cf" or c in JOINERS)
+    hidden = ("Cc", "Cf")  # control and format characters; a terminal would obey the first
+    seen = "".join(c for c in name if unicodedata.category(c) not in hidden or c in JOINERS or c.isspace())
     return unicodedata.normalize("NFC", " ".join(seen.split()))
 
 

@@ -99,12 +99,15 @@ def _decoded(path: Path) -> tuple[str, str]:
     try:
         if marked:
             return content.decode(marked[1]).removeprefix("\ufeff"), ""
-        if b"\0" in content[:400]:  # UTF-16 without a byte order mark: every second byte of a comma is 0
+        if b"\0" in content[:2]:  # UTF-16 without a byte order mark: one byte of a letter of the header is 0
             wide = "utf-16-le" if content[1:2] == b"\0" else "utf-16-be"
             return content.decode(wide), ""
+        if b"\0" in content:
+            line = content[: content.index(b"\0")].count(b"\n") + 1
+            raise DataError(f"{path}:{line}: not a text file: the line has a byte of zero; write the file again")
         return content.decode("utf-8"), ""
     except UnicodeDecodeError as error:
-        if marked or b"\0" in content[:400]:
+        if marked or b"\0" in content[:2]:
             raise DataError(f"{path}: not a text file in {marked[1] if marked else 'UTF-16'}: {error.reason}") from None
     korean = _korean(content)
     if korean is None:

@@ -25,6 +25,8 @@ MISSING = frozenset(("", "nan", "NaN", "<NA>", "#N/A"))
 NO_GROUP = MISSING | {"N/A", "null", "NULL", "None"}
 WHOLE = re.compile(r"(\d+)\.0+")
 """A whole number as programs write it in a column that once had a missing value: 3.0."""
+DIGITS = 100
+"""Most digits of a label that is a number."""
 USUAL_GROUP = "group"
 
 
@@ -129,7 +131,12 @@ def _from_labels(column: Sequence[str]) -> _Classes:
 
 def _whole(label: str) -> int | None:
     plain = WHOLE.sub(r"\1", label)
-    return int(plain) if plain.isascii() and plain.isdigit() else None
+    return int(plain) if _is_number(plain) else None
+
+
+def _is_number(text: str) -> bool:
+    """Whether the text is a whole number. Longer ones are text: Python refuses to convert thousands of digits."""
+    return text.isascii() and text.isdigit() and len(text) <= DIGITS
 
 
 def _numbers(labels: Sequence[str]) -> dict[int, int]:
@@ -146,7 +153,7 @@ def _without_zeros(values: Sequence[str]) -> list[str]:
 
 
 def _label_order(label: str) -> tuple[int, int, str]:
-    return (0, int(label), label) if label.isascii() and label.isdigit() else (1, 0, label)
+    return (0, int(label), label) if _is_number(label) else (1, 0, label)
 
 
 def _sides(training: CsvFile, faults: list[str]) -> tuple[list[str], str]:

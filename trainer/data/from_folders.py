@@ -41,10 +41,14 @@ def _by_name(folders: Sequence[Path], parts: Layout, faults: list[str]) -> dict[
     """The folders of each class by its visible name. Names that are not UTF-8 are faults."""
     by_name: defaultdict[str, list[Path]] = defaultdict(list)
     for folder in folders:
-        if spelling.is_text(folder.name):
-            by_name[spelling.visible(folder.name)].append(folder)
-        else:
+        name = spelling.visible(folder.name)
+        if not spelling.is_text(folder.name):
             faults.append(spelling.not_text(folder.relative_to(parts.root), folder.parent))
+        elif not name:
+            place = folder.parent.relative_to(parts.root)
+            faults.append(f"{place}: the folder {folder.name!a} has no visible character in its name; rename it")
+        else:
+            by_name[name].append(folder)
     return dict(by_name)
 
 

@@ -41,6 +41,8 @@ BYTES = {"1": 1, "L": 1, "P": 2, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
 """Bytes per pixel in memory, by Pillow's mode. 4 for others."""
 DECODER_BYTES = {"WEBP": 10, "AVIF": 4, "JPEG2000": 12}
 """Bytes per pixel that a decoder needs besides, by format (measured)."""
+PROGRAMS = ("EPS", "WMF", "EMF")
+"""Formats of drawing commands. Pillow runs Ghostscript for them, or has no reader."""
 BAND = 256
 """Rows that are converted at once. A multiple of 8, the largest reduction."""
 TURNS = {
@@ -137,7 +139,10 @@ def _opened(source: Source) -> Iterator[tuple[BinaryIO, Any]]:
         warnings.simplefilter("ignore")  # real errors raise
         file: Any = stack.enter_context(Path(source).open("rb")) if isinstance(source, str | os.PathLike) else source
         try:
-            yield file, stack.enter_context(Image.open(file))
+            image = stack.enter_context(Image.open(file))
+            if image.format in PROGRAMS:
+                raise OSError(f"the file has drawing commands ({image.format}) and not pixels; export it as PNG")
+            yield file, image
         except UnidentifiedImageError:
             raise OSError("cannot identify the format of the image") from None
         except Image.DecompressionBombError:

@@ -52,8 +52,21 @@ def write_pages(folder: Path, names: list[str], first: int = 0) -> None:
         draw(number % 3, number).save(folder / name, "PNG")
 
 
+def test_a_class_folder_without_a_visible_name_is_a_fault(tmp_path: Path) -> None:
+    for folder in ("\u200b", "견적서"):
+        write_pages(tmp_path / "data" / "train" / folder, ["a.png", "b.png"])
+    assert "train: the folder '\\u200b' has no visible character in its name; rename it" in faults(tmp_path / "data")
+
+
 @pytest.mark.parametrize(
-    "other", [nfd, lambda name: f" {name}  ", lambda name: f"\ufeff{name}", lambda name: f"{name}\u200b"]
+    "other",
+    [
+        nfd,
+        lambda name: f" {name}  ",
+        lambda name: f"\ufeff{name}",
+        lambda name: f"{name}\u200b",
+        lambda name: f"\x1b{name}",
+    ],
 )
 def test_labels_and_groups_that_look_alike_are_one(tmp_path: Path, other: object) -> None:
     root = tmp_path / "data"

@@ -114,6 +114,7 @@ def test_a_row_is_named_by_its_line(root: Path) -> None:
         ),
         ("ID,target\n", "train.csv:1: no rows below the header"),
         (b"\xff\xfeI", "not a text file in utf-16"),
+        ("ID,target\n0-000.jpg,0\n0-0\0.jpg,0\n", "train.csv:3: not a text file: the line has a byte of zero"),
         ("ID,target\n1-000.jpg,請求書\n".encode("cp932"), "train.csv:2: not in UTF-8: "),
         ("ID,target\n1-000.jpg,請求書\n".encode("cp932"), "in CP932 line 2 is '1-000.jpg,請求書'"),
         ("ID,target\n1-000.jpg,发票请求书\n".encode("gb18030"), "in GB18030 line 2 is '1-000.jpg,发票请求书'"),
@@ -138,6 +139,8 @@ def test_what_has_no_meaning_or_two_says_what_was_seen(root: Path, content: str 
         (["3", "3", "04", "4"], "03,a\n4,b\n", ["a", "b"], ["03", "4"]),
         (["1.0", "1.0", "1.5", "1.5"], None, ["1.0", "1.5"], ["1.0", "1.5"]),
         (["01", "01", "1", "1"], None, ["01", "1"], ["01", "1"]),
+        (["1", "1", "9" * 5000, "9" * 5000], None, ["1", "9" * 5000], ["1", "9" * 5000]),
+        (["1", "1", "9" * 5000, "b"], "1,a\n" + "9" * 5000 + ",b\n", ["a", "b"], ["1", "9" * 5000]),
     ],
 )
 def test_labels_of_other_programs(

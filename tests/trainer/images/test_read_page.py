@@ -508,6 +508,17 @@ def test_what_cannot_be_converted_is_found_by_the_check(tmp_path: Path, monkeypa
     ]
 
 
+def test_drawing_commands_are_refused_without_running_them(tmp_path: Path) -> None:
+    """By their content: a PostScript file is a program, and Pillow would run it where Ghostscript is installed."""
+    page().save(tmp_path / "page.eps")
+    (tmp_path / "page.eps").rename(tmp_path / "page.jpg")
+    assert [reason for _, reason in examined.unreadable([tmp_path / "page.jpg"])] == [
+        "not a readable image: the file has drawing commands (EPS) and not pixels; export it as PNG"
+    ]
+    with pytest.raises(OSError, match="drawing commands"):
+        read_page.page_shape(tmp_path / "page.jpg")
+
+
 def test_a_damaged_file_is_refused_by_the_check_or_read_by_all(tmp_path: Path) -> None:
     """With an OSError or a ValueError, whatever Pillow's decoder raises; and its header has the shape that is read."""
     chance, path = random.Random(0), tmp_path / "page"
