@@ -11,6 +11,25 @@ Check = tuple[Callable[[Any], bool], str]
 """Whether a value has the type, and the name of the type."""
 
 
+class NotFiniteError(ValueError):
+    """A number is NaN or infinite, which JSON does not have."""
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise NotFiniteError(f"{text[:40]} is not a finite number")
+    return number
+
+
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+
+
+def parsed(text: str) -> Any:
+    """The value of a JSON text. Raises ValueError, and RecursionError if it is nested too deep."""
+    return _DECODER.decode(text)
+
+
 def wrong(content: Mapping[str, Any], checks: Mapping[str, Check]) -> str:
     """The first field of another type, for a message: `devices: 7 is not a list of texts`. Empty if there is none. A
     field that is missing or null is right."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 import os
 import re
 from contextlib import suppress
@@ -59,7 +58,7 @@ def read_submission(submission: Path) -> dict[str, Any]:
     place = submission / "submission.json"
     try:
         with folders.opened(submission) as folder:
-            content: object = json.loads(folders.read(folder, place.name).decode())
+            content: object = fields.parsed(folders.read(folder, place.name).decode())
     except (OSError, ValueError, RecursionError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise RecordError(f"{place}: cannot be read: {why}") from None

@@ -100,11 +100,16 @@ def _parsed(content: bytes, folder: Path) -> list[dict[str, Any]]:
 
 def _event(line: bytes, number: int, folder: Path | str) -> dict[str, Any] | None:
     """The event in a line of the journal; None if the line was cut short. Raises RecordError for any other line."""
+    event, why = None, ""
     try:
-        event: object = json.loads(line.decode(errors="replace"))
-    except (ValueError, RecursionError):
-        return None
-    why = "no mapping" if not isinstance(event, dict) else fields.wrong(event, _CHECKS)
+        event = fields.parsed(line.strip(b"\0").decode(errors="replace"))  # a crash can leave zeros
+        why = "no mapping" if not isinstance(event, dict) else fields.wrong(event, _CHECKS)
+    except fields.NotFiniteError as error:
+        why = str(error)
+    except (ValueError, RecursionError) as error:
+        if getattr(error, "msg", "") != "Extra data":
+            return None
+        why = "something follows the event"
     if isinstance(event, dict) and not why:  # a field of the engine's name has its id of the attempt
         why = fields.wrong(event, {str(event.get("engine")): fields.TEXT})
     if isinstance(event, dict) and not why and event.get("state") is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 from dataclasses import fields as dataclass_fields
@@ -170,7 +169,7 @@ def read_request(run_dir: Path) -> RunRequest:
 def parse_request(text: bytes, run_dir: Path) -> RunRequest:
     """The request that is the content of run.json in `run_dir`. Raises RecordError."""
     try:
-        content = json.loads(text)
+        content = fields.parsed(text.decode())
         if not isinstance(content, dict):
             raise ValueError("it is no mapping")
         content.pop("attempts", None)  # written by an earlier version

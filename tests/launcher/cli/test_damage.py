@@ -51,6 +51,7 @@ LINES: dict[str, Any] = {
     "fence": {**EVENT, "fence": "9"},
     "peak": {**EVENT, "peak_host_memory_bytes": []},
     "source": {**EVENT, "source": 7},
+    "a number that JSON does not have": {**EVENT, "other": [float("nan")]},
     "a list": [1],
     "a number": 7,
 }
@@ -71,6 +72,7 @@ FIELDS: dict[str, Any] = {
     "links": {"/data/x": 7},
     "timeout": float("inf"),
     "env": "HOME",
+    "config's numbers": {"other": float("inf")},
     "unheard_of": 1,
 }
 

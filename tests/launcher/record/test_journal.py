@@ -90,6 +90,22 @@ def test_a_torn_line_is_passed_over_and_closed(run_dir: Path, damage: bytes) -> 
     assert [event["state"] for event in read_events(run_dir)] == ["queued", "starting"]
 
 
+def test_an_event_is_never_passed_over(run_dir: Path) -> None:
+    """A crash cuts a line short, or leaves zeros behind it. Two events in one line were never written by a crash."""
+    for state in ("starting", "running", "succeeded"):
+        append_event(run_dir, state)
+    place = state_folder(run_dir) / "events.jsonl"
+    content = place.read_bytes()
+    place.write_bytes(content[:-1] + bytes(50))
+    assert read_status(run_dir).state == "succeeded"
+    lines = content.splitlines()
+    place.write_bytes(b"\n".join([*lines[:2], lines[2] + lines[3], b""]))
+    status = read_status(run_dir)
+    assert (
+        status.state == UNKNOWN and "line 3 is no event of this launcher: something follows the event" in status.reason
+    )
+
+
 @pytest.mark.parametrize(
     "content", [b"", b'{"state": "succe', b'{"state": "succeeded", "attempt": 1, "time": 0, "reason": ""}']
 )
