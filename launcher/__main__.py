@@ -21,6 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
     from launcher.base.text import plain_streams
     from launcher.cli.main import cli
     from trainer.base.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, os_error
+    from trainer.base.plural import counted
 
     plain_streams()
     env_file.load()
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
         _end("stopped", EXIT_INTERRUPTED)
     except LauncherError as error:
         first, rest = (lines := str(error).split("\n"))[:MOST_ERRORS], lines[MOST_ERRORS:]
-        more = f"\n… and {len(rest)} more lines like these" if rest else ""
+        more = f"\n… and {counted(len(rest), 'more line')} like these" if rest else ""
         _end("error: " + "\n".join(first) + more, error.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing reads the rest of the output

@@ -13,6 +13,7 @@ import click
 from launcher.base.sizes import show_size
 from launcher.cli.options import json_option, print_json, print_table, runs_option
 from launcher.remote.host_option import on_host
+from trainer.base.plural import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -67,7 +68,7 @@ def cache_prune(days: float, everything: bool, yes: bool, as_json: bool, runs_ro
     else:
         click.echo(
             "nothing to remove"
-            + ("" if everything else f": all were used in the last {days:g} days (--all removes them too)")
+            + ("" if everything else f": all were used in the last {counted(days, 'day')} (--all removes them too)")
         )
     if not caches:
         return 0

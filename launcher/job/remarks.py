@@ -111,8 +111,8 @@ def _little_shared_memory(job: Job, planned: Sequence[Planned]) -> list[str]:
     need = max(request.loader_shm for request in short)
     return [
         f"note: {job.document.place(('resources', 'shm'))}: resources.shm: {show_size(given)}, but the image loading "
-        f"processes of {len(short)} of {len(planned)} runs may fill {show_size(need)}: remove it (auto), or lower "
-        "training.num_workers"
+        f"processes of {len(short)} of {counted(len(planned), 'run')} may fill {show_size(need)}: remove it (auto), or "
+        "lower training.num_workers"
     ]
 
 

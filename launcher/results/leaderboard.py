@@ -67,7 +67,8 @@ def caption(rows: Sequence[Row]) -> str | None:
     others = [row for row in ranked if row["distinguishable"] == "yes"]
     lines = []
     if len(alike) + len(others) > 1:
-        on = f"on these {ranked[0]['val_images']} validation images"
+        images = ranked[0]["val_images"]
+        on = "on the one validation image" if images == 1 else f"on these {images} validation images"
         if len(alike) == 1:
             lines.append(f"the first is significantly better than the others {on} (95 %)")
         elif alike == list(range(1, len(alike) + 1)):

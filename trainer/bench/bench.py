@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from trainer.base import cores, provenance
+from trainer.base.plural import counted
 from trainer.bench import loading
 
 PARTS = ("loader", "train")
@@ -65,7 +66,9 @@ def as_text(results: dict[str, Any]) -> str:
     """Tables for a terminal and for the docs."""
     about = results["machine"]
     device = f", {about['gpu']}" if about["gpu"] else ", no GPU"
-    lines = [f"{results['date']}, {about['processor']}, {about['cores']} cores{device}, torch {about['torch']}"]
+    lines = [
+        f"{results['date']}, {about['processor']}, {counted(about['cores'], 'core')}{device}, torch {about['torch']}"
+    ]
     lines += [f"load before it began: {about['load']}"] if about["load"] > 0.5 else []
     titles = {
         "loader": "loading: images per second and core, with the manual's augmentation",

@@ -92,7 +92,7 @@ def write(checked: Checked, output: Path) -> dict[str, Any]:
     text = Lettering(name for image in shown for name in (image["id"], image["class"] or ""))
     tiles = [tile for pair in pairs[:PICTURED] for tile in _tiles(checked, pair, text)]
     more = f", the {PICTURED} worst" if len(pairs) > PICTURED else ""
-    title = f"{len(pairs)} pairs of duplicates{more}, side by side" if pairs else "No duplicates"
+    title = f"{counted(len(pairs), 'pair')} of duplicates{more}, side by side" if pairs else "No duplicates"
     gallery.save(gallery.gallery(tiles, 6, title), output / "duplicates.png")
     text.write_legend(output / "names_in_pictures.txt")
     return report
@@ -163,8 +163,9 @@ def as_text(checked: Checked, report: dict[str, Any]) -> str:
                 f"  {side}: {w0} to {w2} px wide (median {w1}), {h0} to {h2} px high (median {h1}), "
                 f"width / height {a0:.2f} to {a2:.2f} (median {a1:.2f})"
             )
+    similar = report["compared"]["candidates"]
     lines.append(
-        f"\nduplicates: {len(checked.pairs) or 'none'} ({report['compared']['candidates']} pairs look similar, "
+        f"\nduplicates: {len(checked.pairs) or 'none'} ({counted(similar, 'pair')} look{'s' * (similar == 1)} similar, "
         f"{report['compared']['at_full_size']} of them were compared at full size)"
     )
     pairs = checked.worst_first
@@ -173,7 +174,9 @@ def as_text(checked: Checked, report: dict[str, Any]) -> str:
         also = f", which has the worst {KEPT:,}" if report["duplicates_not_listed"] else ""
         lines.append(f"  … and {len(pairs) - LISTED} more; see check_data.json{also}")
     if report["contradictory_labels"]:
-        lines.append(f"CONTRADICTORY LABELS: {report['contradictory_labels']} pairs of equal images with two labels")
+        lines.append(
+            f"CONTRADICTORY LABELS: {counted(report['contradictory_labels'], 'pair')} of equal images with two labels"
+        )
     if images["test"]:
         lines.append(f"test images with a duplicate in the training images: {tests['with_duplicate'] or 'none'}")
     return "\n".join(lines)

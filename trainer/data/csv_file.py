@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.base.errors import DataError, nearest
+from trainer.base.plural import counted
 from trainer.base.spelling import visible
 
 SEPARATORS = (",", ";", "\t", "|")
@@ -214,6 +215,6 @@ def _check_lengths(path: Path, length: int, rows: Sequence[tuple[int, Sequence[s
         return
     lines = [f"{path}:{line}: {len(row)} values, but the header has {length}" for line, row in longer[:SHOWN]]
     if len(longer) > SHOWN:
-        lines.append(f"… and {len(longer) - SHOWN} more lines")
+        lines.append(f"… and {counted(len(longer) - SHOWN, 'more line')}")
     lines.append('write a value that contains a separator in quotation marks: "a, b.jpg"')
     raise DataError("\n".join(lines))

@@ -100,7 +100,8 @@ def _lonely(root: Path, table: Table, places: Sequence[str]) -> list[str]:
             faults.append(f"{place}: class '{name}' has one image; training and validation need one each; add another")
     if len(counts) == 1:
         only = table.class_names[table.targets[0]]
-        faults.append(f"{root}: all {len(table)} images are of one class, '{only}'; add images of another class")
+        every = "the only image is" if len(table) == 1 else f"all {len(table)} images are"
+        faults.append(f"{root}: {every} of one class, '{only}'; add images of another class")
     return faults
 
 

@@ -12,6 +12,7 @@ import torch
 from trainer.base import figures
 from trainer.base.errors import ConfigError
 from trainer.base.files import sha256, write_json
+from trainer.base.plural import counted
 from trainer.data.rows import Table
 from trainer.data.table import content_fingerprint
 from trainer.ensemble import members, voting
@@ -72,7 +73,7 @@ def predict(path: Path, root: Path, options: Options) -> tuple[Predictions, Orig
     origin = origin_of(sha256(path), fingerprint, options)
     reused = predictions.stored(path, table.ids, origin)
     if reused is not None:
-        print(f"reused the ensemble's predictions of these {len(table)} images: {reused[1]}")
+        print(f"reused the ensemble's predictions of {counted(len(table), 'image')}: {reused[1]}")
         return reused[0], origin
     return predictions_of(ensemble, table, fingerprint, options), origin
 
@@ -235,7 +236,8 @@ def _say(summary: dict[str, Any]) -> None:
         if entry["member"] not in folded:
             print(f"  member {entry['checkpoint']}: {_figure(entry, images)}, weight {entry['weight']:g}")
     for entry in summary["out_of_fold"]:
-        print(f"  member {entry['name']}, {entry['folds']} folds: {_figure(entry, images)}, weight {entry['weight']:g}")
+        folds = counted(entry["folds"], "fold")
+        print(f"  member {entry['name']}, {folds}: {_figure(entry, images)}, weight {entry['weight']:g}")
     if summary["weighting"] != "equal" and "equal_vote" in summary:
         print(f"  equal weights: {_figure(summary['equal_vote'], images)}")
     elif "honest" in summary:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from trainer.base.errors import ConfigError
 from trainer.base.figures import F1, Column
+from trainer.base.plural import counted
 
 FOLDS = 10
 """Folds of the cross-validation."""
@@ -134,8 +135,8 @@ def _folds(targets: NDArray[np.int64], seed: int) -> list[tuple[NDArray[np.intp]
     count = min(FOLDS, max(Counter(targets.tolist()).values()))
     if count < 2:
         raise ConfigError(
-            f"--weights: {len(targets)} validation images of as many classes are too few to search weights on; "
-            "use --weights equal"
+            f"--weights: {counted(len(targets), 'validation image')} of as many classes are too few to search weights "
+            "on; use --weights equal"
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about a class with fewer images than folds

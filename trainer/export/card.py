@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from trainer.base import figures
+from trainer.base.plural import counted
 from trainer.models.checkpoint import Checkpoint, versions
 from trainer.scores import intervals
 
@@ -135,7 +136,7 @@ def render(checkpoint: Checkpoint, export: Export) -> str:
     return "\n".join(
         [
             "---\nlibrary_name: timm\npipeline_tag: image-classification\ntags: [document-classification]\n---",
-            f"# {settings.model.name}, {len(checkpoint.class_names)} kinds of documents\n",
+            f"# {settings.model.name}, {counted(len(checkpoint.class_names), 'kind')} of documents\n",
             f"`{export.file}` ({export.size / 1e6:.1f} MB, {export.parameters / 1e6:.1f}M parameters) classifies a "
             f"page as one of the kinds below. It takes batches of RGB images of {size} × {size} pixels. "
             "`read_page.py` reads a page as in training: orientation, paper, depth and reduction of its size. "
@@ -167,7 +168,7 @@ def _figures(checkpoint: Checkpoint) -> str:
     if not rows:
         return "The checkpoint has no metrics.\n"
     ids = checkpoint.validation.get("ids")
-    count = f", {len(ids)} images" if ids else ""
+    count = f", {counted(len(ids), 'image')}" if ids else ""
     note = (
         f"Measured on the validation split{count}, which also chose the best epoch. So the values are optimistic, most "
         "of all with few images. Intervals come from a bootstrap over the images. Without mistakes there is no "
@@ -252,8 +253,8 @@ def _carried(check: Check) -> str:
         return " The lines above were not compared with the validation."
     return (
         f" The lines above give the class of the validation ({carried.precision}) for {carried.same_class} of "
-        f"{check.images} images. The largest difference of an image's probabilities is {carried.mean:.1e} on average "
-        f"(allowed: {carried.allowed:g}), and {carried.largest:.1e} at most.{carried.other_class}"
+        f"{counted(check.images, 'image')}. The largest difference of an image's probabilities is {carried.mean:.1e} "
+        f"on average (allowed: {carried.allowed:g}), and {carried.largest:.1e} at most.{carried.other_class}"
     )
 
 

@@ -29,6 +29,7 @@ from torch import nn
 from trainer.augment.pipeline import Augmentation
 from trainer.base.errors import ConfigError, DataError, TrainerError, nearest
 from trainer.base.files import check_folder, settle, sha256, write_json, write_text
+from trainer.base.plural import counted
 from trainer.data import drawn
 from trainer.export import card
 from trainer.images import examined, read_page
@@ -130,7 +131,7 @@ def export(
         bare, checkpoint.preprocessing["mean"], checkpoint.preprocessing["std"], checkpoint.temperature
     ).eval()
     pages = check_pages(checkpoint, root, images)
-    print(f"{config.model.name}, {size} px, {classes} classes → {to}")
+    print(f"{config.model.name}, {size} px, {counted(classes, 'class')} → {to}")
     written = FORMATS[to]
     with _building(output) as folder:
         write_json(folder / ABOUT, about)
@@ -157,7 +158,8 @@ def export(
     print(f"checked on {pages.words}: probabilities differ by {most}")
     if check.carried is not None:
         print(
-            f"by the lines of its card, {check.carried.same_class} of {check.images} images get the class of the "
+            f"by the lines of its card, {check.carried.same_class} of {counted(check.images, 'image')} "
+            f"get{'s' * (check.carried.same_class == 1)} the class of the "
             f"validation ({check.carried.precision}); probabilities differ by {check.carried.mean:.1e} on average "
             f"(allowed: {check.carried.allowed:g}), and {check.carried.largest:.1e} at most.{check.carried.other_class}"
         )
@@ -264,10 +266,10 @@ def check_pages(checkpoint: Checkpoint, root: Path | None, count: int) -> Checke
             raise DataError("\n".join(faults))
         rows = torch.tensor([row for row, _ in found])
         carried = tempered(checkpoint.validation["probabilities"][rows], checkpoint.temperature)
-        source, where = f"{len(files)} validation images", f" of {root}"
+        source, where = counted(len(files), "validation image"), f" of {root}"
     else:
         files = _drawn(count)
-        source = f"{count} drawn pages, not real ones"
+        source = f"{counted(count, 'drawn page')}, not {'a real one' if count == 1 else 'real ones'}"
         where = " (no data folder given)" if root is None else f" ({root} has none of the validation images)"
     limit = Limit.of(about["transforms"]) if about.get("fast") else None
     pages = [decode(io.BytesIO(file) if isinstance(file, bytes) else file, limit) for file in files]

@@ -18,6 +18,7 @@ import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from trainer.base.errors import ConfigError, nearest
+from trainer.base.plural import counted
 from trainer.config.compose import compose
 from trainer.models import build, pretrained
 
@@ -97,8 +98,8 @@ def fields(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     classes = _classes(path, name, weights, wanted)
     config = compose([f"model.name={name}", "model.pretrained=false", f"data.img_size={size}"])
     print(
-        f"note: {path}: {name} of Lightning with {classes} classes; images are prepared as by data=baseline_aug at "
-        f"{size} px ({source}), and its classes are called 0 to {classes - 1}"
+        f"note: {path}: {name} of Lightning with {counted(classes, 'class')}; images are prepared as by "
+        f"data=baseline_aug at {size} px ({source}), and its classes are called 0 to {classes - 1}"
     )
     return {
         "state_dict": weights,

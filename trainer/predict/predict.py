@@ -10,6 +10,7 @@ import torch
 
 from trainer.base.errors import ConfigError, DataError
 from trainer.base.files import write_json
+from trainer.base.plural import counted
 from trainer.data.rows import Table
 from trainer.data.table import content_fingerprint, in_short, read_test, say_notes
 from trainer.images import examined
@@ -42,7 +43,8 @@ def test_images(root: Path, skip_unreadable: bool = False) -> Table:
         raise DataError("\n".join([*in_short(faults, str(root)), *others]))
     for fault in faults:
         print(f"left out: {fault}")
-    print(f"note: {len(faults)} of {len(table)} images cannot be read and have no row in submission.csv")
+    have = "has" if len(faults) == 1 else "have"
+    print(f"note: {len(faults)} of {len(table)} images cannot be read and {have} no row in submission.csv")
     return table.without(broken)
 
 
@@ -59,7 +61,7 @@ def members_predictions(
     for member in wanted:
         reused = predictions.stored(member.path, table.ids, origin_of(member.sha256, fingerprint, options))
         if reused is not None:
-            print(f"reused the predictions of {member.path} for these {len(table)} images: {reused[1]}")
+            print(f"reused the predictions of {member.path} for {counted(len(table), 'image')}: {reused[1]}")
             by_digest[member.sha256] = reused[0]
     missing = {member.sha256: member.checkpoint for member in wanted if member.sha256 not in by_digest}
     computed: list[torch.Tensor] = inference.probabilities(list(missing.values()), table, options) if missing else []

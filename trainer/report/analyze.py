@@ -7,6 +7,7 @@ from typing import Any
 
 from trainer.base.figures import ACCURACY, F1
 from trainer.base.files import write_csv
+from trainer.base.plural import counted
 from trainer.images import gallery
 from trainer.images.lettering import Lettering
 from trainer.report import plots, report, subject
@@ -41,7 +42,7 @@ def analyze(path: Path, output: Path, root: Path | None) -> dict[str, Any]:
     report.write(output / "report.html", analysed, root)
     macro = F1.value(validation.targets, validation.probabilities)
     print(
-        f"{len(validation.ids)} validation images: macro F1 {macro:.4f}, {len(worst)} mistakes; "
+        f"{counted(len(validation.ids), 'validation image')}: macro F1 {macro:.4f}, {counted(len(worst), 'mistake')}; "
         f"{output / 'report.html'}"
     )
     return {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from trainer.base.plural import counted
 from trainer.scores.calibration import Reliability
 
 WIDTH, HEIGHT = 440, 236
@@ -92,7 +93,7 @@ def bubbles(reliability: Reliability) -> list[Bubble]:
             SIDE * (1 - right),
             float(3 + 11 * np.sqrt(count / largest)),
             SIDE * (1 - sure),
-            f"{count} images: confidence {sure:.0%}, right {right:.0%}",
+            f"{counted(count, 'image')}: confidence {sure:.0%}, right {right:.0%}",
         )
         for count, sure, right in zip(
             reliability.counts.tolist(), reliability.confidence.tolist(), reliability.accuracy.tolist(), strict=True

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from trainer.base.plural import counted
 from trainer.images import files, gallery
 from trainer.images.lettering import Lettering
 from trainer.scores.val_predictions import Validation
@@ -32,7 +33,9 @@ def confusion(validation: Validation, text: Lettering) -> Figure:
         axes.set_yticks(range(classes), names)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title(f"{len(validation.ids)} validation images, accuracy {np.trace(counts) / max(1, counts.sum()):.1%}")
+    axes.set_title(
+        f"{counted(len(validation.ids), 'validation image')}, accuracy {np.trace(counts) / max(1, counts.sum()):.1%}"
+    )
     for row, column in zip(*np.nonzero(counts), strict=True) if classes <= LABELLED else ():
         colour = "white" if shares[row, column] > 0.6 else "black"
         axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=9)
@@ -43,7 +46,7 @@ def confusion(validation: Validation, text: Lettering) -> Figure:
 def worst(validation: Validation, rows: list[int], root: Path | None, text: Lettering) -> tuple[Figure, list[str]]:
     """The most confident mistakes, and the IDs without a picture."""
     if not rows:
-        return gallery.gallery([], 1, f"No mistake on {len(validation.ids)} validation images"), []
+        return gallery.gallery([], 1, f"No mistake on {counted(len(validation.ids), 'validation image')}"), []
     tiles = []
     for row in rows:
         image_id, target, predicted = validation.ids[row], validation.targets[row], validation.predicted[row]

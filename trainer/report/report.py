@@ -17,6 +17,7 @@ from trainer.augment.corruption import HELD_OUT, KINDS, Corruption
 from trainer.base import figures
 from trainer.base.figures import F1, LOSS, Copy
 from trainer.base.files import write_text
+from trainer.base.plural import counted
 from trainer.report import charts, pictures
 from trainer.report.subject import MemberRow, Subject
 from trainer.scores import calibration, intervals, label_errors
@@ -133,13 +134,14 @@ def content(subject: Subject, root: Path | None) -> dict[str, Any]:
         "chart": charts,
         "in_table": intervals.in_table,
         "in_words": intervals.in_words,
+        "counted": counted,
     }
 
 
 def facts(subject: Subject) -> list[str]:
     """The line below the title: images, classes, model settings."""
     known, metrics, validation = subject.config, subject.metrics, subject.validation
-    parts = [f"{len(validation.targets)} validation images", f"{len(validation.class_names)} classes"]
+    parts = [counted(len(validation.targets), "validation image"), counted(len(validation.class_names), "class")]
     if subject.method:
         by = f", {subject.weighting} weights" if subject.weighting else ""
         return [f"{subject.method.replace('_', ' ')}{by}", *parts]
@@ -184,7 +186,9 @@ def meaning(subject: Subject, headline: list[Score]) -> str:
         judged = " that no member trained on"
     if subject.folds:
         judged = ". Each was predicted by the fold of each model that did not train on it"
-    text = f"Measured on {images} images{judged}. The macro F1 of similar documents is {_likely(clean, images)}"
+    text = (
+        f"Measured on {counted(images, 'image')}{judged}. The macro F1 of similar documents is {_likely(clean, images)}"
+    )
     if more:
         text += f", and of rotated, worn or photographed documents {_likely(more[0], images)}"
     if subject.method:

@@ -10,6 +10,7 @@ from typing import Any
 
 from trainer.base.errors import ConfigError
 from trainer.base.files import sha256
+from trainer.base.plural import counted
 from trainer.models import checkpoint
 from trainer.scores import val_predictions
 from trainer.scores.val_predictions import Validation
@@ -139,7 +140,9 @@ def _members(content: dict[str, Any]) -> list[MemberRow]:
     total = sum(float(entry["weight"]) for entry in entries.values())
     members = [
         MemberRow(
-            f"{pooled[number]['name']}, {pooled[number]['folds']} folds" if number in pooled else entry["checkpoint"],
+            f"{pooled[number]['name']}, {counted(pooled[number]['folds'], 'fold')}"
+            if number in pooled
+            else entry["checkpoint"],
             float(entry["weight"]) / total,
             pooled.get(number, entry),
         )

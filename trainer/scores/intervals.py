@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.base.figures import Counts, class_f1, macro_f1
+from trainer.base.plural import counted
 
 RESAMPLES = 2000
 _CHUNK = 250
@@ -59,7 +60,7 @@ def in_words(bounds: Sequence[float] | None, f1: float, images: int) -> str:
         return f"95 % of resamples: {bounds[0]:.3f} to {bounds[1]:.3f}"
     if f1 == 1:
         share = f"up to {100 * rule_of_three(images):.1f} % of new images may be wrong (rule of three)"
-        return f"no interval: none of {images} images is wrong; {share}"
+        return f"no interval: none of {counted(images, 'image')} is wrong; {share}"
     return "no interval: resampling cannot vary this result"
 
 

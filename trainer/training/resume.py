@@ -11,6 +11,7 @@ from typing import Any
 
 from trainer.base.errors import ConfigError
 from trainer.base.files import link_or_copy, sha256
+from trainer.base.plural import counted
 from trainer.config.plain import to_dict
 from trainer.config.schema import Config
 from trainer.models import checkpoint
@@ -172,8 +173,8 @@ def check_length(progress: Mapping[str, Any], config: Config, steps_per_epoch: i
     key = f"training.max_steps={limit}" if limit == total else f"training.epochs={config.training.epochs}"
     least = f"training.max_steps={done}" if limit == total else f"training.epochs={-(-done // steps_per_epoch)}"
     raise ConfigError(
-        f"resume: {key}: the run has trained {done} steps already ({steps_per_epoch} an epoch); use {least} or more, "
-        f"or {start_again(config)}"
+        f"resume: {key}: the run has trained {counted(done, 'step')} already ({steps_per_epoch} an epoch); use {least} "
+        f"or more, or {start_again(config)}"
     )
 
 

@@ -369,8 +369,8 @@ def _introduce(run: Run, note: str, past: Past | None) -> None:
     warmup = warmup_steps(training, run.step.steps_per_epoch, run.step.total_steps)
     if warmup != training.warmup_epochs * run.step.steps_per_epoch:
         run.reporter.say(
-            f"note: training.warmup_epochs={training.warmup_epochs:g} is long for a run of {run.step.total_steps} "
-            f"steps; the warm-up ends after a tenth of them ({warmup:.0f})"
+            f"note: training.warmup_epochs={training.warmup_epochs:g} is long for a run of "
+            f"{counted(run.step.total_steps, 'step')}; the warm-up ends after a tenth of them ({warmup:.0f})"
         )
     if table.own_split:
         run.reporter.say(f"note: the validation images are the data folder's own: {table.own_split}")

@@ -136,9 +136,9 @@ def _container(client: DockerClient, info: Info, image: images.Image, runs_root:
     if isinstance(with_gpus, str):
         return [*checks, Check("gpu access", "missing", with_gpus, "install the NVIDIA container toolkit")]
     if with_gpus["gpus"] < len(gpus):
-        finding = f"containers see {with_gpus['gpus']} of {len(gpus)} GPUs"
+        finding = f"containers see {with_gpus['gpus']} of {counted(len(gpus), 'GPU')}"
         return [*checks, Check("gpu access", "missing", finding, "nvidia-ctk runtime configure; restart the engine")]
-    checks.append(Check("gpu access", "ok", f"{len(gpus)} GPUs in containers"))
+    checks.append(Check("gpu access", "ok", f"{counted(len(gpus), 'GPU')} in containers"))
     return [*checks, cuda_check(nvml.driver_cuda(), seen["cuda"], seen["torch"])]
 
 

@@ -23,6 +23,7 @@ from launcher.record.find import cache_dir
 from launcher.record.journal import Status
 from launcher.record.request import RunRequest
 from trainer.base import cgroup
+from trainer.base.plural import counted
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -125,7 +126,9 @@ class DockerEngine(SupervisedEngine):
         cache = cache_dir(runs_root)
         reasons = [network_reason(request, os.environ, cache, weights) for request in requests]
         why = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
-        network = [f"{sum(map(bool, reasons))} of {len(reasons)} runs have a network: {why}"] if why else []
+        count = sum(map(bool, reasons))
+        have = "has" if count == 1 else "have"
+        network = [f"{count} of {counted(len(reasons), 'run')} {have} a network: {why}"] if why else []
         return podman.limit_notes(self.connection.info) + network
 
     # -- runs
