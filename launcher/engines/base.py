@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from launcher.base.errors import RunError
-from launcher.host.checks import Check
-from launcher.host.gpu_locks import GpuLock
-from launcher.host.machine import Machine
-from launcher.host.machine import select as select_machine
-from launcher.record.journal import Status
-from launcher.record.lease import Lease
-from launcher.record.request import RunRequest
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what only looks at runs does not need the machine's modules
+    from launcher.host.checks import Check
+    from launcher.host.gpu_locks import GpuLock
+    from launcher.host.machine import Machine
     from launcher.job.schema import SectionSpec
     from launcher.job.spec import Job
+    from launcher.record.journal import Status
+    from launcher.record.lease import Lease
+    from launcher.record.request import RunRequest
     from launcher.record.reuse import TrainerImage
 
 
@@ -46,7 +45,9 @@ class Want:
 
     def host(self) -> Machine:
         """The machine that `--machine` describes, else this host. Raises MachineError."""
-        return select_machine(self.machine, self.gpus)
+        from launcher.host.machine import select
+
+        return select(self.machine, self.gpus)
 
     def takes_gpus(self, machine: Machine) -> bool:
         """Whether the job's runs use GPUs of this machine."""

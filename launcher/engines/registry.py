@@ -165,7 +165,6 @@ def settle(run_dir: Path, driving: bool = False) -> str | None:
 
     Leaves the run alone if a launcher is running its submission (`driving`: the caller is that launcher).
     """
-    from launcher.engines.base import QueueEngine
     from launcher.record import lease
     from launcher.record.journal import read_status
 
@@ -176,6 +175,8 @@ def settle(run_dir: Path, driving: bool = False) -> str | None:
             return None
         if not driving and lease.is_driven(run_dir.parent):
             return None
+        from launcher.engines.base import QueueEngine
+
         its = _of_run(run_dir, status)
         its.settle(run_dir)
         return its.trouble or (its.why_waits(run_dir) if isinstance(its, QueueEngine) else None)

@@ -48,7 +48,7 @@ _CHECKS: dict[str, fields.Check] = {
     "follows": fields.NAME,
     "max_parallel": fields.whole(1),
     "on_failure": fields.TEXT,
-    "image": (lambda value: isinstance(value, dict) and isinstance(value.get("id"), str), "an image with its id"),
+    "image": ((dict,), lambda value: isinstance(value.get("id"), str), "an image with its id"),
 }
 """Types of the fields of submission.json that are read."""
 

@@ -10,12 +10,10 @@ at the first change.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
 import pwd
-import secrets
 import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -201,9 +199,12 @@ def create_state(run_dir: Path, contents: Mapping[str, bytes] | None = None) -> 
         place.parent.mkdir(0o755, exist_ok=True)
         place.mkdir(0o755)
     for name, content in (contents or {}).items():
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE
-        with os.fdopen(os.open(f"{place}/{name}", flags, 0o666), "wb") as file:
-            file.write(content)
+        descriptor = os.open(f"{place}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE, 0o666)
+        try:
+            while content:  # without a buffer: the file's object takes longer than the kernel
+                content = content[os.write(descriptor, content) :]
+        finally:
+            os.close(descriptor)
 
 
 def _move(run_dir: Path) -> None:
@@ -212,7 +213,7 @@ def _move(run_dir: Path) -> None:
         _check_free(old)
         contents = {name: read(old, name) for name in (REQUEST, JOURNAL, STATUS, TASK) if exists(old, name)}
         with _made(submission, STATE) as parent:
-            building = f".{run_dir.name}.{secrets.token_hex(4)}"
+            building = f".{run_dir.name}.{os.urandom(4).hex()}"
             with _made(parent, building) as new:
                 for name, content in contents.items():
                     replace(new, name, content)
@@ -306,9 +307,12 @@ def read(folder: Folder, name: str) -> bytes:
     """The content of a file of the launcher's own. Raises OSError."""
     descriptor = open_own(folder, name, os.O_RDONLY)
     try:
-        content = os.read(descriptor, min(os.fstat(descriptor).st_size, LARGEST) + 1)
-        while len(content) <= LARGEST and (more := os.read(descriptor, 65_536)):  # it has grown
+        size = min(os.fstat(descriptor).st_size, LARGEST)
+        content = os.read(descriptor, size + 1)
+        while len(content) != size and (more := os.read(descriptor, 65_536)):  # it is growing
             content += more
+            if len(content) > LARGEST:
+                break
     finally:
         os.close(descriptor)
     if len(content) > LARGEST:
@@ -321,7 +325,7 @@ def replace(
 ) -> None:
     """Replace a file of the launcher's own: writes another one, flushes it to disk (if `durable`), calls `check` and
     renames it. If `check` raises an error, nothing is replaced. Raises OSError."""
-    temporary = f".{name}.{secrets.token_hex(8)}"
+    temporary = f".{name}.{os.urandom(8).hex()}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE
     try:
         with os.fdopen(os.open(temporary, flags, 0o600, dir_fd=folder.descriptor), "wb") as file:
@@ -366,6 +370,8 @@ def flush(folder: Path) -> None:
         return
     descriptor = os.open(folder, FOLDER)
     try:
+        import ctypes
+
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.syncfs(descriptor) != 0:
             number = ctypes.get_errno()

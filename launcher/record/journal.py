@@ -100,6 +100,8 @@ def _parsed(content: bytes, folder: Path) -> list[dict[str, Any]]:
 
 def _event(line: bytes, number: int, folder: Path | str) -> dict[str, Any] | None:
     """The event in a line of the journal; None if the line was cut short. Raises RecordError for any other line."""
+    if not line:  # the end of a journal
+        return None
     event, why = None, ""
     try:
         event = fields.parsed(line.strip(b"\0").decode(errors="replace"))  # a crash can leave zeros
@@ -110,8 +112,8 @@ def _event(line: bytes, number: int, folder: Path | str) -> dict[str, Any] | Non
         if getattr(error, "msg", "") != "Extra data":
             return None
         why = "something follows the event"
-    if isinstance(event, dict) and not why:  # a field of the engine's name has its id of the attempt
-        why = fields.wrong(event, {str(event.get("engine")): fields.TEXT})
+    if isinstance(event, dict) and not why and (engine := event.get("engine")):
+        why = fields.wrong(event, {engine: fields.TEXT})  # a field of the engine's name has its id of the attempt
     if isinstance(event, dict) and not why and event.get("state") is None:
         why = "it has no state"
     if why or not isinstance(event, dict):

@@ -16,13 +16,11 @@ holder sees that and stops.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import re
 import shlex
 import sys
-import tempfile
 import threading
 import time
 import uuid
@@ -257,6 +255,8 @@ def _refusal(submission: Path, holder: Holder | None) -> str:
 def _replaced_lock(submission: Path) -> Iterator[None]:
     """Hold a new lock file in place of one that another process holds. That process keeps the lock of a file without a
     name, and the fencing number stops it."""
+    import tempfile
+
     descriptor, name = tempfile.mkstemp(prefix=f".{LOCK}.", dir=submission)
     try:
         with suppress(OSError):  # the file system has no locks
@@ -300,6 +300,8 @@ def parse_holder(content: bytes) -> Holder:
         kinds = {"pid": int, "fence": int, "beat": int, "released": bool}
         if all(type(value) is kinds.get(key, str) for key, value in values.items()):
             return Holder(**values)
+    import hashlib
+
     return Holder("an unknown host", "unknown", 0, 0, hashlib.sha256(content).hexdigest())
 
 

@@ -76,7 +76,7 @@ class Records:
         try:
             return self.status(name)
         except OSError as error:
-            return unknown(self.submission / name, error)
+            return unknown(self._dir(name), error)
 
     def _is_copied(self, name: str, stamp: Stamp, length: int) -> bool:
         """Whether status.json is younger than the journal, and as long as it has to be."""
@@ -104,21 +104,21 @@ class Records:
         """See `read_request`."""
         if self._states is not None:
             try:
-                return parse_request(self._read(name, REQUEST), self.submission / name)
+                return parse_request(self._read(name, REQUEST), self._dir(name))
             except FileNotFoundError:
                 pass
             except OSError as error:
                 if error.errno in PASSING:
                     raise
                 raise RecordError(f"{error.filename}: {error.strerror}") from None
-        return read_request(self.submission / name)
+        return read_request(self._dir(name))
 
     def look_at_request(self, name: str) -> RunRequest | Status:
         """The request of a run, or its status `unknown` with the reason why the request cannot be used."""
         try:
             return self.request(name)
         except (OSError, RunError) as error:
-            return unknown(self.submission / name, error, REQUEST)
+            return unknown(self._dir(name), error, REQUEST)
 
     def _stamp(self, name: str) -> Stamp | None:
         """Changes whenever the journal does. None if the run is of the version before, or has no journal."""

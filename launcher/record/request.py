@@ -115,17 +115,26 @@ _CHECKS: dict[str, fields.Check] = {
     "timeout": fields.AMOUNT,
     "priority": fields.whole(-(10**15)),
 }
-_INNER: dict[str, dict[str, fields.Check]] = {
-    "resources": {**dict.fromkeys(("gpus", "gpu_memory", "memory", "shm"), fields.COUNT), "cpus": fields.AMOUNT},
-    "retry": {"attempts": fields.COUNT, "on": fields.TEXTS, "backoff": fields.AMOUNT},
-    "config": {
-        **dict.fromkeys(("img_size", "batch_size", "epochs", "fold"), fields.COUNT),
-        **dict.fromkeys(("model", "data", "training", "root", "format", "weights"), fields.TEXT),
-        "teachers": fields.TEXTS,
-    },
-    "select": {"top": fields.COUNT, "runs": fields.TEXTS, "submission": fields.TEXT},
+_INNER: dict[str, tuple[dict[str, fields.Check], tuple[str, ...]]] = {
+    "resources": (
+        {**dict.fromkeys(("gpus", "gpu_memory", "memory", "shm"), fields.COUNT), "cpus": fields.AMOUNT},
+        ("gpus",),
+    ),
+    "retry": (
+        {"attempts": fields.COUNT, "on": fields.TEXTS, "backoff": fields.AMOUNT},
+        ("attempts", "on", "backoff"),
+    ),
+    "config": (
+        {
+            **dict.fromkeys(("img_size", "batch_size", "epochs", "fold"), fields.COUNT),
+            **dict.fromkeys(("model", "data", "training", "root", "format", "weights"), fields.TEXT),
+            "teachers": fields.TEXTS,
+        },
+        (),
+    ),
+    "select": ({"top": fields.COUNT, "runs": fields.TEXTS, "submission": fields.TEXT}, ()),
 }
-"""Types of the fields of run.json, and of the mappings in it."""
+"""Types of the fields of run.json, and of the mappings in it with their fields that are never null."""
 _FIELDS = {field.name for field in dataclass_fields(RunRequest)}
 _REQUIRED = _FIELDS - {
     *("fetches", "select", "options", "image", "image_id", "network", "data_dir", "cwd", "timeout", "predicted_memory")
@@ -147,7 +156,7 @@ def write_request(run_dir: Path, request: RunRequest, durable: bool = True) -> N
 def request_as_json(request: RunRequest) -> str:
     """One line per field. `dataclasses.asdict` and json's indentation are too slow for thousands of runs."""
     fields = {**vars(request), "resources": vars(request.resources), "retry": vars(request.retry)}
-    return "{\n" + ",\n".join(f'  "{name}": {json_text(value)}' for name, value in fields.items()) + "\n}\n"
+    return "{\n" + ",\n".join([f'  "{name}": {json_text(value)}' for name, value in fields.items()]) + "\n}\n"
 
 
 def read_request(run_dir: Path) -> RunRequest:
@@ -175,9 +184,14 @@ def parse_request(text: bytes, run_dir: Path) -> RunRequest:
         content.pop("attempts", None)  # written by an earlier version
         if why := _wrong(content):
             raise ValueError(why)
-        retry = {**content.get("retry", {})}
-        retry["on"] = tuple(retry.get("on", Retry.on))
-        return RunRequest(**{**content, "resources": Resources(**content["resources"]), "retry": Retry(**retry)})
+        content["resources"] = Resources(**content["resources"])
+        retry = content.get("retry", {})
+        content["retry"] = Retry(**{**retry, "on": tuple(retry.get("on", Retry.on))})
+        if content.keys() != _FIELDS:  # written by an earlier version
+            return RunRequest(**content)
+        request = object.__new__(RunRequest)
+        vars(request).update(content)  # the constructor takes as long as everything else here
+        return request
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         why = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else str(error)
         place = folders.state_folder(run_dir) / REQUEST
@@ -186,22 +200,14 @@ def parse_request(text: bytes, run_dir: Path) -> RunRequest:
 
 def _wrong(content: dict[str, Any]) -> str:
     """What is wrong with the fields of a request; empty if nothing is."""
-    if more := content.keys() - _FIELDS:
-        return f"its field {min(more)} is of another version"
-    if nulls := [name for name in _REQUIRED & content.keys() if content[name] is None]:
-        return f"{nulls[0]} is null"
-    if why := fields.wrong(content, _CHECKS):
+    if not content.keys() <= _FIELDS:
+        return f"its field {min(content.keys() - _FIELDS)} is of another version"
+    if why := fields.wrong(content, _CHECKS, _REQUIRED):
         return why
-    for name, checks in _INNER.items():
-        inner = content.get(name) or {}
-        if why := fields.wrong(inner, checks):
+    for name, (checks, required) in _INNER.items():
+        if (inner := content.get(name)) and (why := fields.wrong(inner, checks, required)):
             return f"{name}.{why}"
-    if content.get("select") is not None and not {"top", "runs"} & {
-        k for k, v in content["select"].items() if v is not None
-    }:
+    select = content.get("select")
+    if select is not None and select.get("top") is None and select.get("runs") is None:
         return "select names neither top nor runs"
-    if "gpus" in (resources := content.get("resources") or {}) and resources["gpus"] is None:
-        return "resources.gpus is null"
-    if any(value is None for value in (content.get("retry") or {}).values()):
-        return "retry has a null"
     return ""

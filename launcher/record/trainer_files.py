@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -182,7 +180,7 @@ def _log_descriptor(folder: Folder) -> int | None:
         try:
             os.unlink(LOG, dir_fd=folder.descriptor)
         except (IsADirectoryError, PermissionError):
-            aside = f"{LOG}.{secrets.token_hex(4)}"
+            aside = f"{LOG}.{os.urandom(4).hex()}"
             os.rename(LOG, aside, src_dir_fd=folder.descriptor, dst_dir_fd=folder.descriptor)
     try:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | _FLAGS
@@ -208,7 +206,8 @@ def copy(run_dir: Path, name: str, place: Folder, to: str) -> None:
     Raises RunFileError, and OSError for the copy."""
     with open_file(run_dir, name) as source:
         found = os.fstat(source.fileno())
-        free = shutil.disk_usage(place.descriptor).free - ROOM
+        disk = os.statvfs(place.descriptor)
+        free = disk.f_bavail * disk.f_frsize - ROOM
         if min(found.st_size, found.st_blocks * 512) > free:
             raise RunFileError(
                 f"{run_dir / name}: {show_size(found.st_size)} do not fit; free are {show_size(max(0, free))}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -43,7 +43,8 @@ def read(submission: Path) -> str | None:
 
 def full_disk(submission: Path) -> str | None:
     """That the disk of the runs is full, or None. Raises OSError."""
-    free, folder = shutil.disk_usage(submission).free, submission.resolve().parent
+    disk, folder = os.statvfs(submission), submission.resolve().parent
+    free = disk.f_bavail * disk.f_frsize
     if free >= ROOM:
         return None
     return f"{folder}: no space left ({show_size(free)}); queued runs wait until {show_size(ROOM)} are free"

@@ -48,16 +48,14 @@ def seconds_left(
     under_way = [name for name, status in states.items() if status.state in ("starting", "running")]
     if not under_way:
         return None
-    import statistics  # it imports numbers of many kinds
-
     paces: dict[Kind, list[float]] = {}
     rates: list[float] = []
     for name, total in _totals(states, etas, now).items():
         paces.setdefault(kind(requests[name]), []).append(total / _epochs(requests[name]))
         if work := cost(requests[name]):
             rates.append(total / work)
-    by_kind = {key: statistics.median(values) for key, values in paces.items()}
-    rate = statistics.median(rates) if rates else None
+    by_kind = {key: _median(values) for key, values in paces.items()}
+    rate = _median(rates) if rates else None
     left = []
     for name, status in states.items():
         if status.state in ENDED:
@@ -70,6 +68,12 @@ def seconds_left(
             return None
         left.append(max(0.0, known))
     return max(sum(left) / len(under_way), *left)
+
+
+def _median(values: list[float]) -> float:
+    import statistics  # imports fractions, decimals and random numbers
+
+    return statistics.median(values)
 
 
 def _totals(states: Mapping[str, Status], etas: Mapping[str, float], now: float) -> dict[str, float]:

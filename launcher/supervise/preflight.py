@@ -95,10 +95,12 @@ def check(load: Callable[[], Job], asked: Asked, runs_root: Path, say: data_set.
     with errors.collected():
         if asked.starts or asked.data or (machine and not machine.declared and named and all(named)):
             ready.data_dir = data_folder.find_data(asked.data, planned)
-            requests = [dataclasses.replace(request, data_dir=ready.data_dir) for request in requests]
+            starting = asked.starts and not errors
+            if not starting:
+                requests = [dataclasses.replace(request, data_dir=ready.data_dir) for request in requests]
             if chosen and ready.data_dir:
                 ready.data_notes = chosen.engine.check_data(ready.data_dir, runs_root)
-            if asked.starts and chosen and not errors:
+            if chosen and starting:
                 _complete(ready, asked, chosen, runs_root.resolve())
                 requests = ready.new
             wait = BRIEF if errors else None

@@ -39,7 +39,14 @@ def stop(
     """
     refuse_foreign(submission)
     whole = len(run_dirs) > 1 or run_dirs == list_runs(submission)
-    records = Records(submission)
+    with Records(submission) as records:
+        return _stopped(submission, run_dirs, grace, say, whole, records)
+
+
+def _stopped(
+    submission: Path, run_dirs: list[Path], grace: float, say: Callable[[str], None], whole: bool, records: Records
+) -> tuple[list[str], dict[str, str]]:
+    """See `stop`. `whole`: whether these are all runs of the submission."""
     queued = {run_dir for run_dir in run_dirs if records.look(run_dir.name).state == "queued"}
     stop_request.ask(submission, None if whole else [run_dir.name for run_dir in run_dirs])
     in_queue = registry.queue_of(submission) is not None

@@ -5,7 +5,6 @@ A caller that catches `TrainerError` can print `str(error)`. It says what is wro
 
 from __future__ import annotations
 
-import difflib
 import functools
 import os
 from collections.abc import Iterable, Sequence
@@ -69,6 +68,8 @@ def nearest(word: str, valid: Iterable[str]) -> str:
 def _nearest(word: str, names: Sequence[str]) -> str:
     """Cached: a thousand runs with one wrong name ask a thousand times."""
     lower = {name.lower(): name for name in names}
+    import difflib
+
     match = difflib.get_close_matches(word.lower(), list(lower), n=1, cutoff=0.6)
     if match:
         return f"did you mean '{lower[match[0]]}'?"

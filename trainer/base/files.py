@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import codecs
 import errno
-import hashlib
 import json
 import os
-import secrets
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +35,8 @@ def replacing(path: Path) -> Iterator[Path]:
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
+    import tempfile
+
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
@@ -60,12 +58,14 @@ def settle(temporary: Path, path: Path) -> None:
 def link_or_copy(source: Path, place: Path) -> None:
     """Put the content of `source` at `place`, atomically: as a hard link if possible, else as a copy."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f".{place.stem}.{secrets.token_hex(4)}{place.suffix}")
+    temporary = place.with_name(f".{place.stem}.{os.urandom(4).hex()}{place.suffix}")
     try:
         os.link(source.resolve(), temporary)
         temporary.replace(place)
         temporary.unlink(missing_ok=True)  # if both were the same file, it is still there
     except OSError:  # no hard links on this file system, or not between these folders
+        import shutil
+
         with replacing(place) as copy:
             shutil.copyfile(source, copy)
 
@@ -74,6 +74,8 @@ def check_folder(folder: Path) -> None:
     """Raises ConfigError if the result folder is not writable or cannot be created."""
     try:
         if folder.is_dir():
+            import tempfile
+
             tempfile.TemporaryFile(dir=folder).close()
         else:
             _check_parent(folder)
@@ -154,6 +156,8 @@ def resume_file(resume: str | None, run_dir: Path) -> Path | None:
 
 def sha256(path: Path) -> str:
     """SHA-256 of the file content, hexadecimal."""
+    import hashlib
+
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -54,7 +54,7 @@ _CHECKS: dict[str, fields.Check] = {
     "number": fields.TEXT,
     "kind": fields.one_of(get_args(Kind)),
     "words": fields.TEXTS,
-    "after": (lambda value: isinstance(value, list) and all(type(job) is int for job in value), "a list of jobs"),
+    "after": ((list,), lambda value: {int}.issuperset(map(type, value)), "a list of jobs"),
     "job": fields.COUNT,
     "user": fields.COUNT,
 }

@@ -21,6 +21,7 @@ from launcher.record import folders, lease
 from launcher.record.find import list_runs
 from launcher.record.folders import state_folder
 from launcher.record.journal import append_event, create_run, read_status
+from launcher.record.records import Records
 from launcher.record.request import RunRequest
 from launcher.results import collect
 from launcher.supervise import stopping, supervisor
@@ -430,3 +431,21 @@ def test_an_error_that_does_not_pass_ends_the_supervision(submission: Path, monk
     monkeypatch.setattr(supervisor.stop_request, "everything", everything)
     with pytest.raises(OSError, match="x"):
         driven(submission)
+
+
+def test_stop_closes_the_records_that_it_has_opened(submission: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Records] = []
+
+    class Kept(Records):
+        def __init__(self, submission: Path) -> None:
+            super().__init__(submission)
+            opened.append(self)  # what nobody refers to is closed without a word
+
+    monkeypatch.setattr(stopping, "Records", Kept)
+
+    def descriptors() -> int:
+        return len(list(Path("/dev/fd").iterdir()))
+
+    before = descriptors()
+    assert stopping.stop(submission, list_runs(submission), grace=0) == ([], {})
+    assert len(opened) == 1 and descriptors() == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,7 @@ def test_a_folder_that_cannot_be_written_to_is_said_before_data_are_read(
 
     run = tmp_path / "run"
     run.mkdir()
-    monkeypatch.setattr(files.tempfile, "TemporaryFile", no_space)
+    monkeypatch.setattr(tempfile, "TemporaryFile", no_space)
     monkeypatch.setattr("trainer.data.table.read_training", unread)
     monkeypatch.setenv("DATA_DIR", str(documents))
     monkeypatch.setenv("RUN_DIR", str(run))
@@ -110,6 +111,7 @@ def test_a_folder_of_another_user_names_the_uid(tmp_path: Path) -> None:
     become = "os.setgid(65534); os.setuid(65534)" if os.getuid() == 0 else "None"
     code = f"""
 import os
+import tempfile  # later, that user may not read Python's library
 from pathlib import Path
 from trainer.base import files
 {become}
