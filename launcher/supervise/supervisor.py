@@ -17,7 +17,8 @@ from types import FrameType
 from typing import Any
 
 from launcher.base.errors import EXIT_INTERRUPTED, FencedError, RunError
-from launcher.engines import outcome
+from launcher.base.sizes import listed
+from launcher.engines import outcome, registry
 from launcher.engines.base import SupervisedEngine
 from launcher.host import processes
 from launcher.host.machine import Machine
@@ -32,6 +33,7 @@ from launcher.record.states import ENDED, GOOD, UNKNOWN, State
 from launcher.supervise import scheduler, stop_request
 from launcher.supervise.followed import Followed
 from launcher.supervise.placing import Placed, Placing
+from launcher.supervise.scheduler import Demand
 from launcher.supervise.together import demand_of
 from trainer.base.errors import EXIT_FAILED, EXIT_OK, os_error
 from trainer.base.plural import counted
@@ -90,8 +92,13 @@ class Supervision:
                 self.unusable[path.name] = request
             else:
                 self.requests[path.name] = request
+        self.beside: dict[str, Demand] = {}
+        """The other runs of the submission that are in progress. They are not supervised, and take their part of the
+        machine."""
         if rules.only is not None:
             wanted = _with_needs(rules.only, self.requests)
+            others = [name for name in self.requests if name not in wanted]
+            self.beside = {name: demand_of(self.requests[name]) for name in others if self._is_in_progress(name)}
             self.requests = {name: request for name, request in self.requests.items() if name in wanted}
             self.unusable = {name: status for name, status in self.unusable.items() if name in wanted}
         self.steps = [name for name, request in self.requests.items() if request.needs]
@@ -351,6 +358,9 @@ class Supervision:
         if full is not None:
             return full, None
         blocked = self.placing.blocked
+        if blocked is None and self.queued and not (self.under_way or self.not_before) and self.beside:
+            are = "are" if len(self.beside) > 1 else "is"
+            return self.engine.trouble, f"waiting: {listed([*self.beside])} of this submission {are} in progress"
         return self.engine.trouble, f"waiting: {blocked[1]}" if blocked is not None else None
 
     def _report(self, note: str | None, waits: str | None) -> None:
@@ -412,7 +422,7 @@ class Supervision:
         they may have left devices, cores or memory."""
         now = time.monotonic()
         ended = [name for name, moment in self.not_before.items() if moment <= now]
-        later = self.placing.held_up or self.is_interrupted
+        later = self.placing.held_up or self.is_interrupted or self.beside
         if not (self.changed or ended or (later and now >= self.next_start)):
             return
         for name in ended:
@@ -435,6 +445,7 @@ class Supervision:
             name: scheduler.Running(self.demands[name], tuple(self.states[name].figures.get("devices") or ()))
             for name in self.under_way
         }
+        running |= self._running_beside()
         over = {name for name, status in self.states.items() if status.state in ENDED}
         placed = self.placing.choose(queue, running, over)
         try:
@@ -444,6 +455,21 @@ class Supervision:
         finally:
             for each in placed:
                 each.close()
+
+    def _running_beside(self) -> dict[str, scheduler.Running]:
+        """The runs in progress that are not supervised here."""
+        running = {}
+        for name, demand in list(self.beside.items()):
+            registry.settle(self.dir(name), driving=True)
+            if self._is_in_progress(name):
+                devices = self.records.look(name).figures.get("devices") or ()
+                running[name] = scheduler.Running(demand, tuple(devices))
+            else:
+                del self.beside[name]
+        return running
+
+    def _is_in_progress(self, name: str) -> bool:
+        return self.records.look(name).state in ("starting", "running")
 
     def _start_one(self, placed: Placed, attempt: int) -> None:
         run_dir = self.dir(placed.name)

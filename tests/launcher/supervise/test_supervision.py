@@ -133,6 +133,20 @@ def test_resume_of_a_finished_run_names_the_stopped_one(lab: Lab) -> None:
 STEPS = "after: [{name: vote, step: ensemble, from: {top: 2}}, {name: out, step: predict, needs: [vote]}]\n"
 
 
+@pytest.mark.parametrize("more", ["max_parallel: 1\n", "resources: {memory: 40g}\n"])
+def test_resume_of_one_run_leaves_room_for_those_in_progress(lab: Lab, more: str) -> None:
+    lab.plan = {"seed0": {"until": str(lab.root / "gate")}}
+    process = lab.start("submit", lab.job(seeds(2, more)), lab.machine())
+    wait_for(lambda: lab.journal("begin"), "the first run")
+    process.kill()
+    process.wait()
+    resumed = lab.start("resume", "2", lab.machine())
+    wait_for(lambda: "waiting: 001-seed0 of this submission is in progress" in lab.launcher("status").stdout, "why")
+    assert lab.states() == {"seed0": "running", "seed1": "queued"}
+    (lab.root / "gate").touch()
+    assert resumed.wait(60) == 0 and set(lab.states().values()) == {"succeeded"}
+
+
 def test_resume_of_a_step_without_its_input_is_refused(lab: Lab) -> None:
     lab.plan, machine = {"vote": {"bad_attempts": 1, "bad_exit": 3}}, lab.machine()
     assert lab.launcher("submit", lab.job(seeds(1, STEPS)), machine).returncode == 1
