@@ -134,7 +134,7 @@ def _assigned(content: Any, parts: list[str], value: Any, setting: str) -> Any:
         return {**content, ".".join(parts): value}
     head, rest = parts[0], parts[1:]
     if isinstance(content, list):
-        if not head.isdigit() or int(head) >= len(content):
+        if not re.fullmatch("[0-9]{1,9}", head) or int(head) >= len(content):
             raise JobError(f"--set {setting}: no item {head}; the list has {len(content)} items, counted from 0")
         return [_assigned(item, rest, value, setting) if i == int(head) else item for i, item in enumerate(content)]
     if content is None:

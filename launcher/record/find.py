@@ -5,12 +5,14 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from launcher.base import fields
 from launcher.base.errors import RecordError, RunError
+from launcher.base.sizes import listed
 from launcher.record import folders
 from launcher.record.folders import STATE, is_old, is_run
 from trainer.base.errors import nearest
@@ -83,6 +85,20 @@ def list_submissions(runs_root: Path) -> list[Path]:
     return [runs_root / name for _, name in sorted(submissions)]
 
 
+def _hidden(runs_root: Path, names: Sequence[str] | None = None) -> list[str]:
+    """Those of these folders (None: of all) that this user may not look into."""
+    hidden = []
+    with suppress(OSError):
+        for name in sorted(path.name for path in runs_root.iterdir()) if names is None else names:
+            try:
+                os.lstat(runs_root / name / "submission.json")
+            except PermissionError:
+                hidden += [] if name.startswith(".") else [name]
+            except (OSError, ValueError):
+                continue
+    return hidden
+
+
 def find_submission(runs_root: Path, name: str | None = None) -> Path:
     """The submission `name`, or the latest of the job `name`, or the only one whose name starts with `name`. Without a
     name, the latest submission.
@@ -92,6 +108,10 @@ def find_submission(runs_root: Path, name: str | None = None) -> Path:
     if name and os.path.lexists(Path(name) / "submission.json"):
         return Path(name)
     submissions = list_submissions(runs_root)
+    if hidden := _hidden(runs_root, [name] if name else []) or ([] if submissions else _hidden(runs_root)):
+        raise RunError(
+            f"{runs_root}: you may not look into {listed(hidden)}; ask the owner, or name another submission"
+        )
     if not submissions:
         start = "start one: launcher submit jobs/quickstart.yaml"
         if not Path("jobs/quickstart.yaml").is_file():

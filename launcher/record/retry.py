@@ -72,7 +72,7 @@ def micro_batch(request: RunRequest, events: Sequence[Mapping[str, Any]]) -> int
         return int(named)
     for word in reversed(request.command):
         key, _, value = word.partition("=")
-        if key == MICRO_BATCH and value.isdigit():
+        if key == MICRO_BATCH and value.isdecimal() and len(value) < 10:
             return int(value)
     batch = request.config.get("batch_size")
     return int(batch) if batch else None

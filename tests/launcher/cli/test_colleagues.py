@@ -111,3 +111,13 @@ def test_what_a_colleague_may_not_do_is_one_clear_error(shared_runs: Path, words
         assert said in done.stderr and "sudo -u '#0' launcher …" in done.stderr, done.stderr
     assert "unexpected" not in done.stderr and "Traceback" not in done.stderr
     assert contents(shared_runs) == before
+
+
+def test_a_submission_that_may_not_be_looked_into_is_not_denied(shared_runs: Path) -> None:
+    """Nobody is told that there is none, and to start one."""
+    (submission,) = (path for path in shared_runs.iterdir() if path.name.startswith("job"))
+    submission.chmod(0o700 if os.getuid() == 0 else 0)
+    for words in (["status"], ["logs", "1"], ["stop", submission.name]):
+        done = launcher(shared_runs, *words)
+        assert done.returncode == 1 and f"you may not look into {submission.name}" in done.stderr, done.stderr
+    submission.chmod(0o755)

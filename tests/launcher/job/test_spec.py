@@ -222,6 +222,8 @@ def test_set_changes_the_job_file() -> None:
     for wrong, said in (
         ("resources.cpus", "path=value"),
         ("after.7.name=x", "no item 7"),
+        ("after.².name=x", "no item ²"),
+        (f"after.{'1' * 5000}.name=x", "no item 111"),
         ("name.x=1", "is not a mapping or list"),
     ):
         assert any(said in line for line in faults(text, sets=(wrong,)))
