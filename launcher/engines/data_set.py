@@ -87,12 +87,19 @@ def _of_steps(steps: Sequence[RunRequest], errors: Sequence[str], blame: Blame) 
     return [blame(steps[0], error) for error in errors] if steps else []
 
 
+TRANSFORMS = ("data.train_transforms", "data.val_transforms")
+
+
 def _words(request: RunRequest) -> tuple[str, ...]:
-    """The overrides that determine the split and the number of steps of a training run."""
+    """The overrides that determine the split and the number of steps of a training run, and its own transforms."""
     config = request.config
     values = {"training.batch_size": config.get("batch_size")}
     values |= {"data.folds": config.get("folds"), "data.fold": config.get("fold"), **config.get("splitting", {})}
-    return tuple(f"{key}={override_value(value)}" for key, value in values.items() if value is not None)
+    words = [f"{key}={override_value(value)}" for key, value in values.items() if value is not None]
+    if any(word.lstrip("+~").startswith(TRANSFORMS) for word in request.overrides):
+        size = ("data=", "data.img_size=", *TRANSFORMS)
+        words = [*(word for word in request.overrides if word.lstrip("+~").startswith(size)), *words]
+    return tuple(words)
 
 
 def _digest(requests: Iterable[RunRequest]) -> str:

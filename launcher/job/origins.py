@@ -72,7 +72,7 @@ def blame(job: Job) -> Callable[[RunRequest, str], str]:
         if request.kind != "train":
             offset = next((n for n, step in enumerate(job.spec.after) if request.name.endswith(f"-{step.name}")), 0)
             return f"{job.document.place(('after', offset))}: {request.name.partition('-')[2]}: {line}"
-        if not re.match(r"(data|training|model)\.\w+[=:]", line):
+        if not re.match(r"(data|training|model)(\.\w+)+[=:]", line):
             return line
         if not entries:  # expanded again, because most jobs have no such error
             entries.extend(matrix.expand(job.matrix, job.spec.exclude, job.spec.include))

@@ -24,6 +24,11 @@ from trainer.augment import own as own_augmentations
 from trainer.augment.warps import writable
 from trainer.base.errors import ConfigError
 
+TRIED = (1754, 1240, 3)
+"""Shape of the page of `try_out`: A4 at 150 dpi."""
+DRAWS = 8
+"""Random draws of each step in `try_out`."""
+
 
 def table() -> dict[str, list[str]]:
     """Every albumentations transform for configurations (with plain values) and its arguments, sorted: the content of
@@ -44,16 +49,59 @@ def build(entries: Sequence[Any], where: str) -> A.Compose:
     """
     steps, known = [], {**vars(A), **own_augmentations.classes()}
     for position, entry in enumerate(entries):
-        name, arguments = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
+        name, arguments = _named(entry)
         with warnings.catch_warnings():
             # Albumentations only warns about an unknown argument. For us it is an error.
             warnings.simplefilter("error", UserWarning)
             try:
-                steps.append(known[name](**_values(arguments or {})))
+                steps.append(known[name](**_values(arguments)))
             except (UserWarning, ValueError, TypeError) as error:
-                reason = " ".join(str(error).split("For further information")[0].split())
-                raise ConfigError(f"{where}.{position}: {name}: {reason}") from None
+                raise _fault(where, position, name, error) from None
     return A.Compose(steps)
+
+
+def try_out(entries: Sequence[Any], where: str, img_size: int) -> None:
+    """Run each step of the list `entries` with several random draws on a page, after the steps before it. `where` is
+    the list's key in the configuration.
+
+    Raises ConfigError for a step that cannot be built, that fails, or if the result does not fit the model: wrong
+    values that albumentations itself does not refuse fail only with an image.
+    """
+    pipeline = build(entries, where)
+    pipeline.set_random_state(np.random.default_rng(0), random.Random(0))
+    page = np.full(TRIED, 255, dtype=np.uint8)
+    page[100:-100:40, 100:-100] = 0
+    for position, step in enumerate(pipeline.transforms):
+        name, arguments = _named(entries[position])
+        if arguments.get("p") == 0:
+            continue
+        step.p = 1
+        try:
+            results = [step(image=writable(page))["image"] for _ in range(DRAWS)]
+        except Exception as error:  # of OpenCV, NumPy or a user's own code
+            raise _fault(where, position, name, error) from None
+        page = results[0]
+    check_result(page, where, img_size)
+
+
+def _named(entry: Any) -> tuple[str, dict[str, Any]]:
+    """The name and the arguments of an entry."""
+    name, arguments = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
+    return name, arguments or {}
+
+
+def _fault(where: str, position: int, name: str, error: Exception) -> ConfigError:
+    reason = " ".join(str(error).split("For further information")[0].split()) or type(error).__name__
+    return ConfigError(f"{where}.{position}: {name}: {reason}")
+
+
+def check_result(page: NDArray[Any], where: str, img_size: int) -> None:
+    """Raises ConfigError if the result of a pipeline has another size or type than the model needs."""
+    if page.shape != (img_size, img_size, 3) or page.dtype != np.uint8:
+        raise ConfigError(
+            f"{where}: returns {'×'.join(map(str, page.shape))} {page.dtype}, but the model needs "
+            f"{img_size}×{img_size}×3 uint8; resize to data.img_size and remove normalisation (the trainer normalises)"
+        )
 
 
 def _values(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -108,10 +156,5 @@ class Augmentation:
         out: NDArray[np.uint8] = (
             merged.merge(pipeline, image) if self.merge else pipeline(image=writable(image))["image"]
         )
-        if out.shape != (self.img_size, self.img_size, 3) or out.dtype != np.uint8:
-            raise ConfigError(
-                f"{self.where}: returns {'×'.join(map(str, out.shape))} {out.dtype}, but the model needs "
-                f"{self.img_size}×{self.img_size}×3 uint8; resize to data.img_size and remove normalisation (the "
-                "trainer normalises)"
-            )
+        check_result(out, self.where, self.img_size)
         return writable(np.ascontiguousarray(out))  # torch warns about a read-only image from the cache

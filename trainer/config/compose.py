@@ -67,6 +67,13 @@ def compose_shared(overrides: Sequence[str] = (), command: str = "train") -> Con
     return config
 
 
+def own_transforms(config: Config) -> dict[str, list[Any]]:
+    """train_transforms and val_transforms, if they are other than those of the data group."""
+    group = compose([f"data={config.choices['data']}", f"data.img_size={config.data.img_size}"]).data
+    lists = {"train_transforms": config.data.train_transforms, "val_transforms": config.data.val_transforms}
+    return {name: entries for name, entries in lists.items() if entries != getattr(group, name)}
+
+
 def _further(chosen: tuple[str, ...], values: Sequence[Value], faults: Sequence[str]) -> list[str]:
     """The errors of the values that can be set, beside the `faults` of the others. Without those that may follow from
     a fault, since they name its key or a value that nobody has given."""

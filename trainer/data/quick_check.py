@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from trainer.base.errors import DataError
+from trainer.base.errors import ConfigError, DataError
 from trainer.base.plural import counted
+from trainer.config.compose import own_transforms
 from trainer.config.schema import Config, DataConfig, TrainingConfig
 from trainer.data import duplicates, leaks, split
 from trainer.data.duplicates import Pair
@@ -78,6 +80,7 @@ def _configurations(configs: Sequence[Config], tables: dict[str, Table]) -> list
     """The answer to each configuration. Equal partitions are made once."""
     partitions: dict[tuple[object, ...], list[split.Side] | DataError] = {}
     equal: list[Pair] | None = None
+    tried: dict[str, list[str]] = {}
     answers = []
     for config in configs:
         table = tables[config.data.group_column]
@@ -88,6 +91,15 @@ def _configurations(configs: Sequence[Config], tables: dict[str, Table]) -> list
             except DataError as error:
                 partitions[key] = error
         sides = partitions[key]
+        wrong: list[str] = []
+        for name, transforms in own_transforms(config).items():
+            what = repr((name, transforms, config.data.img_size))
+            if what not in tried:
+                tried[what] = _tried(name, transforms, config.data.img_size)
+            wrong += tried[what]
+        if wrong:
+            answers.append(Answer(wrong))
+            continue
         if isinstance(sides, DataError):
             answers.append(Answer(str(sides).splitlines()))
             continue
@@ -95,6 +107,16 @@ def _configurations(configs: Sequence[Config], tables: dict[str, Table]) -> list
             equal = duplicates.equal_files(table.paths)
         answers.append(_of_sides(config, table, sides, equal))
     return answers
+
+
+def _tried(name: str, transforms: list[Any], img_size: int) -> list[str]:
+    from trainer.augment import pipeline  # takes a second
+
+    try:
+        pipeline.try_out(transforms, f"data.{name}", img_size)
+    except ConfigError as error:
+        return str(error).splitlines()
+    return []
 
 
 def _of_sides(config: Config, table: Table, sides: Sequence[split.Side], equal: Sequence[Pair]) -> Answer:

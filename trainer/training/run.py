@@ -17,6 +17,7 @@ import torch
 from lightning_fabric import Fabric
 from torch.utils.data import DataLoader
 
+from trainer.augment import pipeline
 from trainer.augment.corruption import Corruption
 from trainer.augment.pipeline import Augmentation
 from trainer.base import cores, loading, provenance
@@ -24,6 +25,7 @@ from trainer.base.errors import ConfigError, StoppedError
 from trainer.base.figures import MAIN
 from trainer.base.files import check_folder, resume_file, write_text
 from trainer.base.plural import counted
+from trainer.config.compose import own_transforms
 from trainer.config.plain import to_dict, to_yaml
 from trainer.config.schema import Config
 from trainer.data import duplicates, leaks, sampling
@@ -183,6 +185,8 @@ def _steps_per_epoch(config: Config, inputs: Inputs) -> int:
 
 def _inputs(config: Config, run_dir: Path) -> Inputs:
     """Check the data and the augmentation of the run. Raises ConfigError or DataError."""
+    for name, entries in own_transforms(config).items():
+        pipeline.try_out(entries, f"data.{name}", config.data.img_size)
     train_view = Augmentation(
         config.data.train_transforms, "data.train_transforms", config.data.img_size, config.seed, config.data.fast
     )

@@ -147,6 +147,20 @@ def test_too_few_images_are_told_at_the_line_of_the_value(documents: Path, lab: 
     assert not lab.runs.exists() or not list(lab.runs.glob("*-2*"))
 
 
+def test_transforms_that_fail_with_an_image_are_told_at_their_line(documents: Path, lab: Lab) -> None:
+    """Albumentations takes these values, and OpenCV refuses them only with a page."""
+    lab.environment["PYTHONPATH"] = os.environ["PYTHONPATH"]  # the real trainer
+    job = lab.job(
+        "matrix:\n  seed: [1, 2]\noverrides:\n  model.pretrained: false\n  training.batch_size: 2\n"
+        "  data.val_fraction: 0.5\n  data.img_size: 64\n  data.train_transforms:\n"
+        "    - Resize: {height: 64, width: 64}\n    - GaussianBlur: {blur_limit: -3}\n"
+    )
+    done = lab.launcher("plan", job, "--data", str(documents))
+    first, *others = [line for line in done.stderr.splitlines() if "once for all runs" not in line]
+    assert done.returncode == 65 and not others, done.stderr
+    assert first.startswith("error: job.yaml:8: data.train_transforms.1: GaussianBlur: OpenCV")
+
+
 @pytest.mark.parametrize(
     ("words", "place"),
     [

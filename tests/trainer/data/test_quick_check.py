@@ -38,6 +38,18 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["data.val_fraction=0.8"], "data.val_fraction=0.8: 14 images in 4 classes cannot be split: training gets 2"),
         (["data.folds=5"], "data.folds=5: 14 images in 4 classes cannot be split: a class has at most 4 images"),
         (["data.folds=2"], ""),
+        (
+            [
+                "data.img_size=64",
+                "data.train_transforms=[{Resize:{height:64,width:64}},{GaussianBlur:{blur_limit:-3}}]",
+            ],
+            "data.train_transforms.1: GaussianBlur: OpenCV",
+        ),
+        (
+            ["data.img_size=64", "data.val_transforms=[{Resize:{height:64,width:32}}]"],
+            "data.val_transforms: returns 64×32×3 uint8, but the model needs 64×64×3 uint8;",
+        ),
+        (["data.img_size=64"], ""),
         (["data.allowed_leaks=[nope.jpg]"], "data.allowed_leaks: unknown training image 'nope.jpg'"),
     ],
 )
