@@ -129,7 +129,7 @@ def find_submission(runs_root: Path, name: str | None = None) -> Path:
     if len(beginning) == 1:
         return runs_root / beginning[0]
     if beginning:
-        raise RunError(f"'{name}' is ambiguous; write one of: {', '.join(beginning)}")
+        raise RunError(f"'{name}' is ambiguous; write one of: {listed(beginning[::-1])}")
     raise RunError(f"{runs_root}: no submission '{name}'; {nearest(name, names)}")
 
 
@@ -163,7 +163,7 @@ def find_run(runs_root: Path, name: str) -> Path:
             [p for p in paths if fits(p.name, run)],
         ):
             if len(matches) > 1:
-                raise RunError(f"'{name}' is ambiguous; write one of: {', '.join(p.name for p in matches)}")
+                raise RunError(f"'{name}' is ambiguous; write one of: {listed([p.name for p in matches])}")
             if matches:
                 return matches[0]
     raise RunError(f"no run '{name}'; {nearest(run, [path.name for path in known])}")

@@ -179,6 +179,20 @@ def test_of_several_submissions_of_a_job_the_latest_is_meant(run_dir: Path) -> N
         find_submission(root, "job-2026")
 
 
+def test_a_name_of_thousands_lists_a_few_of_them_the_latest_first(run_dir: Path) -> None:
+    root = run_dir.parents[1]
+    for number in range(100):
+        later = root / f"many-20261125-1015{number:02}"
+        later.mkdir()
+        write_json(later / "submission.json", {})
+        (run_dir.parent / ".state" / f"{number + 2:03}-seed{number}").mkdir()
+        (run_dir.parent / f"{number + 2:03}-seed{number}").mkdir()
+    with pytest.raises(RunError, match=r"write one of: many-20261125-101599, .* … and 88 more$"):
+        find_submission(root, "many-2026")
+    with pytest.raises(RunError, match=r"write one of: 002-seed0, .* … and 88 more$"):
+        find_run(root, f"{run_dir.parent.name}/*seed*")
+
+
 @pytest.mark.parametrize(
     ("log", "said"),
     [
