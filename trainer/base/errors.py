@@ -6,6 +6,7 @@ A caller that catches `TrainerError` can print `str(error)`. It says what is wro
 from __future__ import annotations
 
 import functools
+import heapq
 import os
 from collections.abc import Iterable, Sequence
 
@@ -67,12 +68,19 @@ def nearest(word: str, valid: Iterable[str]) -> str:
 @functools.lru_cache(1024)
 def _nearest(word: str, names: Sequence[str]) -> str:
     """Cached: a thousand runs with one wrong name ask a thousand times."""
-    lower = {name.lower(): name for name in names}
     import difflib
 
-    match = difflib.get_close_matches(word.lower(), list(lower), n=1, cutoff=0.6)
+    lower, word = {name.lower(): name for name in names}, word.lower()
+    candidates = heapq.nlargest(1000, lower, key=lambda name: _in_place(name, word))  # difflib is slow
+    match = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
     if match:
         return f"did you mean '{lower[match[0]]}'?"
     if len(names) <= 12:
         return "valid: " + ", ".join(names)
     return "valid: " + ", ".join(names[:12]) + f", … ({len(names)} in all)"
+
+
+def _in_place(one: str, other: str) -> int:
+    """How many characters of two words agree at the same place, from their beginning or from their end."""
+    ways = (one, other), (one[::-1], other[::-1])
+    return max(sum(a == b for a, b in zip(*way, strict=False)) for way in ways)
