@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 from launcher.base import fields
 from launcher.base.errors import FencedError, RecordError, RunError
-from launcher.host import processes
 from launcher.record import folders
 from launcher.record.folders import JOURNAL, PASSING, REQUEST, STATUS, Folder
 from launcher.record.locks import is_run_locked, lock_journal, run_locked
@@ -283,6 +282,8 @@ def _repair(folder: Folder, last: Mapping[str, Any]) -> None:
 def is_here(status: Status) -> bool:
     """Whether a run in progress was started on this host: by the host's name, or by its boot, since a host can change
     its name."""
+    from launcher.host import processes  # takes ctypes, and few commands come here
+
     host, boot = status.figures.get("host"), processes.boot()
     named = (status.figures.get("boot"), str(status.figures.get("pid_started")).partition("/")[0])
     return not host or host == os.uname().nodename or (boot != "" and boot in named)

@@ -26,6 +26,7 @@ from rich.table import Table
 from launcher.cli import options, tables, top, watch
 from launcher.engines.host_memory import HostMemory
 from launcher.host import gpu_locks, machine
+from launcher.record import lease
 from launcher.record.find import list_runs
 from launcher.record.folders import create_state, state_folder
 from launcher.record.journal import Status, append_event, create_run
@@ -384,21 +385,27 @@ def test_a_wide_table_and_control_characters_are_left_to_rich() -> None:
 
 SLOW = (
     "rich.console", "yaml", "omegaconf", "hydra", "pydantic", "numpy", "subprocess", "statistics", "logging",
-    "importlib.metadata", "launcher.engines.base", "launcher.engines.native.engine",
+    "importlib.metadata", "launcher.engines.base", "launcher.engines.native.engine", "launcher.host.machine", "hashlib",
+    "secrets", "shutil", "tempfile", "ctypes", "difflib",
 )  # fmt: skip
 """Modules that take longer than the rest of the command."""
 
 
 @pytest.mark.parametrize("words", [["status"], ["status", "--json"]])
-def test_status_imports_little(tmp_path: Path, words: list[str]) -> None:
+@pytest.mark.parametrize("state", ["queued", "running"])
+def test_status_imports_little(tmp_path: Path, words: list[str], state: str) -> None:
     submission = tmp_path / "one-20261130-120000"
     create_run(submission / "001-x", RunRequest("001-x", 1, "train", []))
+    if state == "running":
+        append_event(submission / "001-x", "starting", devices=[])
+        append_event(submission / "001-x", "running", devices=[])
     (submission / "submission.json").write_text('{"engine": "native", "runs": ["001-x"]}')
     code = (
         "import sys\nfrom launcher.__main__ import main\n"
         f"try:\n    main({[*words, '--runs', str(tmp_path)]})\nfinally:\n"
         f"    print(*sorted({{*{SLOW}}} & {{*sys.modules}}), file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and "001-x" in done.stdout, done.stderr
+    with lease.hold(submission):
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "001-x" in done.stdout and state in done.stdout, done.stderr
     assert done.stderr.split() == []
