@@ -73,6 +73,8 @@ def _expanded(job: Job, machine: Machine, collected: Errors, cpu_only: bool, run
         field, why = too_many
         place = COMMAND_LINE if field == "matrix" and job.axes else job.document.place((field,))
         raise JobError(f"{place}: {field}: {why}")
+    if why := _too_large(job):
+        raise JobError(why)
     entries = [] if _trains_nothing(job) else matrix.expand(job.matrix, spec.exclude, spec.include)
     if len(entries) > matrix.MOST_RUNS:
         raise JobError(
@@ -85,6 +87,8 @@ def _expanded(job: Job, machine: Machine, collected: Errors, cpu_only: bool, run
     ]
     if not entries and not _trains_nothing(job):
         errors.append(f"{job.document.place(('exclude',))}: exclude leaves no run")
+    if why := _too_many_steps(job, len(entries)):
+        raise JobError(why)
     priorities = [int(entry.values.pop(PRIORITY, 0)) for entry in entries]
     keys = matrix.differing([entry.values for entry in entries])
     of_job = _common(job)
@@ -204,6 +208,36 @@ def _common(job: Job) -> dict[str, Any]:
         "env": spec.env,
         "secrets": spec.secrets,
     }
+
+
+def _too_large(job: Job) -> str:
+    """That a job has more different keys than any configuration, or too many steps; empty if it has not."""
+    spec, place = job.spec, job.document.place
+    if len(spec.after) > matrix.MOST_STEPS:
+        return f"{place(('after',))}: after: {len(spec.after):,} steps; a job has at most {matrix.MOST_STEPS:,}"
+    keys: set[str] = set()
+    parts = ((("matrix",), job.matrix), (("overrides",), spec.overrides))
+    for path, values in (*parts, *((("include", position), each) for position, each in enumerate(spec.include))):
+        keys.update(values)
+        if len(keys) > matrix.MOST_KEYS:
+            return f"{place(path)}: more than {matrix.MOST_KEYS:,} different keys; a configuration has fewer"
+    return ""
+
+
+def _too_many_steps(job: Job, runs: int) -> str:
+    """That choosing among so many runs for all steps would take too long; empty if it would not."""
+    pairs = matched = 0
+    for position, step in enumerate(job.spec.after):
+        if step.from_ is not None and step.from_.submission is None:
+            pairs += runs
+            matched += runs * len(step.from_.runs or ())
+            if pairs > matrix.MOST_COMPARED or matched > matrix.MOST_MATCHED:
+                return (
+                    f"{job.document.place(('after', position))}: after: too many steps and patterns for {runs:,} runs "
+                    f"(at most {matrix.MOST_COMPARED:,} pairs of step and run, {matrix.MOST_MATCHED:,} of pattern and run): "
+                    "split the job into several"
+                )
+    return ""
 
 
 def _trains_nothing(job: Job) -> bool:

@@ -15,6 +15,11 @@ Combination = dict[str, Any]
 MOST_RUNS = 10_000
 MOST_COMPARED = 2_000_000
 """Pairs of a combination and an entry of exclude or include. One takes about half a microsecond."""
+MOST_KEYS = 1_000
+"""Different keys of a job, which are more than the configuration has: each wrong one costs a millisecond."""
+MOST_STEPS = 1_000
+MOST_MATCHED = 500_000
+"""Pairs of a run and a pattern of a step. One takes some microseconds."""
 SHORT = ("model", "data", "training", "model.name")
 
 

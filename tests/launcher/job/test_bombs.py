@@ -46,6 +46,23 @@ def test_yaml_that_grows_is_refused_at_the_line_where_it_does(text: str, expecte
     assert fault(text).startswith(expected)
 
 
+STEPS = "after:\n" + "".join(f"  - {{{{name: s{n}, step: ensemble, from: {{0}}}}}}\n" for n in range(1001))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"matrix: {{seed: [1]}}\n{STEPS.format('{top: 1}')}", "job.yaml:2: after: 1,001 steps; a job has at most 1,000"),
+        (f"matrix: {{seed: {list(range(5000))}}}\n{STEPS.format('{top: 1}').rpartition('  - ')[0]}", "job.yaml:403: after: too many steps"),
+        (f"matrix: {{seed: {list(range(5000))}}}\nafter:\n- {{name: a, step: ensemble, from: {{runs: {['a*b*c'] * 101}}}}}", "job.yaml:3: after: too many"),
+        (f"overrides: {{{', '.join(f'model.k{n}: 1' for n in range(20_000))}}}", "job.yaml:1: more than 1,000 different keys"),
+        ("include:\n" + "".join(f"- {{k{n}: 1}}\n" for n in range(9_000)), "job.yaml:1002: more than 1,000 different keys"),
+    ],
+)  # fmt: skip
+def test_steps_and_keys_that_would_take_minutes_are_refused_at_their_line(text: str, expected: str) -> None:
+    assert fault(text).startswith(expected)
+
+
 def test_anchors_and_merges_still_work() -> None:
     text = (
         "overrides: &all {training.lr: 1e-3, seed: 1}\ninclude:\n  - {<<: *all, seed: 2}\n  - {<<: [*all], seed: 3}\n"
