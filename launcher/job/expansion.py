@@ -234,8 +234,8 @@ def _too_many_steps(job: Job, runs: int) -> str:
             if pairs > matrix.MOST_COMPARED or matched > matrix.MOST_MATCHED:
                 return (
                     f"{job.document.place(('after', position))}: after: too many steps and patterns for {runs:,} runs "
-                    f"(at most {matrix.MOST_COMPARED:,} pairs of step and run, {matrix.MOST_MATCHED:,} of pattern and run): "
-                    "split the job into several"
+                    f"(at most {matrix.MOST_COMPARED:,} pairs of step and run, {matrix.MOST_MATCHED:,} of pattern and "
+                    "run): split the job into several"
                 )
     return ""
 
