@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from launcher.base.errors import EXIT_INTERRUPTED, RunError
+from launcher.base.fields import is_name
 from launcher.record import folders
 from launcher.remote import marked, ssh
 from launcher.remote.host import Host
@@ -42,8 +43,8 @@ def fetch(host: Host, words: Sequence[str], runs_root: Path, quiet: bool = False
     with ssh.connect(host) as connection:
         status = _understood(host, ssh.capture(connection, "status", ["--json", *words]))
         name, directory = str(status["submission"]), str(status["directory"])
-        if Path(name).name != name or name.startswith("."):
-            raise RunError(f"{host.given}: '{name}' is not a valid name of a submission")
+        if not (is_name(name) and name.isprintable()):
+            raise RunError(f"{host.given}: {name[:100]!r} is not a valid name of a submission")
         description = _description(connection, directory)
         copy = runs_root / name
         _prepare(host, copy, description)
@@ -62,7 +63,7 @@ def _understood(host: Host, printed: bytes) -> dict[str, Any]:
     try:
         status: dict[str, Any] = json.loads(printed)
         status["submission"], status["directory"], status["state"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise RunError(
             f"{host.given}: cannot read the status from the launcher there; check its version: launcher --version"
         ) from None
@@ -96,11 +97,21 @@ def _prepare(host: Host, copy: Path, description: bytes) -> None:
                     "copy to another folder: --into DIR"
                 )
     try:
+        if not any((copy / name).exists() for name in ("submission.json", HIDDEN)) and _has_content(copy):
+            raise RunError(
+                f"{copy}: is no submission, and one on {host.given} has its name; copy to another folder: --into DIR"
+            )
         if not (copy / "submission.json").exists():
             copy.mkdir(parents=True, exist_ok=True)
             folders.write(copy / HIDDEN, description)
     except OSError as error:
         raise RunError(f"{copy}: cannot be written to ({error.strerror}); give another folder: --into DIR") from None
+
+
+def _has_content(folder: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        return next(entries, None) is not None
+    return False
 
 
 def _read(copy: Path, name: str) -> bytes:
@@ -150,7 +161,7 @@ def _complete(copy: Path, description: bytes) -> None:
     last."""
     if not (copy / HIDDEN).exists():
         return
-    with contextlib.suppress(ValueError, KeyError, TypeError):
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError, OverflowError):
         created = time.mktime(time.strptime(json.loads(description)["created"], "%Y-%m-%dT%H:%M:%S%z"))
         os.utime(copy / HIDDEN, (created, created))
     (copy / HIDDEN).replace(copy / "submission.json")

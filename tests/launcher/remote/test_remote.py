@@ -20,13 +20,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher.base.errors import RunError
 from launcher.record import lease
 from launcher.record.find import find_submission, list_runs, list_submissions
 from launcher.record.journal import append_event, create_run, read_status
 from launcher.record.locks import is_locked
 from launcher.record.request import RunRequest, read_request
 from launcher.record.states import ENDED
-from launcher.remote import marked, ssh
+from launcher.remote import fetch, marked, ssh
 from launcher.remote.host import Host, parse_host
 from tests.launcher.conftest import Lab, wait_for
 from tests.ssh_server import SshServer, missing
@@ -516,3 +517,29 @@ def test_a_copy_has_no_links_out_of_the_submission(lab: Lab, server: SshServer) 
     copy = lab.runs / "sub" / "001-a"
     assert sorted(path.name for path in copy.iterdir()) == ["inside", "log.txt"]
     assert (copy / "log.txt").stat().st_mode & 0o7000 == 0 and read_status(copy).state == "cancelled"
+
+
+def test_a_server_cannot_name_a_folder_that_is_no_submission(tmp_path: Path) -> None:
+    """Such as the champion's: its files would be overwritten."""
+    champion = tmp_path / "champion"
+    champion.mkdir()
+    (champion / "best_model.ckpt").write_text("mine")
+    with pytest.raises(RunError, match="champion: is no submission, and one on server has its name"):
+        fetch._prepare(parse_host("server"), champion, b"{}")
+    assert [path.name for path in champion.iterdir()] == ["best_model.ckpt"]
+    fetch._prepare(parse_host("server"), tmp_path / "job-1", b"{}")
+    fetch._prepare(parse_host("server"), tmp_path / "job-1", b"{}")  # continues
+    assert [path.name for path in (tmp_path / "job-1").iterdir()] == [fetch.HIDDEN]
+
+
+@pytest.mark.parametrize("printed", [b"[" * 100_000, b"[]", b"7", b"\xff", b"", b'{"submission": "x"}'])
+def test_an_answer_that_is_no_status_is_one_clear_error(printed: bytes) -> None:
+    with pytest.raises(RunError, match="server: cannot read the status"):
+        fetch._understood(parse_host("server"), printed)
+
+
+@pytest.mark.parametrize("created", ["0001-01-01T00:00:00+0000", "9999-99-99", 7, None])
+def test_a_copy_is_completed_whatever_its_date_is(tmp_path: Path, created: object) -> None:
+    (tmp_path / fetch.HIDDEN).write_text("{}")
+    fetch._complete(tmp_path, json.dumps({"created": created}).encode())
+    assert (tmp_path / "submission.json").exists()
