@@ -39,6 +39,12 @@ def printable(text: str) -> str:
     return _CONTROL.sub("", text)
 
 
+def one_line(text: str, most: int = 500) -> str:
+    """The beginning of a text that somebody else wrote, as one line without control characters: at most `most`
+    characters. Bytes that are not UTF-8 stay surrogates."""
+    return " ".join(printable(text[: 4 * most]).split())[:most]
+
+
 def open_log(path: Path) -> BinaryIO:
     """A log, which a run may have exchanged for anything. Raises OSError unless it is a regular file, and no link."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

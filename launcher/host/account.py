@@ -26,7 +26,7 @@ from typing import Any
 
 from launcher.base.errors import RunError
 from launcher.base.sizes import show_size
-from launcher.base.text import printable
+from launcher.base.text import one_line
 from launcher.host import gpu_locks
 from launcher.host.gpu_locks import GpuLock
 from launcher.host.machine import Machine
@@ -74,7 +74,7 @@ class Share:
     def __str__(self) -> str:
         """For people: `job-20261123-211500/001-resnet34 of anna`."""
         names = "/".join(self.directory.split("/")[-2:])
-        return f"{printable(names)[:200]} of {_user(self.uid)}" + (" (it has waited longest)" if self.waits else "")
+        return f"{one_line(names, 200)} of {_user(self.uid)}" + (" (it has waited longest)" if self.waits else "")
 
 
 def share_of(run_dir: Path, cpus: float, memory: int, machine: Machine, engine: str = "") -> Share:

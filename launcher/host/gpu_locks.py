@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.base.text import printable
+from launcher.base.text import one_line
 from launcher.host import nvml
 
 LOCKS = Path("/tmp/launcher-gpu-locks")
@@ -111,7 +111,7 @@ def holder(gpu: str) -> str | None:
     """The text of the lock's owner, or None if the GPU is not locked."""
     descriptor = open_lock(gpu)
     try:
-        return None if lock(descriptor, fcntl.LOCK_EX) else printable(_read(descriptor)[0]) or "another run"
+        return None if lock(descriptor, fcntl.LOCK_EX) else one_line(_read(descriptor)[0], 200) or "another run"
     finally:
         os.close(descriptor)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.base.errors import RunFileError
-from launcher.base.text import printable
+from launcher.base.text import one_line
 from launcher.record.trainer_files import (
     ENSEMBLE,
     LIMITS,
@@ -59,8 +59,7 @@ def line(value: object, most: int = 500) -> str | None:
     """The value if it is a text: as one line without control characters, at most `most` characters. Else None."""
     if not isinstance(value, str):
         return None
-    text = value[: 4 * most].encode(errors="replace").decode()
-    return " ".join(printable(text).split())[:most]
+    return one_line(value[: 4 * most].encode(errors="replace").decode(), most)
 
 
 @dataclass(frozen=True)

@@ -205,6 +205,17 @@ def test_a_part_of_the_host_is_shared_with_launchers_of_the_same_part(folder: Pa
     assert account.used([Share("/a/b", 9, 30 * GIB, pool=account.pool_of(larger))], larger) == (9, 30 * GIB)
 
 
+def test_what_others_wrote_is_one_short_line(folder: Path) -> None:
+    """Else another user could write lines of a table, or a megabyte, into the reason why a run waits."""
+    spoof = "x\n002-seed1  ✓ succeeded\r\x1b[2J\u2028" + "y" * 10_000
+    assert str(Share(f"/runs/{spoof}", uid=0)).startswith("runs/x 002-seed1 ✓ succeeded yyy")
+    lock = gpu_locks.acquire("gpu0", spoof)
+    assert lock is not None
+    for text in (str(Share(f"/runs/{spoof}", uid=0)), gpu_locks.why_taken("gpu0", None) or ""):
+        assert text.isprintable() and 100 < len(text) < 250
+    lock.close()
+
+
 def test_the_message_names_the_holders_the_largest_first() -> None:
     user = account._user(os.getuid())
     held = [Share(f"/runs/job/00{n}-\x1b[2Jx", cpus=n, memory=n * GIB, uid=os.getuid()) for n in range(6)]
