@@ -95,12 +95,14 @@ def _explained(
     over = {run_dir.name for run_dir, status in observed if status.state in ENDED}
     explained = []
     for run_dir, status in observed:
-        needs = requests[run_dir.name].needs if status.state == "queued" else []
-        if status.state == "queued" and run_dir.name in requests.unusable:
-            status = requests.unusable[run_dir.name]
-        elif status.state == "queued" and waits is not None and over.issuperset(needs):
-            reason = "; ".join(part for part in (status.reason, waits) if part)
-            status = dataclasses.replace(status, reason=reason)
+        if status.state == "queued":
+            name = run_dir.name
+            needs = requests[name].needs
+            if name in requests.unusable:
+                status = requests.unusable[name]
+            elif waits is not None and over.issuperset(needs):
+                reason = "; ".join(part for part in (status.reason, waits) if part)
+                status = dataclasses.replace(status, reason=reason)
         explained.append((run_dir, status))
     return explained
 

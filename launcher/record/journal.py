@@ -40,6 +40,7 @@ class Status:
 
 OUTDATED = "outdated"
 """Field of an event that queues a step again although it has succeeded."""
+_NESTED = {list, dict}
 _DEFAULTS = {"attempt": 1, "time": 0.0, "reason": ""}
 _CHECKS: dict[str, fields.Check] = {
     "state": fields.one_of(tuple(TRANSITIONS)),
@@ -69,7 +70,7 @@ def create_run(run_dir: Path, request: RunRequest) -> None:
 
 def status_text(event: Mapping[str, Any]) -> str:
     """The content of status.json after this event, as `json_text` with an indent of 2 writes it."""
-    if any(isinstance(value, list | dict) for value in event.values()):
+    if not _NESTED.isdisjoint(map(type, event.values())):
         return json_text(event, indent=2) + "\n"
     return "{\n" + ",\n".join(f"  {json_text(key)}: {json_text(value)}" for key, value in event.items()) + "\n}\n"
 
@@ -131,7 +132,7 @@ def last_event(content: bytes, folder: Path | str) -> tuple[dict[str, Any] | Non
         line = lines[number - 1]
         event = _event(line, number, folder)
         if event is not None:
-            if any(isinstance(value, list | dict) for value in event.values()):
+            if not _NESTED.isdisjoint(map(type, event.values())):
                 return event, len(status_text(event).encode())
             # One line per field in place of one line for all: indenting every text to measure it takes too long.
             return event, len(line) + 2 * (len(event) - 1) + len("{\n  \n}\n") - len("{}")
