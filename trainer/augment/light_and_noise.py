@@ -105,8 +105,10 @@ def illumination(page: PendingPage, transform: Any) -> bool:
     drawn = parameters(page, transform)
     lay_out(page)
     height, width = page.pixels.shape[:2]
-    # The light is smooth: compute its effect on grey at an eighth of the resolution.
-    grey = np.full((-(-height // 8), -(-width // 8), 3), 0.5, dtype=np.float32)
+    # The light is smooth: compute its effect on grey at an eighth of the resolution. Not on 4 rows: OpenCV would take a
+    # column of 4 numbers for a scalar.
+    small = max(8, -(-height // 8)), max(8, -(-width // 8))
+    grey = np.full((*small, 3), 0.5, dtype=np.float32)
     _light(page, transform.apply(grey, **drawn)[..., 0] * 2)
     return True
 

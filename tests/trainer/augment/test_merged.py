@@ -138,6 +138,15 @@ def test_what_is_interpolated_once_is_where_the_list_puts_it(entries: list[Any])
     assert np.mean(differences) < 3
 
 
+@pytest.mark.parametrize("size", [16, 32, 40])
+def test_light_falls_on_small_pages(size: int) -> None:
+    """At an eighth of 32 pixels OpenCV took a column of 4 numbers for a scalar."""
+    page = np.asarray(draw(0, 1).resize((size, size)))
+    for seed in range(8):
+        listed, made = both([{"Illumination": {"mode": "linear", "p": 1}}], seed, page)
+        assert np.abs(listed - made).mean() < 4
+
+
 def test_what_a_step_cut_off_does_not_come_back() -> None:
     """Moved half out of sight, then back: the list leaves white there."""
     page = np.zeros((96, 96, 3), dtype=np.uint8)
