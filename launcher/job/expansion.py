@@ -140,7 +140,7 @@ def _expanded(job: Job, machine: Machine, collected: Errors, cpu_only: bool, run
             **of_job,
             priority=priority,
             identity=identity,
-            configuration=folds.configuration(words) if composed.data.folds else "",
+            configuration=_configuration(words, composed),
             config=summary,
             predicted_memory=fit.predicted,
             loader_shm=common.loader_shm,
@@ -245,6 +245,14 @@ def _trains_nothing(job: Job) -> bool:
     spec = job.spec
     elsewhere = [step.from_ is None or step.from_.submission is not None for step in spec.after]
     return not (job.matrix or spec.include or spec.overrides or job.overrides) and bool(elsewhere) and all(elsewhere)
+
+
+def _configuration(words: Sequence[str], composed: Config) -> str:
+    if not (cut := composed.data.folds):
+        return ""
+    fold = composed.data.fold or 0
+    taught = [folds.taught_by(teacher, cut, fold) for teacher in composed.training.teachers]
+    return folds.configuration(words, sorted(taught))
 
 
 def _summary(composed: Config) -> dict[str, Any]:

@@ -6,14 +6,16 @@ import collections
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from launcher.base.errors import JobError
+from launcher.base.errors import JobError, LauncherError
 from launcher.job.document import COMMAND_LINE, Document
-from launcher.record.request import RunRequest
+from launcher.record.request import RunRequest, read_request
 
 AXIS = "data.fold"
 COUNT = "data.folds"
+TEACHERS = "training.teachers"
 ALL = "all"
 MOST = 1000
 """Largest number of folds, as in the trainer."""
@@ -54,10 +56,23 @@ def _count(document: Document, words: Sequence[str]) -> int | None:
     return number if 2 <= number <= MOST else None
 
 
-def configuration(words: Sequence[str]) -> str:
-    """The common name of runs whose overrides differ only in the fold."""
-    others = sorted(word for word in words if not word.startswith(f"{AXIS}="))
-    return hashlib.sha256(repr(others).encode()).hexdigest()
+def configuration(words: Sequence[str], taught: Sequence[str] = ()) -> str:
+    """The common name of runs whose overrides differ only in the fold. `taught`: what `taught_by` says of the teachers,
+    which may be other files for each fold."""
+    others = sorted(word for word in words if not word.startswith((f"{AXIS}=", f"{TEACHERS}=")))
+    words = [*others, *taught]
+    return hashlib.sha256(repr(words).encode()).hexdigest()
+
+
+def taught_by(teacher: str, folds: int, fold: int) -> str:
+    """A description of a teacher of a run with a fold. One that is the same fold of another configuration is described
+    by this configuration, any other by its path."""
+    try:
+        own = read_request(Path(teacher).expanduser().parent)
+    except (LauncherError, OSError):
+        return teacher
+    same = (own.config.get("folds"), own.config.get("fold")) == (folds, fold) and bool(own.configuration)
+    return f"fold of {own.configuration}" if same else teacher
 
 
 def counts(trained: Sequence[RunRequest]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -153,7 +154,7 @@ def group(loaded: Sequence[Loaded]) -> list[Member]:
     groups: dict[str, list[Loaded]] = {}
     for place, part in enumerate(loaded):
         folds = part.checkpoint.validation.get("folds_fingerprint") if len(splits) > 1 else None
-        key = json.dumps([folds, _important(part.checkpoint.config)], sort_keys=True) if folds else str(place)
+        key = json.dumps([folds, _recipe(part.checkpoint)], sort_keys=True) if folds else str(place)
         groups.setdefault(key, []).append(part)
     return [_member(parts, key[0] == "[") for key, parts in groups.items()]
 
@@ -172,6 +173,23 @@ def _member(parts: list[Loaded], folded: bool) -> Member:
     chosen = [config.choices[key] for key in ("data", "training") if key in config.choices]
     name = f"{config.model.name} ({', '.join([*chosen, f'{config.data.img_size} px', f'seed {config.seed}'])})"
     return Member(name, [by_fold[fold] for fold in sorted(by_fold)], config.data.folds)
+
+
+def _recipe(part: Checkpoint) -> dict[str, Any]:
+    """What the folds of one model have in common. Their teachers are described by `taught_by`, if that is known."""
+    recipe = _important(part.config)
+    taught = part.provenance.get("teachers")
+    return recipe | {"training.teachers": taught} if taught else recipe
+
+
+def taught_by(teacher: Checkpoint, sha256: str, split_fingerprint: str) -> str:
+    """A description of a teacher for `_recipe`. Each fold of a student may have another file as its teacher: one that
+    held out the same fold is described by its own configuration, any other by its file."""
+    own = teacher.validation
+    if own.get("folds_fingerprint") and own.get("split_fingerprint") == split_fingerprint:
+        text = json.dumps([own["folds_fingerprint"], _recipe(teacher)], sort_keys=True)
+        return f"fold of {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return sha256[:16]
 
 
 def _important(config: dict[str, Any]) -> dict[str, Any]:

@@ -250,7 +250,7 @@ def _assemble(
     lines."""
     table, split, training, world = inputs.table, inputs.split, config.training, fabric.world_size
     channels_last = device.channels_last(training.channels_last, chosen)
-    teaching = teachers.load(training.teachers, table.class_names, fabric.device, channels_last)
+    teaching = teachers.load(training.teachers, table.class_names, fabric.device, channels_last, split.fingerprint)
     state = past.state if past is not None else None
     usable, steps_per_epoch = _usable(config, inputs), _steps_per_epoch(config, inputs)
     progress = Progress(**state["progress"]) if state is not None else Progress()
@@ -290,6 +290,8 @@ def _assemble(
         saved=Saved(time.monotonic()),
         poll=Poll(progress.step),
     )
+    if teaching:
+        run.provenance["teachers"] = ", ".join(sorted(f"{t.described} × {t.share:.6g}" for t in teaching))
     run.reporter.best_f1 = progress.best.get(MAIN)
     if run.chief:
         keep.sweep(run_dir)

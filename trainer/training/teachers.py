@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from trainer.base.errors import ConfigError
-from trainer.models import build, checkpoint, ensemble_file
+from trainer.models import build, ensemble_file
 
 
 @dataclass(frozen=True)
@@ -32,30 +32,36 @@ class Teacher:
     """The path in `training.teachers`. The members of an ensemble have the same path."""
     split_fingerprint: str | None
     """Fingerprint of its validation split, if known."""
+    described: str = ""
+    """See `ensemble_file.taught_by`."""
 
 
-def read(paths: Sequence[str]) -> list[tuple[str, checkpoint.Checkpoint, float]]:
-    """The checkpoints of `training.teachers`, each with its path and its share. All paths have equal shares. Members of
-    an ensemble.json divide its share by their weights. Raises ConfigError."""
-    members: list[tuple[str, checkpoint.Checkpoint, float]] = []
+def read(paths: Sequence[str]) -> list[tuple[str, ensemble_file.Loaded, float]]:
+    """The checkpoints of `training.teachers`, each with its path there and its share. All paths have equal shares.
+    Members of an ensemble.json divide its share by their weights. Raises ConfigError."""
+    members: list[tuple[str, ensemble_file.Loaded, float]] = []
     for name in paths:
         path = Path(name).expanduser()
         try:
             if path.suffix == ".json":
                 ensemble = ensemble_file.read(path)
                 shares = zip(ensemble.parts, ensemble.shares, strict=True)
-                members += [(name, part.checkpoint, share / len(paths)) for part, share in shares]
+                members += [(name, part, share / len(paths)) for part, share in shares]
             else:
-                members.append((name, checkpoint.load(path), 1 / len(paths)))
+                members.append((name, ensemble_file.load(path), 1 / len(paths)))
         except ConfigError as error:
             raise ConfigError(f"training.teachers: {error}") from None
     return members
 
 
-def load(paths: Sequence[str], class_names: Sequence[str], on: torch.device, channels_last: bool) -> list[Teacher]:
-    """The teachers on the device `on`. Raises ConfigError if a file is missing or has other classes."""
+def load(
+    paths: Sequence[str], class_names: Sequence[str], on: torch.device, channels_last: bool, split_fingerprint: str = ""
+) -> list[Teacher]:
+    """The teachers on the device `on`, for a student with this validation split. Raises ConfigError if a file is
+    missing or has other classes."""
     teachers = []
-    for path, member, share in read(paths):
+    for path, part, share in read(paths):
+        member = part.checkpoint
         if set(member.class_names) != set(class_names):
             odd = ", ".join(sorted(set(member.class_names) ^ set(class_names)))
             raise ConfigError(
@@ -68,7 +74,8 @@ def load(paths: Sequence[str], class_names: Sequence[str], on: torch.device, cha
         net = build.Normalized(bare, mean, std, channels_last).to(on).eval().requires_grad_(False)
         order = [member.class_names.index(name) for name in class_names]
         split = member.validation.get("split_fingerprint")
-        teachers.append(Teacher(net, size, member.temperature, order, share, path, split))
+        described = ensemble_file.taught_by(member, part.sha256, split_fingerprint)
+        teachers.append(Teacher(net, size, member.temperature, order, share, path, split, described))
     return teachers
 
 

@@ -17,7 +17,7 @@ from launcher.base.errors import JobError, RunError
 from launcher.host.machine import BUILT_IN
 from launcher.job import expansion, spec, steps
 from launcher.record import predictions
-from launcher.record.request import RunRequest
+from launcher.record.request import RunRequest, write_request
 from launcher.results import collect, leaderboard
 from tests.launcher.boards import add_run, images, predicted, scored_folds, scored_run, truth, write_predictions
 from tests.launcher.conftest import Lab
@@ -202,6 +202,8 @@ def planned(tmp_path: Path, text: str, *words: str) -> list[RunRequest]:
     return [each.request for each in expansion.expand(spec.load(tmp_path / "job.yaml", words), SERVER)]
 
 
+CHECKPOINT = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
+"""How torch.save began once."""
 ALL = "matrix: {model: [resnet34, resnet50], data.fold: all}\noverrides: {data.folds: 3, training.lr: 0.001}\n"
 
 
@@ -217,6 +219,33 @@ def test_all_folds_are_an_axis_and_the_command_line_changes_their_number(tmp_pat
     words = ["model=resnet34", "data.folds=4", "data.fold=all"]
     assert len(expansion.expand(spec.from_overrides(words), SERVER)) == 4
     assert planned(tmp_path, "overrides: {model: resnet34}\n")[0].configuration == ""
+
+
+def test_students_whose_teachers_are_the_same_folds_are_one_configuration(tmp_path: Path) -> None:
+    """Each fold's teacher is another file. A teacher of another fold has seen what its student holds out."""
+    for request in planned(tmp_path, "matrix: {data.fold: all}\noverrides: {data.folds: 2}\n"):
+        folder = tmp_path / "runs" / "teachers" / request.name
+        folder.mkdir(parents=True)
+        (folder.parent / ".state" / request.name).mkdir(parents=True)
+        write_request(folder, request)
+        (folder / "best.ckpt").write_bytes(CHECKPOINT)
+    first, second = sorted((tmp_path / "runs" / "teachers").glob("0*"))
+
+    def configurations(*teachers: Path) -> int:
+        entries = [
+            f"  - {{data.fold: {fold}, training.teachers: ['{teacher}/best.ckpt']}}\n"
+            for fold, teacher in enumerate(teachers)
+        ]
+        made = planned(tmp_path, "overrides: {data.folds: 2, model: resnet34}\ninclude:\n" + "".join(entries))
+        assert [each.config["fold"] for each in made] == [0, 1]
+        return len({each.configuration for each in made})
+
+    assert configurations(first, second) == 1, "unlike files of one teacher's folds"
+    assert configurations(second, first) == 2, "each has seen the images that its student holds out"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "best.ckpt").write_bytes(CHECKPOINT)
+    assert configurations(first, tmp_path / "other") == 2, "its origin is unknown"
+    assert configurations(tmp_path / "other", tmp_path / "other") == 1, "one teacher for all"
 
 
 @pytest.mark.parametrize(

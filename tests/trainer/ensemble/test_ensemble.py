@@ -369,3 +369,23 @@ def test_a_wrong_option_is_one_clear_error(
     assert main([word.format(first=trained[0] / "best.ckpt") for word in words]) == 64
     assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir()), "nothing is written"
+
+
+def test_students_of_folds_are_one_model_if_each_teacher_held_out_the_same_fold(
+    folds: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their teachers are other files, but folds of one model themselves. Any other teachers differ."""
+    for fold, teacher in enumerate(folds):
+        monkeypatch.setenv("RUN_DIR", str(tmp_path / str(fold)))
+        words = ["data.folds=3", f"data.fold={fold}", "training.max_steps=1", "training.batch_size=8"]
+        assert main(["train", *TINY, *words, f"training.teachers=[{teacher}]"]) == 0
+    students = [ensemble_file.load(tmp_path / str(fold) / "best.ckpt") for fold in range(3)]
+    (member,) = ensemble_file.group(students)
+    assert [part.path for part in member.parts] == [part.path for part in students] and not member.missing()
+
+    first, second = (part.checkpoint.validation["split_fingerprint"] for part in students[:2])
+    teacher = ensemble_file.load(folds[0])
+    assert ensemble_file.taught_by(teacher.checkpoint, "ab" * 32, first).startswith("fold of ")
+    assert ensemble_file.taught_by(teacher.checkpoint, "ab" * 32, second) == "ab" * 8, "it saw the held-out images"
+    unlike = replace(students[1].checkpoint, provenance={**students[1].checkpoint.provenance, "teachers": "ab" * 8})
+    assert len(ensemble_file.group([students[0], replace(students[1], checkpoint=unlike), students[2]])) == 2
