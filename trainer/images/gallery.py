@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+WIDTH = 22.0
+"""Widest line of a caption, in heights of its letters."""
 matplotlib.rcParams["text.parse_math"] = False  # a class may be called $x$
 
 
@@ -44,7 +47,8 @@ def gallery(tiles: Sequence[Tile], columns: int, title: str) -> Figure:
     for position, tile in enumerate(tiles, start=1):
         axes = figure.add_subplot(lines, columns, position)
         axes.set_axis_off()
-        axes.set_title(tile.caption, fontsize=8, color=tile.colour)
+        caption = "\n".join(fitted(line) for line in tile.caption.split("\n"))
+        axes.set_title(caption, fontsize=8, color=tile.colour)
         try:
             if tile.path is None:
                 raise OSError
@@ -56,6 +60,32 @@ def gallery(tiles: Sequence[Tile], columns: int, title: str) -> Figure:
         axes.imshow(np.asarray(image))
     figure.suptitle(title, fontsize=11)
     return figure
+
+
+def fitted(line: str) -> str:
+    """The line, with its middle left out if it is wider than a tile: a caption would cover those beside it.
+
+    >>> fitted("x" * 100), fitted("short")
+    ('xxxxxxxxxxxxxxxx…xxxxxxxxxxxxxxxx', 'short')
+    """
+    widths = [_width(letter) for letter in line]
+    if sum(widths) <= WIDTH:
+        return line
+    ends = [line, line[::-1]]
+    for place, letters in enumerate((widths, widths[::-1])):
+        count, room = 0, WIDTH / 2 - 0.5
+        while room >= letters[count]:
+            room -= letters[count]
+            count += 1
+        ends[place] = ends[place][:count]
+    return f"{ends[0]}…{ends[1][::-1]}"
+
+
+def _width(letter: str) -> float:
+    """About its width, in heights of its letters."""
+    if unicodedata.east_asian_width(letter) in "WF" or letter in "MWmw@%":
+        return 1.0
+    return 0.78 if letter.isupper() else 0.64
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -58,7 +58,7 @@ def estimate(config: Config, classes: int = CLASSES, precisions: tuple[str, ...]
     estimates = {}
     weights = sum(t.untyped_storage().nbytes() for t in (*net.parameters(), *net.buffers()))
     ema = weights if config.training.ema_decay is not None else 0
-    members = [member.state_dict for _, member, _ in teaching.read(config.training.teachers)]
+    members = [part.checkpoint.state_dict for _, part, _ in teaching.read(config.training.teachers)]
     teachers = sum(tensor.nbytes for state in members for tensor in state.values())
     for precision in precisions:
         low, high = (trace.peaks(config, net, optimizer, mode, precision, batch, classes) for batch in _BATCHES)

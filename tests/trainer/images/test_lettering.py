@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,3 +155,19 @@ def test_the_matrix_of_many_classes_stays_small(tmp_path: Path) -> None:
     gallery.save(plots.confusion(known, Lettering(names)), tmp_path / "matrix.png")
     with Image.open(tmp_path / "matrix.png") as picture:
         assert max(picture.size) < 4000
+
+
+@pytest.mark.parametrize("letter", ["송", "W", "i"])
+def test_long_names_stay_within_their_tile(tmp_path: Path, letter: str) -> None:
+    """And keep both ends: the name of the file, and the probability."""
+    draw(0, 1).save(tmp_path / "page.png")
+    lettering.prepare([letter])
+    caption = f"{letter * 60}/page.png\n→ {letter * 40} (19%)"
+    figure = gallery.gallery([gallery.Tile(tmp_path / "page.png", caption)] * 3, 3, "title")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    places = [axes.title.get_window_extent() for axes in figure.axes]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(places))
+    assert places[0].x0 >= 0 and places[-1].x1 <= figure.bbox.x1
+    first, second = figure.axes[0].get_title().split("\n")
+    assert first.endswith("/page.png") and "…" in first and second.startswith("→ ") and second.endswith("(19%)")
