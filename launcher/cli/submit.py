@@ -116,8 +116,8 @@ def resume(
     name: str | None, gpus: str | None, machine: str | None, take_over: bool, in_background: bool, detach: bool,
     runs_root: Path,
 ) -> int:  # fmt: skip
-    """Continue a submission: start its queued, lost and stopped runs, each from its last checkpoint. Of a RUN, start
-    only this one, and queued runs that it needs."""
+    """Continue a submission: start its queued, stopped, lost and failed runs, each from its last checkpoint, but none
+    that failed for its configuration or data. Of a RUN, start only this one, and queued runs that it needs."""
     from launcher.engines import registry
     from launcher.engines.base import SupervisedEngine
     from launcher.host.machine import select

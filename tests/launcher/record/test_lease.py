@@ -200,6 +200,16 @@ def test_after_a_power_cut_of_this_machine_nobody_is_waited_for(
     assert len(said) == 2
 
 
+@pytest.mark.parametrize(("ahead", "expected"), [(-40, False), (-20, True), (3, True), (20, True), (3600, False)])
+def test_the_clock_of_a_file_server_may_be_ahead(tmp_path: Path, ahead: float, expected: bool) -> None:
+    """Else a launcher on another host would seem to vanish after each heartbeat."""
+    written(tmp_path)
+    os.utime(tmp_path / lease.FILE, (time.time() + ahead,) * 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lease, "EXPIRY", 30.0)
+        assert lease.is_driven(tmp_path) is expected
+
+
 def test_a_person_can_take_over_from_a_host_that_is_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "EXPIRY", 1e9)
     written(tmp_path)
