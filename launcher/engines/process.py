@@ -97,6 +97,7 @@ def run_trainer(
                 devices=list(devices),
                 host=os.uname().nodename,
             )
+            began = time.monotonic()  # a clock that is set back changes nothing
             timed_out, at_once = _wait(process, signals, request.timeout, overseer)
             stopped = overseer.asked(signals.times) > 0
             detail = last_error(run_dir, begin)
@@ -121,7 +122,7 @@ def run_trainer(
             status.attempt,
             ": ".join(part for part in (reason, detail) if part),
             exit_code=process.returncode,
-            seconds=round(time.time() - read_status(run_dir).time, 1),
+            seconds=round(time.monotonic() - began, 1),
             peak_host_memory_bytes=peak,
             **overseer.mark,
         )

@@ -53,7 +53,7 @@ _CHECKS: dict[str, fields.Check] = {
     **dict.fromkeys(("fence", "retry", "micro_batch", "peak_host_memory_bytes"), fields.COUNT),
     OUTDATED: fields.FLAG,
     "exit_code": fields.whole(-(10**6), 10**6),
-    "seconds": fields.number(0, 10**10),
+    "seconds": fields.number(-(10**10), 10**10),
 }
 """Types of the fields of an event."""
 

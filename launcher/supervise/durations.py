@@ -82,7 +82,7 @@ def _totals(states: Mapping[str, Status], etas: Mapping[str, float], now: float)
     for name, status in states.items():
         seconds = status.figures.get("seconds")
         if status.state == "succeeded" and status.attempt == 1 and isinstance(seconds, int | float):
-            totals[name] = float(seconds)
+            totals[name] = max(0.0, float(seconds))  # an earlier version wrote -3599 if the clock was set back
     return totals
 
 

@@ -157,7 +157,7 @@ class Containers:
             watched.id, warned = create.create(engine.client, engine.info, self.hooks.options(given))
             self.hooks.created(watched.id)
             engine.client.api.start(watched.id)
-            watched.began = time.time()
+            watched.began = time.monotonic()
         except Exception as error:  # errors of the SDK and its HTTP library, and of the host's files
             self._clear(watched)
             if not isinstance(error, RunError) and not engine.answers():
@@ -242,10 +242,10 @@ class Containers:
         if watched.thread is not None and not watched.thread.is_alive():
             del self._watched[run_dir]
             return read_status(run_dir).state not in ENDED
-        if watched.began and time.time() - watched.began > POLL:
+        if watched.began and time.monotonic() - watched.began > POLL:
             sample_memory(watched, self.connection.impatient if self.connection.is_local else None)
         limit = watched.request.timeout
-        if limit and watched.began and not watched.timed_out and time.time() - watched.began > limit:
+        if limit and watched.began and not watched.timed_out and time.monotonic() - watched.began > limit:
             watched.timed_out = True
             self._end(watched, at_once=False)
         return True
@@ -265,7 +265,8 @@ class Containers:
         with suppress(OSError):
             held.append(account.reclaim(run_dir, NAME, request.resources.cpus or 0, request.resources.memory or 0))
         watched = ContainerAttempt(run_dir, attempt, request, [one for one in held if one], str(container.id))
-        watched.began = client.seconds(container.attrs["State"]["StartedAt"])
+        if started := client.seconds(container.attrs["State"]["StartedAt"]):
+            watched.began = time.monotonic() - max(0.0, time.time() - started)
         self._in_thread(watched, lambda: self._take_over(watched, container))
         return True
 

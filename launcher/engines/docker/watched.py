@@ -42,6 +42,7 @@ class ContainerAttempt:
     held: list[GpuLock] = field(default_factory=list)
     id: str = ""
     began: float = 0.0
+    """When its container was started, by the monotonic clock; 0: not yet."""
     timed_out: bool = False
     peak: int | None = None
     log_begin: int = 0

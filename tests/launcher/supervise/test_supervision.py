@@ -302,6 +302,19 @@ def test_a_run_beyond_its_time_limit_is_stopped(lab: Lab) -> None:
     assert lab.journal("stopped"), "it was asked before it was killed"
 
 
+def test_a_clock_that_is_set_back_loses_no_result(lab: Lab) -> None:
+    gate = lab.root / "gate"
+    lab.plan = {"*": {"until": str(gate)}}
+    lab.environment["FAKE_CLOCK"] = str(gate)
+    process = lab.start("submit", lab.job(seeds(1, "timeout: 1h\n")), lab.machine())
+    wait_for(lambda: lab.journal("begin") and lab.status("1").state == "running", "a run")
+    gate.touch()
+    assert process.wait(60) == 0, process.stdout and process.stdout.read()
+    events = read_events(find_run(lab.runs, "1"))
+    assert events[-1]["state"] == "succeeded" and events[-1]["time"] < events[0]["time"]
+    assert 0 <= events[-1]["seconds"] < 60
+
+
 def test_stop_ends_one_run_or_all(lab: Lab) -> None:
     gate = lab.root / "gate"
     lab.plan = {"*": {"until": str(gate)}}
