@@ -233,8 +233,9 @@ def _too_many_steps(job: Job, runs: int) -> str:
             matched += runs * len(step.from_.runs or ())
             if pairs > matrix.MOST_COMPARED or matched > matrix.MOST_MATCHED:
                 return (
-                    f"{job.document.place(('after', position))}: after: too many steps and patterns for {runs:,} runs "
-                    f"(at most {matrix.MOST_COMPARED:,} pairs of step and run, {matrix.MOST_MATCHED:,} of pattern and "
+                    f"{job.document.place(('after', position))}: after: too many steps and patterns for "
+                    f"{counted(runs, 'run')} (at most {matrix.MOST_COMPARED:,} pairs of step and run, "
+                    f"{matrix.MOST_MATCHED:,} of pattern and "
                     "run): split the job into several"
                 )
     return ""
