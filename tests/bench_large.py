@@ -24,7 +24,7 @@ from PIL import Image
 
 WORDS = [
     "model.name=resnet10t", "model.pretrained=false", "data=document_aug", "data.img_size=32", "training.epochs=1",
-    "training.batch_size=256", "training.max_steps=10", "device=cpu", "training.precision=fp32",
+    "training.batch_size=256", "training.max_steps=50", "device=cpu", "training.precision=fp32",
 ]  # fmt: skip
 INTERVALS = """
 import numpy as np
@@ -129,7 +129,7 @@ def run(root: Path, images: int, classes: int) -> dict[str, Figure]:
         before, whole = found["before"], found["all"]
         note(f"{name}, before the first epoch", before)
         rest = Figure(whole.cpu - before.cpu, whole.elapsed - before.elapsed, whole.memory)
-        note(f"{name}, 10 steps and a validation", rest)
+        note(f"{name}, 50 steps and a validation", rest)
     write = [sys.executable, "-m", "trainer", "analyze", "--checkpoint", str(root / "first-run" / "best.ckpt")]
     note("analyze", measure([*write, "--output", str(root / "report")], environment)["all"])
     return results
