@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -48,9 +49,13 @@ def pytest_configure(config: pytest.Config) -> None:
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}  # no thread before a fork
     config.stash[WARM] = {}
     for package in ("launcher", "trainer"):
-        command = [sys.executable, "-m", "tests.warm.server", f"{folder}/{package}", package]
-        server = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
-        config.stash[WARM][package] = server
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:  # before a test can connect to it
+            listener.bind(f"{folder}/{package}")
+            listener.listen(64)
+            config.stash[WARM][package] = subprocess.Popen(
+                [sys.executable, "-m", "tests.warm.server", str(listener.fileno()), package],
+                stdin=subprocess.PIPE, env=environment, start_new_session=True, pass_fds=[listener.fileno()],
+            )  # fmt: skip
         os.environ[f"WARM_{package.upper()}"] = f"{folder}/{package}"
     os.environ["PYTHONPATH"] = f"{root / 'tests' / 'warm'}{os.pathsep}{root}"
 

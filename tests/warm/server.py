@@ -1,5 +1,5 @@
-"""`python -m tests.warm.server SOCKET PACKAGE`: import all that the trainer (or the launcher) needs, once, and fork one for
-whoever asks. A start takes milliseconds, not seconds. Ends with its standard input.
+"""`python -m tests.warm.server DESCRIPTOR PACKAGE`: import all that the trainer (or the launcher) needs, once, and fork one for
+whoever asks. A start takes milliseconds, not seconds. DESCRIPTOR is of a socket that listens. Ends with its standard input.
 
 A request is one message: the words, folder and environment as JSON, and the three standard streams. The answer is
 `begun`, then the fork's status as `wait` gives it. Meanwhile each message is the number of a signal for the fork."""
@@ -136,11 +136,8 @@ def keep(peer: socket.socket, package: str) -> None:
     os._exit(0)
 
 
-def serve(address: str, package: str) -> None:
+def serve(listener: socket.socket, package: str) -> None:
     """Returns in each fork."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listener.bind(address)
-    listener.listen(64)
     loaded = False
     while True:
         if 0 in select.select([listener, 0], [], [])[0]:
@@ -160,5 +157,5 @@ def serve(address: str, package: str) -> None:
 
 if __name__ == "__main__":
     package = sys.argv[2]
-    serve(sys.argv[1], package)
+    serve(socket.socket(fileno=int(sys.argv[1])), package)
     runpy.run_module(package, run_name="__main__", alter_sys=True)
