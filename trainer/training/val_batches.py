@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from trainer.augment import corruption, pipeline
+from trainer import augment
+from trainer.augment import pipeline
 from trainer.augment.corruption import Corruption
 from trainer.augment.pipeline import Augmentation
 from trainer.config.schema import DataConfig
 from trainer.data.rows import Table
-from trainer.images import cache_folder, read_page
+from trainer.images import cache_folder, decode, read_page
 from trainer.images.examined import digests
 from trainer.images.prepared import Prepared, open_prepared
 from trainer.images.reading import DECODERS
@@ -69,13 +70,18 @@ def copies_on_disk(config: DataConfig, table: Table, rows: Sequence[int]) -> Pre
     order = sorted(rows, key=table.ids.__getitem__)
     pages = list(zip((table.ids[row] for row in order), digests([table.paths[row] for row in order]), strict=True))
     versions = [metadata.version(name) for name in ("albumentations", "albucore", "numpy")]
-    sources = [Path(str(module.__file__)).read_bytes() for module in (corruption, pipeline, read_page)]
-    code = hashlib.sha256(b"".join(sources)).hexdigest()
     steps = (config.split_seed, config.val_transforms, config.img_size)
-    key = hashlib.sha256(repr((DECODERS, versions, platform.machine(), code, steps, pages)).encode()).hexdigest()
+    key = hashlib.sha256(repr((DECODERS, versions, platform.machine(), _code(), steps, pages)).encode()).hexdigest()
     limit = cache_folder.default_limit(root) if config.cache_gb is None else int(config.cache_gb * 10**9)
     about = {"folder": str(table.paths[0].parent), "content": "corrupted validation images"}
     return open_prepared(key, config.img_size, order, about, limit)
+
+
+def _code() -> str:
+    """A digest of the code that makes the pixels."""
+    files = [*sorted(Path(str(augment.__file__)).parent.rglob("*.py")), Path(__file__)]
+    files += [Path(str(module.__file__)) for module in (decode, read_page)]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def items(rows: Sequence[int], copies: int, rank: int = 0, world: int = 1) -> list[Item]:

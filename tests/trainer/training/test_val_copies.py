@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trainer import augment
 from trainer.augment import corruption
 from trainer.augment.pipeline import Augmentation, is_fixed
 from trainer.config.schema import DataConfig
@@ -90,6 +92,19 @@ def test_whatever_a_copy_depends_on_makes_another_cache(
     assert len(cache_folder.caches(tmp_path / "decoded")) == caches + 2
     monkeypatch.undo()
     assert all(np.array_equal(of(table, config)[1, row][0].numpy(), before[row]) for row in range(6))
+
+
+@pytest.mark.parametrize("module", ["corruption.py", "warps.py", "light_and_noise.py", "own/__init__.py"])
+def test_whatever_changes_in_the_code_of_the_transforms_makes_another_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    before = val_batches._code()
+    folder = shutil.copytree(Path(str(augment.__file__)).parent, tmp_path / "augment")
+    monkeypatch.setattr(augment, "__file__", str(folder / "__init__.py"))
+    assert val_batches._code() == before
+    with (folder / module).open("a") as file:
+        file.write("# another\n")
+    assert val_batches._code() != before
 
 
 def test_copies_that_random_transforms_prepare_are_not_on_disk(
