@@ -50,7 +50,7 @@ demo-docker: $(VENV)/.launcher ## the same in containers; builds the CPU image; 
 	$(BIN)/launcher submit jobs/quickstart.yaml --engine docker --data build/demo/documents --runs build/demo/docker-runs
 
 test: install ## run all tests except slow tests and GPU tests, as CI does
-	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses 4 --dist loadscope --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses 5 --dist loadscope --no-loadscope-reorder
 
 test-full: test ## run all tests: `make test`, then slow tests and GPU tests, with their figures
 	$(BIN)/python -m pytest -s -m "slow or gpu" --durations 0 --durations-min 1

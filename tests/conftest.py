@@ -32,8 +32,9 @@ GROUPS = {
     "tests/launcher/supervise/test_crashes.py": "docker",
 }
 """Files that share an engine of these tests: each group follows one another on one worker. The first prefix counts."""
-FIRST = ("tests/test_containers.py", "tests/launcher/engines/docker/", "tests/launcher/remote/")
-"""Files that take longest, and mostly wait: all other tests run beside them."""
+FIRST = ("tests/test_containers.py", "tests/launcher/remote/")
+"""Files that take longest, and mostly wait: all other tests run beside them. The other tests that need the base image
+come later: it is made by then."""
 WARM = pytest.StashKey[dict[str, subprocess.Popen[bytes]]]()
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

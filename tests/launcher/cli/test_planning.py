@@ -73,6 +73,7 @@ def main() -> None:
         calls["collections"] += phase == "start" and about["generation"] == 2
 
     machine = BUILT_IN["cuda-server"]
+    gc.set_threshold(100_000)  # as the launcher does
     with tempfile.TemporaryDirectory() as folder:
         began, busy = time.monotonic(), time.process_time()
         job = spec.load(big_job(Path(folder)))

@@ -18,7 +18,7 @@ from trainer.base import cores
 from trainer.base.errors import ConfigError
 from trainer.config.compose import compose
 from trainer.data import check, duplicates
-from trainer.images import reading
+from trainer.images import examined
 from trainer.models import checkpoint
 from trainer.training import keep, run, state, step, stop, tracking
 from trainer.training.state import Saved
@@ -166,13 +166,13 @@ def test_threads_are_counted_from_the_cores_of_this_process(
 ) -> None:
     asked: list[int | None] = []
 
-    class Pool(reading.ThreadPoolExecutor):
+    class Pool(examined.ThreadPoolExecutor):
         def __init__(self, max_workers: int | None = None, *rest: Any, **more: Any) -> None:
             asked.append(max_workers)
             super().__init__(max_workers, *rest, **more)
 
     monkeypatch.setattr(cores, "available", lambda: 3)
-    for module in (reading, duplicates, check):
+    for module in (examined, duplicates, check):
         monkeypatch.setattr(module, "ThreadPoolExecutor", Pool)
     monkeypatch.setenv("DATA_DIR", str(documents))
     from trainer.cli.main import main
