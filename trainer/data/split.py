@@ -142,6 +142,12 @@ def _share(table: Table, config: DataConfig) -> Side:
     """A share of `data.val_fraction` without groups. Raises DataError if a side has fewer images than classes."""
     from sklearn.model_selection import StratifiedShuffleSplit
 
+    lonely = [table.class_names[target] for target, count in Counter(table.targets).items() if count == 1]
+    if lonely:
+        have = "has one image" if len(lonely) == 1 else "have one image each"
+        raise DataError(
+            f"{_asked(config)}: {listed(lonely, 'class')} {have}; training and validation need one each; add others"
+        )
     images, classes = len(table), len(set(table.targets))
     val = math.ceil(config.val_fraction * images)
     for number, side in ((val, "validation"), (images - val, "training")):

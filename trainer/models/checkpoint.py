@@ -94,12 +94,12 @@ def load(path: Path, mapped: bool = False) -> Checkpoint:
         if content is None:
             reason = " ".join(str(error).split(". ")[0].split())[:200]
             raise ConfigError(f"{path}: not a checkpoint that can be loaded safely: {reason}") from None
-    if isinstance(content, dict) and "pytorch-lightning_version" in content:
+    if not isinstance(content, dict) or "format" not in content or "class_names" not in content:
         from trainer.models import lightning
 
-        return Checkpoint(**lightning.fields(path, content))
-    if not isinstance(content, dict) or "format" not in content or "class_names" not in content:
-        hint = "; last.ckpt is only for resume; give best.ckpt" if path.name == "last.ckpt" else ""
+        if lightning.is_lightning(content) or (isinstance(content, dict) and lightning.VERSION in content):
+            return Checkpoint(**lightning.fields(path, content))
+        hint = "; last.ckpt is only for resume; give best.ckpt" if path.name == "last.ckpt" else _of_weights(content)
         raise ConfigError(f"{path}: not a checkpoint of this trainer{hint}")
     if content["format"] != FORMAT:
         raise ConfigError(f"{path}: written by another version (format {content['format']}, not {FORMAT})")
@@ -107,6 +107,19 @@ def load(path: Path, mapped: bool = False) -> Checkpoint:
     if len(set(names)) == len(names):  # an earlier version could have one name in two Unicode forms
         content["class_names"] = names
     return Checkpoint(**{name: content[name] for name in Checkpoint.__dataclass_fields__ if name in content})
+
+
+def _of_weights(content: Any) -> str:
+    """What a file lacks that has only weights, and what to do with it; empty for any other content."""
+    inner = (
+        [content.get(name) for name in ("state_dict", "model_state_dict", "model")] if isinstance(content, dict) else []
+    )
+    if not any(isinstance(part, dict) and any(map(torch.is_tensor, part.values())) for part in (content, *inner)):
+        return ""
+    return (
+        ": it has weights, but neither the name of their model nor their classes; give a best.ckpt, or a checkpoint of "
+        "Lightning with hyper_parameters, or train on from a plain state dict with model.weights=FILE"
+    )
 
 
 def _objects(path: Path, mapped: bool) -> Any:

@@ -71,7 +71,12 @@ def read_objects(path: Path, mapped: bool) -> Any:
 
 
 def is_lightning(content: Any) -> bool:
-    return isinstance(content, dict) and VERSION in content and isinstance(content.get("state_dict"), dict)
+    """Whether a file has weights and hyperparameters as Lightning names them, whoever saved it."""
+    return (
+        isinstance(content, dict)
+        and isinstance(content.get("state_dict"), dict)
+        and (VERSION in content or "hyper_parameters" in content)
+    )
 
 
 def fields(path: Path, content: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +118,7 @@ def fields(path: Path, content: dict[str, Any]) -> dict[str, Any]:
             "transforms": config.data.val_transforms,
             "fast": config.data.fast,
         },
-        "versions": {"lightning": str(content[VERSION])},
+        "versions": {"lightning": str(content.get(VERSION, "unknown"))},
     }
 
 

@@ -222,6 +222,24 @@ def test_faults_are_reported_beside_what_the_other_images_show(
     assert len(json.loads((tmp_path / "check_data.json").read_text())["faults"]) == 2
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_class_of_one_image_is_told_as_it_is_before_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: bool
+) -> None:
+    """Also if its other images are broken, and other faults are not hidden."""
+    root = write_documents(tmp_path / "data", per_class=6)
+    (root / "meta.csv").unlink()
+    with (root / "train.csv").open("a") as table:
+        table.write("lonely.jpg,9\n" + "lost.jpg,9\n" * broken + "0-099.jpg,0\n")
+    shutil.copy(root / "train" / "0-001.jpg", root / "train" / "lonely.jpg")
+    (root / "train" / "lost.jpg").write_bytes(b"broken")
+    for words in ([], ["--quick"]):
+        assert main(["check-data", *words, f"data.root={root}"]) == 65
+        error = capsys.readouterr().err
+        assert "train/0-099.jpg: the file is missing" in error and "unexpected" not in error
+        assert ("has one image" in error) != broken
+
+
 @pytest.mark.parametrize("rows", ["0-000.jpg,0\n0-001.jpg,0\n", ""])
 def test_a_folder_without_any_readable_image_is_reported_by_its_rows(
     rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

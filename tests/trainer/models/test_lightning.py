@@ -13,6 +13,7 @@ import timm
 import torch
 from omegaconf import OmegaConf
 
+from trainer.base.errors import ConfigError
 from trainer.cli.main import main
 from trainer.config.compose import compose
 from trainer.models import build, checkpoint, pretrained
@@ -88,6 +89,25 @@ def test_settings_of_omegaconf_are_read_without_its_code(tmp_path: Path) -> None
         torch.load(path, weights_only=True)
     loaded = checkpoint.load(path)
     assert loaded.settings.model.name == "test_vit" and loaded.preprocessing["img_size"] == 160
+
+
+def test_a_file_with_weights_and_hyperparameters_alone_is_one_too(tmp_path: Path) -> None:
+    state = {
+        f"model.{key}": value for key, value in timm.create_model("test_resnet", num_classes=3).state_dict().items()
+    }
+    settings = {"model": {"name": "test_resnet"}, "data": {"img_size": 64}}
+    torch.save({"state_dict": state, "hyper_parameters": settings}, tmp_path / "lit.ckpt")
+    loaded = checkpoint.load(tmp_path / "lit.ckpt")
+    assert loaded.settings.model.name == "test_resnet" and loaded.preprocessing["img_size"] == 64
+    assert "lightning" in loaded.versions
+
+
+@pytest.mark.parametrize("place", ["", "state_dict", "model_state_dict", "model"])
+def test_weights_alone_are_refused_with_what_they_lack(tmp_path: Path, place: str) -> None:
+    weights = timm.create_model("test_resnet", num_classes=3).state_dict()
+    torch.save({place: weights, "epoch": 3} if place else weights, tmp_path / "w.pth")
+    with pytest.raises(ConfigError, match=r"neither the name of their model nor their classes; .*model\.weights=FILE"):
+        checkpoint.load(tmp_path / "w.pth")
 
 
 class Evil:
