@@ -97,6 +97,16 @@ def read(parts: Layout, config: DataConfig) -> tuple[Table, list[str], list[str]
     return table, faults, result.places
 
 
+def classes(parts: Layout) -> dict[str, str]:
+    """Label → class name of meta.csv; without it each label of train.csv is its own name. Raises DataError."""
+    if parts.meta_csv is not None:
+        named = _from_meta(parts.meta_csv, [])
+    else:
+        assert parts.train_csv is not None
+        named = _from_labels(csv_file.read(parts.train_csv, ("ID", "target"), raw=("ID",))["target"])
+    return dict(zip(named.labels, named.names, strict=True))
+
+
 def _table(path: Path, config: DataConfig) -> CsvFile:
     grouping = () if config.group_column == NO_GROUPS else (config.group_column,)
     table = csv_file.read(path, ("ID", "target"), grouping, raw=("ID",))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,6 +152,19 @@ def read_test(root: Path) -> Table:
         [],
         notes=[words] if words else [],
     )
+
+
+def classes_of(root: Path) -> dict[str, str] | None:
+    """Label → class name of the training data in `root`, without a look at its images. None if there are none, or if
+    they cannot be read."""
+    with suppress(OSError, DataError):
+        parts = layout.find(root)
+        if parts.meta_csv is not None or parts.train_csv is not None:
+            return from_csv.classes(parts)
+        if parts.train is not None:
+            names = sorted({spelling.visible(folder.name) for folder in parts.classes})
+            return dict(zip(names, names, strict=True)) or None
+    return None
 
 
 def has_test_images(root: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +48,34 @@ def test_predict_writes_the_sample_submissions_ids_in_its_order(trained: list[Pa
     assert arrays["probabilities"].shape == (6, 3)
     labels = arrays["labels"][arrays["probabilities"].argmax(1)]
     assert [row["target"] for row in written] == labels.tolist()
+
+
+@pytest.mark.parametrize(
+    ("meta", "train", "note"),
+    [
+        ("0,stripes\n1,boxes\n2,discs\n", "", ""),
+        ("0,book\n1,will\n2,discs\n", "", "0 book, 1 will, 2 discs (3); the model has 0 stripes, 1 boxes, 2 discs (3)"),
+        ("", "a.jpg,0\nb.jpg,1.0\nc.jpg,2\n", ""),
+        ("", "a.jpg,0\nb.jpg,7\n", "0, 7 (2); the model has 0 stripes, 1 boxes, 2 discs (3)"),
+        ("", "", ""),
+    ],
+)
+def test_data_of_other_classes_than_the_models_are_noted(
+    trained: list[Path], documents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    meta: str, train: str, note: str,
+) -> None:  # fmt: skip
+    root = tmp_path / "others"
+    shutil.copytree(documents / "test", root / "test")
+    for name, header, content in (("meta.csv", "target,class_name", meta), ("train.csv", "ID,target", train)):
+        if content:
+            (root / name).write_text(f"{header}\n{content}")
+    assert main(["predict", f"checkpoint={trained[0] / 'best.ckpt'}", f"data.root={root}"]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if "other classes" in line]
+    assert notes == (
+        [f"note: {root} has other classes than the model: {note}; the predictions are classes of the model"]
+        if note
+        else []
+    )
 
 
 def test_prediction_repeats_the_validation_of_the_training(
