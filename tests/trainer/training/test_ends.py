@@ -178,7 +178,7 @@ def test_threads_are_counted_from_the_cores_of_this_process(
     from trainer.cli.main import main
 
     assert main(["check-data"]) == 0
-    assert len(asked) >= 3 and set(asked) == {3}
+    assert len(asked) >= 2 and set(asked) == {3}
 
 
 # -- W&B
