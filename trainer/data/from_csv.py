@@ -248,18 +248,16 @@ def _left_out(result: _Read, parts: Layout, sides: Iterable[str]) -> list[str]:
     own = result.table.own_split
     folders = [parts.train, parts.validation if parts.validation_csv is not None else None]
     found = files.Found()
-    unlisted: Counter[str] = Counter()
+    unlisted: dict[str, list[str]] = {}
     used = set(result.by_file)
     for folder in folders:
         if folder is not None:
             there = files.images_below(folder, parts.root)
             found.add(there)
-            unlisted[folder.name] += sum(path not in used for _, path in there.images)
+            unlisted[folder.name] = [name for name, path in there.images if path not in used]
     result.faults.extend(fault for fault in found.faults if fault not in result.without_file)
     tables = " or ".join(path.name for path in (parts.train_csv, parts.validation_csv) if path is not None)
-    parted = [
-        f"{counted(count, 'image')} of {name}/, which are not in {tables}" for name, count in unlisted.items() if count
-    ]
+    parted = [files.unlisted_in_words(names, folder, tables) for folder, names in unlisted.items() if names]
     if parts.validation is not None and parts.validation_csv is None and not own:
         parted.append(
             f"{parts.validation.name}/, because there is no {parts.validation.name}.csv that names its images"

@@ -213,10 +213,10 @@ def _read_sample(parts: layout.Layout, path: Path, found: files.Found) -> Table:
     faults += [fault for fault in found.faults if fault not in missing]
     if faults:
         raise DataError("\n".join(faults))
-    unlisted = sum(image not in images for _, image in found.images)
+    unlisted = [name for name, image in found.images if image not in images]
     notes = [
         *sample.notes,
-        *([f"left out: {counted(unlisted, 'image')} of {folder}/, which are not in {path.name}"] * bool(unlisted)),
+        *([f"left out: {files.unlisted_in_words(unlisted, folder, path.name)}"] if unlisted else []),
     ]
     words = files.left_out_in_words(found)
     return Table(ids, list(images), [], [], [], notes=[*notes, *([words] if words else [])])

@@ -25,6 +25,8 @@ SUFFIXES = (
     *HEIC,
 )
 """Suffixes of the images that are read, the usual ones first."""
+NAMED = 3
+"""Files that a note names."""
 ADVICE = {
     ".pdf": "make an image of each page: `pdftoppm -r 200 -png FILE.pdf PAGE`",
     **dict.fromkeys((".heic", ".heif", ".hif"), "install the reader: `pip install pi-heif`"),
@@ -127,6 +129,13 @@ def _form(path: Path) -> str:
     return f"one in Unicode form {forms[0]}" if forms else "one with mixed forms"
 
 
+def unlisted_in_words(names: Sequence[str], folder: str, tables: str) -> str:
+    """Images of a folder that no table names, the first of them by name."""
+    be = "is" if len(names) == 1 else "are"
+    named = ", ".join(sorted(names)[:NAMED]) + ", …" * (len(names) > NAMED)
+    return f"{counted(len(names), 'image')} of {folder}/, which {be} not in {tables} ({named})"
+
+
 def left_out_in_words(found: Found) -> str | None:
     """One line about everything that is left out, and what to do about it. None: nothing is left out."""
     parts, advice = [], []
@@ -210,7 +219,9 @@ class Finder:
             path = base.joinpath(*parts) if parts else base
             if path != base and (path.is_symlink() or path.is_dir()):
                 return _why_no_file(path)
-        near = next((name for base in self.bases if (name := self._listing(base).in_other_case(image_id))), None)
+        names = dict.fromkeys((image_id, image_id.replace("\\", "/").rpartition("/")[2]))  # of another machine's path
+        listings = [self._listing(base) for base in self.bases]
+        near = next((file for name in names for one in listings if (file := one.in_other_case(name))), None)
         return f"the file is missing{f'; did you mean {near!r}?' if near else ''}"
 
 

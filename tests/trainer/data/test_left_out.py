@@ -99,16 +99,17 @@ def test_what_is_left_out_is_one_line_in_every_command(
 
 def test_images_that_no_table_names_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_documents(tmp_path / "data")
-    draw(0, 9).save(root / "train" / "unlabelled.png")
+    for name in ("unlabelled.png", "b.png", "c.png", "a.png"):
+        draw(0, 9).save(root / "train" / name)
     draw(0, 9).save(root / "test" / "more.png")
     (root / "val").mkdir()
     (root / "test" / "page.pdf").touch()
     read_training(root, DataConfig())
     said = capsys.readouterr().out
-    assert "left out: 1 image of train/, which are not in train.csv, val/, because there is no val.csv" in said
+    assert "left out: 4 images of train/, which are not in train.csv (a.png, b.png, c.png, …), val/, because" in said
     predicted_images(root)
     said = capsys.readouterr().out
-    assert "left out: 1 image of test/, which are not in sample_submission.csv" in said and "1 .pdf" in said
+    assert "left out: 1 image of test/, which is not in sample_submission.csv (more.png)" in said and "1 .pdf" in said
 
 
 def test_links_and_folders_are_reported_with_all_other_errors(tmp_path: Path) -> None:
