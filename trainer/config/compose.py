@@ -193,14 +193,33 @@ def _hydra_parser() -> Any:
     return OverridesParser.create()
 
 
+OTHER_WORDS = {
+    "learning_rate": "lr",
+    "wd": "weight_decay",
+    "workers": "num_workers",
+    **dict.fromkeys(("max_epochs", "num_epochs", "n_epochs"), "epochs"),
+    **dict.fromkeys(("bs", "train_batch_size"), "batch_size"),
+    **dict.fromkeys(("image_size", "input_size", "resolution"), "img_size"),
+    **dict.fromkeys(("early_stopping", "early_stopping_patience"), "patience"),
+    **dict.fromkeys(("optim", "opt"), "optimizer"),
+    **dict.fromkeys(("lr_scheduler", "sched"), "scheduler"),
+    **dict.fromkeys(("clip_grad", "gradient_clip_val", "max_grad_norm"), "gradient_clip"),
+    "smoothing": "label_smoothing",
+}
+"""What other trainers call our keys, for the hint of an error."""
+
+
 def _check_key(text: str, key: str) -> None:
     known = keys()
     if key == "choices" or key.startswith("choices."):
         raise ConfigError(f"{text}: the trainer sets choices; use model=NAME, data=NAME or training=NAME")
     if key in known or key.startswith(("data.train_transforms.", "data.val_transforms.")):
         return
+    import difflib
+
     leaf = key.rsplit(".", 1)[-1]
-    leaf = {"learning_rate": "lr", "wd": "weight_decay", "workers": "num_workers"}.get(leaf, leaf)
+    like = difflib.get_close_matches(leaf, OTHER_WORDS, n=1, cutoff=0.85)
+    leaf = OTHER_WORDS[like[0]] if like else leaf
     same_leaf = [name for name in known if name.rsplit(".", 1)[-1] == leaf]
     hint = f"did you mean '{same_leaf[0]}'?" if same_leaf else nearest(key, [*known, *GROUPS])
     raise ConfigError(f"{text}: unknown key '{key}'; {hint}")
