@@ -148,7 +148,9 @@ def examine(content: bytes, words: list[str], settings_: list[str], machine: Mac
             if isinstance(error, JobError) and error.sound is not None:
                 expansion.expand_valid(error.sound, machine, Errors(), cpu_only=True)
             first = said.split("\n")[0]
-            named = re.search(r"job\.yaml:\d+: ", first) or first.startswith(("the command line: ", "--set "))
+            named = re.search(r"job\.yaml:\d+(?: and the command line)?: ", first) or first.startswith(
+                ("the command line: ", "--set ")
+            )
             assert named, f"says not where: {said}"
 
 
