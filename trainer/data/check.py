@@ -84,7 +84,8 @@ def check(config: DataConfig) -> Checked:
 
 
 def write(checked: Checked, output: Path) -> dict[str, Any]:
-    """Write check_data.json and duplicates.png into `output`. Returns the content of check_data.json."""
+    """Write check_data.json and, if there are duplicates, duplicates.png into `output`. If there are none, remove an
+    earlier picture. Returns the content of check_data.json."""
     report = as_dict(checked)
     write_json(output / "check_data.json", report)
     pairs = checked.worst_first
@@ -92,8 +93,12 @@ def write(checked: Checked, output: Path) -> dict[str, Any]:
     text = Lettering(name for image in shown for name in (image["id"], image["class"] or ""))
     tiles = [tile for pair in pairs[:PICTURED] for tile in _tiles(checked, pair, text)]
     more = f", the {PICTURED} worst" if len(pairs) > PICTURED else ""
-    title = f"{counted(len(pairs), 'pair')} of duplicates{more}, side by side" if pairs else "No duplicates"
-    gallery.save(gallery.gallery(tiles, 6, title), output / "duplicates.png")
+    picture = output / "duplicates.png"
+    if pairs:
+        title = f"{counted(len(pairs), 'pair')} of duplicates{more}, side by side"
+        gallery.save(gallery.gallery(tiles, 6, title), picture)
+    else:
+        picture.unlink(missing_ok=True)
     text.write_legend(output / "names_in_pictures.txt")
     return report
 
@@ -121,12 +126,13 @@ def as_dict(checked: Checked) -> dict[str, Any]:
     seen = {row for pair in checked.pairs if pair.a < len(train) <= pair.b for row in (pair.a, pair.b)}
     repeated = sum(row >= len(train) for row in seen)
     return {
-        "images": {"train": len(train), "validation": len(split.val) if split else 0, "test": len(checked.test)},
+        "images": {"train": len(train), "validation": len(split.val) if split else None, "test": len(checked.test)},
         "split_fingerprint": split.fingerprint if split else None,
         "own_split": train.own_split or None,
+        "groups": _groups(train),
         "notes": [*train.notes, *checked.test.notes],
         "classes": [
-            {"name": name, "label": label, "images": counts[target], "validation": held[target]}
+            {"name": name, "label": label, "images": counts[target], "validation": held[target] if split else None}
             for target, (name, label) in enumerate(zip(train.class_names, train.labels, strict=True))
         ],
         "sizes": {
@@ -146,15 +152,17 @@ def as_dict(checked: Checked) -> dict[str, Any]:
 def as_text(checked: Checked, report: dict[str, Any]) -> str:
     """The report as text for a terminal."""
     images, tests = report["images"], report["test_images"]
-    own = f", the folder's own split: {report['own_split']}" if report["own_split"] else ""
     lines = [
-        f"{counted(images['train'], 'training image')} ({images['validation']} of them for validation{own}), "
-        f"{counted(len(report['classes']), 'class')}, {counted(images['test'], 'test image')}",
+        f"{_sides(report)}, {counted(len(report['classes']), 'class')}, {counted(images['test'], 'test image')}",
+        *([_groups_in_words(report["groups"])] if report["groups"] else []),
         "",
     ]
     width = max(len(name) for name in ("class", *(entry["name"] for entry in report["classes"])))
-    lines.append(f"  {'class':{width}}  images  validation")
-    lines += [f"  {e['name']:{width}}  {e['images']:6}  {e['validation']:10}" for e in report["classes"]]
+    is_split = checked.split is not None
+    lines.append(f"  {'class':{width}}  images{'  validation' * is_split}")
+    for entry in report["classes"]:
+        held = f"  {entry['validation']:10}" if is_split else ""
+        lines.append(f"  {entry['name']:{width}}  {entry['images']:6}{held}")
     lines.append("")
     for side, sizes in report["sizes"].items():
         if sizes:
@@ -180,6 +188,27 @@ def as_text(checked: Checked, report: dict[str, Any]) -> str:
     if images["test"]:
         lines.append(f"test images with a duplicate in the training images: {tests['with_duplicate'] or 'none'}")
     return "\n".join(lines)
+
+
+def _sides(report: dict[str, Any]) -> str:
+    """The number of images on each side of the split; without a split that of all images that can be read."""
+    count, held = report["images"]["train"], report["images"]["validation"]
+    if held is None:
+        return f"{counted(count, 'readable training image')}, not split because of the errors"
+    own = f" (the folder's own split: {report['own_split']})" if report["own_split"] else ""
+    return f"{counted(count - held, 'image')} for training, {held} for validation{own}"
+
+
+def _groups(table: Table) -> dict[str, int] | None:
+    """The number of groups and of the images without one. None: the table has no groups."""
+    if table.groups is None:
+        return None
+    return {"groups": len({*table.groups} - {""}), "images_without": table.groups.count("")}
+
+
+def _groups_in_words(groups: dict[str, int]) -> str:
+    without = groups["images_without"]
+    return counted(groups["groups"], "group") + (f"; {counted(without, 'image')} without one" if without else "")
 
 
 def _test(root: Path) -> tuple[Table, list[str]]:

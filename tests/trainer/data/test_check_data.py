@@ -222,6 +222,29 @@ def test_faults_are_reported_beside_what_the_other_images_show(
     assert len(json.loads((tmp_path / "check_data.json").read_text())["faults"]) == 2
 
 
+def test_sides_and_groups_are_counted_and_no_picture_is_without_pairs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_documents(tmp_path / "data", per_class=4)
+    lines = (root / "train.csv").read_text().splitlines()
+    groups = ["group", *(["a", "b", ""] * 4)]
+    splits = ["split", *(["train", "train", "train", "val"] * 3)]
+    rows = [",".join(row) for row in zip(lines, groups, splits, strict=True)]
+    (root / "train.csv").write_text("\n".join(rows))
+    (tmp_path / "duplicates.png").write_bytes(b"of an earlier check")
+    assert main(["check-data", f"data.root={root}", "data.group_column=group"]) == 65  # groups are on both sides
+    said = capsys.readouterr().out
+    assert "12 readable training images, not split because of the errors, 3 classes" in said
+    assert "2 groups; 4 images without one" in said and "  images\n" in said and "validation" not in said
+    report = json.loads((tmp_path / "check_data.json").read_text())
+    assert report["images"]["validation"] is None and report["groups"] == {"groups": 2, "images_without": 4}
+    assert not (tmp_path / "duplicates.png").exists()
+    assert main(["check-data", f"data.root={root}", "data.group_column=none"]) == 0
+    said = capsys.readouterr().out
+    assert "9 images for training, 3 for validation (the folder's own split: column split of train.csv)" in said
+    assert "group" not in said and "  images  validation" in said
+
+
 @pytest.mark.parametrize("broken", [False, True])
 def test_a_class_of_one_image_is_told_as_it_is_before_a_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: bool
