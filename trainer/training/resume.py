@@ -56,6 +56,8 @@ weights, the optimizer's state, the order of the images, the images themselves, 
 FILES = ("model.weights", "training.teachers")
 """Keys that name files. Another path is no change if the content is the same."""
 
+TRANSFORMS = ("data.train_transforms.", "data.val_transforms.")
+
 MISSING = "(missing)"
 
 
@@ -87,7 +89,8 @@ def changes(
     old: Mapping[str, Any], new: Mapping[str, Any], files: Mapping[str, Sequence[str]] | None = None
 ) -> list[Change]:
     """The keys whose value differs between two configurations. A key that one of them does not have counts with the
-    default of the schema, if there is one. `files`: the digests of the files that `old` names, by key."""
+    default of the schema, if there is one. Sizes inside the transforms that follow from another `data.img_size` are not
+    listed beside it. `files`: the digests of the files that `old` names, by key."""
     before, now, defaults = flat(old), flat(new), flat(to_dict(Config()))
     found: list[Change] = []
     for key in dict.fromkeys([*now, *before]):
@@ -95,7 +98,20 @@ def changes(
         if was == is_now or (files and key in files and digests(new).get(key) == list(files[key])):
             continue
         found += _nested(key, was, is_now)
-    return found
+    return _without_derived(found)
+
+
+def _without_derived(found: Sequence[Change]) -> list[Change]:
+    """The changes without those inside the transforms that follow from another data.img_size: the sizes there are
+    `${data.img_size}` in the data groups."""
+    size = next((change for change in found if change.key == "data.img_size"), None)
+    if size is None:
+        return list(found)
+    return [
+        change
+        for change in found
+        if not (change.key.startswith(TRANSFORMS) and (change.old, change.new) == (size.old, size.new))
+    ]
 
 
 def _nested(key: str, old: Any, new: Any) -> Iterator[Change]:

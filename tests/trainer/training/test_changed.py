@@ -295,6 +295,16 @@ def test_keys_that_one_version_lacks_count_with_their_default() -> None:
     assert not any(change.honoured for change in resume.changes(old, now))
 
 
+@pytest.mark.parametrize("group", ["baseline_aug", "document_aug"])
+def test_sizes_that_follow_from_the_image_size_are_not_listed_beside_it(group: str) -> None:
+    first, later = (to_dict(compose([f"data={group}", f"data.img_size={size}"])) for size in (64, 96))
+    assert [str(change) for change in resume.changes(first, later)] == ["data.img_size: 64 → 96"]
+    later["data"]["val_transforms"][0]["LongestMaxSize"]["max_size"] = 80
+    assert [str(change) for change in resume.changes(first, later)][1:] == [
+        "data.val_transforms.0.LongestMaxSize.max_size: 64 → 80"
+    ]
+
+
 def test_weights_and_teachers_may_move_but_not_change(tmp_path: Path) -> None:
     for name, text in (("a.ckpt", "x"), ("b.ckpt", "x"), ("c.ckpt", "y")):
         (tmp_path / name).write_text(text)
