@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,7 @@ def ensemble(ensemble: Ensemble, how: str, root: Path | None, output: Path, opti
         origin = origin_of(sha256(output / "ensemble.json"), fingerprint, options)
         predictions.write(predicted, output, origin)
     write_json(output / "metrics.json", summary)
-    _say(summary)
+    _say(summary, [part.path for part in ensemble.parts])
     return summary
 
 
@@ -229,12 +230,14 @@ def _out_of_fold(ensemble: Ensemble, scored: Scored | None) -> list[dict[str, An
     return entries
 
 
-def _say(summary: dict[str, Any]) -> None:
+def _say(summary: dict[str, Any], paths: Sequence[Path]) -> None:
+    """Print the figures. `paths` are the checkpoints as the user named them, in the order of the summary's members: the
+    paths there are relative to the output folder."""
     images = summary["val_images"]
     folded = {entry["member"] for entry in summary["out_of_fold"]}
-    for entry in summary["members"]:
+    for entry, path in zip(summary["members"], paths, strict=True):
         if entry["member"] not in folded:
-            print(f"  member {entry['checkpoint']}: {_figure(entry, images)}, weight {entry['weight']:g}")
+            print(f"  member {path}: {_figure(entry, images)}, weight {entry['weight']:g}")
     for entry in summary["out_of_fold"]:
         folds = counted(entry["folds"], "fold")
         print(f"  member {entry['name']}, {folds}: {_figure(entry, images)}, weight {entry['weight']:g}")

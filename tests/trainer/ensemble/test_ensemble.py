@@ -248,7 +248,9 @@ def test_weights_that_fit_chance_alone_give_way_to_equal_ones(
     summary = metrics()
     assert summary["honest"]["score"] < summary["equal_vote"]["score"] == summary["score"]
     assert summary["weighting"] == "equal" and {entry["weight"] for entry in summary["members"]} == {1.0}
-    assert "the equal weights are kept" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "the equal weights are kept" in said
+    assert all(f"  member {path}: val_f1" in said for path in members), "not as they were typed"
 
 
 def test_the_ensembles_temperature_is_kept_and_used(trained: list[Path], tmp_path: Path) -> None:
