@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -165,6 +165,29 @@ def classes_of(root: Path) -> dict[str, str] | None:
             names = sorted({spelling.visible(folder.name) for folder in parts.classes})
             return dict(zip(names, names, strict=True)) or None
     return None
+
+
+def say_other_classes(root: Path, names: Sequence[str], labels: Sequence[str] | None, so: str) -> None:
+    """Print a note, which ends with `so`, if the data folder has training data of other classes than a model. `labels`
+    are those of the model's classes. None: they are unknown, and labels that have no names are compared by number."""
+    theirs = classes_of(root)
+    if theirs is None:
+        return
+    ours = dict(zip(labels if labels is not None else names, names, strict=True))
+    if labels is None:
+        unnamed = all(label == name and label.isdigit() for label, name in theirs.items())
+        same = len(theirs) == len(ours) if unnamed else set(theirs.values()) == set(names)
+    else:
+        are_named = all(any(label != name for label, name in classes.items()) for classes in (theirs, ours))
+        same = theirs == ours if are_named else theirs.keys() == ours.keys()
+    if not same:
+        in_words = f"{_classes_in_short(theirs)}; the model has {_classes_in_short(ours)}"
+        print(f"note: {root} has other classes than the model: {in_words}; {so}")
+
+
+def _classes_in_short(classes: Mapping[str, str]) -> str:
+    words = [label if label == name else f"{label} {name}" for label, name in classes.items()]
+    return f"{', '.join(words[:FEW])}{', …' * (len(words) > FEW)} ({len(words)})"
 
 
 def has_test_images(root: Path) -> bool:

@@ -15,7 +15,7 @@ from trainer.base.errors import ConfigError
 from trainer.base.files import sha256, write_json
 from trainer.base.plural import counted
 from trainer.data.rows import Table
-from trainer.data.table import content_fingerprint
+from trainer.data.table import content_fingerprint, say_other_classes
 from trainer.ensemble import members, voting
 from trainer.ensemble.members import SharedValidation
 from trainer.ensemble.voting import ballots, combine
@@ -145,6 +145,8 @@ def ensemble(ensemble: Ensemble, how: str, root: Path | None, output: Path, opti
         raise ConfigError(f"--weights {how}: no validation images to search weights on: {why_not}; use equal")
     predicted: Predictions | None = None
     if root is not None:
+        first = ensemble.parts[0].checkpoint
+        say_other_classes(root, first.class_names, first.labels, "the predictions are classes of the model")
         table = test_images(root, options.skip_unreadable)
         fingerprint = content_fingerprint(table.paths)
         predicted = predictions_of(ensemble, table, fingerprint, options)

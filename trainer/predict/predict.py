@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from trainer.base.errors import ConfigError, DataError
 from trainer.base.files import write_json
 from trainer.base.plural import counted
 from trainer.data.rows import Table
-from trainer.data.table import FEW, classes_of, content_fingerprint, in_short, read_test, say_notes
+from trainer.data.table import content_fingerprint, in_short, read_test, say_notes, say_other_classes
 from trainer.images import examined
 from trainer.models import ensemble_file
 from trainer.models.ensemble_file import Loaded
@@ -89,8 +89,7 @@ def predict(path: Path, root: Path, output: Path, options: Options, model: Model
     """
     _refuse_anothers(path, output)
     predicted, origin = model(path, root, options)
-    if note := _on_other_classes(root, predicted):
-        print(note)
+    say_other_classes(root, predicted.class_names, predicted.labels, "the predictions are classes of the model")
     predictions.write(predicted, output, origin)
     summary = {
         "images": len(predicted.ids),
@@ -101,25 +100,6 @@ def predict(path: Path, root: Path, output: Path, options: Options, model: Model
     if not any((output / name).exists() for name in ("best.ckpt", "ensemble.json")):
         write_json(output / "metrics.json", summary)
     return summary
-
-
-def _on_other_classes(root: Path, predicted: Predictions) -> str:
-    """A note if the data folder has training data of other classes than the model. Empty if not."""
-    theirs, ours = classes_of(root), dict(zip(predicted.labels, predicted.class_names, strict=True))
-    if theirs is None:
-        return ""
-    are_named = all(any(label != name for label, name in classes.items()) for classes in (theirs, ours))
-    if theirs == ours if are_named else theirs.keys() == ours.keys():
-        return ""
-    return (
-        f"note: {root} has other classes than the model: {_in_short(theirs)}; the model has {_in_short(ours)}; the "
-        "predictions are classes of the model"
-    )
-
-
-def _in_short(classes: Mapping[str, str]) -> str:
-    words = [label if label == name else f"{label} {name}" for label, name in classes.items()]
-    return f"{', '.join(words[:FEW])}{', …' * (len(words) > FEW)} ({len(words)})"
 
 
 def _refuse_anothers(source: Path, output: Path) -> None:

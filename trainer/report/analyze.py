@@ -8,6 +8,7 @@ from typing import Any
 from trainer.base.figures import ACCURACY, F1
 from trainer.base.files import write_csv
 from trainer.base.plural import counted
+from trainer.data.table import say_other_classes
 from trainer.images import gallery
 from trainer.images.lettering import Lettering
 from trainer.report import plots, report, subject
@@ -26,6 +27,8 @@ def analyze(path: Path, output: Path, root: Path | None) -> dict[str, Any]:
     """
     analysed = subject.read(path)
     validation = analysed.validation
+    if root is not None:
+        say_other_classes(root, validation.class_names, None, "the report is on the model's own validation images")
     root = root or analysed.data_folder
     output.mkdir(parents=True, exist_ok=True)
     worst = report.mistakes(validation.targets, validation.probabilities)

@@ -79,11 +79,14 @@ def write(predictions: Path, output: Path, root: Path | None) -> list[LabelError
     `predictions` is a val_predictions.npz or another file for `val_predictions.read`. `root` is the data folder for the
     pictures. Raises ConfigError if `predictions` has no validation predictions.
     """
+    from trainer.data.table import say_other_classes  # here, because `find_label_errors` does not need it
     from trainer.images import files, gallery  # here, because `find_label_errors` does not need it
     from trainer.images.lettering import Lettering  # here, because `find_label_errors` does not need it
     from trainer.scores import val_predictions  # here, because `find_label_errors` does not need it
 
     validation = val_predictions.read(predictions)
+    if root is not None:
+        say_other_classes(root, validation.class_names, None, "the list is of the model's own validation images")
     errors = find_label_errors(validation.targets, validation.probabilities)
     names = validation.class_names
     text = Lettering([*names, *(validation.ids[error.row] for error in errors[:PICTURED])])

@@ -78,6 +78,25 @@ def test_data_of_other_classes_than_the_models_are_noted(
     )
 
 
+@pytest.mark.parametrize(
+    ("meta", "is_noted"),
+    [("0,stripes\n1,boxes\n2,discs\n", False), ("0,book\n1,will\n2,discs\n", True), ("", False)],
+)
+@pytest.mark.parametrize("command", ["ensemble", "analyze", "label-errors"])
+def test_other_commands_note_it_too(
+    trained: list[Path], documents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    command: str, meta: str, is_noted: bool,
+) -> None:  # fmt: skip
+    root = tmp_path / "others"
+    shutil.copytree(documents / "test", root / "test")
+    if meta:
+        (root / "meta.csv").write_text(f"target,class_name\n{meta}")
+    option = "--checkpoints" if command == "ensemble" else "--checkpoint"
+    assert main([command, option, str(trained[0] / "best.ckpt"), "--data", str(root), "--output", "out"]) == 0
+    note = f"note: {root} has other classes than the model: 0 book, 1 will, 2 discs (3); the model has "
+    assert (note in capsys.readouterr().out) == is_noted
+
+
 def test_prediction_repeats_the_validation_of_the_training(
     trained: list[Path], tmp_path: Path, documents: Path
 ) -> None:
