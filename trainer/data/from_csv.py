@@ -43,6 +43,8 @@ class _Read:
     """The place of the row of each file."""
     without_file: set[str] = field(default_factory=set)
     """Messages on IDs without a file, without their place."""
+    incomplete: set[int] = field(default_factory=set)
+    """Classes that have an ID without a file."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,9 @@ class _Classes:
         return None if number is None else self.numbers.get(number)
 
 
-def read(parts: Layout, config: DataConfig) -> tuple[Table, list[str], list[str]]:
-    """The images of train.csv, all faults, and the place of each image. Raises DataError if a table cannot be read."""
+def read(parts: Layout, config: DataConfig) -> tuple[Table, list[str], list[str], set[int]]:
+    """The images of train.csv, all faults, the place of each image, and the classes whose images are not all there.
+    Raises DataError if a table cannot be read."""
     assert parts.train_csv is not None
     training = _table(parts.train_csv, config)
     own = _table(parts.validation_csv, config) if parts.validation_csv is not None else None
@@ -94,7 +97,7 @@ def read(parts: Layout, config: DataConfig) -> tuple[Table, list[str], list[str]
     if own is not None:
         _add(result, own, parts, classes, config, ["validation"] * len(own))
     table = replace(table, notes=[*table.notes, *_left_out(result, parts, sides)])
-    return table, faults, result.places
+    return table, faults, result.places, result.incomplete
 
 
 def classes(parts: Layout) -> dict[str, str]:
@@ -209,6 +212,7 @@ def _add(
             folder = (parts.validation if side == "validation" else None) or parts.train
             missing = f"{folder.name if folder else 'train'}/{image_id}: {why}"
             result.without_file.add(missing)
+            result.incomplete.add(target)
             faults.append(f"{place}: {missing}")
             continue
         if path in result.by_file:

@@ -13,9 +13,9 @@ from trainer.data.rows import Table
 from trainer.images import files
 
 
-def read(parts: Layout) -> tuple[Table, list[str], list[str]]:
-    """The images of the class folders, all faults, and the place of each image. Folders with one visible name are one
-    class. Raises DataError if the folder of a split has no class folders."""
+def read(parts: Layout) -> tuple[Table, list[str], list[str], set[int]]:
+    """The images of the class folders, all faults, the place of each image, and the classes with faults. Folders with
+    one visible name are one class. Raises DataError if the folder of a split has no class folders."""
     faults: list[str] = []
     training = _by_name(parts.classes, parts, faults)
     held_out = _by_name(layout.class_folders(parts.validation), parts, faults) if parts.validation else {}
@@ -29,12 +29,16 @@ def read(parts: Layout) -> tuple[Table, list[str], list[str]]:
     table = Table([], [], [], names, names, held_out=[] if own_split else None, own_split=own_split)
     places: list[str] = []
     found = _loose(parts)
+    incomplete: set[int] = set()
     for name in sorted(held_out.keys() - training.keys()):
         faults.append(f"{held_out[name][0].relative_to(parts.root)}: class '{name}' has no folder with training images")
     for folders, is_held_out in ((training, False), (held_out, True)):
         for name, its_folders in sorted(folders.items()):
-            _add(table, places, found, its_folders, names.index(name), parts, is_held_out)
-    return Table(**{**vars(table), "notes": _notes(found, parts)}), faults + found.faults, places
+            target, before = names.index(name), len(found.faults)
+            _add(table, places, found, its_folders, target, parts, is_held_out)
+            if len(found.faults) > before:
+                incomplete.add(target)
+    return Table(**{**vars(table), "notes": _notes(found, parts)}), faults + found.faults, places, incomplete
 
 
 def _by_name(folders: Sequence[Path], parts: Layout, faults: list[str]) -> dict[str, list[Path]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -83,8 +83,8 @@ def examine(root: Path, config: DataConfig) -> tuple[Table, list[str]]:
     if why_not is not None:
         raise DataError(f"{root}: {why_not}; or draw an example: python -m trainer sample-data DIR")
     csv = layout.is_csv(parts, config.format)
-    table, faults, places = from_csv.read(parts, config) if csv else from_folders.read(parts)
-    faults += _lonely(root, table, places)
+    table, faults, places, incomplete = from_csv.read(parts, config) if csv else from_folders.read(parts)
+    faults += _lonely(root, table, places, incomplete)
     broken = dict(unreadable(table.paths))
     faults += [f"{places[row]}: {reason}{_advice(table.paths[row])}" for row, reason in broken.items()]
     alike = _in_other_case(table.class_names)
@@ -92,14 +92,16 @@ def examine(root: Path, config: DataConfig) -> tuple[Table, list[str]]:
     return replace(table, places=places, notes=notes).without(broken), faults
 
 
-def _lonely(root: Path, table: Table, places: Sequence[str]) -> list[str]:
-    """Errors on classes with too few images, and on a single class."""
+def _lonely(root: Path, table: Table, places: Sequence[str], incomplete: Container[int]) -> list[str]:
+    """Errors on classes with too few images, and on a single class. None on classes in `incomplete`: other images of
+    theirs have errors of their own, after whose fix there are more."""
     counts, faults = Counter(table.targets), []
     for target, name in enumerate(table.class_names):
-        if counts[target] == 1 and table.held_out is None:
+        if counts[target] == 1 and table.held_out is None and target not in incomplete:
             place = places[table.targets.index(target)]
             faults.append(f"{place}: class '{name}' has one image; training and validation need one each; add another")
-    if len(counts) == 1:
+    others_to_come = any(target in incomplete for target in range(len(table.class_names)) if not counts[target])
+    if len(counts) == 1 and not others_to_come:
         only = table.class_names[table.targets[0]]
         every = "the only image is" if len(table) == 1 else f"all {len(table)} images are"
         faults.append(f"{root}: {every} of one class, '{only}'; add images of another class")

@@ -158,10 +158,13 @@ class Finder:
         self.bases = list(dict.fromkeys(bases))
         """Folders that IDs may be relative to, the first one first."""
         self._listings: dict[Path, _Listing] = {}
+        self._by_name: defaultdict[str, list[Path]] | None = None
+        """All images by the key of their last name, if an ID needed it."""
 
     def find(self, image_id: str) -> tuple[Path | None, str]:
         """The file of an ID, or None and the reason. An ID may have no suffix, another Unicode form or case of suffix
-        than the file, backslashes, or a whole path of the machine where the table was made."""
+        than the file, backslashes, or a whole path of the machine where the table was made. The last name of such a
+        path is enough if only one file has it."""
         if not image_id.strip():
             return None, "the ID is empty"
         for wanted in self._spellings(image_id):
@@ -172,7 +175,29 @@ class Finder:
                 if files:
                     shown = ", ".join(_relative(file, self.root) for file in files)
                     return None, f"{len(files)} files have this name: {shown}; write the name as one of them, or rename"
+        name = self._last_name(image_id)
+        files = self._below(name) if name else []
+        if len(files) == 1:
+            return files[0], ""
+        if files:
+            shown = ", ".join(_relative(file, self.root) for file in files[:NAMED]) + ", …" * (len(files) > NAMED)
+            return None, f"{len(files)} files have the name '{name}': {shown}; write the path of one of them"
         return None, self._why_missing(image_id)
+
+    def _last_name(self, image_id: str) -> str:
+        """The last name of the whole path on another machine. Empty for any other ID."""
+        text = spelling.visible(image_id).replace("\\", "/")
+        is_whole = text.startswith("/") or re.match(r"[A-Za-z]:", text) is not None
+        return text.rpartition("/")[2] if is_whole and ".." not in text.split("/") else ""
+
+    def _below(self, name: str) -> list[Path]:
+        """The images anywhere below the folders of this kind with this name, in any case of the suffix."""
+        if self._by_name is None:
+            self._by_name = defaultdict(list)
+            there = self.bases[:-1] or self.bases  # the last one is the root, which has images of other kinds
+            for path in dict.fromkeys(path for base in there for _, path in images_below(base, self.root).images):
+                self._by_name[spelling.file_key(path.name)].append(path)
+        return self._by_name.get(spelling.file_key(name), [])
 
     def _spellings(self, image_id: str) -> Iterator[tuple[str, ...]]:
         """The parts of the paths that an ID can mean, the literal one first. None leads out of the folder."""

@@ -126,6 +126,9 @@ def test_names_that_differ_only_in_case_are_noted(tmp_path: Path, capsys: pytest
         ("C:\\Users\\kim\\data\\train\\a.png", "a.png"),
         ("\\\\server\\share\\train\\sub\\a.png", "sub/a.png"),
         ("/home/kim/project/data/train/a.png", "a.png"),
+        ("D:/데이터/혼자_2.PNG", "혼자_2.png"),
+        ("C:\\a.png", "a.png"),
+        ("/scans/2024/a.PNG", "sub/a.png"),
         ("data/train/sub/송장.png", f"sub/{nfd('송장.png')}"),
         (f"{nfd('하위')}/a", "하위/a.PNG"),
         ("a.v2", "a.v2.png"),
@@ -154,7 +157,12 @@ def test_an_id_finds_its_file(tmp_path: Path, written: str, file: str) -> None:
         ("A.png", ["a.png"], "the file is missing; did you mean 'a.png'?"),
         ("../train/a.png", ["a.png"], "the file is missing: an ID is a path inside the folder, without '..'"),
         ("/etc/passwd", ["a.png"], "the file is missing"),
-        ("C:\\a.png", ["a.png"], "the file is missing; did you mean 'a.png'?"),
+        (
+            "D:/x/a.png",
+            ["s/a.png", "t/a.PNG"],
+            "2 files have the name 'a.png': train/s/a.png, train/t/a.PNG; write the",
+        ),
+        ("D:/x/b.png", ["a.png"], "the file is missing"),
         ("D:/데이터/A.PNG", ["a.png"], "the file is missing; did you mean 'a.png'?"),
         ("", ["a.png"], "the ID is empty"),
         ("sub", ["sub/a.png"], "is a folder"),
@@ -166,6 +174,19 @@ def test_an_id_with_no_file_or_several_says_why(tmp_path: Path, written: str, fi
     assert said in faults(write_csv(tmp_path, [f'"{written}",0', f"{files[0]},1"]))
 
 
+def test_a_class_whose_other_images_are_missing_has_not_one_image(tmp_path: Path) -> None:
+    write_pages(tmp_path / "train", ["a.png", "b.png", "c.png"])
+    said = faults(write_csv(tmp_path, ["a.png,0", "b.png,0", "c.png,1", "D:/x/lost.png,1"]))
+    assert "train/D:/x/lost.png: the file is missing" in said and "one image" not in said
+    said = faults(write_csv(tmp_path, ["a.png,0", "b.png,0", "lost.png,1"]))
+    assert "train/lost.png: the file is missing" in said and "of one class" not in said
+    for name, pages in (("x", ["a.png", "b.png"]), ("y", ["a.png"])):
+        write_pages(tmp_path / "folders" / "train" / name, pages, 5 * (name == "y"))
+    (tmp_path / "folders" / "train" / "y" / "b.png").symlink_to("nowhere.png")
+    said = faults(tmp_path / "folders")
+    assert "train/y/b.png: is a link to nowhere.png" in said and "one image" not in said
+
+
 def test_two_rows_with_one_file_are_an_error(tmp_path: Path) -> None:
     write_pages(tmp_path / "train", ["송장.png", "b.png", "c.png"])
     said = faults(
@@ -173,7 +194,7 @@ def test_two_rows_with_one_file_are_an_error(tmp_path: Path) -> None:
     )
     assert "train.csv:3: ID '송장.png' is already in row 2" in said
     assert "train.csv:4: ID '송장' names the file of train.csv:2; remove one row" in said
-    assert "train.csv:7: train/B.PNG: the file is missing; did you mean 'b.png'?" in said and "4 errors" in said
+    assert "train.csv:7: train/B.PNG: the file is missing; did you mean 'b.png'?" in said and "3 errors" in said
 
 
 def not_utf8(folder: Path, name: bytes = CP949, suffix: bytes = b"") -> Path:
