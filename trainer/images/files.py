@@ -164,7 +164,7 @@ class Finder:
     def find(self, image_id: str) -> tuple[Path | None, str]:
         """The file of an ID, or None and the reason. An ID may have no suffix, another Unicode form or case of suffix
         than the file, backslashes, or a whole path of the machine where the table was made. The last name of such a
-        path is enough if only one file has it."""
+        path is enough if only one file has it, and no folder inside this one."""
         if not image_id.strip():
             return None, "the ID is empty"
         for wanted in self._spellings(image_id):
@@ -178,11 +178,18 @@ class Finder:
         name = self._last_name(image_id)
         files = self._below(name) if name else []
         if len(files) == 1:
-            return files[0], ""
+            if files[0].parent in self.bases:
+                return files[0], ""
+            # A folder that the path does not name: it can be another page with the same name.
+            return None, f"the file is missing; did you mean {_relative(files[0], self._base_of(files[0]))!r}?"
         if files:
             shown = ", ".join(_relative(file, self.root) for file in files[:NAMED]) + ", …" * (len(files) > NAMED)
             return None, f"{len(files)} files have the name '{name}': {shown}; write the path of one of them"
         return None, self._why_missing(image_id)
+
+    def _base_of(self, file: Path) -> Path:
+        """The first folder of `bases` that holds the file."""
+        return next(base for base in self.bases if file.is_relative_to(base))
 
     def _last_name(self, image_id: str) -> str:
         """The last name of the whole path on another machine. Empty for any other ID."""
