@@ -152,3 +152,13 @@ def test_real_scans_get_the_class_of_predict_by_the_lines_of_the_card(
     print(f"{same} of {len(ids)} with the same class; largest difference {np.abs(by_card - predicted).max():.1e}")
     assert same == len(ids) == 160 and np.abs(by_card - predicted).max() < 1e-4
     assert len(set(predicted.argmax(1))) > 3, "what is the same for all pages would prove nothing"
+
+    # The last layer makes much of every rounding. Float32 where few numbers are summed takes away most of it.
+    means = []
+    for channels in (0, build.FEW_CHANNELS):
+        monkeypatch.setattr(build, "FEW_CHANNELS", channels)
+        in_bf16 = inference.Options("cpu", "bf16")
+        rounded = inference.probabilities([checkpoint.load(tmp_path / "best.ckpt")], table, in_bf16)[0].numpy()
+        means.append(float(np.abs(rounded - predicted).max(1).mean()))
+    print(f"bf16: mean difference {means[1]:.3f}, as autocast does it {means[0]:.3f}")
+    assert 0 < means[1] < 0.7 * means[0]

@@ -15,7 +15,7 @@ from trainer.base.errors import ConfigError
 from trainer.base.files import sha256, write_json
 from trainer.base.plural import counted
 from trainer.data.rows import Table
-from trainer.data.table import content_fingerprint, say_other_classes
+from trainer.data.table import content_fingerprint
 from trainer.ensemble import members, voting
 from trainer.ensemble.members import SharedValidation
 from trainer.ensemble.voting import ballots, combine
@@ -23,7 +23,7 @@ from trainer.models import ensemble_file
 from trainer.models.ensemble_file import Ensemble
 from trainer.predict import predictions
 from trainer.predict.inference import Options
-from trainer.predict.predict import members_predictions, origin_of, test_images
+from trainer.predict.predict import members_predictions, origin_of, say_classes, test_images
 from trainer.predict.predictions import Origin, Predictions
 from trainer.scores import intervals, val_predictions
 from trainer.scores.calibration import tempered
@@ -69,6 +69,7 @@ def predict(path: Path, root: Path, options: Options) -> tuple[Predictions, Orig
     it is for these images. Otherwise the members predict."""
     ensemble = ensemble_file.read(path)
     options = replace(options, tta=options.tta or ensemble.tta)
+    say_classes(root, ensemble.parts[0].checkpoint)
     table = test_images(root, options.skip_unreadable)
     fingerprint = content_fingerprint(table.paths)
     origin = origin_of(sha256(path), fingerprint, options)
@@ -145,8 +146,7 @@ def ensemble(ensemble: Ensemble, how: str, root: Path | None, output: Path, opti
         raise ConfigError(f"--weights {how}: no validation images to search weights on: {why_not}; use equal")
     predicted: Predictions | None = None
     if root is not None:
-        first = ensemble.parts[0].checkpoint
-        say_other_classes(root, first.class_names, first.labels, "the predictions are classes of the model")
+        say_classes(root, ensemble.parts[0].checkpoint)
         table = test_images(root, options.skip_unreadable)
         fingerprint = content_fingerprint(table.paths)
         predicted = predictions_of(ensemble, table, fingerprint, options)

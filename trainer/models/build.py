@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import timm
@@ -91,14 +92,41 @@ def restore(config: ModelConfig, classes: int, img_size: int, state_dict: dict[s
     return net
 
 
+FEW_CHANNELS = 4
+"""Convolutions with at most this number of input channels for an output are evaluated in float32: those on the pixels
+and the depthwise ones. They sum few products, so the rounding of their weights does not average out, and a white page
+has the same error at every pixel."""
+
+
+def _convolution(self: nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
+    """The convolution, outside autocast unless it trains."""
+    convolve, kind = type(self).forward, images.device.type
+    if self.training or not torch.is_autocast_enabled(kind):
+        return convolve(self, images)
+    with torch.autocast(kind, enabled=False):
+        return convolve(self, images.float())
+
+
+def evaluate_in_float32(model: nn.Module) -> None:
+    """Make the convolutions with `FEW_CHANNELS` compute in float32 under autocast, but not in training mode.
+
+    Without it, a page can get another class in bf16 although the model is sure of it. Figures: docs/export.md.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels // module.groups <= FEW_CHANNELS:
+            module.forward = MethodType(_convolution, module)  # type: ignore[method-assign]
+
+
 class Normalized(nn.Module):
-    """`model` with normalisation of uint8 images on the device. Images are copied to the device as bytes."""
+    """`model` with normalisation of uint8 images on the device. Images are copied to the device as bytes. In evaluation
+    under autocast some of its convolutions are in float32, see `evaluate_in_float32`."""
 
     mean: torch.Tensor
     std: torch.Tensor
 
     def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], channels_last: bool) -> None:
         super().__init__()
+        evaluate_in_float32(model)
         self.model = model.to(memory_format=torch.channels_last) if channels_last else model
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)

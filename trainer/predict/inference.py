@@ -115,7 +115,7 @@ def _pass(
     )
     names = ", ".join(dict.fromkeys(config.model.name for config in configs))
     parts: list[list[torch.Tensor]] = [[] for _ in members]
-    with memory_errors(configs[0], predicting=batch), torch.inference_mode():
+    with memory_errors(configs[0], predicting=batch), torch.inference_mode(), device.full_float32():
         nets = [fabric.setup_module(_net(member, chosen)).eval() for member in members]
         for images, _, _ in track(loader, f"{names}: predicting", transient=True, disable=not sys.stdout.isatty()):
             images = images.to(fabric.device)

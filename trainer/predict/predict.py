@@ -15,6 +15,7 @@ from trainer.data.rows import Table
 from trainer.data.table import content_fingerprint, in_short, read_test, say_notes, say_other_classes
 from trainer.images import examined
 from trainer.models import ensemble_file
+from trainer.models.checkpoint import Checkpoint
 from trainer.models.ensemble_file import Loaded
 from trainer.predict import inference, predictions
 from trainer.predict.inference import Options
@@ -48,6 +49,11 @@ def test_images(root: Path, skip_unreadable: bool = False) -> Table:
     return table.without(broken)
 
 
+def say_classes(root: Path, model: Checkpoint) -> None:
+    """Print a note if the data folder has training data of other classes than the model."""
+    say_other_classes(root, model.class_names, model.labels, "the predictions are classes of the model")
+
+
 def origin_of(sha256: str, fingerprint: str, options: Options) -> Origin:
     """The origin of the predictions of a model file."""
     return Origin(sha256, fingerprint, options.tta or "none", options.real_precision)
@@ -74,6 +80,7 @@ def members_predictions(
 def of_checkpoint(path: Path, root: Path, options: Options) -> tuple[Predictions, Origin]:
     """The predictions of the checkpoint at `path` for `root`'s test images. Raises ConfigError or DataError."""
     member = ensemble_file.load(path)
+    say_classes(root, member.checkpoint)
     table = test_images(root, options.skip_unreadable)
     fingerprint = content_fingerprint(table.paths)
     predicted = members_predictions([member], table, fingerprint, options)[0]
@@ -89,7 +96,6 @@ def predict(path: Path, root: Path, output: Path, options: Options, model: Model
     """
     _refuse_anothers(path, output)
     predicted, origin = model(path, root, options)
-    say_other_classes(root, predicted.class_names, predicted.labels, "the predictions are classes of the model")
     predictions.write(predicted, output, origin)
     summary = {
         "images": len(predicted.ids),

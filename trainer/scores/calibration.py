@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 BINS = 15
 _LOWEST = 1e-12
+_TOGETHER = 2**20
+"""Probabilities that are computed with at once: in float64 all of a large validation would take gigabytes."""
 
 Probabilities = NDArray[np.floating]
 
@@ -46,9 +48,19 @@ def expected_error(probabilities: Probabilities, targets: NDArray[np.integer], b
 
 def temper(probabilities: Probabilities, temperature: float) -> NDArray[np.float32]:
     """softmax(log p / temperature). Above 1 probabilities are less confident, below 1 more. The class order stays."""
-    logits = np.log(np.maximum(probabilities.astype(np.float64), _LOWEST)) / temperature
-    scaled = np.exp(logits - logits.max(1, keepdims=True))
-    return np.asarray(scaled / scaled.sum(1, keepdims=True), dtype=np.float32)
+    result = np.empty(probabilities.shape, np.float32)
+    for rows in _blocks(probabilities):
+        logits = np.log(np.maximum(probabilities[rows].astype(np.float64), _LOWEST)) / temperature
+        scaled = np.exp(logits - logits.max(1, keepdims=True))
+        result[rows] = scaled / scaled.sum(1, keepdims=True)
+    return result
+
+
+def _blocks(probabilities: Probabilities) -> list[slice]:
+    """Slices of the rows, with about `_TOGETHER` numbers each."""
+    images, classes = probabilities.shape
+    step = max(1, _TOGETHER // max(1, classes))
+    return [slice(row, min(row + step, images)) for row in range(0, images, step)]
 
 
 def tempered(probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -68,13 +80,17 @@ def fit_temperature(probabilities: Probabilities, targets: NDArray[np.integer]) 
 
     if not len(targets):
         return 1.0
-    logits = np.log(np.maximum(probabilities.astype(np.float64), _LOWEST))
+    logits = probabilities.astype(np.float64)
+    np.log(np.maximum(logits, _LOWEST, out=logits), out=logits)
 
     def cost(log_temperature: float) -> float:
-        scaled = logits / np.exp(log_temperature)
-        scaled = scaled - scaled.max(1, keepdims=True)
-        loss = np.log(np.exp(scaled).sum(1)) - scaled[np.arange(len(targets)), targets]
-        return float(loss.sum() + log_temperature**2 / 2)
+        losses = []
+        for rows in _blocks(logits):
+            scaled = logits[rows] / np.exp(log_temperature)
+            scaled -= scaled.max(1, keepdims=True)
+            own = targets[rows]
+            losses.append(np.log(np.exp(scaled).sum(1)) - scaled[np.arange(len(own)), own])
+        return float(np.concatenate(losses).sum() + log_temperature**2 / 2)
 
     minimum = minimize_scalar(cost, bounds=(-np.log(4), np.log(4)), method="bounded")
     return round(float(np.exp(minimum.x)), 4)

@@ -55,9 +55,10 @@ def find_label_errors(targets: NDArray[np.int64], probabilities: NDArray[np.floa
         n_jobs=1,  # it takes milliseconds: no extra processes
     )
     scores = get_normalized_margin_for_each_label(targets, probabilities)
-    others = probabilities.copy()
-    others[np.arange(len(targets)), targets] = -1
-    return [LabelError(int(row), int(others[row].argmax()), round(float(scores[row]), 4)) for row in rows]
+    others = probabilities[rows]
+    others[np.arange(len(rows)), targets[rows]] = -1
+    listed = zip(rows.tolist(), others.argmax(1).tolist(), scores[rows].tolist(), strict=True)
+    return [LabelError(row, suggested, round(score, 4)) for row, suggested, score in listed]
 
 
 def doubt(targets: NDArray[np.int64], probabilities: NDArray[np.float32]) -> str | None:

@@ -7,7 +7,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -119,9 +120,22 @@ def precision(asked: str, device: str) -> str:
 
 
 def evaluation_precision(asked: str, device: str) -> str:
-    """bf16, fp16 or fp32 for validation and prediction. auto is fp32 on a CPU: bf16 is at most twice as fast there, and
-    float32 gives a page the same class on every CPU and in an export. Elsewhere it is the precision of training."""
-    return "fp32" if asked == "auto" and device == "cpu" else precision(asked, device)
+    """bf16, fp16 or fp32 for validation and prediction. auto is fp32: a page then gets the same class on every device
+    and in an export. An asked precision is that of training."""
+    return "fp32" if asked == "auto" else precision(asked, device)
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Multiply float32 numbers as float32 on CUDA, not as TF32, whose products have 10 bits like fp16."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def channels_last(asked: bool | None, device: str) -> bool:

@@ -143,7 +143,7 @@ def _held_out_probabilities(run: Run) -> torch.Tensor:
             torch.distributed.broadcast(buffer, 0)
     parts: list[torch.Tensor] = []
     mixed = run.val_precision != "fp32"
-    with torch.inference_mode():
+    with torch.inference_mode(), device.full_float32():
         for images, _, _ in run.val_batches:
             # Without the wrapper, which would make processes wait for each other.
             with step.fabric.autocast() if mixed else nullcontext():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,36 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="loaded safely"):
         build.create(ModelConfig("test_resnet", weights=str(tmp_path / "w.pth")), 3, 64)
     assert not (tmp_path / "ran").exists()
+
+
+def test_convolutions_that_read_few_channels_are_in_float32_where_nothing_is_trained() -> None:
+    """The same numbers as without autocast, of the averaged copy too; in training and elsewhere as autocast does."""
+    net = build.Normalized(timm.create_model("test_efficientnet", num_classes=3), (0.5,) * 3, (0.25,) * 3, False)
+    copied = copy.deepcopy(net)
+    with torch.no_grad():
+        next(copied.parameters()).mul_(2)
+    seen: dict[str, torch.dtype] = {}
+    by_channels: dict[str, int] = {}
+    first = [next(m for m in n.modules() if isinstance(m, torch.nn.Conv2d)) for n in (net, copied)]
+    for name, module in net.named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            by_channels[name] = module.in_channels // module.groups
+            module.register_forward_hook(lambda _, __, out, name=name: seen.__setitem__(name, out.dtype))
+    white = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
+    values = white.float().sub(net.mean).div(net.std)
+    for training in (False, True):
+        net.train(training)
+        with torch.autocast("cpu", torch.bfloat16):
+            net(white.repeat(2, 1, 1, 1))
+        few = {seen[name] for name, channels in by_channels.items() if channels <= build.FEW_CHANNELS}
+        others = {seen[name] for name, channels in by_channels.items() if channels > build.FEW_CHANNELS}
+        assert (few, others) == ({torch.bfloat16 if training else torch.float32}, {torch.bfloat16})
+    for module in first:
+        module.eval()
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = module(values)
+        assert torch.equal(mixed, module(values))
+    assert not torch.equal(first[0](values), first[1](values)), "a copy computes with its own weights"
 
 
 def test_the_models_own_mean_and_std_are_used() -> None:

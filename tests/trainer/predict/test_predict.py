@@ -97,6 +97,21 @@ def test_other_commands_note_it_too(
     assert (note in capsys.readouterr().out) == is_noted
 
 
+@pytest.mark.parametrize("file", ["best.ckpt", "ensemble.json"])
+def test_the_note_on_other_classes_comes_before_the_work(
+    trained: list[Path], documents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str
+) -> None:
+    root, model = tmp_path / "others", trained[0] / "best.ckpt"
+    if file == "ensemble.json":
+        assert main(["ensemble", "--checkpoints", str(model), "--output", "voted"]) == 0
+        model = tmp_path / "voted" / file
+    shutil.copytree(documents / "test", root / "test")
+    (root / "meta.csv").write_text("target,class_name\n0,book\n1,will\n")
+    (root / "test" / "t0.jpg").write_bytes(b"no image")
+    assert main(["predict", "--checkpoint", str(model), "--data", str(root), "--output", "out"]) != 0
+    assert "has other classes than the model: 0 book, 1 will (2)" in capsys.readouterr().out
+
+
 def test_prediction_repeats_the_validation_of_the_training(
     trained: list[Path], tmp_path: Path, documents: Path
 ) -> None:

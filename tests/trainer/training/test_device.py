@@ -17,7 +17,7 @@ from trainer.cli import main
 from trainer.config.compose import compose
 from trainer.config.keys import option_names
 from trainer.data.rows import Table
-from trainer.models import checkpoint
+from trainer.models import build, checkpoint
 from trainer.predict import inference
 from trainer.scores.calibration import tempered
 from trainer.training import device, full_memory
@@ -72,10 +72,13 @@ def test_precision_auto_takes_what_the_device_gains_from(monkeypatch: pytest.Mon
     assert device.precision("fp32", "cuda") == "fp32"
 
 
-def test_on_a_cpu_validation_and_prediction_are_in_float32_unless_asked(
+def test_validation_and_prediction_are_in_float32_unless_asked(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, documents: Path, train: Callable[..., int]
 ) -> None:
-    """Also where training is in bf16: a page gets the same class on every CPU, and the one of an export."""
+    """Also where training is in bf16: a page gets the same class on every device, and the one of an export."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert {device.evaluation_precision("auto", name) for name in ("cuda", "mps", "cpu")} == {"fp32"}
+    assert device.evaluation_precision("bf16", "cuda") == "bf16"
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     for asked, validated in (("auto", "fp32"), ("bf16", "bf16")):
         assert train(tmp_path / asked, "training.max_steps=2", f"training.precision={asked}", "device=cpu") == 0
@@ -92,6 +95,32 @@ def test_on_a_cpu_validation_and_prediction_are_in_float32_unless_asked(
         torch.testing.assert_close(by[validated], carried, atol=1e-6, rtol=0)
         other = by["bf16" if validated == "fp32" else "fp32"]
         assert (other - carried).abs().max() > 1e-5, "what is the same in both formats would prove nothing"
+
+
+def test_float32_is_not_tf32_in_validation_and_prediction(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, documents: Path, train: Callable[..., int]
+) -> None:
+    """The switches that CUDA would read, while a network evaluates and while it trains."""
+    seen: list[tuple[bool, str, bool]] = []
+    forward = build.Normalized.forward
+
+    def noted(net: build.Normalized, images: torch.Tensor) -> torch.Tensor:
+        seen.append((net.training, torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+        return forward(net, images)
+
+    monkeypatch.setattr(build.Normalized, "forward", noted)
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+        assert train(tmp_path, "training.max_steps=2", "device=cpu") == 0
+        kept = checkpoint.load(tmp_path / "best.ckpt")
+        table = Table(["a"], [documents / "train" / kept.validation["ids"][0]], [], kept.class_names, kept.labels)
+        inference.probabilities([kept], table, inference.Options("cpu", num_workers=0))
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+    assert set(seen) == {(True, "high", True), (False, "highest", False)}
 
 
 def test_out_of_device_memory_names_the_remedies_in_the_manuals_order() -> None:
