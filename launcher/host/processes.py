@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,6 +35,11 @@ def place() -> str:
     with suppress(OSError):
         return f"{boot() or os.uname().nodename} {(PROC / 'self/ns/pid').readlink()}"
     return boot() or os.uname().nodename
+
+
+def uptime() -> float:
+    """Seconds since this host's boot. No change of the time of day changes them."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if LINUX else time.monotonic()
 
 
 def this() -> Process:

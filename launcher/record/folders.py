@@ -121,6 +121,19 @@ def refuse_foreign(submission: Path) -> None:
             )
 
 
+def refuse_unreadable(submission: Path) -> None:
+    """Raise RunError if this user may not read the records of the submission's runs: else they would look unknown, and
+    their results would be missing."""
+    place = submission / STATE
+    with suppress(FileNotFoundError):
+        owner = submission.stat().st_uid
+        if place.is_dir() and not os.access(place, os.R_OK | os.X_OK):
+            raise RunError(
+                f"{submission.name}: you ({_user(os.geteuid())}) may not read the records of its runs, {place}; ask "
+                f"{_user(owner)}, or run the command as that user: sudo -u '#{owner}' launcher …"
+            )
+
+
 def _may_change(submission: Path) -> bool:
     """Whether this user may write to a submission and to the records of its runs."""
     return all(os.access(path, os.W_OK) for path in (submission, submission / STATE) if path.exists())

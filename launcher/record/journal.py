@@ -54,6 +54,7 @@ _CHECKS: dict[str, fields.Check] = {
     OUTDATED: fields.FLAG,
     "exit_code": fields.whole(-(10**6), 10**6),
     "seconds": fields.number(-(10**10), 10**10),
+    "uptime": fields.number(0, 10**11),
 }
 """Types of the fields of an event."""
 
@@ -140,10 +141,12 @@ def last_event(content: bytes, folder: Path | str) -> tuple[dict[str, Any] | Non
 
 
 def append_event(
-    run_dir: Path, state: State, attempt: int | None = None, reason: str = "", durable: bool = True, **figures: Any
-) -> Status:
-    """Write the next event into the journal and status.json. `attempt` None: the attempt of the last event. Not
-    `durable`: the caller flushes the events of many runs at once with `folders.flush`.
+    run_dir: Path, state: State, attempt: int | None = None, reason: str = "", durable: bool = True,
+    again: bool = False, **figures: Any,
+) -> Status:  # fmt: skip
+    """Write the next event into the journal and status.json. `attempt` None: the attempt of the last event, or (with
+    `again`) the next one: see `next_attempt`. Not `durable`: the caller flushes the events of many runs at once with
+    `folders.flush`.
 
     The order in the journal counts, not the clock. Raises RunError if `TRANSITIONS` does not allow the step. Raises
     FencedError if another process was faster: a later attempt has started, or a launcher with a higher `fence` than
@@ -163,7 +166,7 @@ def append_event(
             )
         if figures.get("fence") and any((event.get("fence") or 0) > figures["fence"] for event in events):
             raise FencedError(f"{run_dir.name}: another launcher has taken over this submission; this launcher stops")
-        last = events[-1]["attempt"] if events else 1
+        last = next_attempt(events) if again else events[-1]["attempt"] if events else 1
         event = {"time": time.time(), "state": state, "attempt": attempt or last, "reason": reason, **figures}
         journal.seek(0, os.SEEK_END)
         if journal.tell():
@@ -180,6 +183,13 @@ def append_event(
         if state in ENDED and (started or state != "cancelled"):  # else there is nothing to look at
             copy_to_run_dir(folder, run_dir)
     return status_of(event)
+
+
+def next_attempt(events: Sequence[Mapping[str, Any]]) -> int:
+    """The number of the attempt that follows when the run is queued again. An attempt counts once its trainer was
+    started: if the last one was stopped or failed before that, the next one has its number."""
+    last = int(events[-1]["attempt"]) if events else 1
+    return last + any(event["state"] == "running" and event["attempt"] == last for event in events)
 
 
 def _may_follow(before: State, state: State, figures: Mapping[str, Any]) -> bool:

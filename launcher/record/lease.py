@@ -326,12 +326,48 @@ def is_driven(submission: Path) -> bool:
         holder = read_holder(submission)
         if holder is None or holder.released or is_over_here(holder):
             return False
-        age = time.time() - (submission / FILE).stat().st_mtime
+        return is_recent(submission / FILE, EXPIRY)
     except FileNotFoundError:
         return False
     except OSError:
         return True
-    return abs(age) < EXPIRY  # a server's clock may be ahead; far in the future means that a clock was set back
+
+
+def is_recent(path: Path, seconds: float) -> bool:
+    """Whether the file was written in the last `seconds`, by the clock of its file system: that of this host may differ
+    from that of the server, or of the host that writes it. Raises OSError."""
+    written = path.stat()
+    # Far in the future means that a clock was set back.
+    return abs(_time_at(path.parent, written.st_dev) - written.st_mtime) < seconds
+
+
+_AGAIN = 60.0
+"""Seconds after which a file system is asked for its time again."""
+_times: dict[int, tuple[float, float]] = {}
+"""File system → a moment by the monotonic clock, and the file system's time then."""
+
+
+def _time_at(folder: Path, device: int) -> float:
+    """The time of the folder's file system; that of this host if this user may not write there."""
+    moment, there = _times.get(device, (-_AGAIN, 0.0))
+    if time.monotonic() - moment >= _AGAIN:
+        name = f".time.{uuid.uuid4().hex}"
+        try:
+            with folders.opened(folder) as place:
+                descriptor = os.open(
+                    name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, dir_fd=place.descriptor
+                )
+                try:
+                    os.unlink(name, dir_fd=place.descriptor)
+                    os.write(descriptor, b"0")
+                    os.fsync(descriptor)
+                    moment, there = time.monotonic(), os.fstat(descriptor).st_mtime
+                finally:
+                    os.close(descriptor)
+        except OSError:
+            return time.time()
+        _times[device] = moment, there
+    return there + time.monotonic() - moment
 
 
 def boot_id() -> str:

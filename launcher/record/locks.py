@@ -7,11 +7,15 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from launcher.record import folders
+from launcher.record.find import own_cache
 from launcher.record.folders import Folder
+
+CREATING = "creating.lock"
+"""All processes that create a submission in a runs folder share this lock."""
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """Error numbers of a file system without locks: every lock counts as free there."""
@@ -45,9 +49,37 @@ def _held(folder: Folder, name: str, patience: float) -> Iterator[int | None]:
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool:
+@contextmanager
+def creating(runs_root: Path) -> Iterator[None]:
+    """Show that this process creates a submission in the runs folder, so that `prune` does not take its folders for
+    those of a killed `submit`. Goes on without the lock if it cannot be had, as in another user's runs folder."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            own = own_cache(runs_root)
+            own.mkdir(exist_ok=True)
+            folder = stack.enter_context(folders.opened(own))
+            descriptor = folders.open_own(folder, CREATING, os.O_RDONLY | os.O_CREAT)
+            stack.callback(os.close, descriptor)
+            deadline = time.monotonic() + 1
+            while (
+                not _lock(descriptor, fcntl.LOCK_SH) and time.monotonic() < deadline
+            ):  # `is_creating` holds it briefly
+                time.sleep(0.02)
+        yield
+
+
+def is_creating(runs_root: Path) -> bool:
+    """Whether a process is creating a submission in the runs folder. False on a file system without locks."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with folders.opened(own_cache(runs_root)) as folder:
+            return _is_held(folder, CREATING, fcntl.LOCK_EX)
+    except FileNotFoundError:
+        return False
+
+
+def _lock(descriptor: int, how: int = fcntl.LOCK_EX) -> bool:
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
@@ -71,13 +103,14 @@ def is_run_locked(run_dir: Path) -> bool:
         return False
 
 
-def _is_held(folder: Folder, name: str) -> bool:
+def _is_held(folder: Folder, name: str, how: int = fcntl.LOCK_SH) -> bool:
+    """Whether a process holds the lock file, so that it cannot be locked in this way."""
     try:
         descriptor = folders.open_own(folder, name, os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
         return False
     except BlockingIOError:
         return True

@@ -12,7 +12,7 @@ from pathlib import Path
 from launcher.base.errors import RunError
 from launcher.engines import registry
 from launcher.engines.base import Waste
-from launcher.record import lease, trainer_files
+from launcher.record import folders, lease, locks, trainer_files
 from launcher.record.find import BUILDING, list_runs, list_submissions
 from launcher.record.journal import look
 from launcher.record.states import GOOD
@@ -22,7 +22,8 @@ from trainer.base.errors import os_error
 RESERVED = re.compile(r"-\d{8}-\d{6}(-\d+)?$")
 """End of a submission's name. `submit` first creates an empty folder of that name."""
 ABANDONED = 3600
-"""A submission in creation without a new file for this many seconds counts as abandoned."""
+"""A submission in creation without a new file for this many seconds counts as abandoned, if no process is creating one
+in this runs folder: a clock may jump."""
 
 
 def find_waste(runs_root: Path) -> tuple[list[Waste], list[str]]:
@@ -39,6 +40,7 @@ def _checkpoints(runs_root: Path, remarks: list[str]) -> list[Waste]:
     waste = []
     for directory in list_submissions(runs_root):
         try:
+            folders.refuse_unreadable(directory)
             if lease.is_driven(directory):
                 continue
             for run_dir in list_runs(directory):
@@ -56,7 +58,15 @@ def _half_made(runs_root: Path, remarks: list[str]) -> list[Waste]:
     """Incomplete submissions of a `submit` that was killed."""
     waste = []
     reserved = (path for path in runs_root.glob("[!.]*") if RESERVED.search(path.name))
-    for folder in sorted([*runs_root.glob(f"{BUILDING}*"), *reserved]):
+    candidates = sorted([*runs_root.glob(f"{BUILDING}*"), *reserved])
+    try:
+        if candidates and locks.is_creating(runs_root):  # asked after the listing: whoever makes a folder has the lock
+            remarks.append("a submission is being created: what a killed submit has left is not looked for now")
+            return []
+    except OSError as error:
+        remarks.append(f"what a killed submit has left is not looked for: {os_error(error)}")
+        return []
+    for folder in candidates:
         try:
             if time.time() - folder.stat().st_mtime < ABANDONED:
                 continue

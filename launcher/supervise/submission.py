@@ -19,7 +19,7 @@ from launcher.engines.base import Choice
 from launcher.job import steps
 from launcher.job.expansion import Planned
 from launcher.job.spec import Job
-from launcher.record import folders, retry, reuse, trainer_files
+from launcher.record import folders, locks, retry, reuse, trainer_files
 from launcher.record.find import BUILDING, find_submission, own_cache, read_submission
 from launcher.record.journal import OUTDATED, Status, append_event, create_run
 from launcher.record.lease import Lease
@@ -68,13 +68,23 @@ def create(
 ) -> Path:  # fmt: skip
     """Create the submission's directory, and move it into place when it is complete. `reused`: earlier run directories
     to reuse, by the names of runs. Raises RunError."""
-    try:
-        runs_root.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=BUILDING, dir=runs_root))
-    except OSError as error:
-        raise RunError(
-            f"{runs_root}: cannot be written to ({error.strerror}); give another folder with --runs DIR"
-        ) from None
+    with contextlib.ExitStack() as stack:
+        try:
+            runs_root.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locks.creating(runs_root))
+            building = Path(tempfile.mkdtemp(prefix=BUILDING, dir=runs_root))
+        except OSError as error:
+            raise RunError(
+                f"{runs_root}: cannot be written to ({error.strerror}); give another folder with --runs DIR"
+            ) from None
+        return _create(job, completed, reused, runs_root, data_dir, choice, building)
+
+
+def _create(
+    job: Job, completed: Sequence[RunRequest], reused: Mapping[str, Path], runs_root: Path, data_dir: str | None,
+    choice: Choice, building: Path,
+) -> Path:  # fmt: skip
+    """See `create`. The submission is created in `building`."""
     section = job.section(choice.engine.name)
     follows = find_submission(runs_root, job.spec.follows).name if job.spec.follows else None
     name = _reserve(runs_root, f"{job.spec.name}-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -161,6 +171,7 @@ def requeue(
     """
     names = []
     digests = reuse.DataDigests(own_cache(submission.parent))
+    in_queue = registry.queue_of(submission) is not None
     with Records(submission) as records:
         states: dict[str, Status] = {}
         for run_dir in records.run_dirs():
@@ -186,8 +197,9 @@ def requeue(
                 continue
             _renew(run_dir, request, mine, digests)
             reason, fence = f"resumed after {status.state}", mine.fence
+            numbered = status.attempt + 1 if in_queue else None  # an engine's queue knows its jobs by this number
             try:
-                append_event(run_dir, "queued", status.attempt + 1, reason, durable=False, fence=fence)
+                append_event(run_dir, "queued", numbered, reason, durable=False, again=True, fence=fence)
             except FencedError:
                 raise
             except RunError:

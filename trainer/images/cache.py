@@ -237,16 +237,22 @@ def new_folder(folder: Path, sizes: dict[str, int], about: dict[str, Any]) -> It
     """A temporary folder with empty files of these sizes and `about` in meta.json. After the block it becomes `folder`,
     unless another run was first."""
     temporary = Path(tempfile.mkdtemp(prefix=cache_folder.MAKING, dir=folder.parent))
+    lock = None
     try:
         for name, size in sizes.items():
             with (temporary / name).open("wb") as file:
                 file.truncate(size)
+        lock = os.open(temporary / "in_use", os.O_RDONLY | os.O_CLOEXEC)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # others do not sweep it away
         write_json(temporary / cache_folder.META, about)
         yield temporary
         temporary.chmod(0o777 & ~UMASK)  # mkdtemp makes private folders
         with contextlib.suppress(OSError):  # another run was first: use its cache
             temporary.rename(folder)
     finally:
+        if lock is not None:
+            os.close(lock)
         shutil.rmtree(temporary, ignore_errors=True)
 
 

@@ -155,8 +155,16 @@ def sweep(folder: Path) -> None:
         for entry in hidden:
             with contextlib.suppress(OSError):
                 age = time.time() - entry.stat(follow_symlinks=False).st_mtime
-                if entry.name.startswith(GOING) or (entry.name.startswith(MAKING) and age > STALE):
+                if entry.name.startswith(GOING) or (
+                    entry.name.startswith(MAKING) and age > STALE and not _is_made(entry.name, parent)
+                ):
                     shutil.rmtree(entry.name, ignore_errors=True, dir_fd=parent)
+
+
+def _is_made(name: str, parent: int) -> bool:
+    """Whether a run is making the incomplete folder: a clock may jump, and so cannot say it alone. Raises OSError."""
+    with _opened(name, parent) as folder, _unused(folder) as free:
+        return not free
 
 
 def default_limit(folder: Path) -> int:

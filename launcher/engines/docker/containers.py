@@ -70,6 +70,17 @@ class Hooks:
 NO_HOOKS = Hooks()
 
 
+def began(figures: Mapping[str, Any], started_at: str) -> float:
+    """When a container of another launcher was started, by the monotonic clock of this process; 0: unknown. `figures`
+    of the run's last event; `started_at` by the engine. Its time limit must not depend on the time of day, which may
+    have been set since: the engine's word counts only after a reboot, or for another host."""
+    moment: float | None = figures.get("uptime")
+    if moment is not None and processes.boot() and figures.get("boot") == processes.boot():
+        return time.monotonic() - max(0.0, processes.uptime() - moment)
+    started = client.seconds(started_at)
+    return time.monotonic() - max(0.0, time.time() - started) if started else 0.0
+
+
 class Containers:
     """Starts runs as containers, watches them, and adopts those of other launchers. See `SupervisedEngine` for the
     methods that have the name of one of its methods."""
@@ -175,7 +186,8 @@ class Containers:
         try:
             append_event(
                 run_dir, "running", watched.attempt, devices=list(devices), host=os.uname().nodename,
-                container=watched.id[:12], image=place.image, network=place.network,
+                container=watched.id[:12], image=place.image, network=place.network, boot=processes.boot(),
+                uptime=round(processes.uptime(), 2),
                 reason=f"the engine warns: {warned}" if warned else "", **self.mark(),
             )  # fmt: skip
         except RunError:  # withdrawn meanwhile
@@ -265,8 +277,7 @@ class Containers:
         with suppress(OSError):
             held.append(account.reclaim(run_dir, NAME, request.resources.cpus or 0, request.resources.memory or 0))
         watched = ContainerAttempt(run_dir, attempt, request, [one for one in held if one], str(container.id))
-        if started := client.seconds(container.attrs["State"]["StartedAt"]):
-            watched.began = time.monotonic() - max(0.0, time.time() - started)
+        watched.began = began(read_status(run_dir).figures, container.attrs["State"]["StartedAt"])
         self._in_thread(watched, lambda: self._take_over(watched, container))
         return True
 

@@ -110,7 +110,8 @@ def _by_hand(run_dir: Path, request: RunRequest) -> tuple[dict[str, str], list[g
             raise RunError(f"{run_dir.name}: is in progress {where}; see: launcher logs {run_dir} -f")
         append_event(run_dir, "lost", reason="its process ended without a message")
     if read_status(run_dir).state in ENDED:
-        append_event(run_dir, "queued", status.attempt + 1, "executed by hand")
+        numbered = status.attempt + 1 if registry.queue_of(run_dir.parent) else None  # a queue knows it by this number
+        append_event(run_dir, "queued", numbered, "executed by hand", again=True)
     machine = select(None).for_run_on(request.resources.gpus)
     got: list[tuple[str, gpu_locks.GpuLock]] = []
     for device in machine.devices if request.resources.gpus else ():

@@ -134,7 +134,7 @@ def is_fresh(run_dir: Path) -> bool:
         holder = read_holder(run_dir)
         if holder is None or holder.released or lease.is_over_here(holder):
             return False
-        return abs(time.time() - (folders.state_folder(run_dir) / TASK).stat().st_mtime) < EXPIRY
+        return lease.is_recent(folders.state_folder(run_dir) / TASK, EXPIRY)
     except FileNotFoundError:
         return False
     except OSError:

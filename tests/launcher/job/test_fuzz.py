@@ -190,4 +190,4 @@ def test_a_submission_that_cannot_be_made_leaves_nothing(
     expected = RunError if isinstance(error, OSError) else type(error)
     with pytest.raises(expected):
         submission.create(job, [each.request for each in planned], {}, tmp_path, None, chosen)
-    assert len(made) == after and not list(tmp_path.iterdir())
+    assert len(made) == after and [path.name for path in tmp_path.iterdir()] == [".state"], "the lock's folder alone"

@@ -210,6 +210,21 @@ def test_the_clock_of_a_file_server_may_be_ahead(tmp_path: Path, ahead: float, e
         assert lease.is_driven(tmp_path) is expected
 
 
+@pytest.mark.parametrize("wrong", [-7200, 7200])
+def test_a_wrong_clock_of_this_host_makes_no_holder_look_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: float
+) -> None:
+    run_dir = run_with_fence(tmp_path, 1)
+    written(tmp_path)
+    with folders.own_state(run_dir) as folder:
+        folders.replace(folder, folders.TASK, (tmp_path / lease.FILE).read_bytes())
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + wrong)
+    monkeypatch.setattr(lease, "EXPIRY", 30.0)
+    assert lease.is_driven(tmp_path) and task_lease.is_fresh(run_dir)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([lease.FILE, folders.STATE, run_dir.name])
+
+
 def test_a_person_can_take_over_from_a_host_that_is_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "EXPIRY", 1e9)
     written(tmp_path)

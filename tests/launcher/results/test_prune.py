@@ -10,9 +10,16 @@ from types import SimpleNamespace
 
 import pytest
 
+from launcher.engines import registry
+from launcher.engines.base import Choice
 from launcher.engines.docker import leftovers
+from launcher.host.machine import Machine
+from launcher.job import expansion, spec
+from launcher.record.find import list_runs
 from launcher.record.journal import append_event, create_run
 from launcher.record.request import RunRequest
+from launcher.results import prune
+from launcher.supervise import submission
 from tests.launcher.conftest import LABEL, Lab, seeds
 
 
@@ -28,6 +35,39 @@ def test_what_killed_submits_left_half_made_goes_once_it_is_old(lab: Lab) -> Non
     assert lab.launcher("prune", "--yes").returncode == 0
     assert not (lab.runs / ".new-old").exists() and (lab.runs / ".new-young" / "001-x").is_dir()
     assert lab.states() == {"resnet34": "succeeded"}
+
+
+def test_a_jump_of_the_clock_takes_no_submission_away_that_is_being_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, flush = time.time, submission.folders.flush
+    seen: list[tuple[list[str], list[str]]] = []
+
+    def prune_now(folder: Path) -> None:
+        monkeypatch.setattr(prune.time, "time", lambda: now() + 7200)
+        remarks: list[str] = []
+        waste = prune._half_made(tmp_path, remarks)
+        seen.append(([each.what for each in waste], prune.free_all(waste) + remarks))
+        flush(folder)
+
+    monkeypatch.setattr(submission.folders, "flush", prune_now)
+    machine = Machine("host", 4, 2**33)
+    requests = [each.request for each in expansion.expand(spec.from_overrides(["seed=1,2"]), machine)]
+    chosen = Choice(registry.engine("native"), machine, "")
+    created = submission.create(spec.from_overrides(["seed=1,2"]), requests, {}, tmp_path, None, chosen)
+    assert len(list_runs(created)) == 2 and (created / "submission.json").is_file()
+    assert seen == [([], ["a submission is being created: what a killed submit has left is not looked for now"])]
+    (tmp_path / ".new-killed").mkdir()
+    assert [each.what for each in prune._half_made(tmp_path, [])] == [".new-killed"], "nobody creates one now"
+
+
+def test_prune_says_whose_records_it_may_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create_run(tmp_path / "job" / "001-x", RunRequest("001-x", 1, "train", ["train"]))
+    (tmp_path / "job" / "submission.json").write_text("{}")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != ".state")
+    remarks: list[str] = []
+    assert prune._checkpoints(tmp_path, remarks) == []
+    assert len(remarks) == 1 and remarks[0].startswith("job was not checked completely: job: you (")
 
 
 def test_prune_goes_on_past_runs_that_it_may_not_look_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

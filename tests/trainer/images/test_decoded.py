@@ -214,6 +214,15 @@ def test_what_killed_processes_left_half_made_is_swept_away(cache: Path, paths: 
     assert sorted(path.name for path in cache.iterdir() if path.name.startswith(".")) == [cache_folder.MAKING + "new"]
 
 
+def test_a_jump_of_the_clock_sweeps_no_folder_away_that_is_being_made(cache: Path) -> None:
+    cache.mkdir(parents=True, exist_ok=True)
+    with decoded.new_folder(cache / "made", {"in_use": 0}, {}) as temporary:
+        os.utime(temporary, (time.time() - 7200,) * 2)
+        cache_folder.sweep(cache)
+        assert (temporary / "meta.json").is_file()
+    assert (cache / "made" / "meta.json").is_file()
+
+
 def scan(path: Path, orientation: int | None = None) -> None:
     from PIL import Image
 

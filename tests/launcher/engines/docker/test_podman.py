@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +18,10 @@ from docker.errors import APIError
 from launcher.base.errors import EngineError
 from launcher.engines.base import UnofferedError, Want
 from launcher.engines.docker import builder, checks, client, create, images, leftovers, podman
+from launcher.engines.docker.containers import began as began_at
 from launcher.engines.docker.engine import DockerEngine
 from launcher.engines.docker.watched import ContainerAttempt, ending
+from launcher.host import processes
 from launcher.job import spec
 from launcher.record import lease
 from launcher.record.find import list_runs
@@ -230,6 +233,16 @@ def test_a_run_lasts_as_long_in_any_time_zone(tmp_path: Path) -> None:
         assert ending(attempt, {**state, "FinishedAt": ended}, False)[2]["seconds"] == seconds
     assert ending(attempt, {**state, "FinishedAt": "2026-11-24T14:00:00.4+02:00"}, False)[2]["seconds"] == 0
     assert ending(attempt, {**state, "FinishedAt": "0001-01-01T00:00:00Z"}, False)[2]["seconds"] is None
+
+
+def test_a_clock_that_is_set_changes_no_time_limit_of_an_adopted_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    began = "2026-11-24T12:00:00Z"
+    monkeypatch.setattr(time, "time", lambda: client.seconds(began) + 7200)
+    figures = {"boot": processes.boot(), "uptime": processes.uptime() - 60}
+    assert time.monotonic() - began_at(figures, began) == pytest.approx(60, abs=5)
+    for other in ({}, {**figures, "boot": "an earlier boot"}):
+        assert time.monotonic() - began_at(other, began) == pytest.approx(7200, abs=5)
+    assert began_at({}, "0001-01-01T00:00:00Z") == 0
 
 
 def test_a_container_that_is_stopping_is_not_over(tmp_path: Path) -> None:
