@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,10 @@ class Watching:
         self.memory = HostMemory()
         self.records = Records(submission)
 
+    def close(self) -> None:
+        """Close the submission's records."""
+        self.records.close()
+
     def look(self) -> dict[str, Any]:
         """`watch.status_json` with `host_memory_bytes` for each run, and the GPUs."""
         status = watch.status_json(self.submission, watch.SHOWN, self.records)
@@ -77,16 +81,16 @@ def watch_submission(submission: Path, as_json: bool = False) -> int:
     """
     if as_json:
         raise RunError("--watch and --json cannot be combined; call `launcher status --json` repeatedly")
-    watching = Watching(submission)
+    with closing(Watching(submission)) as watching:
 
-    def draw() -> tuple[RenderableType, bool]:
-        shown = watching.look()
-        return render(shown), _over(shown)
+        def draw() -> tuple[RenderableType, bool]:
+            shown = watching.look()
+            return render(shown), _over(shown)
 
-    if sys.stdout.isatty():
-        repeat(draw)
-    else:
-        _print_changes(watching)
+        if sys.stdout.isatty():
+            repeat(draw)
+        else:
+            _print_changes(watching)
     code = exit_code(list_runs(submission))
     return EXIT_FAILED if code is None else code
 
@@ -178,7 +182,12 @@ def follow(submission: Path, on_event: Callable[[str, Status], None]) -> int | N
     Returns the exit code of `submit`: 0 all succeeded, 1 some did not, 130 stopped. Returns None if no launcher is
     running the submission and runs are left. Raises RunError if there is no run.
     """
-    records = Records(submission)
+    with Records(submission) as records:
+        return _followed(submission, on_event, records)
+
+
+def _followed(submission: Path, on_event: Callable[[str, Status], None], records: Records) -> int | None:
+    """See `follow`."""
     paths = records.run_dirs()
     if not paths:
         raise RunError(f"{submission.name}: it has no runs")

@@ -37,6 +37,10 @@ class Records:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the folder. It can be called again."""
         self._kept.close()
 
     def run_dirs(self) -> list[Path]:

@@ -24,6 +24,10 @@ class Followed:
         self._why: str | None = None
         self._has_ended = False
 
+    def close(self) -> None:
+        """Close what was opened to look."""
+        self.records.close()
+
     def why_waits(self) -> str | None:
         """Why the submission has not ended; None if it has."""
         now = time.monotonic()

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from launcher.record.journal import append_event, create_run, read_status
 from launcher.record.records import Records
 from launcher.record.request import RunRequest
 from launcher.results import collect
+from launcher.supervise import runs as supervisor_runs
 from launcher.supervise import stopping, supervisor
 from tests.launcher.conftest import NO_ENGINE, Lab, pipe, seeds, wait_for
 from trainer.base.files import write_json
@@ -346,13 +348,14 @@ def driven(submission: Path) -> tuple[int, list[tuple[str, str, str]]]:
             held, submission, Machine("m", 4, 2**34, declared=True), registry.supervised("native"),
             supervisor.Rules(), lambda name, status: seen.append((name, status.state, status.reason)),
         )  # fmt: skip
-        return supervision.drive(), seen
+        with closing(supervision):
+            return supervision.drive(), seen
 
 
 @pytest.mark.parametrize("submission", ["new"], indirect=True)
 def test_a_run_alone_on_a_bad_place_of_the_disk_is_given_up(submission: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others are driven meanwhile, and the supervision ends."""
-    monkeypatch.setattr(supervisor, "SILENCE", 0.6)
+    monkeypatch.setattr(supervisor_runs, "SILENCE", 0.6)
     fails(monkeypatch, errno.EIO, "events.jsonl")
     append_event(submission / "003-failed", "queued", 2)
     request = state_folder(submission / "003-failed") / "run.json"

@@ -58,7 +58,8 @@ else:
     if "FAKE_CLOCK" in os.environ:  # the clock is set back by an hour once this file exists
         now, gate = time.time, Path(os.environ["FAKE_CLOCK"])
         time.time = lambda: now() - 3600 * gate.exists()
-    for its_name, its_values in changes().items():
+    different = changes()
+    for its_name, its_values in different.items():
         if its_name in sys.modules:  # in a fork of a warm process
             vars(sys.modules[its_name]).update(its_values)
-    sys.meta_path.insert(0, Changing(changes()))  # type: ignore[arg-type]
+    sys.meta_path.insert(0, Changing(different))  # type: ignore[arg-type]
