@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -60,6 +60,16 @@ class MachineError(LauncherError):
 
 class RunError(LauncherError):
     """A run or submission does not exist, or the command is not possible for it."""
+
+
+class UnknownNameError(RunError):
+    """A name is that of no run or submission. `known`: the names that would do; empty if the name means several."""
+
+    exit_code = EXIT_USAGE
+
+    def __init__(self, message: str, known: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.known = known
 
 
 class DataFolderError(RunError):

@@ -19,8 +19,11 @@ ticket_options = options(*(click.option(f"--{name}", metavar="TICKET", hidden=Tr
 @ticket_options
 def exec_command(run_dir: Path, attempt: int | None, **tickets: str | None) -> int:
     """Execute one run of a submission natively, and record how it ended."""
+    from launcher.record.request import read_request
+
     name, ticket = next(((name, ticket) for name, ticket in tickets.items() if ticket), (registry.BY_HAND, ""))
     if attempt is None:
+        read_request(run_dir)  # raises if this is no run
         registry.settle(run_dir)
     return registry.engine(name).execute(run_dir, attempt, ticket)
 

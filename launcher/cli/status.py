@@ -28,6 +28,7 @@ def status(name: str | None, as_json: bool, watched: bool, runs_root: Path) -> i
     """
     from launcher.cli import watch
     from launcher.record.find import find_submission
+    from launcher.supervise import others
 
     code = EXIT_OK
     with watching():
@@ -48,6 +49,8 @@ def status(name: str | None, as_json: bool, watched: bool, runs_root: Path) -> i
         click.echo(
             f"No launcher is running this submission. Queued runs will not start. Continue with: launcher resume {at}"
         )
+    if name is None and (note := others.note(directory, "see: launcher status")):
+        click.echo(note)
     return code
 
 
@@ -94,6 +97,7 @@ def attach(name: str | None, runs_root: Path) -> int:
     from launcher.record.journal import look
     from launcher.record.states import GOOD
     from launcher.results import collect, leaderboard
+    from launcher.supervise import others
 
     with watching():
         directory = find_submission(runs_root, name).resolve()
@@ -104,8 +108,10 @@ def attach(name: str | None, runs_root: Path) -> int:
         )
         code = live.follow(directory, tables.Announcer(directory).event)
         if code is None:
+            note = others.note(directory, "follow it: launcher attach") if name is None else ""
+            also = f"\n{note}" if note else ""
             raise RefusedError(
-                f"{directory.name}: no launcher is running this submission; continue with: launcher resume {at}",
+                f"{directory.name}: no launcher is running this submission; continue with: launcher resume {at}{also}",
                 EXIT_FAILED,
             )
         rows = collect.leaderboard_rows(directory)
@@ -127,15 +133,11 @@ def replay(name: str | None, runs_root: Path) -> int:
     """Check that every state in the journals may follow the state before it (default: the latest submission)."""
     from launcher.base.errors import RunError
     from launcher.record import journal
-    from launcher.record.find import find_run, find_submission, list_runs
+    from launcher.record.find import find_submission_or_run, list_runs
     from launcher.record.states import UNKNOWN
 
-    try:
-        paths = list_runs(find_submission(runs_root, name))
-    except RunError:
-        if name is None:
-            raise
-        paths = [find_run(runs_root, name)]
+    directory, run = find_submission_or_run(runs_root, name)
+    paths = [directory / run] if run else list_runs(directory)
     bad = 0
     for run_dir in paths:
         try:

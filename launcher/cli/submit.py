@@ -123,10 +123,10 @@ def resume(
     from launcher.host.machine import select
     from launcher.job import remarks
     from launcher.record import lease
-    from launcher.record.find import list_runs, read_submission
+    from launcher.record.find import find_submission_or_run, list_runs, read_submission
     from launcher.supervise import detached, preflight, stop_request, submission
 
-    directory, run = _submission_or_run(runs_root, name)
+    directory, run = find_submission_or_run(runs_root, name)
     directory, only = directory.resolve(), frozenset([run]) if run else None
     read_submission(directory)  # raises if it cannot be read
     selected: Machine | None = None
@@ -170,24 +170,6 @@ def resume(
         return 0
     chosen.engine.created(directory)
     return _drive(directory, chosen, requeue, take_over, only)
-
-
-def _submission_or_run(runs_root: Path, name: str | None) -> tuple[Path, str | None]:
-    """The submission that the name means, or the submission of the run that it means, and that run's name. Raises
-    RunError."""
-    from launcher.base.errors import RunError
-    from launcher.record.find import find_run, find_submission, list_submissions
-
-    try:
-        return find_submission(runs_root, name), None
-    except RunError as no_submission:
-        if name is None or not list_submissions(runs_root):
-            raise
-        try:
-            found = find_run(runs_root, name)
-        except RunError as no_run:
-            raise RunError(f"{no_submission}\n{no_run}") from None
-        return found.parent, found.name
 
 
 def _how_to_follow(directory: Path) -> str:
@@ -269,12 +251,12 @@ def stop(name: str | None, now: bool, runs_root: Path) -> None:
     """Stop a run or a whole submission (default: the latest). Each run saves its checkpoint first. A run that has not
     ended after half a minute is killed."""
     from launcher.engines.outcome import GRACE
-    from launcher.record.find import list_runs
+    from launcher.record.find import find_submission_or_run, list_runs
     from launcher.record.journal import look
     from launcher.record.states import UNKNOWN
-    from launcher.supervise import stopping
+    from launcher.supervise import others, stopping
 
-    directory, run = _submission_or_run(runs_root, name)
+    directory, run = find_submission_or_run(runs_root, name)
     targets = [directory / run] if run else list_runs(directory)
     try:
         touched, problems = stopping.stop(directory, targets, 0 if now else GRACE + 2, click.echo)
@@ -290,6 +272,8 @@ def stop(name: str | None, now: bool, runs_root: Path) -> None:
     if touched:
         at = directory.resolve()
         click.echo(f"continue with: launcher resume {at.name} --runs {shown(at.parent)}")
+    if name is None and (note := others.note(directory, "to stop it: launcher stop")):
+        click.echo(note)
     errors = [f"{name}: cannot be stopped: {why}" for name, why in problems.items()]
     errors += [f"still running: {listed(still)}; try again: launcher stop --now"] if still else []
     if errors:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.base import fields
-from launcher.base.errors import RecordError, RunError
+from launcher.base.errors import RecordError, RunError, UnknownNameError
 from launcher.base.sizes import listed
 from launcher.record import folders
 from launcher.record.folders import STATE, is_old, is_run
@@ -103,8 +103,14 @@ def find_submission(runs_root: Path, name: str | None = None) -> Path:
     """The submission `name`, or the latest of the job `name`, or the only one whose name starts with `name`. Without a
     name, the latest submission.
 
-    Raises RunError, which names the most similar one.
+    Raises UnknownNameError, which names the most similar one, and RunError if this user may not read its records.
     """
+    submission = _named(runs_root, name)
+    folders.refuse_unreadable(submission)
+    return submission
+
+
+def _named(runs_root: Path, name: str | None) -> Path:
     if name and os.path.lexists(Path(name) / "submission.json"):
         return Path(name)
     submissions = list_submissions(runs_root)
@@ -116,7 +122,8 @@ def find_submission(runs_root: Path, name: str | None = None) -> Path:
         start = "start one: launcher submit jobs/quickstart.yaml"
         if not Path("jobs/quickstart.yaml").is_file():
             start = "give the runs folder with --runs DIR, or cd to the project's checkout to start one"
-        raise RunError(f"{runs_root}: no submission yet; {start}")
+        message = f"{runs_root}: no submission yet; {start}"
+        raise UnknownNameError(message) if name else RunError(message)
     if name is None:
         return submissions[-1]
     names = [path.name for path in submissions]
@@ -129,8 +136,8 @@ def find_submission(runs_root: Path, name: str | None = None) -> Path:
     if len(beginning) == 1:
         return runs_root / beginning[0]
     if beginning:
-        raise RunError(f"'{name}' is ambiguous; write one of: {listed(beginning[::-1])}")
-    raise RunError(f"{runs_root}: no submission '{name}'; {nearest(name, names)}")
+        raise UnknownNameError(f"'{name}' is ambiguous; write one of: {listed(beginning[::-1])}")
+    raise UnknownNameError(f"{runs_root}: no submission '{name}'; {nearest(name, names)}", names)
 
 
 def fits(name: str, pattern: str) -> bool:
@@ -146,7 +153,7 @@ def find_run(runs_root: Path, name: str) -> Path:
     submission, _, run = name.rpartition("/")
     candidates = [find_submission(runs_root, submission)] if submission else list_submissions(runs_root)[::-1]
     if not candidates:
-        find_submission(runs_root)
+        find_submission(runs_root, name)
     known: list[Path] = []
     for directory in candidates:
         try:
@@ -163,10 +170,31 @@ def find_run(runs_root: Path, name: str) -> Path:
             [p for p in paths if fits(p.name, run)],
         ):
             if len(matches) > 1:
-                raise RunError(f"'{name}' is ambiguous; write one of: {listed([p.name for p in matches])}")
+                raise UnknownNameError(f"'{name}' is ambiguous; write one of: {listed([p.name for p in matches])}")
             if matches:
+                folders.refuse_unreadable(directory)
                 return matches[0]
-    raise RunError(f"no run '{name}'; {nearest(run, [path.name for path in known])}")
+    names = [path.name for path in known]
+    raise UnknownNameError(f"no run '{name}'; {nearest(run, names)}", names)
+
+
+def find_submission_or_run(runs_root: Path, name: str | None = None) -> tuple[Path, str | None]:
+    """The submission that the name means, or the submission of the run that it means, and that run's name. Raises
+    RunError, with one message if it means neither."""
+    try:
+        return find_submission(runs_root, name), None
+    except UnknownNameError as no_submission:
+        if name is None or not no_submission.known:
+            raise
+        try:
+            found = find_run(runs_root, name)
+        except UnknownNameError as no_run:
+            if "/" in name or not no_run.known:
+                raise
+            names = [*no_submission.known, *no_run.known]
+            message = f"{runs_root}: no submission and no run '{name}'; {nearest(name, names)}"
+            raise UnknownNameError(message, names) from None
+        return found.parent, found.name
 
 
 def own_cache(runs_root: Path) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from launcher.base import fields
-from launcher.base.errors import RecordError, RunError
+from launcher.base.errors import RecordError, UnknownNameError
 from launcher.record import folders
 from launcher.record.folders import JOURNAL, PASSING, REQUEST
 from launcher.record.states import State
@@ -168,7 +168,7 @@ def read_request(run_dir: Path) -> RunRequest:
     except FileNotFoundError as error:
         if os.path.lexists(folders.state_folder(run_dir) / JOURNAL):
             raise RecordError(f"{folders.state_folder(run_dir) / REQUEST}: {error.strerror}") from None
-        raise RunError(f"{run_dir}: not a run directory: it has no run.json") from None
+        raise UnknownNameError(f"{run_dir}: not a run directory: it has no run.json") from None
     except OSError as error:
         if error.errno in PASSING:
             raise

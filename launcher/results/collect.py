@@ -15,13 +15,14 @@ from launcher.record import folders, standings, trainer_figures, trainer_files
 from launcher.record.journal import Status
 from launcher.record.records import Records
 from launcher.record.standings import Result
-from launcher.record.states import GOOD
+from launcher.record.states import GOOD, UNKNOWN
 from launcher.record.trainer_figures import Figures
 from launcher.results import champion
 from launcher.results.champion import Row
 from trainer.base import figures
 from trainer.base.errors import os_error
 from trainer.base.files import csv_bytes
+from trainer.base.plural import counted
 
 if TYPE_CHECKING:
     from launcher.record.predictions import Predictions
@@ -197,11 +198,19 @@ def collect(
     lines: list[str] = []
     why_none = ""
     if best is None:
-        why_none = FOLDS_ALONE if folds else NO_FIGURE + _best_so_far(submission, rows)
+        why_none = FOLDS_ALONE if folds else NO_FIGURE + _unusable(rows) + _best_so_far(submission, rows)
     kept = _attempt(lambda: lines.append(champion.crown(submission, best, place, replace, why_none, say)))
     lines += [f"leaderboard.csv is not written: {failed}"] if failed else []
     lines += [f"the champion is not updated: {kept}; another folder: --champion DIR"] if kept else []
     return rows, "\n".join(lines)
+
+
+def _unusable(rows: Sequence[Row]) -> str:
+    """That runs without a result may have succeeded, because their records cannot be used; empty if there are none."""
+    unknown = [row for row in rows if row["state"] == UNKNOWN]
+    if not unknown:
+        return ""
+    return f", as far as is known: the records of {counted(len(unknown), 'run')} cannot be used: {unknown[0]['reason']}"
 
 
 def _best_so_far(submission: Path, rows: Sequence[Row]) -> str:

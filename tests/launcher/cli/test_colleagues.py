@@ -121,3 +121,22 @@ def test_a_submission_that_may_not_be_looked_into_is_not_denied(shared_runs: Pat
         done = launcher(shared_runs, *words)
         assert done.returncode == 1 and f"you may not look into {submission.name}" in done.stderr, done.stderr
     submission.chmod(0o755)
+
+
+@pytest.mark.parametrize("hidden", [".state", ".state/002-resnet34"])
+def test_records_that_may_not_be_read_are_no_runs_without_success(shared_runs: Path, hidden: str) -> None:
+    (submission,) = (path for path in shared_runs.iterdir() if path.name.startswith("job"))
+    (submission / hidden).chmod(0o700 if os.getuid() == 0 else 0)
+    owner = pwd.getpwuid(os.getuid()).pw_name
+    if hidden == ".state":
+        said = f"may not read the records of its runs, {submission / hidden}; ask {owner}, or run the command as that"
+        words = ("status", "collect", "logs 1", "stop", "resume", "attach", "replay", "status --json", "collect --json")
+        for command in words:
+            done = launcher(shared_runs, *command.split())
+            assert done.returncode == 1 and said in done.stderr and not done.stdout, done.stdout + done.stderr
+            assert done.stderr.count("\n") == 1 and f"sudo -u '#{os.getuid()}' launcher …" in done.stderr
+    else:
+        done = launcher(shared_runs, "collect")
+        said = "as far as is known: the records of 1 run cannot be used: "
+        assert said in done.stdout and "002-resnet34/events.jsonl: Permission denied" in done.stdout, done.stdout
+    (submission / hidden).chmod(0o755)

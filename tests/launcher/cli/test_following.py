@@ -45,7 +45,7 @@ def test_one_run_can_be_resumed_and_the_others_stay_as_they_are(lab: Lab) -> Non
     assert done.returncode == 0 and "continuing; 1 run queued again: 001-seed0" in done.stdout, done
     wait_for(lambda: lab.states() == {**before, "seed0": "succeeded", "vote": "succeeded"}, "its second attempt")
     told = lab.launcher("resume", "nosuch")
-    assert told.returncode == 1 and "no submission 'nosuch'" in told.stderr and "no run 'nosuch'" in told.stderr
+    assert told.returncode == 64 and "no submission and no run 'nosuch'; valid: 001-seed0, " in told.stderr
 
 
 def test_following_what_was_stopped_or_nobody_starts(lab: Lab) -> None:

@@ -6,10 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from launcher.record.journal import create_run
+from launcher.record.request import RunRequest
 from tests.launcher.conftest import Lab, seeds
+from trainer.base.files import write_json
 
 
 def test_variables_that_are_not_set_are_named_when_runs_start(lab: Lab) -> None:
@@ -55,8 +59,10 @@ def test_a_folder_that_holds_no_training_data_is_refused_before_anything_is_made
         (["submit", "job.yaml", "--enigne", "native"], 64, "--engine"),
         (["submit"], 64, "Missing argument"),
         (["submti"], 64, "No such command 'submti'"),
-        (["status", "nothing"], 1, "no submission"),
-        (["logs", "nothing"], 1, "no submission"),
+        (["submit", "nosuch.yaml"], 64, "nosuch.yaml"),
+        (["plan", "nosuch.yaml"], 64, "nosuch.yaml"),
+        (["status", "nothing"], 64, "no submission"),
+        (["logs", "nothing"], 64, "no submission"),
         (["status", "--runs", "data folder"], 1, "data folder: no submission yet"),  # by class, not by words
     ],
 )
@@ -66,6 +72,19 @@ def test_a_wrong_call_is_one_clear_error_and_leaves_nothing(lab: Lab, words: lis
     assert done.returncode == code, done.stderr
     assert said in done.stderr and "Traceback" not in done.stderr
     assert not lab.runs.exists() or not list(lab.runs.iterdir())
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "stop", "resume", "collect", "attach", "replay", "exec"])
+@pytest.mark.parametrize("name", ["nosuch", "job/nosuch", "nosuch/1"])
+def test_a_name_of_nothing_is_one_message_and_a_wrong_call(lab: Lab, command: str, name: str) -> None:
+    run_dir = lab.runs / "job-20261130-101500" / "001-seed0"
+    create_run(run_dir, RunRequest("001-seed0", 1, "train", ["train"]))
+    names: dict[str, Any] = {"engine": "native", "runs": ["001-seed0"], "steps": []}
+    write_json(run_dir.parent / "submission.json", names)
+    done = lab.launcher(command, name)
+    assert done.returncode == 64 and not done.stdout, done.stdout + done.stderr
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: "), done.stderr
+    assert "nosuch" in done.stderr
 
 
 def test_plan_looks_for_the_submission_that_a_job_follows_as_submit_does(lab: Lab) -> None:

@@ -329,9 +329,15 @@ def test_stop_ends_one_run_or_all(lab: Lab) -> None:
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and f"stopped; continue with: launcher resume {name}" in output
     assert set(lab.states().values()) == {"cancelled"} and len(lab.journal("begin")) == 3
+    lab.plan = {}
+    again = lab.launcher("resume", lab.machine())
+    assert again.returncode == 0, again.stdout + again.stderr
+    attempts = {name: lab.status(name).attempt for name in lab.states()}
+    assert attempts == {"seed0": 2, "seed1": 2, "seed2": 2, "seed3": 1}, "it was stopped before its first attempt"
+    assert "attempt 2" not in "".join(line for line in again.stdout.splitlines() if "004-seed3" in line)
     assert f"{name}: nothing was running" in lab.launcher("stop").stdout
     wrong = lab.launcher("stop", "nosuch").stderr
-    assert "no submission 'nosuch'; valid: " + name in wrong and "no run 'nosuch'" in wrong
+    assert "no submission and no run 'nosuch'; valid: 001-seed0, " in wrong and f", {name}\n" in wrong
     log = lab.launcher("logs", "seed0")
     assert log.stderr == f"{name}/001-seed0:\n" and name not in log.stdout
     assert lab.launcher("logs", f"{name}/seed0").stderr == ""
