@@ -7,6 +7,7 @@ meant in one way only.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Iterable
@@ -47,7 +48,7 @@ def read(text: str) -> tuple[Any, dict[KeyPath, int]]:
     are always text. Raises YamlError."""
     try:
         _check_size(text)
-        node = yaml.compose(text, Loader=_Loader)
+        node = _composed(text)
         if node is None:
             return None, {}
         lines: dict[KeyPath, int] = {}
@@ -65,6 +66,14 @@ def read(text: str) -> tuple[Any, dict[KeyPath, int]]:
     except _UNREADABLE as error:
         line = text[: getattr(error, "position", 0)].count("\n") + 1  # for a character that YAML does not allow
         raise YamlError((line, f"not YAML: {' '.join(str(error).split())[:200]}")) from None
+
+
+def _composed(text: str) -> yaml.Node | None:
+    """The document's nodes, by the faster parser. Its errors are not used: see `_check_size`."""
+    if _FastLoader is not None:
+        with contextlib.suppress(yaml.YAMLError):
+            return yaml.compose(text, Loader=_FastLoader)
+    return yaml.compose(text, Loader=_Loader)
 
 
 def _check_size(text: str) -> None:
@@ -118,14 +127,27 @@ def _count(events: Iterable[yaml.Event]) -> None:
             raise YamlError((line, f"nested too deeply: more than {DEEPEST} levels"))
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML's loader with the scalars of YAML 1.2."""
+class _Scalars:
+    """The scalars of YAML 1.2, for a loader."""
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
         """The tag of a value without one."""
         if kind is yaml.ScalarNode and implicit[0]:
             return _tag_of(value)
-        return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call, no-any-return]
+        return super().resolve(kind, value, implicit)  # type: ignore[misc, no-any-return]
+
+
+class _Loader(_Scalars, yaml.SafeLoader):
+    """PyYAML's own loader."""
+
+
+_FastLoader: Any = None
+if hasattr(yaml, "CSafeLoader"):
+
+    class _LibyamlLoader(_Scalars, yaml.CSafeLoader):
+        """libyaml's parser."""
+
+    _FastLoader = _LibyamlLoader
 
 
 def _tag_of(text: str) -> str:

@@ -16,6 +16,8 @@ from launcher.base.yaml_text import KeyPath, YamlError
 from trainer.base.errors import nearest
 
 COMMAND_LINE = "the command line"
+MOST_FAULTS = 200
+"""So many errors of one kind are looked for: a file can have 90,000, each with a search for the name that was meant."""
 
 
 @dataclass(frozen=True)

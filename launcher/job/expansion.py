@@ -12,14 +12,14 @@ from launcher.base.errors import DamagedFileError, Errors, JobError, RunError
 from launcher.base.sizes import show_size
 from launcher.host.machine import Machine
 from launcher.job import folds, matrix, named_files, steps
-from launcher.job.document import COMMAND_LINE, in_order
+from launcher.job.document import COMMAND_LINE, MOST_FAULTS, in_order
 from launcher.job.equal_runs import EqualRuns
 from launcher.job.origins import attributed, overrides_of, place_of, positions_of
 from launcher.job.schema import StepSpec
 from launcher.job.spec import PRIORITY, Job
 from launcher.memory import fitting
 from launcher.record import reuse, trainer_files
-from launcher.record.find import find_submission, fits
+from launcher.record.find import find_submission, fits, is_glob
 from launcher.record.request import Resources, Retry, RunRequest
 from trainer.base import loading
 from trainer.base.errors import ConfigError
@@ -104,6 +104,8 @@ def _expanded(job: Job, machine: Machine, collected: Errors, cpu_only: bool, run
     damaged: list[str] = []
     equal = EqualRuns(entries, [*spec.overrides, *(word.partition("=")[0] for word in job.overrides)])
     for index, (entry, priority) in enumerate(zip(entries, priorities, strict=True), start=1):
+        if len(errors) > MOST_FAULTS:
+            break
         words, origins = overrides_of(job, entry, positions)
         try:
             composed = compose_shared(words)
@@ -211,10 +213,8 @@ def _common(job: Job) -> dict[str, Any]:
 
 
 def _too_large(job: Job) -> str:
-    """That a job has more different keys than any configuration, or too many steps; empty if it has not."""
+    """That a job has more different keys than any configuration; empty if it has not."""
     spec, place = job.spec, job.document.place
-    if len(spec.after) > matrix.MOST_STEPS:
-        return f"{place(('after',))}: after: {len(spec.after):,} steps; a job has at most {matrix.MOST_STEPS:,}"
     keys: set[str] = set()
     parts = ((("matrix",), job.matrix), (("overrides",), spec.overrides))
     for path, values in (*parts, *((("include", position), each) for position, each in enumerate(spec.include))):
@@ -226,11 +226,15 @@ def _too_large(job: Job) -> str:
 
 def _too_many_steps(job: Job, runs: int) -> str:
     """That choosing among so many runs for all steps would take too long; empty if it would not."""
-    pairs = matched = 0
+    pairs = matched = globs = 0
     for position, step in enumerate(job.spec.after):
         if step.from_ is not None and step.from_.submission is None:
             pairs += runs
             matched += runs * len(step.from_.runs or ())
+            globs += sum(is_glob(pattern) for pattern in step.from_.runs or ())
+            if globs > matrix.MOST_GLOBS:
+                place = job.document.place(("after", position))
+                return f"{place}: after: more than {matrix.MOST_GLOBS:,} patterns; write fewer, or names of runs"
             if pairs > matrix.MOST_COMPARED or matched > matrix.MOST_MATCHED:
                 return (
                     f"{job.document.place(('after', position))}: after: too many steps and patterns for "
@@ -382,6 +386,8 @@ def _selected(
     if "top" in select:
         return trained
     for position, pattern in enumerate(select["runs"]):
+        if len(errors) > MOST_FAULTS:
+            return []
         if not any(fits(run.name, pattern) for run in trained):
             place = job.document.place(("after", offset, "from", "runs", position))
             names = ", ".join(run.name for run in trained[:12])

@@ -20,6 +20,8 @@ MOST_KEYS = 1_000
 MOST_STEPS = 1_000
 MOST_MATCHED = 500_000
 """Pairs of a run and a pattern of a step. One takes some microseconds."""
+MOST_GLOBS = 5_000
+"""Patterns of runs with wildcards: to make one ready takes as long as to compare it a hundred times."""
 SHORT = ("model", "data", "training", "model.name")
 
 

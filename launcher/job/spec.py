@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from pydantic import BaseModel, ValidationError
 
 from launcher.base.errors import JobError
 from launcher.job import folds
-from launcher.job.document import COMMAND_LINE, Document, assign, in_order, parse_bytes, read_bytes
+from launcher.job.document import COMMAND_LINE, MOST_FAULTS, Document, assign, in_order, parse_bytes, read_bytes
+from launcher.job.matrix import MOST_STEPS
 from launcher.job.schema import NAME, FromSpec, JobSpec, ResourcesSpec, RetrySpec, SectionSpec, StepSpec, with_sections
 from trainer.base.errors import nearest
 from trainer.base.files import to_bytes
@@ -150,21 +152,26 @@ def split_values(text: str) -> list[str]:
 def _validate(document: Document, sections: Sections = NO_SECTIONS) -> JobSpec:
     """The validated job. Raises JobError with the errors of all fields, and the valid part as a JobSpec."""
     model = with_sections(sections)
+    after = document.content.get("after")
+    if isinstance(after, list) and len(after) > MOST_STEPS:  # each of their errors would take time
+        raise JobError(f"{document.place(('after',))}: after: {len(after):,} steps; a job has at most {MOST_STEPS:,}")
     errors: list[str] = []
     wrong: set[str] = set()
     try:
         spec: JobSpec | None = model.model_validate(document.content)
     except ValidationError as error:
-        problems = _joined(document, error.errors())
-        errors = [_error_text(document, problem, model) for problem in problems]
+        problems = error.errors(include_url=False)
         wrong = {str(problem["loc"][0]) for problem in problems if problem["loc"]}
+        shown = _joined(document, problems[:MOST_FAULTS])
+        errors = [_error_text(document, problem, model) for problem in shown]
         spec = _without(document, wrong, model)
     except RecursionError:
         raise JobError(f"{document.path}: nested too deeply") from None
-    if spec is not None and (broken := _rules(spec, sections)):
+    if spec is not None and (broken := list(islice(_rules(spec, sections), MOST_FAULTS))):
         errors += [f"{document.place(path)}: {text}" for path, text in broken]
         wrong |= {str(path[0]) for path, _ in broken}
-        spec = _without(document, wrong, model)
+        # If some were not looked for, nobody knows which fields are valid.
+        spec = _without(document, wrong, model) if len(broken) < MOST_FAULTS else None
     if errors:
         raise JobError(in_order(errors), spec)
     assert spec is not None
@@ -174,6 +181,8 @@ def _validate(document: Document, sections: Sections = NO_SECTIONS) -> JobSpec:
 def _without(document: Document, wrong: set[str], model: type[JobSpec]) -> JobSpec | None:
     """The job without the `wrong` fields. None if they belong to the matrix: without one of its fields it would be
     another matrix, and further errors would mislead."""
+    if len(wrong) > MOST_FAULTS:
+        return None
     for name in wrong - model.model_fields.keys():  # an unknown field may be a misspelt field of the matrix
         meant = difflib.get_close_matches(name.lower(), model.model_fields, n=1, cutoff=0.6)
         if not meant or meant[0] in MATRIX_FIELDS:
@@ -290,61 +299,50 @@ def _fields_beside(path: Sequence[str | int], job: type[JobSpec]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def _rules(spec: JobSpec, sections: Sections) -> list[tuple[tuple[str | int, ...], str]]:
+def _rules(spec: JobSpec, sections: Sections) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Errors that the fields' types cannot express: names that refer to each other, options of steps."""
-    errors: list[tuple[tuple[str | int, ...], str]] = []
     names = [step.name for step in spec.after]
+    first = {name: index for index, name in reversed([*enumerate(names)])}
     for index, step in enumerate(spec.after):
         at: tuple[str | int, ...] = ("after", index)
-        if step.name in names[:index]:
-            errors.append(((*at, "name"), f"after.{index}.name: another step has the name '{step.name}'"))
+        if first[step.name] < index:
+            yield (*at, "name"), f"after.{index}.name: another step has the name '{step.name}'"
         for need in step.needs:
-            if need == step.name or need not in names:
-                errors.append(((*at, "needs"), f"after.{index}.needs: no step '{need}'; {nearest(need, names)}"))
-            elif names.index(need) > index:
-                errors.append(((*at, "needs"), f"after.{index}.needs: '{need}' comes later; move it before this step"))
+            if need == step.name or need not in first:
+                yield (*at, "needs"), f"after.{index}.needs: no step '{need}'; {nearest(need, names)}"
+            elif first[need] > index:
+                yield (*at, "needs"), f"after.{index}.needs: '{need}' comes later; move it before this step"
         if step.from_ is None and not step.needs:
-            errors.append(
-                (at, f"after.{index}: step '{step.name}' has no input; write from: {{top: 1}} or needs: [step]")
-            )
+            yield at, f"after.{index}: step '{step.name}' has no input; write from: {{top: 1}} or needs: [step]"
         if step.step == "ensemble" and step.from_ is None:
-            errors.append(
-                (at, f"after.{index}: an ensemble needs training runs; write from: {{top: 3}} or {{runs: [names]}}")
-            )
+            yield at, f"after.{index}: an ensemble needs training runs; write from: {{top: 3}} or {{runs: [names]}}"
         for key, value in step.args.items():
             where = (*at, "args", key)
             if key not in STEP_ARGS[step.step]:
                 hint = nearest(key, STEP_ARGS[step.step]) if STEP_ARGS[step.step] else "it has no options"
-                errors.append((where, f"after.{index}.args.{key}: unknown option of {step.step}; {hint}"))
+                yield where, f"after.{index}.args.{key}: unknown option of {step.step}; {hint}"
             elif key in ARG_WORDS and value not in ARG_WORDS[key] and not (key == "weights" and _has_weights(value)):
                 hint = nearest(str(value), ARG_WORDS[key]) + (", or one number per member" if key == "weights" else "")
-                errors.append((where, f"after.{index}.args.{key}: {value!r} is not allowed; {hint}"))
+                yield where, f"after.{index}.args.{key}: {value!r} is not allowed; {hint}"
             elif key in ARG_NUMBERS and not _is_whole(value, *ARG_NUMBERS[key]):
                 low, high = ARG_NUMBERS[key]
                 text = f"must be a whole number from {low} to {high}, not {_short(value)}"
-                errors.append((where, f"after.{index}.args.{key}: {text}"))
+                yield where, f"after.{index}.args.{key}: {text}"
     for key, values in (("matrix", spec.matrix), ("overrides", spec.overrides)):
         if PRIORITY in values:
-            errors.append(((key, PRIORITY), f"{key}.{PRIORITY}: {PRIORITY_HINT}"))
+            yield (key, PRIORITY), f"{key}.{PRIORITY}: {PRIORITY_HINT}"
     for index, entry in enumerate(spec.include):
         value = entry.get(PRIORITY, 0)
         if isinstance(value, bool) or not isinstance(value, int) or abs(value) > 100:
-            errors.append(
-                (
-                    ("include", index, PRIORITY),
-                    f"include.{index}.{PRIORITY}: must be a whole number from -100 to 100, not {_short(value)}",
-                )
-            )
+            text = f"must be a whole number from -100 to 100, not {_short(value)}"
+            yield ("include", index, PRIORITY), f"include.{index}.{PRIORITY}: {text}"
     for name in sections:
         section: SectionSpec = getattr(spec, name)
-        errors += [((name, key), f"{name}.{key}: {text}") for key, text in section.errors()]
+        yield from (((name, key), f"{name}.{key}: {text}") for key, text in section.errors())
     for index, entry in enumerate(spec.exclude):
         for key in entry:
             if key not in spec.matrix:
-                errors.append(
-                    (("exclude", index, key), f"exclude.{index}: '{key}' is not an axis; {nearest(key, spec.matrix)}")
-                )
-    return errors
+                yield ("exclude", index, key), f"exclude.{index}: '{key}' is not an axis; {nearest(key, spec.matrix)}"
 
 
 def _is_whole(value: Any, low: int, high: int) -> bool:

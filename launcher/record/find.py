@@ -140,8 +140,15 @@ def _named(runs_root: Path, name: str | None) -> Path:
     raise UnknownNameError(f"{runs_root}: no submission '{name}'; {nearest(name, names)}", names)
 
 
+def is_glob(pattern: str) -> bool:
+    """Whether a pattern can match other names than itself."""
+    return any(character in pattern for character in "*?[")
+
+
 def fits(name: str, pattern: str) -> bool:
     """Whether a run's name, with or without its number, matches a glob."""
+    if not is_glob(pattern):
+        return pattern in (name, name.partition("-")[2])
     return fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name.partition("-")[2], pattern)
 
 

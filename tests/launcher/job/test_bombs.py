@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,36 @@ STEPS = "after:\n" + "".join(f"  - {{{{name: s{n}, step: ensemble, from: {{0}}}}
 )  # fmt: skip
 def test_steps_and_keys_that_would_take_minutes_are_refused_at_their_line(text: str, expected: str) -> None:
     assert fault(text).startswith(expected)
+
+
+NEEDS = "".join(
+    f"- {{name: s{n}, step: predict, needs: [{', '.join(f'x{n}-{m}' for m in range(60))}]}}\n" for n in range(900)
+)
+PATTERNS = "- {name: s, step: ensemble, from: {runs: [" + ", ".join(f"k{n}END" for n in range(50_000)) + "]}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("after:\n" + "".join(f"- {{name: s{n}, step: ensemble, from: {{top: 1}}}}\n" for n in range(9_000)), "job.yaml:1: after: 9,000 steps"),
+        (f"matrix: {{seed: [1]}}\nafter:\n{NEEDS}", "job.yaml:3: after.0.needs: no step 'x0-0'"),
+        (f"matrix: {{seed: [1]}}\nafter:\n{PATTERNS.replace('END', '')}", "job.yaml:3: after.0.from.runs: no run matches 'k0'"),
+        (f"matrix: {{seed: [1]}}\nafter:\n{PATTERNS.replace('END', '*')}", "job.yaml:3: after: more than 5,000 patterns"),
+        ("".join(f"k{n}: 1\n" for n in range(40_000)), "job.yaml:1: k0: unknown field"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_much_too_large_is_refused_in_no_time(text: str, expected: str) -> None:
+    began = time.process_time()
+    said = fault(text)
+    assert said.startswith(expected) and said.count("\n") <= document.MOST_FAULTS
+    assert time.process_time() - began < 2
+
+
+def test_both_parsers_read_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "# x\nname: 'a: b'\nmatrix: {seed: [1, 0x1f, ~, 1e-4], model: [resnet34, \"on\"]}\noverrides: &o\n  training.lr: |\n    1\ninclude:\n- {<<: *o, b: .5}\n"
+    fast = yaml_text.read(text)
+    monkeypatch.setattr(yaml_text, "_FastLoader", None)
+    assert yaml_text.read(text) == fast and fast[1]["include", 0, "b"] == 8
 
 
 def test_anchors_and_merges_still_work() -> None:
