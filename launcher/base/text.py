@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
+WIDTH = 120
+"""Columns of a line for people."""
 LAST = 20_000
 """Bytes at the end of a log that are searched for its last message."""
 FARTHEST = 2**28
@@ -43,6 +45,31 @@ def one_line(text: str, most: int = 500) -> str:
     """The beginning of a text that somebody else wrote, as one line without control characters: at most `most`
     characters. Bytes that are not UTF-8 stay surrogates."""
     return " ".join(printable(text[: 4 * most]).split())[:most]
+
+
+def wrapped(line: str, indent: str = "  ", width: int = WIDTH) -> str:
+    """A long line as several, which begin with `indent` from the second on. It is broken at its semicolons as far as
+    that is enough, so that most commands in it stay whole.
+
+    >>> print(wrapped("note: nothing runs; continue with: launcher resume job", width=40))
+    note: nothing runs;
+      continue with: launcher resume job
+    """
+    if len(line) <= width:
+        return line
+    import textwrap
+
+    lines: list[str] = []
+    parts = line.split("; ")
+    for part in (f"{part};" if number < len(parts) else part for number, part in enumerate(parts, start=1)):
+        if lines and len(lines[-1]) + len(part) < width:
+            lines[-1] += f" {part}"
+            continue
+        begin = indent if lines else ""
+        lines += textwrap.wrap(
+            part, width, initial_indent=begin, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )  # fmt: skip
+    return "\n".join(lines)
 
 
 def open_log(path: Path) -> BinaryIO:

@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING
 import click
 
 from launcher.base import env_file
-from launcher.cli.options import json_option, print_json, runs_option
+from launcher.base.text import wrapped
+from launcher.cli.options import echo, json_option, print_json, runs_option
 from launcher.record.find import cache_dir, own_cache
 from trainer.base.plural import counted
 
 if TYPE_CHECKING:
     from launcher.engines.base import Engine
     from launcher.host.checks import Check
+
+
+INDENT = " " * 15
+"""Before the second and later lines of a check."""
 
 
 @click.command("doctor", short_help="Check this machine, print the fixes")
@@ -31,10 +36,12 @@ def doctor_command(data: str | None, as_json: bool, runs_root: Path) -> int:
         print_json([check.as_json() for check in checks])
     else:
         for check in checks:
-            fix = f"\n               → {check.fix}" if check.fix else ""
-            click.echo(f"{MARKS[check.level]} {check.what:12} {check.said}{fix}")
+            first, *rest = check.said.split("\n")
+            lines = [f"{MARKS[check.level]} {check.what:12} {first}", *rest]
+            lines += [f"{INDENT}→ {check.fix}"] if check.fix else []
+            click.echo("\n".join(wrapped(line, INDENT) for line in lines))
         for line in env_file.notes():
-            click.echo(line)
+            echo(line)
     return 1 if any(check.level == "missing" for check in checks) else 0
 
 
@@ -63,7 +70,7 @@ def _images(check: Check, data: str, runs_root: Path) -> Check:
 
     if check.level != "ok":
         return check
-    indent = "\n               "
+    indent = f"\n{INDENT}"
     answers = data_set.ask(data, "auto", "", own_cache(runs_root), configurations=[()])
     if answers.errors:
         return Check("data", "missing", indent.join(answers.errors))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from launcher.base.errors import RefusedError
-from launcher.base.text import PlainWriter, printable
+from launcher.base.text import PlainWriter, printable, wrapped
 from launcher.cli import completion
 from launcher.engines import registry
 from trainer.base.errors import EXIT_USAGE
@@ -93,6 +93,11 @@ def load_job(words: tuple[str, ...], settings: tuple[str, ...]) -> Job:
 def say(line: str) -> None:
     """Print a line that is no result."""
     click.echo(line, err=True)
+
+
+def echo(line: str) -> None:
+    """Print a line for people; a long one as several."""
+    click.echo(wrapped(line))
 
 
 def print_json(value: Any) -> None:

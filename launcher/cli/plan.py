@@ -9,6 +9,7 @@ import click
 from launcher.base import env_file
 from launcher.cli.options import (
     ENGINES,
+    echo,
     job_options,
     json_option,
     load_job,
@@ -47,12 +48,12 @@ def plan(
     print_table(tables.table(planned, offered))
     engine_notes = (f"as {chosen.said}", *chosen.warnings, *ready.data_notes) if chosen else ()
     for line in (*engine_notes, *env_file.notes(), *ready.unchecked):
-        click.echo(line)
+        echo(line)
     queue = chosen is not None and isinstance(chosen.engine, QueueEngine)
     for line in () if queue else together.lines(job, planned, offered):
-        click.echo(line)
+        echo(line)
     for line in remarks.before_start(job, planned, offered, contained=chosen is not None and chosen.contained):
-        click.echo(line)
+        echo(line)
 
 
 @click.command(short_help="Show what a machine can train")

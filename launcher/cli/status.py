@@ -9,7 +9,7 @@ import click
 from launcher.base.errors import EXIT_INTERRUPTED, RefusedError, watching
 from launcher.base.sizes import listed
 from launcher.cli import completion
-from launcher.cli.options import json_option, print_json, print_table, runs_option, shown
+from launcher.cli.options import echo, json_option, print_json, print_table, runs_option, shown
 from launcher.remote.host_option import on_host
 from trainer.base.errors import EXIT_FAILED, EXIT_OK
 from trainer.base.plural import counted
@@ -50,7 +50,7 @@ def status(name: str | None, as_json: bool, watched: bool, runs_root: Path) -> i
             f"No launcher is running this submission. Queued runs will not start. Continue with: launcher resume {at}"
         )
     if name is None and (note := others.note(directory, "see: launcher status")):
-        click.echo(note)
+        echo(note)
     return code
 
 

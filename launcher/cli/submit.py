@@ -18,6 +18,7 @@ from launcher.cli import completion
 from launcher.cli.options import (
     ENGINES,
     detach_option,
+    echo,
     engine_options,
     engine_settings,
     job_options,
@@ -90,13 +91,13 @@ def submit(
     notes += remarks.as_root(chosen.contained, bool(chosen.refused))
     if detach and not queue:
         detached.detach(directory, gpus, machine)
-    click.echo(f"{directory.name}: {counted(len(planned), 'run')} as {chosen.said}, on {chosen.machine.describe()}")
+    echo(f"{directory.name}: {counted(len(planned), 'run')} as {chosen.said}, on {chosen.machine.describe()}")
     for line in (*chosen.warnings, *notes):
-        click.echo(line)
+        echo(line)
     if queue:
         return _hand_over(directory, queue)
     if detach:
-        click.echo(_how_to_follow(directory))
+        echo(_how_to_follow(directory))
         return 0
     return _drive(directory, chosen)
 
@@ -166,7 +167,7 @@ def resume(
     assert chosen is not None
     if detach:
         click.echo(detached.detach(directory, gpus, machine, take_over, run))
-        click.echo(_how_to_follow(directory))
+        echo(_how_to_follow(directory))
         return 0
     chosen.engine.created(directory)
     return _drive(directory, chosen, requeue, take_over, only)
@@ -188,7 +189,7 @@ def _hand_over(
     if queue.advance(directory, click.echo, prepare, take_over):
         click.echo(collect.collect(directory)[1])
     else:
-        click.echo(f"{queue.title} runs it now, without this launcher (as with --detach); see: launcher status {at}")
+        echo(f"{queue.title} runs it now, without this launcher (as with --detach); see: launcher status {at}")
     return 0
 
 
@@ -220,16 +221,17 @@ def _drive(
         observed = watch.observe(directory, records)
     over = watch.submission_state(directory, [status for _, status in observed]) not in ("running", "unattended")
     if not over and only is None:
-        click.echo(f"the runs continue without this launcher; see: launcher status {at}")
+        echo(f"the runs continue without this launcher; see: launcher status {at}")
         return code
     click.echo()
     print_table(leaderboard.render(rows))
     click.echo()
     for what, path in collect.places(directory):
         click.echo(f"{what + ':':12} {path}")
-    click.echo(champion)
+    for line in champion.split("\n"):
+        echo(line)
     if code == EXIT_INTERRUPTED:
-        click.echo(f"stopped; continue with: launcher resume {at}")
+        echo(f"stopped; continue with: launcher resume {at}")
     elif code:
         failed = [
             run_dir.name
@@ -238,7 +240,7 @@ def _drive(
         ]
         if failed:  # empty if the run directories are gone
             log = f"{directory.name}/{failed[0]} --runs {shown(directory.parent)}"
-            click.echo(f"not succeeded: {listed(failed)}; for the reason: launcher logs {log}")
+            echo(f"not succeeded: {listed(failed)}; for the reason: launcher logs {log}")
     return code
 
 
@@ -273,7 +275,7 @@ def stop(name: str | None, now: bool, runs_root: Path) -> None:
         at = directory.resolve()
         click.echo(f"continue with: launcher resume {at.name} --runs {shown(at.parent)}")
     if name is None and (note := others.note(directory, "to stop it: launcher stop")):
-        click.echo(note)
+        echo(note)
     errors = [f"{name}: cannot be stopped: {why}" for name, why in problems.items()]
     errors += [f"still running: {listed(still)}; try again: launcher stop --now"] if still else []
     if errors:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from launcher.base.sizes import GIB, show_duration
+from launcher.base.text import wrapped
 from launcher.host.machine import Machine
 from launcher.job.expansion import Planned
 from launcher.memory import compatibility
@@ -87,7 +88,8 @@ class Announcer:
         if status.state == "queued" and not status.reason:
             return
         state = "note" if name == self.directory.name else status.state
-        words = [f"{_clock(status.time or time.time())}  {name:40} {state}"]
+        clock = _clock(status.time or time.time())
+        words = [f"{clock}  {name} {state}" if state == "note" else f"{clock}  {name:40} {state}"]
         if status.state in GOOD:
             value = read_metrics(self.directory / name).get(MAIN)
             words += [f"{MAIN} {value:.4f}"] if value is not None else []
@@ -98,7 +100,8 @@ class Announcer:
             words.append(f"(attempt {status.attempt})")
         if status.reason:
             words.append(status.reason)
-        click.echo("  ".join(words))
+        line = "  ".join(words)
+        click.echo(wrapped(line, " " * 10) if state == "note" else line)
 
 
 def _clock(moment: float) -> str:

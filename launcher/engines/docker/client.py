@@ -60,9 +60,9 @@ def explain(error: Exception) -> str:
     if ("Permission denied" in text or "PermissionError" in text) and "onnection" in text:
         return "this user may not open its socket; run: sudo usermod -aG docker $USER, then log in again"
     if "FileNotFoundError" in text or ("No such file or directory" in text and "socket" in text.lower()):
-        return "nothing listens on its socket; start it, or choose another with DOCKER_HOST or `docker context use`"
+        return "nothing listens on its socket; start it, or set DOCKER_HOST or a docker context"
     if "ConnectionRefused" in text or "Connection refused" in text:
-        return "nothing listens there; start it, or choose another with DOCKER_HOST or `docker context use`"
+        return "nothing listens there; start it, or set DOCKER_HOST or a docker context"
     if "error setting rlimit" in text:
         return (
             f"{text[:200]}; the engine may not set the limits of open files or processes that it gives to containers: "

@@ -26,7 +26,10 @@ def examine() -> list[Check]:
         nodes = calls.nodes()
         calls.check_answer()
     except SlurmError as error:
-        return [Check("slurm", "note", str(error), "scontrol ping; set SLURM_CONF to the cluster's slurm.conf")]
+        said = str(error)
+        if " " not in (command := said.partition(": ")[0]):  # Slurm's commands say every step that failed
+            said = f"{command}: {said.removeprefix(f'{command}: ').rpartition('; ')[2]}"
+        return [Check("slurm", "note", said, "scontrol ping; set SLURM_CONF to the cluster's slurm.conf")]
     size = calls.max_array()
     return [
         Check("slurm", "ok", f"{version}, cluster {config.get('ClusterName', '?')}, arrays of {size} tasks"),

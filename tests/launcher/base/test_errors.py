@@ -12,6 +12,7 @@ CODES = [
     (errors.FencedError("x"), 1),
     (errors.RunFileError("x"), 1),
     (errors.RecordError("x"), 1),
+    (errors.UnknownNameError("x"), 64),
     (errors.DamagedFileError("x"), 65),
     (errors.LeaseLostError("x"), 1),
     (errors.EngineError("x"), 1),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.base.text import wrapped
 from launcher.engines import choice, registry
 from launcher.engines.base import UnofferedError, Want
 from launcher.host.machine import Machine
@@ -94,11 +95,31 @@ def test_ctrl_c_says_at_once_what_it_waits_for_and_what_is_known(lab: Lab) -> No
     process.send_signal(signal.SIGINT)
     assert process.stdout is not None
     said = ""
-    while "stopping" not in said:
+    while "kills" not in said:
         said += process.stdout.readline()
+    assert max(map(len, said.splitlines())) <= 120
+    said = " ".join(said.split())
     assert "stopping 1 run: each saves its checkpoint first, for at most 30 s; Ctrl-C again kills them" in said
     assert lab.states() == {"resnet34": "running"}, "before it has ended"
     assert process.wait(60) == 130 and "no training run of this submission has succeeded" in process.stdout.read()
+
+
+def test_no_line_is_wider_than_a_window(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "note: nothing runs, whatever may be said; continue with: launcher resume job; see: launcher status job"
+    assert wrapped(text, "  ", 45).splitlines() == [
+        "note: nothing runs, whatever may be said;",
+        "  continue with: launcher resume job;",
+        "  see: launcher status job",
+    ]
+    assert wrapped(text) == text and wrapped("x" * 200) == "x" * 200
+    more = "resources: {shm: 1g, memory: 1g}\nsecrets: [WANDB_API_KEY, NOT_SET_HERE_AND_LONG]\n"
+    job = lab.job("name: a-submission-of-a-long-name\n" + seeds(2, more), "a-job-file-of-a-long-name.yaml")
+    said = lab.launcher("plan", job, lab.machine()).stdout.splitlines()[3:]
+    said += lab.launcher("submit", job, lab.machine()).stdout.partition("rank")[0].splitlines()
+    said += lab.launcher("submit", job, lab.machine(), "--fresh", "--detach").stdout.splitlines()
+    said += lab.launcher("doctor").stdout.splitlines()
+    wide = [line for line in said if len(line) > 120 and str(lab.root) not in line]
+    assert not wide and len(said) > 20, wide
 
 
 def test_stop_says_what_it_waits_for(lab: Lab) -> None:

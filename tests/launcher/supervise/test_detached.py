@@ -71,10 +71,10 @@ def test_a_resume_in_the_background_shows_its_own_lines_and_returns_when_it_driv
         ended.set()
         writer.join()
     assert done.returncode == 0, done.stderr
-    follow = f"follow it: launcher attach {name} --runs runs; see its state: launcher status {name} --runs runs"
     assert done.stdout.splitlines() == [
         f"{name}: continuing; 2 runs queued again: 001-seed1, 002-seed2",
-        f"it runs in the background; {follow}",
+        f"it runs in the background; follow it: launcher attach {name} --runs runs;",
+        f"  see its state: launcher status {name} --runs runs",
     ]
     assert not set(lab.states().values()) & {"failed"}, "all runs are queued by now"
     stopped = lab.launcher("stop")
