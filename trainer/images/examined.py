@@ -1,8 +1,8 @@
 """What is known of image files: SHA-256, height and width, whether they can be read. Each is read once for all runs.
 
 A folder `$CACHE_DIR/examined` keeps it. It has a file for each set of files that was asked for: the runs of a matrix
-and the processes of a run ask for the same set. Its name is a digest of the names, sizes and modification times, and
-of the versions of the decoders. If some files of a set are new, the others are found in the files of earlier sets.
+and the processes of a run ask for the same set. Its name is a digest of the names, sizes, times and inodes, and of the
+versions of the decoders. If some files of a set are new, the others are found in the files of earlier sets.
 """
 
 from __future__ import annotations
@@ -186,14 +186,21 @@ def _place(paths: Sequence[Path], stats: Sequence[os.stat_result]) -> Path | Non
     if root is None:
         return None
     top = _top(paths)
-    listed = [(str(p).removeprefix(top), s.st_size, s.st_mtime_ns) for p, s in zip(paths, stats, strict=True)]
+    listed = [(str(path).removeprefix(top), *_facts(stat)) for path, stat in zip(paths, stats, strict=True)]
     return root / hashlib.sha256(repr((RECORD.format, DECODERS, listed)).encode(errors="surrogateescape")).hexdigest()
 
 
 def _key(path: Path, stat: os.stat_result) -> bytes:
     """Whatever else it is compared with, no other file has this key, and the file itself has another after a change."""
-    facts = (path.name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, DECODERS)
+    facts = (path.name, *_facts(stat), DECODERS)
     return hashlib.blake2b(repr(facts).encode(errors="surrogateescape"), digest_size=16).digest()
+
+
+def _facts(stat: os.stat_result) -> tuple[int, int, int, int]:
+    """What tells a file from others of its name. Size and modification time are not enough: images without compression
+    have equal sizes, unpacked archives equal times, and a program can restore the time of a file that it has changed.
+    The time of the last change of the inode cannot be set."""
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
 def _records(place: Path) -> list[Record]:

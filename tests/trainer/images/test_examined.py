@@ -111,6 +111,33 @@ def test_a_file_more_is_one_file_to_read(tmp_path: Path, opens: Counter[str], mo
     assert opens == once([paths[0], *paths[5:]])
 
 
+def test_equal_names_sizes_and_times_are_not_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages of one scanner without compression, unpacked from archives; and a file whose time was restored."""
+    monkeypatch.setenv("CACHE_DIR", str(tmp_path / "cache"))
+    folders = [tmp_path / name / "train" for name in ("a", "b")]
+    for number, folder in enumerate(folders):
+        folder.mkdir(parents=True)
+        for name in ("0.bmp", "1.bmp"):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / name)
+            os.utime(folder / name, ns=(10**18, 10**18))
+    sets = [sorted(folder.iterdir()) for folder in folders]
+    for paths in (*sets, *sets):
+        examined._known.clear()  # another process
+        assert not list(examined.unreadable(paths))
+        assert examined.digests(paths) == [hashlib.sha256(path.read_bytes()).digest() for path in paths]
+    with counting(tmp_path) as later:
+        for paths in sets:
+            examined._known.clear()
+            content_fingerprint(paths)
+    assert not [name for name in later if name.endswith(".bmp")], "each set is known"
+    sets[0][0].write_bytes(sets[1][0].read_bytes())
+    os.utime(sets[0][0], ns=(10**18, 10**18))
+    examined._known.clear()
+    assert content_fingerprint(sets[0][:1]) == content_fingerprint(sets[1][:1])
+    examined._known.clear()
+    assert examined.digests(sets[0])[0] == examined.digests(sets[1])[0]
+
+
 def test_an_unreadable_file_is_examined_again_and_the_others_are_not(
     tmp_path: Path, opens: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
