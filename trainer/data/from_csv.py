@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trainer.base.errors import DataError, nearest
-from trainer.base.layout import TRAIN, VALIDATION, Layout
+from trainer.base.layout import TEST, TRAIN, VALIDATION, Layout
 from trainer.base.plural import counted
 from trainer.base.spelling import visible
 from trainer.config.schema import DataConfig
@@ -41,6 +41,8 @@ class _Read:
     """The line of each ID, by table and ID."""
     by_file: dict[Path, str] = field(default_factory=dict)
     """The place of the row of each file."""
+    not_taken: set[Path] = field(default_factory=set)
+    """Files of rows that are for test, or whose label is wrong."""
     without_file: set[str] = field(default_factory=set)
     """Messages on IDs without a file, without their place."""
     incomplete: set[int] = field(default_factory=set)
@@ -73,9 +75,9 @@ def read(parts: Layout, config: DataConfig) -> tuple[Table, list[str], list[str]
     training = _table(parts.train_csv, config)
     own = _table(parts.validation_csv, config) if parts.validation_csv is not None else None
     faults: list[str] = []
-    labels = [*training["target"], *(own["target"] if own is not None else [])]
+    sides, split, ignored = _sides(training, faults)
+    labels = [*_labels(training, sides), *(own["target"] if own is not None else [])]
     classes = _from_meta(parts.meta_csv, faults) if parts.meta_csv is not None else _from_labels(labels)
-    sides, split = _sides(training, faults)
     grouped = config.group_column in training
     table = Table(
         [],
@@ -86,7 +88,10 @@ def read(parts: Layout, config: DataConfig) -> tuple[Table, list[str], list[str]
         [] if grouped else None,
         held_out=[] if own is not None or split else None,
         own_split=own.path.name if own is not None else f"column {split} of {training.path.name}" if split else "",
-        notes=[note for table in (training, own) if table is not None for note in table.notes],
+        notes=[
+            *(note for table in (training, own) if table is not None for note in table.notes),
+            *([ignored] * bool(ignored)),
+        ],
     )
     if own is not None and split:
         faults.append(
@@ -106,7 +111,8 @@ def classes(parts: Layout) -> dict[str, str]:
         named = _from_meta(parts.meta_csv, [])
     else:
         assert parts.train_csv is not None
-        named = _from_labels(csv_file.read(parts.train_csv, ("ID", "target"), raw=("ID",))["target"])
+        training = csv_file.read(parts.train_csv, ("ID", "target"), raw=("ID",))
+        named = _from_labels(_labels(training, _sides(training, [])[0]))
     return dict(zip(named.labels, named.names, strict=True))
 
 
@@ -169,19 +175,37 @@ def _label_order(label: str) -> tuple[int, int, str]:
     return (0, int(label), label) if _is_number(label) else (1, 0, label)
 
 
-def _sides(training: CsvFile, faults: list[str]) -> tuple[list[str], str]:
-    """The side of each row (train, validation or test), and the name of the column that has it. Without such a column
-    all rows are for training and the name is empty."""
+def _sides(training: CsvFile, faults: list[str]) -> tuple[list[str], str, str]:
+    """The side of each row (train, validation or test), the name of the column of the own validation split, and a note.
+    Without such a split all rows are for training, except those for test, and the name is empty."""
     column = next((name for name in training.columns if name.lower() == "split"), None)
     values = [value.lower() for value in training[column]] if column else []
-    words = {**dict.fromkeys(TRAIN, "train"), **dict.fromkeys(VALIDATION, "validation"), "test": "test"}
-    if column is None or not set(values) & set(VALIDATION) or not set(values) & set(TRAIN):
-        return ["train"] * len(training), ""
+    words = {
+        **dict.fromkeys(TRAIN, "train"),
+        **dict.fromkeys(VALIDATION, "validation"),
+        **dict.fromkeys(TEST, "test"),
+    }
+    sides = {words[value] for value in values if value in words}
+    if column is None or not sides:
+        seen = ", ".join(dict.fromkeys(value for value in values if value))
+        ignored = (
+            f"column {column} of {training.path.name} has no effect: none of its values is one of {', '.join(words)}"
+        )
+        return ["train"] * len(training), "", ignored if seen else ""
     for row, value in enumerate(values):
         if value not in words:
-            valid = ", ".join(words)
-            faults.append(f"{training.place(row)}: {column} '{training[column][row]}' is unknown; valid: {valid}")
-    return [words.get(value, "train") for value in values], column
+            faults.append(
+                f"{training.place(row)}: {column} '{training[column][row]}' is unknown; valid: {', '.join(words)}; if "
+                f"the column is not about training and validation, rename it"
+            )
+    if "train" not in sides:
+        faults.append(f"{training.path.name}: column {column} has no row with one of {', '.join(TRAIN)}")
+    return [words.get(value, "train") for value in values], column if "validation" in sides else "", ""
+
+
+def _labels(training: CsvFile, sides: Sequence[str]) -> list[str]:
+    """The labels of all rows but those for test, which may have any value instead of a label."""
+    return [label for label, side in zip(training["target"], sides, strict=True) if side != "test"]
 
 
 def _add(
@@ -197,6 +221,7 @@ def _add(
     for row, (written, label) in enumerate(zip(rows["ID"], rows["target"], strict=True)):
         place, side, image_id = rows.place(row), sides[row], visible(written)
         if side == "test":
+            result.not_taken.update(path for path in [finders["train"].find(written)[0]] if path is not None)
             continue
         if (rows.path.name, image_id) in result.by_id:
             faults.append(f"{place}: ID '{image_id}' is already in row {result.by_id[rows.path.name, image_id]}")
@@ -206,6 +231,7 @@ def _add(
         if target is None:
             why = "is empty" if label in MISSING else f"is out of range; {classes.known}"
             faults.append(f"{place}: ID '{image_id}': label '{label}' {why}{_nearest_label(label, classes)}")
+            result.not_taken.update(path for path in [finders[side].find(written)[0]] if path is not None)
             continue
         path, why = finders[side].find(written)
         if path is None:
@@ -253,7 +279,7 @@ def _left_out(result: _Read, parts: Layout, sides: Iterable[str]) -> list[str]:
     folders = [parts.train, parts.validation if parts.validation_csv is not None else None]
     found = files.Found()
     unlisted: dict[str, list[str]] = {}
-    used = set(result.by_file)
+    used = {*result.by_file, *result.not_taken}
     for folder in folders:
         if folder is not None:
             there = files.images_below(folder, parts.root)
@@ -268,7 +294,7 @@ def _left_out(result: _Read, parts: Layout, sides: Iterable[str]) -> list[str]:
         )
     tests = sum(side == "test" for side in sides)
     if tests:
-        parted.append(f"{counted(tests, 'row')} of {own or 'train.csv'} with the value test")
+        parted.append(f"{counted(tests, 'row')} of column split of train.csv with the value test")
     if parted:
         notes.append(f"left out: {', '.join(parted)}")
     words = files.left_out_in_words(found)

@@ -83,6 +83,12 @@ def examine(root: Path, config: DataConfig) -> tuple[Table, list[str]]:
     if why_not is not None:
         raise DataError(f"{root}: {why_not}; or draw an example: python -m trainer sample-data DIR")
     csv = layout.is_csv(parts, config.format)
+    if not csv and config.group_column not in (from_csv.USUAL_GROUP, from_csv.NO_GROUPS):
+        raise DataError(
+            f"data.group_column={config.group_column}: {root} has class folders and no train.csv, so no image has a "
+            "group; write a train.csv with the columns ID, target and "
+            f"{config.group_column}, or remove data.group_column"
+        )
     table, faults, places, incomplete = from_csv.read(parts, config) if csv else from_folders.read(parts)
     faults += _lonely(root, table, places, incomplete)
     broken = dict(unreadable(table.paths))
@@ -116,7 +122,7 @@ def _advice(path: Path) -> str:
 def _in_other_case(names: Sequence[str]) -> str:
     """The first class names that differ only in the case of letters."""
     by_key: dict[str, list[str]] = {}
-    for name in names:
+    for name in dict.fromkeys(names):  # a table may have one name twice, which is an error of its own
         by_key.setdefault(name.casefold(), []).append(name)
     alike = [" and ".join(f"'{name}'" for name in same) for same in by_key.values() if len(same) > 1]
     return f"classes {', '.join(alike[:FEW])} differ only in the case of letters" if alike else ""

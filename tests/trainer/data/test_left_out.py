@@ -216,3 +216,15 @@ def test_unreadable_test_images_can_be_left_out(tmp_path: Path, capsys: pytest.C
     with pytest.raises(DataError) as raised:
         predicted_images(root, skip_unreadable=True)
     assert "--skip_unreadable" not in str(raised.value)
+
+
+def test_images_with_a_wrong_label_are_in_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_documents(tmp_path / "data")
+    (root / "train.csv").write_text((root / "train.csv").read_text().replace(",2", ",9"))
+    (root / "meta.csv").write_text("target,class_name\n0,a\n1,b\n2,b\n")
+    with pytest.raises(
+        DataError, match=r"label '9' is out of range(.|\n)*class_name 'b' occurs 2 times|occurs 2(.|\n)*'9'"
+    ):
+        read_training(root, DataConfig())
+    said = capsys.readouterr().out
+    assert "not in train.csv" not in said and "case of letters" not in said

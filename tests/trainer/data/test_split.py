@@ -22,7 +22,7 @@ from trainer.cli.main import main
 from trainer.config.schema import DataConfig
 from trainer.data.rows import Table
 from trainer.data.split import Split, split_images
-from trainer.data.table import read_training
+from trainer.data.table import classes_of, read_training
 
 
 def pages(per_class: list[int], groups: list[str] | None = None) -> Table:
@@ -235,6 +235,60 @@ def test_an_own_split_in_tables(tmp_path: Path, kind: str) -> None:
     expected = {line.split(",")[0] for line in held}
     assert {table.ids[row].removeprefix("val/") for row in made.val} == expected and len(expected) == 6
     assert len(table) == (33 if kind == "column" else 36)
+
+
+def with_column(root: Path, name: str, values: list[str]) -> None:
+    """Write a column into train.csv, with these values in turn."""
+    first, *lines = (root / "train.csv").read_text().splitlines()
+    rows = [f"{line},{values[row % len(values)]}" for row, line in enumerate(lines)]
+    (root / "train.csv").write_text("\n".join([f"{first},{name}", *rows]))
+
+
+@pytest.mark.parametrize("words", [["train", "train", "test"], ["TRAINING", "Training", "Testing"]])
+def test_rows_for_test_are_left_out_without_a_validation_split(
+    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_documents(tmp_path / "data")
+    (root / "meta.csv").unlink()
+    with_column(root, "split", words)
+    text = (root / "train.csv").read_text()  # a table may have any label there
+    (root / "train.csv").write_text(
+        "\n".join(re.sub(r",\d(,test)", r",-1\1", line, flags=re.I) for line in text.split("\n"))
+    )
+    table = read_training(root, DataConfig())
+    assert len(table) == 24 and table.labels == ["0", "1", "2"] and table.held_out is None
+    assert not set(table.ids) & {f"{kind}-{number:03d}.jpg" for kind in range(3) for number in range(2, 12, 3)}
+    said = capsys.readouterr().out
+    assert (
+        "left out: 12 rows of column split of train.csv with the value test\n" in said
+        and "not in train.csv" not in said
+    )
+    assert classes_of(root) == {"0": "0", "1": "1", "2": "2"}
+
+
+def test_a_column_split_of_other_words_is_said_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_documents(tmp_path / "a")
+    with_column(root, "Split", ["left", "right"])
+    assert len(read_training(root, DataConfig())) == 36
+    assert (
+        "note: column Split of train.csv has no effect: none of its values is one of train, " in capsys.readouterr().out
+    )
+    for name, words, message in (
+        ("b", ["train", "dev"], r"train\.csv:3: split 'dev' is unknown; valid: train, .*rename it"),
+        ("c", ["val", "test"], r"train\.csv: column split has no row with one of train, training"),
+    ):
+        root = write_documents(tmp_path / name)
+        with_column(root, "split", words)
+        with pytest.raises(DataError, match=message):
+            read_training(root, DataConfig())
+
+
+def test_class_folders_have_no_column_of_groups(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", 2)
+    for name in ("group", "none"):
+        assert read_training(tmp_path, DataConfig(group_column=name)).groups is None
+    with pytest.raises(DataError, match=r"data\.group_column=patient: .* has class folders and no train\.csv"):
+        read_training(tmp_path, DataConfig(group_column="patient"))
 
 
 def test_what_is_wrong_with_an_own_split_is_said(tmp_path: Path) -> None:
