@@ -139,9 +139,9 @@ def resume(
         again = submission.requeue(
             directory, mine, only, click.echo, lambda requests: preflight.check_again(requests, directory, say)
         )
-        click.echo(f"{directory.name}: {remarks.on_resume(directory, again, only)}")
+        echo(f"{directory.name}: {remarks.on_resume(directory, again, only)}")
         for line in filter(None, (*selected.lost, selected.ignored) if selected is not None else ()):
-            click.echo(f"note: {line}")
+            echo(f"note: {line}")
         sys.stdout.flush()
         if in_background:
             detached.started(directory)

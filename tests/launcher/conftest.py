@@ -38,6 +38,11 @@ def seeds(count: int, more: str = "") -> str:
     return SEEDS.format(", ".join(map(str, range(count)))) + more
 
 
+def unwrapped(text: str) -> str:
+    """The words of a command's output, whose long lines are broken."""
+    return " ".join(text.split())
+
+
 def pipe(path: Path) -> None:
     """Replaces a file by a named pipe, which no reader may wait for."""
     path.unlink()

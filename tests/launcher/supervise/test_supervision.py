@@ -18,7 +18,7 @@ from launcher.record.folders import state_folder
 from launcher.record.journal import read_events
 from launcher.record.locks import is_locked
 from launcher.supervise import supervisor
-from tests.launcher.conftest import Lab, seeds, wait_for
+from tests.launcher.conftest import Lab, seeds, unwrapped, wait_for
 from tests.opened import watching
 
 
@@ -125,8 +125,8 @@ def test_resume_of_a_finished_run_names_the_stopped_one(lab: Lab) -> None:
     done = lab.launcher("resume", "1", machine)
     name = lab.submission().name
     assert (
-        f"{name}: nothing to do: 1 of 2 runs are finished; not asked for: 002-seed1 (launcher resume {name})\n"
-        in done.stdout
+        f"{name}: nothing to do: 1 of 2 runs are finished; not asked for: 002-seed1 (launcher resume {name})"
+        in unwrapped(done.stdout)
     )
 
 
@@ -193,8 +193,8 @@ def test_resume_says_when_nothing_is_left_to_do(lab: Lab) -> None:
     assert lab.launcher("submit", job, machine).returncode == 1
     again = lab.launcher("resume", machine)
     said = "nothing to do: 1 of 2 runs are finished; never repeated: 001-seed0 (configuration or data must be corrected"
-    assert again.returncode == 1 and f"{lab.submission().name}: {said}, then submit again)\n" in again.stdout
-    assert said in lab.launcher("resume", "2", machine).stdout
+    assert again.returncode == 1 and f"{lab.submission().name}: {said}, then submit again)" in unwrapped(again.stdout)
+    assert said in unwrapped(lab.launcher("resume", "2", machine).stdout)
     lab.plan = {}
     assert lab.launcher("submit", job, machine, "--fresh").returncode == 0
     again = lab.launcher("resume", machine)

@@ -28,7 +28,7 @@ from launcher.record.find import list_runs
 from launcher.record.request import RunRequest
 from tests.docker_engine import BASE
 from tests.launcher.boxes import MIB, containers, job, journal, one_container, submit
-from tests.launcher.conftest import Lab, wait_for
+from tests.launcher.conftest import Lab, unwrapped, wait_for
 
 # The same tests on the engine that this module's fixture `dockerd` starts.
 from tests.launcher.engines.docker.test_docker import (  # noqa: F401
@@ -59,7 +59,9 @@ def test_a_job_runs_from_submit_to_the_leaderboard(box: Lab, dockerd: Podman, im
     }
     after = "after:\n  - {name: vote, step: ensemble, from: {top: 2}}\n  - {name: out, step: predict, needs: [vote]}\n"
     done = submit(box, job(box, image, 2, after))
-    assert done.returncode == 1 and f"containers of {image}, Podman 4" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 1 and f"containers of {image}, Podman 4" in unwrapped(done.stdout), (
+        done.stdout + done.stderr
+    )
     assert box.states() == {"seed0": "succeeded", "seed1": "failed", "vote": "succeeded", "out": "succeeded"}
     assert box.status("2").reason.startswith("ended with exit code 0, but left no best.ckpt")
     assert containers(dockerd, box) == [] and "0.7000" in done.stdout

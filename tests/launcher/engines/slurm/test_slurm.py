@@ -17,7 +17,7 @@ from launcher.host import processes
 from launcher.record.find import find_run
 from launcher.record.journal import read_events
 from launcher.record.states import ENDED
-from tests.launcher.conftest import REPOSITORY, Lab, seeds, wait_for
+from tests.launcher.conftest import REPOSITORY, Lab, seeds, unwrapped, wait_for
 from tests.slurm_cluster import Slurm
 from trainer.data.drawn import write_sample_data
 
@@ -243,7 +243,7 @@ def test_a_run_at_the_partitions_limit_has_timed_out_and_a_sites_variables_chang
     for command in (("plan",), ("submit", "--detach")):
         told = cluster.launcher(*command, job, "--engine", "slurm")
         assert told.returncode == 0, told.stdout + told.stderr
-        assert all(told.stdout.count(note) == 1 for note in notes), told.stdout
+        assert all(unwrapped(told.stdout).count(note) == 1 for note in notes), told.stdout
         long = cluster.launcher(*command, job, "--engine", "slurm", "--set", "timeout=8h")
         assert long.returncode == 64 and "use timeout: 1m or less, or another partition" in long.stderr
     assert "Slurm runs it now, without this launcher (as with --detach)" in told.stdout

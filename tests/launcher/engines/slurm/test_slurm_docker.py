@@ -11,7 +11,7 @@ import pytest
 from launcher.engines.slurm import task_lease
 from tests.docker_engine import Dockerd
 from tests.launcher.boxes import containers, job, journal
-from tests.launcher.conftest import Lab, wait_for
+from tests.launcher.conftest import Lab, unwrapped, wait_for
 from tests.slurm_cluster import Slurm
 
 
@@ -31,7 +31,7 @@ def test_containers_in_slurm_have_its_gpus_and_end_with_their_job(
     more = "resources: {gpus: 1, memory: 200m, cpus: 1}\nslurm: {runtime: docker}\n"
     more += "retry: {on: [lost], attempts: 2, backoff: 0}\n"
     done = box.launcher("submit", job(box, image, 2, more), "--engine", "slurm")
-    assert done.returncode == 0 and f"containers of {image}" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and f"containers of {image}" in unwrapped(done.stdout), done.stdout + done.stderr
     wait_for(lambda: box.states()["seed1"] == "succeeded", "a run")
     wait_for(lambda: box.status("seed0").state == "running" and len(journal(box, "begin")) == 2, "the other")
     status = box.status("seed0")
