@@ -100,6 +100,8 @@ def save_last(run: Run) -> None:
             "scaler": step.scaler.state_dict() if step.scaler is not None else None,
             "progress": {**vars(run.progress), "loss_sum": float(step.loss_sum)},
             "class_names": run.table.class_names,
+            "labels": run.table.labels,
+            "order": run.order,
             "split_fingerprint": run.split.fingerprint,
             "config": to_dict(run.config),
             "files": run.files,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from trainer.base.files import link_or_copy, sha256
 from trainer.base.plural import counted
 from trainer.config.plain import to_dict
 from trainer.config.schema import Config
+from trainer.data.rows import Table
 from trainer.models import checkpoint
 from trainer.scores import val_predictions
 from trainer.scores.validation import Outcome, certainty
@@ -53,7 +55,8 @@ HONOURED = frozenset(
 """Keys that a resumed run can take a new value of, from its next step on. Any other key is refused: it belongs to the
 weights, the optimizer's state, the order of the images, the images themselves, or the figure that chose the best."""
 
-FILES = ("model.weights", "training.teachers")
+TEACHERS = "training.teachers"
+FILES = ("model.weights", TEACHERS)
 """Keys that name files. Another path is no change if the content is the same."""
 
 TRANSFORMS = ("data.train_transforms.", "data.val_transforms.")
@@ -90,14 +93,23 @@ def changes(
 ) -> list[Change]:
     """The keys whose value differs between two configurations. A key that one of them does not have counts with the
     default of the schema, if there is one. Sizes inside the transforms that follow from another `data.img_size` are not
-    listed beside it. `files`: the digests of the files that `old` names, by key."""
+    listed beside it. `files`: the digests of the files that `old` names, by key. Teachers whose files have another
+    content are other teachers; weights are read only at the start of a run."""
     before, now, defaults = flat(old), flat(new), flat(to_dict(Config()))
+    contents = digests(new) if files else {}
     found: list[Change] = []
     for key in dict.fromkeys([*now, *before]):
         was, is_now = (values.get(key, defaults.get(key, MISSING)) for values in (before, now))
-        if was == is_now or (files and key in files and digests(new).get(key) == list(files[key])):
+        if files and key in files and contents.get(key) == list(files[key]):
             continue
-        found += _nested(key, was, is_now)
+        if was != is_now:
+            found += _nested(key, was, is_now)
+        elif files and key == TEACHERS and key in files and key in contents:
+            found += [
+                Change(f"{key}.{place}", f"{name} of SHA-256 {old_digest[:12]}", f"the file has {new_digest[:12]}")
+                for place, (name, old_digest, new_digest) in enumerate(zip(was, files[key], contents[key], strict=True))
+                if old_digest != new_digest
+            ]
     return _without_derived(found)
 
 
@@ -192,6 +204,25 @@ def check_length(progress: Mapping[str, Any], config: Config, steps_per_epoch: i
         f"resume: {key}: the run has trained {counted(done, 'step')} already ({steps_per_epoch} an epoch); use {least} "
         f"or more, or {start_again(config)}"
     )
+
+
+def check_data(state: Mapping[str, Any], table: Table, split_fingerprint: str, path: Path, config: Config) -> None:
+    """Raises ConfigError if the images are not those of the last.ckpt at `path`, or have other classes, other labels or
+    another order: the draws of an image depend on its row."""
+    if state["class_names"] != table.class_names or state["split_fingerprint"] != split_fingerprint:
+        what = "other data or another split; use the data and split of the first start"
+    elif state.get("labels", table.labels) != table.labels:
+        what = "other labels of the classes; use the labels of the first start"
+    elif state.get("order", order := order_of(table)) != order:
+        what = "the images in another order; use the order of the first start"
+    else:
+        return
+    raise ConfigError(f"resume: {path} has {what}, or {start_again(config)}")
+
+
+def order_of(table: Table) -> str:
+    """A digest of the images' IDs in their order."""
+    return hashlib.sha256(repr(table.ids).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def joined(old: str | None, new: str) -> str:

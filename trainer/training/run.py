@@ -143,11 +143,7 @@ def _check_past(past: Past, config: Config, inputs: Inputs, run_dir: Path) -> No
 
     The first process has done so before the others start; they do not touch the files."""
     state, progress = past.state, past.state["progress"]
-    if state["class_names"] != inputs.table.class_names or state["split_fingerprint"] != inputs.split.fingerprint:
-        raise ConfigError(
-            f"resume: {past.path} has other data or another split; use the data and split of the first start, or "
-            f"{resuming.start_again(config)}"
-        )
+    resuming.check_data(state, inputs.table, inputs.split.fingerprint, past.path, config)
     per_epoch = _steps_per_epoch(config, inputs)
     resuming.check_length(progress, config, per_epoch, total_steps(config, per_epoch))
     progress["top"] = progress["top"][: config.training.keep_top]
@@ -286,7 +282,8 @@ def _assemble(
         reporter=Reporter(run_dir, training.epochs, total, chosen, fabric.global_rank == 0),
         tracking=Tracking(to_dict(config), run_dir, active=fabric.global_rank == 0),
         provenance=_origin(inputs, past, precision, device.evaluation_precision(training.precision, chosen)),
-        files=resuming.digests(to_dict(config)),
+        files=resuming.digests(to_dict(config)) | (state.get("files", {}) if state is not None else {}),
+        order=resuming.order_of(table),
         saved=Saved(time.monotonic()),
         poll=Poll(progress.step),
     )

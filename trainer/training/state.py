@@ -92,7 +92,9 @@ class Run:
     provenance: dict[str, str]
     """See `Checkpoint`."""
     files: dict[str, list[str]]
-    """SHA-256 of the files that the configuration names, by key."""
+    """SHA-256 of the files that the configuration names, by key, as they were at the start of the run."""
+    order: str
+    """A digest of the order of the images."""
     saved: Saved
     """The last last.ckpt."""
     poll: Poll

@@ -15,7 +15,7 @@ import torch
 
 from launcher.record import retry
 from launcher.record.request import RunRequest
-from tests.trainer.conftest import TINY, draw
+from tests.trainer.conftest import TINY, draw, write_documents
 from trainer.base.errors import ConfigError, StoppedError
 from trainer.config.compose import compose
 from trainer.config.keys import keys
@@ -316,6 +316,39 @@ def test_weights_and_teachers_may_move_but_not_change(tmp_path: Path) -> None:
     assert not resume.changes(first, moved, files)
     assert [change.key for change in resume.changes(first, changed, files)] == ["training.teachers.0"]
     assert resume.changes(first, moved, {})
+    (tmp_path / "a.ckpt").write_text("another run has written its best.ckpt there")
+    (replaced,) = resume.changes(first, first, files)
+    assert replaced.key == "training.teachers.0" and not replaced.honoured
+    assert str(replaced).startswith(
+        f"training.teachers.0: {tmp_path / 'a.ckpt'} of SHA-256 2d711642b726 → the file has "
+    )
+    (tmp_path / "a.ckpt").unlink()
+    assert not resume.changes(first, first, files), "its absence is an error of its own"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [("order", "the images in another order"), ("labels", "other labels of the")]
+)
+def test_data_of_one_split_with_another_order_or_other_labels_are_refused(
+    change: str, said: str, tmp_path: Path, train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The split of these data does not depend on the order of the rows, so its fingerprint is the same."""
+    root = write_documents(tmp_path / "data")
+    first, *lines = (root / "train.csv").read_text().splitlines()
+    rows = [f"{line},{'val' if '-01' in line else 'train'}" for line in lines]
+    (root / "train.csv").write_text("\n".join([f"{first},split", *rows]))
+    assert train(tmp_path / "run", "training.max_steps=1", "training.batch_size=8", data=root) == 0
+    if change == "order":
+        (root / "train.csv").write_text("\n".join([f"{first},split", *reversed(rows)]))
+    else:
+        for name in ("train.csv", "meta.csv"):
+            text = (root / name).read_text()
+            for label in "012":
+                text = text.replace(f",{label},", f",1{label},").replace(f"\n{label},", f"\n1{label},")
+            (root / name).write_text(text)
+    again = ["training.max_steps=2", "training.batch_size=8", "resume=auto"]
+    assert train(tmp_path / "run", *again, data=root) == 64
+    assert f"last.ckpt has {said}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
