@@ -63,7 +63,7 @@ class RunError(LauncherError):
 
 
 class UnknownNameError(RunError):
-    """A name is that of no run or submission. `known`: the names that would do; empty if the name means several."""
+    """A name is of no run, submission or server. `known`: the names that would do; empty if the name means several."""
 
     exit_code = EXIT_USAGE
 

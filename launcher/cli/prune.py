@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launcher.base.sizes import show_size
-from launcher.cli.options import json_option, print_json, print_table, runs_option
+from launcher.cli.options import echo, json_option, print_json, print_table, runs_option
 from launcher.remote.host_option import on_host
 from trainer.base.plural import counted
 
@@ -136,7 +136,7 @@ def prune_command(yes: bool, as_json: bool, runs_root: Path) -> int:
     else:
         print_table(waste_table(waste)) if waste else click.echo("nothing to free")
         for remark in remarks:
-            click.echo(f"note: {remark}")
+            echo(f"note: {remark}")
     if not waste:
         return 0
     if not yes:

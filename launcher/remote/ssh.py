@@ -19,10 +19,11 @@ from typing import IO, Any
 import click
 
 from launcher import __version__
-from launcher.base.errors import EXIT_INTERRUPTED, RunError, stopped_watching
+from launcher.base.errors import EXIT_INTERRUPTED, RunError, UnknownNameError, stopped_watching
 from launcher.job import document
 from launcher.remote.host import Host
 from launcher.remote.marked import Marker, after, relay
+from trainer.base.errors import EXIT_USAGE
 
 OPTIONS = {
     "BatchMode": "yes",  # a question that nobody sees would wait for ever
@@ -92,7 +93,7 @@ def connect(host: Host) -> Iterator[Connection]:
         deadline = time.monotonic() + PATIENCE
         while not (folder / "s").exists():
             if master.poll() is not None or time.monotonic() > deadline:
-                raise RunError(_why_not(host, (folder / "said").read_text(errors="replace")))
+                raise _why_not(host, (folder / "said").read_text(errors="replace"))
             time.sleep(0.02)
         yield Connection(host, [*shared, "ControlMaster=no", "-o", "LogLevel=QUIET"], master)
     finally:
@@ -104,28 +105,28 @@ def connect(host: Host) -> Iterator[Connection]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _why_not(host: Host, errors: str) -> str:
-    """Turn ssh's output after a failed login into one message with a fix."""
+def _why_not(host: Host, errors: str) -> RunError:
+    """Turn ssh's output after a failed login into one error with a fix."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
     last = lines[-1] if lines else f"no answer within {PATIENCE} s"
     by_hand = shlex.join([*ssh_command(), host.destination])
     text = errors.lower()
     if "host identification has changed" in text:
-        return (
+        return RunError(
             f"{host.given}: the server's host key differs from the known one: the server was reinstalled, or "
             "another machine answers under its name. Ask its administrator, then run: "
             f"ssh-keygen -R {host.server.strip('[]')}, {by_hand}"
         )
     if "host key" in text:
-        return f"{host.given}: the server's host key is unknown ({last}); accept it once: {by_hand}"
+        return RunError(f"{host.given}: the server's host key is unknown ({last}); accept it once: {by_hand}")
     if "permission denied" in text or "authentication" in text:
-        return (
+        return RunError(
             f"{host.given}: the login was refused ({last}); --host needs a key, because it never asks for a password: "
             f"ssh-copy-id {host.destination} (and ssh-add if the key has a passphrase)"
         )
     if "could not resolve" in text:
-        return f"{host.given}: no such server ({last}); check the name, or ~/.ssh/config"
-    return f"{host.given}: cannot be reached ({last}); try: {by_hand}"
+        return UnknownNameError(f"{host.given}: no such server ({last}); check the name, or ~/.ssh/config")
+    return RunError(f"{host.given}: cannot be reached ({last}); try: {by_hand}")
 
 
 def launcher_script(host: Host, words: Sequence[str], before: str = "") -> str:
@@ -146,7 +147,7 @@ def launcher_script(host: Host, words: Sequence[str], before: str = "") -> str:
 def enter(host: Host) -> str:
     """The start of every script: cd to the server's folder, or print one clear error."""
     absent = f"{host.given}: no folder {host.folder}; give the project's folder: --host {_plain(host)}:DIR"
-    return f"cd {quote(host.folder)} >/dev/null 2>&1 || {{ {_say_error(absent)}; exit 1; }}; "
+    return f"cd {quote(host.folder)} >/dev/null 2>&1 || {{ {_say_error(absent)}; exit {EXIT_USAGE}; }}; "
 
 
 def _plain(host: Host) -> str:
