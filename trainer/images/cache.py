@@ -71,6 +71,8 @@ class Decoded:
         self._in_use = os.open(self.folder / "in_use", os.O_RDONLY)
         fcntl.flock(self._in_use, fcntl.LOCK_SH)
         self.index: NDArray[np.int64] = np.load(self.folder / "index.npy", allow_pickle=False)
+        if self.index.ndim != 2 or self.index.shape[1] != 3 or self.index.dtype != np.int64:
+            raise ValueError("damaged")
         self.writable = all(os.access(self.folder / name, os.W_OK) for name in ("pixels", "state", "claims"))
         how = os.O_RDWR if self.writable else os.O_RDONLY
         self._pixels, self._state, self._claims = (os.open(self.folder / n, how) for n in ("pixels", "state", "claims"))
@@ -116,6 +118,8 @@ class Decoded:
         if not there:
             return None
         pixels = self._view[offset : offset + height * width * 3]
+        if len(pixels) != height * width * 3:  # the file was cut short, or written beyond its size when it was mapped
+            return None
         if not self._checked[slot]:
             if zlib.crc32(pixels.data) != crc:
                 return None
@@ -199,7 +203,7 @@ def open_cache(wanted: Wanted, limit: int) -> Decoded | None:
                     os.utime(folder / "meta.json")
                 return opened
             opened.close()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:  # NumPy raises EOFError for an empty file
         reason = error.strerror if isinstance(error, OSError) else "damaged; remove it: launcher cache prune --all"
         print(f"note: {folder}: cannot store decoded images: {reason}")
     return None

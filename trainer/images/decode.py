@@ -41,8 +41,14 @@ class Limit:
 
 
 def decode(file: Source, limit: Limit | None) -> Pixels:
-    """The image, (H, W, 3) uint8 RGB, within `limit`: see `read_page`. Raises OSError or ValueError."""
-    return read_page(file) if limit is None else read_page(file, limit.longest, limit.interpolation)
+    """The image, (H, W, 3) uint8 RGB, within `limit`: see `read_page`. Raises OSError or ValueError; the message names
+    the file, if it is one."""
+    try:
+        return read_page(file) if limit is None else read_page(file, limit.longest, limit.interpolation)
+    except (OSError, ValueError) as error:  # it was read before: it has changed since
+        if not isinstance(file, Path) or getattr(error, "filename", None) is not None:
+            raise
+        raise OSError(f"{file}: the image can no longer be read: {error}") from None
 
 
 class Images:

@@ -59,8 +59,9 @@ class Prepared:
             self._in_use, self._pixels, self._state, self._places, self._claims = self._descriptors
             fcntl.flock(self._in_use, fcntl.LOCK_SH)
             self.blocks = os.fstat(self._pixels).st_size // self._bytes
-            if os.fstat(self._state).st_size != len(self.slots) * STATE.size:
-                raise ValueError("a cache of other images")
+            sizes = [os.fstat(descriptor).st_size for descriptor in (self._state, self._places)]
+            if sizes != [len(self.slots) * STATE.size, len(self.slots) * PLACE.itemsize]:
+                raise ValueError("a cache of other images, or damaged")
         except BaseException:
             self.close()
             raise

@@ -317,3 +317,33 @@ def test_what_a_run_leaves_in_the_cache_leads_nobody_astray(tmp_path: Path) -> N
     (victim / ".gone-1-x").mkdir()
     cache_folder.sweep(root)
     assert (victim / "home" / "meta.json").exists() and (victim / ".gone-1-x").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("index.npy", 0), ("index.npy", 100), ("pixels", 0), ("pixels", 5000), ("state", 0)]
+)
+def test_files_cut_short_cost_nothing_but_time(cache: Path, paths: list[Path], name: str, size: int) -> None:
+    """As after a power cut, or a copy that was interrupted."""
+    whole = [decode.decode(path, LIMIT) for path in paths]
+    its = images(paths)
+    assert all(np.array_equal(its(row), page) for row, page in enumerate(whole))
+    its.close()
+    os.truncate(only(cache).folder / name, size)
+    for _ in range(2):
+        its = images(paths)
+        for _ in range(2):
+            assert all(np.array_equal(its(row), page) for row, page in enumerate(whole))
+        its.close()
+
+
+def test_a_page_that_changed_after_the_check_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "page.png"
+    draw(0, 0).save(path)
+    path.write_bytes(path.read_bytes()[:200])
+    for read in (decode.Images([path], None), decode.Images([path], decode.Limit(32, 1))):
+        with pytest.raises(OSError, match=r"page\.png: the image can no longer be read: "):
+            read(0)
+    path.unlink()
+    with pytest.raises(FileNotFoundError) as missing:
+        decode.Images([path], None)(0)
+    assert missing.value.filename == str(path)

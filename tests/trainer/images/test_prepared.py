@@ -211,3 +211,17 @@ def test_processes_side_by_side_read_the_right_pixels(cache: Path, limit: float,
         assert sum(int(output) for output in outputs) == COUNT, "each is made once"
     else:
         assert only(cache).decoded == 2 and only(cache).decodes > 2
+
+
+@pytest.mark.parametrize(("name", "size"), [("places", 0), ("places", 5), ("state", 3), ("pixels", 0), ("pixels", 100)])
+def test_files_cut_short_cost_nothing_but_time(
+    cache: Path, name: str, size: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Maker().read(opened())
+    os.truncate(only(cache).folder / name, size)
+    its = open_prepared("k" * 64, SIZE, range(COUNT), {"folder": "data"}, 10**9)
+    if its is None:
+        assert "damaged; remove it: launcher cache prune --all" in capsys.readouterr().out
+        return
+    Maker().read(its)
+    Maker().read(its)
