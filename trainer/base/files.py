@@ -117,9 +117,21 @@ def data_folder(named: str | None, may_be_file: bool = False) -> Path:
     raise AssertionError("unreachable")
 
 
+def is_file(path: Path) -> bool:
+    """Whether `path` is a file. Raises ConfigError if it is one that this user may not read, or in such a folder."""
+    try:
+        there = path.is_file()
+        if there:
+            path.open("rb").close()
+    except OSError as error:
+        raise ConfigError(f"{path}: the file cannot be read: {error.strerror}") from None
+    return there
+
+
 def check_checkpoint(path: Path) -> None:
-    """Raises ConfigError if `path` (a best.ckpt, an ensemble.json or a val_predictions.npz) is not a file."""
-    if path.is_file():
+    """Raises ConfigError if `path` (a best.ckpt, an ensemble.json or a val_predictions.npz) is not a file, or cannot be
+    read."""
+    if is_file(path):
         return
     if path.is_dir():
         raise ConfigError(f"{path}: the checkpoint is a folder; give a best.ckpt")
@@ -142,9 +154,9 @@ def resume_file(resume: str | None, run_dir: Path) -> Path | None:
             )
         return None
     if resume == "auto":
-        return last if last.exists() else None
+        return last if is_file(last) else None
     path = Path(resume).expanduser()
-    if not path.is_file():
+    if not is_file(path):
         raise ConfigError(f"resume={resume}: file not found; give a last.ckpt, or use resume=auto")
     if last.exists() and not last.samefile(path):
         raise ConfigError(

@@ -5,6 +5,7 @@ Trainer and launcher use the same rules, so `submit` refuses what `train` would 
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ SYSTEM = frozenset(
     ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "#recycle")
 )
 """Folders that operating systems and storage devices make. They have no images of the data set."""
+_EFFECTIVE = os.access in os.supports_effective_ids
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,13 @@ def find(root: Path) -> Layout:
         tuple(sorted((c for c in candidates if c not in results), key=lambda folder: visible(folder.name))),
         tuple(sorted(results)),
     )
+
+
+def enter(*folders: Path | None) -> None:
+    """Raises PermissionError if this user can list a folder and cannot open its files (no right to search it)."""
+    for folder in folders:
+        if folder is not None and not os.access(folder, os.X_OK, effective_ids=_EFFECTIVE):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 def is_csv(layout: Layout, kind: str) -> bool:

@@ -59,3 +59,11 @@ def not_text(path: PurePath, folder: PurePath) -> str:
 def is_windows_path(name: str) -> bool:
     """Whether a name has backslashes or a drive letter."""
     return "\\" in name or re.match(r"[A-Za-z]:/", name) is not None
+
+
+def elided(name: str, longest: int) -> str:
+    """The name, or its begin and end with `…` between them if it has more than `longest` characters."""
+    if len(name) <= longest:
+        return name
+    begin = longest // 2
+    return f"{name[:begin]}…{name[begin + 1 - longest :]}"

@@ -47,6 +47,9 @@ def ensemble(arguments: list[str]) -> int:
         from trainer.models.ensemble_file import make
 
     joined = make(args.checkpoints, args.method, None if isinstance(weights, str) else weights)
+    for repeated in joined.repeated():
+        same = " and ".join(str(part.path) for part in repeated)
+        print(f"note: {same} are one checkpoint, which has {len(repeated)} votes; name it once for one vote")
     if root is None:
         print("note: no data folder, so no submission.csv; add --data DIR to get one")
     elif not has_test_images(root):

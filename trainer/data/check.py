@@ -16,6 +16,7 @@ from trainer.base import cores
 from trainer.base.errors import DataError
 from trainer.base.files import write_json
 from trainer.base.plural import counted
+from trainer.base.spelling import elided
 from trainer.config.schema import DataConfig
 from trainer.data import duplicates, leaks
 from trainer.data.duplicates import Look, Pair
@@ -23,7 +24,7 @@ from trainer.data.rows import Table
 from trainer.data.split import Split, split_images
 from trainer.data.table import data_root, examine, has_test_images, in_short, read_test, say_notes
 from trainer.images import examined, gallery
-from trainer.images.lettering import Lettering
+from trainer.images.lettering import LONGEST, Lettering
 
 PICTURED, LISTED, KEPT = 24, 40, 1000
 """Most pairs in duplicates.png, in the text and in check_data.json, worst first. n equal images make n² / 2 pairs."""
@@ -99,7 +100,7 @@ def write(checked: Checked, output: Path) -> dict[str, Any]:
         gallery.save(gallery.gallery(tiles, 6, title), picture)
     else:
         picture.unlink(missing_ok=True)
-    text.write_legend(output / "names_in_pictures.txt")
+    text.write_legend(output / "names_in_duplicates.txt")
     return report
 
 
@@ -157,12 +158,13 @@ def as_text(checked: Checked, report: dict[str, Any]) -> str:
         *([_groups_in_words(report["groups"])] if report["groups"] else []),
         "",
     ]
-    width = max(len(name) for name in ("class", *(entry["name"] for entry in report["classes"])))
+    names = [elided(entry["name"], LONGEST) for entry in report["classes"]]
+    width = max(map(len, ("class", *names)))
     is_split = checked.split is not None
     lines.append(f"  {'class':{width}}  images{'  validation' * is_split}")
-    for entry in report["classes"]:
+    for name, entry in zip(names, report["classes"], strict=True):
         held = f"  {entry['validation']:10}" if is_split else ""
-        lines.append(f"  {entry['name']:{width}}  {entry['images']:6}{held}")
+        lines.append(f"  {name:{width}}  {entry['images']:6}{held}")
     lines.append("")
     for side, sizes in report["sizes"].items():
         if sizes:

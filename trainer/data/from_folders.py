@@ -69,6 +69,7 @@ def _add(
     validation split to the data folder."""
     name = table.class_names[target]
     images: dict[str, Path] = {}
+    before = len(found.faults)
     for folder in folders:
         there = files.images_below(folder, parts.root)
         found.add(there)
@@ -81,7 +82,7 @@ def _add(
                     "rename one"
                 )
             images[image_id] = path
-    if not images and not is_held_out:
+    if not images and not is_held_out and len(found.faults) == before:
         where = " and ".join(str(folder) for folder in folders)
         found.faults.append(f"{where}: the folder of class '{name}' has no image")
     for image_id, path in sorted(images.items(), key=lambda image: image[0].split("/")):

@@ -53,7 +53,7 @@ def in_short(faults: Sequence[str], where: str, faults_file: Path | None = None)
         lines.append(f"… and {more} more" + (f"; see {faults_file}" if faults_file else ""))
         if faults_file is not None:
             write_text(faults_file, "\n".join(faults) + "\n")
-    return [*lines, f"{counted(len(faults), 'error')} in {where}; fix the files or remove them, then run again"]
+    return [*lines, f"{counted(len(faults), 'error')} in {where}; correct the data, then run again"]
 
 
 def listed(names: Sequence[str], what: str) -> str:
@@ -77,6 +77,7 @@ def examine(root: Path, config: DataConfig) -> tuple[Table, list[str]]:
     """
     try:
         parts = layout.find(root)
+        layout.enter(root, parts.train, parts.validation)
     except OSError as error:
         raise DataError(f"{error.filename}: the folder cannot be read: {error.strerror}") from None
     why_not = layout.why_not_trainable(parts, config.format)
@@ -138,6 +139,7 @@ def read_test(root: Path) -> Table:
         return Table([root.name], [root], [], [], [])
     try:
         parts = layout.find(root)
+        layout.enter(root, parts.test)
     except OSError as error:
         raise DataError(f"{error.filename}: the folder cannot be read: {error.strerror}") from None
     folder = parts.test or (root if _has_images_alone(parts) else None)

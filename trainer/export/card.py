@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,9 +192,7 @@ def _interval(checkpoint: Checkpoint, key: str) -> str:
 
 def _classes(checkpoint: Checkpoint) -> str:
     named = enumerate(zip(checkpoint.class_names, checkpoint.labels, strict=True))
-    rows = [
-        f"| {row} | {name.replace('|', '&#124;')} | {label.replace('|', '&#124;')} |" for row, (name, label) in named
-    ]
+    rows = [f"| {row} | {_literal(name)} | {_literal(label)} |" for row, (name, label) in named]
     head = ["| output | class | label in the data |", "| --- | --- | --- |"]
     if checkpoint.validation:
         targets = checkpoint.validation["targets"].numpy()
@@ -206,6 +205,11 @@ def _classes(checkpoint: Checkpoint) -> str:
             for row, count, value, sure in zip(rows, counts.labelled, figures.class_f1(counts), bounds, strict=True)
         ]
     return "\n".join([*head, *rows, ""])
+
+
+def _literal(name: str) -> str:
+    """The name in a table of Markdown, where nothing of it is Markdown or HTML."""
+    return re.sub(r"[\\`*_{}\[\]<>()#+!|~&$@:-]", lambda sign: f"&#{ord(sign[0])};", name)
 
 
 def _calibration(checkpoint: Checkpoint) -> str:

@@ -171,6 +171,8 @@ def _checked(of: tuple[Path, os.stat_result]) -> tuple[Known | None, str | None]
         return Known(stat.st_size, stat.st_mtime_ns, digest, height, width, state), None
     except TooLargeError as error:
         return known, str(error)
+    except PermissionError as error:
+        return known, f"the file cannot be read: {error.strerror}"
     except Exception as error:  # Pillow's decoders raise any error for a broken file
         return known, f"not a readable image: {' '.join(str(error).split()).replace(str(path), path.name)}"
 

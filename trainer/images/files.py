@@ -85,6 +85,7 @@ def _collect(folder: Path, prefix: str, root: Path, found: Found, above: tuple[t
         own = folder.stat()
         with os.scandir(folder) as listing:
             entries = sorted(listing, key=lambda entry: entry.name)
+        layout.enter(folder)
     except OSError as error:
         found.faults.append(f"{_relative(folder, root)}: the folder cannot be read: {error.strerror}")
         return

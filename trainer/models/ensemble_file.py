@@ -82,6 +82,13 @@ class Ensemble:
         pairs = zip(self.members, self.weights, strict=True)
         return [weight / total / len(member.parts) for member, weight in pairs for _ in member.parts]
 
+    def repeated(self) -> list[list[Loaded]]:
+        """The parts that are one checkpoint in several files (or one file that is named twice)."""
+        by_content: dict[str, list[Loaded]] = {}
+        for part in self.parts:
+            by_content.setdefault(part.sha256, []).append(part)
+        return [same for same in by_content.values() if len(same) > 1]
+
 
 def make(paths: Sequence[Path], method: str, weights: Sequence[float] | None = None) -> Ensemble:
     """Load and check the checkpoints, and join the folds of one model to a member.

@@ -37,7 +37,7 @@ def analyze(path: Path, output: Path, root: Path | None) -> dict[str, Any]:
     write_table(validation, output / "classification_report.csv")
     figure, missing = plots.worst(validation, worst[:SHOWN], root, text)
     gallery.save(figure, output / "worst_mistakes.png")
-    text.write_legend(output / "names_in_pictures.txt")
+    text.write_legend(output / "names_in_report.txt")
     if missing and root is None:
         print("note: no data folder, so the report has no pictures; add --data DIR")
     elif missing:

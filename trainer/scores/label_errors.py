@@ -108,7 +108,7 @@ def write(predictions: Path, output: Path, root: Path | None) -> list[LabelError
     more = f", the {PICTURED} surest" if len(errors) > PICTURED else ""
     title = f"Likely label errors{more}: label → suggested (probability)" if tiles else "No likely label error"
     gallery.save(gallery.gallery(tiles, 6, title), output / "label_errors.png")
-    text.write_legend(output / "names_in_pictures.txt")
+    text.write_legend(output / "names_in_label_errors.txt")
     places = f"{output / 'label_errors.csv'}, {output / 'label_errors.png'}"
     print(f"{counted(len(errors), 'likely label error')} in {counted(len(validation.ids), 'image')}: {places}")
     if (why := doubt(validation.targets, validation.probabilities)) is not None:

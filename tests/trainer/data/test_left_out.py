@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +175,33 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(DataError, match="train/form: the folder cannot be read: Permission denied"):
         read_training(root, DataConfig())
+
+
+@pytest.mark.parametrize("closed", ["train", "train/form", "train.csv", "a picture", "test"])
+def test_what_this_user_may_not_read_is_an_error_with_its_place(closed: str) -> None:
+    """As another user, if this is root. A folder that may be listed and not searched, and a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        root = (write_documents if closed == "train.csv" else write_classes)(Path(folder) / "data")
+        (root / "test").mkdir(exist_ok=True)
+        picture = next(path for path in sorted((root / "train").rglob("*")) if path.is_file())
+        shutil.copy(picture, root / "test" / f"a{picture.suffix}")
+        path = picture if closed == "a picture" else root / closed
+        read = (lambda: predicted_images(root)) if closed == "test" else (lambda: read_training(root, DataConfig()))
+        read()  # imports: that user may not read Python's library
+        os.utime(path, (0, 0))  # another file than the one that was read
+        path.chmod(0o444 if path.is_dir() else 0)
+        before = os.geteuid()
+        try:
+            os.seteuid(65534 if before == 0 else before)
+            with pytest.raises(DataError) as raised:
+                read()
+        finally:
+            os.seteuid(before)
+            path.chmod(0o755)
+    place = str(path) if closed in ("train", "train.csv", "test") else str(path.relative_to(root))
+    assert re.search(rf"{re.escape(place)}: (the (folder|file) )?cannot be read: Permission denied", str(raised.value))
+    assert "Errno" not in str(raised.value) and "has no image" not in str(raised.value)
 
 
 def test_many_errors_are_counted_and_written_down(tmp_path: Path) -> None:

@@ -253,6 +253,18 @@ def test_weights_that_fit_chance_alone_give_way_to_equal_ones(
     assert all(f"  member {path}: val_f1" in said for path in members), "not as they were typed"
 
 
+def test_a_checkpoint_in_two_files_is_noted_with_its_votes(
+    trained: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a glob finds it that also has the champion's folder."""
+    one, other, copied = trained[0] / "best.ckpt", trained[1] / "best.ckpt", tmp_path / "best_model.ckpt"
+    shutil.copy(one, copied)
+    for members, noted in (([one, other, copied], True), ([one, other], False)):
+        assert main(["ensemble", "--checkpoints", *map(str, members), "--output", "out"]) == 0
+        said = f"note: {one} and {copied} are one checkpoint, which has 2 votes; name it once for one vote"
+        assert (said in capsys.readouterr().out) == noted
+
+
 def test_the_ensembles_temperature_is_kept_and_used(trained: list[Path], tmp_path: Path) -> None:
     members = drawn(trained[0] / "best.ckpt", tmp_path, [2.0, 2.0])
     assert main(["ensemble", "--checkpoints", *map(str, members)]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import sys
@@ -133,6 +134,18 @@ def test_the_card_has_the_checkpoints_figures_and_no_path_of_the_machine(
     assert all(name in card for name in kept.class_names)
     assert str(documents) not in card and str(tmp_path) not in card
     assert "The preprocessing has a random part" in card
+
+
+def test_names_of_classes_are_text_in_the_card(plain: Path, tmp_path: Path) -> None:
+    """Not Markdown and not HTML."""
+    kept = checkpoint.load(plain)
+    names = ["<script>alert(1)</script>", "a|b **c** `d` [e](http://f) $g$", "청구서_1"]
+    checkpoint.save(tmp_path / "odd.ckpt", replace(kept, class_names=names))
+    export.export(tmp_path / "odd.ckpt", "safetensors", tmp_path / "made", images=2)
+    card = (tmp_path / "made" / "README.md").read_text()
+    rows = [line.split(" | ")[1] for line in card.splitlines() if re.match(r"\| [012] \|", line)]
+    assert [html.unescape(row) for row in rows] == names
+    assert not re.search(r"[<>*`\[\]$_]", "".join(rows))
 
 
 def test_the_card_says_what_a_checkpoint_lacks(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -145,8 +145,30 @@ def test_label_errors_and_duplicates_name_korean_classes(
     assert "송장" in (tmp_path / "label_errors.csv").read_text("utf-8-sig")
     said = capsys.readouterr()
     assert said.out.count("no font has all characters") == (0 if fonts else 2) and "Glyph" not in said.err
-    for folder in (tmp_path, tmp_path / "out"):
-        assert (folder / "names_in_pictures.txt").exists() != fonts
+    assert (tmp_path / "names_in_label_errors.txt").exists() != fonts
+    assert (tmp_path / "out" / "names_in_duplicates.txt").exists() != fonts
+
+
+def test_commands_with_one_output_folder_keep_each_others_legends(tmp_path: Path) -> None:
+    """check-data finds no duplicates and has no picture, so no names in it."""
+    folder = tmp_path / "data" / "train"
+    for number in range(6):
+        (folder / f"c{number % 2}").mkdir(parents=True, exist_ok=True)
+        draw(number % 2, number).save(folder / f"c{number % 2}" / f"{number}.png")
+    (tmp_path / "names_in_label_errors.txt").write_text("[1]\t송장\n")
+    check.write(check.check(DataConfig(root=str(tmp_path / "data"), val_fraction=0.5)), tmp_path)
+    assert (tmp_path / "names_in_label_errors.txt").exists()
+
+
+def test_a_long_name_is_short_in_a_picture_and_leaves_room_for_it(tmp_path: Path) -> None:
+    names = [f"{letter * 150}{'-long' * 30}" for letter in "abc"]
+    text = Lettering(names)
+    assert text(names[0]) == f"{'a' * 20}…long{'-long' * 3}" and len(text(names[0])) == 40
+    assert text("a" * 40) == "a" * 40
+    known = Validation(["x", "y", "z"], np.arange(3), np.eye(3, dtype=np.float32), names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gallery.save(plots.confusion(known, text), tmp_path / "matrix.png")
 
 
 def test_the_matrix_of_many_classes_stays_small(tmp_path: Path) -> None:
