@@ -142,9 +142,16 @@ def _role(root: Path, paths: Iterable[Path], names: Sequence[str]) -> Path | Non
     return found[0] if found else None
 
 
+TRAINING = ".training"
+"""A file in the folder of a run that is in progress."""
+
+
 def _has_results(folder: Path) -> bool:
-    """Whether a folder has runs of this program: `outputs` and `runs` are their usual places."""
+    """Whether a folder is that of a run, or has runs of this program: `outputs` and `runs` are their usual places."""
+    runs = ("config.yaml", "job.yaml", "data_faults.txt", TRAINING)
     try:
-        return any((child / name).is_file() for child in _folders(folder) for name in ("config.yaml", "job.yaml"))
+        if any((folder / name).is_file() for name in ("progress.json", TRAINING)):
+            return True
+        return any((child / name).is_file() for child in _folders(folder) for name in runs)
     except OSError:
         return False

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from trainer.base.errors import EXIT_OK, ConfigError, nearest
 from trainer.base.files import check_checkpoint
 from trainer.base.names import FORMATS
@@ -23,7 +21,7 @@ def export(arguments: list[str]) -> int:
     parser.add_argument("--to", required=True, metavar="FORMAT", help=" | ".join(FORMATS))
     parser.add_argument(
         "--output",
-        type=Path,
+        type=options.place,
         metavar="DIR",
         help="folder for the files (default: export/FORMAT in $RUN_DIR or here)",
     )

@@ -139,6 +139,10 @@ def _dispatch(arguments: list[str]) -> int:
     return code
 
 
+FOLDERS = ("DATA_DIR", "RUN_DIR", "CACHE_DIR", "BAKED_WEIGHTS")
+"""Variables with a folder, which may begin with `~`."""
+
+
 def _environment() -> None:
     """Set environment variables: those that libraries read on import, secrets from the launcher's files, and .env."""
     secrets = os.environ.get("SECRETS_DIR")
@@ -152,6 +156,9 @@ def _environment() -> None:
     from dotenv import load_dotenv
 
     load_dotenv(Path.cwd() / ".env")
+    for name in FOLDERS:
+        if os.environ.get(name, "").startswith("~"):  # no shell has replaced it, in .env for example
+            os.environ[name] = str(Path(os.environ[name]).expanduser())
     _let_segments_grow()
 
 

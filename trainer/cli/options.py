@@ -34,7 +34,7 @@ def parser(command: str, description: str, usage: str | None = None) -> Parser:
 
 def add_output(to: Parser) -> None:
     to.add_argument(
-        "--output", type=Path, metavar="DIR", help="folder for the results (default: $RUN_DIR, else the current one)"
+        "--output", type=place, metavar="DIR", help="folder for the results (default: $RUN_DIR, else the current one)"
     )
 
 
@@ -44,7 +44,7 @@ def add_data(to: Parser) -> None:
 
 
 def add_checkpoint(to: Parser, what: str = "a best.ckpt or an ensemble.json") -> None:
-    to.add_argument(CHECKPOINT, required=True, type=Path, metavar="FILE", help=what)
+    to.add_argument(CHECKPOINT, required=True, type=place, metavar="FILE", help=what)
 
 
 def add_inference(to: Parser) -> None:
@@ -91,6 +91,11 @@ def check_views(name: str | None) -> None:
     """Raises ConfigError if `name` is unknown."""
     if name is not None and name not in VIEWS:
         raise ConfigError(f"--tta {name}: unknown views; {nearest(name, VIEWS)}")
+
+
+def place(text: str) -> Path:
+    """A path. Shells leave the `~` of `--output=~/results` alone."""
+    return Path(text).expanduser()
 
 
 def positive(text: str) -> int:

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from trainer.images.prepared import Prepared
 from trainer.models import build, compiling
 from trainer.training import device, keep, teachers
 from trainer.training import resume as resuming
+from trainer.training.alone import alone
 from trainer.training.full_memory import memory_errors
 from trainer.training.loop import fit, write_history
 from trainer.training.progress import Reporter
@@ -74,6 +75,11 @@ def train(config: Config, run_dir: Path, stop: Stop, lap: Callable[[str], None] 
     Checks data, model and augmentation before training. Raises ConfigError, DataError, DeviceMemoryError or
     StoppedError.
     """
+    with alone(run_dir) if _is_first_process() else nullcontext():
+        return _train(config, run_dir, stop, lap)
+
+
+def _train(config: Config, run_dir: Path, stop: Stop, lap: Callable[[str], None]) -> dict[str, Any]:
     with _once():
         chosen = device.choose(config.device)
         devices = device.count(config, chosen)

@@ -67,6 +67,24 @@ def test_settings_come_from_dotenv_where_the_environment_is_silent(
     assert (run / "best.ckpt").exists()
 
 
+def test_a_tilde_that_no_shell_has_replaced_is_the_home(
+    documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In .env and after `--output=` it is still there. A folder named ~ would be easy to delete with all others."""
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / ".env").write_text("RUN_DIR=~/run\nCACHE_DIR=~/cache\n")
+    for name in ("RUN_DIR", "CACHE_DIR"):  # so that they are taken back afterwards
+        monkeypatch.setenv(name, "x")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("DATA_DIR", str(documents))
+    assert main(["train", *TINY, "training.max_steps=1"]) == 0
+    assert main(["predict", "--checkpoint=~/run/best.ckpt", "--output=~/out"]) == 0
+    assert {path.name for path in (tmp_path / "home").iterdir()} == {"run", "cache", "out"}
+    assert {"decoded", "examined", "predictions"} <= {path.name for path in (tmp_path / "home" / "cache").iterdir()}
+    assert not (tmp_path / "~").exists()
+
+
 def no_space(*words: object, **more: object) -> None:
     raise OSError(28, "No space left on device")
 
