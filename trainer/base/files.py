@@ -109,9 +109,10 @@ def data_folder(named: str | None, may_be_file: bool = False) -> Path:
             root = Path(value).expanduser()
             if not (root.is_dir() or (may_be_file and root.is_file())):
                 what = "is not a folder" if root.exists() else "does not exist"
+                image = " or one image" if may_be_file else ""
+                draw = "" if root.suffix else f", or draw sample data: python -m trainer sample-data {root}"
                 raise DataError(
-                    f"{root}: the data folder ({source}) {what}; set it with --data DIR or DATA_DIR, "
-                    f"or draw sample data: python -m trainer sample-data {root}"
+                    f"{root}: the data folder{image} ({source}) {what}; set it with --data DIR or DATA_DIR{draw}"
                 )
             return root
     raise AssertionError("unreachable")

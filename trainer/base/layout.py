@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,6 +100,17 @@ def why_not_trainable(layout: Layout, kind: str) -> str | None:
     folder = layout.train.name if layout.train is not None else "train"
     wants = f"has no class folders in {folder}/, which data.format=imagefolder needs"
     return wants if kind == "imagefolder" else f"has neither train.csv nor class folders in {folder}/"
+
+
+def above(root: Path) -> Path | None:
+    """The data folder that has `root` as one of its parts, such as its train/. None: there is none."""
+    if root.resolve().name.lower() not in (*TRAIN, *VALIDATION, *TEST):
+        return None
+    with suppress(OSError, DataError):
+        parts = find(root.resolve().parent)
+        if parts.train_csv is not None or (parts.train is not None and parts.classes):
+            return root.parent if root.name not in ("", "..") else root.resolve().parent
+    return None
 
 
 def class_folders(folder: Path) -> list[Path]:

@@ -7,7 +7,8 @@ import os
 import re
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trainer.base import model_files
@@ -33,21 +34,35 @@ def train(arguments: list[str]) -> int:
     model = re.sub(r"[^\w.-]+", "_", config.choices["model"])
     default = Path("outputs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{model}"
     run_dir = Path(os.environ.get("RUN_DIR") or default)
-    check_folder(run_dir)
-    resume_file(config.resume, run_dir)
-    check_files(config)
-    data_folder(config.data.root)
+    with _no_empty_folder(run_dir):
+        check_folder(run_dir)
+        resume_file(config.resume, run_dir)
+        check_files(config)
+        data_folder(config.data.root)
 
-    with heavy():
-        import sklearn.model_selection  # noqa: F401  # for the split; imported here, it does not import pandas
+        with heavy():
+            import sklearn.model_selection  # noqa: F401  # for the split; imported here, it does not import pandas
 
-        from trainer.training.run import train as run
-        from trainer.training.stop import Stop
+            from trainer.training.run import train as run
+            from trainer.training.stop import Stop
 
-    stop = Stop()
-    stop.listen()
-    run(config, run_dir, stop)
+        stop = Stop()
+        stop.listen()
+        run(config, run_dir, stop)
     return EXIT_OK
+
+
+@contextmanager
+def _no_empty_folder(folder: Path) -> Iterator[None]:
+    """After a wrong configuration or wrong data, remove the folders that were created for results that do not come."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except (ConfigError, DataError):
+        for path in new:
+            with suppress(OSError):  # it is not empty: the errors are in a file there
+                path.rmdir()
+        raise
 
 
 def config(arguments: list[str]) -> int:

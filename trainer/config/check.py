@@ -11,7 +11,7 @@ from typing import Any
 
 from trainer.base import figures
 from trainer.base.errors import nearest
-from trainer.config.keys import CONF_DIR, file_names, own_augmentations
+from trainer.config.keys import CONF_DIR, OTHER_VALUES, file_names, own_augmentations
 from trainer.config.schema import Config
 
 _CHOICES = {
@@ -160,7 +160,9 @@ def _check_values(
     for key, allowed in words.items():
         value = _getter(key)(config)
         if value not in allowed:
-            yield f"{key}={value}: {nearest(str(value), allowed)}"
+            meant = OTHER_VALUES.get(str(value).lower())
+            hint = f"did you mean '{meant}'?" if meant in allowed else nearest(str(value), allowed)
+            yield f"{key}={value}: {hint}"
     for key, (low, high, closed) in ranges.items():
         value = _getter(key)(config)
         if value is None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from trainer.base.errors import ConfigError, nearest
 from trainer.config.check import check, check_rest
-from trainer.config.keys import GROUPS, keys, model_names, option_names
+from trainer.config.keys import GROUPS, OTHER_WORDS, keys, model_names, option_names
 from trainer.config.merge import Value, merged
 from trainer.config.plain import copied
 from trainer.config.schema import Config
@@ -36,6 +36,10 @@ def compose_shared(overrides: Sequence[str] = (), command: str = "train") -> Con
     faults: list[str] = []
     groups: dict[str, str] = {}
     values: list[Value] = []
+    if not all("=" in text for text in overrides):
+        from trainer.config.words import misspelt
+
+        faults, overrides = misspelt(overrides)
     for text in overrides:
         try:
             each = _override(text, command)
@@ -149,7 +153,7 @@ def _how_to_write(text: str) -> str:
     if value[:1] in ("[", "{", "'", '"'):
         return "a bracket, a comma or a quotation mark is missing, or one is too much"
     quoted = value.replace("'", "\\'")
-    return f"this value needs quotation marks: {key}='{quoted}'"
+    return f"this value needs quotation marks, and the shell takes away the outer ones: \"{key}='{quoted}'\""
 
 
 def _depth(text: str) -> int:
@@ -191,22 +195,6 @@ def _hydra_parser() -> Any:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     return OverridesParser.create()
-
-
-OTHER_WORDS = {
-    "learning_rate": "lr",
-    "wd": "weight_decay",
-    "workers": "num_workers",
-    **dict.fromkeys(("max_epochs", "num_epochs", "n_epochs"), "epochs"),
-    **dict.fromkeys(("bs", "train_batch_size"), "batch_size"),
-    **dict.fromkeys(("image_size", "input_size", "resolution"), "img_size"),
-    **dict.fromkeys(("early_stopping", "early_stopping_patience"), "patience"),
-    **dict.fromkeys(("optim", "opt"), "optimizer"),
-    **dict.fromkeys(("lr_scheduler", "sched"), "scheduler"),
-    **dict.fromkeys(("clip_grad", "gradient_clip_val", "max_grad_norm"), "gradient_clip"),
-    "smoothing": "label_smoothing",
-}
-"""What other trainers call our keys, for the hint of an error."""
 
 
 def _check_key(text: str, key: str) -> None:

@@ -16,6 +16,28 @@ from trainer.config.schema import Config, DataConfig, ModelConfig, TrainingConfi
 
 CONF_DIR = Path(__file__).parent / "conf"
 GROUPS = ("model", "data", "training")
+OTHER_WORDS = {
+    "learning_rate": "lr",
+    "wd": "weight_decay",
+    "workers": "num_workers",
+    **dict.fromkeys(("max_epochs", "num_epochs", "n_epochs"), "epochs"),
+    **dict.fromkeys(("bs", "train_batch_size"), "batch_size"),
+    **dict.fromkeys(("image_size", "input_size", "resolution"), "img_size"),
+    **dict.fromkeys(("early_stopping", "early_stopping_patience"), "patience"),
+    **dict.fromkeys(("optim", "opt"), "optimizer"),
+    **dict.fromkeys(("lr_scheduler", "sched"), "scheduler"),
+    **dict.fromkeys(("clip_grad", "gradient_clip_val", "max_grad_norm"), "gradient_clip"),
+    "smoothing": "label_smoothing",
+}
+"""What other trainers call our keys, for the hint of an error."""
+OTHER_VALUES = {
+    **dict.fromkeys(("gpu", "nvidia"), "cuda"),
+    "metal": "mps",
+    "float32": "fp32",
+    "bfloat16": "bf16",
+    **dict.fromkeys(("float16", "half"), "fp16"),
+}
+"""What others call the values of our keys."""
 
 
 @functools.cache

@@ -82,7 +82,9 @@ def examine(root: Path, config: DataConfig) -> tuple[Table, list[str]]:
         raise DataError(f"{error.filename}: the folder cannot be read: {error.strerror}") from None
     why_not = layout.why_not_trainable(parts, config.format)
     if why_not is not None:
-        raise DataError(f"{root}: {why_not}; or draw an example: python -m trainer sample-data DIR")
+        above = layout.above(root)
+        instead = f"give the folder above it: --data {above}" if above is not None else ""
+        raise DataError(f"{root}: {why_not}; {instead or 'or draw an example: python -m trainer sample-data DIR'}")
     csv = layout.is_csv(parts, config.format)
     if not csv and config.group_column not in (from_csv.USUAL_GROUP, from_csv.NO_GROUPS):
         raise DataError(
@@ -93,7 +95,7 @@ def examine(root: Path, config: DataConfig) -> tuple[Table, list[str]]:
     table, faults, places, incomplete = from_csv.read(parts, config) if csv else from_folders.read(parts)
     faults += _lonely(root, table, places, incomplete)
     broken = dict(unreadable(table.paths))
-    faults += [f"{places[row]}: {reason}{_advice(table.paths[row])}" for row, reason in broken.items()]
+    faults += [f"{places[row]}: {reason}{advice(table.paths[row])}" for row, reason in broken.items()]
     alike = _in_other_case(table.class_names)
     notes = [*table.notes, *([f"{alike}: they are different classes"] if alike else [])]
     return replace(table, places=places, notes=notes).without(broken), faults
@@ -115,7 +117,8 @@ def _lonely(root: Path, table: Table, places: Sequence[str], incomplete: Contain
     return faults
 
 
-def _advice(path: Path) -> str:
+def advice(path: Path) -> str:
+    """What to do about a file that is no image, after a semicolon. Empty for any other file."""
     advice = files.ADVICE.get(path.suffix.lower()) if path.suffix and not files.is_image(path.name) else None
     return f"; {advice}" if advice else ""
 

@@ -89,7 +89,7 @@ def load_file(model: nn.Module, path: Path) -> None:
             f"model.weights={path}: not a .safetensors file or state dict that can be loaded safely: "
             f"{' '.join(str(error).split())[:160]}"
         ) from None
-    state = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)} if isinstance(state, dict) else {}
+    state = _tensors(state)
     wanted = model.state_dict()
     heads = classifier_names(getattr(model, "pretrained_cfg", None))
     state = _unwrapped(state, [key for key in wanted if not key.startswith(heads)])
@@ -124,6 +124,20 @@ def prefix_of(state: Collection[str], wanted: Collection[str]) -> str | None:
     some = max(wanted, key=len)
     prefixes = sorted({key[: -len(some)] for key in state if key.endswith(some)}, key=len)
     return next((prefix for prefix in prefixes if all(f"{prefix}{key}" in state for key in wanted)), None)
+
+
+def _tensors(content: Any) -> dict[str, torch.Tensor]:
+    """The tensors of a state dict, or of the one inside a file that has more than weights: `model_state_dict` beside an
+    optimizer's state, or the only one, whatever its name."""
+    if not isinstance(content, dict):
+        return {}
+    own = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    if own:
+        return own
+    inner = {key: part for key, value in content.items() if isinstance(value, dict) and (part := _tensors(value))}
+    usual = [inner[name] for name in ("model_state_dict", "state_dict", "model") if name in inner]
+    others = [part for key, part in inner.items() if not str(key).startswith(("optim", "sched"))]
+    return usual[0] if usual else others[0] if len(others) == 1 else {}
 
 
 def _unwrapped(state: dict[str, torch.Tensor], wanted: Collection[str]) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from trainer.base.errors import ConfigError, DataError
 from trainer.base.files import write_json
 from trainer.base.plural import counted
 from trainer.data.rows import Table
-from trainer.data.table import content_fingerprint, in_short, read_test, say_notes, say_other_classes
+from trainer.data.table import advice, content_fingerprint, in_short, read_test, say_notes, say_other_classes
 from trainer.images import examined
 from trainer.models import ensemble_file
 from trainer.models.checkpoint import Checkpoint
@@ -36,7 +36,9 @@ def test_images(root: Path, skip_unreadable: bool = False) -> Table:
     say_notes(table)
     base = root if root.is_dir() else root.parent
     broken = dict(examined.unreadable(table.paths))
-    faults = [f"{table.paths[row].relative_to(base)}: {reason}" for row, reason in broken.items()]
+    faults = [
+        f"{table.paths[row].relative_to(base)}: {reason}{advice(table.paths[row])}" for row, reason in broken.items()
+    ]
     if not faults:
         return table
     if not skip_unreadable or len(faults) == len(table):

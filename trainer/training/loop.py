@@ -282,9 +282,11 @@ def _finish(run: Run) -> dict[str, Any]:
         main, corrupted = figures.MAIN, figures.F1.column("corrupted")
         sure = intervals.in_words(summary[f"{main}_interval"], summary[main], len(run.split.val))
         worse = f", {summary[corrupted]:.4f} corrupted" if corrupted in summary else ""
+        monitor = run.config.training.monitor
+        by = f" (the best by {monitor})" if monitor != main else ""
         run.reporter.say(
             f"best {main} {summary[main]:.4f} ({sure}){worse}, in epoch "
-            f"{progress.best_epoch}, after {duration(progress.seconds)}; {run.folder / 'best.ckpt'}"
+            f"{progress.best_epoch}{by}, after {duration(progress.seconds)}; {run.folder / 'best.ckpt'}"
         )
     return summary
 

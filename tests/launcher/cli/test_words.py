@@ -49,7 +49,7 @@ def test_errors_of_types_are_in_our_words(text: str, said: str) -> None:
 
 def test_words_of_hydras_grammar_are_ours() -> None:
     assert faults("name: x\n", "data.root=a=b") == [
-        "the command line: data.root=a=b: cannot be parsed: this value needs quotation marks: data.root='a=b'"
+        "the command line: data.root=a=b: cannot be parsed: this value needs quotation marks, and the shell takes away the outer ones: \"data.root='a=b'\""
     ]
     assert expand("name: x\n", "data.root='a=b'")[0].request.config["root"] == "a=b"
     assert "a bracket, a comma or a quotation mark" in faults("name: x\n", "training.teachers=[a,,b]")[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -46,6 +47,18 @@ def test_help_lists_commands_and_keys(capsys: pytest.CaptureFixture[str]) -> Non
         (["model=resnet34"], "is `train` missing before it?"),
         (["train", "--multirun", "model=resnet34,resnet50"], "launcher submit model=resnet34,resnet50"),
         (["train", "model=resnet43", "trainin.lr=1"], "did you mean 'resnet34'?"),
+        (["train", "--epochs", "3"], "error: --epochs 3: write training.epochs=3\n"),
+        (
+            ["train", "--batch-size", "4", "nosuch"],
+            "error: --batch-size 4: write training.batch_size=4\nnosuch: the value",
+        ),
+        (["train", "--learning_rate", "4"], "error: --learning_rate 4: write training.lr=4\n"),
+        (["train", "training.lr", "=", "0.01"], "error: training.lr = 0.01: write training.lr=0.01\n"),
+        (["train", "training.lr=", "0.01", "seed=x"], "error: training.lr= 0.01: write training.lr=0.01\nseed=x: "),
+        (["config", "training.lr", "=0.01"], "error: training.lr =0.01: write training.lr=0.01\n"),
+        (["check-data", "/"], "error: /: is a folder; write --data /\n"),
+        (["train", "data", "/"], "error: data /: write --data /\n"),
+        (["train", "model", "resnet34"], "error: model resnet34: write model=resnet34\n"),
     ],
 )
 def test_a_wrong_word_is_an_error_with_the_right_one(
@@ -53,6 +66,29 @@ def test_a_wrong_word_is_an_error_with_the_right_one(
 ) -> None:
     assert main(words) == 64
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", ["data", "image", "weights", "files"])
+def test_wrong_data_and_settings_leave_no_empty_folder(
+    documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wrong: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RUN_DIR", raising=False)
+    root = tmp_path / "data"
+    shutil.copytree(documents, root)
+    if wrong == "image":
+        next((root / "train").iterdir()).write_bytes(b"no image")
+    words = {"data": ["--data", "nowhere"], "weights": ["model.weights=nowhere.pt"], "files": ["--data", "data/train"]}
+    said = {
+        "data": "does not exist",
+        "image": "not a readable image",
+        "weights": "file not found",
+        "files": "--data data\n",
+    }
+    assert main(["train", "--data", str(root), "model.name=test_resnet", "model.pretrained=false", "device=cpu",
+                 *words.get(wrong, [])]) in (64, 65)  # fmt: skip
+    assert said[wrong] in capsys.readouterr().err
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_settings_come_from_dotenv_where_the_environment_is_silent(

@@ -54,12 +54,17 @@ def test_pretrained_weights_are_found_in_a_cache_without_a_network(
     assert torch.equal(made.state_dict()[key], source.state_dict()[key])
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_local_weights_are_loaded_but_for_the_classifier(tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize("name", ["w.safetensors", "state_dict", "model_state_dict", "net"])
+def test_local_weights_are_loaded_but_for_the_classifier(tmp_path: Path, name: str) -> None:
+    """Also those beside an optimizer's state, as other trainers save them."""
     source = timm.create_model("test_resnet", num_classes=1000)
-    path = tmp_path / f"w{suffix}"
-    if suffix == ".pth":
-        torch.save({"state_dict": {f"module.{k}": v for k, v in source.state_dict().items()}}, path)
+    path = tmp_path / (name if name.endswith(".safetensors") else "w.pth")
+    if path.suffix == ".pth":
+        optimizer = torch.optim.AdamW(source.parameters())
+        sum(p.sum() for p in source.parameters()).backward()
+        optimizer.step()
+        weights = {f"module.{k}": v for k, v in source.state_dict().items()}
+        torch.save({"epoch": 3, name: weights, "optimizer_state_dict": optimizer.state_dict()}, path)
     else:
         save_file(source.state_dict(), path)
     made = build.create(ModelConfig("test_resnet", weights=str(path)), 3, 64)
