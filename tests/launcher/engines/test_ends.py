@@ -349,12 +349,12 @@ def test_an_old_or_broken_lock_file_names_nobody(tmp_path: Path) -> None:
 def test_without_a_subreaper_the_process_group_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on macOS: nobody adopts orphans, and processes are listed by psutil."""
     script = "(trap '' TERM; sleep 300) & echo $!; (setsid sleep 300 & echo $!)"
-    before = processes.descendants([processes.this()])
+    monkeypatch.setattr(processes, "LINUX", False)
+    before = processes.descendants([processes.this()])  # else the warm processes of all tests would be ended, too
     trainer = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True, process_group=0)
     assert trainer.stdout is not None
     in_group, left_group = (int(trainer.stdout.readline()) for _ in range(2))
     trainer.wait()
-    monkeypatch.setattr(processes, "LINUX", False)
     monkeypatch.setattr(orphans, "LINGER", 0.1)
     monkeypatch.setattr(orphans, "TERM", 0.1)
     try:
