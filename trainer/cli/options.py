@@ -115,8 +115,12 @@ def parse(by: Parser, arguments: Sequence[str]) -> argparse.Namespace:
     known = {option for action in by._actions for option in action.option_strings}
     flags = {option for action in by._actions if action.nargs == 0 for option in action.option_strings}
     visible = {option for action in by._actions if action.help != argparse.SUPPRESS for option in action.option_strings}
+    one = {option for action in by._actions if action.nargs is None for option in action.option_strings}
     words: list[str] = []
-    for argument in arguments:
+    for position, argument in enumerate(arguments):
+        if position and arguments[position - 1] in one:
+            words.append(argument)  # the value of an option, whatever characters it has
+            continue
         key, separator, value = argument.partition("=")
         name = "--" + key.lstrip("-").removeprefix("training.")
         if separator and not _is_file(argument):

@@ -86,20 +86,25 @@ def checked_side(table: Table, config: DataConfig, sides: Sequence[Side]) -> Spl
     if untrained:
         names = ", ".join(table.class_names[target] for target in untrained[:FEW])
         hint = "add images" if table.own_split else f"use {_fewer(config)}, another data.split_seed, or add images"
-        raise DataError(f"{_asked(config)}: no training image of class {names} in this split; {hint}")
+        raise DataError(f"{_asked(config, table)}: no training image of class {names} in this split; {hint}")
     notes = []
     if unseen:
         named = [f"{table.class_names[target]} ({counted(counts[target], 'image')})" for target in unseen]
         more = f" and {len(named) - FEW} more" if len(named) > FEW else ""
         which = f"class {named[0]} has" if len(named) == 1 else f"classes {', '.join(named[:FEW])}{more} have"
         hint = "add images" if table.own_split else f"use {_more(config)}, or another data.split_seed"
-        notes.append(f"{_asked(config)}: {which} no validation image in this split; F1 is not measured there; {hint}")
+        notes.append(
+            f"{_asked(config, table)}: {which} no validation image in this split; F1 is not measured there; {hint}"
+        )
     if table.groups is not None and not config.folds and table.held_out is None:
         notes += _note_on_share(table, config, val)
     return Split(train, sorted(val), notes=tuple(notes))
 
 
-def _asked(config: DataConfig) -> str:
+def _asked(config: DataConfig, table: Table | None = None) -> str:
+    """What determines the split: the data folder itself, or a key with its value."""
+    if table is not None and table.held_out is not None:
+        return f"the data folder's own split ({table.own_split})"
     return f"data.folds={config.folds}" if config.folds else f"data.val_fraction={config.val_fraction:g}"
 
 

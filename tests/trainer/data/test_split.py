@@ -9,6 +9,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,14 @@ def test_unseen_classes_are_one_line() -> None:
     (note,) = split(pages([2] * 30 + [100]), folds=5).notes
     assert note.startswith("data.folds=5: classes c1 (2 images), ") and len(note) < 400
     assert " and 8 more have no validation image in this split; F1 is not measured there; use fewer folds" in note
+
+
+def test_an_own_split_without_images_of_a_class_does_not_blame_a_share() -> None:
+    """data.val_fraction has no effect there."""
+    table = replace(pages([3, 3]), own_split="val.csv", held_out=[False, False, True, False, False, False])
+    (note,) = split(table).notes
+    assert note.startswith("the data folder's own split (val.csv): class c1 (3 images) has no validation image")
+    assert note.endswith("add images") and "val_fraction" not in note
 
 
 def test_a_group_column_that_is_not_there_is_an_error(tmp_path: Path) -> None:

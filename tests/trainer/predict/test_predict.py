@@ -130,6 +130,15 @@ def test_prediction_repeats_the_validation_of_the_training(
     np.testing.assert_array_equal(again.argmax(1), expected.argmax(1))
 
 
+@pytest.mark.parametrize("command", ["predict --checkpoint", "analyze --checkpoint", "ensemble --checkpoints"])
+def test_a_folder_with_a_sign_of_equality_in_its_name_is_a_folder(
+    trained: list[Path], documents: Path, tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "day=1").symlink_to(documents)
+    words = [*command.split(), str(trained[0] / "best.ckpt"), "--data", "day=1", "--output", "out=1"]
+    assert main(words) == 0 and any((tmp_path / "out=1").iterdir())
+
+
 def test_predict_needs_nothing_but_the_checkpoint(trained: list[Path], tmp_path: Path) -> None:
     alone = tmp_path / "alone" / "copy.ckpt"
     alone.parent.mkdir()
