@@ -25,6 +25,8 @@ def parse_size(value: Any) -> int:
     size = float(match[1]) * _UNITS[match[2]]
     if size < 1:
         raise SizeError(f"{value!r} is less than one byte; write it like 24g, 512m or a number of bytes")
+    if not match[2] and size < 2**20:
+        raise SizeError(f"{value!r} would be bytes; write its unit, like {match[1]}g or {match[1]}m")
     if not size < 2**60:
         raise SizeError(f"{value!r} is too large for any machine; write it like 24g")
     return int(size)

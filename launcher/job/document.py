@@ -84,7 +84,8 @@ def parse_bytes(content: bytes, name: str) -> Document:
         return parse(content.decode("utf-8-sig"), name)
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise JobError(f"{name}:{line}: not text in UTF-8") from None
+        how = f"save it as UTF-8, or run: iconv -f cp949 -t utf8 {name} > NEW"
+        raise JobError(f"{name}:{line}: not text in UTF-8; {how}") from None
 
 
 def _nearest_file(path: Path) -> str:

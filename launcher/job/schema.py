@@ -52,7 +52,7 @@ def _convert(parser: Any, value: Any) -> Any:
 
 def _name(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, str | int) or not NAME.fullmatch(str(value)):
-        raise ValueError(f"{value!r}: a name has letters, digits, '.', '_' and '-', at most 64")
+        raise ValueError(f"{value!r}: a name has letters from a to z, digits, '.', '_' and '-', at most 64")
     return str(value)
 
 

@@ -250,7 +250,7 @@ def test_gpus_of_a_machine_can_be_restricted(monkeypatch: pytest.MonkeyPatch, tm
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("24g", 24 * 2**30), ("1.5GiB", 3 * 2**29), ("512m", 2**29), (1024, 1024), ("1 kb", 1024)]
+    ("text", "size"), [("24g", 24 * 2**30), ("1.5GiB", 3 * 2**29), ("512m", 2**29), (2**30, 2**30), ("1 kb", 1024)]
 )
 def test_sizes(text: object, size: int) -> None:
     assert sizes.parse_size(text) == size

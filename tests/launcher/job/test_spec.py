@@ -102,7 +102,7 @@ after:
         ("include:\n  - {seed: 1, priority: true}\n", "job.yaml:2: include.0.priority: must be a whole number from -100 to 100, not True"),
         ("env:\n  - WANDB_API_KEY\n", "job.yaml:2: env.0: WANDB_API_KEY looks like a secret: list it under secrets:"),
         ("secrets: [a=b]\n", "is not a name of an environment variable"),
-        ("name: ../x\n", "job.yaml:1: name: '../x': a name has letters"),
+        ("name: ../x\n", "job.yaml:1: name: '../x': a name has letters from a to z"),
         ("name: x\nname: y\n", "job.yaml:2: 'name' is already in line 1"),
         ("after:\n  - {name: a, step: ensamble, from: {top: 1}}\n", "job.yaml:2: after.0.step: 'ensamble' is not allowed; did you mean 'ensemble'?"),
         ("after: [{name: a, step: predict}]\n", "has no input"),
@@ -277,7 +277,7 @@ def test_words_alone_make_a_matrix() -> None:
     [
         (lambda path: None, "no such file"),
         (lambda path: path.mkdir(), "is a folder"),
-        (lambda path: path.write_bytes(b"\xff\xfe\x00"), "not text in UTF-8"),
+        (lambda path: path.write_bytes(b"\xff\xfe\x00"), "not text in UTF-8; save it as UTF-8, or run: iconv"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_one_clear_error(tmp_path: Path, make, said: str) -> None:  # type: ignore[no-untyped-def]
@@ -541,6 +541,13 @@ def test_a_duration_is_exact(text: str) -> None:
 def test_a_size_is_exact(text: str) -> None:
     with pytest.raises(SizeError):
         parse_size(text)
+
+
+@pytest.mark.parametrize("number", ["24", 24, 512.0, "1048575"])
+def test_a_small_number_without_a_unit_is_no_size(number: object) -> None:
+    """24 bytes of memory are never meant."""
+    with pytest.raises(SizeError, match=r"would be bytes; write its unit, like (24|512\.0|1048575)g or"):
+        parse_size(number)
 
 
 @pytest.mark.parametrize(
