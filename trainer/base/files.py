@@ -27,7 +27,8 @@ def replacing(path: Path) -> Iterator[Path]:
         with _beside(path) as temporary:
             yield temporary
     except OSError as error:
-        if str(error.filename).startswith(str(path.parent / f".{path.stem}.")):
+        is_nameless = error.filename is None and error.errno is not None  # libraries lose the name, of a full disk too
+        if is_nameless or str(error.filename).startswith(str(path.parent / f".{path.stem}.")):
             error.filename, error.filename2 = str(path), None
         raise
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 
 from trainer.base.errors import ConfigError
 
-MARKER = ".sample-data"
+MARKER, BUILDING = ".sample-data", ".drawing-"
 Colour = tuple[int, int, int]
 
 WORDS = (
@@ -358,26 +358,36 @@ def write_sample_data(
         raise ConfigError(f"--per-class {per_class}: must be at least 2, one for training and one for validation")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: is a file; give a folder")
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_dir() and any(not path.name.startswith(BUILDING) for path in out.iterdir()):
         mine = (out / MARKER).is_file()
         if not (mine and force):
             hint = "use --force to draw it again, or give another folder" if mine else "give another folder"
             raise ConfigError(f"{out}: the folder is not empty; {hint}")
+    named, out = out, out.resolve()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=".sample-", dir=out.parent))
+        building = Path(tempfile.mkdtemp(prefix=BUILDING, dir=out if out.is_dir() else out.parent))
     except OSError as error:
         raise ConfigError(f"{out}: cannot write ({error.strerror}); give another folder") from None
     try:
         _fill(building, list(KINDS)[:classes], per_class, test_per_class, seed)
         building.chmod(0o755)
-        if out.is_dir():
-            shutil.rmtree(out)
-        building.rename(out)
+        if not out.is_dir():
+            building.rename(out)
+        else:  # it may be the current folder, or a mount: it stays
+            for old in out.iterdir():
+                if old != building:
+                    shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+            for new in building.iterdir():
+                new.rename(out / new.name)
+    except OSError as error:
+        if error.errno is not None and (error.filename is None or str(error.filename).startswith(str(building))):
+            error.filename, error.filename2 = str(named), None
+        raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
     print(
-        f"drew {classes * per_class} training and {classes * test_per_class} test documents of {classes} kinds: {out}"
+        f"drew {classes * per_class} training and {classes * test_per_class} test documents of {classes} kinds: {named}"
     )
 
 

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -365,11 +366,14 @@ def _read_onnx(folder: Path) -> Run:
 
 
 def _write_torch_export(net: Classifier, checkpoint: Checkpoint, folder: Path) -> None:
-    torch.export.save(_program(net, checkpoint), folder / "model.pt2")
+    content = io.BytesIO()  # torch's own writer ends the process if the disk is full or the path is not UTF-8
+    torch.export.save(_program(net, checkpoint), content)
+    (folder / "model.pt2").write_bytes(content.getbuffer())
 
 
 def _read_torch_export(folder: Path) -> Run:
-    run: Run = torch.export.load(folder / "model.pt2").module()
+    with (folder / "model.pt2").open("rb") as file:
+        run: Run = torch.export.load(file).module()
     return run
 
 
@@ -380,7 +384,12 @@ def _write_safetensors(net: Classifier, checkpoint: Checkpoint, folder: Path) ->
     about = {"mean": preprocessing["mean"], "std": preprocessing["std"], "crop_pct": 1.0, "input_size": (3, size, size)}
     more = {"label_names": checkpoint.class_names, "pretrained_cfg": about}
     arguments = build.size_arguments(checkpoint.settings.model.name, size)
-    timm.models.save_for_hf(bare, str(folder), more, arguments, safe_serialization=True)
+    try:
+        timm.models.save_for_hf(bare, str(folder), more, arguments, safe_serialization=True)
+    except Exception as error:  # safetensors has an error of its own for system errors
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from None
+        raise
 
 
 def _read_safetensors(folder: Path) -> Run:
@@ -448,6 +457,10 @@ def _building(output: Path) -> Iterator[Path]:
         }
         for name in known - {file.name for file in files}:
             (output / name).unlink(missing_ok=True)  # a file of the replaced format
+    except OSError as error:
+        if error.errno is not None and (error.filename is None or str(error.filename).startswith(str(folder))):
+            error.filename, error.filename2 = str(output), None  # libraries lose the name, or name the temporary folder
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         for parent in missing:

@@ -14,7 +14,7 @@ import torch
 from trainer import __version__
 from trainer.base.errors import ConfigError, TrainerError
 from trainer.base.files import check_checkpoint, replacing
-from trainer.base.spelling import visible
+from trainer.base.spelling import is_text, visible
 from trainer.config.plain import from_dict
 from trainer.config.schema import Config
 
@@ -85,6 +85,7 @@ def load(path: Path, mapped: bool = False) -> Checkpoint:
     With `mapped` the weights stay on disk until their use, which saves memory and time for many large checkpoints.
     """
     check_checkpoint(path)
+    mapped = mapped and is_text(str(path))  # torch cannot map a file whose path is not UTF-8
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged file can raise any error

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import importlib
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -196,3 +199,37 @@ def test_an_error_of_the_system_names_the_file_and_never_a_temporary_one(
     monkeypatch.setattr("trainer.data.drawn.write_sample_data", refuse)
     assert main(["sample-data", str(tmp_path / "drawn")]) == 1
     assert capsys.readouterr().err == "error: /data/train.csv: Permission denied\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["export", "--to", "torch_export", "--output", "out"], "out"),
+        (["export", "--to", "safetensors", "--output", "out"], "out"),
+        (["export", "--to", "onnx", "--output", "out"], "out"),
+        (["analyze", "--output", "out"], "out/analysis_results/confusion_matrix.png"),
+        (["label-errors", "--output", "out"], "out/label_errors.png"),
+        (["predict", "--num_workers", "0", "--output", "out"], "out/predictions.npz"),
+        (["sample-data", "out"], "out"),
+    ],
+)
+def test_a_full_disk_is_said_with_the_place(
+    words: list[str], named: str, trained: list[Path], documents: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """A limit for the size of files stands for the disk: libraries meet it as they meet a full disk, in a write. Some
+    lose the name of the file, and one of them would end the process."""
+    if words[0] != "sample-data":
+        option = "--predictions" if words[0] == "label-errors" else "--checkpoint"
+        words = [*words, option, str(trained[0] / "best.ckpt"), "--data", str(documents)]
+    for module in ("trainer.export.export", "trainer.report.analyze", "trainer.scores.label_errors", "onnxruntime"):
+        importlib.import_module(module)  # caches that are written on import must not be cut
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        code = main(words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 1
+    assert f"error: {named}: {os.strerror(errno.EFBIG)}\n" == capsys.readouterr().err

@@ -69,3 +69,19 @@ def test_only_what_it_drew_is_replaced_and_only_by_force(tmp_path: Path, capsys:
     (own / "thesis.txt").write_text("years of work")
     assert main(["sample-data", str(own), "--force"]) == 64
     assert (own / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("place", [".", "link", "killed"])
+def test_an_empty_folder_is_filled_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """The current folder and a mount cannot be replaced, and a link stays a link."""
+    (tmp_path / "real").mkdir()
+    if place == "link":
+        (tmp_path / "link").symlink_to("real")
+    elif place == "killed":
+        (tmp_path / "real" / ".drawing-abc").mkdir()
+        place = "real"
+    monkeypatch.chdir(tmp_path / "real" if place == "." else tmp_path)
+    for _ in range(2):
+        assert main(["sample-data", place, "--classes", "2", "--per-class", "2", "--force"]) == 0
+    assert {path.name for path in (tmp_path / "real").iterdir()} >= {"train.csv", "train", "test", "meta.csv"}
+    assert not list(tmp_path.rglob(".drawing-*")) and (place != "link" or (tmp_path / "link").is_symlink())
