@@ -171,7 +171,7 @@ def _stamp(folder: Path) -> str:
     for path in (folder / "sample_submission.csv", *sorted((folder / "test").rglob("*"))):
         with contextlib.suppress(OSError):
             found = path.stat()
-            lines.append((str(path), found.st_size, found.st_mtime_ns))
+            lines.append((str(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino))
     return hashlib.sha256(to_bytes(repr(lines))).hexdigest()
 
 

@@ -177,7 +177,9 @@ class _Listing:
 
 
 def _line(name: str, stat: os.stat_result) -> bytes:
-    return to_bytes(f"\0{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ino}")
+    """What a file that has changed has not kept: a program can restore the time of its content, not that of its inode,
+    and a new file can have the inode of an old one."""
+    return to_bytes(f"\0{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0{stat.st_ino}")
 
 
 def _add(digest: hashlib._Hash, name: str, file: BufferedReader) -> None:

@@ -75,8 +75,7 @@ class Images:
     def unchanged(self, row: int) -> bool:
         """Whether the file is still the one whose digest is known. If not, no cache may keep its pixels: caches are
         named by the digests."""
-        stat = self.paths[row].stat()
-        return self._stamps[row] in (None, (stat.st_size, stat.st_mtime_ns))
+        return examined.is_same(self.paths[row], self._stamps[row])
 
     def close(self) -> None:
         """Close the cache."""

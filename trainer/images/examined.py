@@ -47,10 +47,9 @@ folder: Path | None = None
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of a file with this size (bytes) and modification time (ns)."""
+    """What is known of a file with these `_facts`."""
 
-    size: int
-    modified: int
+    facts: tuple[int, int, int, int]
     digest: bytes
     height: int = 0
     width: int = 0
@@ -74,10 +73,15 @@ def shape(path: Path) -> Shape:
     return (known.height, known.width) if known is not None else page_shape(path)
 
 
-def stamp(path: Path) -> tuple[int, int] | None:
-    """Size and modification time of the file whose digest is known."""
+def stamp(path: Path) -> tuple[int, int, int, int] | None:
+    """What tells the file whose digest is known from any other: see `is_same`."""
     known = _known.get(str(path))
-    return (known.size, known.modified) if known is not None else None
+    return known.facts if known is not None else None
+
+
+def is_same(path: Path, stamp: tuple[int, int, int, int] | None) -> bool:
+    """Whether the file is still the one with this stamp; also if it has none. Raises OSError."""
+    return stamp is None or stamp == _facts(path.stat())
 
 
 def unreadable(paths: Sequence[Path]) -> Iterator[tuple[int, str]]:
@@ -100,7 +104,7 @@ def _is_long(path: Path) -> bool:
 def _current(path: Path, stat: os.stat_result, state: int) -> Known | None:
     """What is known of the file as it is now, if it is at least `state`."""
     known = _known.get(str(path))
-    if known is None or (known.size, known.modified) != (stat.st_size, stat.st_mtime_ns) or known.state < state:
+    if known is None or known.facts != _facts(stat) or known.state < state:
         return None
     return known
 
@@ -151,7 +155,7 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, bytes]]:
 def _hashed(of: tuple[Path, os.stat_result]) -> tuple[Known, None]:
     path, stat = of
     with opened(path) as (_, digest):
-        return Known(stat.st_size, stat.st_mtime_ns, digest), None
+        return Known(_facts(stat), digest), None
 
 
 def _checked(of: tuple[Path, os.stat_result]) -> tuple[Known | None, str | None]:
@@ -162,13 +166,13 @@ def _checked(of: tuple[Path, os.stat_result]) -> tuple[Known | None, str | None]
     known = None
     try:
         with opened(path) as (file, digest):
-            known = Known(stat.st_size, stat.st_mtime_ns, digest)
+            known = Known(_facts(stat), digest)
             height, width = page_shape(file)
             file.seek(0)
             read_page(file, longest=1)  # a JPEG at 1/8 size still decodes all its bits, in much less time
             file.seek(0)
             state = SEVERAL_PAGES if has_several_pages(file) else READABLE
-        return Known(stat.st_size, stat.st_mtime_ns, digest, height, width, state), None
+        return Known(_facts(stat), digest, height, width, state), None
     except TooLargeError as error:
         return known, str(error)
     except PermissionError as error:
@@ -237,7 +241,7 @@ def _take(path: Path, stat: os.stat_result, record: Record) -> None:
     """Know what a record says, unless more is known."""
     _, digest, height, width, state = record
     if digest != bytes(len(digest)) and _current(path, stat, state) is None:
-        _known[str(path)] = Known(stat.st_size, stat.st_mtime_ns, digest, height, width, state)
+        _known[str(path)] = Known(_facts(stat), digest, height, width, state)
 
 
 def _newest_first(root: Path) -> list[Path]:
@@ -253,7 +257,7 @@ def _store(place: Path | None, paths: Sequence[Path], stats: Sequence[os.stat_re
         return
     records = []
     for path, stat in zip(paths, stats, strict=True):
-        known = _current(path, stat, HASHED) or Known(0, 0, bytes(32))
+        known = _current(path, stat, HASHED) or Known(_facts(stat), bytes(32))
         records.append(RECORD.pack(_key(path, stat), known.digest, known.height, known.width, known.state))
     with contextlib.suppress(OSError), replacing(place) as temporary:  # without the cache it is only slower
         temporary.write_bytes(b"".join(records))

@@ -159,6 +159,19 @@ def test_the_fingerprint_is_of_what_files_hold(tmp_path: Path) -> None:
     assert data_of(tmp_path / "one", None, cache) == known, "a damaged memory is made anew"
 
 
+def test_a_file_that_was_changed_in_place_with_its_time_restored_is_another_file(tmp_path: Path) -> None:
+    picture = tmp_path / "data" / "train" / "a" / "1.bmp"
+    picture.parent.mkdir(parents=True)
+    picture.write_bytes(b"one")
+    times = picture.stat()
+    known = data_of(tmp_path / "data", None, tmp_path / "cache")
+    picture.write_bytes(b"two")
+    os.utime(picture, ns=(times.st_atime_ns, times.st_mtime_ns))
+    after = picture.stat()
+    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (times.st_size, times.st_mtime_ns, times.st_ino)
+    assert data_of(tmp_path / "data", None, tmp_path / "cache") != known
+
+
 def test_an_image_of_another_trainer_is_another_version() -> None:
     from launcher.engines.docker.images import Image
 

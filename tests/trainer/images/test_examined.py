@@ -136,6 +136,11 @@ def test_equal_names_sizes_and_times_are_not_the_same_files(tmp_path: Path, monk
     assert content_fingerprint(sets[0][:1]) == content_fingerprint(sets[1][:1])
     examined._known.clear()
     assert examined.digests(sets[0])[0] == examined.digests(sets[1])[0]
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(sets[0][1])  # within one process
+    stamp = examined.stamp(sets[0][1])
+    os.utime(sets[0][1], ns=(10**18, 10**18))
+    assert not examined.is_same(sets[0][1], stamp)
+    assert examined.digests(sets[0])[1] == hashlib.sha256(sets[0][1].read_bytes()).digest()
 
 
 def test_an_unreadable_file_is_examined_again_and_the_others_are_not(
