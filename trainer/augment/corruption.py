@@ -111,7 +111,10 @@ def _bend(image: Pixels, generator: Generator) -> Pixels:
 
 
 def _perspective(image: Pixels, generator: Generator) -> Pixels:
-    """Perspective: move the corners by 5 to 12 % of the sides."""
+    """Perspective: move the corners by 5 to 12 % of the sides. A line of one pixel stays as it is: albumentations would
+    divide by its moved side, which can be zero."""
+    if min(image.shape[:2]) == 1:
+        return image.copy()
     transform = A.Perspective(scale=(0.05, 0.12), fit_output=True, fill=_beyond(generator), p=1)
     return _done(transform, image, generator)
 

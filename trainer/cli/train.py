@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import sys
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,7 @@ def train(arguments: list[str]) -> int:
         raise ConfigError(f"--multirun: the trainer trains one model; for several models: launcher submit {rest}")
     overrides, folder = options.split_data(arguments)
     config = options.composed(overrides, "train", folder)
+    _say_without_effect(config)
     model = re.sub(r"[^\w.-]+", "_", config.choices["model"])
     default = Path("outputs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{model}"
     run_dir = Path(os.environ.get("RUN_DIR") or default)
@@ -73,8 +75,20 @@ def config(arguments: list[str]) -> int:
     from trainer.config.plain import to_yaml
 
     overrides, folder = options.split_data(arguments)
-    print(to_yaml(options.composed(overrides, "config", folder)), end="")
+    composed = options.composed(overrides, "config", folder)
+    _say_without_effect(composed)
+    print(to_yaml(composed), end="")
     return EXIT_OK
+
+
+def _say_without_effect(config: Config) -> None:
+    """Print a note for each value that changes nothing, to standard error: `config` prints YAML."""
+    from trainer.config.check import without_effect
+    from trainer.config.merge import merged
+
+    usual = merged(("", config.choices["data"], config.choices["training"]), [])
+    for line in without_effect(config, usual):
+        print(f"note: {line}", file=sys.stderr)
 
 
 def check_files(config: Config) -> None:

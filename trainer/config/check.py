@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import operator
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -198,3 +199,31 @@ def _check_transform(where: str, entry: Any) -> list[str]:
 @functools.cache
 def _getter(key: str) -> Callable[[Config], Any]:
     return operator.attrgetter(key)
+
+
+WITHOUT_EFFECT: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
+    ("training.focal_gamma", lambda c: c.training.loss != "focal", "without training.loss=focal"),
+    (
+        "training.mix_probability",
+        lambda c: not (c.training.mixup or c.training.cutmix),
+        "without training.mixup or training.cutmix",
+    ),
+    ("training.distill_weight", lambda c: not c.training.teachers, "without training.teachers"),
+    ("training.distill_temperature", lambda c: not c.training.teachers, "without training.teachers"),
+    ("training.warmup_start", lambda c: not c.training.warmup_epochs, "with training.warmup_epochs=0"),
+    ("training.min_lr", lambda c: c.training.scheduler == "constant", "with training.scheduler=constant"),
+    ("data.val_fraction", lambda c: bool(c.data.folds), "with data.folds"),
+    ("data.cache_gb", lambda c: not c.data.fast, "with data.fast=false"),
+    ("data.cache_gb", lambda c: not os.environ.get("CACHE_DIR"), "without $CACHE_DIR"),
+)
+"""Key, whether its value has no effect in a configuration, and why."""
+
+
+def without_effect(config: Config, usual: Config) -> list[str]:
+    """A line for each value other than that of `usual` (the groups' own values) that changes nothing."""
+    lines: dict[str, str] = {}
+    for key, is_idle, why in WITHOUT_EFFECT:
+        value = _getter(key)(config)
+        if value != _getter(key)(usual) and is_idle(config):
+            lines.setdefault(key, f"{key}={value} has no effect {why}")
+    return list(lines.values())

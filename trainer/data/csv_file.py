@@ -91,6 +91,8 @@ def _cell(row: Sequence[str], place: int, raw: bool) -> str:
 def _decoded(path: Path) -> tuple[str, str]:
     """The text of a file, and a note if its encoding was recognised by its content. Raises DataError."""
     try:
+        if not path.is_file() and path.exists():
+            raise DataError(f"{path}: is no regular file")  # reading a pipe would wait without end
         content = path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path}: the file is missing") from None

@@ -214,9 +214,10 @@ def _stop_asked(run: Run) -> bool:
 
 
 def _diverged(run: Run) -> TrainerError:
+    exact = "" if run.precision == "fp32" else ", or training.precision=fp32"
     return TrainerError(
         f"the loss is infinite or NaN at step {run.progress.step}; use a training.lr smaller than "
-        f"{run.config.training.lr:g}, or training.precision=fp32"
+        f"{run.config.training.lr:g}{exact}"
     )
 
 

@@ -49,6 +49,13 @@ def test_every_kind_changes_a_page_and_leaves_an_image(kind: str, size: tuple[in
     assert np.array_equal(before, kept), "the original was written to"
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (1, 3), (2, 1), (8, 1), (2, 2), (1, 300)])
+def test_every_kind_takes_a_page_of_some_pixels(size: tuple[int, int]) -> None:
+    tiny = np.full((*size, 3), 90, dtype=np.uint8)
+    for kind in KINDS.values():
+        assert all(min(kind(tiny, np.random.default_rng(seed)).shape) > 0 for seed in range(40))
+
+
 @pytest.mark.parametrize("name", option_names("data"))
 def test_what_is_held_out_is_in_no_augmentation_that_comes_with_the_trainer(name: str) -> None:
     practised = {next(iter(entry)) for entry in compose([f"data={name}"]).data.train_transforms}

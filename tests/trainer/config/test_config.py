@@ -10,6 +10,8 @@ import yaml
 
 from trainer.augment import pipeline
 from trainer.base.errors import ConfigError
+from trainer.cli.main import main
+from trainer.config import check
 from trainer.config.check import transforms
 from trainer.config.compose import compose
 from trainer.config.keys import describe, option_names
@@ -156,3 +158,23 @@ def test_composing_loads_neither_torch_nor_pandas_nor_albumentations() -> None:
 def test_augmentations_are_a_list(value: str) -> None:
     with pytest.raises(ConfigError, match=r"data\.train_transforms"):
         compose([f"data.train_transforms={value}"])
+
+
+def test_values_without_effect_are_noted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHE_DIR", "cache")
+    words = ["training.focal_gamma=3", "training.mix_probability=1", "training.distill_weight=0.7", "data.cache_gb=5"]
+    words += ["training.distill_temperature=3", "training.warmup_epochs=0", "training.warmup_start=0.2"]
+    words += ["training.scheduler=constant", "training.min_lr=1e-5", "data.val_fraction=0.3", "data.folds=5"]
+    assert main(["config", *words, "data.fast=false"]) == 0
+    idle = [line.split()[1].split("=")[0] for line in capsys.readouterr().err.splitlines()]
+    assert idle == list(dict.fromkeys(key for key, _, _ in check.WITHOUT_EFFECT))
+    monkeypatch.delenv("CACHE_DIR")
+    assert main(["config", "data.cache_gb=5"]) == 0
+    assert capsys.readouterr().err == "note: data.cache_gb=5.0 has no effect without $CACHE_DIR\n"
+    useful = ["training.loss=focal", "training.mixup=0.2", "training.teachers=[a.ckpt]", "training.warmup_epochs=1"]
+    rest = [word for word in words if word.partition("=")[0] not in ("training.warmup_epochs", "training.scheduler")]
+    monkeypatch.setenv("CACHE_DIR", "cache")
+    assert main(["config", *(word for word in rest if word != "data.folds=5"), *useful]) == 0
+    for name in option_names("training"):
+        assert main(["config", f"training={name}", "training.teachers=[a.ckpt]"]) == 0
+    assert capsys.readouterr().err == ""

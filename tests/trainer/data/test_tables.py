@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -211,3 +212,10 @@ def test_the_classification_report_opens_in_excel(tmp_path: Path) -> None:
     analyze.write_table(validation, tmp_path / "classification_report.csv")
     assert (tmp_path / "classification_report.csv").read_bytes().startswith(b"\xef\xbb\xbfclass,precision")
     assert pd.read_csv(tmp_path / "classification_report.csv", index_col="class").loc["송장", "recall"] == 1
+
+
+def test_a_pipe_is_no_table(root: Path) -> None:
+    (root / "meta.csv").unlink(missing_ok=True)
+    os.mkfifo(root / "meta.csv")
+    with pytest.raises(DataError, match=r"meta\.csv: is no regular file"):
+        read_training(root, DataConfig())

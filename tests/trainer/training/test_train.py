@@ -407,7 +407,8 @@ def test_a_disk_that_is_full_is_one_clear_error_and_leaves_no_torn_file(tmp_path
 def test_a_diverged_run_says_so(tmp_path: Path, train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["training.lr=99", "training.optimizer=sgd", "training.warmup_epochs=0", "training.epochs=20"]
     code = train(tmp_path / "run", *words, "training.weight_decay=90", "training.precision=fp32", "training.patience=0")
-    assert code == 1 and "use a training.lr smaller" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert code == 1 and "use a training.lr smaller than 99\n" in said, "the precision is fp32 already"
 
 
 def test_the_default_run_directory_is_below_outputs(
