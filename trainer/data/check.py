@@ -24,8 +24,10 @@ from trainer.data.rows import Table
 from trainer.data.split import Split, split_images
 from trainer.data.table import data_root, examine, has_test_images, in_short, read_test, say_notes
 from trainer.images import examined, gallery
-from trainer.images.lettering import LONGEST, Lettering
+from trainer.images.lettering import Lettering
 
+LONGEST = 40
+"""Characters of a class name in the table of classes. A longer one has `…` in its middle."""
 PICTURED, LISTED, KEPT = 24, 40, 1000
 """Most pairs in duplicates.png, in the text and in check_data.json, worst first. n equal images make n² / 2 pairs."""
 

@@ -81,6 +81,11 @@ def fitted(line: str) -> str:
     return f"{ends[0]}…{ends[1][::-1]}"
 
 
+def width(line: str) -> float:
+    """About the width of the line, in heights of its letters."""
+    return sum(map(_width, line))
+
+
 def _width(letter: str) -> float:
     """About its width, in heights of its letters."""
     if unicodedata.east_asian_width(letter) in "WF" or letter in "MWmw@%":

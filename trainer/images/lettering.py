@@ -11,7 +11,6 @@ import matplotlib
 from matplotlib import font_manager
 
 from trainer.base.files import write_text
-from trainer.base.spelling import elided
 
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it reports every font that is no exact match
 DEFAULT = "DejaVu Sans"
@@ -28,13 +27,8 @@ PACKAGES = ("noto_cjk_sans_otc", "koreanize_matplotlib")
 ADVICE = "pip install noto-cjk-sans-otc, or install a font of the system, such as Debian's fonts-noto-cjk"
 
 
-LONGEST = 40
-"""Characters of a name in a picture. A longer one has `…` in its middle."""
-
-
 class Lettering:
-    """The names in the pictures of one command: as they are (long ones in short), or as numbers like [3] if no font can
-    draw them."""
+    """The names in the pictures of one command: as they are, or as numbers like [3] if no font can draw them."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.missing = prepare(names)
@@ -43,7 +37,7 @@ class Lettering:
 
     def __call__(self, name: str) -> str:
         if self.missing.isdisjoint(name):
-            return elided(name, LONGEST)
+            return name
         return self.numbers.setdefault(name, f"[{len(self.numbers) + 1}]")
 
     def write_legend(self, path: Path) -> None:

@@ -14,6 +14,8 @@ from trainer.scores.val_predictions import Validation
 
 LABELLED = 60
 """Most classes whose names and counts are in the confusion matrix. More would not be legible."""
+INCHES = 10 / 72
+"""Height of the letters of the names there."""
 
 
 def confusion(validation: Validation, text: Lettering) -> Figure:
@@ -23,12 +25,13 @@ def confusion(validation: Validation, text: Lettering) -> Figure:
     counts = np.zeros((classes, classes), int)
     np.add.at(counts, (validation.targets, validation.predicted), 1)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    names = [gallery.fitted(text(name)) for name in validation.class_names] if classes <= LABELLED else []
     side = max(5.0, 2.6 + 0.45 * min(classes, LABELLED))
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    label = max(0.0, max(map(gallery.width, names), default=0.0) * INCHES - 1)  # longer than there is room for
+    figure = Figure(figsize=(side + 0.8 + label, side + label * 0.7), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    if classes <= LABELLED:
-        names = [text(name) for name in validation.class_names]
+    if names:
         axes.set_xticks(range(classes), names, rotation=45, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(classes), names)
     axes.set_xlabel("predicted")
