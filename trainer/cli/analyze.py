@@ -15,11 +15,11 @@ def analyze(arguments: list[str]) -> int:
     parser = options.parser("analyze", "Report the metrics and mistakes of a checkpoint on its validation images.")
     options.add_output(parser)
     options.add_checkpoint(parser)
-    options.add_data(parser)
+    options.add_data(parser, of_model=True)
     args = options.parse(parser, arguments)
     output = options.output_folder(args.output)
     check_checkpoint(args.checkpoint)
-    root = options.optional_data(args.root)
+    root = options.data_of_model(args.root, args.checkpoint)
 
     with heavy():
         from trainer.report.analyze import analyze as run
@@ -36,11 +36,11 @@ def label_errors(arguments: list[str]) -> int:
     either = parser.add_mutually_exclusive_group(required=True)
     either.add_argument("--predictions", type=Path, metavar="FILE", help="a val_predictions.npz or a best.ckpt")
     either.add_argument("--checkpoint", dest="predictions", type=Path, help=argparse.SUPPRESS)
-    options.add_data(parser)
+    options.add_data(parser, of_model=True)
     args = options.parse(parser, arguments)
     output = options.output_folder(args.output)
     check_checkpoint(args.predictions)
-    root = options.optional_data(args.root)
+    root = options.data_of_model(args.root, args.predictions)
 
     with heavy():
         from trainer.scores.label_errors import write

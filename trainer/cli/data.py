@@ -48,6 +48,7 @@ def check_data(arguments: list[str]) -> int:
         checked = check.check(config)
         report = check.write(checked, output)
     print(json.dumps(report, indent=2, ensure_ascii=False) if args.json else check.as_text(checked, report))
+    print(check.written(output), file=sys.stderr if args.json else sys.stdout)
     check.refuse(checked, config, output)
     return EXIT_OK
 

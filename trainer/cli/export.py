@@ -25,7 +25,7 @@ def export(arguments: list[str]) -> int:
         metavar="DIR",
         help="folder for the files (default: export/FORMAT in $RUN_DIR or here)",
     )
-    options.add_data(parser)
+    options.add_data(parser, of_model=True)
     parser.add_argument(
         "--images", type=options.positive, default=32, help="most images for the comparison (default: 32)"
     )
@@ -37,11 +37,11 @@ def export(arguments: list[str]) -> int:
     if args.checkpoint.suffix == ".json":
         raise ConfigError(f"{args.checkpoint}: an ensemble has several models; export each with --checkpoint best.ckpt")
     check_checkpoint(args.checkpoint)
-    root = options.optional_data(args.root)
     if args.output is None:
         output = options.output_folder(None) / "export" / args.to
     else:
         output = options.output_folder(args.output)
+    root = options.data_of_model(args.root, args.checkpoint)
 
     with heavy():
         from trainer.export.export import export as run

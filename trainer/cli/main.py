@@ -52,6 +52,7 @@ USAGE = "\n".join(
         "",
         "`python -m trainer COMMAND --help` shows a command's options.",
         "Results go to $RUN_DIR; the data folder is --data DIR, $DATA_DIR or ./data.",
+        "analyze, label-errors and export take the folder that the model was trained on before ./data.",
     ]
 )
 

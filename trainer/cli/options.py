@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 from trainer.base.errors import ConfigError, nearest
 from trainer.base.files import check_folder, data_folder
 from trainer.base.names import VIEWS
+from trainer.cli.imports import heavy
 from trainer.config.schema import Config
 
 if TYPE_CHECKING:
@@ -38,8 +39,12 @@ def add_output(to: Parser) -> None:
     )
 
 
-def add_data(to: Parser) -> None:
-    to.add_argument(DATA, dest="root", type=Path, metavar="DIR", help="data folder (default: $DATA_DIR, else ./data)")
+def add_data(to: Parser, of_model: bool = False) -> None:
+    """The data folder. `of_model`: of a command on a model's validation images; see `data_of_model`."""
+    trained = ", else the folder that the model was trained on" if of_model else ""
+    to.add_argument(
+        DATA, dest="root", type=Path, metavar="DIR", help=f"data folder (default: $DATA_DIR{trained}, else ./data)"
+    )
     to.add_argument("--data.root", dest="root", type=Path, help=argparse.SUPPRESS)
 
 
@@ -205,6 +210,28 @@ def optional_data(named: Path | None, may_be_file: bool = False) -> Path | None:
     if named is None and not os.environ.get("DATA_DIR") and not Path("data").is_dir():
         return None
     return required_data(named, may_be_file)
+
+
+def data_of_model(named: Path | None, model: Path) -> Path | None:
+    """The folder of a model's validation images: the named one, else $DATA_DIR, else the folder that the model was
+    trained on if it is still there, else ./data. None: there is none. Prints which one it is, unless it was named.
+
+    Commands that predict take no folder of a training: what they predict has to be named, or to be in ./data. Raises
+    DataError if the named folder or $DATA_DIR is missing, and ConfigError if the model is damaged.
+    """
+    if named is not None:
+        return required_data(named)
+    if os.environ.get("DATA_DIR"):
+        root, source = required_data(None), "DATA_DIR"
+    else:
+        with heavy():
+            from trainer.models import trained_on
+        own = trained_on.data_folder(model)
+        if own is None and not Path("data").is_dir():
+            return None
+        root, source = (Path("data"), "the default") if own is None else (own, "the model was trained on it")
+    print(f"data folder: {root} ({source}); another one: {DATA} DIR")
+    return root
 
 
 def required_data(named: Path | None, may_be_file: bool = False) -> Path:

@@ -28,6 +28,7 @@ from trainer.images.lettering import Lettering
 
 LONGEST = 40
 """Characters of a class name in the table of classes. A longer one has `…` in its middle."""
+REPORT, PICTURE, LEGEND = "check_data.json", "duplicates.png", "names_in_duplicates.txt"
 PICTURED, LISTED, KEPT = 24, 40, 1000
 """Most pairs in duplicates.png, in the text and in check_data.json, worst first. n equal images make n² / 2 pairs."""
 
@@ -90,20 +91,26 @@ def write(checked: Checked, output: Path) -> dict[str, Any]:
     """Write check_data.json and, if there are duplicates, duplicates.png into `output`. If there are none, remove an
     earlier picture. Returns the content of check_data.json."""
     report = as_dict(checked)
-    write_json(output / "check_data.json", report)
+    write_json(output / REPORT, report)
     pairs = checked.worst_first
     shown = [_image(checked, row) for pair in pairs[:PICTURED] for row in (pair.a, pair.b)]
     text = Lettering(name for image in shown for name in (image["id"], image["class"] or ""))
     tiles = [tile for pair in pairs[:PICTURED] for tile in _tiles(checked, pair, text)]
     more = f", the {PICTURED} worst" if len(pairs) > PICTURED else ""
-    picture = output / "duplicates.png"
+    picture = output / PICTURE
     if pairs:
         title = f"{counted(len(pairs), 'pair')} of duplicates{more}, side by side"
         gallery.save(gallery.gallery(tiles, 6, title), picture)
     else:
         picture.unlink(missing_ok=True)
-    text.write_legend(output / "names_in_duplicates.txt")
+    text.write_legend(output / LEGEND)
     return report
+
+
+def written(output: Path) -> str:
+    """The files of `write` in `output`, in words."""
+    there = [output / name for name in (REPORT, PICTURE, LEGEND) if (output / name).exists()]
+    return f"written: {', '.join(map(str, there))}"
 
 
 def refuse(checked: Checked, config: DataConfig, output: Path) -> None:
@@ -115,7 +122,7 @@ def refuse(checked: Checked, config: DataConfig, output: Path) -> None:
     if checked.split:
         try:
             pairs = _within(checked.pairs, len(checked.train))
-            leaks.refuse(checked.train, checked.split, pairs, config.allowed_leaks)
+            leaks.refuse(checked.train, checked.split, pairs, config.allowed_leaks, str(output / REPORT))
         except DataError as error:
             lines.append(str(error))
     if lines:

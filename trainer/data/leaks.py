@@ -30,8 +30,9 @@ def refused(table: Table, leaks: Iterable[Pair], allowed: Sequence[str]) -> list
     return [pair for pair in leaks if names.isdisjoint((table.ids[pair.a], table.ids[pair.b]))]
 
 
-def refuse(table: Table, split: Split, pairs: Iterable[Pair], allowed: Sequence[str]) -> None:
-    """Raises DataError if one of `pairs` is on both sides of the split and not allowed."""
+def refuse(table: Table, split: Split, pairs: Iterable[Pair], allowed: Sequence[str], report: str = "") -> None:
+    """Raises DataError if one of `pairs` is on both sides of the split and not allowed. `report`: the file that lists
+    all of them; empty: there is none yet."""
     bad = refused(table, across_split(split, pairs), allowed)
     if not bad:
         return
@@ -43,13 +44,14 @@ def refuse(table: Table, split: Split, pairs: Iterable[Pair], allowed: Sequence[
             f"{table.places[held]}: a validation image is {kind(pair)} as {table.places[train]}, a training image"
         )
     if len(bad) > SHOWN:
-        lines.append(f"… and {len(bad) - SHOWN} more; see check_data.json")
+        lines.append(f"… and {len(bad) - SHOWN} more{f'; see {report}' * bool(report)}")
     names = ",".join(dict.fromkeys(_word(table.ids[pair.a]) for pair in bad[:SHOWN]))
     plural = "s" * (len(bad) > 1)
     group = "" if table.own_split else "or give both the same value in a `group` column of train.csv, "
+    look = f"See {report}" if report else "List them with `python -m trainer check-data`"
     lines.append(
-        f"{len(bad)} leak{plural} across the split; validation scores would be too high. List them with `python -m "
-        f"trainer check-data`. Then remove one image of each pair, {group}"
+        f"{len(bad)} leak{plural} across the split; validation scores would be too high. {look}. Then remove one "
+        f"image of each pair, {group}"
         f'or allow them with "data.allowed_leaks=[{names}]"'
     )
     raise DataError("\n".join(lines))

@@ -271,7 +271,7 @@ def check_pages(checkpoint: Checkpoint, root: Path | None, count: int) -> Checke
     else:
         files = _drawn(count)
         source = f"{counted(count, 'drawn page')}, not {'a real one' if count == 1 else 'real ones'}"
-        where = " (no data folder given)" if root is None else f" ({root} has none of the validation images)"
+        where = " (no data folder)" if root is None else f" ({root} has none of the validation images)"
     limit = Limit.of(about["transforms"]) if about.get("fast") else None
     pages = [decode(io.BytesIO(file) if isinstance(file, bytes) else file, limit) for file in files]
     prepared = [view(page, 0, row) for row, page in enumerate(pages)]

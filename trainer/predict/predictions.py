@@ -138,3 +138,14 @@ def write(predictions: Predictions, output: Path, origin: Origin) -> None:
     writer.writerows([i, predictions.labels[c]] for i, c in zip(predictions.ids, choices, strict=True))
     write_csv(output / "submission.csv", out.getvalue())
     print(f"predicted {counted(len(predictions.ids), 'image')}: {output / 'submission.csv'}")
+    if len(predictions.ids) == 1:
+        print(_in_words(predictions))
+
+
+def _in_words(predictions: Predictions) -> str:
+    """The two most likely classes of the first image, with their probabilities."""
+    chances = predictions.probabilities[0]
+    likely = chances.argsort(descending=True, stable=True)[:2].tolist()
+    names, labels = predictions.class_names, predictions.labels
+    words = [f"{names[c]}{f' (label {labels[c]})' * (labels[c] != names[c])} {float(chances[c]):.1%}" for c in likely]
+    return f"{predictions.ids[0]}: {', then '.join(words)}"

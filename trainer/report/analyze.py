@@ -22,14 +22,13 @@ def analyze(path: Path, output: Path, root: Path | None) -> dict[str, Any]:
     """Write report.html, confusion_matrix.png, classification_report.csv and worst_mistakes.png into `output`.
 
     `path` is a best.ckpt, an ensemble.json or a val_predictions.npz. `root` is the data folder for the thumbnails
-    (None: the folder that the checkpoint was trained on; without it there are no thumbnails). Returns macro F1,
-    accuracy and the number of mistakes. Raises ConfigError if there are no validation predictions.
+    (None: there are none). Returns macro F1, accuracy and the number of mistakes. Raises ConfigError if there are no
+    validation predictions.
     """
     analysed = subject.read(path)
     validation = analysed.validation
     if root is not None:
         say_other_classes(root, validation.class_names, None, "the report is on the model's own validation images")
-    root = root or analysed.data_folder
     output.mkdir(parents=True, exist_ok=True)
     worst = report.mistakes(validation.targets, validation.probabilities)
     text = Lettering([*validation.class_names, *(validation.ids[row] for row in worst[:SHOWN])])

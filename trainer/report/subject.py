@@ -11,7 +11,7 @@ from typing import Any
 from trainer.base.errors import ConfigError
 from trainer.base.files import sha256
 from trainer.base.plural import counted
-from trainer.models import checkpoint
+from trainer.models import checkpoint, trained_on
 from trainer.scores import val_predictions
 from trainer.scores.val_predictions import Validation
 
@@ -53,12 +53,6 @@ class Subject:
     """Where a checkpoint comes from, by name: run, git_sha, data_fingerprint, data_folder. Without what is unknown."""
 
     @property
-    def data_folder(self) -> Path | None:
-        """The folder of the images, if it is known and exists."""
-        named = self.origin.get("data_folder")
-        return Path(named) if named and Path(named).is_dir() else None
-
-    @property
     def corruption_seed(self) -> int | None:
         """The seed of the corrupted copies, if known."""
         known = self.config.get("data", {})
@@ -81,19 +75,8 @@ def read(path: Path) -> Subject:
         loaded.calibration.get("temperature"),
         read_history(path.parent / "history.csv"),
         sha256=sha256(path),
-        origin=loaded.provenance | _champion(path),
+        origin=loaded.provenance | trained_on.champion(path),
     )
-
-
-def _champion(path: Path) -> dict[str, str]:
-    """The run and the data folder of a champion, from the launcher's champion_info.json beside the checkpoint."""
-    if path.name != "best_model.ckpt":
-        return {}
-    try:
-        content = json.loads((path.parent / "champion_info.json").read_text(encoding="utf-8"))
-        return {key: content[key] for key in ("run", "data_folder") if isinstance(content.get(key), str)}
-    except (OSError, ValueError, AttributeError):
-        return {}
 
 
 def read_history(path: Path) -> list[dict[str, float]]:

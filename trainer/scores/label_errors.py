@@ -115,4 +115,6 @@ def write(predictions: Path, output: Path, root: Path | None) -> list[LabelError
         print(f"note: {why}")
     if tiles and root is None:
         print("note: no data folder, so label_errors.png has no pictures; add --data DIR")
+    elif root is not None and (lacking := sum(tile.path is None for tile in tiles)):
+        print(f"note: {lacking} of {counted(len(tiles), 'picture')} are not in label_errors.png: not found in {root}")
     return errors

@@ -160,7 +160,8 @@ def test_a_leak_is_refused_by_both_commands_with_its_rows_and_the_way_out(
     for image_id in (source, copy):
         assert f"train.csv:{rows.index(image_id) + 2}: train/{image_id}" in seen.err
     allow = f"data.allowed_leaks=[{min(source, copy, key=rows.index)}]"
-    assert allow in seen.err and "check-data" in seen.err and "group" in seen.err
+    assert allow in seen.err and "See out/check_data.json. Then remove" in seen.err and "group" in seen.err
+    assert "check-data" not in seen.err, "the user has just run it"
     assert "LEAK, TWO LABELS" in seen.out and "CONTRADICTORY LABELS" in seen.out
     report = json.loads((tmp_path / "out" / "check_data.json").read_text())
     assert report["leaks"] == 1 and report["contradictory_labels"] == 1
@@ -170,7 +171,8 @@ def test_a_leak_is_refused_by_both_commands_with_its_rows_and_the_way_out(
         assert len(picture.convert("L").getcolors() or range(300)) > 20, "a blank picture"
 
     assert train(tmp_path / "run", data=root) == 65
-    assert capsys.readouterr().err == seen.err, "the same words from train"
+    listing = "List them with `python -m trainer check-data`"
+    assert capsys.readouterr().err == seen.err.replace("See out/check_data.json", listing), "the same words from train"
     for allowed in (source, copy):
         assert main(["check-data", f"data.root={root}", f"data.allowed_leaks=[{allowed}]"]) == 0
     assert "allowed leak" in capsys.readouterr().out
@@ -293,6 +295,8 @@ def test_many_equal_pages_are_counted_and_the_worst_pairs_listed(
     pairs = 300 * 299 // 2
     assert f"duplicates: {pairs} " in seen.out
     assert f"{pairs - 40} more; see check_data.json, which has the worst 1,000" in seen.out
+    assert seen.out.splitlines()[-1] == "written: check_data.json, duplicates.png"
+    assert "more; see check_data.json" in seen.err and "List them with" not in seen.err, "they are listed already"
     report = json.loads((tmp_path / "check_data.json").read_text())
     assert len(report["duplicates"]) == 1000 and report["duplicates_not_listed"] == pairs - 1000
     assert all(pair["leak"] and pair["contradictory"] for pair in report["duplicates"])

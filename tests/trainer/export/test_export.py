@@ -152,7 +152,7 @@ def test_the_card_says_what_a_checkpoint_lacks(plain: Path, tmp_path: Path, caps
     bare = replace(checkpoint.load(plain), metrics={}, validation={}, calibration={})
     checkpoint.save(tmp_path / "bare.ckpt", bare)
     assert main(["export", "checkpoint=bare.ckpt", "to=safetensors", "images=5"]) == 0
-    assert "checked on 5 drawn pages, not real ones (no data folder given)" in capsys.readouterr().out
+    assert "checked on 5 drawn pages, not real ones (no data folder)" in capsys.readouterr().out
     card = (tmp_path / "export" / "safetensors" / "README.md").read_text()
     assert "The checkpoint has no metrics." in card and "F1" not in card and "Not calibrated" in card
     assert "were not measured" in card and "5 drawn pages, not real ones" in card and "random part" not in card

@@ -353,3 +353,16 @@ def test_unreadable_test_images_are_all_named(
     assert main(["predict", f"checkpoint={trained[0] / 'best.ckpt'}", f"data.root={root}"]) == 65
     message = capsys.readouterr().err
     assert "test/t1.jpg" in message and "test/t4.jpg" in message
+
+
+def test_of_one_image_the_class_is_said_in_words(
+    trained: list[Path], documents: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = documents / "test" / "t0.jpg"
+    assert main(["predict", "--checkpoint", str(trained[0] / "best.ckpt"), "--data", str(image)]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    with np.load("predictions.npz") as stored:
+        chances, names = stored["probabilities"][0], stored["class_names"].tolist()
+    first, second = np.argsort(-chances, kind="stable")[:2]
+    words = [f"{names[c]} (label {c}) {chances[c]:.1%}" for c in (first, second)]
+    assert last == f"t0.jpg: {words[0]}, then {words[1]}"

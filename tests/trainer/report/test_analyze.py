@@ -114,8 +114,9 @@ def test_a_champion_is_analysed_with_its_run_its_curves_and_its_pictures(
     origin = checkpoint.load(place / "best_model.ckpt").provenance
     assert "night-1/003-x" in page and origin["git_sha"] in page and origin["data_fingerprint"] in page
     assert "Training" in page and "data:image" in page
-    assert "no data folder" not in capsys.readouterr().out
+    assert f"data folder: {moved} (the model was trained on it)" in capsys.readouterr().out
     (place / "champion_info.json").unlink()
     assert origin["data_folder"] == str(documents.resolve())
     assert main(["analyze", "--checkpoint", str(place / "best_model.ckpt")]) == 0
-    assert "no data folder" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"data folder: {documents.resolve()} (the model was trained on it)" in out and "no data folder" not in out
