@@ -80,6 +80,20 @@ def create(config: ModelConfig, classes: int, img_size: int, load_weights: bool 
     return build()
 
 
+def check(config: ModelConfig, img_size: int, grad_checkpointing: bool, load_weights: bool) -> None:
+    """Raises the errors of `create` and `checkpoint_gradients` that do not depend on the classes, without a download.
+    Takes little time, so that a run can say them before it reads its images."""
+    try:
+        with torch.device("meta"):
+            bare = create(config, 2, img_size, load_weights=False)
+    except Exception:  # some models cannot be built without data: the CPU decides
+        bare = create(config, 2, img_size, load_weights=False)
+    if grad_checkpointing:
+        checkpoint_gradients(bare, config.name)
+    if load_weights and (config.weights or (config.pretrained and pretrained.stored_file(config.name))):
+        create(config, 2, img_size)
+
+
 def restore(config: ModelConfig, classes: int, img_size: int, state_dict: dict[str, torch.Tensor]) -> nn.Module:
     """The model with a checkpoint's weights, on the CPU. Raises ConfigError if the weights do not fit."""
     net = create(config, classes, img_size, load_weights=False)

@@ -89,6 +89,7 @@ def _train(config: Config, run_dir: Path, stop: Stop, lap: Callable[[str], None]
         if devices > 1:
             examined.folder = run_dir / ".examined"  # this process reads the images, and the others learn from it
         past = _past(config, run_dir)
+        build.check(config.model, config.data.img_size, config.training.grad_checkpointing, load_weights=past is None)
         inputs = _inputs(config, run_dir)
         if past is not None:
             _check_past(past, config, inputs, run_dir)

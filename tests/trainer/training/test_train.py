@@ -24,6 +24,7 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score
 
 from tests.trainer.conftest import TINY, write_documents
+from trainer.base.errors import DataError
 from trainer.cli.main import main
 from trainer.config.compose import compose
 from trainer.config.plain import from_dict
@@ -150,6 +151,29 @@ def test_drop_last_leaves_out_the_smaller_batch(tmp_path: Path, train: Train) ->
     assert train(tmp_path / "drop", *words) == 0
     assert train(tmp_path / "keep", *words, "training.drop_last=false") == 0
     assert (summary(tmp_path / "drop")["steps"], summary(tmp_path / "keep")["steps"]) == (3, 4)  # of 28 images
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["model.name=test_vit", "training.grad_checkpointing=true"], ""),
+        (["model.name=vgg11", "training.grad_checkpointing=true"], "timm's vgg11 does not support it"),
+        (["model.drop_path=0.2", "model.name=test_convnext"], ""),
+        (["model.name=vgg11", "model.drop_path=0.2"], "vgg11 has no stochastic depth"),
+        (["model.weights=odd.pt"], "model.weights=odd.pt: does not fit the model"),
+    ],
+)
+def test_what_the_model_refuses_is_said_before_the_images_are_read(
+    words: list[str], said: str, tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def read(*_: object) -> None:
+        raise DataError("the images are read")
+
+    torch.save({"a": torch.zeros(2)}, tmp_path / "odd.pt")
+    monkeypatch.setattr(train_module, "read_training", read)
+    assert train(tmp_path / "run", *words) == (64 if said else 65)
+    assert (said or "the images are read") in capsys.readouterr().err
 
 
 def test_fewer_images_than_a_batch_is_a_data_error(
