@@ -65,11 +65,12 @@ def _report(validation: Validation) -> Any:
 
     # Macro averages are over the classes that occur, like `figures.F1`.
     present = sorted(set(validation.targets.tolist()) | set(validation.predicted.tolist()))
+    # By number, and not by name: a class may have the name of a row below the classes.
     rows = classification_report(
         validation.targets,
         validation.predicted,
         labels=present,
-        target_names=[validation.class_names[c] for c in present],
+        target_names=[str(c) for c in present],
         output_dict=True,
         zero_division=0.0,
     )
@@ -77,5 +78,6 @@ def _report(validation: Validation) -> Any:
     rows.pop("micro avg", None)
     rows["accuracy"] = dict.fromkeys(("precision", "recall", "f1-score"), accuracy) | {"support": len(validation.ids)}
     frame = pd.DataFrame(rows).T
+    frame.index = [validation.class_names[int(name)] if name.isdigit() else name for name in frame.index]
     frame["support"] = frame["support"].astype(int)
     return frame

@@ -233,3 +233,17 @@ def test_a_full_disk_is_said_with_the_place(
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert code == 1
     assert f"error: {named}: {os.strerror(errno.EFBIG)}\n" == capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no such names")
+def test_a_run_folder_whose_name_is_not_utf8_serves(trained: list[Path], documents: Path, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"\xb0\xe1\xb0\xfa")  # in CP949 a word
+    shutil.copytree(trained[0], folder)
+    words = ["--checkpoint", str(folder / "best.ckpt"), "--data", str(documents)]
+    assert main(["predict", *words, "--output", str(folder / "predicted")]) == 0
+    assert (folder / "predicted" / "submission.csv").exists()
+    assert main(["export", *words, "--to", "torch_export", "--output", str(folder / "made")]) == 0
+    assert (folder / "made" / "model.pt2").exists()
+    both = ["--checkpoints", str(folder / "best.ckpt"), str(trained[1] / "best.ckpt"), "--data", str(documents)]
+    assert main(["ensemble", *both, "--output", str(folder / "vote")]) == 0
+    assert main(["analyze", "--checkpoint", str(folder / "vote" / "ensemble.json"), "--output", str(folder)]) == 0

@@ -15,6 +15,8 @@ from PIL import Image
 
 from trainer.cli.main import main
 from trainer.models import checkpoint
+from trainer.report import analyze
+from trainer.scores.val_predictions import Validation
 
 
 @pytest.fixture(autouse=True)
@@ -120,3 +122,14 @@ def test_a_champion_is_analysed_with_its_run_its_curves_and_its_pictures(
     assert main(["analyze", "--checkpoint", str(place / "best_model.ckpt")]) == 0
     out = capsys.readouterr().out
     assert f"data folder: {documents.resolve()} (the model was trained on it)" in out and "no data folder" not in out
+
+
+def test_a_class_may_have_the_name_of_a_row_below_the_classes(tmp_path: Path) -> None:
+    names = ["accuracy", "macro avg", "7"]
+    probabilities = np.eye(3, dtype=np.float32)[[0, 0, 1, 2, 2, 2]]
+    targets = np.array([0, 0, 0, 1, 2, 2])
+    analyze.write_table(Validation([*"abcdef"], targets, probabilities, names), tmp_path / "t.csv")
+    rows = [line.split(",") for line in (tmp_path / "t.csv").read_text().splitlines()[1:]]
+    assert [row[0] for row in rows] == [*names, "accuracy", "macro avg", "weighted avg"]
+    assert [row[4] for row in rows] == ["3", "1", "2", "6", "6", "6"]
+    assert [row[1] for row in rows[:4]] == ["1.0000", "0.0000", "0.6667", "0.6667"]
