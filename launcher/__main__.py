@@ -9,6 +9,8 @@ import sys
 import threading
 from types import FrameType
 
+from trainer.base.brief import in_brief
+
 MOST_ERRORS = 100
 """Lines of errors that are printed; a job can have thousands."""
 
@@ -55,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         if isinstance(error, OSError) and error.filename is not None:
             _end(f"error: {os_error(error)}", EXIT_FAILED)
-        words = " ".join(str(error).split())[:500] or "no message"
+        words = in_brief(str(error), 500) or "no message"
         name = "" if isinstance(error, OSError) else f"unexpected {type(error).__name__}: "
         _end(f"error: {name}{words}\nset LAUNCHER_DEBUG=1 to see the traceback", EXIT_FAILED)
 

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
+from trainer.base.brief import in_brief
+
 Check = tuple[tuple[type, ...], Callable[[Any], bool] | None, str]
 """The types of a value as JSON has them, what else must be true of it, and their name. Thousands of runs have tens of
 fields each: a type is compared faster than a function is called."""
@@ -19,7 +21,7 @@ class NotFiniteError(ValueError):
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise NotFiniteError(f"{text[:40]} is not a finite number")
+        raise NotFiniteError(f"{in_brief(text, 40)} is not a finite number")
     return number
 
 

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
+from trainer.base.brief import in_brief
+
 WIDTH = 120
 """Columns of a line for people."""
 LAST = 20_000
@@ -37,14 +39,14 @@ def printable(text: str) -> str:
     """The text without escape sequences and control characters; tabs and ends of lines stay."""
     if _CONTROL.search(text) is None:
         return text
-    text = _SEQUENCE.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
+    text = _SEQUENCE.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
     return _CONTROL.sub("", text)
 
 
 def one_line(text: str, most: int = 500) -> str:
-    """The beginning of a text that somebody else wrote, as one line without control characters: at most `most`
-    characters. Bytes that are not UTF-8 stay surrogates."""
-    return " ".join(printable(text[: 4 * most]).split())[:most]
+    """The beginning of a text that somebody else wrote, as one line without control characters, in
+    brief. Bytes that are not UTF-8 stay surrogates."""
+    return in_brief(printable(text[: 4 * most]), most)
 
 
 def wrapped(line: str, indent: str = "  ", width: int = WIDTH) -> str:

@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from trainer.base.brief import in_brief
+
 KeyPath = tuple[str | int, ...]
 MOST_BYTES = 2**20
 MOST_VALUES = 100_000
@@ -65,7 +67,7 @@ def read(text: str) -> tuple[Any, dict[KeyPath, int]]:
         raise
     except _UNREADABLE as error:
         line = text[: getattr(error, "position", 0)].count("\n") + 1  # for a character that YAML does not allow
-        raise YamlError((line, f"not YAML: {' '.join(str(error).split())[:200]}")) from None
+        raise YamlError((line, f"not YAML: {in_brief(str(error), 200)}")) from None
 
 
 def _composed(text: str) -> yaml.Node | None:

@@ -7,9 +7,28 @@ import click
 from launcher import __version__
 from launcher.cli import collect, completion, doctor, images, internal, plan, prune, status, submit, top
 
+OTHER_WORDS = {
+    "leaderboard": "collect", "results": "collect", "champion": "collect", "report": "collect",
+    "list": "status", "ls": "status", "ps": "status", "runs": "status", "show": "status", "watch": "attach",
+    "run": "submit", "start": "submit", "train": "submit", "log": "logs", "tail": "logs",
+    "cancel": "stop", "kill": "stop", "continue": "resume", "retry": "resume", "restart": "resume",
+    "check": "plan", "validate": "plan", "dry-run": "plan", "clean": "prune", "rm": "prune", "delete": "prune",
+}  # fmt: skip
+"""What people type for a command that has another name."""
+
 
 class InOrder(click.Group):
-    """Lists its commands in the order in which they were added."""
+    """Lists its commands in the order in which they were added, and knows other words for them."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """See click."""
+        meant = OTHER_WORDS.get(args[0].lower())
+        if meant is not None and self.get_command(ctx, args[0]) is None:
+            does = self.commands[meant].get_short_help_str()
+            ctx.fail(f"No such command '{args[0]}'. Did you mean '{meant}' ({does})?")
+        return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """See click."""

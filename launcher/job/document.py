@@ -13,6 +13,7 @@ from typing import Any
 from launcher.base import yaml_text
 from launcher.base.errors import JobError
 from launcher.base.yaml_text import KeyPath, YamlError
+from trainer.base.brief import in_brief
 from trainer.base.errors import nearest
 
 COMMAND_LINE = "the command line"
@@ -119,11 +120,11 @@ def assign(document: Document, setting: str) -> Document:
     if not separator or not all(parts):
         raise JobError(f"--set {setting}: write path=value, for instance --set resources.cpus=2")
     if len(parts) > yaml_text.DEEPEST:
-        raise JobError(f"--set {setting[:60]}…: nested too deeply: more than {yaml_text.DEEPEST} levels")
+        raise JobError(f"--set {in_brief(setting, 60)}: nested too deeply: more than {yaml_text.DEEPEST} levels")
     try:
         value = yaml_text.read(text)[0]
     except YamlError as error:
-        raise JobError(f"--set {setting[:200]}: {error}") from None
+        raise JobError(f"--set {in_brief(setting, 200)}: {error}") from None
     content = _assigned(document.content, parts, value, setting)
     lines = {path: line for path, line in document.lines.items() if not f"{_dotted(path)}.".startswith(f"{key}.")}
     return Document(document.path, content, lines, document.given | {key})

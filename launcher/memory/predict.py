@@ -21,6 +21,7 @@ from launcher.base.sizes import GIB
 from launcher.record.find import own_cache
 from launcher.record.request import RunRequest
 from trainer import __version__
+from trainer.base.brief import in_brief
 from trainer.base.files import write_json
 
 TABLE = Path(__file__).with_name("memory_table.csv")
@@ -141,9 +142,9 @@ def _traced(words: tuple[str, ...], file: Path) -> tuple[dict[str, Any] | None, 
         done = subprocess.run(command, capture_output=True, text=True, timeout=TRACE_SECONDS)
         estimate = json.loads(done.stdout) if done.returncode == 0 else None
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-        return None, f"its trace failed: {' '.join(str(error).split())[:160]}"
+        return None, f"its trace failed: {in_brief(str(error), 160)}"
     if estimate is None or not _is_whole(estimate):
-        return None, " ".join(done.stderr.split()).removeprefix("error: ")[:300] or "its trace failed without a message"
+        return None, in_brief(done.stderr.removeprefix("error: "), 300) or "its trace failed without a message"
     with suppress(OSError):  # if the folder is not writable, the next plan takes some seconds longer
         write_json(file, {"words": list(words), "found": estimate})
     return estimate, ""

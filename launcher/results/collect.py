@@ -60,10 +60,9 @@ _LAST_COLUMNS = (
 )
 _OF_METRICS = ("best_epoch", "epochs", "images_per_second", "params")
 NO_FIGURE = "no training run of this submission has succeeded"
-FOLDS_ALONE = (
-    "a fold cannot become the champion, because each fold has other validation images; add a step {step: ensemble, "
-    "from: {top: 1}}, and use its ensemble.json with predict"
-)
+NO_TRAINING = "the champion is one training run, and this submission has none"
+FOLDS_ALONE = "a fold cannot become the champion, because each fold has other validation images; "
+ADD_ENSEMBLE = "add a step {step: ensemble, from: {top: 1}}, and use its ensemble.json with predict"
 
 
 def columns() -> tuple[str, ...]:
@@ -198,11 +197,29 @@ def collect(
     lines: list[str] = []
     why_none = ""
     if best is None:
-        why_none = FOLDS_ALONE if folds else NO_FIGURE + _unusable(rows) + _best_so_far(submission, rows)
+        why_none = FOLDS_ALONE + _joined_folds(submission, rows) if folds else _no_figure(submission, rows)
     kept = _attempt(lambda: lines.append(champion.crown(submission, best, place, replace, why_none, say)))
     lines += [f"leaderboard.csv is not written: {failed}"] if failed else []
     lines += [f"the champion is not updated: {kept}; another folder: --champion DIR"] if kept else []
     return rows, "\n".join(lines)
+
+
+def _joined_folds(submission: Path, rows: Sequence[Row]) -> str:
+    """What to predict with instead of a fold: the submission's ensemble, or one that has to be added."""
+    ensembles = [row for row in rows if row["kind"] == "ensemble"]
+    if not ensembles:
+        return ADD_ENSEMBLE
+    first = ensembles[0]  # the best
+    if first["checkpoint"]:
+        return f"predict with {submission.name}/{first['checkpoint']}"
+    return f"their ensemble, {first['run']}, is {first['state']}"
+
+
+def _no_figure(submission: Path, rows: Sequence[Row]) -> str:
+    """Why no training run can become the champion."""
+    if not any(row["kind"] in ("train", "folds") or row["state"] == UNKNOWN for row in rows):
+        return NO_TRAINING
+    return NO_FIGURE + _unusable(rows) + _best_so_far(submission, rows)
 
 
 def _unusable(rows: Sequence[Row]) -> str:

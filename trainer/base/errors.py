@@ -57,7 +57,8 @@ def os_error(error: OSError) -> str:
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:
-    """A hint for an error message: the nearest name of `valid`, or the valid names if none is near.
+    """A hint for an error message: the nearest name of `valid`, or the valid names if none is near. Dashes at the
+    beginning of options count for nothing: they would make all of them alike.
 
     >>> nearest("resnet43", ["resnet34", "deit_base_384"])
     "did you mean 'resnet34'?"
@@ -70,7 +71,7 @@ def _nearest(word: str, names: Sequence[str]) -> str:
     """Cached: a thousand runs with one wrong name ask a thousand times."""
     import difflib
 
-    lower, word = {name.lower(): name for name in names}, word.lower()
+    lower, word = {name.lower().lstrip("-"): name for name in names}, word.lower().lstrip("-")
     candidates = heapq.nlargest(1000, lower, key=lambda name: _in_place(name, word))  # difflib is slow
     match = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
     if match:

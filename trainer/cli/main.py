@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer import __version__
+from trainer.base.brief import in_brief
 from trainer.base.errors import (
     EXIT_DEVICE_MEMORY,
     EXIT_FAILED,
@@ -81,12 +82,12 @@ def main(arguments: Sequence[str]) -> int:
     except Exception as error:
         if os.environ.get("TRAINER_DEBUG"):
             raise
-        reason = " ".join(_message(error).split()) or "no message"
+        reason = in_brief(_message(error), 500) or "no message"
         if isinstance(error, MemoryError):
-            print(f"error: out of host memory: {reason[:500]}", file=sys.stderr)
+            print(f"error: out of host memory: {reason}", file=sys.stderr)
             return EXIT_FAILED
         if _is_full_device(error):
-            print(f"error: out of device memory: {reason[:500]}; use a device with more free memory", file=sys.stderr)
+            print(f"error: out of device memory: {reason}; use a device with more free memory", file=sys.stderr)
             return EXIT_DEVICE_MEMORY
         if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("trainer"):
             say = "pip install -c images/constraints.txt -e '.[train]'"
@@ -95,7 +96,7 @@ def main(arguments: Sequence[str]) -> int:
             print(f"error: {os_error(error) if error.filename is not None else reason}", file=sys.stderr)
         else:
             print(
-                f"error: unexpected {type(error).__name__}: {reason[:500]}\nset TRAINER_DEBUG=1 to see the traceback",
+                f"error: unexpected {type(error).__name__}: {reason}\nset TRAINER_DEBUG=1 to see the traceback",
                 file=sys.stderr,
             )
         return EXIT_FAILED

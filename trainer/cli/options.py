@@ -119,7 +119,8 @@ def parse(by: Parser, arguments: Sequence[str]) -> argparse.Namespace:
     """Parse both spellings: `--key value` and `key=value` (also `training.key=value`, as in train)."""
     known = {option for action in by._actions for option in action.option_strings}
     flags = {option for action in by._actions if action.nargs == 0 for option in action.option_strings}
-    visible = {option for action in by._actions if action.help != argparse.SUPPRESS for option in action.option_strings}
+    public = (action for action in by._actions if action.help != argparse.SUPPRESS)
+    visible = {option for action in public for option in action.option_strings if option.startswith("--")}
     one = {option for action in by._actions if action.nargs is None for option in action.option_strings}
     words: list[str] = []
     for position, argument in enumerate(arguments):

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from trainer.base.brief import in_brief
 from trainer.base.errors import ConfigError, nearest
 from trainer.config.check import check, check_rest
 from trainer.config.keys import GROUPS, OTHER_WORDS, keys, model_names, option_names
@@ -131,13 +132,13 @@ def parse(text: str, command: str = "train") -> tuple[str, Any]:
     if "=" not in text:
         raise ConfigError(f"{text}: the value is missing; write {text}=VALUE")
     if _depth(text) > DEEPEST:
-        raise ConfigError(f"{text[:60]}…: nested too deeply: more than {DEEPEST} brackets in each other")
+        raise ConfigError(f"{in_brief(text, 60)}: nested too deeply: more than {DEEPEST} brackets in each other")
     try:
         override = _hydra_parser().parse_override(text)
     except HydraException:
         raise ConfigError(f"{text}: cannot be parsed: {_how_to_write(text)}") from None
     except ValueError as error:  # a number of thousands of digits
-        raise ConfigError(f"{text[:60]}…: cannot be parsed: {str(error).partition(';')[0]}") from None
+        raise ConfigError(f"{in_brief(text, 60)}: cannot be parsed: {str(error).partition(';')[0]}") from None
     if override.type is not OverrideType.CHANGE or override.package:
         raise ConfigError(f"{text}: keys cannot be added, removed or moved; write key=value")
     if override.is_sweep_override() and re.search(r"\w\(", text):

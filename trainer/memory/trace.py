@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from trainer.base.brief import in_brief
 from trainer.base.errors import TrainerError
 from trainer.config.schema import Config
 from trainer.models import build, losses, optimizers
@@ -166,7 +167,7 @@ def peaks(
         except Exception as error:  # the model needs data, or something that fake tensors cannot do
             raise TrainerError(
                 f"model.name={config.model.name}: cannot predict its memory, because it fails with fake tensors "
-                f"({type(error).__name__}: {' '.join(str(error).split())[:160]})"
+                f"({type(error).__name__}: {in_brief(str(error), 160)})"
             ) from None
     one, further = passes
     return Peaks(one, further, live.take_peak())

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from trainer.base.brief import in_brief
 from trainer.base.errors import ConfigError, nearest
 from trainer.config.schema import ModelConfig
 from trainer.models import pretrained
@@ -100,9 +101,7 @@ def restore(config: ModelConfig, classes: int, img_size: int, state_dict: dict[s
     try:
         net.load_state_dict(state_dict)
     except RuntimeError as error:
-        raise ConfigError(
-            f"the checkpoint's weights do not fit its model: {' '.join(str(error).split())[:200]}"
-        ) from None
+        raise ConfigError(f"the checkpoint's weights do not fit its model: {in_brief(str(error), 200)}") from None
     return net
 
 

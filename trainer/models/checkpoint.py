@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from trainer import __version__
+from trainer.base.brief import in_brief
 from trainer.base.errors import ConfigError, TrainerError
 from trainer.base.files import check_checkpoint, replacing
 from trainer.base.spelling import is_text, visible
@@ -93,7 +94,7 @@ def load(path: Path, mapped: bool = False) -> Checkpoint:
             raise ConfigError(f"{path}: not a checkpoint, or damaged; give a best.ckpt") from None
         content = _objects(path, mapped)
         if content is None:
-            reason = " ".join(str(error).split(". ")[0].split())[:200]
+            reason = in_brief(str(error).split(". ")[0], 200)
             raise ConfigError(f"{path}: not a checkpoint that can be loaded safely: {reason}") from None
     if not isinstance(content, dict) or "format" not in content or "class_names" not in content:
         from trainer.models import lightning

@@ -18,6 +18,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from trainer.base.brief import in_brief
 from trainer.models.build import Normalized
 
 COMPILE_SECONDS = 120.0
@@ -116,5 +117,5 @@ def _quiet() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(lines)[:200]}" if lines else type(error).__name__
+    reason = in_brief(str(error), 200)
+    return f"{type(error).__name__}: {reason}" if reason else type(error).__name__

@@ -15,6 +15,7 @@ import timm
 import torch
 from torch import nn
 
+from trainer.base.brief import in_brief
 from trainer.base.errors import ConfigError
 from trainer.config.schema import ModelConfig
 
@@ -34,12 +35,12 @@ def from_hub(config: ModelConfig, build: Callable[..., nn.Module]) -> nn.Module:
     except ConfigError:
         raise
     except Exception as error:  # hub clients raise their own errors, system errors and errors of HTTP libraries
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = str(error).strip() or type(error).__name__
         place = cfg.hf_hub_id or cfg.url
         raise ConfigError(
             f"model.pretrained=true: the weights of {config.name} ({place}) are not in the cache, and the download "
-            f"failed ({reason[:160]}). Give a file with model.weights=FILE (.safetensors or a state dict), or train "
-            "from scratch with model.pretrained=false"
+            f"failed ({in_brief(reason, 160)}). Give a file with model.weights=FILE (.safetensors or a state dict), or "
+            "train from scratch with model.pretrained=false"
         ) from None
 
 
@@ -87,7 +88,7 @@ def load_file(model: nn.Module, path: Path) -> None:
     except Exception as error:  # a damaged file raises whatever its bytes provoke
         raise ConfigError(
             f"model.weights={path}: not a .safetensors file or state dict that can be loaded safely: "
-            f"{' '.join(str(error).split())[:160]}"
+            f"{in_brief(str(error), 160)}"
         ) from None
     state = _tensors(state)
     wanted = model.state_dict()
@@ -153,7 +154,7 @@ def classifier_names(cfg: Any) -> tuple[str, ...]:
 
 
 def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    return in_brief(str(error), 160) or type(error).__name__
 
 
 def _listed(what: str, keys: list[str]) -> str:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import timm
 import torch
 
+from trainer.base.brief import in_brief
 from trainer.base.errors import DeviceMemoryError, TrainerError
 from trainer.config.schema import Config
 from trainer.models import build
@@ -93,7 +94,7 @@ def _nearly_full() -> bool:
 
 
 def _short(text: str, most: int) -> str:
-    return " ".join(text.split())[:most] or "no message"
+    return in_brief(text, most) or "no message"
 
 
 def _less_host(predicting: int | None) -> str:

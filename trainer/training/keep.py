@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from trainer.base import figures
+from trainer.base.brief import in_brief
 from trainer.base.errors import ConfigError
 from trainer.base.files import link_or_copy
 from trainer.config.plain import to_dict
@@ -124,7 +125,7 @@ def read_last(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise any error
-        raise ConfigError(f"resume: cannot read {path}: {' '.join(str(error).split())[:160]}") from None
+        raise ConfigError(f"resume: cannot read {path}: {in_brief(str(error), 160)}") from None
     if not isinstance(state, dict) or state.get("last_format") != LAST_FORMAT:
         raise ConfigError(f"resume: {path} is not a last.ckpt of this version of the trainer")
     return state

@@ -13,6 +13,7 @@ from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 
 from trainer.augment import mixing
+from trainer.base.brief import in_brief
 from trainer.base.errors import ConfigError
 from trainer.config.schema import Config, TrainingConfig
 from trainer.models import build, losses, optimizers
@@ -137,7 +138,7 @@ def _restore(net: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, 
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, KeyError) as error:
-        raise ConfigError(f"resume: the checkpoint has another model: {' '.join(str(error).split())[:200]}") from None
+        raise ConfigError(f"resume: the checkpoint has another model: {in_brief(str(error), 200)}") from None
 
 
 def set_up(

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from trainer.base.brief import in_brief
 from trainer.base.files import write_text
 
 INIT_TIMEOUT = 20
@@ -67,7 +68,7 @@ class Tracking:
 
     def _give_up(self, error: Exception) -> None:
         self._wandb_run = None
-        reason = " ".join(str(error).split())[:200]
+        reason = in_brief(str(error), 200)
         print(f"note: W&B is off for this run: {reason} (to avoid this: WANDB_MODE=disabled or offline)")
 
 

@@ -22,6 +22,7 @@ from launcher.engines.docker import podman
 from launcher.engines.docker.client import HOW, WEIGHTS, explain, settings_file
 from launcher.engines.docker.images import BAKED, Image, Variant, content_hash, find
 from trainer.base import provenance
+from trainer.base.brief import in_brief
 from trainer.base.errors import nearest
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def _leave_out_helpers(client: DockerClient, say: Callable[[str], None]) -> None
     except Exception as error:  # of the SDK, or whatever the helper prints
         helpers = (configs.creds_store, *dict(configs.cred_helpers or {}).values())
         named = ", ".join(dict.fromkeys(str(helper) for helper in helpers if helper))
-        reason = " ".join(str(error).split())[:120]
+        reason = in_brief(str(error), 120)
         say(
             f"note: building without the logins of credential helpers: {settings_file()} names {named}, "
             f"which does not work here ({reason}); remove credsStore or credHelpers there if you do not use it"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.base.errors import EngineError
+from trainer.base.brief import in_brief
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -65,14 +66,14 @@ def explain(error: Exception) -> str:
         return "nothing listens there; start it, or set DOCKER_HOST or a docker context"
     if "error setting rlimit" in text:
         return (
-            f"{text[:200]}; the engine may not set the limits of open files or processes that it gives to containers: "
-            'set them in containers.conf, like default_ulimits = ["nofile=4096:4096"]'
+            f"{in_brief(text, 200)}; the engine may not set the limits of open files or processes that it gives to "
+            'containers: set them in containers.conf, like default_ulimits = ["nofile=4096:4096"]'
         )
     if "could not select device driver" in text or "nvidia-container" in text:
-        return f"{text[:200]}; the host needs NVIDIA's driver and container toolkit, see: launcher doctor"
+        return f"{in_brief(text, 200)}; the host needs NVIDIA's driver and container toolkit, see: launcher doctor"
     if "no space left" in text:
-        return f"{text[:200]}; free some with: launcher prune"
-    return text[:300]
+        return f"{in_brief(text, 200)}; free some with: launcher prune"
+    return in_brief(text, 300)
 
 
 def of_run(client: DockerClient, run_dir: Path) -> list[Container]:

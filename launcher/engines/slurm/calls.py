@@ -14,6 +14,7 @@ from pathlib import Path
 
 from launcher.base.errors import RunError
 from launcher.engines.slurm import squeue, variables
+from trainer.base.brief import in_brief
 
 PATIENCE = 60
 """Timeout of a Slurm command in seconds: a controller that restarts answers late."""
@@ -64,7 +65,7 @@ def _message(command: str, text: str) -> str:
     """Slurm's message on one line, without the lines that only refer to the help."""
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("Try ")]
     words = "; ".join(re.sub(rf"^({command}|slurm_load_\w+)?(: )?(error|fatal): ", "", line) for line in lines)
-    return f"{command}: {words}"[:500] if words else ""
+    return in_brief(f"{command}: {words}", 500) if words else ""
 
 
 def installed() -> bool:
@@ -131,7 +132,7 @@ def submit(words: Sequence[str], script: Path, folder: Path) -> int:
     text = call("sbatch", "--parsable", f"--chdir={folder}", *words, str(script))
     numbers = re.findall(r"^(\d+)(?:;\S*)?$", text, re.MULTILINE)  # a wrapper of the site may print more lines
     if not numbers:  # the job may exist anyway: the next pass finds it by its name
-        raise SlurmError(f"sbatch printed no job number, but: {' '.join(text.split())[:300] or 'nothing'}")
+        raise SlurmError(f"sbatch printed no job number, but: {in_brief(text, 300) or 'nothing'}")
     return int(numbers[-1])
 
 

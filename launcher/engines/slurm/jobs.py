@@ -28,6 +28,7 @@ from launcher.record.journal import Status, append_event, look, read_events, rea
 from launcher.record.request import RunRequest, read_request
 from launcher.record.states import ENDED, UNKNOWN, State
 from launcher.record.trainer_files import RESUME
+from trainer.base.brief import in_brief
 
 FRESH = 2.0
 """A read-only command reuses Slurm's answer for this many seconds."""
@@ -222,7 +223,7 @@ def last_words(submission: Path) -> str:
     """The last line of output of the submission's jobs outside the runs' logs."""
     outputs = sorted((submission / slurm_board.FOLDER).glob("*.out"), key=lambda path: path.lstat().st_mtime)
     lines = [line for path in outputs[-1:] for line in printable(tail(path)).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else ""
+    return in_brief(lines[-1], 300) if lines else ""
 
 
 def describe(job: Detail) -> str:

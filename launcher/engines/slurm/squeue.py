@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from trainer.base.brief import in_brief
+
 SEPARATOR = "\x1f"
 FIELDS = ("%A", "%F", "%K", "%T", "%l", "%N", "%P", "%j", "%Z", "%r")
 FORMAT = SEPARATOR.join(FIELDS)
@@ -140,14 +142,14 @@ def parse(text: str) -> Snapshot:
     lines = text.split("\n")  # not splitlines: a folder's name may have other line separators
     start = next((number for number, line in enumerate(lines) if line.startswith(HEADER)), None)
     if start is None:
-        raise ValueError(f"not a list of jobs: {lines[0][:200] or 'nothing'}")
+        raise ValueError(f"not a list of jobs: {in_brief(lines[0], 200) or 'nothing'}")
     return snapshot(_job(line) for line in lines[start + 1 :] if line.strip())
 
 
 def _job(line: str) -> SlurmJob:
     fields = line.split(SEPARATOR, len(FIELDS) - 1)
     if len(fields) < len(FIELDS):
-        raise ValueError(f"not a job: {line[:200]}")
+        raise ValueError(f"not a job: {in_brief(line, 200)}")
     number, array, tasks, state, limit, nodes, partition, name, folder, reason = fields
     several = bool(re.search(r"[^0-9]", tasks)) and tasks != "N/A"
     return SlurmJob(
@@ -196,7 +198,7 @@ def detail(text: str) -> Detail:
     """A record of `scontrol -o show job`. Raises ValueError for anything else."""
     line = next((line for line in text.split("\n") if line.startswith("JobId=")), "")
     if not line:
-        raise ValueError(f"not a job: {text[:200]}")
+        raise ValueError(f"not a job: {in_brief(text, 200)}")
     pairs = re.findall(r" (JobState|ExitCode|NodeList|Partition|TimeLimit|RunTime|PreemptTime)=(\S*)", line)
     values = dict(reversed(pairs))  # the folder, which may contain anything, comes last
     code, signal = (int(number) for number in re.findall(r"\d+", values.get("ExitCode", "") + ":0:0")[:2])

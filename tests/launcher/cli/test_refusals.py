@@ -59,6 +59,8 @@ def test_a_folder_that_holds_no_training_data_is_refused_before_anything_is_made
         (["submit", "job.yaml", "--enigne", "native"], 64, "--engine"),
         (["submit"], 64, "Missing argument"),
         (["submti"], 64, "No such command 'submti'"),
+        (["leaderboard"], 64, "Did you mean 'collect' (Write the leaderboard, keep the best model)?"),
+        (["cancel"], 64, "Did you mean 'stop' ("),
         (["submit", "nosuch.yaml"], 64, "nosuch.yaml"),
         (["plan", "nosuch.yaml"], 64, "nosuch.yaml"),
         (["status", "nothing"], 64, "no submission"),

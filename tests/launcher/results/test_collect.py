@@ -104,6 +104,15 @@ def test_a_submission_without_a_success_leaves_the_champion_and_says_which(tmp_p
     assert champion(tmp_path) == ("one/001-a", 0.5)
 
 
+def test_a_submission_that_trains_nothing_has_not_failed(tmp_path: Path) -> None:
+    run_dir = tmp_path / "one" / "001-vote"
+    create_run(run_dir, RunRequest(run_dir.name, 1, "ensemble", ["ensemble"]))
+    for state in ("starting", "running", "succeeded"):
+        append_event(run_dir, state)
+    _, line = collect.collect(run_dir.parent)
+    assert line.startswith("the champion is one training run, and this submission has none. No champion yet")
+
+
 def test_collects_at_the_same_time_leave_the_best(tmp_path: Path) -> None:
     directories = [submission(tmp_path, f"s{n}", {"a": 0.1 * n}) for n in range(1, 9)]
     threads = [threading.Thread(target=collect.collect, args=(directory,)) for directory in directories]

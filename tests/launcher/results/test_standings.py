@@ -159,7 +159,8 @@ def test_the_folds_of_a_configuration_are_one_row_of_their_pooled_predictions(tm
     assert told_apart([row for row in rows if row["rank"]]) == {"007-vote": "no", "a-folds": "no", "b-folds": "yes"}
     assert "soft_voting of 2 (6 checkpoints)" in shown(rows) and (rows[0]["voters"], joined["voters"]) == (2, "")
     assert "a-folds" in shown(rows) and "001-a-fold0" not in shown(rows)
-    assert line.startswith("a fold cannot become the champion") and "step: ensemble" in line
+    assert line.startswith("a fold cannot become the champion") and "add a step" not in line, "there is one"
+    assert "validation images; predict with one/007-vote/ensemble.json" in line
     assert not (tmp_path / "champion").exists()
 
 
@@ -167,7 +168,7 @@ def test_a_fold_that_was_trained_alone_is_no_champion_either(tmp_path: Path) -> 
     fold = {"configuration": "a", "config": {"fold": 0, "folds": 5}}
     scored_run(tmp_path / "one", "001-a", wrong=0, **fold)
     rows, line = collect.collect(tmp_path / "one")
-    assert rows[0]["rank"] == 1 and line.startswith("a fold cannot become the champion")
+    assert rows[0]["rank"] == 1 and line.startswith("a fold cannot become the champion") and "step: ensemble" in line
     assert not (tmp_path / "champion").exists()
     scored_run(tmp_path / "one", "002-b", wrong=4)
     collect.collect(tmp_path / "one")
