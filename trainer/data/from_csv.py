@@ -165,10 +165,13 @@ def _numbers(labels: Sequence[str]) -> dict[int, int]:
 
 
 def _without_zeros(values: Sequence[str]) -> list[str]:
-    """Whole numbers without `.0`, if all values are whole numbers."""
-    if all(value.isdigit() or WHOLE.fullmatch(value) for value in values):
-        return [WHOLE.sub(r"\1", value) for value in values]
-    return list(values)
+    """Whole numbers without `.0`: all of them if all values are whole numbers, else those that are there without it:
+    3.0 beside 3 is no class of its own."""
+    plain = [WHOLE.sub(r"\1", value) for value in values]
+    known = set(values)
+    if all(value.isdigit() for value in plain):
+        return plain
+    return [short if short in known else value for short, value in zip(plain, values, strict=True)]
 
 
 def _label_order(label: str) -> tuple[int, int, str]:
