@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.base.sizes import listed, show_size
+from launcher.base.sizes import listed, show_duration, show_size
 from launcher.host.machine import Machine
 from launcher.job import folds
 from launcher.job.expansion import Planned
@@ -67,6 +67,8 @@ def before_start(job: Job, planned: Sequence[Planned], machine: Machine, contain
             "note: resources.share_gpu: a run of unknown need, or on a GPU of unknown memory, does not share the GPU; "
             "set the need with resources.gpu_memory"
         )
+    if job.spec.timeout is not None and planned:
+        lines.append(f"timeout: each run is stopped after {show_duration(job.spec.timeout)}")
     if any(p.fit and p.fit.words for p in planned):
         lines.append("training.micro_batch was chosen to fit the devices' memory; the effective batch stays")
     if any(p.request.predicted_memory for p in planned):

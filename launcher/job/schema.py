@@ -215,7 +215,7 @@ class JobSpec(_Strict):
         None, description="largest number of runs at once. null: as many as fit"
     )
     timeout: Annotated[float, BeforeValidator(lambda v: _convert(parse_duration, v))] | None = Field(
-        None, description="time limit of a run, like 8h or 1h30m. null: no limit"
+        None, description="time limit of a run, like 8h or 1h30m; a number without a unit is seconds. null: no limit"
     )
     retry: RetrySpec = Field(
         default_factory=lambda: RetrySpec.model_validate({}), description="further attempts of failed runs"

@@ -103,7 +103,7 @@ def pooled(folds: Sequence[Result]) -> tuple[Figures, str]:
         return {}, why_not
     from launcher.record import predictions
 
-    known = {"monitor": folds[0].figures["monitor"]} if "monitor" in folds[0].figures else {}
+    known = {key: folds[0].figures[key] for key in ("monitor", "groups") if key in folds[0].figures}
     return {**known, **predictions.scores(joint)}, ""
 
 

@@ -137,7 +137,7 @@ ORIGIN = ("split_fingerprint", "data_fingerprint", "git_sha", "model", "model_na
 """Texts of metrics.json that say what was trained, on what."""
 _CHECKS: dict[str, Callable[[object], Any]] = {
     **dict.fromkeys(_COUNTS, whole),
-    **dict.fromkeys((*ORIGIN, "method", "why_no_val"), line),
+    **dict.fromkeys((*ORIGIN, "groups", "method", "why_no_val"), line),
     "seconds": lambda value: number(value, 0, 10**9),
     "images_per_second": lambda value: number(value, 0, 10**9),
     "members": _members,

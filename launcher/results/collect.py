@@ -57,8 +57,9 @@ _LAST_COLUMNS = (
     "val_images",
     "fold",
     "voters",
+    "groups",
 )
-_OF_METRICS = ("best_epoch", "epochs", "images_per_second", "params")
+_OF_METRICS = ("best_epoch", "epochs", "images_per_second", "params", "groups")
 NO_FIGURE = "no training run of this submission has succeeded"
 NO_TRAINING = "the champion is one training run, and this submission has none"
 FOLDS_ALONE = "a fold cannot become the champion, because each fold has other validation images; "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.base.sizes import show_duration
 from launcher.results.champion import Row
 from trainer.base.figures import F1, MAIN, columns
+from trainer.base.names import GROUPED
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -75,6 +76,8 @@ def caption(rows: Sequence[Row]) -> str | None:
             lines.append(f"{MARK} the first {len(alike)} are not distinguishable {on}")
         else:
             lines.append(f"{MARK} these {len(alike)} are not distinguishable from the best {on}")
+    if any(row["groups"] != "" for row in ranked):
+        lines.append(f"intervals are too narrow and differences too certain: {GROUPED}")
     if alike and (rest := len(ranked) - len(alike) - len(others)):
         same = columns()[ranked[0]["monitor"]].figure.of_counts is not None
         why = "without predictions for the same images" if same else "because only figures of predicted classes are"

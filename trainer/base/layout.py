@@ -19,6 +19,8 @@ TRAIN = ("train", "training")
 VALIDATION = ("val", "valid", "validation")
 TEST = ("test", "testing")
 """Names of the folders of a split, in any case. They are never classes of a folder that has class folders directly."""
+UNREAD = ("dev", "devel", "development", "eval", "evaluation", "holdout")
+"""Other names of a split that people use, in any case. Beside training data nothing reads such a folder or table."""
 SYSTEM = frozenset(
     ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "#recycle")
 )
@@ -42,6 +44,8 @@ class Layout:
     """Class folders with training images, by name: those in `train`, or those in `root` if there is no `train`."""
     results: tuple[Path, ...] = ()
     """Folders in `root` with results of runs. They are not classes."""
+    unread: tuple[Path, ...] = ()
+    """Folders and tables in `root` whose names are in `UNREAD`. Beside `train.csv` or `train` they have no role."""
 
     @property
     def read(self) -> tuple[Path, ...]:
@@ -76,6 +80,7 @@ def find(root: Path) -> Layout:
         _role(root, files, ["sample_submission.csv"]),
         tuple(sorted((c for c in candidates if c not in results), key=lambda folder: visible(folder.name))),
         tuple(sorted(results)),
+        tuple(sorted(_unread(folders, files))),
     )
 
 
@@ -137,6 +142,17 @@ def is_file(entry: os.DirEntry[str]) -> bool:
         return entry.is_file()
     except OSError:
         return False
+
+
+def unread_in_words(parts: Iterable[Path]) -> str:
+    """A note on the folders and tables of a split that are not read because of their names."""
+    names = ", ".join(part.name + "/" * part.is_dir() for part in parts)
+    return f"{names}, which nothing reads (the names of a validation split are val/ and val.csv)"
+
+
+def _unread(folders: Iterable[Path], files: Iterable[Path]) -> list[Path]:
+    names = (*UNREAD, *(f"{name}.csv" for name in UNREAD))
+    return [path for path in (*folders, *files) if visible(path.name).lower() in names]
 
 
 def _folders(folder: Path) -> list[Path]:

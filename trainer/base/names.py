@@ -1,5 +1,5 @@
-"""Names for options of several commands. They are here so that a command can check them before it imports torch. A test
-compares them with the code."""
+"""Names for options of several commands, and a caveat of several reports. The names are here so that a command can
+check them before it imports torch. A test compares them with the code."""
 
 from __future__ import annotations
 
@@ -14,3 +14,5 @@ VIEWS = ("none", "light", "standard", "heavy")
 """Names of the view sets for test-time augmentation."""
 FORMATS = ("onnx", "safetensors", "torch_export")
 """Export formats."""
+GROUPED = "they assume independent images, but images of one group are similar"
+"""Why intervals are too narrow if the data set has groups. Resampling takes single images."""

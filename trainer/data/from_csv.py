@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trainer.base.errors import DataError, nearest
-from trainer.base.layout import TEST, TRAIN, VALIDATION, Layout
+from trainer.base.layout import TEST, TRAIN, VALIDATION, Layout, unread_in_words
 from trainer.base.plural import counted
 from trainer.base.spelling import visible
 from trainer.config.schema import DataConfig
@@ -298,6 +298,9 @@ def _left_out(result: _Read, parts: Layout, sides: Iterable[str]) -> list[str]:
     tests = sum(side == "test" for side in sides)
     if tests:
         parted.append(f"{counted(tests, 'row')} of column split of train.csv with the value test")
+    unread = [part for part in parts.unread if not any(path.is_relative_to(part) for path in used)]
+    if unread:
+        parted.append(unread_in_words(unread))
     if parted:
         notes.append(f"left out: {', '.join(parted)}")
     words = files.left_out_in_words(found)

@@ -113,5 +113,7 @@ def _notes(found: files.Found, parts: Layout) -> list[str]:
     if parts.results:
         there = ", ".join(f"{folder.name}/" for folder in parts.results)
         notes.append(f"left out: {there} with results of runs, which is no class")
+    if parts.unread and parts.train is not None:
+        notes.append(f"left out: {layout.unread_in_words(parts.unread)}")
     words = files.left_out_in_words(found)
     return [*notes, *([words] if words else [])]

@@ -13,6 +13,7 @@ import torch
 from trainer.base import figures
 from trainer.base.errors import ConfigError
 from trainer.base.files import sha256, write_json
+from trainer.base.names import GROUPED
 from trainer.base.plural import counted
 from trainer.data.rows import Table
 from trainer.data.table import content_fingerprint
@@ -208,6 +209,7 @@ def _summary(ensemble: Ensemble, scored: Scored | None, why_not: str, how: str, 
         "split_fingerprint": scored.validation.split_fingerprint if scored else None,
         "folds_fingerprint": scored.validation.folds_fingerprint if scored else None,
         "val_images": len(scored.validation.ids) if scored else None,
+        "groups": ensemble.parts[0].checkpoint.provenance.get("groups"),
         "method": ensemble.method,
         "tta": ensemble.tta,
         "val_tta": "none" if scored else None,
@@ -256,6 +258,8 @@ def _say(summary: dict[str, Any], paths: Sequence[Path]) -> None:
     of = f"{count} ({checkpoints} checkpoints)" if checkpoints > count else f"{count}"
     if summary["val_tta"] and summary["tta"] != summary["val_tta"]:
         print(f"note: the validation figures and the temperature are without --tta {summary['tta']}")
+    if summary["groups"] and summary["val_images"]:
+        print(f"note: intervals are too narrow here: {GROUPED}")
     why = f" ({summary['why_no_val']})" if summary["why_no_val"] else ""
     print(f"{summary['method']} of {of}, {summary['weighting']} weights: {_figure(summary, images)}{why}")
 

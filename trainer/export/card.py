@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from trainer.base import figures
+from trainer.base.names import GROUPED
 from trainer.base.plural import counted
 from trainer.models.checkpoint import Checkpoint, versions
 from trainer.scores import intervals
@@ -170,10 +171,11 @@ def _figures(checkpoint: Checkpoint) -> str:
         return "The checkpoint has no metrics.\n"
     ids = checkpoint.validation.get("ids")
     count = f", {counted(len(ids), 'image')}" if ids else ""
+    grouped = f" They are too narrow: {GROUPED}." if checkpoint.provenance.get("groups") else ""
     note = (
         f"Measured on the validation split{count}, which also chose the best epoch. So the values are optimistic, most "
-        "of all with few images. Intervals come from a bootstrap over the images. Without mistakes there is no "
-        "interval: after N correct images up to 3/N of new images may be wrong (the rule of three).\n"
+        f"of all with few images. Intervals come from a bootstrap over the images.{grouped} Without mistakes there is "
+        "no interval: after N correct images up to 3/N of new images may be wrong (the rule of three).\n"
     )
     return "\n".join(["| metric | value | 95 % interval |", "| --- | --- | --- |", *rows, "", note])
 

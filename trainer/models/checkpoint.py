@@ -45,7 +45,7 @@ class Checkpoint:
     """git_sha: commit of the code. data_fingerprint: fingerprint of the training images and labels. `+` joins those of
     several attempts. data_folder: its path in the training process. precision and val_precision: number
     formats of training and validation. Earlier versions have no val_precision: both were equal. teachers: a description
-    of each, for the folds of one model."""
+    of each, for the folds of one model. groups: the column of the table with the groups; without it there are none."""
 
     @property
     def temperature(self) -> float:

@@ -17,6 +17,7 @@ from trainer.augment.corruption import HELD_OUT, KINDS, Corruption
 from trainer.base import figures
 from trainer.base.figures import F1, LOSS, Copy
 from trainer.base.files import write_text
+from trainer.base.names import GROUPED
 from trainer.base.plural import counted
 from trainer.report import charts, pictures
 from trainer.report.subject import MemberRow, Subject
@@ -191,6 +192,8 @@ def meaning(subject: Subject, headline: list[Score]) -> str:
     )
     if more:
         text += f", and of rotated, worn or photographed documents {_likely(more[0], images)}"
+    if subject.origin.get("groups"):
+        text += f". The intervals are too narrow: {GROUPED}"
     if subject.method:
         leans = "Both values are" if more else "The value is"
         text += f". {leans} a little too high, because the members were chosen on the same images."

@@ -50,7 +50,8 @@ class Subject:
     """Views of an ensemble's predictions. Its validation is without them."""
     sha256: str = ""
     origin: dict[str, str] = field(default_factory=dict)
-    """Where a checkpoint comes from, by name: run, git_sha, data_fingerprint, data_folder. Without what is unknown."""
+    """Where a checkpoint comes from, by name: run, git_sha, data_fingerprint, data_folder, groups. Without what is
+    unknown; of an ensemble only the groups."""
 
     @property
     def corruption_seed(self) -> int | None:
@@ -113,6 +114,7 @@ def _ensemble(path: Path, validation: Validation) -> Subject:
         folds=folds,
         tta=str(content.get("tta", "none")),
         sha256=sha256(path),
+        origin={"groups": content["groups"]} if content.get("groups") else {},
     )
 
 

@@ -24,6 +24,7 @@ from trainer.base import cores, loading, provenance
 from trainer.base.errors import ConfigError, StoppedError
 from trainer.base.figures import MAIN
 from trainer.base.files import check_folder, resume_file, write_text
+from trainer.base.names import GROUPED
 from trainer.base.plural import counted
 from trainer.config.compose import own_transforms
 from trainer.config.plain import to_dict, to_yaml
@@ -288,7 +289,9 @@ def _assemble(
         progress=progress,
         reporter=Reporter(run_dir, training.epochs, total, chosen, fabric.global_rank == 0),
         tracking=Tracking(to_dict(config), run_dir, active=fabric.global_rank == 0),
-        provenance=_origin(inputs, past, precision, device.evaluation_precision(training.precision, chosen)),
+        provenance=_origin(
+            inputs, past, precision, device.evaluation_precision(training.precision, chosen), config.data.group_column
+        ),
         files=resuming.digests(to_dict(config)) | (state.get("files", {}) if state is not None else {}),
         order=resuming.order_of(table),
         saved=Saved(time.monotonic()),
@@ -307,13 +310,15 @@ def _assemble(
     return run
 
 
-def _origin(inputs: Inputs, past: Past | None, precision: str, val_precision: str) -> dict[str, str]:
-    """Commit, data, data folder and number formats of the run. `+` joins those of several attempts if they differ."""
+def _origin(inputs: Inputs, past: Past | None, precision: str, val_precision: str, column: str) -> dict[str, str]:
+    """Commit, data, data folder, number formats of the run, and the `column` of its
+    groups if it has some. `+` joins those of several attempts if they differ."""
     now = {"git_sha": provenance.revision(), "data_fingerprint": inputs.fingerprint}
     before = past.state.get("provenance", {}) if past is not None else {}
     both = {key: resuming.joined(before.get(key), value) for key, value in now.items()}
     more = {"data_folder": str(inputs.root.resolve()), "precision": precision, "val_precision": val_precision}
-    return {**both, **more}
+    groups = {} if inputs.table.groups is None else {"groups": column}
+    return {**both, **more, **groups}
 
 
 def _record_changes(run: Run, past: Past) -> None:
@@ -385,9 +390,7 @@ def _introduce(run: Run, note: str, past: Past | None) -> None:
     if table.own_split:
         run.reporter.say(f"note: the validation images are the data folder's own: {table.own_split}")
     if table.groups is not None:
-        run.reporter.say(
-            "note: intervals are too narrow here: they assume independent images, but images of one group are similar"
-        )
+        run.reporter.say(f"note: intervals are too narrow here: {GROUPED}")
     doubtful = teachers.saw_validation(run.step.teachers, split.fingerprint)
     if doubtful:
         run.reporter.say(

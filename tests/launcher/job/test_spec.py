@@ -389,6 +389,16 @@ def test_what_a_machine_without_a_gpu_means_is_said_once() -> None:
     assert not any("longer" in line for line in remarks.before_start(job, expansion.expand(job, mac), mac))
 
 
+def test_a_time_limit_is_said_in_its_unit() -> None:
+    for text, said in (("timeout: 20", "20 s"), ("timeout: 8h", "8 h 0 min")):
+        parsed = document.parse(f"{text}\nmatrix: {{seed: [1]}}\n", "job.yaml")
+        job = spec.Job(spec._validate(parsed), parsed)
+        notes = remarks.before_start(job, expansion.expand(job, HERE), HERE)
+        assert [line for line in notes if line.startswith("timeout: each run is stopped after ")] == [
+            f"timeout: each run is stopped after {said}"
+        ]
+
+
 def test_variables_that_are_not_set_are_named() -> None:
     text = "env: [CITY, EMPTY]\nsecrets:\n  - MY_TOKEN\n  - WANDB_API_KEY\n"
     parsed = document.parse(text, "job.yaml")

@@ -22,6 +22,7 @@ from launcher.results import collect, leaderboard
 from tests.launcher.boards import add_run, images, predicted, scored_folds, scored_run, truth, write_predictions
 from tests.launcher.conftest import Lab
 from trainer.base.files import write_json
+from trainer.base.names import GROUPED
 
 SERVER = BUILT_IN["cuda-server"]
 
@@ -132,6 +133,24 @@ def test_the_champion_has_the_history_origin_and_data_folder_of_its_run(tmp_path
         kept = tmp_path / "champion" / "history.csv"
         assert (kept.read_text() if kept.is_symlink() else None) == (f"epoch,step\n1,{wrong}\n" if history else None)
     assert (tmp_path / "champion" / "history.csv").resolve().parent.name.startswith("model-")
+
+
+def test_with_groups_the_leaderboard_says_that_it_is_too_certain(tmp_path: Path) -> None:
+    for wrong, name in ((1, "001-a"), (30, "002-b")):
+        scored_run(tmp_path / "one", name, wrong=wrong)
+    assert "too certain" not in shown(collect.leaderboard_rows(tmp_path / "one"))
+    for name in ("001-a", "002-b"):
+        file = tmp_path / "one" / name / "metrics.json"
+        write_json(file, json.loads(file.read_text()) | {"groups": "patient"})
+    rows = collect.leaderboard_rows(tmp_path / "one")
+    assert rows[0]["groups"] == "patient"
+    text = " ".join(shown(rows).split())
+    assert "the first is significantly better than the others" in text
+    assert f"intervals are too narrow and differences too certain: {GROUPED}" in text
+    scored_folds(tmp_path / "two", "a", 1, [1, 2])
+    for file in (tmp_path / "two").glob("*/metrics.json"):
+        write_json(file, json.loads(file.read_text()) | {"groups": "patient"})
+    assert "too certain" in shown(collect.leaderboard_rows(tmp_path / "two"))
 
 
 def test_the_folds_of_a_configuration_are_one_row_of_their_pooled_predictions(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_columns_keep_their_names_and_their_order() -> None:
     assert ",".join(collect.columns()) == (
         "rank,run,kind,state,model,data,training,img_size,batch_size,seed,val_f1,val_accuracy,best_epoch,epochs,"
         "minutes,images_per_second,params,members,checkpoint,reason,val_f1_low,val_f1_high,val_f1_corrupted,score,"
-        "monitor,distinguishable,val_images,fold,voters"
+        "monitor,distinguishable,val_images,fold,voters,groups"
     )
 
 

@@ -257,3 +257,20 @@ def test_images_with_a_wrong_label_are_in_the_table(tmp_path: Path, capsys: pyte
         read_training(root, DataConfig())
     said = capsys.readouterr().out
     assert "not in train.csv" not in said and "case of letters" not in said
+
+
+def test_a_split_under_a_name_that_is_not_read_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tables, folders = write_documents(tmp_path / "tables"), write_classes(tmp_path / "folders")
+    (tables / "Dev.csv").write_text("ID,target\n")
+    for root in (tables, folders):
+        (root / "dev").mkdir()
+    read_training(tables, DataConfig())
+    assert "left out: Dev.csv, dev/, which nothing reads (the names of a val" in capsys.readouterr().out
+    read_training(folders, DataConfig())
+    assert "left out: dev/, which nothing reads" in capsys.readouterr().out
+    classes = tmp_path / "folders" / "train"
+    (classes / "dev").mkdir()
+    draw(1, 1).save(classes / "dev" / "0.png")
+    draw(1, 2).save(classes / "dev" / "1.png")
+    assert read_training(classes, DataConfig()).class_names == ["dev", "form", "letter"], "without train/ it is a class"
+    assert "nothing reads" not in capsys.readouterr().out

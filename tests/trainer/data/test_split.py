@@ -19,6 +19,7 @@ from launcher.job.data_folder import _why_no_data
 from launcher.record.reuse import DataDigests
 from tests.trainer.conftest import CLASSES, draw, write_documents
 from trainer.base.errors import DataError
+from trainer.base.names import GROUPED
 from trainer.cli.main import main
 from trainer.config.schema import DataConfig
 from trainer.data.rows import Table
@@ -364,6 +365,26 @@ def test_results_of_runs_are_no_class(tmp_path: Path, capsys: pytest.CaptureFixt
     draw(0, 0).save(tmp_path / "outputs" / "20261130-120000-resnet34" / "worst.png")
     assert read_training(tmp_path, DataConfig()).class_names == sorted(CLASSES)
     assert "note: left out: outputs/ with results of runs" in capsys.readouterr().out
+
+
+def test_with_groups_every_result_says_that_its_intervals_are_too_narrow(
+    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_documents(tmp_path / "data")
+    lines = (root / "train.csv").read_text().splitlines()
+    rows = [f"{line},g{number // 2}" for number, line in enumerate(lines[1:])]
+    (root / "train.csv").write_text("\n".join([f"{lines[0]},group", *rows]))
+    assert train(tmp_path / "run", "training.epochs=1", "training.batch_size=8", data=root) == 0
+    assert f"intervals are too narrow here: {GROUPED}" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["groups"] == "group"
+    model, data = str(tmp_path / "run" / "best.ckpt"), ["--data", str(root)]
+    assert main(["ensemble", "--checkpoints", model, "--output", "vote"]) == 0
+    assert f"intervals are too narrow here: {GROUPED}" in capsys.readouterr().out
+    for path in (model, "vote/ensemble.json"):
+        assert main(["analyze", "--checkpoint", path, *data]) == 0
+        assert f"The intervals are too narrow: {GROUPED}" in Path("analysis_results/report.html").read_text()
+    assert main(["export", "--checkpoint", model, "--to", "safetensors", "--images", "1", *data]) == 0
+    assert f"They are too narrow: {GROUPED}." in Path("export/safetensors/README.md").read_text()
 
 
 def test_predictions_and_ensembles_agree_on_an_own_split(train: Callable[..., int], tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_names_of_classes_are_text_in_the_card(plain: Path, tmp_path: Path) -> N
 
 
 def test_the_card_says_what_a_checkpoint_lacks(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bare = replace(checkpoint.load(plain), metrics={}, validation={}, calibration={})
+    bare = replace(checkpoint.load(plain), metrics={}, validation={}, calibration={}, provenance={})
     checkpoint.save(tmp_path / "bare.ckpt", bare)
     assert main(["export", "checkpoint=bare.ckpt", "to=safetensors", "images=5"]) == 0
     assert "checked on 5 drawn pages, not real ones (no data folder)" in capsys.readouterr().out
