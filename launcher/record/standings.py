@@ -103,7 +103,7 @@ def pooled(folds: Sequence[Result]) -> tuple[Figures, str]:
         return {}, why_not
     from launcher.record import predictions
 
-    known = {key: folds[0].figures[key] for key in ("monitor", "groups") if key in folds[0].figures}
+    known: Figures = {key: folds[0].figures[key] for key in ("monitor", "groups") if key in folds[0].figures}
     return {**known, **predictions.scores(joint)}, ""
 
 
