@@ -29,6 +29,9 @@ FDS = "LAUNCHER_GPU_FDS"
 """Environment variable: descriptors of the GPU locks that the process inherits and passes on."""
 DEVICES = "LAUNCHER_DEVICES"
 """Environment variable: the devices that a supervisor has chosen, each with its name for CUDA: `0=GPU-…,1=GPU-…`."""
+START = "LAUNCHER_START"
+"""Environment variable: the time of the `starting` event that a process belongs to. An attempt that was stopped before
+its trainer was started is announced again under its number, and what is left of the first start must not execute it."""
 ENTRY = (sys.executable, "-m", "trainer")
 
 
@@ -166,7 +169,7 @@ def resolve(command: Sequence[str], runs_root: Path) -> list[str]:
 def environment(run_dir: Path, request: RunRequest, visible: Sequence[str], secrets: Path | None) -> dict[str, str]:
     """This process's variables plus the contract's, without the values of the secrets. `visible`: the names of the
     devices for CUDA."""
-    drop = {FDS, DEVICES, orphans.VARIABLE, *request.secrets}
+    drop = {FDS, DEVICES, START, orphans.VARIABLE, *request.secrets}
     settings = {key: value for key, value in os.environ.items() if key not in drop}
     settings["RUN_DIR"] = str(run_dir)
     settings["CACHE_DIR"] = str(cache_dir(run_dir.parent.parent))

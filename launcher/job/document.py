@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import difflib
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,7 +87,8 @@ def parse_bytes(content: bytes, name: str) -> Document:
         return parse(content.decode("utf-8-sig"), name)
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        how = f"save it as UTF-8, or run: iconv -f cp949 -t utf8 {name} > NEW"
+        encoding = "utf16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "cp949"
+        how = f"save it as UTF-8, or run: iconv -f {encoding} -t utf8 {shlex.quote(name)} > NEW"
         raise JobError(f"{name}:{line}: not text in UTF-8; {how}") from None
 
 

@@ -105,6 +105,8 @@ def find_submission(runs_root: Path, name: str | None = None) -> Path:
 
     Raises UnknownNameError, which names the most similar one, and RunError if this user may not read its records.
     """
+    if name == "":  # an unset variable of a script: not the latest one, and not every name
+        raise UnknownNameError("the name of the submission is empty; for the latest one, leave it out")
     submission = _named(runs_root, name)
     folders.refuse_unreadable(submission)
     return submission

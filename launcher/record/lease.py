@@ -344,13 +344,13 @@ def is_recent(path: Path, seconds: float) -> bool:
 _AGAIN = 60.0
 """Seconds after which a file system is asked for its time again."""
 _times: dict[int, tuple[float, float]] = {}
-"""File system → a moment by the monotonic clock, and the file system's time then."""
+"""File system → a moment by `_now`, and the file system's time then."""
 
 
 def _time_at(folder: Path, device: int) -> float:
     """The time of the folder's file system; that of this host if this user may not write there."""
     moment, there = _times.get(device, (-_AGAIN, 0.0))
-    if time.monotonic() - moment >= _AGAIN:
+    if _now() - moment >= _AGAIN:
         name = f".time.{uuid.uuid4().hex}"
         try:
             with folders.opened(folder) as place:
@@ -361,13 +361,13 @@ def _time_at(folder: Path, device: int) -> float:
                     os.unlink(name, dir_fd=place.descriptor)
                     os.write(descriptor, b"0")
                     os.fsync(descriptor)
-                    moment, there = time.monotonic(), os.fstat(descriptor).st_mtime
+                    moment, there = _now(), os.fstat(descriptor).st_mtime
                 finally:
                     os.close(descriptor)
         except OSError:
             return time.time()
         _times[device] = moment, there
-    return there + time.monotonic() - moment
+    return there + _now() - moment
 
 
 def boot_id() -> str:

@@ -17,6 +17,8 @@ from launcher.record.states import ENDED
 
 LATEST = 20
 """So many of the other submissions are looked at if they are in an engine's queue, which takes longest to know."""
+MOST_RUNS = 300
+"""So many of their runs are looked at, the last of each submission first: they start last."""
 
 
 def note(submission: Path, command: str) -> str:
@@ -32,7 +34,7 @@ def note(submission: Path, command: str) -> str:
 
 def going_on(submission: Path) -> list[str]:
     """This user's other submissions in the same runs folder whose runs are in progress, or that a launcher or an
-    engine's queue is running; the latest first."""
+    engine's queue is running, as far as `MOST_RUNS` show; the latest first."""
     runs_root = submission.resolve().parent
     others = [path for path in list_submissions(runs_root)[::-1] if path.name != submission.name and _is_mine(path)]
     if not others:
@@ -43,8 +45,13 @@ def going_on(submission: Path) -> list[str]:
     with suppress(OSError):  # of the folder of the locks
         in_progress = {share.submission for share in shares.in_progress()}
     names = []
+    runs_left = MOST_RUNS
     for number, path in enumerate(others):
-        if str(path) in in_progress or lease.is_driven(path) or (number < LATEST and _is_in_queue(path)):
+        goes_on = str(path) in in_progress or lease.is_driven(path)
+        if not goes_on and number < LATEST and runs_left:
+            goes_on, looked_at = _is_in_queue(path, runs_left)
+            runs_left -= looked_at
+        if goes_on:
             names.append(path.name)
     return names
 
@@ -55,12 +62,15 @@ def _is_mine(submission: Path) -> bool:
     return False
 
 
-def _is_in_queue(submission: Path) -> bool:
-    """Whether an engine's queue has jobs of the submission. The engine is asked only if runs are left."""
+def _is_in_queue(submission: Path, most: int) -> tuple[bool, int]:
+    """Whether an engine's queue has jobs of the submission, and how many runs were looked at, at most `most`. The
+    engine is asked only if one of these runs has not ended."""
+    number = 0
     with suppress(RunError, OSError):
         queue = registry.queue_of(submission)
         if queue is not None:
             with Records(submission) as records:
-                is_left = any(records.look(run_dir.name).state not in ENDED for run_dir in records.run_dirs())
-            return is_left and queue.drives(submission)
-    return False
+                for number, run_dir in enumerate(records.run_dirs()[: -most - 1 : -1], start=1):
+                    if records.look(run_dir.name).state not in ENDED:
+                        return queue.drives(submission), number
+    return False, number

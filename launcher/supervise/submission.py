@@ -86,9 +86,10 @@ def _create(
 ) -> Path:  # fmt: skip
     """See `create`. The submission is created in `building`."""
     section = job.section(choice.engine.name)
-    follows = find_submission(runs_root, job.spec.follows).name if job.spec.follows else None
-    name = _reserve(runs_root, f"{job.spec.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    name = ""
     try:
+        follows = find_submission(runs_root, job.spec.follows).name if job.spec.follows else None
+        name = _reserve(runs_root, f"{job.spec.name}-{time.strftime('%Y%m%d-%H%M%S')}")
         requests = [_named(run, name) for run in completed]
         (building / "job.yaml").write_bytes(job.source)
         write_json(
@@ -126,8 +127,9 @@ def _create(
         raise RunError(f"{runs_root}: the submission cannot be written: {error.strerror}") from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            (runs_root / name).rmdir()  # the reservation, if the submission was not moved over it
+        if name:
+            with contextlib.suppress(OSError):
+                (runs_root / name).rmdir()  # the reservation, if the submission was not moved over it
     return runs_root / name
 
 

@@ -18,7 +18,7 @@ from launcher.engines.base import Choice, SupervisedEngine, Want
 from launcher.engines.native import execute
 from launcher.engines.orphans import Executor
 from launcher.engines.outcome import GRACE
-from launcher.engines.process import DEVICES, FDS
+from launcher.engines.process import DEVICES, FDS, START
 from launcher.host import checks, gpu_locks, processes
 from launcher.host.gpu_locks import GpuLock
 from launcher.host.machine import Machine
@@ -78,13 +78,14 @@ class NativeEngine(SupervisedEngine):
         descriptors = [one.descriptor for one in held]
         names = gpu_locks.visible(devices, [one.gpu for one in held])
         chosen = [f"{device}={name}" for device, name in zip(devices, names, strict=True)]
+        start = repr(read_status(run_dir).time)
         with trainer_files.append_log(run_dir) as log:
             self._children[run_dir] = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, FDS: ",".join(map(str, descriptors)), DEVICES: ",".join(chosen)},
+                env={**os.environ, FDS: ",".join(map(str, descriptors)), DEVICES: ",".join(chosen), START: start},
                 pass_fds=descriptors,
                 start_new_session=True,
             )

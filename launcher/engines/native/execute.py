@@ -13,12 +13,12 @@ from pathlib import Path
 from launcher.base.errors import RunError
 from launcher.engines import orphans, registry, shares
 from launcher.engines.outcome import EXIT_TAKEN, GRACE, Overseer, StopSignals
-from launcher.engines.process import DEVICES, run_trainer
+from launcher.engines.process import DEVICES, START, run_trainer
 from launcher.host import gpu_locks
 from launcher.host.machine import select
 from launcher.record import retry
 from launcher.record.folders import clear_stop, refuse_foreign, stop_requested
-from launcher.record.journal import append_event, read_events, read_status
+from launcher.record.journal import Status, append_event, read_events, read_status
 from launcher.record.request import RunRequest, read_request
 from launcher.record.states import ENDED
 from trainer.base.errors import EXIT_STOPPED
@@ -67,8 +67,8 @@ def execute(run_dir: Path, attempt: int | None = None, grace: float = GRACE) -> 
         held: list[gpu_locks.GpuLock] = []
         if attempt is None:
             chosen, held = _by_hand(run_dir, request)
-        elif (status.state, status.attempt) != ("starting", attempt):
-            raise RunError(f"{run_dir.name}: attempt {attempt} was withdrawn: the run is {status.state}")
+        elif not _is_announced(status, attempt):
+            raise RunError(f"{run_dir.name}: this start of attempt {attempt} was withdrawn: the run is {status.state}")
         else:
             chosen = dict(word.split("=", 1) for word in os.environ.get(DEVICES, "").split(",") if "=" in word)
         try:
@@ -83,13 +83,19 @@ def execute(run_dir: Path, attempt: int | None = None, grace: float = GRACE) -> 
                 one.close()
 
 
+def _is_announced(status: Status, attempt: int) -> bool:
+    """Whether the run waits for the process that executes this start of the attempt."""
+    started = os.environ.get(START, repr(status.time))
+    return (status.state, status.attempt, repr(status.time)) == ("starting", attempt, started)
+
+
 def _not_executed(run_dir: Path, attempt: int | None, stopped: bool) -> int:
     """Record that another process holds the run's lock. The run goes back to the queue, and that counts as no attempt.
     Returns the exit code. Raises RunError for an attempt by hand."""
     holder = orphans.holder(run_dir)
     if attempt is None:
         raise RunError(f"{run_dir.name}: is being executed already by {holder}; see: launcher logs {run_dir} -f")
-    if (read_status(run_dir).state, read_status(run_dir).attempt) == ("starting", attempt):
+    if _is_announced(read_status(run_dir), attempt):
         if stopped:
             append_event(run_dir, "cancelled", attempt, "stopped before it started", engine=NAME)
             clear_stop(run_dir)

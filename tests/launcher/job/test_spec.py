@@ -277,11 +277,18 @@ def test_words_alone_make_a_matrix() -> None:
     [
         (lambda path: None, "no such file"),
         (lambda path: path.mkdir(), "is a folder"),
-        (lambda path: path.write_bytes(b"\xff\xfe\x00"), "not text in UTF-8; save it as UTF-8, or run: iconv"),
+        (
+            lambda path: path.write_bytes(b"\xff\xfen\x00"),
+            "save it as UTF-8, or run: iconv -f utf16 -t utf8 '.*/my job.yaml' >",
+        ),
+        (
+            lambda path: path.write_bytes("# 한".encode("cp949")),
+            "or run: iconv -f cp949 -t utf8 '.*/my job.yaml' > NEW",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_read_is_one_clear_error(tmp_path: Path, make, said: str) -> None:  # type: ignore[no-untyped-def]
-    path = tmp_path / "job.yaml"
+    path = tmp_path / "my job.yaml"
     make(path)
     with pytest.raises(JobError, match=said):
         spec.load(path)

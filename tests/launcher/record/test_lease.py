@@ -225,6 +225,17 @@ def test_a_wrong_clock_of_this_host_makes_no_holder_look_dead(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([lease.FILE, folders.STATE, run_dir.name])
 
 
+def test_a_host_that_was_suspended_knows_the_file_systems_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The monotonic clock stands still meanwhile, and a heartbeat that came since is not from the future."""
+    monkeypatch.setattr(lease, "_times", {})
+    written(tmp_path)
+    assert lease.is_recent(tmp_path / lease.FILE, 30)
+    now = lease._now
+    monkeypatch.setattr(lease, "_now", lambda: now() + 50)
+    os.utime(tmp_path / lease.FILE, (time.time() + 50,) * 2)
+    assert lease.is_recent(tmp_path / lease.FILE, 30)
+
+
 def test_a_person_can_take_over_from_a_host_that_is_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "EXPIRY", 1e9)
     written(tmp_path)

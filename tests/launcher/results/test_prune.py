@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from launcher.base.errors import RunError
 from launcher.engines import registry
 from launcher.engines.base import Choice
 from launcher.engines.docker import leftovers
@@ -94,6 +96,22 @@ def test_prune_goes_on_past_runs_that_it_may_not_look_at(tmp_path: Path, monkeyp
         assert [waste.what for waste in leftovers.leftovers(client, remarks)] == ["container over"]  # type: ignore[arg-type]
         assert settled == expected
         assert len(remarks) == 2 and "container closed stays" in remarks[0] and "docker rm -f away" in remarks[1]
+
+
+@pytest.mark.parametrize("failing", ["_reserve", "find_submission"])
+def test_a_submission_that_cannot_be_created_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def fail(*given: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "x"))
+
+    job = spec.from_overrides(["seed=1"], ["follows=other"])
+    monkeypatch.setattr(submission, "find_submission", lambda *given: tmp_path / "other")
+    monkeypatch.setattr(submission, failing, fail)
+    chosen = Choice(registry.engine("native"), Machine("host", 4, 2**33), "")
+    with pytest.raises(RunError, match="the submission cannot be written: No space left on device"):
+        submission.create(job, [], {}, tmp_path, None, chosen)
+    assert [path.name for path in tmp_path.iterdir()] == [".state"]
 
 
 def test_an_empty_folder_that_a_killed_submit_reserved_goes(lab: Lab) -> None:

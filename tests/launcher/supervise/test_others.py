@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from launcher.record.find import list_submissions
-from launcher.record.journal import create_run
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from launcher.base.errors import UnknownNameError
+from launcher.engines import registry
+from launcher.record.find import find_submission, list_submissions
+from launcher.record.journal import append_event, create_run
+from launcher.record.records import Records
 from launcher.record.request import RunRequest
+from launcher.supervise import others
 from tests.launcher.conftest import Lab, seeds, wait_for
 from trainer.base.files import write_json
 
@@ -35,3 +45,29 @@ def test_another_submission_that_runs_is_named(lab: Lab) -> None:
     assert f"{expected}follow it: launcher attach {one} --runs runs" in said, said
     assert lab.launcher("stop", one).returncode == 0
     assert "another submission" not in lab.launcher("status").stdout
+
+
+def test_few_records_of_other_submissions_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many runs the submissions of an engine's queue have."""
+    for number in range(4):
+        for name in ("001-x", "002-x", "003-x"):
+            create_run(tmp_path / f"job{number}" / name, RunRequest(name, 1, "train", ["train"]))
+            if (number, name) != (2, "003-x"):
+                append_event(tmp_path / f"job{number}" / name, "cancelled")
+        write_json(tmp_path / f"job{number}" / "submission.json", {"runs": ["001-x", "002-x", "003-x"], "steps": []})
+        time.sleep(0.01)
+    monkeypatch.setattr(registry, "queue_of", lambda path: SimpleNamespace(drives=lambda path: True))
+    monkeypatch.setattr(others, "MOST_RUNS", 3)
+    looked_at: list[str] = []
+    look = Records.look
+    monkeypatch.setattr(Records, "look", lambda self, name: looked_at.append(name) or look(self, name))
+    assert others.going_on(tmp_path / "job3") == ["job2"] and looked_at == ["003-x", "003-x", "002-x"]
+
+
+def test_an_empty_name_is_not_the_latest_submission(tmp_path: Path) -> None:
+    """It is an unset variable of a script, and `stop` would end what nobody named."""
+    create_run(tmp_path / "job" / "001-x", RunRequest("001-x", 1, "train", ["train"]))
+    write_json(tmp_path / "job" / "submission.json", {"runs": ["001-x"], "steps": []})
+    assert find_submission(tmp_path) == tmp_path / "job"
+    with pytest.raises(UnknownNameError, match="name of the submission is empty"):
+        find_submission(tmp_path, "")
