@@ -362,7 +362,7 @@ def test_exec_executes_one_run_by_hand(lab: Lab) -> None:
     assert "--- attempt 1" in log and "--- attempt 2" in log
     done = lab.launcher("exec", str(run_dir))
     assert done.returncode == 1 and "succeeded" in done.stderr and len(lab.journal("begin")) == 2
-    assert lab.launcher("exec", str(lab.root)).returncode == 1
+    assert lab.launcher("exec", str(lab.root)).returncode == 64, "no run has this name"
 
 
 def test_exec_of_a_run_under_way_is_refused(lab: Lab) -> None:
