@@ -17,6 +17,7 @@ import pytest
 from tests.trainer.conftest import TINY
 from trainer.base import errors, files
 from trainer.cli.main import main
+from trainer.images import examined
 
 
 def trainer(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -110,6 +111,7 @@ def test_a_tilde_that_no_shell_has_replaced_is_the_home(
     documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In .env and after `--output=` it is still there. A folder named ~ would be easy to delete with all others."""
+    monkeypatch.setattr(examined, "_known", {})  # other tests have read these documents
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / ".env").write_text("RUN_DIR=~/run\nCACHE_DIR=~/cache\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,13 @@ def test_the_command_writes_a_table_and_a_gallery(
         tmp_path / "p.npz", ids=ids, targets=targets, class_names=names, probabilities=np.roll(probabilities, 5, axis=0)
     )
     assert main(["label-errors", "--predictions", "p.npz"]) == 0
-    assert "note: the model is right about" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "note: the model is right about" in said and "no data folder, so label_errors.png has no pictures" in said
+    (tmp_path / "empty").mkdir()
+    assert main(["label-errors", "--predictions", "p.npz", "--data", "empty"]) == 0
+    assert re.search(
+        r"note: (\d+) of \1 pictures are not in label_errors.png: not found in empty", capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(
