@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from types import FrameType
 
 from trainer.base.brief import in_brief
@@ -57,6 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         if isinstance(error, OSError) and error.filename is not None:
             _end(f"error: {os_error(error)}", EXIT_FAILED)
+        if isinstance(error, FileNotFoundError) and not _has_working_directory():
+            _end("error: the working directory was deleted; change to a folder that exists: cd", EXIT_FAILED)
         words = in_brief(str(error), 500) or "no message"
         name = "" if isinstance(error, OSError) else f"unexpected {type(error).__name__}: "
         _end(f"error: {name}{words}\nset LAUNCHER_DEBUG=1 to see the traceback", EXIT_FAILED)
@@ -64,6 +67,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+def _has_working_directory() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _end(message: str, code: int) -> None:

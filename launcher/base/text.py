@@ -49,6 +49,14 @@ def one_line(text: str, most: int = 500) -> str:
     return in_brief(printable(text[: 4 * most]), most)
 
 
+def relative(path: Path) -> str:
+    """The path relative to the working directory; absolute if somebody has deleted that."""
+    try:
+        return os.path.relpath(path)
+    except FileNotFoundError:
+        return str(path)
+
+
 def wrapped(line: str, indent: str = "  ", width: int = WIDTH) -> str:
     """A long line as several, which begin with `indent` from the second on. It is broken at its semicolons as far as
     that is enough, so that most commands in it stay whole.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
 
+from launcher.base.text import relative
 from launcher.cli import completion
 from launcher.cli.options import json_option, print_json, print_table, runs_option
 from launcher.remote.host_option import on_host
@@ -34,4 +34,4 @@ def collect_command(name: str | None, champion: Path | None, replace: bool, as_j
         print_json({"submission": directory.name, "rows": rows, "champion": line})
         return
     print_table(leaderboard.render(rows))
-    click.echo(f"{os.path.relpath(directory / 'leaderboard.csv')}\n{line}")
+    click.echo(f"{relative(directory / 'leaderboard.csv')}\n{line}")

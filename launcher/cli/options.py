@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from launcher.base.errors import RefusedError
-from launcher.base.text import PlainWriter, printable, wrapped
+from launcher.base.text import PlainWriter, printable, relative, wrapped
 from launcher.cli import completion
 from launcher.engines import registry
 from trainer.base.errors import EXIT_USAGE
@@ -199,4 +199,4 @@ class _Styled:
 
 def shown(path: Path) -> str:
     """The path relative to the working directory, quoted for a shell."""
-    return shlex.quote(os.path.relpath(path))
+    return shlex.quote(relative(path))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.base.text import relative
 from launcher.record import folders, standings, trainer_figures, trainer_files
 from launcher.record.journal import Status
 from launcher.record.records import Records
@@ -268,4 +268,4 @@ def places(submission: Path) -> list[tuple[str, str]]:
                 labelled += [(request.kind, path) for path in products]
     best = submission.parent / "champion" / "best_model.ckpt"
     labelled += [("champion", best)] if best.exists() else []
-    return [(what, os.path.relpath(path)) for what, path in labelled]
+    return [(what, relative(path)) for what, path in labelled]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 from launcher.base.errors import RefusedError
+from launcher.base.text import relative
 from launcher.record import folders
 from trainer.base.errors import EXIT_FAILED
 
@@ -61,7 +63,7 @@ def detach(
                 why = lines.removeprefix("error: ") or f"exit code {child.returncode}"
                 raise RefusedError(
                     f"{submission.name}: nothing was started: {why}\nthe submission exists; continue with: "
-                    f"launcher resume {submission.name} --runs {os.path.relpath(submission.parent)}",
+                    f"launcher resume {submission.name} --runs {shlex.quote(relative(submission.parent))}",
                     child.returncode if child.returncode > 0 else EXIT_FAILED,
                 )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from launcher.base.errors import RunError
 from launcher.base.sizes import listed
+from launcher.base.text import relative
 from launcher.engines import registry
 from launcher.record import lease
 from launcher.record.find import list_submissions
@@ -28,7 +29,7 @@ def note(submission: Path, command: str) -> str:
     if not names:
         return ""
     several = f"{len(names)} other submissions are" if len(names) > 1 else "another submission is"
-    at = f"{names[0]} --runs {shlex.quote(os.path.relpath(submission.resolve().parent))}"
+    at = f"{names[0]} --runs {shlex.quote(relative(submission.resolve().parent))}"
     return f"note: {several} running: {listed(names, 3)}; {command} {at}"
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launcher.base.errors import RunError
+from launcher.base.text import relative
 from launcher.engines import process, registry
 from launcher.engines.base import Choice, Collect, Say, UnofferedError, Want
 from launcher.engines.docker import containers, data_links
@@ -59,7 +59,7 @@ class SlurmEngine(Jobs):
         try:
             return advance.advance(self, directory, say, prepare, take_over)
         except SlurmError as error:
-            resume = f"launcher resume {directory.name} --runs {shlex.quote(os.path.relpath(directory.parent))}"
+            resume = f"launcher resume {directory.name} --runs {shlex.quote(relative(directory.parent))}"
             raise SlurmError(
                 f"{error}\nruns that Slurm has not accepted stay queued; continue with: {resume}"
             ) from None

@@ -12,7 +12,7 @@ import pytest
 
 from launcher.record.journal import create_run
 from launcher.record.request import RunRequest
-from tests.launcher.conftest import Lab, seeds
+from tests.launcher.conftest import Lab, seeds, wait_for
 from trainer.base.files import write_json
 
 
@@ -119,3 +119,31 @@ except data_folder.DataFolderError as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     (tmp_path / "closed").chmod(0o700)
     assert "closed/data: the data folder (--data) cannot be read (Permission denied: closed/data); " in done.stdout
+
+
+def test_a_working_directory_that_was_deleted_takes_nothing_away(lab: Lab) -> None:
+    """A long `submit` still ends with its results and its code."""
+    gone, gate = lab.root / "gone", lab.root / "gate"
+    lab.plan = {"*": {"until": str(gate)}}
+    lab.job(seeds(1))
+    (lab.root / "machine.yaml").write_text("{gpus: 0, cpus: 16, memory: 64g}")
+    for words, code, expected in (
+        ("submit ../job.yaml --machine ../machine.yaml --data ../data", 0, f"leaderboard: {lab.runs}/job-"),
+        (
+            f"submit model=resnet34 --data {lab.root}/data",
+            1,
+            "error: the working directory was deleted; change to a folder that exists: cd\n",
+        ),
+    ):
+        gone.mkdir()
+        arguments = {**lab.arguments(), "cwd": gone, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        waiting = "" if code == 0 else "while [ -d ../gone ]; do sleep 0.02; done; "
+        command = [*"sh -c".split(), f"{waiting}exec {sys.executable} -m launcher {words}"]
+        process = subprocess.Popen(command, **arguments)
+        lab.processes.append(process)
+        if code == 0:
+            wait_for(lambda: lab.journal("begin"), "a run")
+        gone.rmdir()
+        gate.touch()
+        said = process.communicate(timeout=60)[0]
+        assert process.returncode == code and expected in said, said
