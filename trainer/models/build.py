@@ -112,9 +112,10 @@ has the same error at every pixel."""
 
 
 def _convolution(self: nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
-    """The convolution, outside autocast unless it trains."""
+    """The convolution, outside autocast unless it trains: in training mode (also without gradients: the first pass of a
+    block whose gradients are checkpointed), or in another mode with gradients."""
     convolve, kind = type(self).forward, images.device.type
-    if self.training or not torch.is_autocast_enabled(kind):
+    if self.training or torch.is_grad_enabled() or not torch.is_autocast_enabled(kind):
         return convolve(self, images)
     with torch.autocast(kind, enabled=False):
         return convolve(self, images.float())

@@ -131,16 +131,16 @@ def test_convolutions_that_read_few_channels_are_in_float32_where_nothing_is_tra
             module.register_forward_hook(lambda _, __, out, name=name: seen.__setitem__(name, out.dtype))
     white = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
     values = white.float().sub(net.mean).div(net.std)
-    for training in (False, True):
+    for training, gradients in ((False, False), (True, True), (True, False), (False, True)):
         net.train(training)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(gradients):
             net(white.repeat(2, 1, 1, 1))
         few = {seen[name] for name, channels in by_channels.items() if channels <= build.FEW_CHANNELS}
         others = {seen[name] for name, channels in by_channels.items() if channels > build.FEW_CHANNELS}
-        assert (few, others) == ({torch.bfloat16 if training else torch.float32}, {torch.bfloat16})
+        assert (few, others) == ({torch.bfloat16 if training or gradients else torch.float32}, {torch.bfloat16})
     for module in first:
         module.eval()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
             mixed = module(values)
         assert torch.equal(mixed, module(values))
     assert not torch.equal(first[0](values), first[1](values)), "a copy computes with its own weights"
