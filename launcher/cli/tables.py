@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import click
 
 from launcher.base.sizes import GIB, show_duration
-from launcher.base.text import wrapped
 from launcher.host.machine import Machine
 from launcher.job.expansion import Planned
 from launcher.memory import compatibility
@@ -101,7 +100,7 @@ class Announcer:
         if status.reason:
             words.append(status.reason)
         line = "  ".join(words)
-        click.echo(wrapped(line, " " * 10) if state == "note" else line)
+        click.echo(line)  # an event is one line, which programs can read
 
 
 def _clock(moment: float) -> str:
