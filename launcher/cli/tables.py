@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from launcher.base.sizes import GIB, show_duration
+from launcher.base.text import wrapped
 from launcher.host.machine import Machine
 from launcher.job.expansion import Planned
 from launcher.memory import compatibility
@@ -100,7 +102,8 @@ class Announcer:
         if status.reason:
             words.append(status.reason)
         line = "  ".join(words)
-        click.echo(line)  # an event is one line, which programs can read
+        # In a file or pipe an event is one line, which programs can read.
+        click.echo(wrapped(line, " " * 10) if state == "note" and sys.stdout.isatty() else line)
 
 
 def _clock(moment: float) -> str:
