@@ -25,6 +25,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of two tests at once would wait for each other
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a thread that waits for another leaves the core to other tests
 GROUPS = {
     "tests/launcher/engines/docker/test_podman.py": "podman",
     "tests/launcher/engines/docker/": "docker",

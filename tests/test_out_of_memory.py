@@ -30,7 +30,8 @@ WORDS += ["training.epochs=2", "training.num_workers=1", "training.drop_last=fal
 
 
 def submit(folder: Path, name: str, **more: str) -> Path:
-    words = ["submit", *WORDS, "--engine", "native", f"--set=name={name}", "--fresh", "--runs", str(folder / "runs")]
+    words = ["submit", *WORDS, "--engine", "native", f"--set=name={name}", "--set=resources.cpus=1", "--fresh"]
+    words += ["--runs", str(folder / "runs")]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "DATA_DIR": str(folder / "data"), **more}
     done = warm.launch(words, REPOSITORY, environment)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -154,11 +154,11 @@ def test_real_scans_get_the_class_of_predict_by_the_lines_of_the_card(
     assert len(set(predicted.argmax(1))) > 3, "what is the same for all pages would prove nothing"
 
     # The last layer makes much of every rounding. Float32 where few numbers are summed takes away most of it.
-    means = []
+    means, few = [], Table(ids[::4], paths[::4], [], names, names)
     for channels in (0, build.FEW_CHANNELS):
         monkeypatch.setattr(build, "FEW_CHANNELS", channels)
         in_bf16 = inference.Options("cpu", "bf16")
-        rounded = inference.probabilities([checkpoint.load(tmp_path / "best.ckpt")], table, in_bf16)[0].numpy()
-        means.append(float(np.abs(rounded - predicted).max(1).mean()))
+        rounded = inference.probabilities([checkpoint.load(tmp_path / "best.ckpt")], few, in_bf16)[0].numpy()
+        means.append(float(np.abs(rounded - predicted[::4]).max(1).mean()))
     print(f"bf16: mean difference {means[1]:.3f}, as autocast does it {means[0]:.3f}")
     assert 0 < means[1] < 0.7 * means[0]

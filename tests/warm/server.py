@@ -6,6 +6,7 @@ A request is one message: the words, folder and environment as JSON, and the thr
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import io
@@ -17,9 +18,10 @@ import select
 import signal
 import socket
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from trainer.cli.imports import heavy
 
@@ -102,60 +104,93 @@ def become(request: dict[str, Any], streams: list[int], package: str) -> None:
         exec(Path(patch).read_text(), {})
 
 
-def keep(peer: socket.socket, package: str) -> None:
-    """Start the fork and stay beside it: pass signals on, and answer with its status. Returns in the fork."""
+def asked(peer: socket.socket, package: str) -> tuple[dict[str, Any], list[int]] | None:
+    """The request of `peer` and its three streams; None, and its answer, if a fork would not be what a start gives."""
     message, streams, _, _ = socket.recv_fds(peer, 2**20, 3)
-    if not message:
-        os._exit(0)
-    request = json.loads(message)
-    differ = {name for name, _ in read_on_import(request["environment"]).items() ^ AT_START.items()}
-    if differ or not would_start(request, package).samefile(REPOSITORY):
+    if message:
+        request = json.loads(message)
+        differ = {name for name, _ in read_on_import(request["environment"]).items() ^ AT_START.items()}
+        with suppress(OSError):
+            if not differ and would_start(request, package).samefile(REPOSITORY):
+                return request, streams
         print(f"tests/warm: started cold, for {differ or would_start(request, package)}", file=sys.stderr)
         peer.send(b"refused")
-        os._exit(0)
-    pid = os.fork()
-    if pid == 0:
-        peer.close()
-        return become(request, streams, package)
     for stream in streams:
-        os.close(stream)  # or whoever reads what the trainer prints would never see its end
-    ended = os.pidfd_open(pid)
-    peer.send(b"begun")
-    while ended not in select.select([peer, ended], [], [])[0]:
-        number = int(peer.recv(10) or 0)
-        with suppress(ProcessLookupError):
-            if number:
-                os.kill(pid, number)
-            else:  # the stand-in was killed: so is the fork, with all that it has started
-                os.kill(pid, signal.SIGKILL)
-                os.killpg(pid, signal.SIGKILL)
-                break
-    status = os.waitpid(pid, 0)[1]
-    with suppress(OSError):
-        peer.send(str(status).encode())
-    os._exit(0)
+        os.close(stream)
+    return None
+
+
+def pass_on(peer: socket.socket, pid: int) -> bool:
+    """Give the fork the signal that `peer` names. Returns false if the stand-in was killed: so is the fork, with all
+    that it has started."""
+    number = int(peer.recv(10) or 0)
+    with suppress(ProcessLookupError):
+        if number:
+            os.kill(pid, number)
+        else:
+            os.kill(pid, signal.SIGKILL)
+            os.killpg(pid, signal.SIGKILL)
+    return number != 0
 
 
 def serve(listener: socket.socket, package: str) -> None:
-    """Returns in each fork."""
+    """Returns in each fork. One process keeps all: a second fork for each request would copy its table of pages again."""
     loaded = False
+    forks: dict[int, tuple[socket.socket, int]] = {}  # by descriptor of the process
     while True:
-        if 0 in select.select([listener, 0], [], [])[0]:
+        waits = [peer for peer, _ in forks.values() if peer.fileno() >= 0]
+        ready = select.select([listener, 0, *forks, *waits], [], [])[0]
+        if 0 in ready:
             sys.exit()
+        for ended, (peer, pid) in list(forks.items()):
+            if ended in ready:
+                status = os.waitpid(pid, 0)[1]
+                with suppress(OSError):
+                    peer.send(str(status).encode())
+                peer.close()
+                os.close(ended)
+                del forks[ended]
+            elif peer in ready and not pass_on(peer, pid):
+                peer.close()
+        if listener not in ready:
+            continue
         peer, _ = listener.accept()
         if not loaded:  # not before somebody asks
             load(package)
             loaded = True
-        with suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass  # the keepers that have ended
-        if os.fork() == 0:
-            listener.close()
-            return keep(peer, package)
-        peer.close()
+        if (request := asked(peer, package)) is None:
+            peer.close()
+            continue
+        pid = os.fork()
+        if pid == 0:
+            for each in (listener, peer, *waits):
+                each.close()
+            for ended in forks:
+                os.close(ended)
+            return become(*request, package)
+        for stream in request[1]:
+            os.close(stream)  # or whoever reads what the trainer prints would never see its end
+        forks[os.pidfd_open(pid)] = peer, pid
+        peer.send(b"begun")
+
+
+def finish(code: Any) -> NoReturn:
+    """End the fork as Python ends a process, but without freeing each object, which would copy every page of memory."""
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 if __name__ == "__main__":
     package = sys.argv[2]
     serve(socket.socket(fileno=int(sys.argv[1])), package)
-    runpy.run_module(package, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(package, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        finish(end.code)
+    finish(None)
