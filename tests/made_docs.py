@@ -1,4 +1,4 @@
-"""`python -m tests.made_docs`: write the parts of docs/ that are made from the code (`make docs`)."""
+"""`python -m tests.made_docs`: write jobs/schema.json and the parts of docs/ that are made from the code (`make docs`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from launcher.engines import registry
-from launcher.job import schema
+from launcher.job import json_schema, schema
 from launcher.record import states
 from tests import architecture
 
@@ -18,6 +18,14 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "rooms of the trainer": ("architecture.md", lambda: architecture.table("trainer")),
 }
 """Name of the part: the page that has it, and what makes it. It stands between two comments."""
+
+
+SCHEMA = DOCS.parent / "jobs" / "schema.json"
+
+
+def schema_text() -> str:
+    """What `launcher schema` prints."""
+    return json_schema.as_text(json_schema.job_schema(registry.sections())) + "\n"
 
 
 def renew(name: str) -> tuple[str, str]:
@@ -35,5 +43,6 @@ def renew(name: str) -> tuple[str, str]:
 if __name__ == "__main__":
     for part, (file, _) in PARTS.items():
         (DOCS / file).write_text(renew(part)[1], encoding="utf-8")
+    SCHEMA.write_text(schema_text(), encoding="utf-8")
     architecture.PICTURE.write_text(architecture.draw(architecture.read_house()), encoding="utf-8")
-    print(f"docs/: {', '.join(PARTS)} and {architecture.PICTURE.name} are those of the code")
+    print(f"jobs/{SCHEMA.name}, docs/: {', '.join(PARTS)} and {architecture.PICTURE.name} are those of the code")

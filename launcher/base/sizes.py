@@ -15,6 +15,13 @@ _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _DURATION = re.compile("".join(rf"(?:(?P<{unit}>[0-9]+(?:\.[0-9]+)?)\s*{unit}\s*)?" for unit in _SECONDS))
 """Each unit at most once, the largest first."""
+SIZE_PATTERN = r"\s*(?=.*[1-9])([0-9]+(\.[0-9]+)?\s*[KkMmGgTt]([Ii]?[Bb])?|[0-9]{7,}(\.[0-9]+)?\s*([Ii]?[Bb])?)\s*"
+DURATION_PATTERN = (
+    r"\s*(?=.*[1-9])([0-9]+(\.[0-9]+)?|"
+    + "".join(rf"([0-9]+(\.[0-9]+)?\s*[{unit.upper()}{unit}]\s*)?" for unit in _SECONDS)
+    + r")\s*"
+)
+"""Texts that `parse_size` and `parse_duration` read, for a JSON schema, whose patterns have no flags."""
 
 
 def parse_size(value: Any) -> int:

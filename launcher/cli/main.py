@@ -47,7 +47,7 @@ def cli() -> None:
 
 for command in (
     submit.submit, status.status, status.logs, submit.stop, submit.resume, collect.collect_command,
-    plan.plan, plan.matrix, doctor.doctor_command, status.attach, top.top,
+    plan.plan, plan.matrix, plan.schema, doctor.doctor_command, status.attach, top.top,
     images.build, images.images_command, prune.cache_group, prune.prune_command,
     status.replay, completion.completion_command, internal.exec_command, internal.advance_command,
 ):  # fmt: skip

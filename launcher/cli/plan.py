@@ -1,4 +1,4 @@
-"""`launcher plan` and `launcher matrix`: look before a start."""
+"""`launcher plan`, `launcher matrix` and `launcher schema`: look before a start."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from launcher.cli.options import (
     runs_option,
     say,
 )
+from launcher.engines import registry
 from launcher.remote.host_option import on_host
 
 
@@ -79,3 +80,14 @@ def matrix(machine: str | None, memory: str | None, as_json: bool) -> None:
     print_table(combinations.render(chosen, environment))
     for line in combinations.remarks(chosen, environment):
         click.echo(line)
+
+
+@click.command(short_help="Print the job file's JSON schema, for editors")
+def schema() -> None:
+    """Print the JSON schema of job files (draft 2020-12). Editors complete and check a job file with it.
+
+    The first line of a job file names it: # yaml-language-server: $schema=schema.json
+    """
+    from launcher.job import json_schema
+
+    click.echo(json_schema.as_text(json_schema.job_schema(registry.sections())))

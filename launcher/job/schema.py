@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from functools import cache, partial
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model, model_validator
 
 from launcher.base.errors import SizeError
-from launcher.base.sizes import parse_duration, parse_size
+from launcher.base.sizes import DURATION_PATTERN, SIZE_PATTERN, parse_duration, parse_size
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.I)
@@ -86,14 +86,52 @@ def _axis(value: Any) -> Any:
     raise ValueError("must be a list of at least one value, like [resnet34, resnet50]")
 
 
-Size = Annotated[int | Literal["auto"], BeforeValidator(_size)]
-Memory = Annotated[int | Literal["auto"], BeforeValidator(_memory)]
-Name = Annotated[str, BeforeValidator(_name)]
+def _cores(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, or auto, not {value!r}")
+    return value
+
+
+def any_case(words: str) -> str:
+    """A regular expression of plain words for capital and small letters: patterns of a JSON schema have no flags.
+
+    >>> any_case("key|On")
+    '[Kk][Ee][Yy]|[Oo][Nn]'
+    """
+    return re.sub("[A-Za-z]", lambda letter: f"[{letter[0].upper()}{letter[0].lower()}]", words)
+
+
+def _text(pattern: str) -> dict[str, Any]:
+    return {"type": "string", "pattern": f"^(?:{pattern})$"}
+
+
+def _size_schema(least: int) -> WithJsonSchema:
+    number = {"type": "number", "minimum": least, "exclusiveMaximum": 2**60}
+    return WithJsonSchema({"anyOf": [{"const": "auto"}, _text(SIZE_PATTERN), number]})
+
+
+_SECONDS = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1e9}
+_DURATION: list[dict[str, Any]] = [_text(DURATION_PATTERN), _SECONDS]
+_VARIABLE: dict[str, Any] = {
+    **_text(VARIABLE.pattern),
+    "not": {"anyOf": [{"enum": sorted(OWN_VARIABLES)}, {"pattern": "^LAUNCHER_"}]},
+}
+_PLAIN_VARIABLE = {
+    **_VARIABLE,
+    "not": {"anyOf": [*_VARIABLE["not"]["anyOf"], {"pattern": any_case(SECRET_NAME.pattern)}]},
+}
+Size = Annotated[int | Literal["auto"], BeforeValidator(_size), _size_schema(2**20)]
+Memory = Annotated[int | Literal["auto"], BeforeValidator(_memory), _size_schema(MEMORY_MIN)]
+Name = Annotated[
+    str,
+    BeforeValidator(_name),
+    WithJsonSchema({"anyOf": [_text(NAME.pattern), {"type": "integer", "minimum": 0}]}),
+]
 Axis = Annotated[list[Any], BeforeValidator(_axis)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(extra="forbid")
 
 
 class ResourcesSpec(_Strict):
@@ -112,7 +150,19 @@ class ResourcesSpec(_Strict):
         "each allocator is limited to its part. A run of unknown need does not share its GPU",
     )
     memory: Memory = Field("auto", description="host memory; container engines enforce it. auto: no limit")
-    cpus: Annotated[float, Field(gt=0, le=4096)] | Literal["auto"] = Field(
+    cpus: Annotated[
+        Annotated[float, Field(gt=0, le=4096)] | Literal["auto"],
+        BeforeValidator(_cores),
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    {"const": "auto"},
+                    {"type": "number", "exclusiveMinimum": 0, "maximum": 4096},
+                    _text(r"\s*\+?[0-9_.]+([eE][-+]?[0-9]+)?\s*"),
+                ]
+            }
+        ),
+    ] = Field(
         "auto",
         description="cores, and threads of torch. auto: the machine's cores divided by its GPUs; 4 on a CPU or a "
         "shared GPU",
@@ -137,7 +187,9 @@ class RetrySpec(_Strict):
         "effective batch), lost, failed, timed_out. Bad configuration, bad data and lack of host memory are not",
     )
     backoff: Annotated[
-        float, BeforeValidator(lambda v: 0.0 if v in (0, "0", "0s") else _convert(parse_duration, v))
+        float,
+        BeforeValidator(lambda v: 0.0 if v in (0, "0", "0s") and v is not False else _convert(parse_duration, v)),
+        WithJsonSchema({"anyOf": [{"enum": [0, "0", "0s"]}, *_DURATION]}),
     ] = Field(
         30.0,
         description="seconds, or like 1m: wait before the second attempt, twice as long before each further one; "
@@ -158,6 +210,17 @@ class SectionSpec(_Strict):
 class FromSpec(_Strict):
     """The runs that a step works on."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["top"], "properties": {"top": {"type": "integer"}, "runs": {"enum": [None, []]}}},
+                {
+                    "required": ["runs"],
+                    "properties": {"runs": {"minItems": 1, "type": "array"}, "top": {"const": None}},
+                },
+            ]
+        }
+    )
     top: Annotated[int, Field(ge=1, le=1000, strict=True)] | None = Field(
         None, description="the N best configurations by score, each with all its folds"
     )
@@ -187,7 +250,7 @@ class JobSpec(_Strict):
     """A job file."""
 
     name: Name = Field("job", description="the submission's name starts with it")
-    image: Annotated[str, BeforeValidator(_image)] = Field(
+    image: Annotated[str, BeforeValidator(_image), WithJsonSchema({**_text(IMAGE.pattern), "maxLength": 500})] = Field(
         "auto",
         description="for container engines: cpu or cuda (the project's own), or a reference. auto: cuda if the engine "
         "has GPUs, else cpu",
@@ -208,13 +271,16 @@ class JobSpec(_Strict):
     resources: ResourcesSpec = Field(
         default_factory=lambda: ResourcesSpec.model_validate({}), description="resources of each run"
     )
-    network: bool | Literal["auto"] = Field(
+    network: Annotated[bool, Field(strict=True)] | Literal["auto"] = Field(
         "auto", description="whether containers have a network. auto: only for W&B or to download weights"
     )
     max_parallel: Annotated[int, Field(ge=1, strict=True)] | None = Field(
         None, description="largest number of runs at once. null: as many as fit"
     )
-    timeout: Annotated[float, BeforeValidator(lambda v: _convert(parse_duration, v))] | None = Field(
+    timeout: (
+        Annotated[float, BeforeValidator(lambda v: _convert(parse_duration, v)), WithJsonSchema({"anyOf": _DURATION})]
+        | None
+    ) = Field(
         None, description="time limit of a run, like 8h or 1h30m; a number without a unit is seconds. null: no limit"
     )
     retry: RetrySpec = Field(
@@ -228,10 +294,10 @@ class JobSpec(_Strict):
     follows: str | None = Field(
         None, description="a submission (its name, or its job's name) to wait for before any run starts"
     )
-    env: list[Annotated[str, BeforeValidator(_plain_variable)]] = Field(
+    env: list[Annotated[str, BeforeValidator(_plain_variable), WithJsonSchema(_PLAIN_VARIABLE)]] = Field(
         default_factory=list, description="names of environment variables to pass on; never a secret"
     )
-    secrets: list[Annotated[str, BeforeValidator(_variable)]] = Field(
+    secrets: list[Annotated[str, BeforeValidator(_variable), WithJsonSchema(_VARIABLE)]] = Field(
         default_factory=list,
         description="names of environment variables to pass as files that only the run's user can read",
     )

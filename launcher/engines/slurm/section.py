@@ -12,11 +12,21 @@ from launcher.engines.slurm.request import MANAGED
 from launcher.job.schema import SectionSpec
 from trainer.base.errors import nearest
 
+_OPTION = "[a-z][a-z0-9-]+"
+
+
+def _options(schema: dict[str, Any]) -> None:
+    """What `SlurmSpec.errors` says of the form of options, in the words of a JSON schema."""
+    managed = sorted({name for option in MANAGED for name in (option, option.replace("-", "_"))})
+    named = {"pattern": f"^{_OPTION.replace('-]', '_-]')}$", "not": {"enum": managed}}
+    schema["propertyNames"] = {"anyOf": [{"enum": sorted(schema["properties"])}, named]}
+    schema["additionalProperties"] = {"type": ["null", "string", "number", "boolean"], "pattern": r"^[^\n]*$"}
+
 
 class SlurmSpec(SectionSpec):
     """How Slurm executes the runs. Fields that are not listed here are options of sbatch."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", json_schema_extra=_options)
     description: ClassVar[str] = (
         "for the slurm engine. Further keys are options of sbatch: {constraint: a100, nice: 100, exclusive: true}"
     )
@@ -40,7 +50,7 @@ class SlurmSpec(SectionSpec):
             near = difflib.get_close_matches(str(key), fields, 1, 0.75)
             if name in MANAGED:
                 errors.append((key, f"is not allowed in the job file; {MANAGED[name]}"))
-            elif not re.fullmatch(r"[a-z][a-z0-9-]+", name):
+            elif not re.fullmatch(_OPTION, name):
                 errors.append((key, "is not an option of sbatch; write it like constraint or mail-type"))
             elif near:
                 errors.append((key, f"unknown field; {nearest(str(key), fields)}"))
