@@ -6,10 +6,12 @@ import click
 
 from launcher import __version__
 from launcher.cli import collect, completion, doctor, images, internal, plan, prune, status, submit, top
+from launcher.cli.history import listing
 
 OTHER_WORDS = {
     "leaderboard": "collect", "results": "collect", "champion": "collect", "report": "collect",
-    "list": "status", "ls": "status", "ps": "status", "runs": "status", "show": "status", "watch": "attach",
+    "ls": "list", "submissions": "list", "history": "list",
+    "ps": "status", "runs": "status", "show": "status", "watch": "attach",
     "run": "submit", "start": "submit", "train": "submit", "log": "logs", "tail": "logs",
     "cancel": "stop", "kill": "stop", "continue": "resume", "retry": "resume", "restart": "resume",
     "check": "plan", "validate": "plan", "dry-run": "plan", "clean": "prune", "rm": "prune", "delete": "prune",
@@ -47,6 +49,7 @@ def cli() -> None:
 
 for command in (
     submit.submit, status.status, status.logs, submit.stop, submit.resume, collect.collect_command,
+    listing.list_command,
     plan.plan, plan.matrix, plan.schema, doctor.doctor_command, status.attach, top.top,
     images.build, images.images_command, prune.cache_group, prune.prune_command,
     status.replay, completion.completion_command, internal.exec_command, internal.advance_command,

@@ -85,7 +85,7 @@ def list_submissions(runs_root: Path) -> list[Path]:
     return [runs_root / name for _, name in sorted(submissions)]
 
 
-def _hidden(runs_root: Path, names: Sequence[str] | None = None) -> list[str]:
+def hidden_folders(runs_root: Path, names: Sequence[str] | None = None) -> list[str]:
     """Those of these folders (None: of all) that this user may not look into."""
     hidden = []
     with suppress(OSError):
@@ -116,7 +116,9 @@ def _named(runs_root: Path, name: str | None) -> Path:
     if name and os.path.lexists(Path(name) / "submission.json"):
         return Path(name)
     submissions = list_submissions(runs_root)
-    if hidden := _hidden(runs_root, [name] if name else []) or ([] if submissions else _hidden(runs_root)):
+    if hidden := hidden_folders(runs_root, [name] if name else []) or (
+        [] if submissions else hidden_folders(runs_root)
+    ):
         raise RunError(
             f"{runs_root}: you may not look into {listed(hidden)}; ask the owner, or name another submission"
         )

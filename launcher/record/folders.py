@@ -109,10 +109,10 @@ def refuse_foreign(submission: Path) -> None:
     me = os.geteuid()
     with opened(submission) as folder:
         if me not in (0, folder.owner) and not _may_change(submission):
-            owner = _user(folder.owner)
+            owner = user_name(folder.owner)
             raise RunError(
-                f"{submission.name}: belongs to {owner}, and you ({_user(me)}) may not change it; ask {owner}, or run "
-                f"the command as that user: sudo -u '#{folder.owner}' launcher …"
+                f"{submission.name}: belongs to {owner}, and you ({user_name(me)}) may not change it; ask {owner}, or "
+                f"run the command as that user: sudo -u '#{folder.owner}' launcher …"
             )
         if me == 0 and folder.owner != 0:
             raise RunError(
@@ -129,8 +129,8 @@ def refuse_unreadable(submission: Path) -> None:
         owner = submission.stat().st_uid
         if place.is_dir() and not os.access(place, os.R_OK | os.X_OK):
             raise RunError(
-                f"{submission.name}: you ({_user(os.geteuid())}) may not read the records of its runs, {place}; ask "
-                f"{_user(owner)}, or run the command as that user: sudo -u '#{owner}' launcher …"
+                f"{submission.name}: you ({user_name(os.geteuid())}) may not read the records of its runs, {place}; "
+                f"ask {user_name(owner)}, or run the command as that user: sudo -u '#{owner}' launcher …"
             )
 
 
@@ -139,7 +139,7 @@ def _may_change(submission: Path) -> bool:
     return all(os.access(path, os.W_OK) for path in (submission, submission / STATE) if path.exists())
 
 
-def _user(uid: int) -> str:
+def user_name(uid: int) -> str:
     """The user's name; `uid N` if it has none."""
     try:
         return pwd.getpwuid(uid).pw_name

@@ -36,5 +36,7 @@ def test_every_field_of_json_is_documented(lab: Lab) -> None:
         ("doctor", printed("doctor")[0]),
         ("top", printed("top")),
         ("prune", printed("prune")),
+        ("list", printed("list")),
+        ("list", printed("list")["submissions"][0]),
     ):
         assert all(f"`{key}`" in section(command) for key in keys), command

@@ -1,0 +1,1 @@
+"""Commands that look back at what is in a runs folder: list, why, diff."""
