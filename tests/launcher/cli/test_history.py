@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from launcher.record.journal import create_run
 from launcher.record.request import RunRequest
 from launcher.results import collect
 from tests.launcher.boards import add_run, scored_run
-from tests.launcher.conftest import Lab
+from tests.launcher.conftest import REPOSITORY, Lab
 from trainer.base.files import write_json
 
 
@@ -114,8 +116,10 @@ def test_damaged_and_hostile_folders_are_named_and_not_fatal(runs: Path) -> None
         assert rows[name]["state"] == "unknown" and "submission.json" in rows[name]["reason"], name
     assert rows["first-20261101-101500"]["best_run"] == "002-resnet50"
     assert rows["second-20261102-101500"]["runs"] == {"unknown": 1, "queued": 1}
-    shown = call(runs, "list")
-    assert shown.exit_code == 0 and "\x1b" not in shown.output and "영수증" in shown.output
+    command = [sys.executable, "-m", "launcher", "list", "--runs", str(runs)]
+    shown = subprocess.run(command, cwd=REPOSITORY, capture_output=True)
+    assert shown.returncode == 0 and b"\x1b" not in shown.stdout and "영수증".encode() in shown.stdout
+    assert b"\xff\xfe" in shown.stdout, "in a pipe, the bytes of the name"
 
 
 def test_a_leaderboard_that_somebody_wrote_is_not_believed(runs: Path) -> None:
