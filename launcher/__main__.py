@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import signal
@@ -83,4 +84,7 @@ def _end(message: str, code: int) -> None:
 
 
 if __name__ == "__main__":
+    # Python forgets the exit code and ends itself by SIGINT if Ctrl-C came within `exec`, as in imports of dataclasses.
+    # While the signal is blocked it ends with 130.
+    atexit.register(signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGINT})
     main()

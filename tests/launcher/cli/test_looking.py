@@ -32,7 +32,7 @@ from launcher.record.folders import create_state, state_folder
 from launcher.record.journal import Status, append_event, create_run
 from launcher.record.locks import run_locked
 from launcher.record.request import RunRequest
-from tests.launcher.conftest import Lab, wait_for
+from tests.launcher.conftest import REPOSITORY, Lab, wait_for
 
 JOB = "name: looked\nmatrix:\n  seed: [1, 2]\nresources: {cpus: 1}\nmax_parallel: 2\n"
 
@@ -409,3 +409,14 @@ def test_status_imports_little(tmp_path: Path, words: list[str], state: str) -> 
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "001-x" in done.stdout and state in done.stdout, done.stderr
     assert done.stderr.split() == []
+
+
+def test_ctrl_c_within_an_import_ends_with_130_too(tmp_path: Path) -> None:
+    """Python would end itself by the signal after a KeyboardInterrupt that left `exec`, although it was caught."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import click\ndef main(*words, **options):\n    exec('raise KeyboardInterrupt')\nclick.Group.main = main\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)])}
+    command = [sys.executable, "-m", "launcher", "status"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "stopped\n")

@@ -44,7 +44,7 @@ def test_another_submission_that_runs_is_named(lab: Lab) -> None:
     said = lab.launcher("attach").stderr
     assert f"{expected}follow it: launcher attach {one} --runs runs" in said, said
     assert lab.launcher("stop", one).returncode == 0
-    assert "another submission" not in lab.launcher("status").stdout
+    wait_for(lambda: "another submission" not in lab.launcher("status").stdout, "the end of what started the run")
 
 
 def test_few_records_of_other_submissions_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
