@@ -98,7 +98,7 @@ def test_every_job_of_the_project_plans_everywhere(name: str, where: str, tmp_pa
     words = ["--machine", where] if where else []
     done = launcher("plan", f"jobs/{name}", *words, "--json", LAUNCHER_RUNS=str(tmp_path))
     if (name, where) == ("ensemble.yaml", ""):  # the submission that it takes runs of is looked for on this machine
-        assert done.returncode == 64 and "jobs/ensemble.yaml:6: after.0.from: " in done.stderr
+        assert done.returncode == 64 and "jobs/ensemble.yaml:7: after.0.from: " in done.stderr
         return
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
