@@ -6,10 +6,11 @@ import click
 
 from launcher import __version__
 from launcher.cli import collect, completion, doctor, images, internal, plan, prune, status, submit, top
-from launcher.cli.history import listing
+from launcher.cli.history import diff, listing, why
 
 OTHER_WORDS = {
     "leaderboard": "collect", "results": "collect", "champion": "collect", "report": "collect",
+    "explain": "why", "reason": "why", "compare": "diff",
     "ls": "list", "submissions": "list", "history": "list",
     "ps": "status", "runs": "status", "show": "status", "watch": "attach",
     "run": "submit", "start": "submit", "train": "submit", "log": "logs", "tail": "logs",
@@ -49,7 +50,7 @@ def cli() -> None:
 
 for command in (
     submit.submit, status.status, status.logs, submit.stop, submit.resume, collect.collect_command,
-    listing.list_command,
+    listing.list_command, why.why, diff.diff,
     plan.plan, plan.matrix, plan.schema, doctor.doctor_command, status.attach, top.top,
     images.build, images.images_command, prune.cache_group, prune.prune_command,
     status.replay, completion.completion_command, internal.exec_command, internal.advance_command,

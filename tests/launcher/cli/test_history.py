@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from launcher.cli.history import listing
 from launcher.cli.main import cli
-from launcher.record.journal import create_run
+from launcher.record.journal import append_event, create_run
 from launcher.record.request import RunRequest
 from launcher.results import collect
 from tests.launcher.boards import add_run, scored_run
@@ -183,3 +183,120 @@ def test_a_submission_that_its_user_hides_is_named(lab: Lab) -> None:
     assert shown.returncode == 0 and "mine-" in shown.stdout and "succeeded ✓1" in shown.stdout
     answer = lab.launcher("list", "--runs", "nowhere")
     assert answer.returncode == 1 and "no submission yet" in answer.stderr
+
+
+# -- why
+
+
+def sentences(runs: Path, run: str) -> dict[str, dict[str, Any]]:
+    """The last answer about each matter."""
+    return {answer["about"]: answer for answer in told(runs, "why", run)["answers"]}
+
+
+def test_why_says_what_became_of_each_attempt(tmp_path: Path) -> None:
+    submission = tmp_path / "runs" / "job-20261101-101500"
+    run_dir = submission / "001-resnet34"
+    create_run(run_dir, RunRequest(run_dir.name, 1, "train", ["train"], config={"batch_size": 2}))
+    for state, more in (
+        ("starting", {"devices": ["0"]}),
+        ("running", {"devices": ["0"]}),
+        ("out_of_device_memory", {"seconds": 90.0, "exit_code": 75}),
+        ("queued", {"reason": "again with micro-batch 1", "micro_batch": 1}),
+        ("starting", {}),
+        ("running", {}),
+        ("failed", {"reason": "exit code 1: \x1b[31mboom"}),
+    ):
+        append_event(run_dir, state, again=state == "queued", **more)  # type: ignore[arg-type]
+    complete(submission)
+    found = told(tmp_path / "runs", "why", "1")
+    texts = [answer["text"] for answer in found["answers"]]
+    assert found["state"] == "failed" and found["attempt"] == 2
+    assert texts[:3] == [
+        "It was submitted.",
+        "Attempt 1 started on 0.",
+        "Attempt 1 ran out of device memory after 1 min 30 s (exit code 75).",
+    ]
+    assert texts[3] == "It was queued again: again with micro-batch 1." and "boom" in texts[5]
+    assert all(answer["time"] for answer in found["answers"][:6])
+    last = sentences(tmp_path / "runs", "1")["not_retried"]
+    assert "retry.on" in last["text"] and last["next"].startswith(
+        "launcher resume job-20261101-101500/001-resnet34 --runs "
+    )
+    shown = call(tmp_path / "runs", "why", "1").output
+    assert "\x1b" not in shown and "boom" in shown and "launcher resume" in shown
+
+
+def test_why_of_a_queued_run_says_for_what_it_waits(runs: Path) -> None:
+    waits = sentences(runs, "second-20261102-101500/002-resnet50")["waits"]
+    assert "no launcher is running its submission" in waits["text"] and "launcher resume" in waits["next"]
+
+
+def test_why_of_bad_data_is_that_it_would_fail_again(tmp_path: Path) -> None:
+    submission = tmp_path / "runs" / "job-20261101-101500"
+    run_dir = submission / "001-resnet34"
+    create_run(run_dir, RunRequest(run_dir.name, 1, "train", ["train"]))
+    for state, more in (("starting", {}), ("running", {}), ("failed", {"exit_code": 65, "reason": "no such image"})):
+        append_event(run_dir, state, **more)  # type: ignore[arg-type]
+    complete(submission)
+    assert "its data are wrong" in sentences(tmp_path / "runs", "1")["not_retried"]["text"]
+
+
+def test_why_says_whether_a_rank_may_be_chance(runs: Path) -> None:
+    worse = sentences(runs, "first-20261101-101500/001-resnet34")["distinguishable"]
+    assert "Its rank is 2 of 2" in worse["text"] and "may be chance" in worse["text"]
+    assert worse["next"] == "launcher diff first-20261101-101500/002-resnet50 first-20261101-101500/001-resnet34"
+    assert "the best" in sentences(runs, "first-20261101-101500/002-resnet50")["distinguishable"]["text"]
+    assert "launcher collect" in sentences(runs, "second-20261102-101500/001-resnet34")["distinguishable"]["next"]
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "said"),
+    [("e", "c", "but other data"), ("d", "f", "another version of the trainer"), ("d", "c", "--fresh")],
+)
+def test_why_says_why_an_earlier_run_was_not_reused(tmp_path: Path, data: str, code: str, said: str) -> None:
+    root = tmp_path / "runs"
+    add_run(root / "old-20261101-101500", "001-resnet34", identity="i", data="d", code="c")
+    add_run(root / "new-20261102-101500", "001-resnet34", identity="i", data=data, code=code)
+    complete(root / "old-20261101-101500", 1e9)
+    complete(root / "new-20261102-101500")
+    answer = sentences(root, "new-20261102-101500/1")["not_reused"]
+    assert "old-20261101-101500/001-resnet34" in answer["text"] and said in answer["text"]
+    assert "no earlier run" in sentences(root, "old-20261101-101500/1")["not_reused"]["text"]
+
+
+def test_why_of_damaged_records_names_the_file(runs: Path) -> None:
+    (runs / "first-20261101-101500" / ".state" / "001-resnet34" / "events.jsonl").write_text("{}\n")
+    assert "events.jsonl" in sentences(runs, "first-20261101-101500/001-resnet34")["unknown"]["text"]
+
+
+# -- diff
+
+
+def test_diff_shows_keys_that_differ_and_figures_side_by_side(tmp_path: Path) -> None:
+    submission = tmp_path / "runs" / "job-20261101-101500"
+    for number, (words, wrong) in enumerate(
+        ((["model=resnet34", "training.lr=0.001"], 6), (["model=resnet50", "training.lr=0.001", "seed=2"], 5)), start=1
+    ):
+        scored_run(submission, f"00{number}-x", wrong, overrides=words)
+    complete(submission)
+    found = told(tmp_path / "runs", "diff", "1", "2")
+    values = {each["key"]: each["values"] for each in found["configuration"]}
+    assert values["model"] == ["resnet34", "resnet50"] and "training.lr" not in values
+    figure = {each["name"]: each for each in found["figures"]}["val_f1"]
+    assert figure["may_be_chance"] is True and all(figure["intervals"]) and found["not_compared"] == ""
+    shown = call(tmp_path / "runs", "diff", "1", "2").output
+    assert "resnet50" in shown and "may be chance" in shown and shown.startswith("1: job-20261101-101500/001-x\n2: ")
+
+
+def test_diff_says_why_figures_are_not_compared(tmp_path: Path) -> None:
+    submission = tmp_path / "runs" / "job-20261101-101500"
+    scored_run(submission, "001-x", 6)
+    scored_run(submission, "002-x", 6, split="other")
+    (submission / "002-x" / "metrics.json").write_text('{"val_f1": "\\u001b[31m", "seconds": 1e400}')
+    add_run(submission, "003-x", "failed", overrides=["training.gone=1"])
+    complete(submission)
+    assert "same images" in told(tmp_path / "runs", "diff", "1", "2")["not_compared"]
+    without = told(tmp_path / "runs", "diff", "1", "3")
+    assert without["not_compared"] == "no validation predictions of 003-x"
+    assert ["training.gone", [None, "1"]] in [[each["key"], each["values"]] for each in without["configuration"]]
+    assert "1" in call(tmp_path / "runs", "diff", "1", "1").output
