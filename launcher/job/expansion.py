@@ -21,7 +21,7 @@ from launcher.memory import fitting
 from launcher.record import reuse, trainer_files
 from launcher.record.find import find_submission, fits, is_glob
 from launcher.record.request import Resources, Retry, RunRequest
-from trainer.base import loading
+from trainer.base import cores
 from trainer.base.errors import ConfigError
 from trainer.base.plural import counted
 from trainer.config.compose import compose_shared
@@ -193,7 +193,7 @@ def _loader_shm(config: Config, resources: Resources, machine: Machine) -> int:
     training, device = config.training, "cuda" if resources.gpus and not machine.mps else "cpu"
     images, available = training.micro_batch or training.batch_size, int(resources.cpus or machine.cpus)
     devices = config.devices or max(1, resources.gpus)
-    return loading.shared_bytes(training.num_workers, images, config.data.img_size, device, devices, available)
+    return cores.shared_bytes(training.num_workers, images, config.data.img_size, device, devices, available)
 
 
 def _common(job: Job) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class RunRequest:
     shm_place: str = ""
     """File and line of `resources.shm` in the job; if it is auto, those of `resources`."""
     loader_shm: int = 0
-    """Bytes of shared memory that the run's loader fills at most: see `trainer.base.loading`."""
+    """Bytes of shared memory that the run's loader fills at most: see `trainer.base.cores.shared_bytes`."""
     data_dir: str | None = None
     links: dict[str, str] = field(default_factory=dict)
     """Of a container: where links of its data lead, by the container's path → the path on this host."""

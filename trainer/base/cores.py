@@ -1,4 +1,4 @@
-"""The number of cores for this process, and of image loading processes."""
+"""The number of cores for this process, of image loading processes, and how much these hold: batches prepared ahead."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ import os
 from trainer.base import cgroup
 
 MOST_WORKERS = 16
+PREFETCH = 4
+"""Batches that each process prefetches: some images take several times as long to augment as others."""
+MORE = 2
+"""Batches beyond the prefetched ones: the one in use, and the one on its way to the device."""
+LOADERS = 2
+"""A run has one loader for training and one for validation."""
 
 
 def available() -> int:
@@ -29,3 +35,22 @@ def workers(asked: int | None, device: str, devices: int = 1, own: int | None = 
     if device == "cpu":
         return max(1, share // 8)
     return max(1, min(MOST_WORKERS, share - 1))
+
+
+def batch_bytes(images: int, img_size: int) -> int:
+    """Bytes of a batch's images, which are uint8 RGB."""
+    return images * img_size**2 * 3
+
+
+def shared_bytes(
+    asked: int | None, images: int, img_size: int, device: str, devices: int = 1, available: int | None = None
+) -> int:
+    """Bytes of /dev/shm that the loaders of a run fill at most, where the processes leave their batches.
+
+    `asked` is `training.num_workers`, `images` the micro-batch of all `devices` together, `device` cpu, cuda or mps.
+    `available` are the run's cores (None: this process's).
+    """
+    processes = workers(asked, device, devices, available)
+    if processes == 0:
+        return 0
+    return LOADERS * devices * (processes * PREFETCH + MORE) * batch_bytes(max(1, images // devices), img_size)

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from typing import NoReturn
 
+from trainer.base.activity import doing
 from trainer.base.errors import EXIT_FAILED
 
 UNUSED = ("wandb", "torchmetrics", "pandas")
@@ -21,7 +22,8 @@ UNUSED = ("wandb", "torchmetrics", "pandas")
 def heavy() -> Iterator[None]:
     """Import modules that need torch inside this block. It skips imports that the trainer does not use, turns the
     garbage collector off, and silences the log messages of the libraries."""
-    with without(*UNUSED), _collector_off():
+    importing = doing("importing torch") if "torch" not in sys.modules else contextlib.nullcontext()
+    with importing, without(*UNUSED), _collector_off():
         yield
     for name in ("lightning_fabric", "timm", "huggingface_hub", "httpx"):  # Fabric sets its own level on import
         logging.getLogger(name).setLevel(logging.ERROR)

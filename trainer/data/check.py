@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from trainer.base import cores
+from trainer.base.activity import counting
 from trainer.base.errors import DataError
 from trainer.base.files import write_json
 from trainer.base.plural import counted
@@ -80,7 +81,7 @@ def check(config: DataConfig) -> Checked:
         faults = faults or str(error).splitlines()  # after a fix of these the split may work
     paths = [*train.paths, *test.paths]
     with ThreadPoolExecutor(cores.available()) as pool:
-        looks = list(pool.map(duplicates.look, paths))
+        looks = list(counting(pool.map(duplicates.look, paths), "reading the images", len(paths)))
     compared = duplicates.find_duplicates(paths, looks)
     across = leaks.across_split(split, _within(compared.pairs, len(train))) if split else []
     refused = {(pair.a, pair.b) for pair in leaks.refused(train, across, config.allowed_leaks)}

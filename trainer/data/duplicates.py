@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trainer.base import cores
+from trainer.base.activity import counting
 from trainer.images import examined
 from trainer.images.examined import digests
 from trainer.images.read_page import page_shape, read_page
@@ -142,7 +143,8 @@ def find_duplicates(paths: Sequence[Path], looks: Sequence[Look]) -> Duplicates:
     candidates = sorted(turns)
     with ThreadPoolExecutor(cores.available()) as pool:
         batches = (candidates[start : start + BATCH] for start in range(0, len(candidates), BATCH))
-        results = [result for batch in batches for result in pool.map(compare, batch)]
+        compared = (result for batch in batches for result in pool.map(compare, batch))
+        results = list(counting(compared, "comparing similar pairs", len(candidates)))
     pairs = sorted([*exact, *(duplicate for _, duplicate in results if duplicate)], key=lambda p: (p.a, p.b))
     return Duplicates(pairs, len(turns), sum(near for near, _ in results))
 

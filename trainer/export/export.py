@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from trainer.augment.pipeline import Augmentation
+from trainer.base.activity import doing
 from trainer.base.errors import ConfigError, DataError, TrainerError, nearest
 from trainer.base.files import check_folder, settle, sha256, write_json, write_text
 from trainer.base.plural import counted
@@ -137,7 +138,7 @@ def export(
     with _building(output) as folder:
         write_json(folder / ABOUT, about)
         write_text(folder / READER, Path(read_page.__file__).read_text(encoding="utf-8"))
-        with _quiet():
+        with doing(f"writing {written.file} and comparing it with the checkpoint"), _quiet():
             written.write(net, checkpoint, folder)
             run = written.read(folder)
             difference = _difference(net, run, pages.images, batch_size)

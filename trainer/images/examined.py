@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from trainer.base import cores
+from trainer.base.activity import counting
 from trainer.base.files import replacing
 from trainer.images.read_page import Shape, TooLargeError, has_several_pages, page_shape, read_page
 from trainer.images.reading import DECODERS
@@ -129,7 +130,8 @@ def _learn(paths: Sequence[Path], state: int) -> dict[int, str]:
         rest = missing()
         with ThreadPoolExecutor(max_workers=cores.available()) as pool:
             examine = _checked if state == READABLE else _hashed
-            for row, (known, reason) in zip(rest, pool.map(examine, [(paths[r], stats[r]) for r in rest]), strict=True):
+            found = pool.map(examine, [(paths[r], stats[r]) for r in rest])
+            for row, (known, reason) in zip(rest, counting(found, "checking the images", len(rest)), strict=True):
                 if known is not None:
                     _known[str(paths[row])] = known
                 if reason:

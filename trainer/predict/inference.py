@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from rich.progress import track
 from torch.utils.data import DataLoader
 
 from trainer.augment import views as tta
 from trainer.augment.pipeline import Augmentation
 from trainer.base import cores
+from trainer.base.activity import counting
 from trainer.data import sampling
 from trainer.data.dataset import ImageDataset, collate
 from trainer.data.rows import Table
@@ -117,7 +116,7 @@ def _pass(
     parts: list[list[torch.Tensor]] = [[] for _ in members]
     with memory_errors(configs[0], predicting=batch), torch.inference_mode(), device.full_float32():
         nets = [fabric.setup_module(_net(member, chosen)).eval() for member in members]
-        for images, _, _ in track(loader, f"{names}: predicting", transient=True, disable=not sys.stdout.isatty()):
+        for images, _, _ in counting(loader, f"{names}: predicting", len(loader)):
             images = images.to(fabric.device)
             sums: list[torch.Tensor | None] = [None] * len(nets)
             for view in views:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from trainer.base.activity import doing
 from trainer.base.figures import ACCURACY, F1
 from trainer.base.files import write_csv
 from trainer.base.plural import counted
@@ -32,16 +33,18 @@ def analyze(path: Path, output: Path, root: Path | None) -> dict[str, Any]:
     output.mkdir(parents=True, exist_ok=True)
     worst = report.mistakes(validation.targets, validation.probabilities)
     text = Lettering([*validation.class_names, *(validation.ids[row] for row in worst[:SHOWN])])
-    gallery.save(plots.confusion(validation, text), output / "confusion_matrix.png")
-    write_table(validation, output / "classification_report.csv")
-    figure, missing = plots.worst(validation, worst[:SHOWN], root, text)
-    gallery.save(figure, output / "worst_mistakes.png")
+    with doing("drawing the confusion matrix and the worst mistakes"):
+        gallery.save(plots.confusion(validation, text), output / "confusion_matrix.png")
+        write_table(validation, output / "classification_report.csv")
+        figure, missing = plots.worst(validation, worst[:SHOWN], root, text)
+        gallery.save(figure, output / "worst_mistakes.png")
     text.write_legend(output / "names_in_report.txt")
     if missing and root is None:
         print("note: no data folder, so the report has no pictures; add --data DIR")
     elif missing:
         print(f"note: no picture, because not found in {root}: {', '.join(missing[:5])}{' …' * (len(missing) > 5)}")
-    report.write(output / "report.html", analysed, root)
+    with doing("writing the report"):
+        report.write(output / "report.html", analysed, root)
     macro = F1.value(validation.targets, validation.probabilities)
     print(
         f"{counted(len(validation.ids), 'validation image')}: macro F1 {macro:.4f}, {counted(len(worst), 'mistake')}; "

@@ -149,6 +149,7 @@ def _held_out_probabilities(run: Run) -> torch.Tensor:
             with step.fabric.autocast() if mixed else nullcontext():
                 logits = step.scored(images.to(step.fabric.device, non_blocking=True))
             parts.append(logits.softmax(1).cpu())
+            run.reporter.validating(sum(map(len, parts)), len(run.val_batches.items))
             run.reporter.beat(progress.epoch, progress.step, device.memory_in_use(run.device))
             # A single process can stop here; the validation is then due again. Several processes have different numbers
             # of batches, so they can only agree on a stop after the loop.

@@ -1,4 +1,4 @@
-"""The progress of a run: progress.json for the launcher, a progress bar on a terminal, plain lines in a log."""
+"""The progress of a run: progress.json for the launcher, bars on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from trainer.base.durations import duration
 from trainer.base.files import write_json
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
+
+QUIET = 60.0
+"""Seconds without a line in a log, after which a line says how far the run is."""
 
 
 class Reporter:
     """Heartbeat and display of one run. `active` is True only in the first process."""
 
-    def __init__(self, run_dir: Path, epochs: int, steps: int, device: str, active: bool) -> None:
+    def __init__(self, run_dir: Path, epochs: int, steps: int, device: str, active: bool, steps_per_epoch: int) -> None:
         """`steps`: optimizer steps of the whole run."""
         self.path = run_dir / "progress.json"
         self.epochs = epochs
         self.steps = steps
+        self.steps_per_epoch = steps_per_epoch
         self.device = device
         self.active = active
         self.best_f1: float | None = None
@@ -32,6 +36,7 @@ class Reporter:
         self._first_step: int | None = None
         self._first_step_time: float | None = None
         self._written = 0.0
+        self._said = time.monotonic()
         self._bar: Progress | None = None
         if active and sys.stdout.isatty():
             from rich.console import Console
@@ -39,7 +44,9 @@ class Reporter:
 
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, console=Console(), transient=True)
-            self._task = self._bar.add_task("training", total=steps)
+            self._epoch = self._bar.add_task(f"epoch 1/{epochs}", total=steps_per_epoch)
+            self._validation: TaskID = self._bar.add_task("validating", visible=False)
+            self._whole = self._bar.add_task("all epochs", total=steps)
             self._bar.start()
 
     @property
@@ -57,8 +64,17 @@ class Reporter:
         if self._first_step is None:
             self._first_step, self._first_step_time = step - 1, time.time()
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, description=f"epoch {epoch + 1}/{self.epochs}")
+            done = step - epoch * self.steps_per_epoch
+            speed = f"{self.images_per_second:.1f} images/s"
+            self._bar.update(self._epoch, completed=done, description=f"epoch {epoch + 1}/{self.epochs}  {speed}")
+            self._bar.update(self._validation, visible=False)
+            self._bar.update(self._whole, completed=step)
         self.beat(epoch, step, memory)
+
+    def validating(self, done: int, images: int) -> None:
+        """Call when `done` of `images` images of a validation, corrupted copies included, have been predicted."""
+        if self._bar is not None:
+            self._bar.update(self._validation, completed=done, total=images, visible=done < images)
 
     def eta(self, step: int) -> float | None:
         """Seconds until the last step, at the speed of this process. None before its first step."""
@@ -66,11 +82,14 @@ class Reporter:
         return (self.steps - step) * self.seconds / done if done > 0 else None
 
     def beat(self, epoch: int, step: int, memory: int, force: bool = False) -> None:
-        """Write progress.json, at most once a second unless forced."""
+        """Write progress.json, at most once a second unless forced. In a log, end a silence of `QUIET` seconds."""
         if not self.active or (not force and time.monotonic() - self._written < 1):
             return
         self._written = time.monotonic()
         eta = self.eta(step)
+        if self._bar is None and time.monotonic() - self._said >= QUIET and self.images_per_second:
+            speed = f"{self.images_per_second:.1f} images/s  ETA {duration(eta)}"
+            self.say(f"epoch {epoch + 1}/{self.epochs} step {step} of {self.steps}: {speed}")
         write_json(
             self.path,
             {
@@ -91,7 +110,11 @@ class Reporter:
     def say(self, line: str) -> None:
         """Print a line to the log."""
         if self.active:
-            (self._bar.console.print if self._bar is not None else print)(line)
+            self._said = time.monotonic()
+            if self._bar is None:
+                print(line)
+            else:  # the line as it is: names may have brackets, and a terminal breaks lines itself
+                self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         if self._bar is not None:

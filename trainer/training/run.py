@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from trainer.augment import pipeline
 from trainer.augment.corruption import Corruption
 from trainer.augment.pipeline import Augmentation
-from trainer.base import cores, loading, provenance
+from trainer.base import cores, provenance
 from trainer.base.errors import ConfigError, StoppedError
 from trainer.base.figures import MAIN
 from trainer.base.files import check_folder, resume_file, write_text
@@ -287,7 +287,7 @@ def _assemble(
         compiled=compiled,
         stop=stop,
         progress=progress,
-        reporter=Reporter(run_dir, training.epochs, total, chosen, fabric.global_rank == 0),
+        reporter=Reporter(run_dir, training.epochs, total, chosen, fabric.global_rank == 0, step.steps_per_epoch),
         tracking=Tracking(to_dict(config), run_dir, active=fabric.global_rank == 0),
         provenance=_origin(
             inputs, past, precision, device.evaluation_precision(training.precision, chosen), config.data.group_column
@@ -421,7 +421,7 @@ def _loader(
         num_workers=workers,
         pin_memory=config.training.pin_memory and torch.cuda.is_available(),
         persistent_workers=workers > 0,
-        prefetch_factor=loading.PREFETCH if workers else None,
+        prefetch_factor=cores.PREFETCH if workers else None,
         worker_init_fn=ignore_in_worker if workers else None,
         collate_fn=collate,
     )

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.base import cores, loading
+from trainer.base import cores
 from trainer.base.errors import TrainerError
 from trainer.config.compose import compose
 from trainer.data.dataset import ImageDataset
@@ -37,7 +37,7 @@ class Dark(ImageDataset):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_formula_has_the_loaders_real_numbers(workers: int) -> None:
     config = compose([f"training.num_workers={workers}", f"data.img_size={SIZE}", f"training.batch_size={BATCH}"])
-    many = BATCH * workers * (loading.PREFETCH + 3)
+    many = BATCH * workers * (cores.PREFETCH + 3)
     loader = run._loader(config, Dark(many), [(0, row) for row in range(many)], BATCH, workers)
     batches = iter(loader)
     try:
@@ -45,23 +45,23 @@ def test_the_formula_has_the_loaders_real_numbers(workers: int) -> None:
         first = next(batches)
         assert batches._send_idx - batches._rcvd_idx == ahead, "one batch is used, and another one is asked for"
         assert all(part.is_shared() for part in first), "nothing is left to a thread that would drop the batch"
-        assert first[0].dtype == torch.uint8 and first[0].nbytes == loading.batch_bytes(BATCH, SIZE)
+        assert first[0].dtype == torch.uint8 and first[0].nbytes == cores.batch_bytes(BATCH, SIZE)
         held = (ahead + 1) * first[0].nbytes
-        assert held <= loading.shared_bytes(workers, BATCH, SIZE, "cpu") / loading.LOADERS <= 2 * held
+        assert held <= cores.shared_bytes(workers, BATCH, SIZE, "cpu") / cores.LOADERS <= 2 * held
     finally:
         del batches
         end_workers(loader)
 
 
 def test_the_formula_counts_processes_as_the_trainer_does() -> None:
-    batch = loading.batch_bytes(16, 768)
+    batch = cores.batch_bytes(16, 768)
     for device_name, available in (("cuda", 16), ("cuda", 64), ("cpu", 4), ("cpu", 64)):
         processes = cores.workers(None, device_name, 1, available)
-        needed = loading.shared_bytes(None, 16, 768, device_name, 1, available)
-        assert needed == 2 * (processes * loading.PREFETCH + loading.MORE) * batch
-    assert loading.shared_bytes(None, 16, 768, "cuda", 1, 16) > 2**30, "15 processes fill more than a gibibyte"
-    assert loading.shared_bytes(0, 16, 768, "cuda") == 0
-    assert loading.shared_bytes(8, 16, 768, "cuda", 2) == 2 * loading.shared_bytes(8, 8, 768, "cuda", 1)
+        needed = cores.shared_bytes(None, 16, 768, device_name, 1, available)
+        assert needed == 2 * (processes * cores.PREFETCH + cores.MORE) * batch
+    assert cores.shared_bytes(None, 16, 768, "cuda", 1, 16) > 2**30, "15 processes fill more than a gibibyte"
+    assert cores.shared_bytes(0, 16, 768, "cuda") == 0
+    assert cores.shared_bytes(8, 16, 768, "cuda", 2) == 2 * cores.shared_bytes(8, 8, 768, "cuda", 1)
 
 
 @pytest.mark.parametrize(
