@@ -74,7 +74,8 @@ class Reporter:
     def validating(self, done: int, images: int) -> None:
         """Call when `done` of `images` images of a validation, corrupted copies included, have been predicted."""
         if self._bar is not None:
-            self._bar.update(self._validation, completed=done, total=images, visible=done < images)
+            begins = not self._bar.tasks[self._validation].visible
+            self._bar.update(self._validation, completed=done, total=images, visible=done < images, refresh=begins)
 
     def eta(self, step: int) -> float | None:
         """Seconds until the last step, at the speed of this process. None before its first step."""
