@@ -153,12 +153,17 @@ def test_real_scans_get_the_class_of_predict_by_the_lines_of_the_card(
     assert same == len(ids) == 160 and np.abs(by_card - predicted).max() < 1e-4
     assert len(set(predicted.argmax(1))) > 3, "what is the same for all pages would prove nothing"
 
-    # The last layer makes much of every rounding. Float32 where few numbers are summed takes away most of it.
-    means, few = [], Table(ids[::4], paths[::4], [], names, names)
-    for channels in (0, build.FEW_CHANNELS):
+    # The last layer makes much of every rounding. Float32 where few numbers are summed takes away most of it, and float32
+    # for pages of which the model is unsure the rest.
+    means, classes, few = [], [], Table(ids[::4], paths[::4], [], names, names)
+    few_channels = build.FEW_CHANNELS
+    for channels, unsure in ((0, 0.0), (few_channels, 0.0), (few_channels, inference.UNSURE), (0, 0.5)):
         monkeypatch.setattr(build, "FEW_CHANNELS", channels)
+        monkeypatch.setattr(inference, "UNSURE", unsure)
         in_bf16 = inference.Options("cpu", "bf16")
         rounded = inference.probabilities([checkpoint.load(tmp_path / "best.ckpt")], few, in_bf16)[0].numpy()
         means.append(float(np.abs(rounded - predicted[::4]).max(1).mean()))
-    print(f"bf16: mean difference {means[1]:.3f}, as autocast does it {means[0]:.3f}")
-    assert 0 < means[1] < 0.7 * means[0]
+        classes.append(int((rounded.argmax(1) != predicted[::4].argmax(1)).sum()))
+    print(f"bf16: mean differences {means}, pages with another class {classes}")
+    assert 0 < means[1] < 0.7 * means[0] and means[2] < means[1]
+    assert classes[0] > 0 and classes[2] == classes[3] == 0

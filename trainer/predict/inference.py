@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from torch import nn
 from torch.utils.data import DataLoader
 
 from trainer.augment import views as tta
@@ -29,6 +30,9 @@ from trainer.training.stop import ignore_in_worker
 
 TOGETHER_BYTES = 4 * 2**30
 """Largest number of weights on the device. More models need another pass over the images."""
+UNSURE = 0.2
+"""A page that was predicted in bf16 or fp16 is predicted again in float32 if its two largest probabilities differ by
+less. Rounding changes a probability by up to 0.09, so the difference of two by less than this (docs/export.md)."""
 
 
 @dataclass(frozen=True)
@@ -118,17 +122,33 @@ def _pass(
         nets = [fabric.setup_module(_net(member, chosen)).eval() for member in members]
         for images, _, _ in counting(loader, f"{names}: predicting", len(loader)):
             images = images.to(fabric.device)
-            sums: list[torch.Tensor | None] = [None] * len(nets)
-            for view in views:
-                seen = view(images)
-                for place, net in enumerate(nets):
-                    own = net(seen).softmax(1)
-                    sums[place] = own if sums[place] is None else sums[place] + own
-            for part, total in zip(parts, sums, strict=True):
-                assert total is not None
-                part.append((total / len(views)).cpu())
+            predicted = _predicted(nets, images, views)
+            if options.real_precision != "fp32":
+                for net, found in zip(nets, predicted, strict=True):
+                    # In parts, since float32 needs twice the memory, and without the wrapper, which turns autocast on.
+                    for rows in torch.split(_unsure(found), max(1, batch // 2)):
+                        if len(rows):
+                            (found[rows],) = _predicted([net.module], images[rows], views)
+            for part, found in zip(parts, predicted, strict=True):
+                part.append(found.cpu())
     source.close()
     return [torch.cat(part) for part in parts]
+
+
+def _predicted(nets: Sequence[nn.Module], images: torch.Tensor, views: Sequence[tta.View]) -> list[torch.Tensor]:
+    """Each model's probabilities (N, its classes): the mean over the views."""
+    sums: list[torch.Tensor] = []
+    for view in views:
+        seen = view(images)
+        own = [net(seen).softmax(1) for net in nets]
+        sums = [total + more for total, more in zip(sums, own, strict=True)] if sums else own
+    return [total / len(views) for total in sums]
+
+
+def _unsure(probabilities: torch.Tensor) -> torch.Tensor:
+    """The rows whose two largest probabilities differ by less than `UNSURE`."""
+    largest = probabilities.topk(min(2, probabilities.shape[1]), dim=1).values
+    return (largest[:, 0] - largest[:, 1:].sum(1) < UNSURE).nonzero().flatten()
 
 
 def _images(member: Checkpoint, table: Table) -> decode.Images:
