@@ -226,10 +226,13 @@ def _drive(
     click.echo()
     print_table(leaderboard.render(rows))
     click.echo()
-    for what, path in collect.places(directory):
+    files, upload = collect.places(directory)
+    for what, path in files:
         click.echo(f"{what + ':':12} {path}")
     for line in champion.split("\n"):
         echo(line)
+    if upload:
+        click.echo(f"upload this: {upload}")
     if code == EXIT_INTERRUPTED:
         echo(f"stopped; continue with: launcher resume {at}")
     elif code:

@@ -254,18 +254,34 @@ def _attempt(write: Callable[[], object]) -> str | None:
     return None
 
 
-def places(submission: Path) -> list[tuple[str, str]]:
-    """The results' files: pairs of a title and a path."""
+def places(submission: Path) -> tuple[list[tuple[str, str]], str | None]:
+    """The results' files, pairs of a title and a path; and the one submission.csv that is meant for upload: that of the
+    last predict step, or without one that of the last ensemble. None if there is none, or if a predict step has not
+    succeeded."""
     labelled = [("leaderboard", submission / "leaderboard.csv"), ("runs", submission)]
+    tables: dict[str, list[Path]] = {"ensemble": [], "predict": []}
+    predicted_again: set[str] = set()
+    unfinished = False
     with Records(submission) as records:
         for run_dir in records.run_dirs():
             request = records.look_at_request(run_dir.name)
             if isinstance(request, Status) or request.kind == "train":
                 continue
-            if records.look(run_dir.name).state in GOOD:
-                names = ("ensemble.json", "submission.csv", "analysis_results/report.html")
-                products = [run_dir / name for name in names if trainer_files.has(run_dir, name)]
-                labelled += [(request.kind, path) for path in products]
+            if records.look(run_dir.name).state not in GOOD:
+                unfinished = unfinished or request.kind == "predict"
+                continue
+            predicted_again |= set(request.needs) if request.kind == "predict" else set()
+            for name in ("ensemble.json", "submission.csv", "analysis_results/report.html"):
+                if trainer_files.has(run_dir, name):
+                    labelled.append((request.kind, run_dir / name))
+                    if name == "submission.csv":
+                        tables.setdefault(request.kind, []).append(run_dir / name)
+    upload = (
+        None if unfinished else next((found[-1] for found in (tables["predict"], tables["ensemble"]) if found), None)
+    )
+    if upload is not None:  # a vote's own table is without the arguments of the step that predicts with it
+        hidden = {upload, *(path for path in tables["ensemble"] if path.parent.name in predicted_again)}
+        labelled = [(what, path) for what, path in labelled if path not in hidden]
     best = submission.parent / "champion" / "best_model.ckpt"
     labelled += [("champion", best)] if best.exists() else []
-    return [(what, relative(path)) for what, path in labelled]
+    return [(what, relative(path)) for what, path in labelled], None if upload is None else relative(upload)

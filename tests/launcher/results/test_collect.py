@@ -84,7 +84,7 @@ def test_what_an_analysis_left_is_its_report(tmp_path: Path) -> None:
         append_event(run_dir, state)
     (run_dir / "analysis_results").mkdir()
     (run_dir / "analysis_results" / "report.html").write_text("")
-    places = dict(collect.places(directory))
+    places = dict(collect.places(directory)[0])
     assert places["analyze"].endswith("one/001-look/analysis_results/report.html")
 
 
@@ -135,3 +135,32 @@ def test_figures_that_are_no_finite_numbers_count_for_nothing(tmp_path: Path) ->
     rows, line = collect.collect(directory)
     assert [(row["run"], row["rank"], row["val_accuracy"]) for row in rows] == [("001-a", 1, ""), ("002-b", "", 0.9)]
     assert line.startswith("champion: first/001-a (val_f1 0.8000)"), line
+
+
+def step(directory: Path, name: str, kind: str, *needs: str, end: str = "succeeded") -> None:
+    run_dir = directory / name
+    create_run(run_dir, RunRequest(name, int(name[:3]), kind, [kind], needs=list(needs)))
+    for state in ("starting", "running", end):
+        append_event(run_dir, state)
+    if end == "succeeded":
+        (run_dir / "submission.csv").write_text("ID,target\n")
+
+
+def test_one_submission_csv_is_meant_for_upload(tmp_path: Path) -> None:
+    """A vote writes one, too, without the arguments of the step that predicts with it: that one is not named."""
+    directory = tmp_path / "one"
+    step(directory, "001-vote", "ensemble")
+    files, upload = collect.places(directory)
+    assert upload is not None and upload.endswith("one/001-vote/submission.csv")
+    assert not [path for _, path in files if path.endswith("submission.csv")]
+
+    step(directory, "002-other", "predict")
+    step(directory, "003-submission", "predict", "001-vote")
+    files, upload = collect.places(directory)
+    assert upload is not None and upload.endswith("one/003-submission/submission.csv")
+    assert [Path(path).parent.name for _, path in files if path.endswith("submission.csv")] == ["002-other"]
+
+    step(directory, "004-failed", "predict", end="failed")
+    files, upload = collect.places(directory)
+    assert upload is None, "the one that is meant may be missing"
+    assert sum(path.endswith("submission.csv") for _, path in files) == 3
