@@ -190,12 +190,12 @@ def _compared(run_dir: Path) -> Iterator[Answer]:
         yield Answer("distinguishable", f"{said}: the best.")
     elif own.get("distinguishable") == "no":
         text = (
-            f"{said}. It is not distinguishable from {first}, the best: on the same {values['val_images']} validation "
-            "images such a difference may be chance."
+            f"{said}. It is not distinguishable from {first}, the best: on the same validation images "
+            f"({values['val_images']}) such a difference may be chance."
         )
         yield Answer("distinguishable", text, None, command)
     elif own.get("distinguishable") == "yes":
-        text = f"{said}. {first} is better by more than chance on the same {values['val_images']} validation images."
+        text = f"{said}. {first} is better by more than chance on the same validation images ({values['val_images']})."
         yield Answer("distinguishable", text, None, command)
     else:
         text = f"{said}. It is not compared with {first}: there are no predictions of both for the same images."

@@ -65,11 +65,15 @@ class Reporter:
             self._first_step, self._first_step_time = step - 1, time.time()
         if self._bar is not None:
             done = step - epoch * self.steps_per_epoch
-            speed = f"{self.images_per_second:.1f} images/s"
-            self._bar.update(self._epoch, completed=done, description=f"epoch {epoch + 1}/{self.epochs}  {speed}")
+            now = f"epoch {epoch + 1}/{self.epochs}  {self._speed()}"
+            self._bar.update(self._epoch, completed=done, description=now)
             self._bar.update(self._validation, visible=False)
             self._bar.update(self._whole, completed=step)
         self.beat(epoch, step, memory)
+
+    def _speed(self) -> str:
+        images_per_second = self.images_per_second or 0
+        return f"{images_per_second:.1f} images/s"
 
     def validating(self, done: int, images: int) -> None:
         """Call when `done` of `images` images of a validation, corrupted copies included, have been predicted."""
@@ -89,8 +93,8 @@ class Reporter:
         self._written = time.monotonic()
         eta = self.eta(step)
         if self._bar is None and time.monotonic() - self._said >= QUIET and self.images_per_second:
-            speed = f"{self.images_per_second:.1f} images/s  ETA {duration(eta)}"
-            self.say(f"epoch {epoch + 1}/{self.epochs} step {step} of {self.steps}: {speed}")
+            now = f"epoch {epoch + 1}/{self.epochs} step {step} of {self.steps}"
+            self.say(f"{now}: {self._speed()}  ETA {duration(eta)}")
         write_json(
             self.path,
             {

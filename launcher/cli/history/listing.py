@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-import shutil
 import sys
 import time
 from collections import Counter
@@ -67,6 +64,8 @@ def list_command(as_json: bool, runs_root: Path) -> None:
 
 def _width() -> int | None:
     """Columns of the terminal; None in a file or pipe."""
+    import shutil
+
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
@@ -125,6 +124,9 @@ def _state(submission: Path) -> dict[str, Any]:
 
 def _from_leaderboard(submission: Path) -> dict[str, Any] | None:
     """The best score by leaderboard.csv, which `collect` has written; None if it has none that can be used."""
+    import csv
+    import io
+
     from launcher.record import folders
     from launcher.record.trainer_figures import number
     from trainer.base.figures import columns
