@@ -123,7 +123,7 @@ def override_value(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{override_value(item)}" for key, item in value.items()) + "}"
     text = str(value)
-    if isinstance(value, int | float) or re.fullmatch(r"[A-Za-z0-9_./@%+~:-]*[A-Za-z0-9_/]|\$\{[\w.:,]+\}", text):
+    if isinstance(value, int | float) or re.fullmatch(r"[A-Za-z0-9_./@%+:-]*[A-Za-z0-9_/]|\$\{[\w.:,]+\}", text):
         return text
     escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
     return f"'{escaped}'"

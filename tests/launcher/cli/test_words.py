@@ -95,8 +95,8 @@ def test_ctrl_c_says_at_once_what_it_waits_for_and_what_is_known(lab: Lab) -> No
     process.send_signal(signal.SIGINT)
     assert process.stdout is not None
     said = ""
-    while "kills" not in said:
-        said += process.stdout.readline()
+    while "kills" not in said and (line := process.stdout.readline()):
+        said += line
     assert "stopping 1 run: each saves its checkpoint first, for at most 30 s; Ctrl-C again kills them" in said
     assert lab.states() == {"resnet34": "running"}, "before it has ended"
     assert process.wait(60) == 130 and "no training run of this submission has succeeded" in process.stdout.read()

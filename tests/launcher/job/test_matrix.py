@@ -6,7 +6,7 @@ import math
 import re
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from launcher.job import matrix
@@ -103,6 +103,9 @@ def test_names_say_what_differs() -> None:
 
 
 @settings(max_examples=300, deadline=None)
+@example("~0")
+@example("~/weights/a.safetensors")
+@example("a~b")
 @given(st.text(alphabet=st.characters(blacklist_categories=["Cs", "Cc"]), max_size=20) | st.integers() | st.booleans() | st.none() | st.lists(st.integers(), max_size=3))  # fmt: skip
 def test_hydra_reads_back_what_was_written(value: object) -> None:
     text = matrix.override_value(value)

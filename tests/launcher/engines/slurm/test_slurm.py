@@ -150,7 +150,8 @@ def test_a_run_of_a_node_that_fails_goes_on_elsewhere_and_the_old_one_is_fenced_
         slurm.run("scontrol", "release", f"{job}_0")
         slurm.push(f"{job}_0")
         wait_for(lambda: len(cluster.journal("begin")) == 2, "the second attempt", 90)
-        assert not Path(f"/proc/{former['pid']}").exists() and not Path(f"/proc/{former['exec_pid']}").exists()
+        processes = [Path(f"/proc/{former[key]}") for key in ("pid", "exec_pid")]
+        wait_for(lambda: not any(path.exists() for path in processes), "the end of the old attempt")
         status = cluster.status("resnet34")
         assert (status.attempt, status.figures["node"]) == (2, "n2")
         assert "resume=auto" in cluster.journal("begin")[1]["argv"]
